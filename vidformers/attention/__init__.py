@@ -1,0 +1,1 @@
+"""Attention: `core` holds what all schemes share; each other file says which keys each query sees."""

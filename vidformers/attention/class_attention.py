@@ -1,0 +1,33 @@
+"""Class attention: a late class token reads the patches, which no longer change."""
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from vidformers.attention.core import Noise, Tokens, add_branch, attend, check_heads, square_init
+
+
+class ClassAttention(nnx.Module):
+    """z_cls + W_O attend(LN z_cls, LN z_patches): NT keys, the class token not among them (MEViT eq. 10).
+
+    Follows the equation, unlike CaiT, where the class token also is a key. Patches leave bit-identical. The norm is
+    shared by the class token and the patches.
+
+    Raises:
+        ConfigError: the heads do not divide the width.
+    """
+
+    def __init__(self, width: int, heads: int, *, dropout: float = 0.0, dtype=jnp.float32, rngs: nnx.Rngs):
+        check_heads(width, heads)
+        self.heads, self.dropout = heads, dropout
+        self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.q = nnx.Linear(width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+        self.kv = nnx.Linear(width, 2 * width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
+        q = rearrange(self.q(self.norm(tokens.classes)), "b c (h e) -> b c h e", h=self.heads)
+        kv = self.kv(self.norm(tokens.patches))
+        k, v = rearrange(kv, "b t y x (s h e) -> s b (t y x) h e", s=2, h=self.heads)
+        out = self.out(rearrange(attend(q, k, v), "b c h e -> b c (h e)"))
+        return add_branch(tokens, None, out, self.dropout, noise)

@@ -1,0 +1,20 @@
+"""Attention over all tokens of a clip."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from einops import rearrange
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Every token sees every token: NT keys, and the class token (MEViT eq. 3)."""
+
+    def fold(self, patches):
+        return rearrange(patches, "b t y x ... -> b 1 (t y x) ...")
+
+    def unfold(self, groups, grid):
+        return rearrange(groups, "b 1 (t y x) ... -> b t y x ...", t=grid[0], y=grid[1])
+
+    def visible(self, query, key):
+        return np.broadcast_to(True, np.broadcast_shapes(query.t.shape, key.t.shape))

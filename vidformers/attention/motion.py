@@ -1,0 +1,44 @@
+"""MEViT's motion attention: along time, over a small block of the frame that an object moves within."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from vidformers.errors import require
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Patch (p, t) sees every patch of its M x M block in every frame: T M^2 keys, and the class token (MEViT eq. 8).
+
+    Blocks are a fixed partition of the grid, not a sliding neighbourhood. The paper reports M=3 on a 14 x 14 grid
+    without saying how: here the grid is padded at the bottom and right and padded keys are hidden, which equals ragged
+    blocks. M=1 is time attention; M as large as the grid is joint attention between patches.
+
+    Raises:
+        ConfigError: the block size is below 1.
+    """
+
+    size: int  # M, in patches
+
+    def __post_init__(self):
+        require(self.size >= 1, f"model.block_size={self.size} must be at least 1 patch.")
+
+    def fold(self, patches):
+        m, (y, x) = self.size, patches.shape[2:4]
+        if y % m or x % m:
+            pad = np.pad if isinstance(patches, np.ndarray) else jnp.pad  # geometry stays concrete under jit
+            patches = pad(patches, [(0, 0)] * 2 + [(0, -y % m), (0, -x % m)] + [(0, 0)] * (patches.ndim - 4))
+        return rearrange(patches, "b t (y i) (x j) ... -> b (y x) (t i j) ...", i=m, j=m)
+
+    def unfold(self, groups, grid):
+        t, y, x = grid
+        m = self.size
+        patches = rearrange(groups, "b (y x) (t i j) ... -> b t (y i) (x j) ...", t=t, i=m, j=m, y=-(-y // m))
+        return patches[:, :, :y, :x]
+
+    def visible(self, query, key):
+        m = self.size
+        return (query.y // m == key.y // m) & (query.x // m == key.x // m)

@@ -1,0 +1,19 @@
+"""Attention along time at one place: the time attention of TimeSformer."""
+
+from dataclasses import dataclass
+
+from einops import rearrange
+
+
+@dataclass(frozen=True)
+class Time:
+    """Patch (p, t) sees patch p of every frame: T keys, and the class token (MEViT eq. 7)."""
+
+    def fold(self, patches):
+        return rearrange(patches, "b t y x ... -> b (y x) t ...")
+
+    def unfold(self, groups, grid):
+        return rearrange(groups, "b (y x) t ... -> b t y x ...", y=grid[1])
+
+    def visible(self, query, key):
+        return (query.y == key.y) & (query.x == key.x)

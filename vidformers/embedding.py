@@ -1,0 +1,50 @@
+"""From pixels to patch tokens: normalisation, patch projection, positions in space and time."""
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from vidformers.attention.core import square_init
+from vidformers.errors import require
+
+position_init = nnx.initializers.normal(0.02)
+
+
+class Embedding(nnx.Module):
+    """Pixels (b t y x 3) -> patch tokens (b t y x d): z = E x + e_space + e_time (MEViT eq. 1, e separable).
+
+    uint8 pixels are normalised here, on the device: (x / 255 - mean) / std; floats are taken as normalised already.
+    Row 0 of the spatial table belongs to the class token. Without a `temporal` table the order of frames is unknown to
+    the tokens; a table is added to patches alone, as TimeSformer does, and starts at zero.
+
+    Raises:
+        ConfigError: the patch does not divide the image, or a frame count below 1.
+    """
+
+    def __init__(self, width: int, *, frames: int, image_size: int, patch_size: int, temporal: bool, mean, std,
+                 dtype=jnp.float32, rngs: nnx.Rngs):
+        require(frames >= 1, f"model.frames={frames} must be at least 1.")
+        require(patch_size >= 1 and image_size % patch_size == 0 and image_size > 0,
+                f"model.patch_size={patch_size} must divide model.image_size={image_size}.")
+        require(len(mean) == len(std) == 3 and all(s > 0 for s in std),
+                "model.mean and model.std must each hold three numbers, those of model.std above 0.")
+        side = image_size // patch_size
+        self.shape, self.patch_size = (frames, image_size, image_size, 3), patch_size
+        self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
+        self.patch = nnx.Linear(3 * patch_size**2, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+        self.space = nnx.Param(position_init(rngs.params(), (1 + side**2, width)))
+        self.time = nnx.Param(jnp.zeros((frames, width))) if temporal else nnx.data(None)
+
+    def __call__(self, video):
+        require(video.shape[1:] == self.shape,
+                f"The model takes clips of shape {self.shape} (t y x c), not {video.shape[1:]}.")
+        if video.dtype == jnp.uint8:
+            video = (video.astype(self.dtype) / 255 - jnp.array(self.mean)) / jnp.array(self.std)
+        patches = rearrange(video.astype(self.dtype), "b t (y p) (x q) c -> b t y x (p q c)",
+                            p=self.patch_size, q=self.patch_size)
+        patches = self.patch(patches)
+        side = patches.shape[2]
+        patches += rearrange(self.space[1:], "(y x) d -> y x d", y=side).astype(self.dtype)
+        if self.time is not None:
+            patches += self.time[:, None, None].astype(self.dtype)
+        return patches

@@ -1,0 +1,151 @@
+"""The one encoder: a block is a tuple of sublayers, a stage a block repeated, a classifier a tuple of stages."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vidformers.attention.core import Noise, Tokens, add_branch, dropout
+from vidformers.embedding import position_init
+from vidformers.errors import require
+
+glorot = nnx.initializers.xavier_uniform()
+
+# What the backward pass keeps of a layer: everything, the results of products with weights, or only its input.
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Mlp(nnx.Module):
+    """tokens + W_2 GELU(W_1 LN tokens), on patches and class tokens alike, or on class tokens alone (MEViT eq. 5)."""
+
+    def __init__(self, width: int, hidden: int, *, patches: bool = True, dropout: float = 0.0, dtype=jnp.float32,
+                 rngs: nnx.Rngs):
+        self.patches, self.dropout = patches, dropout
+        self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.wide = nnx.Linear(width, hidden, kernel_init=glorot, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(hidden, width, kernel_init=glorot, dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
+        branch, *inner = noise.split(3) if noise is not None else (None, None, None)
+
+        def apply(x, noise):
+            return self.out(dropout(nnx.gelu(self.wide(self.norm(x)), approximate=False), self.dropout, noise))
+
+        patches = apply(tokens.patches, inner[0]) if self.patches else None
+        classes = apply(tokens.classes, inner[1]) if tokens.classes.shape[1] else None
+        return add_branch(tokens, patches, classes, self.dropout, branch)
+
+
+class Block(nnx.Module):
+    """Sublayers one after the other; each takes tokens and returns tokens, its residual included."""
+
+    def __init__(self, sublayers: Sequence[nnx.Module]):
+        self.sublayers = nnx.List(sublayers)
+
+    def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
+        noises = [None] * len(self.sublayers) if noise is None else noise.split(len(self.sublayers))
+        for sublayer, each in zip(self.sublayers, noises):
+            tokens = sublayer(tokens, each)
+        return tokens
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """A stage to build: `depth` blocks, each made by `block(rngs)`; the class token joins before it if `late_class`."""
+
+    block: Callable[[nnx.Rngs], Block]
+    depth: int
+    late_class: bool = False
+
+
+class Stage(nnx.Module):
+    """`depth` equal blocks, their parameters stacked along axis 0, run by a scan.
+
+    Args:
+        remat: a key of `REMAT`, what the backward pass keeps of a block.
+        unroll: blocks in one step of the scan; `depth` or more is a plain loop.
+    """
+
+    def __init__(self, spec: StageSpec, *, remat: str = "none", unroll: int = 1, rngs: nnx.Rngs):
+        require(remat in REMAT, f"model.remat={remat!r} must be one of {', '.join(REMAT)}.")
+        require(unroll >= 1, f"model.unroll={unroll} must be at least 1.")
+        self.depth, self.remat, self.unroll = spec.depth, remat, min(unroll, spec.depth)
+        self.layers = nnx.vmap(lambda key: spec.block(nnx.Rngs(key)))(jax.random.split(rngs.params(), spec.depth))
+
+    def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
+        """`noise` holds stacked keys and stochastic depth rates, one a block."""
+        graph, parameters = nnx.split(self.layers)
+
+        def run(tokens, layer):
+            parameters, noise = layer
+            return nnx.merge(graph, parameters)(tokens, noise), None
+
+        if REMAT[self.remat] is not None:
+            run = jax.checkpoint(run, policy=REMAT[self.remat], prevent_cse=self.unroll == self.depth)
+        return jax.lax.scan(run, tokens, (parameters, noise), unroll=self.unroll)[0]
+
+
+class Classifier(nnx.Module):
+    """Embedding, stages, and a linear head on the mean of the normalised class tokens.
+
+    Args:
+        embedding: makes patch tokens of pixels.
+        stages: in order; a stage with `late_class` is preceded by the entry of the class token, which is otherwise
+            there from the input on.
+        class_per_frame: one class token a frame (their features are averaged) instead of one a clip.
+        drop_path: stochastic depth of the last block, growing linearly from 0 at the first.
+    Calling it takes video (b t y x 3) and, in training, a key; it returns float32 logits (b, num_classes).
+    """
+
+    def __init__(self, embedding, stages: Sequence[StageSpec], *, width: int, num_classes: int,
+                 class_per_frame: bool = False, dropout: float = 0.0, drop_path: float = 0.0, remat: str = "none",
+                 unroll: int = 1, dtype=jnp.float32, rngs: nnx.Rngs):
+        for name, rate in (("dropout", dropout), ("drop_path", drop_path)):
+            require(0.0 <= rate < 1.0, f"model.{name}={rate} must be at least 0 and below 1.")
+        require(num_classes >= 1, f"model.num_classes={num_classes} must be at least 1.")
+        stages = [spec for spec in stages if spec.depth > 0]
+        require(bool(stages), "The model needs at least one block: raise model.depth or model.class_blocks.")
+        self.embedding, self.dropout, self.drop_path, self.dtype = embedding, dropout, drop_path, dtype
+        self.class_per_frame = class_per_frame
+        late = [i for i, spec in enumerate(stages) if spec.late_class]
+        self.class_enters = late[0] if late else 0
+        self.class_token = nnx.Param(position_init(rngs.params(), (width,)))
+        self.stages = nnx.List(Stage(spec, remat=remat, unroll=unroll, rngs=rngs) for spec in stages)
+        self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.head = nnx.Linear(width, num_classes, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
+
+    def __call__(self, video, key=None):
+        return self.head(self.features(video, key))
+
+    def features(self, video, key=None):
+        """Video (b t y x 3) -> features (b d) in float32: the mean of the normalised class tokens."""
+        patches = self.embedding(video)
+        tokens = Tokens(patches, jnp.zeros((patches.shape[0], 0, patches.shape[-1]), patches.dtype))
+        noises = [None] * len(self.stages)
+        if key is not None:
+            first, *keys = jax.random.split(key, 1 + len(self.stages))
+            tokens = tokens._replace(patches=dropout(patches, self.dropout, Noise(first, jnp.zeros(()))))
+            noises = self._noises(keys)
+        for i, (stage, noise) in enumerate(zip(self.stages, noises)):
+            if i == self.class_enters:
+                tokens = self._with_class(tokens)
+            tokens = stage(tokens, noise)
+        return self.norm(tokens.classes).astype(jnp.float32).mean(axis=1)
+
+    def _with_class(self, tokens: Tokens) -> Tokens:
+        b, t, _, _, d = tokens.patches.shape
+        token = (self.class_token[...] + self.embedding.space[0]).astype(self.dtype)
+        return tokens._replace(classes=jnp.broadcast_to(token, (b, t if self.class_per_frame else 1, d)))
+
+    def _noises(self, keys):
+        depths = [stage.depth for stage in self.stages]
+        rates = jnp.linspace(0.0, self.drop_path, sum(depths))
+        for key, depth in zip(keys, depths):
+            yield Noise(jax.random.split(key, depth), rates[:depth])
+            rates = rates[depth:]
