@@ -1,0 +1,53 @@
+"""Every field of every section, with its default. An experiment sheet starts from `base(model)` and says what differs.
+
+Each section is the keyword arguments of one callable, so no field goes unread and none can be misspelt:
+data: input_pipeline.Pipeline; model: vidformers.build; train: vidformers.train.Loop; optim:
+vidformers.optim.make_optimizer; eval: vidformers.evaluate.Protocol; mesh: vidformers.sharding.make_mesh;
+checkpoint: vidformers.checkpoint.Checkpoints. Their docstrings say what each field does.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+# The fields that one model has and others do not.
+OWN = {
+    "vit": {},
+    "timesformer": {},
+    "joint": {},
+    "mevit": dict(block_size=2, motion_blocks=7, class_blocks=1, order="motion_space", class_in_motion=True,
+                  class_queries_motion=False, temporal_fc=False),
+}
+
+
+def base(model: str) -> ConfigDict:
+    """The defaults, with the section `model` of the model of that name."""
+    if model not in OWN:
+        raise ValueError(f"the model after the colon must be one of {', '.join(OWN)}, not {model!r}")
+    config = ConfigDict()
+    config.seed = 0
+    config.data = dict(
+        source="csv", root=".", train="train.csv", val="val.csv", num_classes=400, classes=placeholder(str),
+        frames=8, sampling="uniform", stride=32, fps=placeholder(float), size=224, short_side=(256, 320),
+        test_short_side=placeholder(int), flip=0.5, flip_swaps=(), brightness=0.0, saturation=0.0, gamma=0.0, hue=0.0,
+        workers=4, prefetch=2, max_bad_fraction=0.01)
+    config.model = dict(
+        name=model, size="B", width=placeholder(int), heads=placeholder(int), depth=placeholder(int), mlp_ratio=4,
+        patch_size=16, dropout=0.0, drop_path=0.0, dtype="bfloat16", remat="none", unroll=1,
+        mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), **OWN[model])
+    # One truth for what the data and the model share: overriding either sets both.
+    config.model.frames = config.data.get_ref("frames")
+    config.model.image_size = config.data.get_ref("size")
+    config.model.num_classes = config.data.get_ref("num_classes")
+    config.train = dict(
+        total_steps=placeholder(int), total_epochs=placeholder(float), batch_size=64, accumulate=1,
+        log_every_steps=50, eval_every_steps=placeholder(int), eval_every_epochs=placeholder(float),
+        label_smoothing=0.0)
+    config.optim = dict(
+        name="adamw", lr=2.5e-4, weight_decay=0.05, decay="kernels", b1=0.9, b2=0.999, momentum=0.9, nesterov=False,
+        schedule="cosine", warmup_steps=placeholder(int), warmup_epochs=placeholder(float), drop_epochs=(),
+        drop_factor=0.1, clip_norm=placeholder(float), ema_decay=placeholder(float))
+    config.eval = dict(clips=1, crops=3, average="probabilities", batch_size=8, views_at_once=1, on_bad="error",
+                       checkpoint="latest")
+    config.mesh = dict(data=-1, fsdp=1)
+    config.checkpoint = dict(every_steps=1000, keep=2, best="val/top1@1x1")
+    return config

@@ -1,0 +1,255 @@
+"""Batches of clips: the `data` section of a config, and the two iterators made from it."""
+
+import dataclasses
+import functools
+import math
+import numbers
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from input_pipeline.annotations import Manifest, Record, read_classes, read_manifest
+from input_pipeline.augment import TrainAugment, crop_places, test_crops
+from input_pipeline.decode import Video
+from input_pipeline.errors import DataError, DecodeError
+from input_pipeline.sampling import Dense, Uniform
+from input_pipeline.workers import Batches
+
+_ERROR_DTYPE = 'S300'  # of fixed width, to travel through the shared memory between processes
+_PADDING = Record(id=-1, path='', label=0, line=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """The data of a run. The fields are the config section `data`.
+
+    Attributes:
+      source: 'csv', or 'motion_clips' to render the embedded data set into `root` where it is missing.
+      root: folder that the manifests, the class file and the paths in them are relative to.
+      train, val: manifests, see `annotations.read_manifest`.
+      num_classes: labels lie in [0, num_classes).
+      classes: class file, one name a line, or None.
+      frames: frames of a clip.
+      sampling: 'uniform', over the whole video, or 'dense', one stretch of it (see `sampling`).
+      stride, fps: dense sampling takes every stride-th frame, counted at `fps` frames per second, or at the
+        file's own rate where that is None.
+      size: pixels, side of the square clip.
+      short_side: (low, high) pixels, the scale jitter of training.
+      test_short_side: pixels, the scale in testing; None is `size`.
+      flip: probability of a horizontal flip in training.
+      flip_swaps: pairs of class names, or of label numbers, that a mirror turns into each other.
+      brightness, saturation, gamma, hue: probabilities of these changes in training.
+      workers: decoding processes; 0 decodes in this one.
+      prefetch: batches that each worker has ready (grain keeps as many again on their way to this process).
+      max_bad_fraction: share of undecodable videos, from 0 to 1, at which a run should give up.
+
+    Raises:
+      DataError: a field is out of range, or, when first read, a manifest has a mistake.
+    """
+    source: str = 'csv'
+    root: str = '.'
+    train: str = 'train.csv'
+    val: str = 'val.csv'
+    num_classes: int
+    classes: str | None = None
+    frames: int
+    sampling: str = 'uniform'
+    stride: int = 1
+    fps: float | None = None
+    size: int
+    short_side: tuple[int, int] = (256, 320)
+    test_short_side: int | None = None
+    flip: float = 0.5
+    flip_swaps: tuple[tuple[str | int, str | int], ...] = ()
+    brightness: float = 0.0
+    saturation: float = 0.0
+    gamma: float = 0.0
+    hue: float = 0.0
+    workers: int = 2
+    prefetch: int = 2
+    max_bad_fraction: float = 0.01
+
+    def __post_init__(self):
+        for field, choices in (('source', ('csv', 'motion_clips')), ('sampling', ('uniform', 'dense'))):
+            self._require(field, getattr(self, field) in choices, ' or '.join(map(repr, choices)))
+        for field, least in (('num_classes', 1), ('size', 1), ('workers', 0), ('prefetch', 1)):
+            self._require(field, _is_whole(getattr(self, field), least),
+                          f'a whole number of at least {least}')
+        for field in ('flip', 'brightness', 'saturation', 'gamma', 'hue', 'max_bad_fraction'):
+            value = getattr(self, field)
+            self._require(field, isinstance(value, numbers.Real) and 0 <= value <= 1, 'from 0 to 1')
+        bounds = self.short_side
+        self._require('short_side', _is_sequence(bounds, 2) and all(_is_whole(b, self.size) for b in bounds)
+                      and bounds[0] <= bounds[1],
+                      f'two ascending whole numbers of at least data.size={self.size} pixels')
+        test_side, swaps = self.test_short_side, self.flip_swaps
+        self._require('test_short_side', test_side is None or _is_whole(test_side, self.size),
+                      f'None or a whole number of at least data.size={self.size} pixels')
+        self._require('flip_swaps', _is_sequence(swaps) and all(_is_sequence(pair, 2) for pair in swaps),
+                      'pairs of class names or of label numbers')
+        self._sampler  # checks frames, stride and fps
+
+    def _require(self, field, condition, expected):
+        if not condition:
+            raise DataError(f'data.{field} must be {expected}, but is {getattr(self, field)!r}.')
+
+    @functools.cached_property
+    def train_manifest(self) -> Manifest:
+        """The training split, read and checked on first use; its labels must use all classes."""
+        return self._manifest(self.train, complete=True)
+
+    @functools.cached_property
+    def val_manifest(self) -> Manifest:
+        """The validation or test split, read and checked on first use."""
+        return self._manifest(self.val, complete=False)
+
+    @functools.cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """Names by label: those of the class file, or the numbers themselves."""
+        if self.classes is None:
+            return tuple(map(str, range(self.num_classes)))
+        return read_classes(self.classes, root=self._prepared_root, num_classes=self.num_classes)
+
+    @functools.cached_property
+    def flip_map(self) -> dict[int, int]:
+        """Label -> label of its mirror image, for the labels of `flip_swaps` only."""
+        number_of = {name: label for label, name in enumerate(self.class_names)}
+        mirrored = {}
+        for pair in self.flip_swaps:
+            first, second = (number_of.get(entry, entry) for entry in pair)
+            for label, other in ((first, second), (second, first)):
+                if not _is_whole(label, 0) or label >= self.num_classes:
+                    raise DataError(f'data.flip_swaps: {label!r} is neither a class name nor a label below '
+                                    f'data.num_classes={self.num_classes}.')
+                if label in mirrored or first == second:
+                    raise DataError(f'data.flip_swaps: {self.class_names[label]!r} appears twice.')
+                mirrored[label] = other
+        return mirrored
+
+    def train_batches(self, *, batch_size, seed, start=0, process_index=0, process_count=1) -> Batches:
+        """Shuffled, augmented training batches without end.
+
+        Global batch k is a function of `seed` and k alone, whatever the workers, the number of processes and
+        `start`: the order and all draws depend on the position in the whole sequence. Row r of process p is
+        row `r * process_count + p` of the global batch. Epochs follow one another within a batch.
+
+        Args:
+          batch_size: rows of the global batch; a process gets `batch_size / process_count` of them.
+          seed: of the order, of the sampled frames and of the augmentation.
+          start: number of batches that are used already.
+          process_index, process_count: of the processes of a distributed run, this one and how many.
+
+        Returns:
+          Iterator of dictionaries: `video` uint8 (b, t, size, size, 3); `label` int32 (b,); `mask` float32
+          (b,), 0 for a row without data; `id` int32 (b,), the row in the manifest; `error` bytes (b,), empty
+          or why the video could not be decoded. Such a row has a black clip and mask 0: another video in its
+          place would change the distribution of the classes unseen.
+
+        Raises:
+          DataError: the manifest has a mistake, or the processes do not share the batch evenly.
+        """
+        local_size = _local_size(batch_size, process_count)
+        augment = TrainAugment(
+            size=self.size, short_side=tuple(self.short_side), flip=self.flip, flip_swaps=self.flip_map,
+            brightness=self.brightness, saturation=self.saturation, gamma=self.gamma, hue=self.hue)
+        load = functools.partial(_train_row, sampler=self._sampler, augment=augment)
+        # Sliced only after random_map: sliced before, every process would draw the same numbers for its rows.
+        # Batched before the workers divide the work: after it, the order would depend on their number.
+        dataset = (grain.MapDataset.source(self.train_manifest.records).seed(seed).shuffle().repeat()
+                   .random_map(load)[start * batch_size + process_index::process_count].batch(local_size))
+        return Batches(dataset, workers=self.workers, prefetch=self.prefetch)
+
+    def val_batches(self, *, batch_size, clips, crops, process_index=0, process_count=1,
+                    records: Sequence[Record] | None = None) -> Batches:
+        """Every video once, in order, in equally many full batches for every process.
+
+        Args:
+          batch_size, process_index, process_count: as for `train_batches`; rows are videos.
+          clips: temporal views, see `sampling`.
+          crops: spatial views, 1 or 3, see `augment.test_crops`.
+          records: the videos, instead of those of the validation manifest.
+
+        Returns:
+          Iterator of dictionaries as from `train_batches`, with `video` uint8
+          (b, clips * crops, t, size, size, 3), the crops of a clip next to each other. Rows that fill up the
+          last batch have id -1, mask 0, label 0 and no error.
+
+        Raises:
+          DataError: the manifest has a mistake, `clips` or `crops` is out of range, or the processes do not
+            share the batch evenly.
+        """
+        local_size = _local_size(batch_size, process_count)
+        if not _is_whole(clips, 1):
+            raise DataError(f'eval.clips must be a whole number of at least 1, but is {clips!r}.')
+        crop_places(crops)  # refuses other counts here rather than in a worker
+        records = self.val_manifest.records if records is None else tuple(records)
+        count = math.ceil(len(records) / batch_size)
+        padded = records + (_PADDING,) * (count * batch_size - len(records))
+        load = functools.partial(_val_row, sampler=self._sampler, clips=clips, crops=crops, size=self.size,
+                                 short_side=self.test_short_side)
+        dataset = grain.MapDataset.source(padded).map(load)[process_index::process_count].batch(local_size)
+        return Batches(dataset, workers=min(self.workers, count), prefetch=self.prefetch)
+
+    @functools.cached_property
+    def _sampler(self):
+        if self.sampling == 'uniform':
+            return Uniform(self.frames)
+        return Dense(self.frames, self.stride, self.fps)
+
+    @functools.cached_property
+    def _prepared_root(self):
+        if self.source == 'motion_clips':
+            from input_pipeline import motion_clips
+            motion_clips.ensure(self.root, report=print)
+        return self.root
+
+    def _manifest(self, path, complete):
+        return read_manifest(path, root=self._prepared_root, num_classes=self.num_classes,
+                             classes=self.classes, complete=complete)
+
+
+def _train_row(record, rng, *, sampler, augment):
+    try:
+        video = Video(record.path)
+        frames = video.frames(sampler.train(video.times, video.duration, rng))
+    except DecodeError as error:
+        return _row(record, np.zeros((sampler.frames, augment.size, augment.size, 3), np.uint8), error)
+    clip, label = augment(frames, record.label, rng)
+    return _row(dataclasses.replace(record, label=label), clip)
+
+
+def _val_row(record, *, sampler, clips, crops, size, short_side):
+    empty = np.zeros((clips * crops, sampler.frames, size, size, 3), np.uint8)
+    if record.id == _PADDING.id:
+        return _row(record, empty, '')
+    try:
+        video = Video(record.path)
+        # Clips share frames: each is decoded and resized once.
+        indices, place = np.unique(sampler.test(video.times, video.duration, clips), return_inverse=True)
+        frames = video.frames(indices)
+    except DecodeError as error:
+        return _row(record, empty, error)
+    views = test_crops(frames, size, crops, short_side)[:, place.reshape(clips, sampler.frames)]
+    return _row(record, views.swapaxes(0, 1).reshape(empty.shape))
+
+
+def _row(record, video, error=None):
+    """One row of a batch. With an `error`, even an empty one, it does not count."""
+    message = str(error or '').encode('utf-8', 'replace')
+    return {'video': video, 'label': np.int32(record.label), 'mask': np.float32(error is None),
+            'id': np.int32(record.id), 'error': np.array(message, _ERROR_DTYPE)}
+
+
+def _local_size(batch_size, process_count):
+    if batch_size % process_count:
+        raise DataError(f'A batch of {batch_size} clips does not divide among {process_count} processes.')
+    return batch_size // process_count
+
+
+def _is_whole(value, least):
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least
+
+
+def _is_sequence(value, length=None):
+    return isinstance(value, (tuple, list)) and length in (None, len(value))

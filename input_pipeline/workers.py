@@ -1,0 +1,84 @@
+"""Processes that decode ahead, and their end."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import weakref
+
+import cv2
+import grain
+from absl import flags
+
+_PARENT_CHECK_S = 0.5
+
+
+class Batches:
+    """Iterator over the batches of a grain data set, which works ahead in `workers` processes from the start.
+
+    `close` ends the processes, as does the end of the program. A worker outlives neither the iterator nor
+    its parent, and leaves to its parent what an interrupt or a termination of the process group means.
+    """
+
+    def __init__(self, dataset: grain.MapDataset, *, workers: int, prefetch: int):
+        if not flags.FLAGS.is_parsed():  # grain reads flags that no one but an absl program parses
+            flags.FLAGS.mark_as_parsed()
+        # No threads within a process: they would read batches by the dozen, each of many megabytes.
+        dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        if workers:
+            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
+        self._iterator = iter(dataset)
+        self._close = weakref.finalize(self, self._iterator.close)
+        if workers:
+            self._iterator.get_state()  # makes the iterators that start_prefetch starts
+            with _signals_blocked():
+                self._iterator.start_prefetch()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self._iterator)
+
+    def close(self):
+        """Ends the workers and drops what they had ready. Waits for a batch that is in the making."""
+        self._close()
+
+
+@contextlib.contextmanager
+def _signals_blocked():
+    """Threads and processes started inside inherit the block: no worker is interrupted while it imports."""
+    signals = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(index, count):
+    """Runs in each worker before its first batch."""
+    del index, count
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_follow_parent, name='follow-parent', daemon=True).start()
+    # The accelerators belong to the parent. grain may have imported jax already: then its settings are read.
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    if 'jax' in sys.modules:
+        sys.modules['jax'].config.update('jax_platforms', 'cpu')
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    cv2.setNumThreads(0)
+
+
+def _follow_parent():
+    # The kernel's parent-death signal follows the thread that started the worker, and grain starts workers
+    # from threads that end.
+    parent = multiprocessing.parent_process().pid
+    while os.getppid() == parent:
+        time.sleep(_PARENT_CHECK_S)
+    os._exit(1)

@@ -1,0 +1,97 @@
+"""Trains, evaluates or summarises: python main.py --config=configs/demo.py [--config.section.field=value ...]."""
+
+import os
+import sys
+from pathlib import Path
+
+USAGE = """python main.py --config=FILE[:MODEL] [--config.section.field=value ...]
+               [--workdir=DIR] [--mode=train|eval|summary]
+
+The workdir is runs/NAME by default, and given again it resumes. configs/ holds the experiment sheets, configs/base.py
+every field."""
+
+
+MODES = ("train", "eval", "summary")
+
+
+def parse(argv):
+    """(config as nested dicts, workdir, mode). Raises ConfigError on a mistake."""
+    from vidformers import config as configs
+    from vidformers.errors import ConfigError, require
+
+    flags, fields = {"mode": "train"}, []
+    for argument in argv[1:]:
+        name, equals, value = argument.partition("=")
+        require(bool(equals) and name.startswith("--"), f"{argument!r} is not understood: write --name=value.\n{USAGE}")
+        if name.startswith("--config."):
+            fields.append((name.removeprefix("--config."), value))
+        elif name in ("--config", "--workdir", "--mode"):
+            flags[name.removeprefix("--")] = value
+        else:
+            raise ConfigError(f"{name} is not a flag.\n{USAGE}")
+    require("config" in flags, f"--config=FILE is missing.\n{USAGE}")
+    require(flags["mode"] in MODES, f"--mode={flags['mode']} must be one of {', '.join(MODES)}.")
+    config = configs.load(flags["config"])
+    for path, value in fields:
+        configs.override(config, path, value)
+    file, _, model = flags["config"].partition(":")
+    workdir = flags.get("workdir") or f"runs/{Path(file).stem}" + (f"_{model}" if model else "")
+    return config.to_dict(), workdir, flags["mode"]
+
+
+def summarise(config, name):
+    """Prints a table by module and, as the last line, one JSON object."""
+    import json
+    from functools import partial
+
+    from vidformers import build
+    from vidformers.progress import table
+    from vidformers.summary import summarise as count
+
+    summary = count(partial(build, **config["model"]))
+    table(name, [(module, f"{size:,}") for module, size in summary.modules] + [("all", f"{summary.params:,}")])
+    print(json.dumps({"config": name, "params": summary.params, "macs_per_view": summary.macs_per_view,
+                      "macs_per_view_linear": summary.macs_per_view_linear,
+                      "views": config["eval"]["clips"] * config["eval"]["crops"]}))
+
+
+def cache_compilations():
+    """Keeps compiled programs in the user's cache folder, so that the second start of a run is quick."""
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "vidformers" / "compiled"))
+
+
+def main(argv) -> int:
+    """Exit status 0; 2 after a user's mistake; 128 + the signal's number after one that was heeded."""
+    from input_pipeline.errors import DataError
+    from vidformers.errors import ConfigError
+
+    if "--help" in argv:
+        print(USAGE)
+        return 0
+    try:
+        config, workdir, mode = parse(argv)
+        if mode == "summary":
+            summarise(config, Path(workdir).name)
+            return 0
+        from vidformers import train
+
+        cache_compilations()
+        try:
+            (train.train if mode == "train" else train.evaluate)(config, workdir)
+        except train.Interrupted as stopped:
+            print(stopped)
+            return 128 + stopped.signal
+        return 0
+    except (ConfigError, DataError) as error:
+        print(f"vidformers: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    code = main(sys.argv)
+    sys.stdout.flush()
+    sys.exit(code)

@@ -1,0 +1,35 @@
+"""Whether a compiled step fits on a device, and what would where it does not."""
+
+import os
+
+import jax
+
+
+def needed(compiled) -> int:
+    """Bytes a device must hold while the program runs: arguments, results not aliased to them, temporaries."""
+    stats = compiled.memory_analysis()
+    return (stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+            + stats.temp_size_in_bytes)
+
+
+def available() -> int:
+    """Bytes of a device's memory; on the CPU an equal share of the machine's."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+
+
+def out_of_memory(limit: int, have: int | None, options) -> str:
+    """One sentence on a step that needs `have` bytes of `limit`.
+
+    `options` yields (what to set, bytes it would need); the first that fits is named, else that none does.
+    """
+    asks = f"{have / 2**30:.2f} GiB a device" if have is not None else "more memory than a device has"
+    for change, bytes_needed in options:
+        if bytes_needed <= limit:
+            return (f"The training step needs {asks} and {limit / 2**30:.2f} GiB are there; with {change} it would "
+                    f"need {bytes_needed / 2**30:.2f} GiB.")
+    return (f"The training step needs {asks} and {limit / 2**30:.2f} GiB are there; no accumulation or "
+            "rematerialisation makes it fit: use more devices with mesh.fsdp, or a smaller model.")

@@ -1,0 +1,150 @@
+"""What a run is made of before an array exists: the sections of its config, checked, and the compiled step."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from input_pipeline import Pipeline
+from vidformers import memory
+from vidformers.errors import ConfigError, require
+from vidformers.evaluate import Evaluator, Protocol
+from vidformers.models import build
+from vidformers.optim import in_steps, make_optimizer
+from vidformers.sharding import batch_sharding, make_mesh, replicated, state_shardings
+from vidformers.step import State, initial_state, make_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """The section `train`.
+
+    Args:
+        total_steps, total_epochs: how long; give one.
+        batch_size: clips an optimiser step, over all devices and micro-batches.
+        accumulate: micro-batches a step.
+        log_every_steps: steps between lines of figures.
+        eval_every_steps, eval_every_epochs: between evaluations by one centre view; neither, none before the end.
+        label_smoothing: share of the target spread over all classes.
+    """
+
+    total_steps: int | None = None
+    total_epochs: float | None = None
+    batch_size: int = 64
+    accumulate: int = 1
+    log_every_steps: int = 50
+    eval_every_steps: int | None = None
+    eval_every_epochs: float | None = None
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        for name in ("batch_size", "accumulate", "log_every_steps"):
+            require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)} must be at least 1.")
+        require(0 <= self.label_smoothing < 1,
+                f"train.label_smoothing={self.label_smoothing} must be at least 0 and below 1.")
+
+    def check_devices(self, devices: int) -> None:
+        require(self.batch_size % (devices * self.accumulate) == 0,
+                f"train.batch_size={self.batch_size} must be divisible by {devices} devices x "
+                f"train.accumulate={self.accumulate}.")
+
+
+class Setup(NamedTuple):
+    """Everything a run is made of before an array exists."""
+
+    config: dict
+    pipeline: Pipeline
+    loop: Loop
+    protocol: Protocol
+    mesh: jax.sharding.Mesh
+    make_model: partial
+    graph: nnx.GraphDef
+    optimizer: object
+    rate: object
+    abstract: State  # shapes and shardings of the training state
+    total_steps: int
+    eval_every: int | None
+
+    @property
+    def shardings(self):
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+    def evaluator(self, protocol: Protocol) -> Evaluator:
+        return Evaluator(self.graph, self.mesh, State(*self.shardings).evaluated, protocol)
+
+
+def set_up(config: dict) -> Setup:
+    """Reads the data's lists and checks every field, before anything is compiled or written.
+
+    Raises:
+        ConfigError, DataError: a field or a file that cannot work.
+    """
+    pipeline = Pipeline(**config["data"])
+    loop, protocol = Loop(**config["train"]), Protocol(**config["eval"])
+    mesh = make_mesh(**config["mesh"])
+    loop.check_devices(mesh.size)
+    per_epoch = len(pipeline.train_manifest.records) / loop.batch_size
+    total = in_steps("train.total", loop.total_steps, loop.total_epochs, per_epoch)
+    require(total is not None and total >= 1, "train.total_steps or train.total_epochs must be set, to 1 step or more.")
+    eval_every = in_steps("train.eval_every", loop.eval_every_steps, loop.eval_every_epochs, per_epoch)
+    require(eval_every is None or eval_every >= 1, "train.eval_every_steps or _epochs must come to 1 step or more.")
+    optimizer, rate = make_optimizer(total, per_epoch, **config["optim"])
+    make_model = partial(build, **config["model"])
+    graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
+    abstract = jax.eval_shape(partial(initial_state, make_model, optimizer, config["optim"]["ema_decay"], 0))
+    abstract = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                            abstract, state_shardings(mesh, abstract))
+    return Setup(config, pipeline, loop, protocol, mesh, make_model, graph, optimizer, rate, abstract, total, eval_every)
+
+
+def compile_step(setup: Setup, **changes):
+    """The training step, compiled ahead of time for this mesh; `changes` replace model fields or `accumulate`."""
+    accumulate = changes.pop("accumulate", setup.loop.accumulate)
+    graph = setup.graph
+    if changes:
+        make_model = partial(setup.make_model, **changes)
+        graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
+    step = make_step(graph, setup.optimizer, setup.rate, seed=setup.config["seed"], accumulate=accumulate,
+                     label_smoothing=setup.loop.label_smoothing, ema_decay=setup.config["optim"]["ema_decay"])
+    rows = batch_sharding(setup.mesh)
+    data, size = setup.config["data"], setup.loop.batch_size
+    shapes = {"video": ((size, data["frames"], data["size"], data["size"], 3), jnp.uint8),
+              "label": ((size,), jnp.int32), "mask": ((size,), jnp.float32)}
+    batch = {name: jax.ShapeDtypeStruct(*shape, sharding=rows) for name, shape in shapes.items()}
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(setup.shardings, replicated(setup.mesh)))
+    return jitted.lower(setup.abstract, batch).compile()
+
+
+def compile_to_fit(setup: Setup, limit: int | None = None):
+    """`compile_step`, refused with what would fit where a device does not hold it.
+
+    Raises:
+        ConfigError: the step needs more than `limit` bytes a device, all of the device's memory by default.
+    """
+    limit = memory.available() if limit is None else limit
+    have = None
+    try:
+        compiled = compile_step(setup)
+        have = memory.needed(compiled)
+        if have <= limit:
+            return compiled
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+    raise ConfigError(memory.out_of_memory(limit, have, _smaller(setup)))
+
+
+def _smaller(setup: Setup):
+    """Ways to need less memory, mildest first, each with the bytes it would take."""
+    accumulate, rows = setup.loop.accumulate, setup.loop.batch_size // setup.mesh.size
+    changes = [("model.remat=full", dict(remat="full"))]
+    changes += [(f"model.remat=full and train.accumulate={k}", dict(remat="full", accumulate=k))
+                for k in (2 * accumulate, 4 * accumulate, rows) if rows % k == 0 and k > accumulate]
+    for words, change in changes:
+        try:
+            yield words, memory.needed(compile_step(setup, **change))
+        except jax.errors.JaxRuntimeError:
+            continue

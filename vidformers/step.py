@@ -1,0 +1,74 @@
+"""The training state and the one step that advances it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from einops import rearrange
+from flax import nnx
+
+
+class State(NamedTuple):
+    """All that training carries from step to step. Randomness is a function of the seed and `step` alone."""
+
+    step: jax.Array
+    parameters: Any
+    optimizer: Any
+    average: Any  # moving average of the parameters, or () without one
+
+    @property
+    def evaluated(self):
+        """The parameters that evaluation uses."""
+        return self.average or self.parameters
+
+
+def initial_state(make_model, optimizer, ema_decay, seed: int) -> State:
+    parameters = nnx.to_pure_dict(nnx.state(make_model(rngs=nnx.Rngs(seed))))
+    average = jax.tree.map(jnp.copy, parameters) if ema_decay else ()
+    return State(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), average)
+
+
+def make_step(graph, optimizer, rate, *, seed: int, accumulate: int = 1, label_smoothing: float = 0.0,
+              ema_decay: float | None = None):
+    """(state, batch {video b t y x c, label b, mask b}) -> (state, figures), for jit with the state donated.
+
+    The loss is the cross-entropy of the rows of mask 1, averaged over the whole batch whatever `accumulate`, the
+    number of micro-batches whose gradients are summed before the one update.
+    """
+    def loss_sum(parameters, batch, key):
+        logits = nnx.merge(graph, parameters)(batch["video"], key)
+        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), label_smoothing)
+        losses = optax.softmax_cross_entropy(logits, targets)
+        right = jnp.argmax(logits, axis=-1) == batch["label"]
+        mask = batch["mask"]
+        # Where, not times: what a masked row computes must not matter, not even a NaN.
+        return jnp.where(mask > 0, losses, 0).sum(), (right * mask).sum()
+
+    def gradient(parameters, batch, key):
+        (loss, right), gradients = jax.value_and_grad(loss_sum, has_aux=True)(parameters, batch, key)
+        return loss, right, gradients
+
+    def step(state: State, batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        if accumulate == 1:
+            sums = gradient(state.parameters, batch, key)
+        else:
+            # Every accumulate-th row forms a micro-batch, so that each device keeps its own rows.
+            micro = jax.tree.map(lambda x: rearrange(x, "(b a) ... -> a b ...", a=accumulate), batch)
+            keys = jax.random.split(key, accumulate)
+            zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.parameters))
+            sums, _ = jax.lax.scan(lambda sums, xs: (jax.tree.map(jnp.add, sums, gradient(state.parameters, *xs)),
+                                                     None), zero, (micro, keys))
+        count = batch["mask"].sum()
+        loss, right, gradients = jax.tree.map(lambda x: x / jnp.maximum(count, 1), sums)
+        updates, moments = optimizer.update(gradients, state.optimizer, state.parameters)
+        parameters = optax.apply_updates(state.parameters, updates)
+        average = state.average
+        if ema_decay:
+            average = optax.incremental_update(parameters, average, 1 - ema_decay)
+        figures = {"loss": loss, "top1": right, "count": count, "gradient_norm": optax.global_norm(gradients),
+                   "lr": rate(state.step)}
+        return State(state.step + 1, parameters, moments, average), figures
+
+    return step
