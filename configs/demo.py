@@ -14,7 +14,7 @@ def get_config(model: str = "mevit"):
         source="motion_clips", root="data/motion_clips", classes="classes.txt", num_classes=10, frames=8, size=32,
         short_side=(34, 40), test_short_side=36, flip=0.5, workers=1,
         flip_swaps=(("slide left", "slide right"), ("turn clockwise", "turn anticlockwise")))
-    config.model.update(width=64, heads=4, depth=3, patch_size=4, dtype="float32")
+    config.model.update(width=64, heads=4, depth=3, patch_size=8, unroll=3, dtype="float32")
     if model == "mevit":
         config.model.update(depth=3, motion_blocks=3, class_blocks=1)
     config.train.update(total_steps=700, batch_size=32, log_every_steps=25, eval_every_steps=175)

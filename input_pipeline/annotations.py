@@ -88,7 +88,8 @@ def read_manifest(path, *, root, num_classes, classes=None, complete=False) -> M
     largest = max(record.label for record in records)
     if complete and names is None and largest + 1 != num_classes:
         raise DataError(f'{path}: the largest label is {largest}, but data.num_classes is {num_classes}: set '
-                        f'data.num_classes={largest + 1}, or give data.classes if some classes have no video.')
+                        f'data.num_classes={largest + 1}, or give data.classes if some classes have no '
+                        'video.')
     digest = hashlib.sha256(''.join(written).encode('utf-8', 'surrogateescape')).hexdigest()[:16]
     return Manifest(path, tuple(records), names, digest)
 

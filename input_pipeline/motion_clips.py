@@ -44,7 +44,7 @@ X264 = {  # every frame a key frame, its coded form independent of the frames ar
 class MotionClips:
     """What to render; equal specs give equal frames.
 
-    A pair is a clip and its reversal, one pair of classes in turn after the other. `size` is a frame's side in
+    A pair is a clip and its reversal; the five pairs of classes take turns. `size` is a frame's side in
     pixels. DataError for values that cannot be rendered, or that leave the classes out of balance.
     """
     train_pairs: int = 2000
@@ -214,7 +214,7 @@ def ensure(root, spec=MotionClips(), report=print, workers=None):
     the clips in train/ and val/, and motion_clips.json. It appears whole or not at all; a second caller waits
     for the first. `report` takes a line at the start and one at the end. `workers` processes are spawned to
     render (default: one a core, at most 8; with 1, this process renders), so a script needs the guard
-    `if __name__ == "__main__"`. DataError where `root` is something else, which is kept, or cannot be written.
+    `if __name__ == "__main__"`. DataError where `root` is something else (it is kept) or cannot be written.
     """
     root = Path(root).absolute()
     try:

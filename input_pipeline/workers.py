@@ -11,6 +11,7 @@ import weakref
 
 import cv2
 import grain
+import numpy as np
 from absl import flags
 
 _PARENT_CHECK_S = 0.5
@@ -31,22 +32,33 @@ class Batches:
         if workers:
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
             dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
-        self._iterator = iter(dataset)
-        self._close = weakref.finalize(self, self._iterator.close)
+        iterator = iter(dataset)
+        self._open = [iterator]
+        self._close = weakref.finalize(self, _close, self._open)
         if workers:
-            self._iterator.get_state()  # makes the iterators that start_prefetch starts
+            iterator.get_state()  # makes the iterators that start_prefetch starts
             with _signals_blocked():
-                self._iterator.start_prefetch()
+                iterator.start_prefetch()
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        return next(self._iterator)
+        if not self._open:
+            raise ValueError('The iterator over the batches is closed.')
+        # Copied out of shared memory, which would leak if the program ended while it held a batch.
+        return {key: np.array(value) for key, value in next(self._open[0]).items()}
 
     def close(self):
         """Ends the workers and drops what they had ready. Waits for a batch that is in the making."""
         self._close()
+
+
+def _close(iterators):
+    # Given up as well as closed: grain closes again what the interpreter's end deletes, and by then its own
+    # modules are gone.
+    while iterators:
+        iterators.pop().close()
 
 
 @contextlib.contextmanager

@@ -42,7 +42,8 @@ def test_draws_depend_on_the_generator_alone():
 
 def test_flip_swaps_labels_and_mirrors():
     frames = noise(4, 20, 20, 3)
-    plain, flipped = (TrainAugment(size=20, short_side=(20, 20), flip=p, flip_swaps={1: 2, 2: 1}) for p in (0, 1))
+    plain, flipped = (TrainAugment(size=20, short_side=(20, 20), flip=flip, flip_swaps={1: 2, 2: 1})
+                      for flip in (0, 1))
     for label, swapped in ((0, 0), (1, 2), (2, 1)):
         clip, same = plain(frames, label, np.random.default_rng(0))
         mirror, other = flipped(frames, label, np.random.default_rng(0))
@@ -70,7 +71,8 @@ def test_short_side_jitter_scales_the_window():
     clips = [apply(ramp(128, 200), 0, rng)[0][0] for _ in range(500)]
     spans = np.array([np.ptp(clip[:, 0, 0].astype(int)) for clip in clips])
     assert spans.min() < 66 and spans.max() > 120  # half of the source, to all of it
-    np.testing.assert_allclose(spans, [np.ptp(clip[0, :, 1].astype(int)) for clip in clips], atol=2)  # no stretch
+    across = [np.ptp(clip[0, :, 1].astype(int)) for clip in clips]
+    np.testing.assert_allclose(spans, across, atol=2)  # no stretch
 
 
 @pytest.mark.parametrize('height, width', [(20, 33), (33, 20)])
@@ -118,8 +120,7 @@ def test_colour_changes(change):
     for seed in range(20):
         changed, _ = apply(colours, 0, np.random.default_rng(seed))
         assert changed.dtype == np.uint8 and (changed != colours).any()
-        before, after = (cv2.cvtColor(c[0], cv2.COLOR_RGB2GRAY).astype(float).mean() for c in (colours, changed))
-        assert abs(after - before) < 50
+        assert abs(changed.mean() - colours.mean()) < 50
         grey_changed, _ = apply(grey, 0, np.random.default_rng(seed))
         assert np.ptp(grey_changed.astype(int), -1).max() <= 1  # grey stays grey under every change
         if change in ('saturation', 'hue'):

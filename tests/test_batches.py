@@ -1,5 +1,6 @@
 """Batches are a function of the seed and their number alone, and no process is left behind."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -63,8 +64,8 @@ def assert_equal(actual, expected):
 
 def interleave(parts):
     """Row r of process p is row r * count + p of the global batch."""
-    return [{key: np.stack([part[key] for part in step], 1).reshape(-1, *step[0][key].shape[1:]) for key in FIELDS}
-            for step in zip(*parts)]
+    return [{key: np.stack([part[key] for part in step], 1).reshape(-1, *step[0][key].shape[1:])
+             for key in FIELDS} for step in zip(*parts)]
 
 
 @pytest.fixture(scope='session')
@@ -75,18 +76,20 @@ def reference(folder):
 def test_train_batch_layout(reference):
     for batch in reference:
         assert batch['video'].shape == (4, 4, 24, 24, 3) and batch['video'].dtype == np.uint8
-        assert [batch[key].dtype for key in ('label', 'mask', 'id', 'error')] == ['int32', 'float32', 'int32', 'S300']
-        assert all(batch[key].shape == (4,) for key in ('label', 'mask', 'id', 'error'))
+        for key, dtype in (('label', 'int32'), ('mask', 'float32'), ('id', 'int32'), ('error', 'S300')):
+            assert batch[key].shape == (4,) and batch[key].dtype == dtype
         np.testing.assert_array_equal(batch['label'], batch['id'] % 3)
 
 
 def test_undecodable_videos_are_masked_rows(reference):
-    ids, mask, error, video = (np.concatenate([b[key] for b in reference]) for key in ('id', 'mask', 'error', 'video'))
+    ids, mask, error, video = (np.concatenate([b[key] for b in reference])
+                               for key in ('id', 'mask', 'error', 'video'))
     bad = np.isin(ids, BAD)
     assert bad.sum() >= 4
     np.testing.assert_array_equal(mask, ~bad)
     assert (video[bad] == 0).all() and (video[~bad].reshape(-1, 4 * 24 * 24 * 3).max(1) > 0).all()
-    assert all((f'{i}.mp4'.encode() in message) if i in BAD else message == b'' for i, message in zip(ids, error))
+    for i, message in zip(ids, error):
+        assert f'{i}.mp4'.encode() in message if i in BAD else message == b''
 
 
 def test_epochs_hold_every_video_once_in_another_order(reference):
@@ -177,9 +180,10 @@ def test_flip_swaps_by_name_and_number(folder, swaps):
 
 
 @pytest.mark.parametrize('field, value', [
-    ('source', 'tfds'), ('sampling', 'sparse'), ('num_classes', 0), ('frames', 0), ('size', 24.0), ('short_side', 24),
-    ('short_side', (32, 24)), ('short_side', (16, 32)), ('test_short_side', 16), ('flip', 1.5), ('hue', -0.1),
-    ('workers', -1), ('prefetch', 0), ('max_bad_fraction', 2), ('flip_swaps', ('left', 'right')),
+    ('source', 'tfds'), ('sampling', 'sparse'), ('num_classes', 0), ('frames', 0), ('size', 24.0),
+    ('short_side', 24), ('short_side', (32, 24)), ('short_side', (16, 32)), ('test_short_side', 16),
+    ('flip', 1.5), ('hue', -0.1), ('workers', -1), ('prefetch', 0), ('max_bad_fraction', 2),
+    ('flip_swaps', ('left', 'right')),
 ])
 def test_fields_are_checked_at_construction(folder, field, value):
     with pytest.raises(DataError, match=rf'data\.{field} '):
@@ -208,6 +212,17 @@ def test_arguments_are_refused_before_workers_start(folder):
         data.val_batches(batch_size=4, clips=0, crops=1)
     with pytest.raises(DataError, match='train.csv'):
         pipeline(folder, num_classes=5).train_batches(batch_size=4, seed=0)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_closing_is_final(folder, workers):
+    batches = pipeline(folder, workers=workers).train_batches(batch_size=4, seed=0)
+    next(batches)
+    batches.close()
+    batches.close()
+    with pytest.raises(ValueError, match='closed'):
+        next(batches)
+    assert not multiprocessing.active_children()
 
 
 SCRIPT = """
