@@ -1,6 +1,8 @@
 """Trains, evaluates or summarises: python main.py --config=configs/demo.py [--config.section.field=value ...]."""
 
+import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -65,13 +67,26 @@ def cache_compilations():
 
 
 def main(argv) -> int:
-    """Exit status 0; 2 after a user's mistake; 128 + the signal's number after one that was heeded."""
-    from input_pipeline.errors import DataError
-    from vidformers.errors import ConfigError
+    """Exit status 0; 2 after a mistake, with one sentence; 128 + the signal's number after one that was heeded."""
+    try:
+        return run(argv)
+    except KeyboardInterrupt:  # before the first step; in training the signal is heeded between two steps
+        print("Interrupted before a step was made; the same command continues.", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except OSError as error:
+        print(f"vidformers: {error.filename or 'a file'} cannot be read or written: {error.strerror or error}.",
+              file=sys.stderr)
+        return 2
 
+
+def run(argv) -> int:
+    """`main`, but for what may go wrong at any moment."""
     if "--help" in argv:
         print(USAGE)
         return 0
+    from input_pipeline.errors import DataError
+    from vidformers.errors import ConfigError
+
     try:
         config, workdir, mode = parse(argv)
         if mode == "summary":
@@ -80,6 +95,8 @@ def main(argv) -> int:
         from vidformers import train
 
         cache_compilations()
+        # Orbax logs the traceback of a save that fails; the trainer says it in a sentence.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         try:
             (train.train if mode == "train" else train.evaluate)(config, workdir)
         except train.Interrupted as stopped:

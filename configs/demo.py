@@ -12,13 +12,13 @@ def get_config(model: str = "mevit"):
     config = base(model)
     config.data.update(
         source="motion_clips", root="data/motion_clips", classes="classes.txt", num_classes=10, frames=8, size=32,
-        short_side=(34, 40), test_short_side=36, flip=0.5, workers=1,
+        short_side=(34, 40), test_short_side=36, flip=0.5, workers=2,
         flip_swaps=(("slide left", "slide right"), ("turn clockwise", "turn anticlockwise")))
     config.model.update(width=64, heads=4, depth=3, patch_size=8, unroll=3, dtype="float32")
     if model == "mevit":
         config.model.update(depth=3, motion_blocks=3, class_blocks=1)
-    config.train.update(total_steps=700, batch_size=32, log_every_steps=25, eval_every_steps=175)
-    config.optim.update(lr=2e-3, warmup_steps=50, weight_decay=0.05, clip_norm=1.0)
+    config.train.update(total_steps=2000, batch_size=16, log_every_steps=50, eval_every_steps=500)
+    config.optim.update(lr=1e-3, warmup_steps=100, weight_decay=0.05, clip_norm=1.0)
     config.eval.update(clips=4, crops=1, batch_size=32, views_at_once=4)
-    config.checkpoint.update(every_steps=175)
+    config.checkpoint.update(every_steps=500)
     return config

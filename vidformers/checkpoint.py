@@ -1,5 +1,7 @@
 """Checkpoints by Orbax: what is kept, what is restored, and what is said when it does not fit."""
 
+import os
+import re
 from pathlib import Path
 
 import jax
@@ -17,45 +19,63 @@ class Checkpoints:
         every_steps: steps between saves.
         keep: how many of the newest stay.
         best: the figure whose highest checkpoint stays as well.
+        read_only: leave alone what another process may be writing there.
     A save killed half-way leaves the one before it as the latest.
     """
 
-    def __init__(self, workdir: Path, *, every_steps: int = 1000, keep: int = 2, best: str = "val/top1@1x1"):
+    def __init__(self, workdir: Path, *, every_steps: int = 1000, keep: int = 2, best: str = "val/top1@1x1",
+                 read_only: bool = False):
         require(every_steps >= 1, f"checkpoint.every_steps={every_steps} must be at least 1.")
         require(keep >= 1, f"checkpoint.keep={keep} must be at least 1.")
         self.every_steps, self.best, self.folder = every_steps, best, Path(workdir).absolute() / "checkpoints"
-        keep_best = policies.BestN(get_metric_fn=lambda figures: figures[best], n=1,
-                                   keep_checkpoints_without_metrics=False)
+        self.saving = None
+        keep_best = policies.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
         self.orbax = ocp.training.Checkpointer(
             self.folder, save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), keep_best]),
-            cleanup_tmp_directories=True)
+            cleanup_tmp_directories=not read_only)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        try:
+            self.orbax.close()  # lets a save that has begun come to its end
+        except Exception:
+            if kind is None:
+                raise
+
+    def _score(self, figures: dict) -> float:
+        return figures.get(self.best, -1.0)  # a run may continue with another `best`
 
     def save(self, step: int, state, progress: dict, figures: dict | None = None) -> None:
-        """Begins to save; waits first for the save before. `progress` is JSON kept beside the state."""
-        if self.orbax.latest is not None and self.orbax.latest.step == step:
-            return
-        metrics = {self.best: float(figures[self.best])} if figures and self.best in figures else None
-        self._say_full(lambda: self.orbax.save_checkpointables_async(
-            step, {"state": state}, force=True, metrics=metrics, custom_metadata=progress))
+        """Begins to save; waits first for the save before. `progress` is JSON kept beside the state.
+
+        Raises:
+            ConfigError: the file system refuses; the sentence says why, and which checkpoint is whole.
+        """
+        self.wait()
+        self.saving = self._write(lambda: self.orbax.save_checkpointables_async(
+            step, {"state": state}, force=True, metrics=figures or None, custom_metadata=progress))
 
     def wait(self) -> None:
-        """Returns when nothing is left to write."""
-        self._say_full(self.orbax.close)
+        """Returns when nothing is left to write; raises like `save`."""
+        saving, self.saving = self.saving, None
+        if saving is not None:
+            self._write(saving.result)
 
-    def _say_full(self, write) -> None:
+    def _write(self, write):
+        """What `write` returns, with the refusals of the file system in a sentence."""
         try:
-            write()
-        except Exception as error:  # Orbax wraps what the file system said
-            text = f"{error} {error.__cause__}"
-            if "No space left" in text or "ENOSPC" in text or "RESOURCE_EXHAUSTED" in text:
-                raise ConfigError(f"The disk of {self.folder} is full; the checkpoint of step {self.latest} is whole. "
-                                  "Make room and run the same command again.") from None
-            raise
-
-    @property
-    def latest(self) -> int | None:
-        return None if self.orbax.latest is None else self.orbax.latest.step
+            return write()
+        except Exception as error:
+            reason = _refusal(error)
+            if reason is None:
+                raise
+        whole = max((int(path.name) for path in self.folder.iterdir() if path.name.isdigit()), default=None)
+        kept = "no checkpoint is there yet" if whole is None else f"the checkpoint of step {whole} is whole"
+        raise ConfigError(f"A checkpoint cannot be written to {self.folder}: {reason}; {kept}, and the same command "
+                          "continues when this is remedied.")
 
     def restore(self, abstract_state, which: str = "latest"):
         """(state, progress, step) of the latest or best checkpoint, laid out as `abstract_state` says; None if none.
@@ -65,13 +85,21 @@ class Checkpoints:
         """
         chosen = self.orbax.latest
         if which == "best":
-            scored = [c for c in self.orbax.checkpoints if c.metrics and self.best in c.metrics]
-            chosen = max(scored, key=lambda c: c.metrics[self.best], default=chosen)
+            scored = [c for c in self.orbax.checkpoints if c.metrics]
+            chosen = max(scored, key=lambda c: (self._score(c.metrics), c.step), default=chosen)
         if chosen is None:
             return None
-        metadata = self.orbax.checkpointables_metadata(chosen)
-        self._check(metadata.metadata["state"], abstract_state, chosen.step)
-        state = self.orbax.load_checkpointables(chosen, {"state": abstract_state})["state"]
+        try:
+            metadata = self.orbax.checkpointables_metadata(chosen)
+            self._check(metadata.metadata["state"], abstract_state, chosen.step)
+            state = self.orbax.load_checkpointables(chosen, {"state": abstract_state})["state"]
+        except ConfigError:
+            raise
+        except Exception as error:
+            require(chosen.path.is_dir(), f"The checkpoint of step {chosen.step} in {self.folder} was replaced by a "
+                                          "newer one while it was read: run the same command again.")
+            raise ConfigError(f"The checkpoint {chosen.path} is damaged: delete this folder to continue from the one "
+                              f"before ({type(error).__name__}).") from error
         return state, dict(metadata.custom_metadata or {}), chosen.step
 
     def _check(self, stored, wanted, step: int) -> None:
@@ -80,6 +108,18 @@ class Checkpoints:
             if stored.get(name) != wanted.get(name):
                 raise ConfigError(f"The checkpoint of step {step} in {self.folder} does not fit the model: {name} is "
                                   f"{stored.get(name, 'absent')} there and {wanted.get(name, 'absent')} here.")
+
+
+def _refusal(error: BaseException | None) -> str | None:
+    """What the file system said, of an error that Orbax or TensorStore wrapped around it; None where it is another."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return os.strerror(error.errno)
+        found = re.search(r"os_error_code='(\d+)'", str(error))
+        if found:
+            return os.strerror(int(found[1]))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _shapes(tree) -> dict:

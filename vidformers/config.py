@@ -5,7 +5,7 @@ import difflib
 import importlib.util
 from pathlib import Path
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from vidformers.errors import ConfigError, require
 
@@ -21,14 +21,19 @@ def load(name: str) -> ConfigDict:
     spec = importlib.util.spec_from_file_location("experiment_sheet", file)
     require(spec is not None, f"--config={name}: {file} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"--config={name}: {file} cannot be loaded: {type(error).__name__}: {error}.") from error
     require(hasattr(module, "get_config"), f"--config={name}: {file} defines no get_config.")
     takes_model = module.get_config.__code__.co_argcount > 0
     require(takes_model or not colon, f"--config={name}: {file} holds one model and takes none after the colon.")
     try:
         return module.get_config(model) if colon else module.get_config()
-    except ValueError as error:
-        raise ConfigError(f"--config={name}: {error}.") from None
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"--config={name}: {error}.") from error
 
 
 def override(config: ConfigDict, path: str, text: str) -> None:
@@ -47,13 +52,14 @@ def override(config: ConfigDict, path: str, text: str) -> None:
     section, _, field = path.rpartition(".")
     section = config[section] if section else config
     kind = section.get_type(field)
+    optional = isinstance(dict(section.items(preserve_field_references=True))[field], FieldReference)  # placeholder
     try:
-        section[field] = _read(text, kind)
+        section[field] = _read(text, kind, optional)
     except (ValueError, SyntaxError, TypeError):
         raise ConfigError(f"--config.{path}={text} is not of type {kind.__name__}.") from None
 
 
-def _read(text: str, kind: type):
+def _read(text: str, kind: type, optional: bool):
     if kind is str:
         return text
     value = ast.literal_eval(text.capitalize() if text.lower() in ("true", "false", "none") else text)
@@ -61,6 +67,6 @@ def _read(text: str, kind: type):
         return float(value)
     if kind is tuple and isinstance(value, (list, tuple)):
         return tuple(value)
-    if value is not None and type(value) is not kind:
+    if type(value) is not kind and not (value is None and optional):
         raise ValueError
     return value

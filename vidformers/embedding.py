@@ -1,5 +1,6 @@
 """From pixels to patch tokens: normalisation, patch projection, positions in space and time."""
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
@@ -7,21 +8,26 @@ from flax import nnx
 from vidformers.attention.core import square_init
 from vidformers.errors import require
 
-position_init = nnx.initializers.normal(0.02)
+
+def position_init(key, shape, dtype=jnp.float32):
+    """Normal with deviation 1/sqrt(d): a table starts as strong in a narrow model as in a wide one. With a fixed 0.02
+    narrow models hardly see where and when a patch is, and take long to find motion."""
+    return jax.random.normal(key, shape, dtype) * shape[-1] ** -0.5
+
 
 
 class Embedding(nnx.Module):
     """Pixels (b t y x 3) -> patch tokens (b t y x d): z = E x + e_space + e_time (MEViT eq. 1, e separable).
 
     uint8 pixels are normalised here, on the device: (x / 255 - mean) / std; floats are taken as normalised already.
-    Row 0 of the spatial table belongs to the class token. Without a `temporal` table the order of frames is unknown to
-    the tokens; a table is added to patches alone, as TimeSformer does, and starts at zero.
+    Row 0 of the spatial table belongs to the class token. `temporal` is the initialiser of a table added to patches
+    alone, as TimeSformer does; with None there is no table, and the order of frames is unknown to the tokens.
 
     Raises:
         ConfigError: the patch does not divide the image, or a frame count below 1.
     """
 
-    def __init__(self, width: int, *, frames: int, image_size: int, patch_size: int, temporal: bool, mean, std,
+    def __init__(self, width: int, *, frames: int, image_size: int, patch_size: int, temporal, mean, std,
                  dtype=jnp.float32, rngs: nnx.Rngs):
         require(frames >= 1, f"model.frames={frames} must be at least 1.")
         require(patch_size >= 1 and image_size % patch_size == 0 and image_size > 0,
@@ -33,7 +39,7 @@ class Embedding(nnx.Module):
         self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
         self.patch = nnx.Linear(3 * patch_size**2, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
         self.space = nnx.Param(position_init(rngs.params(), (1 + side**2, width)))
-        self.time = nnx.Param(jnp.zeros((frames, width))) if temporal else nnx.data(None)
+        self.time = nnx.data(None) if temporal is None else nnx.Param(temporal(rngs.params(), (frames, width)))
 
     def __call__(self, video):
         require(video.shape[1:] == self.shape,

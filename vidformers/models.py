@@ -13,7 +13,7 @@ from vidformers.attention.frame import Frame
 from vidformers.attention.joint import Joint
 from vidformers.attention.motion import Motion
 from vidformers.attention.time import Time
-from vidformers.embedding import Embedding
+from vidformers.embedding import Embedding, position_init
 from vidformers.encoder import Block, Classifier, Mlp, StageSpec
 from vidformers.errors import ConfigError, require
 
@@ -79,7 +79,7 @@ class Parts:
     def stage(depth, *sublayers, **options) -> StageSpec:
         return StageSpec(lambda rngs: Block([make(rngs=rngs) for make in sublayers]), depth, **options)
 
-    def classifier(self, *stages, temporal: bool, rngs: nnx.Rngs, **options) -> Classifier:
+    def classifier(self, *stages, temporal, rngs: nnx.Rngs, **options) -> Classifier:
         embedding = Embedding(self.width, frames=self.frames, image_size=self.image_size, patch_size=self.patch_size,
                               temporal=temporal, mean=self.mean, std=self.std, dtype=self.compute["dtype"], rngs=rngs)
         return Classifier(embedding, stages, width=self.width, num_classes=self.num_classes, drop_path=self.drop_path,
@@ -89,20 +89,23 @@ class Parts:
 def vit(parts: Parts, *, rngs) -> Classifier:
     """ViT frame by frame, features of the frames' class tokens averaged. No temporal table: blind to order."""
     stage = parts.stage(parts.depth, parts.attention(Frame()), parts.mlp())
-    return parts.classifier(stage, temporal=False, class_per_frame=True, rngs=rngs)
+    return parts.classifier(stage, temporal=None, class_per_frame=True, rngs=rngs)
 
 
 def timesformer(parts: Parts, *, rngs) -> Classifier:
-    """TimeSformer, divided: time attention without the class token and with `temporal_fc`, then space, then MLP."""
+    """TimeSformer, divided: time attention without the class token and with `temporal_fc`, then space, then MLP.
+
+    `temporal_fc` and the temporal table start at zero, as in its authors' code: at first it is an image model.
+    """
     time = parts.attention(Time(), class_keys=False, class_queries=False, extra_projection=True)
     stage = parts.stage(parts.depth, time, parts.attention(Frame()), parts.mlp())
-    return parts.classifier(stage, temporal=True, rngs=rngs)
+    return parts.classifier(stage, temporal=nnx.initializers.zeros, rngs=rngs)
 
 
 def joint(parts: Parts, *, rngs) -> Classifier:
     """Joint space-time attention over all tokens of the clip (MEViT eq. 3; TimeSformer's and ViViT's joint model)."""
     stage = parts.stage(parts.depth, parts.attention(Joint()), parts.mlp())
-    return parts.classifier(stage, temporal=True, rngs=rngs)
+    return parts.classifier(stage, temporal=position_init, rngs=rngs)
 
 
 def mevit(parts: Parts, *, block_size: int = 2, motion_blocks: int = 7, class_blocks: int = 1,
@@ -139,7 +142,7 @@ def mevit(parts: Parts, *, block_size: int = 2, motion_blocks: int = 7, class_bl
         parts.stage(parts.depth - motion_blocks, space, parts.mlp()),
         parts.stage(motion_blocks, *both, parts.mlp()),
         parts.stage(class_blocks, parts.class_attention(), parts.mlp(patches=False), late_class=True),
-        temporal=True, rngs=rngs)
+        temporal=position_init, rngs=rngs)
 
 
 MODELS = {"vit": vit, "timesformer": timesformer, "joint": joint, "mevit": mevit}

@@ -45,6 +45,11 @@ def make_optimizer(total_steps: int, steps_per_epoch: float, *, name: str = "ada
     require(decay in ("kernels", "all"), f"optim.decay={decay!r} must be kernels or all.")
     require(lr > 0, f"optim.lr={lr} must be positive.")
     require(weight_decay >= 0, f"optim.weight_decay={weight_decay} must be at least 0.")
+    for field, value in (("b1", b1), ("b2", b2), ("momentum", momentum)):
+        require(0 <= value < 1, f"optim.{field}={value} must be at least 0 and below 1.")
+    require(drop_factor > 0, f"optim.drop_factor={drop_factor} must be positive.")
+    require(all(isinstance(epoch, (int, float)) for epoch in drop_epochs),
+            f"optim.drop_epochs={drop_epochs} must be numbers of epochs.")
     require(clip_norm is None or clip_norm > 0, f"optim.clip_norm={clip_norm} must be positive.")
     require(ema_decay is None or 0 < ema_decay < 1, f"optim.ema_decay={ema_decay} must be between 0 and 1.")
     warmup = in_steps("optim.warmup", warmup_steps, warmup_epochs, steps_per_epoch) or 0
@@ -62,7 +67,8 @@ def make_optimizer(total_steps: int, steps_per_epoch: float, *, name: str = "ada
     def mask(parameters):
         return decay_mask(parameters, decay)
 
-    steps = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
+    # One link without clipping too: a run may continue with or without it.
+    steps = [optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)]
     if name == "adamw":
         steps += [optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask)]
     else:

@@ -33,9 +33,9 @@ class Bar:
             self.live.stop()
 
     def advance(self, count: int = 1) -> None:
-        self.done += count
+        self.done = min(self.done + count, self.total)  # the last batch may be padded
         if self.live:
-            self.live.update(self.task, completed=min(self.done, self.total))
+            self.live.update(self.task, completed=self.done)
 
     def figures(self, text: str) -> None:
         if self.live:

@@ -1,6 +1,6 @@
 """What a run is made of before an array exists: the sections of its config, checked, and the compiled step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from input_pipeline import Pipeline
+from input_pipeline.augment import crop_places
 from vidformers import memory
 from vidformers.errors import ConfigError, require
 from vidformers.evaluate import Evaluator, Protocol
@@ -72,6 +73,11 @@ class Setup(NamedTuple):
     def shardings(self):
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
+    @property
+    def quick(self) -> Protocol:
+        """One centre view: the evaluation on the way."""
+        return replace(self.protocol, clips=1, crops=1)
+
     def evaluator(self, protocol: Protocol) -> Evaluator:
         return Evaluator(self.graph, self.mesh, State(*self.shardings).evaluated, protocol)
 
@@ -82,22 +88,39 @@ def set_up(config: dict) -> Setup:
     Raises:
         ConfigError, DataError: a field or a file that cannot work.
     """
+    require(config["seed"] >= 0, f"seed={config['seed']} must be at least 0.")
     pipeline = Pipeline(**config["data"])
+    pipeline.flip_map, pipeline.val_manifest  # read here to be refused here
     loop, protocol = Loop(**config["train"]), Protocol(**config["eval"])
     mesh = make_mesh(**config["mesh"])
     loop.check_devices(mesh.size)
+    crop_places(protocol.crops)
     per_epoch = len(pipeline.train_manifest.records) / loop.batch_size
     total = in_steps("train.total", loop.total_steps, loop.total_epochs, per_epoch)
     require(total is not None and total >= 1, "train.total_steps or train.total_epochs must be set, to 1 step or more.")
     eval_every = in_steps("train.eval_every", loop.eval_every_steps, loop.eval_every_epochs, per_epoch)
     require(eval_every is None or eval_every >= 1, "train.eval_every_steps or _epochs must come to 1 step or more.")
+    known = [f"val/{score}@{shown.name}" for shown in (replace(protocol, clips=1, crops=1), protocol)
+             for score in ("top1", "top5", "mean_class_top1")]
+    require(config["checkpoint"]["best"] in known,
+            f"checkpoint.best={config['checkpoint']['best']} must be one of {', '.join(dict.fromkeys(known))}.")
     optimizer, rate = make_optimizer(total, per_epoch, **config["optim"])
     make_model = partial(build, **config["model"])
     graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
     abstract = jax.eval_shape(partial(initial_state, make_model, optimizer, config["optim"]["ema_decay"], 0))
     abstract = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
                             abstract, state_shardings(mesh, abstract))
-    return Setup(config, pipeline, loop, protocol, mesh, make_model, graph, optimizer, rate, abstract, total, eval_every)
+    setup = Setup(config, pipeline, loop, protocol, mesh, make_model, graph, optimizer, rate, abstract, total,
+                  eval_every)
+    setup.evaluator(protocol)  # refuses an eval.batch_size that does not divide among the devices
+    return setup
+
+
+def initialise(setup: Setup) -> State:
+    """The state of step 0, each array made where it lies."""
+    init = partial(initial_state, setup.make_model, setup.optimizer, setup.config["optim"]["ema_decay"],
+                   setup.config["seed"])
+    return jax.jit(init, out_shardings=setup.shardings)()
 
 
 def compile_step(setup: Setup, **changes):

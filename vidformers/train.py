@@ -4,7 +4,7 @@ import json
 import signal
 import time
 from collections import deque
-from functools import partial
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import jax
@@ -13,13 +13,13 @@ import numpy as np
 from input_pipeline import DataError
 from vidformers import workdir as folders
 from vidformers.checkpoint import Checkpoints
-from vidformers.errors import ConfigError, require
+from vidformers.errors import require
 from vidformers.evaluate import Evaluator, Protocol, Result
 from vidformers.metrics import MetricWriter, draw_confusion, draw_curves, replace_text
 from vidformers.progress import Bar, say, table
-from vidformers.setup import Setup, compile_to_fit, set_up
+from vidformers.setup import Setup, compile_to_fit, initialise, set_up
 from vidformers.sharding import put_batch
-from vidformers.step import State, initial_state
+from vidformers.step import State
 
 
 class Stop:
@@ -58,29 +58,45 @@ def train(config: dict, path) -> dict:
     setup = set_up(config)
     workdir = folders.open_workdir(path)
     main = jax.process_index() == 0
-    held = folders.lock(workdir) if main else None
-    val = setup.pipeline.val_manifest
-    data = {"train": setup.pipeline.train_manifest.digest, "val": val.digest,
-            "train_videos": len(setup.pipeline.train_manifest.records), "val_videos": len(val.records)}
-    if main:
-        folders.claim(workdir, folders.describe(config, data), say)
-    checkpoints = Checkpoints(workdir, **config["checkpoint"])
-    restored = checkpoints.restore(setup.abstract)
-    phases = {"set-up": time.perf_counter() - begun}
+    with ExitStack() as stack:
+        if main:
+            stack.enter_context(folders.lock(workdir))
+        val = setup.pipeline.val_manifest
+        run = folders.describe(config, {
+            "train": setup.pipeline.train_manifest.digest, "val": val.digest,
+            "train_videos": len(setup.pipeline.train_manifest.records), "val_videos": len(val.records)})
+        changes = folders.compare(workdir, run)
+        checkpoints = stack.enter_context(Checkpoints(workdir, **config["checkpoint"]))
+        restored = checkpoints.restore(setup.abstract)
+        phases = {"set-up": time.perf_counter() - begun}
+        return _train(setup, workdir, run, changes, checkpoints, restored, phases, stack)
+
+
+def _train(setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpoints, restored, phases, stack) -> dict:
+    """`train` in a folder that is ours; nothing is written there before all is known to fit."""
+    main = jax.process_index() == 0
 
     def phase(name, since):
         phases[name] = phases.get(name, 0.0) + time.perf_counter() - since
 
     since = time.perf_counter()
+    progress, start = {"bad_in_pass": 0, "bad": {}, "pending": []}, 0
     if restored:
-        state, progress, start = restored
-        say(f"Continues {workdir} at step {start} of {setup.total_steps}.")
-    else:
-        init = partial(initial_state, setup.make_model, setup.optimizer, config["optim"]["ema_decay"], config["seed"])
-        state, progress, start = jax.jit(init, out_shardings=setup.shardings)(), {"bad_in_pass": 0, "bad": {}}, 0
-    writer = MetricWriter(workdir, start) if main else None
+        state, saved, start = restored
+        progress |= saved
+        require(start <= setup.total_steps, f"--workdir={workdir} holds step {start}, beyond the {setup.total_steps} "
+                                            "steps of train.total_steps or total_epochs.")
     compiled = compile_to_fit(setup) if start < setup.total_steps else None
+    if not restored:
+        state = initialise(setup)
     phase("compiling", since)
+    if main:
+        folders.record(workdir, run)
+        writer = stack.enter_context(closing(MetricWriter(workdir, start)))
+    if restored:
+        say(f"Continues {workdir} at step {start} of {setup.total_steps}.")
+    for change in changes:
+        say(change)
     evaluators = {}
 
     def evaluate(protocol: Protocol, step: int) -> Result:
@@ -93,43 +109,40 @@ def train(config: dict, path) -> dict:
         phase("evaluating", since)
         return result
 
-    quick = Protocol(**{**config["eval"], "clips": 1, "crops": 1})
-    bad = BadVideos(setup, progress)
-    final = None
-    with Stop() as stop:
-        def must_know(step):
-            """Whether the state after `step` may be saved, so that all losses up to it must be known to be finite."""
-            return bool(stop.signal or step % checkpoints.every_steps == 0
-                        or setup.eval_every and step % setup.eval_every == 0)
+    def due(step: int) -> list[Protocol]:
+        """The evaluations after `step`. They come before its save: a run killed within one redoes it."""
+        last = step == setup.total_steps
+        quick = setup.eval_every and (last or step % setup.eval_every == 0)
+        return list(dict.fromkeys([setup.quick] * bool(quick) + [setup.protocol] * last))
 
-        if start < setup.total_steps:
-            since = time.perf_counter()
-            before = phases.get("evaluating", 0.0)
-            for step, state, logged, known in steps(setup, compiled, state, start, bad, must_know):
-                if logged and main:
-                    writer.write(step, logged)
-                figures = None
-                if setup.eval_every and step % setup.eval_every == 0 and step < setup.total_steps:
-                    figures = evaluate(quick, step).figures
-                if step == setup.total_steps:
-                    final = evaluate(setup.protocol, step)
-                    figures = final.figures
-                asked = known and stop.signal is not None
-                if asked or step == setup.total_steps or figures or step % checkpoints.every_steps == 0:
-                    checkpoints.save(step, state, bad.progress, figures)
-                if asked and step < setup.total_steps:
-                    checkpoints.wait()
-                    raise Interrupted(f"Stopped at step {step} of {setup.total_steps}, which is saved: the same "
-                                      "command continues.", stop.signal)
-            phase("training", since)
-            phases["training"] -= phases.get("evaluating", 0.0) - before
-        if final is None:
-            final = evaluate(setup.protocol, setup.total_steps)
-    checkpoints.wait()
+    bad = BadVideos(setup, progress)
+    with Stop() as stop:
+        def must_know(step: int) -> bool:
+            """Whether the state after `step` may be saved, so that all losses up to it must be known to be finite."""
+            return bool(stop.signal or step % checkpoints.every_steps == 0 or due(step))
+
+        if start == setup.total_steps:
+            final = evaluate(setup.protocol, start)
+        since, before = time.perf_counter(), phases.get("evaluating", 0.0)
+        for step, state, logged, pending in steps(setup, compiled, state, start, progress["pending"], bad, must_know):
+            if logged and main:
+                writer.write(step, logged)
+            results = [evaluate(protocol, step) for protocol in due(step)]
+            asked = pending is not None and stop.signal is not None
+            if asked or results or step % checkpoints.every_steps == 0:
+                figures = {name: value for result in results for name, value in result.figures.items()}
+                checkpoints.save(step, state, {**bad.progress, "pending": pending}, figures)
+            if step == setup.total_steps:
+                final = results[-1]
+            elif asked:
+                checkpoints.wait()
+                raise Interrupted(f"Stopped at step {step} of {setup.total_steps}, which is saved: the same command "
+                                  "continues.", stop.signal)
+        phase("training", since)
+        phases["training"] -= phases["evaluating"] - before
+        checkpoints.wait()
     if main:
-        writer.close()
         close(setup, workdir, final, phases, start)
-        held.close()
     return final.figures
 
 
@@ -160,63 +173,69 @@ class BadVideos:
                             f"decode, more than data.max_bad_fraction={most} allows; one of them: {path}.")
 
 
-def steps(setup: Setup, compiled, state: State, start: int, bad: BadVideos, must_know):
-    """Yields (steps done, state, figures since the last log or None, known) after each step.
+def steps(setup: Setup, compiled, state: State, start: int, pending: list, bad: BadVideos, must_know):
+    """Yields (steps done, state, figures since the last log or None, pending) after each step.
 
-    Figures are fetched late, so that the host runs ahead of the devices by two steps at most; `known` says that all
-    losses so far were fetched and finite, as they are wherever `must_know(steps done)`.
+    Figures are fetched late, so that the host runs ahead of the devices by two steps at most. `pending` holds those of
+    the steps since the last log, for a checkpoint to keep, or is None while some are not fetched; where
+    `must_know(steps done)` all are, and all were finite.
 
     Raises:
-        ConfigError: a loss that is not finite, naming its step.
+        ConfigError: a loss or a gradient that is not finite, naming its step.
     """
     loop = setup.loop
+    if start == setup.total_steps:
+        return
     batches = setup.pipeline.train_batches(
         batch_size=loop.batch_size, seed=setup.config["seed"], start=start,
         process_index=jax.process_index(), process_count=jax.process_count())
-    running, done, waited, since = deque(), [], 0.0, time.perf_counter()
+    running, done, waited, since, logged_at = deque(), list(pending), 0.0, time.perf_counter(), start
     try:
         with Bar("train", setup.total_steps, start, shown=jax.process_index() == 0) as bar:
-            for step in range(start, setup.total_steps):
+            for step in range(start + 1, setup.total_steps + 1):
                 asked = time.perf_counter()
                 batch = next(batches)
                 waited += time.perf_counter() - asked
-                bad.meet(step, batch)
+                bad.meet(step - 1, batch)
                 state, figures = compiled(state, put_batch(setup.mesh, {k: batch[k] for k in
                                                                         ("video", "label", "mask")}))
-                running.append((step + 1, figures))
-                whole = (step + 1) % loop.log_every_steps == 0 or step + 1 == setup.total_steps
-                known = whole or must_know(step + 1)
+                running.append((step, figures))
+                whole = step % loop.log_every_steps == 0 or step == setup.total_steps
+                known = whole or must_know(step)
                 while len(running) > (0 if known else 2):
                     done.append(_fetch(*running.popleft()))
                 bar.advance()
                 logged = None
                 if whole:
                     seconds = time.perf_counter() - since
-                    logged = _log(done, seconds, waited, loop.batch_size)
+                    logged = _log(done, loop.batch_size) | {
+                        "train/clips_per_second": (step - logged_at) * loop.batch_size / seconds,
+                        "train/data_wait": waited / seconds}
                     bar.figures(f"loss {logged['train/loss']:.3f}  top-1 {logged['train/top1']:.1%}  "
                                 f"{logged['train/clips_per_second']:.0f} clips/s  "
                                 f"data wait {logged['train/data_wait']:.1%}")
-                yield step + 1, state, logged, known
+                    done = []
+                yield step, state, logged, list(done) if known else None
                 if whole:
-                    done, waited, since = [], 0.0, time.perf_counter()
+                    waited, since, logged_at = 0.0, time.perf_counter(), step
     finally:
         batches.close()
 
 
 def _fetch(step: int, figures: dict) -> dict:
     figures = {name: float(value) for name, value in figures.items()}
-    if not np.isfinite(figures["loss"]):
-        raise ConfigError(f"The loss is {figures['loss']} at step {step}: lower optim.lr, set optim.clip_norm, or use "
-                          "model.dtype=float32. The checkpoints before it are whole.")
+    for name in ("loss", "gradient_norm"):
+        require(np.isfinite(figures[name]),
+                f"The {name.replace('_', ' ')} is {figures[name]} at step {step}: lower optim.lr, set optim.clip_norm, "
+                "or use model.dtype=float32; checkpoints of steps before are kept.")
     return figures
 
 
-def _log(done: list[dict], seconds: float, waited: float, batch_size: int) -> dict:
+def _log(done: list[dict], batch_size: int) -> dict:
     weights = np.array([figures["count"] for figures in done])
     logged = {f"train/{name}": float(np.average([f[name] for f in done], weights=weights if weights.any() else None))
               for name in ("loss", "top1")}
     return logged | {"train/gradient_norm": done[-1]["gradient_norm"], "train/lr": done[-1]["lr"],
-                     "train/clips_per_second": len(done) * batch_size / seconds, "train/data_wait": waited / seconds,
                      "train/bad_rows": len(done) * batch_size - float(weights.sum())}
 
 
@@ -247,7 +266,8 @@ def evaluate(config: dict, path) -> dict:
     setup = set_up(config)
     workdir = Path(path)
     require((workdir / "checkpoints").is_dir(), f"--workdir={workdir} holds no checkpoints to evaluate.")
-    restored = Checkpoints(workdir, **config["checkpoint"]).restore(setup.abstract, setup.protocol.checkpoint)
+    with Checkpoints(workdir, **config["checkpoint"], read_only=True) as checkpoints:
+        restored = checkpoints.restore(setup.abstract, setup.protocol.checkpoint)
     require(restored is not None, f"--workdir={workdir} holds no whole checkpoint to evaluate.")
     state, _, step = restored
     result = run_evaluation(setup, setup.evaluator(setup.protocol), state.evaluated, setup.protocol)

@@ -15,8 +15,10 @@ from vidformers.metrics import replace_text
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av", "opencv-python-headless", "numpy")
 
 # Of these a resumed run must have the same values, or it would not continue the run that the folder holds.
+# How it is computed may change.
 IDENTITY = ("seed", "model", "train.batch_size", "data.train", "data.frames", "data.sampling", "data.stride",
             "data.fps", "data.size", "data.short_side", "data.flip", "optim.name", "optim.ema_decay")
+COMPUTED = ("model.remat", "model.unroll", "model.dtype")
 
 
 def open_workdir(path) -> Path:
@@ -32,11 +34,16 @@ def open_workdir(path) -> Path:
 
 
 def lock(workdir: Path):
-    """Holds the folder until the process ends, however it ends. Raises ConfigError while another run holds it."""
+    """Holds the folder until the file returned is closed or the process ends, however it ends.
+
+    Raises:
+        ConfigError: another run holds it.
+    """
     file = open(workdir / ".lock", "a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
+        file.close()
         raise ConfigError(f"--workdir={workdir} is in use by a run that is still alive.") from None
     return file
 
@@ -55,30 +62,35 @@ def _commit() -> str | None:
     return git.stdout.strip() if git and git.returncode == 0 else None
 
 
-def claim(workdir: Path, run: dict, report=print) -> None:
-    """Writes `run.json`, or, where the folder holds a run, checks that this one continues it.
+def record(workdir: Path, run: dict) -> None:
+    """Writes `run.json`."""
+    replace_text(workdir / "run.json", json.dumps(run, indent=1) + "\n")
+
+
+def compare(workdir: Path, run: dict) -> list[str]:
+    """What changes where `run` continues the run that the folder holds, a sentence each.
 
     Raises:
         ConfigError: another model, seed, manifest, sampling or global batch; the sentence says what differs.
     """
     path = workdir / "run.json"
-    if path.exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
-            raise ConfigError(f"{path} is damaged; it does not hold a run's description.") from None
-        old, new = _flat(before["config"]), _flat(json.loads(json.dumps(run["config"])))
-        changed = sorted(field for field in old.keys() | new.keys() if old.get(field) != new.get(field))
-        for field in changed:
-            if any(field == name or field.startswith(name + ".") for name in IDENTITY):
-                raise ConfigError(f"--workdir={workdir} holds a run with {field}={old.get(field)!r}, not "
-                                  f"{new.get(field)!r}: give another workdir.")
-        require(before["data"]["train"] == run["data"]["train"],
-                f"--workdir={workdir} holds a run on another manifest: the list in {run['config']['data']['train']} "
-                f"has hash {run['data']['train']}, the run's had {before['data']['train']}.")
-        for field in changed:
-            report(f"Continues with {field}={new.get(field)!r} (was {old.get(field)!r}).")
-    replace_text(path, json.dumps(run, indent=1) + "\n")
+    if not path.exists():
+        return []
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        old, old_digest = _flat(before["config"]), before["data"]["train"]
+    except (ValueError, LookupError, TypeError):
+        raise ConfigError(f"{path} is damaged; it does not hold a run's description.") from None
+    new = _flat(json.loads(json.dumps(run["config"])))
+    changed = sorted(field for field in old.keys() | new.keys() if old.get(field) != new.get(field))
+    for field in changed:
+        same = any(field == name or field.startswith(name + ".") for name in IDENTITY) and field not in COMPUTED
+        require(not same, f"--workdir={workdir} holds a run with {field}={old.get(field)!r}, not "
+                          f"{new.get(field)!r}: give another workdir.")
+    require(old_digest == run["data"]["train"],
+            f"--workdir={workdir} holds a run on another manifest: the list in {run['config']['data']['train']} "
+            f"has hash {run['data']['train']}, the run's had {old_digest}.")
+    return [f"Continues with {field}={new.get(field)!r} (was {old.get(field)!r})." for field in changed]
 
 
 def _flat(tree, prefix="") -> dict:

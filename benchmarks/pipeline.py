@@ -1,0 +1,48 @@
+"""Clips a second of the input pipeline alone, beside what the demo's training steps take.
+
+Command: python -m benchmarks.pipeline [--config=configs/demo.py] [--batches=60]
+The pipeline has the machine to itself, then the training step has; one JSON line with both and the ratio.
+"""
+
+import argparse
+import time
+
+import jax
+import numpy as np
+
+from benchmarks.measure import report
+from vidformers import config as configs
+from vidformers.setup import compile_step, initialise, set_up
+from vidformers.sharding import put_batch
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/demo.py")
+    parser.add_argument("--batches", type=int, default=60)
+    args = parser.parse_args()
+    setup = set_up(configs.load(args.config).to_dict())
+    size = setup.loop.batch_size
+    batches = setup.pipeline.train_batches(batch_size=size, seed=0)
+    for _ in range(10):  # workers have started and their buffers were emptied once
+        batch = next(batches)
+    started = time.perf_counter()
+    for _ in range(args.batches):
+        batch = next(batches)
+    pipeline = args.batches * size / (time.perf_counter() - started)
+    batches.close()
+    compiled, state = compile_step(setup), initialise(setup)
+    batch = put_batch(setup.mesh, {name: batch[name] for name in ("video", "label", "mask")})
+    seconds = []
+    for _ in range(12):
+        started = time.perf_counter()
+        state, figures = compiled(state, batch)
+        jax.block_until_ready((state, figures))
+        seconds.append(time.perf_counter() - started)
+    step = size / float(np.median(seconds[2:]))
+    report(benchmark="pipeline", config=args.config, workers=setup.pipeline.workers, pipeline_clips_per_second=pipeline,
+           step_clips_per_second=step, ratio=pipeline / step)
+
+
+if __name__ == "__main__":
+    main()
