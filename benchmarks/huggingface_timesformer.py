@@ -24,12 +24,12 @@ import transformers
 def arguments():
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
-    parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
-    parser.add_argument('--mode', choices=['train', 'eval'], default='train')
-    parser.add_argument('--batch', type=int, default=1, help='clips per step')
-    parser.add_argument('--threads', type=int, default=2, help='CPU threads of one operation')
-    parser.add_argument('--compile', action='store_true', help='run the model under torch.compile')
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--mode", choices=["train", "eval"], default="train")
+    parser.add_argument("--batch", type=int, default=1, help="clips per step")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of one operation")
+    parser.add_argument("--compile", action="store_true", help="run the model under torch.compile")
     return parser.parse_args()
 
 
@@ -37,13 +37,13 @@ def build(args):
     """The model, and one step of it as a function of nothing."""
     config = transformers.TimesformerConfig(num_labels=400)
     model = transformers.TimesformerForVideoClassification(config).to(args.device)
-    model.train(args.mode == 'train')
+    model.train(args.mode == "train")
     forward = torch.compile(model) if args.compile else model
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
     shape = (args.batch, config.num_frames, 3, config.image_size, config.image_size)
     video = torch.randn(shape, device=args.device)
     label = torch.randint(config.num_labels, (args.batch,), device=args.device)
-    autocast = torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == 'bfloat16')
+    autocast = torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16")
 
     def train():
         optimiser.zero_grad()
@@ -57,17 +57,17 @@ def build(args):
         with autocast:
             forward(video)
 
-    return model, {'train': train, 'eval': evaluate}[args.mode]
+    return model, {"train": train, "eval": evaluate}[args.mode]
 
 
 def timed(step, device):
     """Runs one step to its very end and says what it took."""
     started = time.perf_counter()
     step()
-    if device == 'cpu':
-        return {'seconds': time.perf_counter() - started}
+    if device == "cpu":
+        return {"seconds": time.perf_counter() - started}
     torch.cuda.synchronize()
-    return {'seconds': time.perf_counter() - started, 'peak_bytes': torch.cuda.max_memory_allocated()}
+    return {"seconds": time.perf_counter() - started, "peak_bytes": torch.cuda.max_memory_allocated()}
 
 
 def main():
@@ -77,23 +77,23 @@ def main():
     model, step = build(args)
     timed(step, args.device)
     start = vars(args) | {
-        'torch': torch.__version__,
-        'transformers': transformers.__version__,
-        'python': sys.version.split()[0],
-        'device_name': torch.cuda.get_device_name() if args.device == 'cuda' else 'cpu',
-        'params': sum(parameter.numel() for parameter in model.parameters()),
-        'matmul_precision': torch.get_float32_matmul_precision(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": sys.version.split()[0],
+        "device_name": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+        "matmul_precision": torch.get_float32_matmul_precision(),
     }
     print(json.dumps(start), flush=True)
     for line in sys.stdin:
         match line.strip():
-            case 'step':
+            case "step":
                 print(json.dumps(timed(step, args.device)), flush=True)
-            case 'quit':
+            case "quit":
                 break
             case other:
-                sys.exit(f'Commands are step and quit, not {other!r}.')
+                sys.exit(f"Commands are step and quit, not {other!r}.")
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     main()

@@ -4,4 +4,4 @@ from input_pipeline.annotations import Manifest, Record
 from input_pipeline.batches import Pipeline
 from input_pipeline.errors import DataError
 
-__all__ = ['DataError', 'Manifest', 'Pipeline', 'Record']
+__all__ = ["DataError", "Manifest", "Pipeline", "Record"]

@@ -39,12 +39,12 @@ def read_classes(path, *, root, num_classes) -> tuple[str, ...]:
       DataError: the file is missing, repeats a name, or does not hold `num_classes` names.
     """
     path = os.path.join(root, path)
-    names = tuple(line.strip() for line in _read(path, 'data.classes').split('\n') if line.strip())
+    names = tuple(line.strip() for line in _read(path, "data.classes").split("\n") if line.strip())
     if len(names) != num_classes:
-        raise DataError(f'{path} holds {len(names)} class names, but data.num_classes is {num_classes}.')
+        raise DataError(f"{path} holds {len(names)} class names, but data.num_classes is {num_classes}.")
     if len(set(names)) != len(names):
         repeated = next(name for i, name in enumerate(names) if name in names[:i])
-        raise DataError(f'{path} holds the class name {repeated!r} twice.')
+        raise DataError(f"{path} holds the class name {repeated!r} twice.")
     return names
 
 
@@ -75,55 +75,55 @@ def read_manifest(path, *, root, num_classes, classes=None, complete=False) -> M
                             f'{",".join(row)!r}.')
         label = number_of.get(row[1].strip())
         if label is None:
-            label = _number(row[1], f'{path} line {line}', num_classes, names)
+            label = _number(row[1], f"{path} line {line}", num_classes, names)
         video = os.path.join(root, row[0])
         if video in first_line:
-            raise DataError(f'{path} line {line}: {row[0]} is already on line {first_line[video]}.')
+            raise DataError(f"{path} line {line}: {row[0]} is already on line {first_line[video]}.")
         first_line[video] = line
         records.append(Record(len(records), video, label, line))
-        written.append(f'{row[0]}\0{label}\n')
+        written.append(f"{row[0]}\0{label}\n")
     if not records:
-        raise DataError(f'{path} lists no videos.')
+        raise DataError(f"{path} lists no videos.")
     _check_files(path, records)
     largest = max(record.label for record in records)
     if complete and names is None and largest + 1 != num_classes:
-        raise DataError(f'{path}: the largest label is {largest}, but data.num_classes is {num_classes}: set '
-                        f'data.num_classes={largest + 1}, or give data.classes if some classes have no '
-                        'video.')
-    digest = hashlib.sha256(''.join(written).encode('utf-8', 'surrogateescape')).hexdigest()[:16]
+        raise DataError(f"{path}: the largest label is {largest}, but data.num_classes is {num_classes}: set "
+                        f"data.num_classes={largest + 1}, or give data.classes if some classes have no "
+                        "video.")
+    digest = hashlib.sha256("".join(written).encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return Manifest(path, tuple(records), names, digest)
 
 
 def _read(path, field):
     try:
-        with open(path, encoding='utf-8-sig', newline='') as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             return file.read()
     except OSError as error:
-        raise DataError(f'{path} ({field}) cannot be read: {error.strerror}.') from None
+        raise DataError(f"{path} ({field}) cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
-        raise DataError(f'{path} ({field}) is not UTF-8 text (byte {error.start}).') from None
+        raise DataError(f"{path} ({field}) is not UTF-8 text (byte {error.start}).") from None
 
 
 def _rows(path):
     """Pairs (line number, row) without the header and without blank lines."""
-    reader = csv.reader(io.StringIO(_read(path, 'manifest'), newline=''), strict=True)
+    reader = csv.reader(io.StringIO(_read(path, "manifest"), newline=""), strict=True)
     try:
         for number, row in enumerate(reader):
-            if row and not (number == 0 and row == ['path', 'label']):
+            if row and not (number == 0 and row == ["path", "label"]):
                 yield reader.line_num, row
     except csv.Error as error:
-        raise DataError(f'{path} line {reader.line_num}: {error}.') from None
+        raise DataError(f"{path} line {reader.line_num}: {error}.") from None
 
 
 def _number(text, where, num_classes, names):
     try:
         label = int(text)
     except ValueError:
-        kind = 'a name of data.classes' if names else 'a number, and data.classes gives no names'
-        raise DataError(f'{where}: the label {text!r} is not {kind}.') from None
+        kind = "a name of data.classes" if names else "a number, and data.classes gives no names"
+        raise DataError(f"{where}: the label {text!r} is not {kind}.") from None
     if not 0 <= label < num_classes:
-        raise DataError(f'{where}: label {label} is out of range for data.num_classes={num_classes} '
-                        f'(labels are 0 to {num_classes - 1}).')
+        raise DataError(f"{where}: label {label} is out of range for data.num_classes={num_classes} "
+                        f"(labels are 0 to {num_classes - 1}).")
     return label
 
 
@@ -135,12 +135,12 @@ def _check_files(path, records):
         folder, name = os.path.split(record.path)
         if folder not in listings:
             try:
-                with os.scandir(folder or '.') as entries:
+                with os.scandir(folder or ".") as entries:
                     listings[folder] = {entry.name for entry in entries}
             except OSError:
                 listings[folder] = set()
         if name not in listings[folder]:
             missing.append(record)
     if missing:
-        others = f', nor do {len(missing) - 1} others of this list' if len(missing) > 1 else ''
-        raise DataError(f'{path} line {missing[0].line}: {missing[0].path} does not exist{others}.')
+        others = f", nor do {len(missing) - 1} others of this list" if len(missing) > 1 else ""
+        raise DataError(f"{path} line {missing[0].line}: {missing[0].path} does not exist{others}.")

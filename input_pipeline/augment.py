@@ -88,7 +88,7 @@ def crop_places(crops: int) -> tuple[float, ...]:
     """
     places = {1: (0.5,), 3: (0.0, 0.5, 1.0)}
     if crops not in places:
-        raise DataError(f'eval.crops must be 1 (the centre) or 3 (along the longer side), but is {crops!r}.')
+        raise DataError(f"eval.crops must be 1 (the centre) or 3 (along the longer side), but is {crops!r}.")
     return places[crops]
 
 

@@ -16,8 +16,8 @@ from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.sampling import Dense, Uniform
 from input_pipeline.workers import Batches
 
-_ERROR_DTYPE = 'S300'  # of fixed width, to travel through the shared memory between processes
-_PADDING = Record(id=-1, path='', label=0, line=0)
+_ERROR_DTYPE = "S300"  # of fixed width, to travel through the shared memory between processes
+_PADDING = Record(id=-1, path="", label=0, line=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,14 +47,14 @@ class Pipeline:
     Raises:
       DataError: a field is out of range, or, when first read, a manifest has a mistake.
     """
-    source: str = 'csv'
-    root: str = '.'
-    train: str = 'train.csv'
-    val: str = 'val.csv'
+    source: str = "csv"
+    root: str = "."
+    train: str = "train.csv"
+    val: str = "val.csv"
     num_classes: int
     classes: str | None = None
     frames: int
-    sampling: str = 'uniform'
+    sampling: str = "uniform"
     stride: int = 1
     fps: float | None = None
     size: int
@@ -71,28 +71,28 @@ class Pipeline:
     max_bad_fraction: float = 0.01
 
     def __post_init__(self):
-        for field, choices in (('source', ('csv', 'motion_clips')), ('sampling', ('uniform', 'dense'))):
-            self._require(field, getattr(self, field) in choices, ' or '.join(map(repr, choices)))
-        for field, least in (('num_classes', 1), ('size', 1), ('workers', 0), ('prefetch', 1)):
+        for field, choices in (("source", ("csv", "motion_clips")), ("sampling", ("uniform", "dense"))):
+            self._require(field, getattr(self, field) in choices, " or ".join(map(repr, choices)))
+        for field, least in (("num_classes", 1), ("size", 1), ("workers", 0), ("prefetch", 1)):
             self._require(field, _is_whole(getattr(self, field), least),
-                          f'a whole number of at least {least}')
-        for field in ('flip', 'brightness', 'saturation', 'gamma', 'hue', 'max_bad_fraction'):
+                          f"a whole number of at least {least}")
+        for field in ("flip", "brightness", "saturation", "gamma", "hue", "max_bad_fraction"):
             value = getattr(self, field)
-            self._require(field, isinstance(value, numbers.Real) and 0 <= value <= 1, 'from 0 to 1')
+            self._require(field, isinstance(value, numbers.Real) and 0 <= value <= 1, "from 0 to 1")
         bounds = self.short_side
-        self._require('short_side', _is_sequence(bounds, 2) and all(_is_whole(b, self.size) for b in bounds)
+        self._require("short_side", _is_sequence(bounds, 2) and all(_is_whole(b, self.size) for b in bounds)
                       and bounds[0] <= bounds[1],
-                      f'two ascending whole numbers of at least data.size={self.size} pixels')
+                      f"two ascending whole numbers of at least data.size={self.size} pixels")
         test_side, swaps = self.test_short_side, self.flip_swaps
-        self._require('test_short_side', test_side is None or _is_whole(test_side, self.size),
-                      f'None or a whole number of at least data.size={self.size} pixels')
-        self._require('flip_swaps', _is_sequence(swaps) and all(_is_sequence(pair, 2) for pair in swaps),
-                      'pairs of class names or of label numbers')
+        self._require("test_short_side", test_side is None or _is_whole(test_side, self.size),
+                      f"None or a whole number of at least data.size={self.size} pixels")
+        self._require("flip_swaps", _is_sequence(swaps) and all(_is_sequence(pair, 2) for pair in swaps),
+                      "pairs of class names or of label numbers")
         self._sampler  # checks frames, stride and fps
 
     def _require(self, field, condition, expected):
         if not condition:
-            raise DataError(f'data.{field} must be {expected}, but is {getattr(self, field)!r}.')
+            raise DataError(f"data.{field} must be {expected}, but is {getattr(self, field)!r}.")
 
     @functools.cached_property
     def train_manifest(self) -> Manifest:
@@ -120,10 +120,10 @@ class Pipeline:
             first, second = (number_of.get(entry, entry) for entry in pair)
             for label, other in ((first, second), (second, first)):
                 if not _is_whole(label, 0) or label >= self.num_classes:
-                    raise DataError(f'data.flip_swaps: {label!r} is neither a class name nor a label below '
-                                    f'data.num_classes={self.num_classes}.')
+                    raise DataError(f"data.flip_swaps: {label!r} is neither a class name nor a label below "
+                                    f"data.num_classes={self.num_classes}.")
                 if label in mirrored or first == second:
-                    raise DataError(f'data.flip_swaps: {self.class_names[label]!r} appears twice.')
+                    raise DataError(f"data.flip_swaps: {self.class_names[label]!r} appears twice.")
                 mirrored[label] = other
         return mirrored
 
@@ -181,7 +181,7 @@ class Pipeline:
         """
         local_size = _local_size(batch_size, process_count)
         if not _is_whole(clips, 1):
-            raise DataError(f'eval.clips must be a whole number of at least 1, but is {clips!r}.')
+            raise DataError(f"eval.clips must be a whole number of at least 1, but is {clips!r}.")
         crop_places(crops)  # refuses other counts here rather than in a worker
         records = self.val_manifest.records if records is None else tuple(records)
         count = math.ceil(len(records) / batch_size)
@@ -193,13 +193,13 @@ class Pipeline:
 
     @functools.cached_property
     def _sampler(self):
-        if self.sampling == 'uniform':
+        if self.sampling == "uniform":
             return Uniform(self.frames)
         return Dense(self.frames, self.stride, self.fps)
 
     @functools.cached_property
     def _prepared_root(self):
-        if self.source == 'motion_clips':
+        if self.source == "motion_clips":
             from input_pipeline import motion_clips
             motion_clips.ensure(self.root, report=print)
         return self.root
@@ -222,7 +222,7 @@ def _train_row(record, rng, *, sampler, augment):
 def _val_row(record, *, sampler, clips, crops, size, short_side):
     empty = np.zeros((clips * crops, sampler.frames, size, size, 3), np.uint8)
     if record.id == _PADDING.id:
-        return _row(record, empty, '')
+        return _row(record, empty, "")
     try:
         video = Video(record.path)
         # Clips share frames: each is decoded and resized once.
@@ -236,14 +236,14 @@ def _val_row(record, *, sampler, clips, crops, size, short_side):
 
 def _row(record, video, error=None):
     """One row of a batch. With an `error`, even an empty one, it does not count."""
-    message = str(error or '').encode('utf-8', 'replace')
-    return {'video': video, 'label': np.int32(record.label), 'mask': np.float32(error is None),
-            'id': np.int32(record.id), 'error': np.array(message, _ERROR_DTYPE)}
+    message = str(error or "").encode("utf-8", "replace")
+    return {"video": video, "label": np.int32(record.label), "mask": np.float32(error is None),
+            "id": np.int32(record.id), "error": np.array(message, _ERROR_DTYPE)}
 
 
 def _local_size(batch_size, process_count):
     if batch_size % process_count:
-        raise DataError(f'A batch of {batch_size} clips does not divide among {process_count} processes.')
+        raise DataError(f"A batch of {batch_size} clips does not divide among {process_count} processes.")
     return batch_size // process_count
 
 

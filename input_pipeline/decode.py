@@ -19,8 +19,8 @@ from input_pipeline.errors import DecodeError
 
 # AVI stores no presentation times, and one packet of it may hold two frames; transport and program streams
 # have no index to seek in; VP8 has packets that show nothing. All are decoded from the start and counted.
-_UNINDEXED_FORMATS = {'avi', 'mpegts', 'mpeg'}
-_UNINDEXED_CODECS = {'vp8'}
+_UNINDEXED_FORMATS = {"avi", "mpegts", "mpeg"}
+_UNINDEXED_CODECS = {"vp8"}
 
 
 class Video:
@@ -46,7 +46,7 @@ class Video:
             packets = [(p.pts, p.dts, p.duration, p.is_keyframe, p.is_discard)
                        for p in container.demux(stream) if p.size]
             if any(entry.pos + entry.size > container.size for entry in stream.index_entries):
-                raise DecodeError(f'{self._name}: the file is truncated.')
+                raise DecodeError(f"{self._name}: the file is truncated.")
             time_base, rate = stream.time_base, stream.average_rate or 25
             indexed = (container.format.name not in _UNINDEXED_FORMATS
                        and stream.codec_context.name not in _UNINDEXED_CODECS
@@ -70,7 +70,7 @@ class Video:
         else:
             pts = self._pts
         if not len(pts):
-            raise DecodeError(f'{self._name}: no frame can be decoded.')
+            raise DecodeError(f"{self._name}: no frame can be decoded.")
         self.times = (np.array(pts, np.float64) - pts[0]) * float(time_base)
         # Without a duration of its own the last frame stays as long as the others do on average.
         interval = self.times[-1] / (len(pts) - 1) if len(pts) > 1 else 1 / float(rate)
@@ -90,7 +90,7 @@ class Video:
         """
         wanted, inverse = np.unique(np.asarray(indices, np.int64), return_inverse=True)
         if not (len(wanted) and 0 <= wanted[0] and wanted[-1] < len(self.times)):
-            raise IndexError(f'{self._name} has {len(self.times)} frames; indices {indices}')
+            raise IndexError(f"{self._name} has {len(self.times)} frames; indices {indices}")
         if self._pts is None:
             images = self._by_count(wanted.tolist())
         else:
@@ -99,14 +99,14 @@ class Video:
             if len(images) < len(wanted):  # a seek has landed too late
                 images = self._by_pts(wanted, seek=False)
         if len(images) < len(wanted):
-            raise DecodeError(f'{self._name}: {len(wanted) - len(images)} of {len(wanted)} frames '
-                              'cannot be decoded.')
+            raise DecodeError(f"{self._name}: {len(wanted) - len(images)} of {len(wanted)} frames "
+                              "cannot be decoded.")
         with self._errors():  # frames of several sizes do not stack
             return np.stack(images)[inverse]
 
     @property
     def _name(self):
-        return self._source if isinstance(self._source, str) else f'video of {len(self._source)} bytes'
+        return self._source if isinstance(self._source, str) else f"video of {len(self._source)} bytes"
 
     @contextlib.contextmanager
     def _errors(self):
@@ -115,17 +115,17 @@ class Video:
         except DecodeError:
             raise
         except Exception as error:
-            raise DecodeError(f'{self._name}: {type(error).__name__}: {error}') from error
+            raise DecodeError(f"{self._name}: {type(error).__name__}: {error}") from error
 
     @contextlib.contextmanager
     def _open(self):
         """The container and its video stream."""
         source = self._source if isinstance(self._source, str) else io.BytesIO(self._source)
         # Titles and comments in other encodings than UTF-8 are common and would not open otherwise.
-        with self._errors(), av.open(source, metadata_errors='replace') as container:
+        with self._errors(), av.open(source, metadata_errors="replace") as container:
             streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
             if not streams:
-                raise DecodeError(f'{self._name}: the file holds no video.')
+                raise DecodeError(f"{self._name}: the file holds no video.")
             # Workers are as many as there are cores: threads of the decoder would only get in their way.
             streams[0].codec_context.thread_type = ThreadType.NONE
             streams[0].codec_context.thread_count = 1
@@ -146,7 +146,7 @@ class Video:
         with self._open() as (container, stream):
             images, position, decoded = [], None, _decoded(container, stream, set(wanted))
             for pts in wanted:
-                key, target = self._keyframes[bisect.bisect(self._keyframes, (pts, float('inf'))) - 1]
+                key, target = self._keyframes[bisect.bisect(self._keyframes, (pts, float("inf"))) - 1]
                 if seek and (position is None or key > position):
                     container.seek(target, stream=stream)
                     decoded = _decoded(container, stream, set(wanted))
@@ -164,13 +164,13 @@ def _decoded(container, stream, wanted):
     """Frames in the order in which they are shown, those in `wanted` and as many others as is convenient."""
     context = stream.codec_context
     for packet in container.demux(stream):
-        if context.name == 'h264':
+        if context.name == "h264":
             # Pictures that no other refers to need no decoding. (In HEVC the same mark leaves out pictures
             # that higher temporal layers refer to.)
-            context.skip_frame = 'DEFAULT' if packet.pts in wanted else 'NONREF'
+            context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
         yield from packet.decode()
 
 
 def _image(frame):
     # Positive rotation is counterclockwise both in FFmpeg and in NumPy.
-    return np.rot90(frame.to_ndarray(format='rgb24'), round(frame.rotation / 90))
+    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))

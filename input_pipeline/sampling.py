@@ -30,7 +30,7 @@ class Uniform:
     frames: int
 
     def __post_init__(self):
-        _check_count('data.frames', self.frames)
+        _check_count("data.frames", self.frames)
 
     def train(self, times, duration, rng: np.random.Generator) -> np.ndarray:
         """(frames,) int64 indices, ascending: a random instant of each segment."""
@@ -43,7 +43,7 @@ class Uniform:
         One clip takes the centres. Several clips interleave, and differ wherever a segment has enough
         frames; taking the centres for each of them would score one clip several times.
         """
-        _check_count('eval.clips', clips)
+        _check_count("eval.clips", clips)
         within = (np.arange(clips) + 0.5) / clips
         return _on_screen(times, (np.arange(self.frames) + within[:, None]) * (duration / self.frames))
 
@@ -61,11 +61,11 @@ class Dense:
     fps: float | None = None
 
     def __post_init__(self):
-        _check_count('data.frames', self.frames)
-        _check_count('data.stride', self.stride)
+        _check_count("data.frames", self.frames)
+        _check_count("data.stride", self.stride)
         number = isinstance(self.fps, (int, float)) and not isinstance(self.fps, bool)
-        if self.fps is not None and not (number and 0 < self.fps < float('inf')):
-            raise DataError(f'data.fps must be frames per second above 0, or None, but is {self.fps!r}.')
+        if self.fps is not None and not (number and 0 < self.fps < float("inf")):
+            raise DataError(f"data.fps must be frames per second above 0, or None, but is {self.fps!r}.")
 
     def train(self, times, duration, rng: np.random.Generator) -> np.ndarray:
         """(frames,) int64 indices, ascending: the start is uniform over all that leave room for the clip."""
@@ -79,7 +79,7 @@ class Dense:
         Both ends are included, and one clip lies in the centre. Spacing K starts by 1/K of the room instead
         would put a single "middle" clip at the very beginning, and never look at the end.
         """
-        _check_count('eval.clips', clips)
+        _check_count("eval.clips", clips)
         offsets = self._offsets(times, duration)
         room = max(times[-1] - offsets[-1], 0.0)
         starts = np.linspace(0.0, room, clips) if clips > 1 else np.array([room / 2])
@@ -93,10 +93,10 @@ class Dense:
 
 def _on_screen(times, instants):
     """The index of the last frame whose time is at or before each instant."""
-    indices = np.searchsorted(np.asarray(times) - _TOLERANCE, instants, side='right') - 1
+    indices = np.searchsorted(np.asarray(times) - _TOLERANCE, instants, side="right") - 1
     return np.clip(indices, 0, len(times) - 1).astype(np.int64)
 
 
 def _check_count(field, value):
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise DataError(f'{field} must be a whole number of at least 1, but is {value!r}.')
+        raise DataError(f"{field} must be a whole number of at least 1, but is {value!r}.")

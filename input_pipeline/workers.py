@@ -45,7 +45,7 @@ class Batches:
 
     def __next__(self):
         if not self._open:
-            raise ValueError('The iterator over the batches is closed.')
+            raise ValueError("The iterator over the batches is closed.")
         # Copied out of shared memory, which would leak if the program ended while it held a batch.
         return {key: np.array(value) for key, value in next(self._open[0]).items()}
 
@@ -77,11 +77,11 @@ def _start_worker(index, count):
     del index, count
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_follow_parent, name='follow-parent', daemon=True).start()
+    threading.Thread(target=_follow_parent, name="follow-parent", daemon=True).start()
     # The accelerators belong to the parent. grain may have imported jax already: then its settings are read.
-    os.environ['JAX_PLATFORMS'] = 'cpu'
-    if 'jax' in sys.modules:
-        sys.modules['jax'].config.update('jax_platforms', 'cpu')
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     cv2.setNumThreads(0)

@@ -75,7 +75,7 @@ def test_short_side_jitter_scales_the_window():
     np.testing.assert_allclose(spans, across, atol=2)  # no stretch
 
 
-@pytest.mark.parametrize('height, width', [(20, 33), (33, 20)])
+@pytest.mark.parametrize("height, width", [(20, 33), (33, 20)])
 def test_test_crops_lie_along_the_longer_side(height, width):
     frames = ramp(height, width)
     three = augment.test_crops(frames, 20, 3)
@@ -100,9 +100,9 @@ def test_window_and_resize_equal_resizing_the_whole_frame():
     np.testing.assert_allclose(crop.astype(int), whole[10:50, 20:60], atol=1)
 
 
-@pytest.mark.parametrize('crops', [0, 2, 5, '3'])
+@pytest.mark.parametrize("crops", [0, 2, 5, "3"])
 def test_other_numbers_of_crops(crops):
-    with pytest.raises(DataError, match=r'eval\.crops'):
+    with pytest.raises(DataError, match=r"eval\.crops"):
         augment.test_crops(ramp(20, 30), 20, crops)
 
 
@@ -112,7 +112,7 @@ def test_colour_is_left_alone_by_default():
     np.testing.assert_array_equal(clip, frames)
 
 
-@pytest.mark.parametrize('change', COLOUR)
+@pytest.mark.parametrize("change", COLOUR)
 def test_colour_changes(change):
     grey = np.repeat(noise(1, 16, 16, 1), 3, -1)
     colours = noise(1, 16, 16, 3)
@@ -123,9 +123,9 @@ def test_colour_changes(change):
         assert abs(changed.mean() - colours.mean()) < 50
         grey_changed, _ = apply(grey, 0, np.random.default_rng(seed))
         assert np.ptp(grey_changed.astype(int), -1).max() <= 1  # grey stays grey under every change
-        if change in ('saturation', 'hue'):
+        if change in ("saturation", "hue"):
             np.testing.assert_allclose(grey_changed.astype(int), grey, atol=1)
-        if change == 'gamma':
+        if change == "gamma":
             ends = np.array([0, 255], np.uint8)[None, None, :, None].repeat(3, -1).repeat(2, 1)
             ends = TrainAugment(2, (2, 2), 0.0, gamma=1.0)(ends, 0, np.random.default_rng(seed))[0]
             assert ends[0, 0, :, 0].tolist() == [0, 255]

@@ -38,7 +38,7 @@ def test_uniform_takes_the_centres_of_the_segments():
     np.testing.assert_array_equal(Uniform(8).test(times, duration, 1), [np.arange(2, 40, 5)])
 
 
-@pytest.mark.parametrize('clips', [1, 2, 4])
+@pytest.mark.parametrize("clips", [1, 2, 4])
 def test_uniform_is_symmetric_in_time(clips):
     times, duration = constant(40)
     indices = Uniform(8).test(times, duration, clips)
@@ -112,16 +112,16 @@ def test_dense_holds_the_last_frame_of_a_short_video():
     np.testing.assert_array_equal(Uniform(3).test(np.zeros(1), 0.0, 1), [[0, 0, 0]])
 
 
-@pytest.mark.parametrize('field, make', [
-    ('data.frames', lambda: Uniform(0)),
-    ('data.frames', lambda: Uniform(8.0)),
-    ('data.frames', lambda: Dense(0, 1)),
-    ('data.stride', lambda: Dense(8, 0)),
-    ('data.fps', lambda: Dense(8, 1, 0)),
-    ('data.fps', lambda: Dense(8, 1, '25')),
-    ('eval.clips', lambda: Uniform(8).test(*constant(40), 0)),
-    ('eval.clips', lambda: Dense(8, 1).test(*constant(40), 0)),
+@pytest.mark.parametrize("field, make", [
+    ("data.frames", lambda: Uniform(0)),
+    ("data.frames", lambda: Uniform(8.0)),
+    ("data.frames", lambda: Dense(0, 1)),
+    ("data.stride", lambda: Dense(8, 0)),
+    ("data.fps", lambda: Dense(8, 1, 0)),
+    ("data.fps", lambda: Dense(8, 1, "25")),
+    ("eval.clips", lambda: Uniform(8).test(*constant(40), 0)),
+    ("eval.clips", lambda: Dense(8, 1).test(*constant(40), 0)),
 ])
 def test_fields_are_checked(field, make):
-    with pytest.raises(DataError, match=field.replace('.', r'\.')):
+    with pytest.raises(DataError, match=field.replace(".", r"\.")):
         make()

@@ -44,7 +44,7 @@ def draw(rng, shape, center=0.0, scale=1.0):
 def randomise(model, rng):
     """Draws every parameter anew, those that start at zero or one too, so that each one matters."""
     for name, parameter in model.named_parameters():
-        is_norm_weight = 'layernorm' in name and name.endswith('weight')
+        is_norm_weight = "layernorm" in name and name.endswith("weight")
         value = draw(rng, parameter.shape, center=float(is_norm_weight), scale=0.2)
         parameter.data.copy_(torch.from_numpy(value))
 
@@ -53,7 +53,7 @@ def checkpoint(model):
     """The parameters under the names of a checkpoint file, which can differ from those of the modules."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return safetensors.numpy.load_file(f'{folder}/model.safetensors')
+        return safetensors.numpy.load_file(f"{folder}/model.safetensors")
 
 
 def timesformer(attention_type):
@@ -75,12 +75,12 @@ def write(name, model, seed, leading, answer):
     with torch.inference_mode():
         outputs = model.eval()(torch.from_numpy(np.moveaxis(pixels, -1, -3).copy()))
     versions = {
-        'torch': torch.__version__,
-        'transformers': transformers.__version__,
-        'python': platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
     }
     np.savez_compressed(
-        FOLDER / f'{name}.npz',
+        FOLDER / f"{name}.npz",
         **checkpoint(model),
         input=pixels,
         output=outputs[answer].numpy(),
@@ -88,9 +88,9 @@ def write(name, model, seed, leading, answer):
     )
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     clips = (BATCH, FRAMES)
-    write('timesformer_divided', timesformer('divided_space_time'), 0, clips, 'logits')
-    write('timesformer_joint', timesformer('joint_space_time'), 1, clips, 'logits')
-    write('timesformer_space_only', timesformer('space_only'), 2, clips, 'logits')
-    write('vit', vit(), 3, (BATCH,), 'last_hidden_state')
+    write("timesformer_divided", timesformer("divided_space_time"), 0, clips, "logits")
+    write("timesformer_joint", timesformer("joint_space_time"), 1, clips, "logits")
+    write("timesformer_space_only", timesformer("space_only"), 2, clips, "logits")
+    write("vit", vit(), 3, (BATCH,), "last_hidden_state")
