@@ -24,14 +24,14 @@ def parse(argv):
     flags, fields = {"mode": "train"}, []
     for argument in argv[1:]:
         name, equals, value = argument.partition("=")
-        require(bool(equals) and name.startswith("--"), f"{argument!r} is not understood: write --name=value.\n{USAGE}")
+        require(bool(equals) and name.startswith("--"), f"{argument!r} is not understood: write --name=value, as --help shows.")
         if name.startswith("--config."):
             fields.append((name.removeprefix("--config."), value))
         elif name in ("--config", "--workdir", "--mode"):
             flags[name.removeprefix("--")] = value
         else:
-            raise ConfigError(f"{name} is not a flag.\n{USAGE}")
-    require("config" in flags, f"--config=FILE is missing.\n{USAGE}")
+            raise ConfigError(f"{name} is not a flag; --help shows them.")
+    require("config" in flags, f"--config=FILE is missing; --help shows how to write it.")
     require(flags["mode"] in MODES, f"--mode={flags['mode']} must be one of {', '.join(MODES)}.")
     config = configs.load(flags["config"])
     for path, value in fields:
@@ -70,8 +70,8 @@ def main(argv) -> int:
     """Exit status 0; 2 after a mistake, with one sentence; 128 + the signal's number after one that was heeded."""
     try:
         return run(argv)
-    except KeyboardInterrupt:  # before the first step; in training the signal is heeded between two steps
-        print("Interrupted before a step was made; the same command continues.", file=sys.stderr)
+    except KeyboardInterrupt:  # training itself heeds the signal between two steps, and saves
+        print("Interrupted; nothing is lost, and the same command goes on.", file=sys.stderr)
         return 128 + signal.SIGINT
     except OSError as error:
         print(f"vidformers: {error.filename or 'a file'} cannot be read or written: {error.strerror or error}.",

@@ -17,8 +17,8 @@ def get_config(model: str = "mevit"):
     config.model.update(width=64, heads=4, depth=3, patch_size=8, unroll=3, dtype="float32")
     if model == "mevit":
         config.model.update(depth=3, motion_blocks=3, class_blocks=1)
-    config.train.update(total_steps=2000, batch_size=16, log_every_steps=50, eval_every_steps=500)
+    config.train.update(total_steps=1400, batch_size=16, log_every_steps=50, eval_every_steps=350)
     config.optim.update(lr=1e-3, warmup_steps=100, weight_decay=0.05, clip_norm=1.0)
     config.eval.update(clips=4, crops=1, batch_size=32, views_at_once=4)
-    config.checkpoint.update(every_steps=500)
+    config.checkpoint.update(every_steps=350)
     return config

@@ -104,6 +104,8 @@ class Checkpoints:
 
     def _check(self, stored, wanted, step: int) -> None:
         stored, wanted = _shapes(stored), _shapes(wanted)
+        if not stored:
+            raise ValueError("no arrays are listed")
         for name in sorted(stored.keys() | wanted.keys()):
             if stored.get(name) != wanted.get(name):
                 raise ConfigError(f"The checkpoint of step {step} in {self.folder} does not fit the model: {name} is "

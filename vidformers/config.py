@@ -61,7 +61,7 @@ def override(config: ConfigDict, path: str, text: str) -> None:
 
 def _read(text: str, kind: type, optional: bool):
     if kind is str:
-        return text
+        return None if optional and text.lower() == "none" else text
     value = ast.literal_eval(text.capitalize() if text.lower() in ("true", "false", "none") else text)
     if kind is float and type(value) is int:
         return float(value)

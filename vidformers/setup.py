@@ -90,7 +90,7 @@ def set_up(config: dict) -> Setup:
     """
     require(config["seed"] >= 0, f"seed={config['seed']} must be at least 0.")
     pipeline = Pipeline(**config["data"])
-    pipeline.flip_map, pipeline.val_manifest  # read here to be refused here
+    pipeline.train_manifest, pipeline.val_manifest, pipeline.flip_map  # read here to be refused here
     loop, protocol = Loop(**config["train"]), Protocol(**config["eval"])
     mesh = make_mesh(**config["mesh"])
     loop.check_devices(mesh.size)

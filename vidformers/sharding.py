@@ -9,17 +9,18 @@ from vidformers.errors import require
 AXES = ("data", "fsdp")
 
 
-def make_mesh(*, data: int = -1, fsdp: int = 1):
-    """A mesh over all devices: batches are spread over both axes, parameters and moments over `fsdp` alone.
+def make_mesh(*, data: int = -1, fsdp: int = 1, devices=None):
+    """A mesh over all devices, or over those given: batches are spread over both axes, parameters and moments over `fsdp` alone.
 
     `data=-1` takes what `fsdp` leaves. Raises ConfigError where the product is not the number of devices.
     """
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     require(fsdp >= 1 and (data == -1 or data >= 1), f"mesh.data={data} and mesh.fsdp={fsdp} must be at least 1.")
     data = max(count // fsdp, 1) if data == -1 else data
     require(data * fsdp == count, f"mesh.data={data} x mesh.fsdp={fsdp} needs {data * fsdp} devices; "
                                   f"there are {count}.")
-    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
 
 
 def batch_sharding(mesh) -> NamedSharding:

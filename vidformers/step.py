@@ -67,7 +67,7 @@ def make_step(graph, optimizer, rate, *, seed: int, accumulate: int = 1, label_s
         average = state.average
         if ema_decay:
             average = optax.incremental_update(parameters, average, 1 - ema_decay)
-        figures = {"loss": loss, "top1": right, "count": count, "gradient_norm": optax.global_norm(gradients),
+        figures = {"loss": loss, "top1": right, "count": count, "gradient_norm": optax.tree.norm(gradients),
                    "lr": rate(state.step)}
         return State(state.step + 1, parameters, moments, average), figures
 

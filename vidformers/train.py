@@ -141,8 +141,8 @@ def _train(setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpo
         phase("training", since)
         phases["training"] -= phases["evaluating"] - before
         checkpoints.wait()
-    if main:
-        close(setup, workdir, final, phases, start)
+        if main:
+            close(setup, workdir, final, phases, start)
     return final.figures
 
 

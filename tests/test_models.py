@@ -1,0 +1,327 @@
+"""What each model is: its size and cost, what it is blind to, and what must not change what it computes."""
+
+import importlib
+import re
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny import clips, compiled, make
+
+from configs.base import OWN, base
+from vidformers import MODELS, ConfigError, build
+from vidformers.attention.core import Tokens
+from vidformers.config import override
+from vidformers.models import Parts
+from vidformers.summary import summarise
+
+CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem not in ("base", "__init__"))
+TWELVE = dict(depth=12, motion_blocks=12, class_blocks=0)  # the baseline of MEViT's Tables 1 and 3
+TEMPORAL = {
+    "timesformer": ("timesformer", dict()),
+    "joint": ("joint", dict()),
+    "mevit": ("mevit", dict()),
+    "mevit, class token from the input": ("mevit", dict(class_blocks=0, order="space_motion", temporal_fc=True)),
+}
+SHUFFLES = ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1], [1, 0, 2, 3])
+# Frames in another order are summed in another order; logits are of size 1.
+ROUNDING = dict(rtol=1e-4, atol=1e-5)
+
+
+def cost(name, **options):
+    return summarise(partial(build, name, num_classes=400, **options))
+
+
+def config(name, *arguments):
+    return importlib.import_module(f"configs.{name}").get_config(*arguments)
+
+
+def same_trees(found, expected, **tolerance):
+    jax.tree.map(partial(np.testing.assert_allclose, **tolerance), found, expected)
+
+
+# Size and cost
+
+
+@pytest.mark.parametrize("name, params, macs, linear", [
+    ("vit_b16", 86_106_256, 140.5, 134.8), ("timesformer_b16", 121_566_352, 195.8, None),
+    ("joint_b16", 86_112_400, 179.6, None), ("mevit_b16", 102_659_728, 156.5, 150.8)])
+def test_published_models_have_their_size_and_cost(name, params, macs, linear):
+    summary = summarise(partial(build, **config(name).model.to_dict()))
+    assert summary.params == params == sum(size for _, size in summary.modules)
+    assert summary.macs_per_view / 1e9 == pytest.approx(macs, abs=0.05)
+    assert linear is None or summary.macs_per_view_linear / 1e9 == pytest.approx(linear, abs=0.05)
+
+
+@pytest.mark.parametrize("frames, gmacs", [(8, (184.8, 185.5, 186.9, 195.9, 229.9)),
+                                           (16, (369.9, 372.7, 378.6, 414.3, 550.3))])
+def test_block_size_changes_the_cost_and_not_the_parameters(frames, gmacs):
+    rows = [cost("mevit", frames=frames, block_size=m, **TWELVE) for m in (1, 2, 3, 7, 14)]
+    assert len({row.params for row in rows}) == len({row.macs_per_view_linear for row in rows}) == 1
+    assert [row.macs_per_view / 1e9 for row in rows] == pytest.approx(gmacs, abs=0.05)
+
+
+def test_parameters_follow_the_formulas():
+    d, mlp = 768, 8 * 768**2 + 7 * 768  # an MLP with its norm
+    attention = 4 * d**2 + 6 * d
+    params = {blocks: cost("mevit", **{**TWELVE, "motion_blocks": blocks}).params for blocks in (0, 2, 4, 8, 12)}
+    assert all(params[n] - params[0] == n * attention for n in params)
+    assert cost("mevit", temporal_fc=True, **TWELVE).params - params[12] == 12 * (d**2 + d)
+    twelve, eleven = (cost("mevit", depth=n, motion_blocks=n - 4, class_blocks=1).params for n in (12, 11))
+    assert twelve - eleven == 2 * attention + mlp
+    one, two = (cost("mevit", depth=9, class_blocks=n).params for n in (1, 2))
+    assert two - one == attention + mlp == 12 * d**2 + 13 * d
+    assert cost("vit", size="S").params == 21_819_664
+
+
+def test_linear_macs_of_attention_are_a_multiple_of_its_parameters():
+    tokens, d = 8 * 196 + 8, 768
+    expected = 12 * tokens * 12 * d**2 + 8 * 196 * 768 * d + 400 * d
+    assert cost("vit").macs_per_view_linear == expected
+    assert cost("vit").macs_per_view - expected == 12 * 2 * 8 * 197**2 * d
+
+
+# Configs
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_builds_at_full_size(name):
+    for argument in [()] + [(model,) for model in OWN if name == "demo"]:
+        assert summarise(partial(build, **config(name, *argument).model.to_dict())).params > 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_config_fields_are_exactly_those_of_the_model(name):
+    assert set(OWN) == set(MODELS)
+    own = {key: value for key, value in (MODELS[name].__kwdefaults__ or {}).items() if key != "rngs"}
+    assert OWN[name] == own
+    shared = {field.name for field in fields(Parts)} - {"masked"}  # for tests alone
+    assert set(base(name).model) == {"name"} | shared | set(own)
+
+
+@pytest.mark.parametrize("name, field", [("vit", "block_size"), ("joint", "temporal_fc"), ("mevit", "blocksize"),
+                                         ("timesformer", "rngs_"), ("vit", "compute")])
+def test_a_foreign_field_is_refused_by_name(name, field):
+    with pytest.raises(ConfigError, match=rf"model\.{field}\b.*{name}"):
+        build(name, num_classes=5, rngs=nnx.Rngs(0), **{field: 1})
+
+
+def ablations():
+    """(label, overrides) of the rows that the docstring of configs/mevit_b16.py gives."""
+    baseline = ()
+    for line in importlib.import_module("configs.mevit_b16").__doc__.split("as overrides:")[1].splitlines():
+        row = [(path, values.split("|")) for path, values in re.findall(r"--config\.(\S+?)=(\S+)", line)]
+        if "baseline of" in line:
+            baseline = tuple((path, values[0]) for path, values in row)
+        for i in range(max((len(values) for _, values in row), default=0)):
+            chosen = tuple((path, values[i % len(values)]) for path, values in row)
+            if "the baseline and" in line:
+                chosen = baseline + chosen
+            if re.match(r"\s+\d+\+\d", line):  # Table 2: as many motion blocks as blocks
+                chosen += (("model.motion_blocks", dict(chosen)["model.depth"]),)
+            yield chosen
+
+
+@pytest.mark.parametrize("overrides", ablations(), ids=lambda row: " ".join(f"{k[6:]}={v}" for k, v in row))
+def test_every_row_of_the_ablations_builds(overrides):
+    sheet = config("mevit_b16")
+    for path, text in overrides:
+        override(sheet, path, text)
+    stages = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0), **sheet.model.to_dict())).stages
+    expected = (sheet.model.depth - sheet.model.motion_blocks, sheet.model.motion_blocks, sheet.model.class_blocks)
+    assert [stage.depth for stage in stages] == [depth for depth in expected if depth]
+
+
+def test_the_ablations_are_all_there():
+    assert len(list(ablations())) == 1 + 5 + 4 + 5 + 1
+
+
+# Order of frames
+
+
+def test_a_frame_wise_model_is_blind_to_order():
+    forward, parameters = compiled("vit")
+    logits = forward(parameters, np.stack([clips(1)[0][order] for order in SHUFFLES]))
+    same_trees(logits, np.broadcast_to(logits[:1], logits.shape), **ROUNDING)
+    assert np.abs(logits - forward(parameters, clips(4, seed=1))).max() > 0.1, "but not to what the frames show"
+
+
+@pytest.mark.parametrize("name", TEMPORAL)
+def test_a_temporal_model_tells_orders_apart(name):
+    forward, parameters = compiled(TEMPORAL[name][0], **TEMPORAL[name][1])
+    logits = np.asarray(forward(parameters, np.stack([clips(1)[0][order] for order in SHUFFLES])))
+    for i in range(1, len(SHUFFLES)):
+        assert np.abs(logits[i] - logits[0]).max() > 1e-2
+
+
+@pytest.mark.parametrize("name", TEMPORAL)
+def test_without_its_temporal_table_a_model_is_blind_to_order(name):
+    forward, parameters = compiled(TEMPORAL[name][0], **TEMPORAL[name][1])
+    embedding = {**parameters["embedding"], "time": 0 * parameters["embedding"]["time"]}
+    logits = forward({**parameters, "embedding": embedding}, np.stack([clips(1)[0][order] for order in SHUFFLES]))
+    same_trees(logits, np.broadcast_to(logits[:1], logits.shape), **ROUNDING)
+
+
+@pytest.mark.parametrize("name", ["vit", *TEMPORAL])
+def test_a_clip_does_not_depend_on_its_batch_mates(name):
+    forward, parameters = compiled(*TEMPORAL.get(name, (name, {}))[:1], **TEMPORAL.get(name, (name, {}))[1])
+    first, second = clips(4), clips(4, seed=1)
+    second[2] = first[0]
+    same_trees(forward(parameters, first)[0], forward(parameters, second)[2], rtol=1e-5, atol=1e-6)
+
+
+# What must not change the result
+
+
+def explicit(graph, parameters, video):
+    """The forward pass as a plain loop over layers, from parts of the model."""
+    model = nnx.merge(graph, parameters)
+    patches = model.embedding(video)
+    tokens = Tokens(patches, jnp.zeros((len(patches), 0, patches.shape[-1])))
+    for i, stage in enumerate(model.stages):
+        if i == model.class_enters:
+            tokens = model._with_class(tokens)
+        block, stacked = nnx.split(stage.layers)
+        for depth in range(stage.depth):
+            tokens = nnx.merge(block, jax.tree.map(lambda leaf: leaf[depth], stacked))(tokens)
+    return model.head(model.norm(tokens.classes).mean(axis=1))
+
+
+SCANNED = dict(depth=3, motion_blocks=2)
+
+
+def test_scan_equals_unrolled_equals_a_plain_loop():
+    forward, parameters = compiled("mevit", **SCANNED)
+    expected = forward(parameters, clips())
+    graph, _ = make("mevit", **SCANNED)
+    same_trees(jax.jit(partial(explicit, graph))(parameters, clips()), expected, **ROUNDING)
+    same_trees(compiled("mevit", unroll=3, **SCANNED)[0](parameters, clips()), expected, **ROUNDING)
+
+
+def gradient(name, **options):
+    """(logits, gradient of a mixture of them) and the parameters."""
+    graph, parameters = make(name, **options)
+    mixture = np.random.default_rng(5).normal(size=(2, 5)).astype(np.float32)
+
+    def loss(p):
+        logits = nnx.merge(graph, p)(clips(2))
+        return (logits * mixture).sum(), logits
+
+    gradients, logits = jax.jit(jax.grad(loss, has_aux=True))(parameters)
+    return logits, gradients
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_nothing(remat):
+    found, expected = gradient("mevit", remat=remat), gradient("mevit")
+    same_trees(found, expected, rtol=1e-3, atol=1e-4)  # gradients sum over tokens and reach 10
+
+
+@pytest.mark.parametrize("name", ["vit", "timesformer", "joint", "mevit"])
+def test_a_gradient_reaches_every_parameter_of_every_layer(name):
+    """Except key biases: added to all scores of a query alike, they leave its softmax as it was."""
+    _, gradients = gradient(name)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+        path, leaf = jax.tree_util.keystr(path), np.abs(leaf)
+        layers = leaf.reshape(leaf.shape[0], -1) if "layers" in path else leaf.reshape(1, -1)
+        if "'qkv'" in path or "'kv'" in path:
+            parts = np.stack(np.split(leaf, leaf.shape[-1] // 32, axis=-1))
+            parts = parts.reshape(*parts.shape[:2], -1).max(-1)  # (q) k v, layer
+            if "bias" in path:
+                assert (parts[-2] < 1e-4 * parts[-1]).all(), path
+                parts = np.delete(parts, -2, axis=0)
+            assert (parts > 1e-4).all(), path
+        assert (layers.max(-1) > 1e-4).all(), path
+        if "'space'" in path or "'time'" in path:
+            assert (leaf.max(-1) > 1e-4).all(), f"every row of {path}"
+
+
+@pytest.mark.parametrize("name", ["vit", "mevit"])
+def test_bfloat16_stays_near_float32(name):
+    forward, parameters = compiled(name)
+    expected = np.asarray(forward(parameters, clips()))
+    low = compiled(name, dtype="bfloat16")[0](parameters, clips())
+    assert low.dtype == jnp.float32
+    # Eight bits a number: a few parts in a hundred of the spread of the logits after some layers.
+    assert np.abs(low - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_timesformer_starts_as_an_image_model():
+    """Its time attention ends in a projection that starts at zero, and so does its temporal table."""
+    start = jax.jit(lambda: nnx.to_pure_dict(nnx.state(build(
+        "timesformer", num_classes=5, frames=4, image_size=32, patch_size=8, width=32, heads=4, depth=2,
+        rngs=nnx.Rngs(0)))))()
+    time, space, mlp = (start["stages"][0]["layers"]["sublayers"][i] for i in range(3))
+    assert not any(leaf.any() for leaf in jax.tree.leaves((time["extra"], start["embedding"]["time"])))
+    forward, _ = compiled("mevit", motion_blocks=0, class_blocks=0)
+    in_space = {**start, "stages": {0: {"layers": {"sublayers": {0: space, 1: mlp}}}}}
+    divided, _ = compiled("timesformer")
+    same_trees(divided(start, clips()), forward(in_space, clips()), **ROUNDING)
+
+
+def test_the_default_initialisation_gives_logits_of_moderate_size():
+    start = jax.jit(lambda: nnx.to_pure_dict(nnx.state(build(
+        "mevit", num_classes=5, frames=4, image_size=32, patch_size=8, width=32, heads=4, depth=2, motion_blocks=1,
+        rngs=nnx.Rngs(0)))))()
+    logits = compiled("mevit")[0](start, clips())
+    assert 1e-3 < np.abs(logits).max() < 1
+
+
+@pytest.mark.parametrize("rates", [dict(dropout=0.3), dict(drop_path=0.3)], ids=["dropout", "drop_path"])
+def test_noise_is_a_function_of_the_key_and_absent_without_one(rates):
+    forward, parameters = compiled("mevit", **rates)
+    first, again, other = (forward(parameters, clips(), jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-2
+    expected = compiled("mevit")[0](parameters, clips())
+    np.testing.assert_array_equal(forward(parameters, clips()), expected)
+    assert np.abs(first - expected).max() > 1e-2
+
+
+def test_at_rate_zero_a_key_changes_nothing():
+    forward, parameters = compiled("mevit")
+    same_trees(forward(parameters, clips(), jax.random.key(0)), forward(parameters, clips()), **ROUNDING)
+
+
+def test_stochastic_depth_grows_linearly_over_all_blocks():
+    graph, parameters = make("mevit", depth=3, motion_blocks=2, class_blocks=1, drop_path=0.3)
+    keys = jax.random.split(jax.random.key(0), 3)
+    rates = [noise.drop_path for noise in nnx.merge(graph, parameters)._noises(keys)]
+    assert [len(stage) for stage in rates] == [1, 2, 1]
+    np.testing.assert_allclose(np.concatenate(rates), [0, 0.1, 0.2, 0.3], rtol=1e-6)
+
+
+def test_pixels_are_normalised_on_the_way_in():
+    forward, parameters = compiled("vit")
+    floats = (clips() / 255 - 0.5).astype(np.float32) / 0.5
+    same_trees(forward(parameters, floats), forward(parameters, clips()), **ROUNDING)
+
+
+@pytest.mark.parametrize("name, options, field", [
+    ("vit", dict(heads=5), "model.heads=5"), ("vit", dict(heads=0), "model.heads=0"),
+    ("vit", dict(patch_size=7), "model.patch_size=7"), ("vit", dict(frames=0), "model.frames=0"),
+    ("vit", dict(size="XL"), "model.size='XL'"), ("vit", dict(dtype="float16"), "model.dtype='float16'"),
+    ("vit", dict(remat="some"), "model.remat='some'"), ("vit", dict(unroll=0), "model.unroll=0"),
+    ("vit", dict(width=0), "model.width"), ("vit", dict(depth=0), "model.depth"),
+    ("vit", dict(num_classes=0), "model.num_classes=0"), ("vit", dict(dropout=1.0), "model.dropout=1.0"),
+    ("vit", dict(drop_path=-0.1), "model.drop_path=-0.1"), ("vit", dict(std=(1, 1, 0)), "model.std"),
+    ("mevit", dict(motion_blocks=13), "model.motion_blocks=13"), ("mevit", dict(block_size=0), "model.block_size=0"),
+    ("mevit", dict(class_blocks=-1), "model.class_blocks=-1"), ("mevit", dict(order="both"), "model.order='both'"),
+    ("mevit", dict(class_queries_motion=True, class_in_motion=False), "model.class_queries_motion"),
+    ("wit", dict(), "model.name='wit'")])
+def test_a_geometry_that_cannot_work_is_refused_in_one_sentence(name, options, field):
+    with pytest.raises(ConfigError) as refusal:
+        nnx.eval_shape(lambda: build(name, rngs=nnx.Rngs(0), **{"num_classes": 5, **options}))
+    sentence = str(refusal.value)
+    assert field in sentence and sentence.endswith(".") and "\n" not in sentence
+
+
+def test_a_clip_of_another_shape_is_refused():
+    graph, parameters = make("vit")
+    with pytest.raises(ConfigError, match="clips of shape"):
+        jax.eval_shape(lambda p, x: nnx.merge(graph, p)(x), parameters, clips(1, frames=3))

@@ -1,0 +1,46 @@
+"""Tiny models with every parameter drawn at random: what starts at zero would hide what it multiplies."""
+
+import zlib
+from functools import cache
+
+import jax
+import numpy as np
+from flax import nnx
+
+from vidformers import build
+
+TINY = dict(num_classes=5, frames=4, image_size=32, patch_size=8, width=32, heads=4, depth=2)
+MEVIT = dict(depth=2, motion_blocks=1)
+
+
+def randomise(shapes, seed: int = 0):
+    """Values for a tree of shapes, a function of the seed and the path, so that models share what they have in common.
+
+    Kernels keep the size of what passes them; the rest is normal around 0, or around 1 for the scale of a norm.
+    """
+    def draw(path, leaf):
+        rng = np.random.default_rng([seed, zlib.crc32(jax.tree_util.keystr(path).encode())])
+        kernel, scale = (getattr(path[-1], "key", None) == name for name in ("kernel", "scale"))
+        spread = leaf.shape[-2] ** -0.5 if kernel else 0.3
+        return rng.normal(float(scale), spread, leaf.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def make(name: str, **options):
+    """(graph, random parameters) of a tiny model; nothing is compiled."""
+    options = {**TINY, **(MEVIT if name == "mevit" else {}), **options}
+    graph, state = nnx.split(nnx.eval_shape(lambda: build(name, rngs=nnx.Rngs(0), **options)))
+    return graph, randomise(nnx.to_pure_dict(state))
+
+
+@cache
+def compiled(name: str, **options):
+    """(f(parameters, video, key=None) -> logits compiled, random parameters); compiled once a model."""
+    graph, parameters = make(name, **options)
+    return jax.jit(lambda p, video, key=None: nnx.merge(graph, p)(video, key)), parameters
+
+
+def clips(count: int = 4, seed: int = 0, frames: int = TINY["frames"], size: int = TINY["image_size"]):
+    """uint8 clips of noise (b t y x 3)."""
+    return np.random.default_rng(seed).integers(0, 256, (count, frames, size, size, 3), np.uint8)
