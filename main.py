@@ -7,38 +7,39 @@ import sys
 from pathlib import Path
 
 USAGE = """python main.py --config=FILE[:MODEL] [--config.section.field=value ...]
-               [--workdir=DIR] [--mode=train|eval|summary]
+               [--workdir=DIR] [--mode=train|eval|summary] [--distributed=true]
 
 The workdir is runs/NAME by default, and given again it resumes. configs/ holds the experiment sheets, configs/base.py
-every field."""
-
+every field. --distributed=true joins the hosts of a TPU pod or cluster into one run."""
 
 MODES = ("train", "eval", "summary")
 
 
 def parse(argv):
-    """(config as nested dicts, workdir, mode). Raises ConfigError on a mistake."""
+    """(config as nested dicts, workdir, mode, distributed). Raises ConfigError on a mistake."""
     from vidformers import config as configs
     from vidformers.errors import ConfigError, require
 
-    flags, fields = {"mode": "train"}, []
+    flags, fields = {"mode": "train", "distributed": "false"}, []
     for argument in argv[1:]:
         name, equals, value = argument.partition("=")
-        require(bool(equals) and name.startswith("--"), f"{argument!r} is not understood: write --name=value, as --help shows.")
+        require(bool(equals) and name.startswith("--"),
+                f"{argument!r} is not understood: write --name=value, as --help shows.")
         if name.startswith("--config."):
             fields.append((name.removeprefix("--config."), value))
-        elif name in ("--config", "--workdir", "--mode"):
+        elif name in ("--config", "--workdir", "--mode", "--distributed"):
             flags[name.removeprefix("--")] = value
         else:
             raise ConfigError(f"{name} is not a flag; --help shows them.")
-    require("config" in flags, f"--config=FILE is missing; --help shows how to write it.")
+    require("config" in flags, "--config=FILE is missing; --help shows how to write it.")
     require(flags["mode"] in MODES, f"--mode={flags['mode']} must be one of {', '.join(MODES)}.")
+    require(flags["distributed"] in ("true", "false"), f"--distributed={flags['distributed']} must be true or false.")
     config = configs.load(flags["config"])
     for path, value in fields:
         configs.override(config, path, value)
     file, _, model = flags["config"].partition(":")
     workdir = flags.get("workdir") or f"runs/{Path(file).stem}" + (f"_{model}" if model else "")
-    return config.to_dict(), workdir, flags["mode"]
+    return config.to_dict(), workdir, flags["mode"], flags["distributed"] == "true"
 
 
 def summarise(config, name):
@@ -66,6 +67,18 @@ def cache_compilations():
         jax.config.update("jax_compilation_cache_dir", str(home / "vidformers" / "compiled"))
 
 
+def join_hosts():
+    """Makes one run of the processes that a TPU pod or a scheduler started. Raises ConfigError outside of one."""
+    import jax
+
+    from vidformers.errors import ConfigError
+
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        raise ConfigError(f"--distributed=true: this is no pod or cluster that JAX knows ({error}).") from None
+
+
 def main(argv) -> int:
     """Exit status 0; 2 after a mistake, with one sentence; 128 + the signal's number after one that was heeded."""
     try:
@@ -88,10 +101,12 @@ def run(argv) -> int:
     from vidformers.errors import ConfigError
 
     try:
-        config, workdir, mode = parse(argv)
+        config, workdir, mode, distributed = parse(argv)
         if mode == "summary":
             summarise(config, Path(workdir).name)
             return 0
+        if distributed:
+            join_hosts()
         from vidformers import train
 
         cache_compilations()

@@ -50,14 +50,15 @@ class Run:
         env |= {"XDG_CACHE_HOME": str(ROOT / ".cache"), "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu",
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         capped = [] if limit is None else ["prlimit", f"--fsize={limit}"]
-        self.process = subprocess.Popen([*capped, sys.executable, "main.py", *arguments], cwd=ROOT, env=env, text=True,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+        self.process = subprocess.Popen(
+            [*capped, sys.executable, "main.py", *arguments], cwd=ROOT, env=env, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def until(self, condition):
         """Returns what `condition()` gives as soon as it is true of the live run."""
         end = time.monotonic() + 180
         while not (found := condition()):
-            assert self.process.poll() is None, f"the run ended too early:\n{''.join(self.process.communicate())}"
+            assert self.process.poll() is None, "ended too early:\n" + "".join(self.process.communicate())
             assert time.monotonic() < end, "the moment never came"
             time.sleep(0.002)
         return found
@@ -148,7 +149,7 @@ def checkpoint(workdir, step):
 
 
 def assert_same_run(one, other, evaluations=True, step=TINY["train.total_steps"]):
-    """Lines, events and the arrays of the last checkpoint agree bit for bit; perhaps but for the evaluations."""
+    """Lines, events and the arrays of the last checkpoint agree bit for bit, perhaps but for evaluations."""
     assert [row for row in rows(one) if evaluations or "train/loss" in row] == [
         row for row in rows(other) if evaluations or "train/loss" in row]
     assert [event for event in events(one) if evaluations or "train/" in event[1]] == [

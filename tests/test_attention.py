@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import randomise
+from tiny import quick_jit, randomise
 
 from vidformers import ConfigError
 from vidformers.attention.class_attention import ClassAttention
@@ -49,6 +49,9 @@ def branch(graph, parameters, tokens):
     return nnx.merge(graph, parameters).branch(tokens)
 
 
+run = quick_jit(branch, static_argnums=0)
+
+
 # The definition
 
 
@@ -66,9 +69,9 @@ def test_gathered_equals_masked_with_its_gradient(float64, scheme, part, count):
         tokens = draw_tokens(grid, grid[0] if count == "frames" else count, clips=2)
         cotangent = draw_tokens(grid, tokens.classes.shape[1], clips=2, seed=1)
 
-        @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+        @quick_jit
         def both(tokens):
-            def run(masked):
+            def one(masked):
                 graph, parameters = layer(chosen, masked=masked, dtype=jnp.float64, **PARTS[part])
                 parameters = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), parameters)
 
@@ -78,7 +81,7 @@ def test_gathered_equals_masked_with_its_gradient(float64, scheme, part, count):
 
                 return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(parameters, tokens)
 
-            return run(False), run(True)
+            return one(False), one(True)
 
         gathered, masked = both(tokens)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), gathered, masked)
@@ -119,7 +122,7 @@ def influence(graph, parameters, tokens):
     def outputs(tokens):
         return tuple(None if part is None else part[0] @ mixture for part in branch(graph, parameters, tokens))
 
-    jacobians = jax.jit(jax.jacrev(outputs))(jax.tree.map(np.float32, tokens))
+    jacobians = quick_jit(jax.jacrev(outputs))(jax.tree.map(np.float32, tokens))
     return [None if part is None else [np.any(np.asarray(j)[..., 0, :] if j.ndim == 3 else np.asarray(j), axis=-1)
                                        for j in part] for part in jacobians]
 
@@ -173,7 +176,7 @@ def softmax_attention(parameters, queries, keys):
 def test_padded_blocks_equal_ragged_ones(float64, m, grid):
     graph, parameters = layer(Motion(m), class_queries=False, dtype=jnp.float64)
     tokens = draw_tokens(grid, 1)
-    found, _ = jax.jit(branch, static_argnums=0)(graph, parameters, tokens)
+    found, _ = run(graph, parameters, tokens)
     for y in range(0, grid[1], m):
         for x in range(0, grid[2], m):
             block = tokens.patches[0, :, y:y + m, x:x + m]
@@ -204,15 +207,15 @@ def test_motion_in_one_block_is_joint_attention(m):
 
 def test_without_querying_motion_in_one_block_is_joint_attention_on_patches():
     tokens = draw_tokens((2, 4, 4), 1)
-    motion, none = branch(*layer(Motion(4), class_queries=False), tokens)
-    joint, _ = branch(*layer(Joint()), tokens)
+    motion, none = run(*layer(Motion(4), class_queries=False), tokens)
+    joint, _ = run(*layer(Joint()), tokens)
     assert none is None
     np.testing.assert_allclose(motion, joint, rtol=1e-5, atol=1e-5)
 
 
 def same(first, second, options):
     tokens = draw_tokens((2, 4, 4), 1)
-    found, expected = (jax.jit(branch, static_argnums=0)(*layer(scheme, **options), tokens)
+    found, expected = (run(*layer(scheme, **options), tokens)
                        for scheme in (first, second))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
 
@@ -221,9 +224,8 @@ def test_extra_projection_follows_the_output_projection(float64):
     graph, parameters = layer(Time(), extra_projection=True, dtype=jnp.float64)
     plain = {name: leaf for name, leaf in parameters.items() if name != "extra"}
     tokens = draw_tokens((2, 2, 2), 1)
-    for found, before in zip(branch(graph, parameters, tokens), branch(layer(Time(), dtype=jnp.float64)[0], plain,
-                                                                       tokens)):
-        extra = parameters["extra"]
+    extra = parameters["extra"]
+    for found, before in zip(run(graph, parameters, tokens), run(layer(Time(), dtype=jnp.float64)[0], plain, tokens)):
         np.testing.assert_allclose(found, before @ extra["kernel"].astype(float) + extra["bias"], rtol=1e-9)
 
 
@@ -233,7 +235,7 @@ def test_extra_projection_follows_the_output_projection(float64):
 def test_class_attention_leaves_patches_bit_for_bit():
     tokens = jax.tree.map(np.float32, draw_tokens((2, 3, 3), 1, clips=2))
     graph, parameters = class_attention()
-    out = jax.jit(lambda p, x: nnx.merge(graph, p)(x))(parameters, tokens)
+    out = quick_jit(lambda p, x: nnx.merge(graph, p)(x))(parameters, tokens)
     np.testing.assert_array_equal(out.patches, tokens.patches)
     assert np.abs(out.classes - tokens.classes).max() > 0.1
 
@@ -247,7 +249,7 @@ def test_class_attention_reads_every_patch_and_not_the_class_token():
         return (nnx.merge(graph, parameters)(tokens).classes - tokens.classes)[0, 0]
 
     tokens = jax.tree.map(np.float32, draw_tokens((2, 3, 3), 1))
-    jacobian = jax.jit(jax.jacrev(update, argnums=(0, 1)))
+    jacobian = quick_jit(jax.jacrev(update, argnums=(0, 1)))
     of_patches, of_class = jacobian(*tokens, parameters)
     assert np.abs(of_patches).max(axis=(0, 1, -1)).min() > 0
     assert np.abs(of_class).max() > 1e-2, "through its query"

@@ -1,105 +1,171 @@
-"""Evaluation: views are averaged as said, every video counts once, on any number of devices."""
+"""Evaluation against plain numpy: views averaged, every video counted once, on any number of devices.
+
+The model here passes its pixels on as logits, so that every case can be set up exactly.
+"""
+
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import clips, make
 
-from vidformers.errors import ConfigError
+from vidformers import ConfigError
 from vidformers.evaluate import Evaluator, Protocol, batch_sums, scores
-from vidformers.sharding import make_mesh, state_shardings
+from vidformers.sharding import make_mesh, replicated
 
-GRAPH, PARAMETERS = make("vit")
-VIEWS = 3
-
-
-def videos(count, seed=0):
-    return clips(count * VIEWS, seed).reshape(count, VIEWS, *clips(1).shape[1:])
+CLASSES = 7
 
 
-def batch(count, real=None, seed=0):
-    real = count if real is None else real
-    mask = (np.arange(count) < real).astype(np.float32)
-    labels = np.random.default_rng(seed).integers(0, 5, count).astype(np.int32)
-    return {"video": videos(count, seed), "label": labels * mask.astype(np.int32), "mask": mask,
-            "id": np.where(mask > 0, np.arange(count), -1).astype(np.int32), "error": np.array([b""] * count, "S300")}
+class Pixels(nnx.Module):
+    """Logits are the pixels, times one parameter."""
+
+    def __init__(self):
+        self.gain = nnx.Param(np.ones((), np.float32))
+
+    def __call__(self, video):
+        return video[:, 0, 0, 0] * self.gain[...]
 
 
-def logits_of(video):
-    model = nnx.merge(GRAPH, PARAMETERS)
-    return np.stack([np.asarray(jax.jit(model)(video[:, v]), np.float64) for v in range(video.shape[1])], axis=1)
+GRAPH, STATE = nnx.split(Pixels())
+PARAMETERS = nnx.to_pure_dict(STATE)
 
 
-def softmax(x):
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+def rows(logits, label, mask=None, ids=None, errors=None):
+    """A batch of logits (b v k)."""
+    count = len(logits)
+    return {"video": np.asarray(logits, np.float32)[:, :, None, None, None, :], "label": np.asarray(label, np.int32),
+            "mask": np.ones(count, np.float32) if mask is None else np.asarray(mask, np.float32),
+            "id": np.arange(count) if ids is None else np.asarray(ids),
+            "error": np.array(errors or [b""] * count, object)}
 
 
-@pytest.mark.parametrize("views_at_once", [1, 2, 3, 8])
-@pytest.mark.parametrize("average", ["probabilities", "logits"])
-def test_views_are_averaged_as_the_protocol_says_in_chunks_of_any_size(average, views_at_once):
-    video = videos(2)
-    logits = logits_of(video)
-    expected = softmax(logits).mean(axis=1) if average == "probabilities" else softmax(logits.mean(axis=1))
-    found = jax.jit(lambda p, x: scores(nnx.merge(GRAPH, p), x, average, views_at_once))(PARAMETERS, video)
-    np.testing.assert_allclose(np.exp(found), expected, atol=2e-6)
+def draw(seed, videos=16, views=6):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(videos, views, CLASSES)) * 2, rng.integers(0, CLASSES, videos)
 
 
-def test_the_sums_of_a_batch_equal_those_counted_by_hand():
-    rows = batch(8, real=6)
-    p = softmax(logits_of(rows["video"])).mean(axis=1)[:6]
-    label = rows["label"][:6]
-    rank = (p > p[np.arange(6), label][:, None]).sum(axis=1)
-    sums = jax.jit(lambda q, b: batch_sums(GRAPH, "probabilities", 1, q, b))(
-        PARAMETERS, {k: rows[k] for k in ("video", "label", "mask")})
-    assert sums.count == 6 and sums.top1 == (rank == 0).sum() and sums.top5 == 6
-    np.testing.assert_allclose(sums.loss, -np.log(p[np.arange(6), label]).sum(), rtol=1e-5)
-    expected = np.zeros((5, 5))
-    np.add.at(expected, (label, p.argmax(axis=1)), 1)
-    np.testing.assert_array_equal(sums.confusion, expected)
+def evaluate(batches, mesh=None, **protocol):
+    mesh = mesh or make_mesh()
+    protocol = Protocol(**{**dict(clips=2, crops=3, batch_size=8), **protocol})
+    evaluator = Evaluator(GRAPH, mesh, jax.tree.map(lambda _: replicated(mesh), PARAMETERS), protocol)
+    return evaluator(PARAMETERS, batches, lambda id, error: LookupError(f"{id}: {error}"))
 
 
-def test_equal_scores_rank_by_class_so_that_a_constant_model_is_not_always_right():
-    silent = jax.tree.map(np.zeros_like, PARAMETERS)
-    rows = {**batch(5), "label": np.arange(5, dtype=np.int32)}
-    sums = jax.jit(lambda q, b: batch_sums(GRAPH, "probabilities", 1, q, b))(
-        silent, {k: rows[k] for k in ("video", "label", "mask")})
-    assert sums.top1 == 1 and sums.top5 == 5
+def average(logits, kind):
+    """(b v k) -> log-probabilities (b k), in float64."""
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    if kind == "probabilities":
+        return np.log(p.mean(1))
+    mean = np.exp(logits.mean(1))
+    return np.log(mean / mean.sum(-1, keepdims=True))
 
 
-def evaluate(mesh, protocol, batches):
-    evaluator = Evaluator(GRAPH, mesh, state_shardings(mesh, PARAMETERS), protocol)
-    return evaluator(PARAMETERS, batches, lambda row, error: ConfigError(f"video {row}: {error}"))
+@pytest.mark.parametrize("kind", ["probabilities", "logits"])
+@pytest.mark.parametrize("at_once", [1, 2, 4, 6, 9])
+def test_views_are_averaged_as_asked_however_many_run_at_once(kind, at_once):
+    logits, label = draw(0)
+    found = jax.jit(partial(scores, average=kind, views_at_once=at_once), static_argnums=0)(
+        Pixels().__call__, rows(logits, label)["video"])
+    np.testing.assert_allclose(found, average(logits, kind), rtol=1e-5, atol=1e-5)
 
 
-def test_one_device_and_eight_count_the_same_videos_and_find_the_same():
-    whole = batch(16, real=11)
-    split = [{k: v[:8] for k, v in whole.items()}, {k: v[8:] for k, v in whole.items()}]
-    eight = evaluate(make_mesh(data=4, fsdp=2), Protocol(batch_size=8), split)
-    one = make_mesh(devices=jax.devices()[:1])
-    single = evaluate(one, Protocol(batch_size=16), [whole])
-    assert eight.figures["val/videos@1x3"] == single.figures["val/videos@1x3"] == 11
-    np.testing.assert_array_equal(eight.confusion, single.confusion)
-    for name, value in single.figures.items():
-        assert eight.figures[name] == pytest.approx(value, rel=1e-5), name
+def test_the_two_averages_differ_where_one_view_is_sure():
+    logits = np.zeros((1, 2, CLASSES))
+    logits[0, 0, 0], logits[0, 1, 1], logits[0, 0, 1] = 1, 6, -20
+    assert [average(logits, kind).argmax() for kind in ("probabilities", "logits")] == [1, 0]
+    for kind, winner in (("probabilities", 1), ("logits", 0)):
+        sums = jax.jit(partial(batch_sums, GRAPH, kind, 1))(PARAMETERS, rows(logits, [winner])
+                                                            | dict(id=None, error=None))
+        assert sums.top1 == 1
 
 
-def test_a_video_that_will_not_decode_is_an_error_or_is_left_out_and_named():
-    rows = batch(8)
-    rows["mask"][3], rows["error"][3] = 0, b"moov is missing"
-    with pytest.raises(ConfigError, match="video 3: moov is missing"):
-        evaluate(make_mesh(), Protocol(), [rows])
-    result = evaluate(make_mesh(), Protocol(on_bad="skip"), [rows])
-    assert result.skipped == [(3, "moov is missing")] and result.figures["val/videos@1x3"] == 7
+@pytest.mark.parametrize("mesh", [dict(), dict(data=2, fsdp=4)], ids=["data", "data and fsdp"])
+def test_figures_over_devices_equal_numpy(mesh):
+    logits, label = draw(1)
+    result = evaluate([rows(logits[:8], label[:8]), rows(logits[8:], label[8:])], make_mesh(**mesh))
+    log_p = average(logits, "probabilities")
+    order = np.argsort(-log_p, axis=1)
+    right = order[:, 0] == label
+    confusion = np.zeros((CLASSES, CLASSES), int)
+    np.add.at(confusion, (label, order[:, 0]), 1)
+    expected = {"top1": right.mean(), "top5": (order[:, :5] == label[:, None]).any(1).mean(),
+                "loss": -log_p[np.arange(16), label].mean(), "videos": 16,
+                "mean_class_top1": np.mean([right[label == k].mean() for k in np.unique(label)])}
+    assert result.figures == pytest.approx({f"val/{key}@2x3": value for key, value in expected.items()}, rel=1e-5)
+    np.testing.assert_array_equal(result.confusion, confusion)
+    assert result.skipped == []
 
 
-def test_a_batch_that_does_not_divide_among_the_devices_is_refused():
-    with pytest.raises(ConfigError, match="eval.batch_size=6 must be divisible by the 8 devices"):
-        Evaluator(GRAPH, make_mesh(), state_shardings(make_mesh(), PARAMETERS), Protocol(batch_size=6))
+def test_sums_over_devices_equal_those_of_one():
+    logits, label = draw(2, videos=8)
+    batch = {key: value for key, value in rows(logits, label).items() if key in ("video", "label", "mask")}
+    mesh = make_mesh(data=2, fsdp=4)
+    evaluator = Evaluator(GRAPH, mesh, jax.tree.map(lambda _: replicated(mesh), PARAMETERS), Protocol(clips=2))
+    one = jax.jit(partial(batch_sums, GRAPH, "probabilities", 1))(PARAMETERS, batch)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), evaluator.step(PARAMETERS, batch), one)
 
 
-@pytest.mark.parametrize("field, value", [("clips", 0), ("average", "median"), ("on_bad", "ignore"), ("batch_size", 0)])
-def test_a_protocol_that_cannot_be_is_refused_by_field(field, value):
-    with pytest.raises(ConfigError, match=f"eval.{field}"):
-        Protocol(**{field: value})
+def test_rows_that_fill_up_a_batch_count_nowhere():
+    logits, label = draw(3)
+    whole = evaluate([rows(logits[:8], label[:8]), rows(logits[8:], label[8:])])
+    noise, other = draw(4)
+    mask, ids = [1, 1, 0, 0, 0, 0, 0, 0], [0, 1, -1, -1, -1, -1, -1, -1]
+    pieces = [rows(np.concatenate([logits[i:i + 2], noise[:6]]), np.concatenate([label[i:i + 2], other[:6]]), mask, ids)
+              for i in range(0, 16, 2)]
+    parts = evaluate(pieces)
+    assert parts.figures == pytest.approx(whole.figures, rel=1e-6)
+    np.testing.assert_array_equal(parts.confusion, whole.confusion)
+    assert parts.skipped == []
+
+
+def test_ties_go_to_the_class_that_comes_first():
+    """A model that answers the same for every class is right about class 0 first, and about classes 0 to 4 in five."""
+    result = evaluate([rows(np.zeros((8, 1, CLASSES)), [0, 1, 2, 3, 4, 5, 6, 6])], clips=1, crops=1)
+    assert result.figures["val/top1@1x1"] == 1 / 8
+    assert result.figures["val/top5@1x1"] == 5 / 8
+    assert result.confusion[:, 0].sum() == 8
+
+
+def test_a_class_without_videos_has_no_part_in_the_mean_over_classes():
+    logits = np.zeros((8, 1, CLASSES))
+    logits[:, 0, 2] = 1
+    result = evaluate([rows(logits, [2] * 6 + [3] * 2)], clips=1, crops=1)
+    assert result.figures["val/mean_class_top1@1x1"] == 0.5
+    assert result.figures["val/top1@1x1"] == 0.75
+
+
+def broken():
+    logits, label = draw(5, videos=8)
+    mask = np.arange(8) != 3
+    return rows(logits, label, mask, ids=np.arange(8) + 10, errors=[b"" if ok else b"no frames" for ok in mask]), mask
+
+
+def test_a_bad_video_is_an_error():
+    with pytest.raises(LookupError, match="13: no frames"):
+        evaluate([broken()[0]])
+
+
+def test_a_bad_video_is_left_out_and_named_if_asked():
+    batch, good = broken()
+    result = evaluate([batch], on_bad="skip")
+    assert result.skipped == [(13, "no frames")]
+    assert result.figures["val/videos@2x3"] == 7
+    right = average(batch["video"][good, :, 0, 0, 0], "probabilities").argmax(1) == batch["label"][good]
+    assert result.figures["val/top1@2x3"] == pytest.approx(right.mean())
+
+
+def test_nothing_to_evaluate_is_a_mistake():
+    batch = broken()[0]
+    for batches in ([], [{**batch, "mask": 0 * batch["mask"]}]):
+        with pytest.raises(ConfigError, match="data.val"):
+            evaluate(batches, on_bad="skip")
+
+
+@pytest.mark.parametrize("protocol, field", [
+    (dict(clips=0), "eval.clips=0"), (dict(crops=0), "eval.crops=0"), (dict(views_at_once=0), "eval.views_at_once=0"),
+    (dict(average="max"), "eval.average='max'"), (dict(on_bad="hide"), "eval.on_bad='hide'"),
+    (dict(checkpoint="first"), "eval.checkpoint='first'"), (dict(batch_size=12), "eval.batch_size=12")])
+def test_a_protocol_that_cannot_work_is_refused(protocol, field):
+    with pytest.raises(ConfigError, match=field):
+        evaluate([], **protocol)

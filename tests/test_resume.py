@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or refused a save, and started again by the same command, is the run uninterrupted."""
+"""A run killed, stopped or refused a save, and started again by the same command, is the run uninterrupted."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def half_saves(workdir):
 
 
 def with_workers(count):
-    """Fields; every evaluation would start its workers, which takes long, so that with any there is only the last."""
+    """Fields; as every evaluation starts its workers, which takes long, with any there is only the last one."""
     return {"data.workers": count, **({"train.eval_every_steps": "none"} if count else {})}
 
 
@@ -237,14 +237,15 @@ def test_the_list_of_another_run_is_refused_even_under_its_old_name(halfway, dat
     assert "train.csv" in said and json.loads((halfway / "run.json").read_text())["data"]["train"] in said
 
 
-@pytest.mark.parametrize("options", [{"optim.ema_decay": 0.9, "train.accumulate": 2, "optim.name": "sgd"}, {}])
+@pytest.mark.parametrize("options", [
+    {"optim.ema_decay": 0.9, "train.accumulate": 2, "optim.name": "sgd"}, {}])
 def test_a_state_survives_saving_and_restoring_onto_any_mesh(options, data, tmp_path):
     import jax
 
     from vidformers.checkpoint import Checkpoints
     from vidformers.setup import initialise, set_up
 
-    config, _, _ = main.parse(["main.py", *arguments(data, tmp_path, {"train.batch_size": 16, **options})])
+    config, *_ = main.parse(["main.py", *arguments(data, tmp_path, {"train.batch_size": 16, **options})])
     setup = set_up(config)
     state, progress = initialise(setup), {"bad": {"a.mp4": 2}, "pending": [{"loss": 0.1}]}
     with Checkpoints(tmp_path, every_steps=1, keep=1) as checkpoints:
@@ -274,7 +275,7 @@ def test_a_step_too_large_for_the_device_is_refused_with_a_setting_that_fits(dat
     from vidformers.setup import compile_step, compile_to_fit, set_up
 
     def ready(fields):
-        config, _, _ = main.parse(["main.py", *arguments(data, tmp_path, {
+        config, *_ = main.parse(["main.py", *arguments(data, tmp_path, {
             "train.batch_size": 32, "model.depth": 3, **fields})])
         return set_up(config)
 

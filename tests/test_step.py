@@ -1,6 +1,6 @@
-"""The training step: accumulation, masks, averages, schedules; one device and eight train alike."""
+"""One step of training: what its loss and its update are, and that devices and micro-batches do not change them."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -8,145 +8,226 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from tiny import MEVIT, TINY, clips, make
+from jax.sharding import PartitionSpec as P
+from tiny import clips, make, maker
 
-from vidformers import build
-from vidformers.errors import ConfigError
+from vidformers import ConfigError
 from vidformers.optim import decay_mask, in_steps, make_optimizer
-from vidformers.sharding import make_mesh, put_batch, replicated, state_shardings
+from vidformers.sharding import batch_sharding, make_mesh, put_batch, replicated, state_shardings
 from vidformers.step import State, initial_state, make_step
 
-ROWS = 16
+SGD = dict(name="sgd", lr=0.05, weight_decay=1e-3, schedule="constant", ema_decay=0.75)
+# Plain gradient steps: Adam would divide the rounding of a gradient that is zero in truth (key biases) by its own size.
+CLOSE = dict(rtol=1e-4, atol=1e-5)
 
 
-def batch(seed=0, rows=ROWS):
-    labels = np.random.default_rng(seed).integers(0, 5, rows).astype(np.int32)
-    return {"video": clips(rows, seed), "label": labels, "mask": np.ones(rows, np.float32)}
+def batch(seed: int, rows: int = 16, mask=None, video=None):
+    rng = np.random.default_rng(seed)
+    return {"video": clips(rows, seed=seed) if video is None else video,
+            "label": rng.integers(0, 5, rows).astype(np.int32),
+            "mask": np.ones(rows, np.float32) if mask is None else np.float32(mask)}
 
 
-def trainer(name="vit", optimizer=None, **options):
-    """(step compiled, state) of a tiny model with random parameters."""
+@cache
+def training(name, accumulate=1, label_smoothing=0.0):
+    """(step not compiled, state of random parameters)."""
     graph, parameters = make(name)
-    optimizer, rate = optimizer or (optax.sgd(0.1), lambda step: 0.1)
-    average = jax.tree.map(jnp.asarray, parameters) if options.get("ema_decay") else ()
-    state = State(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), average)
-    return jax.jit(make_step(graph, optimizer, rate, seed=0, **options)), state
+    optimizer, rate = make_optimizer(10, 1, **SGD)
+    step = make_step(graph, optimizer, rate, seed=0, accumulate=accumulate, label_smoothing=label_smoothing,
+                     ema_decay=SGD["ema_decay"])
+    return step, State(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters),
+                       jax.tree.map(np.copy, parameters))
 
 
-def close(a, b, **tolerance):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+@cache
+def compiled_step(name, **options):
+    return jax.jit(training(name, **options)[0])
 
 
-def test_two_micro_batches_of_eight_equal_one_of_sixteen():
-    whole, state = trainer()
-    halves, _ = trainer(accumulate=2)
-    rows = batch() | {"mask": np.r_[np.zeros(3), np.ones(ROWS - 3)].astype(np.float32)}
-    (a, figures_a), (b, figures_b) = whole(state, rows), halves(state, rows)
-    close(a.parameters, b.parameters, atol=2e-6)
-    close(figures_a, figures_b, rtol=1e-5)
+@cache
+def two_steps(name):
+    """The states and figures of two steps on one device."""
+    state, trace = training(name)[1], []
+    for seed in range(2):
+        state, figures = compiled_step(name)(state, batch(seed))
+        trace.append((state, figures))
+    return trace
 
 
-def test_a_masked_row_has_no_influence_whatever_it_shows():
-    step, state = trainer()
-    rows, mask = batch(), np.ones(ROWS, np.float32)
-    mask[[2, 7]] = 0
-    other = rows["video"].copy()
-    other[[2, 7]] = 255 - other[[2, 7]]
-    a, figures = step(state, rows | {"mask": mask})
-    b, _ = step(state, rows | {"mask": mask, "video": other, "label": np.where(mask > 0, rows["label"], 4)})
-    assert figures["count"] == ROWS - 2
-    close(a.parameters, b.parameters, rtol=0, atol=0)
+def same(found, expected, **tolerance):
+    jax.tree.map(partial(np.testing.assert_allclose, **(tolerance or CLOSE)), found, expected)
 
 
-def test_label_smoothing_follows_its_formula():
-    step, state = trainer(label_smoothing=0.2)
-    _, figures = step(state, batch())
-    logits = jax.jit(lambda p, x: nnx.merge(make("vit")[0], p)(x))(state.parameters, batch()["video"])
+@pytest.mark.parametrize("accumulate", [2])
+def test_micro_batches_equal_one_batch(accumulate):
+    state, figures = compiled_step("vit", accumulate=accumulate)(training("vit")[1], batch(0))
+    same((state, figures), two_steps("vit")[0])
+
+
+def test_a_masked_row_has_no_influence_whatever_its_pixels():
+    mask = np.arange(16) % 3 > 0
+    first = batch(0, mask=mask)
+    other = {**first, "video": np.where(mask[:, None, None, None, None], first["video"], clips(16, seed=9)),
+             "label": np.where(mask, first["label"], 0).astype(np.int32)}
+    (_, found), (_, expected) = (compiled_step("vit")(training("vit")[1], rows) for rows in (first, other))
+    same(found, expected, rtol=1e-6, atol=0)
+    broken = {**first, "video": np.where(mask[:, None, None, None, None], first["video"] / 127.5 - 1, np.nan)
+              .astype(np.float32)}
+    state, figures = compiled_step("vit")(training("vit")[1], broken)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, figures)))
+    same(figures, expected)
+    assert figures["count"] == mask.sum()
+
+
+def test_the_loss_is_the_mean_over_rows_that_count_and_masked_rows_divide_nothing():
+    """16 rows of which 8 are masked, in either order, equal the sum over the other 8 divided by 8."""
+    mask = np.arange(16) < 8
+    rows = batch(0, mask=mask)
+    found = compiled_step("vit")(training("vit")[1], rows)[1]
+    twice = {key: np.concatenate([value[:8]] * 2) for key, value in rows.items()}
+    expected = compiled_step("vit")(training("vit")[1], twice)[1]
+    same((found["loss"], found["top1"], found["gradient_norm"]),
+         (expected["loss"], expected["top1"], expected["gradient_norm"]))
+
+
+def test_label_smoothing_mixes_the_labels_with_the_uniform_distribution():
+    graph, parameters = make("vit")
+    rows = batch(0)
+    logits = jax.jit(lambda p, x: nnx.merge(graph, p)(x))(parameters, rows["video"])
     log_p = np.asarray(jax.nn.log_softmax(logits))
-    expected = -(0.8 * log_p[np.arange(ROWS), batch()["label"]] + 0.2 * log_p.mean(axis=1)).mean()
-    assert float(figures["loss"]) == pytest.approx(expected, rel=1e-5)
+    expected = -np.mean(0.8 * log_p[np.arange(16), rows["label"]] + 0.2 * log_p.mean(1))
+    smooth = compiled_step("vit", accumulate=2, label_smoothing=0.2)(training("vit")[1], rows)[1]
+    same(smooth["loss"], expected)
+    same(two_steps("vit")[0][1]["loss"], -log_p[np.arange(16), rows["label"]].mean())
 
 
-def test_the_moving_average_follows_its_formula_and_is_what_is_evaluated():
-    step, state = trainer(ema_decay=0.9)
-    after, _ = step(state, batch())
-    expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, state.average, after.parameters)
-    close(after.average, expected, atol=1e-6)
-    assert after.evaluated is after.average
+def test_the_average_follows_its_formula_and_is_what_evaluation_uses():
+    average = training("vit")[1].parameters
+    for state, _ in two_steps("vit"):
+        average = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, average, state.parameters)
+        same(state.average, average, rtol=1e-5, atol=1e-6)
+        assert state.evaluated is state.average
     assert state._replace(average=()).evaluated is state.parameters
+    assert state.step == 2
 
 
-def test_weight_decay_spares_all_but_kernels_unless_told_otherwise():
+# Optimisers and schedules
+
+
+def test_decay_falls_on_kernels_alone():
     parameters = make("mevit")[1]
-    for path, decayed in jax.tree_util.tree_leaves_with_path(decay_mask(parameters, "kernels")):
-        assert decayed == (path[-1].key == "kernel")
+    mask = jax.tree_util.tree_leaves_with_path(decay_mask(parameters, "kernels"))
+    assert {jax.tree_util.keystr(path).split("'")[-2] for path, decayed in mask if decayed} == {"kernel"}
+    spared = {jax.tree_util.keystr(path).split("'")[-2] for path, decayed in mask if not decayed}
+    assert spared == {"bias", "scale", "class_token", "space", "time"}
     assert all(jax.tree.leaves(decay_mask(parameters, "all")))
-    optimizer, _ = make_optimizer(10, 1, name="sgd", lr=0.1, weight_decay=0.5, schedule="constant", momentum=0.0)
-    still = jax.tree.map(np.zeros_like, parameters)
-    updates, _ = optimizer.update(still, optimizer.init(parameters), parameters)
-    for (path, update), value in zip(jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(parameters)):
-        expected = -0.1 * 0.5 * value if path[-1].key == "kernel" else 0 * value
-        np.testing.assert_allclose(update, expected, atol=1e-6)
 
 
-def test_schedules_warm_up_and_then_fall_as_said():
-    _, cosine = make_optimizer(100, 10, lr=1.0, warmup_epochs=1)
-    assert cosine(0) == 0 and cosine(5) == pytest.approx(0.5) and cosine(10) == pytest.approx(1.0)
-    assert cosine(55) == pytest.approx(0.5) and cosine(100) == pytest.approx(0.0, abs=1e-6)
-    _, drops = make_optimizer(100, 10, name="sgd", lr=1.0, schedule="step", drop_epochs=(4.0, 8.0), warmup_steps=10)
-    assert [round(float(drops(step)), 4) for step in (10, 39, 41, 79, 81)] == [1.0, 1.0, 0.1, 0.1, 0.01]
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_without_a_gradient_only_what_decays_moves(name):
+    optimizer, _ = make_optimizer(10, 1, name=name, lr=0.1, weight_decay=0.5, schedule="constant")
+    parameters = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, parameters), optimizer.init(parameters), parameters)
+    same(optax.apply_updates(parameters, updates), {"kernel": 0.95 * np.ones((2, 2)), "bias": np.ones(2)}, rtol=1e-6)
 
 
-def test_clipping_bounds_the_gradient_that_the_optimiser_sees():
+def test_the_cosine_warms_up_from_zero_and_ends_at_zero():
+    _, rate = make_optimizer(110, 10, lr=0.4, warmup_epochs=1.0, schedule="cosine")
+    same([rate(step) for step in (0, 5, 10, 60, 110)], [0, 0.2, 0.4, 0.2, 0], rtol=1e-5, atol=1e-7)
+
+
+def test_steps_drop_at_their_epochs_counted_from_the_start():
+    _, rate = make_optimizer(150, 10, lr=1.0, warmup_steps=20, schedule="step", drop_epochs=(11.0, 14.0))
+    same([rate(step) for step in (0, 20, 109, 110, 111, 139, 140, 141)], [0, 1, 1, .1, .1, .1, .01, .01], rtol=1e-5)
+
+
+def test_a_constant_rate_needs_no_warm_up():
+    _, rate = make_optimizer(10, 1, lr=0.3, schedule="constant")
+    same([rate(step) for step in (0, 9)], [0.3, 0.3], rtol=1e-6)
+
+
+def test_clipping_bounds_the_whole_gradient():
     optimizer, _ = make_optimizer(10, 1, name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, schedule="constant",
-                                  clip_norm=0.5)
-    gradient = {"kernel": np.full((3, 3), 7.0, np.float32)}
-    updates, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
-    assert np.linalg.norm(updates["kernel"]) == pytest.approx(0.5, rel=1e-5)
+                                  clip_norm=2.0)
+    gradients = {"a": jnp.full(8, 3.0), "b": jnp.full(8, 4.0)}
+    updates, _ = optimizer.update(gradients, optimizer.init(gradients), gradients)
+    same(optax.global_norm(updates), 2.0)
 
 
-def test_a_duration_is_given_in_one_unit():
-    assert in_steps("train.total", None, 2.5, 10) == 25 and in_steps("train.total", 7, None, 10) == 7
-    assert in_steps("train.total", None, None, 10) is None
-    with pytest.raises(ConfigError, match="train.total_steps=7 and train.total_epochs=1.0 are both set"):
-        in_steps("train.total", 7, 1.0, 10)
+def test_a_duration_has_one_unit():
+    assert in_steps("optim.warmup", 7, None, 10) == 7
+    assert in_steps("optim.warmup", None, 1.5, 10) == 15
+    assert in_steps("optim.warmup", None, None, 10) is None
+    with pytest.raises(ConfigError, match="optim.warmup_steps=7 and optim.warmup_epochs=1"):
+        in_steps("optim.warmup", 7, 1.0, 10)
+    with pytest.raises(ConfigError, match="optim.warmup_steps"):
+        in_steps("optim.warmup", -1, None, 10)
 
 
-def train_on(mesh, name, steps=2):
-    options = {**TINY, **(MEVIT if name == "mevit" else {})}
-    make_model = partial(build, name, **options)
-    # Not Adam: it divides what is only rounding, as a key bias's gradient is, by itself.
-    optimizer, rate = make_optimizer(10, 10, name="sgd", lr=0.05, schedule="constant", clip_norm=1.0)
-    graph = make(name)[0]
-    init = partial(initial_state, make_model, optimizer, 0.5, 0)
-    shardings = state_shardings(mesh, jax.eval_shape(init))
-    state = jax.jit(init, out_shardings=shardings)()
-    step = jax.jit(make_step(graph, optimizer, rate, seed=0, ema_decay=0.5), donate_argnums=0,
-                   out_shardings=(shardings, replicated(mesh)))
-    losses = []
-    for number in range(steps):
-        state, figures = step(state, put_batch(mesh, batch(number)))
-        losses.append(float(figures["loss"]))
-    return losses, state
+@pytest.mark.parametrize("options, field", [
+    (dict(name="adam"), "optim.name='adam'"), (dict(schedule="linear"), "optim.schedule='linear'"),
+    (dict(lr=0.0), "optim.lr=0.0"), (dict(decay="none"), "optim.decay='none'"), (dict(b1=1.0), "optim.b1=1.0"),
+    (dict(ema_decay=1.0), "optim.ema_decay=1.0"), (dict(clip_norm=0.0), "optim.clip_norm=0.0"),
+    (dict(weight_decay=-1.0), "optim.weight_decay=-1.0"), (dict(warmup_steps=10), "warm-up of 10 steps")])
+def test_an_optimiser_that_cannot_work_is_refused(options, field):
+    with pytest.raises(ConfigError, match=field):
+        make_optimizer(10, 1, **options)
+
+
+# Devices
+
+
+@pytest.mark.parametrize("name, data, fsdp", [("vit", 8, 1), ("vit", 2, 4), ("mevit", 2, 4)])
+def test_eight_devices_equal_one(name, data, fsdp):
+    mesh = make_mesh(data=data, fsdp=fsdp)
+    step, state = training(name)
+    shardings = state_shardings(mesh, jax.eval_shape(lambda: state))
+    state = jax.device_put(state, shardings)
+    step = jax.jit(step, out_shardings=(shardings, replicated(mesh)))
+    for seed, (expected, expected_figures) in enumerate(two_steps(name)):
+        rows = put_batch(mesh, batch(seed))
+        assert len({shard.index for shard in rows["video"].addressable_shards}) == 8, "two rows a device"
+        state, figures = step(state, rows)
+        same((state, figures), (expected, expected_figures))
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == shardings
 
 
 @pytest.mark.parametrize("name", ["vit", "mevit"])
-def test_one_device_equals_eight_and_the_state_is_spread_over_fsdp(name):
-    one = make_mesh(devices=jax.devices()[:1])
-    losses, state = train_on(one, name)
-    for shape in (dict(data=8), dict(data=2, fsdp=4)):
-        mesh = make_mesh(**shape)
-        spread_losses, spread = train_on(mesh, name)
-        np.testing.assert_allclose(spread_losses, losses, rtol=1e-5)
-        close(state.parameters, spread.parameters, atol=2e-6)
-        leaves = jax.tree.leaves(spread)
-        share = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves) / sum(leaf.nbytes for leaf in leaves)
-        assert share <= 1.05 / mesh.shape["fsdp"]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(spread.parameters):
-            if any(getattr(part, "key", None) == "layers" for part in path):
-                assert leaf.addressable_shards[0].data.shape[0] == leaf.shape[0], "the layer axis is split"
+def test_the_state_is_split_over_fsdp_and_never_along_layers(name):
+    """By shape alone, at the width of ViT-Ti: everything but what no axis of divides, at a quarter a device."""
+    mesh = make_mesh(data=2, fsdp=4)
+    optimizer, _ = make_optimizer(10, 1, **{**SGD, "name": "adamw"})
+    make_model = maker(name, width=192, heads=3, num_classes=400, depth=4)
+    abstract = jax.eval_shape(partial(initial_state, make_model, optimizer, 0.9, 0))
+    shardings = state_shardings(mesh, abstract)
+    whole = part = 0
+    for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(abstract), jax.tree.leaves(shardings)):
+        share = sharding.shard_shape(leaf.shape)
+        whole, part = whole + leaf.size, part + np.prod(share, dtype=int)
+        if "'layers'" in jax.tree_util.keystr(path):
+            assert share[0] == leaf.shape[0], "the axis that a scan walks along"
+        if "'kernel'" in jax.tree_util.keystr(path):
+            assert np.prod(share) * 4 == leaf.size
+    assert part <= 1.05 * whole / 4
+    kinds = [jax.tree.map(lambda s: s.spec, tree) for tree in (shardings.parameters, shardings.average)]
+    assert kinds[0] == kinds[1], "averages lie where their parameters do"
 
 
-def test_a_mesh_that_is_not_the_devices_is_refused():
-    with pytest.raises(ConfigError, match="mesh.data=4 x mesh.fsdp=4 needs 16 devices; there are 8"):
-        make_mesh(data=4, fsdp=4)
+def test_a_device_holds_its_share_of_the_bytes():
+    mesh = make_mesh(data=2, fsdp=4)
+    state = training("vit")[1]
+    state = jax.device_put(state, state_shardings(mesh, jax.eval_shape(lambda: state)))
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state.parameters))
+    for device in mesh.devices.flat:
+        held = sum(shard.data.nbytes for leaf in jax.tree.leaves(state.parameters)
+                   for shard in leaf.addressable_shards if shard.device == device)
+        assert held <= 1.05 * whole / 4
+
+
+def test_a_mesh_covers_the_devices_or_is_refused_in_a_sentence():
+    assert make_mesh().shape == {"data": 8, "fsdp": 1}
+    assert make_mesh(fsdp=4).shape == {"data": 2, "fsdp": 4}
+    assert batch_sharding(make_mesh(fsdp=4)).spec == P(("data", "fsdp"))
+    for wrong in (dict(data=3), dict(fsdp=3), dict(data=8, fsdp=2), dict(data=0), dict(fsdp=0), dict(fsdp=16)):
+        with pytest.raises(ConfigError, match=r"^mesh\.data=.* mesh\.fsdp=.*\.$"):
+            make_mesh(**wrong)

@@ -1,7 +1,7 @@
 """Tiny models with every parameter drawn at random: what starts at zero would hide what it multiplies."""
 
 import zlib
-from functools import cache
+from functools import cache, partial
 
 import jax
 import numpy as np
@@ -11,6 +11,9 @@ from vidformers import build
 
 TINY = dict(num_classes=5, frames=4, image_size=32, patch_size=8, width=32, heads=4, depth=2)
 MEVIT = dict(depth=2, motion_blocks=1)
+
+# Most of a test's time is compilation, most of that in optimising machine code that runs once.
+quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def randomise(shapes, seed: int = 0):
@@ -27,18 +30,27 @@ def randomise(shapes, seed: int = 0):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
+def maker(name: str, **options):
+    """What builds a tiny model, given rngs."""
+    return partial(build, name, **{**TINY, **(MEVIT if name == "mevit" else {}), **options})
+
+
 def make(name: str, **options):
     """(graph, random parameters) of a tiny model; nothing is compiled."""
-    options = {**TINY, **(MEVIT if name == "mevit" else {}), **options}
-    graph, state = nnx.split(nnx.eval_shape(lambda: build(name, rngs=nnx.Rngs(0), **options)))
+    graph, state = nnx.split(nnx.eval_shape(lambda: maker(name, **options)(rngs=nnx.Rngs(0))))
     return graph, randomise(nnx.to_pure_dict(state))
+
+
+def initial(name: str, **options):
+    """The parameters a tiny model starts with."""
+    return quick_jit(lambda: nnx.to_pure_dict(nnx.state(maker(name, **options)(rngs=nnx.Rngs(0)))))()
 
 
 @cache
 def compiled(name: str, **options):
     """(f(parameters, video, key=None) -> logits compiled, random parameters); compiled once a model."""
     graph, parameters = make(name, **options)
-    return jax.jit(lambda p, video, key=None: nnx.merge(graph, p)(video, key)), parameters
+    return quick_jit(lambda p, video, key=None: nnx.merge(graph, p)(video, key)), parameters
 
 
 def clips(count: int = 4, seed: int = 0, frames: int = TINY["frames"], size: int = TINY["image_size"]):

@@ -98,8 +98,9 @@ class Checkpoints:
         except Exception as error:
             require(chosen.path.is_dir(), f"The checkpoint of step {chosen.step} in {self.folder} was replaced by a "
                                           "newer one while it was read: run the same command again.")
-            raise ConfigError(f"The checkpoint {chosen.path} is damaged: delete this folder to continue from the one "
-                              f"before ({type(error).__name__}).") from error
+            reason = (str(error).splitlines() or [""])[0][:200].rstrip(".")
+            raise ConfigError(f"The checkpoint {chosen.path} cannot be read ({type(error).__name__}: {reason}); if it "
+                              "is damaged, delete this folder to continue from the one before.") from error
         return state, dict(metadata.custom_metadata or {}), chosen.step
 
     def _check(self, stored, wanted, step: int) -> None:

@@ -82,20 +82,26 @@ class Setup(NamedTuple):
         return Evaluator(self.graph, self.mesh, State(*self.shardings).evaluated, protocol)
 
 
-def set_up(config: dict) -> Setup:
+def set_up(config: dict, training: bool = True) -> Setup:
     """Reads the data's lists and checks every field, before anything is compiled or written.
+
+    For evaluation alone the training videos need not be there, and durations, counted in their epochs, mean nothing.
 
     Raises:
         ConfigError, DataError: a field or a file that cannot work.
     """
     require(config["seed"] >= 0, f"seed={config['seed']} must be at least 0.")
     pipeline = Pipeline(**config["data"])
-    pipeline.train_manifest, pipeline.val_manifest, pipeline.flip_map  # read here to be refused here
+    pipeline.val_manifest, pipeline.flip_map  # read here to be refused here
     loop, protocol = Loop(**config["train"]), Protocol(**config["eval"])
     mesh = make_mesh(**config["mesh"])
     loop.check_devices(mesh.size)
     crop_places(protocol.crops)
-    per_epoch = len(pipeline.train_manifest.records) / loop.batch_size
+    optim = config["optim"]
+    if not training:
+        loop = replace(loop, total_steps=1, total_epochs=None, eval_every_steps=None, eval_every_epochs=None)
+        optim = optim | dict(warmup_steps=None, warmup_epochs=None)
+    per_epoch = len(pipeline.train_manifest.records) / loop.batch_size if training else 1.0
     total = in_steps("train.total", loop.total_steps, loop.total_epochs, per_epoch)
     require(total is not None and total >= 1, "train.total_steps or train.total_epochs must be set, to 1 step or more.")
     eval_every = in_steps("train.eval_every", loop.eval_every_steps, loop.eval_every_epochs, per_epoch)
@@ -104,7 +110,7 @@ def set_up(config: dict) -> Setup:
              for score in ("top1", "top5", "mean_class_top1")]
     require(config["checkpoint"]["best"] in known,
             f"checkpoint.best={config['checkpoint']['best']} must be one of {', '.join(dict.fromkeys(known))}.")
-    optimizer, rate = make_optimizer(total, per_epoch, **config["optim"])
+    optimizer, rate = make_optimizer(total, per_epoch, **optim)
     make_model = partial(build, **config["model"])
     graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
     abstract = jax.eval_shape(partial(initial_state, make_model, optimizer, config["optim"]["ema_decay"], 0))

@@ -263,7 +263,7 @@ def run_evaluation(setup: Setup, evaluator: Evaluator, parameters, protocol: Pro
 
 def evaluate(config: dict, path) -> dict:
     """`--mode=eval`: evaluates a checkpoint of the folder `path` and draws its confusion matrix."""
-    setup = set_up(config)
+    setup = set_up(config, training=False)
     workdir = Path(path)
     require((workdir / "checkpoints").is_dir(), f"--workdir={workdir} holds no checkpoints to evaluate.")
     with Checkpoints(workdir, **config["checkpoint"], read_only=True) as checkpoints:
