@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 
 USAGE = """python main.py --config=FILE[:MODEL] [--config.section.field=value ...]
@@ -62,9 +63,20 @@ def cache_compilations():
     """Keeps compiled programs in the user's cache folder, so that the second start of a run is quick."""
     import jax
 
-    if not jax.config.jax_compilation_cache_dir:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "vidformers" / "compiled"))
+    if jax.config.jax_compilation_cache_dir:
+        return
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vidformers" / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    show = warnings.showwarning
+
+    def forget(message, *rest, **more):
+        # A kill or a full disk leaves half a program, which JAX would warn of, and never replace, at every start.
+        if "persistent compilation cache" not in str(message):
+            return show(message, *rest, **more)
+        for program in folder.glob("*"):
+            program.unlink(missing_ok=True)
+
+    warnings.showwarning = forget
 
 
 def join_hosts():

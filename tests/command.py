@@ -43,16 +43,17 @@ def arguments(data, workdir, fields=(), mode="train"):
 
 
 class Run:
-    """A run that has been started. `limit`: bytes that a file it writes may have."""
+    """A run that has been started. `limit`: bytes a file may have; `cache`: where compiled programs are kept."""
 
-    def __init__(self, arguments, devices=1, limit=None):
+    def __init__(self, arguments, devices=1, limit=None, cache=ROOT / ".cache"):
         env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
-        env |= {"XDG_CACHE_HOME": str(ROOT / ".cache"), "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu",
+        env |= {"XDG_CACHE_HOME": str(cache), "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu",
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         capped = [] if limit is None else ["prlimit", f"--fsize={limit}"]
         self.process = subprocess.Popen(
-            [*capped, sys.executable, "main.py", *arguments], cwd=ROOT, env=env, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            [*capped, sys.executable, "main.py", *arguments], cwd=ROOT, env=env, text=True,
+            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def until(self, condition):
         """Returns what `condition()` gives as soon as it is true of the live run."""

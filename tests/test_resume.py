@@ -1,4 +1,4 @@
-"""A run killed, stopped or refused a save, and started again by the same command, is the run uninterrupted."""
+"""A run killed, stopped or refused a save, and started again by the same command is the run uninterrupted."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from command import BAD, Run, arguments, assert_same_run, checkpoint, copy, render, rows, saved
+from command import BAD, ROOT, Run, arguments, assert_same_run, checkpoint, copy, render, rows, saved
 
 import main
 from vidformers.errors import ConfigError
@@ -53,7 +53,7 @@ def half_saves(workdir):
 
 
 def with_workers(count):
-    """Fields; as every evaluation starts its workers, which takes long, with any there is only the last one."""
+    """Fields; each evaluation starts its workers, which takes long: with any there is only the last one."""
     return {"data.workers": count, **({"train.eval_every_steps": "none"} if count else {})}
 
 
@@ -162,6 +162,16 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoints(halfw
     assert steps_saved(workdir)[-1] == step
     for name, array in checkpoint(workdir, step)[0].items():
         np.testing.assert_array_equal(array, before[name])
+
+
+def test_programs_half_written_to_the_cache_are_replaced_without_a_word(halfway, data, tmp_path):
+    programs = tmp_path / "vidformers" / "compiled"
+    shutil.copytree(ROOT / ".cache" / "vidformers" / "compiled", programs)
+    cut = {path: path.stat().st_size // 2 for path in programs.glob("jit_step*cache")}
+    for path, size in cut.items():
+        os.truncate(path, size)
+    Run(arguments(data, copy(halfway, tmp_path / "run")), cache=tmp_path).finish()
+    assert any(path.exists() and path.stat().st_size > size for path, size in cut.items())
 
 
 @pytest.fixture(params=["full disk", "limit on file sizes"])

@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from tiny import clips, make, maker
+from tiny import clips, make, maker, quick_jit
 
 from vidformers import ConfigError
 from vidformers.optim import decay_mask, in_steps, make_optimizer
@@ -41,7 +41,7 @@ def training(name, accumulate=1, label_smoothing=0.0):
 
 @cache
 def compiled_step(name, **options):
-    return jax.jit(training(name, **options)[0])
+    return quick_jit(training(name, **options)[0])
 
 
 @cache
@@ -58,9 +58,8 @@ def same(found, expected, **tolerance):
     jax.tree.map(partial(np.testing.assert_allclose, **(tolerance or CLOSE)), found, expected)
 
 
-@pytest.mark.parametrize("accumulate", [2])
-def test_micro_batches_equal_one_batch(accumulate):
-    state, figures = compiled_step("vit", accumulate=accumulate)(training("vit")[1], batch(0))
+def test_micro_batches_equal_one_batch():
+    state, figures = compiled_step("vit", accumulate=2)(training("vit")[1], batch(0))
     same((state, figures), two_steps("vit")[0])
 
 
@@ -93,10 +92,10 @@ def test_the_loss_is_the_mean_over_rows_that_count_and_masked_rows_divide_nothin
 def test_label_smoothing_mixes_the_labels_with_the_uniform_distribution():
     graph, parameters = make("vit")
     rows = batch(0)
-    logits = jax.jit(lambda p, x: nnx.merge(graph, p)(x))(parameters, rows["video"])
+    logits = quick_jit(lambda p, x: nnx.merge(graph, p)(x))(parameters, rows["video"])
     log_p = np.asarray(jax.nn.log_softmax(logits))
     expected = -np.mean(0.8 * log_p[np.arange(16), rows["label"]] + 0.2 * log_p.mean(1))
-    smooth = compiled_step("vit", accumulate=2, label_smoothing=0.2)(training("vit")[1], rows)[1]
+    smooth = compiled_step("vit", label_smoothing=0.2)(training("vit")[1], rows)[1]
     same(smooth["loss"], expected)
     same(two_steps("vit")[0][1]["loss"], -log_p[np.arange(16), rows["label"]].mean())
 
@@ -151,7 +150,7 @@ def test_clipping_bounds_the_whole_gradient():
                                   clip_norm=2.0)
     gradients = {"a": jnp.full(8, 3.0), "b": jnp.full(8, 4.0)}
     updates, _ = optimizer.update(gradients, optimizer.init(gradients), gradients)
-    same(optax.global_norm(updates), 2.0)
+    same(optax.tree.norm(updates), 2.0)
 
 
 def test_a_duration_has_one_unit():
@@ -177,16 +176,17 @@ def test_an_optimiser_that_cannot_work_is_refused(options, field):
 # Devices
 
 
-@pytest.mark.parametrize("name, data, fsdp", [("vit", 8, 1), ("vit", 2, 4), ("mevit", 2, 4)])
+@pytest.mark.parametrize("name, data, fsdp", [("vit", 8, 1), ("vit", 2, 4), ("mevit", 8, 1),
+                                              ("mevit", 2, 4)])
 def test_eight_devices_equal_one(name, data, fsdp):
     mesh = make_mesh(data=data, fsdp=fsdp)
     step, state = training(name)
     shardings = state_shardings(mesh, jax.eval_shape(lambda: state))
     state = jax.device_put(state, shardings)
-    step = jax.jit(step, out_shardings=(shardings, replicated(mesh)))
+    step = quick_jit(step, out_shardings=(shardings, replicated(mesh)))
     for seed, (expected, expected_figures) in enumerate(two_steps(name)):
         rows = put_batch(mesh, batch(seed))
-        assert len({shard.index for shard in rows["video"].addressable_shards}) == 8, "two rows a device"
+        assert len({str(shard.index) for shard in rows["video"].addressable_shards}) == 8, "two rows a device"
         state, figures = step(state, rows)
         same((state, figures), (expected, expected_figures))
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == shardings
@@ -194,7 +194,7 @@ def test_eight_devices_equal_one(name, data, fsdp):
 
 @pytest.mark.parametrize("name", ["vit", "mevit"])
 def test_the_state_is_split_over_fsdp_and_never_along_layers(name):
-    """By shape alone, at the width of ViT-Ti: everything but what no axis of divides, at a quarter a device."""
+    """By shape alone, at the width of ViT-Ti."""
     mesh = make_mesh(data=2, fsdp=4)
     optimizer, _ = make_optimizer(10, 1, **{**SGD, "name": "adamw"})
     make_model = maker(name, width=192, heads=3, num_classes=400, depth=4)

@@ -37,13 +37,14 @@ def make_step(graph, optimizer, rate, *, seed: int, accumulate: int = 1, label_s
     number of micro-batches whose gradients are summed before the one update.
     """
     def loss_sum(parameters, batch, key):
-        logits = nnx.merge(graph, parameters)(batch["video"], key)
+        mask = batch["mask"]
+        # Blank before the model, not after: even a NaN in a masked row must reach neither the loss nor a gradient.
+        video = jnp.where(mask[:, None, None, None, None] > 0, batch["video"], 0)
+        logits = nnx.merge(graph, parameters)(video, key)
         targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), label_smoothing)
         losses = optax.softmax_cross_entropy(logits, targets)
         right = jnp.argmax(logits, axis=-1) == batch["label"]
-        mask = batch["mask"]
-        # Where, not times: what a masked row computes must not matter, not even a NaN.
-        return jnp.where(mask > 0, losses, 0).sum(), (right * mask).sum()
+        return (losses * mask).sum(), (right * mask).sum()
 
     def gradient(parameters, batch, key):
         (loss, right), gradients = jax.value_and_grad(loss_sum, has_aux=True)(parameters, batch, key)
