@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache"
 TIMING = {"time", "train/clips_per_second", "train/data_wait"}
 BAD = "train/000007.mp4"
 TINY = {
@@ -43,11 +44,11 @@ def arguments(data, workdir, fields=(), mode="train"):
 
 
 class Run:
-    """A run that has been started. `limit`: bytes a file may have; `cache`: where compiled programs are kept."""
+    """A run that has been started. `limit`: bytes that a file it writes may have."""
 
-    def __init__(self, arguments, devices=1, limit=None, cache=ROOT / ".cache"):
+    def __init__(self, arguments, devices=1, limit=None):
         env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
-        env |= {"XDG_CACHE_HOME": str(cache), "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu",
+        env |= {"XDG_CACHE_HOME": str(CACHE), "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu",
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         capped = [] if limit is None else ["prlimit", f"--fsize={limit}"]

@@ -34,7 +34,8 @@ PARAMETERS = nnx.to_pure_dict(STATE)
 def rows(logits, label, mask=None, ids=None, errors=None):
     """A batch of logits (b v k)."""
     count = len(logits)
-    return {"video": np.asarray(logits, np.float32)[:, :, None, None, None, :], "label": np.asarray(label, np.int32),
+    return {"video": np.asarray(logits, np.float32)[:, :, None, None, None, :],
+            "label": np.asarray(label, np.int32),
             "mask": np.ones(count, np.float32) if mask is None else np.asarray(mask, np.float32),
             "id": np.arange(count) if ids is None else np.asarray(ids),
             "error": np.array(errors or [b""] * count, object)}
@@ -92,7 +93,8 @@ def test_figures_over_devices_equal_numpy(mesh):
     expected = {"top1": right.mean(), "top5": (order[:, :5] == label[:, None]).any(1).mean(),
                 "loss": -log_p[np.arange(16), label].mean(), "videos": 16,
                 "mean_class_top1": np.mean([right[label == k].mean() for k in np.unique(label)])}
-    assert result.figures == pytest.approx({f"val/{key}@2x3": value for key, value in expected.items()}, rel=1e-5)
+    expected = {f"val/{key}@2x3": value for key, value in expected.items()}
+    assert result.figures == pytest.approx(expected, rel=1e-5)
     np.testing.assert_array_equal(result.confusion, confusion)
     assert result.skipped == []
 
@@ -101,7 +103,8 @@ def test_sums_over_devices_equal_those_of_one():
     logits, label = draw(2, videos=8)
     batch = {key: value for key, value in rows(logits, label).items() if key in ("video", "label", "mask")}
     mesh = make_mesh(data=2, fsdp=4)
-    evaluator = Evaluator(GRAPH, mesh, jax.tree.map(lambda _: replicated(mesh), PARAMETERS), Protocol(clips=2))
+    everywhere = jax.tree.map(lambda _: replicated(mesh), PARAMETERS)
+    evaluator = Evaluator(GRAPH, mesh, everywhere, Protocol(clips=2))
     one = jax.jit(partial(batch_sums, GRAPH, "probabilities", 1))(PARAMETERS, batch)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), evaluator.step(PARAMETERS, batch), one)
 
@@ -111,8 +114,8 @@ def test_rows_that_fill_up_a_batch_count_nowhere():
     whole = evaluate([rows(logits[:8], label[:8]), rows(logits[8:], label[8:])])
     noise, other = draw(4)
     mask, ids = [1, 1, 0, 0, 0, 0, 0, 0], [0, 1, -1, -1, -1, -1, -1, -1]
-    pieces = [rows(np.concatenate([logits[i:i + 2], noise[:6]]), np.concatenate([label[i:i + 2], other[:6]]), mask, ids)
-              for i in range(0, 16, 2)]
+    pieces = [rows(np.concatenate([logits[i:i + 2], noise[:6]]), np.concatenate([label[i:i + 2], other[:6]]),
+                   mask, ids) for i in range(0, 16, 2)]
     parts = evaluate(pieces)
     assert parts.figures == pytest.approx(whole.figures, rel=1e-6)
     np.testing.assert_array_equal(parts.confusion, whole.confusion)
@@ -120,7 +123,7 @@ def test_rows_that_fill_up_a_batch_count_nowhere():
 
 
 def test_ties_go_to_the_class_that_comes_first():
-    """A model that answers the same for every class is right about class 0 first, and about classes 0 to 4 in five."""
+    """The same answer for every class is right about class 0 at first, and about classes 0 to 4 in five."""
     result = evaluate([rows(np.zeros((8, 1, CLASSES)), [0, 1, 2, 3, 4, 5, 6, 6])], clips=1, crops=1)
     assert result.figures["val/top1@1x1"] == 1 / 8
     assert result.figures["val/top5@1x1"] == 5 / 8
@@ -138,7 +141,8 @@ def test_a_class_without_videos_has_no_part_in_the_mean_over_classes():
 def broken():
     logits, label = draw(5, videos=8)
     mask = np.arange(8) != 3
-    return rows(logits, label, mask, ids=np.arange(8) + 10, errors=[b"" if ok else b"no frames" for ok in mask]), mask
+    errors = [b"" if ok else b"no frames" for ok in mask]
+    return rows(logits, label, mask, ids=np.arange(8) + 10, errors=errors), mask
 
 
 def test_a_bad_video_is_an_error():
@@ -163,7 +167,8 @@ def test_nothing_to_evaluate_is_a_mistake():
 
 
 @pytest.mark.parametrize("protocol, field", [
-    (dict(clips=0), "eval.clips=0"), (dict(crops=0), "eval.crops=0"), (dict(views_at_once=0), "eval.views_at_once=0"),
+    (dict(clips=0), "eval.clips=0"), (dict(crops=0), "eval.crops=0"),
+    (dict(views_at_once=0), "eval.views_at_once=0"),
     (dict(average="max"), "eval.average='max'"), (dict(on_bad="hide"), "eval.on_bad='hide'"),
     (dict(checkpoint="first"), "eval.checkpoint='first'"), (dict(batch_size=12), "eval.batch_size=12")])
 def test_a_protocol_that_cannot_work_is_refused(protocol, field):

@@ -41,7 +41,8 @@ def block(arrays, layer):
     sublayers = [
         {"norm": norm(arrays, f"{layer}.layernorm_before"), "qkv": linear(arrays, *qkv),
          "out": linear(arrays, f"{layer}.attention.output.dense")},
-        {"norm": norm(arrays, f"{layer}.layernorm_after"), "wide": linear(arrays, f"{layer}.intermediate.dense"),
+        {"norm": norm(arrays, f"{layer}.layernorm_after"),
+         "wide": linear(arrays, f"{layer}.intermediate.dense"),
          "out": linear(arrays, f"{layer}.output.dense")}]
     if f"{layer}.temporal_dense.weight" in arrays:
         time = f"{layer}.temporal_attention"
@@ -84,7 +85,8 @@ def logits(graph, parameters, video):
     return nnx.merge(graph, parameters)(video)
 
 
-@pytest.mark.parametrize("golden, name", [("timesformer_divided", "timesformer"), ("timesformer_joint", "joint")])
+@pytest.mark.parametrize("golden, name", [("timesformer_divided", "timesformer"),
+                                          ("timesformer_joint", "joint")])
 def test_logits_equal_those_of_hugging_face(golden, name):
     arrays = archive(golden)
     graph, mapped = ours(name, arrays, "timesformer.")
@@ -92,11 +94,11 @@ def test_logits_equal_those_of_hugging_face(golden, name):
 
 
 def test_space_only_logits_average_over_frames():
-    """Hugging Face leaves one row a frame; ours is their mean. Its space-only model has no temporal table either."""
+    """Hugging Face leaves one row a frame; ours is their mean. It too has no temporal table here."""
     arrays = archive("timesformer_space_only")
     graph, mapped = ours("vit", arrays, "timesformer.")
-    np.testing.assert_allclose(logits(graph, mapped, arrays["input"]), arrays["output"].reshape(2, 3, 5).mean(1),
-                               rtol=0, atol=1e-4)
+    expected = arrays["output"].reshape(2, 3, 5).mean(1)
+    np.testing.assert_allclose(logits(graph, mapped, arrays["input"]), expected, rtol=0, atol=1e-4)
 
 
 def test_every_token_of_an_image_model_equals_hugging_face():

@@ -8,7 +8,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from command import BAD, ROOT, Run, arguments, assert_same_run, checkpoint, copy, render, rows, saved
+from command import BAD, CACHE, Run, arguments, assert_same_run, checkpoint, copy, render, rows, saved
 
 import main
 from vidformers.errors import ConfigError
@@ -165,12 +165,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoints(halfw
 
 
 def test_programs_half_written_to_the_cache_are_replaced_without_a_word(halfway, data, tmp_path):
-    programs = tmp_path / "vidformers" / "compiled"
-    shutil.copytree(ROOT / ".cache" / "vidformers" / "compiled", programs)
-    cut = {path: path.stat().st_size // 2 for path in programs.glob("jit_step*cache")}
+    programs = (CACHE / "vidformers" / "compiled").glob("jit_step*cache")
+    cut = {path: path.stat().st_size // 2 for path in programs}
     for path, size in cut.items():
         os.truncate(path, size)
-    Run(arguments(data, copy(halfway, tmp_path / "run")), cache=tmp_path).finish()
+    Run(arguments(data, copy(halfway, tmp_path / "run"))).finish()
     assert any(path.exists() and path.stat().st_size > size for path, size in cut.items())
 
 

@@ -10,16 +10,16 @@ from flax import nnx
 from vidformers import build
 
 TINY = dict(num_classes=5, frames=4, image_size=32, patch_size=8, width=32, heads=4, depth=2)
-MEVIT = dict(depth=2, motion_blocks=1)
+MEVIT = dict(depth=2, motion_blocks=2)
 
-# Most of a test's time is compilation, most of that in optimising machine code that runs once.
+# Most of a test's time is compilation, and most of that the optimising of code that runs once.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def randomise(shapes, seed: int = 0):
-    """Values for a tree of shapes, a function of the seed and the path, so that models share what they have in common.
+    """Values for a tree of shapes, by seed and path: models share the values of the paths they share.
 
-    Kernels keep the size of what passes them; the rest is normal around 0, or around 1 for the scale of a norm.
+    Kernels keep the size of what passes them; the rest is normal around 0, a norm's scale around 1.
     """
     def draw(path, leaf):
         rng = np.random.default_rng([seed, zlib.crc32(jax.tree_util.keystr(path).encode())])
