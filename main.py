@@ -122,6 +122,8 @@ def run(argv) -> int:
         from vidformers import train
 
         cache_compilations()
+        # A batch that was ready when its reader closed is freed by Python's resource tracker, which need not say so.
+        os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
         # Orbax logs the traceback of a save that fails; the trainer says it in a sentence.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         try:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from tiny import quick_jit, randomise
 
@@ -55,7 +55,7 @@ run = quick_jit(branch, static_argnums=0)
 # The definition
 
 
-GRIDS = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5))
+GRIDS = st.tuples(st.integers(2, 3), st.integers(1, 5), st.integers(3, 5))
 CASES = [(scheme, part, 1) for scheme in ("frame", "time", "joint", "motion") for part in PARTS]
 CASES += [(scheme, "keys", 0) for scheme in ("frame", "time", "joint", "motion")]
 CASES += [("frame", part, "frames") for part in ("read_and_read_from", "keys")]
@@ -63,7 +63,12 @@ CASES += [("frame", part, "frames") for part in ("read_and_read_from", "keys")]
 
 @pytest.mark.parametrize("scheme, part, count", CASES)
 def test_gathered_equals_masked_with_its_gradient(float64, scheme, part, count):
-    @settings(max_examples=(2 if part == "read_and_read_from" else 1) * (2 if scheme == "motion" else 1))
+    # Every case on one grid that blocks of two do not divide; drawn grids where the class token does most.
+    drawn = part == "read_and_read_from" and count == 1
+    phases = [Phase.explicit, Phase.generate] if drawn else [Phase.explicit]
+
+    @settings(max_examples=3 if scheme == "motion" else 1, phases=phases)
+    @example(grid=(2, 3, 5), m=2)
     @given(grid=GRIDS, m=st.integers(1, 6))
     def check(grid, m):
         chosen = {"frame": Frame(), "time": Time(), "joint": Joint(), "motion": Motion(m)}[scheme]

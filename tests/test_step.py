@@ -16,8 +16,8 @@ from vidformers.optim import decay_mask, in_steps, make_optimizer
 from vidformers.sharding import batch_sharding, make_mesh, put_batch, replicated, state_shardings
 from vidformers.step import State, initial_state, make_step
 
-SGD = dict(name="sgd", lr=0.05, weight_decay=1e-3, schedule="constant", ema_decay=0.75)
 # SGD: Adam would divide the rounding of a gradient that is zero in truth (key biases) by its own size.
+SGD = dict(name="sgd", lr=0.05, weight_decay=1e-3, schedule="constant", ema_decay=0.75)
 SMOOTHING = 0.2
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 
@@ -214,6 +214,13 @@ def test_the_state_is_split_over_fsdp_and_never_along_layers(name):
     assert part <= 1.05 * whole / 4
     kinds = [jax.tree.map(lambda s: s.spec, tree) for tree in (shardings.parameters, shardings.average)]
     assert kinds[0] == kinds[1], "averages lie where their parameters do"
+
+
+def test_where_only_the_layers_divide_nothing_is_split():
+    mesh = make_mesh(data=2, fsdp=4)
+    leaf = jax.ShapeDtypeStruct((8, 6, 5), jnp.float32)
+    found = state_shardings(mesh, {"layers": {"kernel": leaf}, "kernel": leaf})
+    assert found["layers"]["kernel"].spec == P() and found["kernel"].spec == P("fsdp", None, None)
 
 
 def test_a_device_holds_its_share_of_the_bytes():
