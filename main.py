@@ -93,6 +93,8 @@ def join_hosts():
 
 def main(argv) -> int:
     """Exit status 0; 2 after a mistake, with one sentence; 128 + the signal's number after one that was heeded."""
+    # Started in the background, a program ignores ctrl-C; training answers it all the same, and so shall the rest.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return run(argv)
     except KeyboardInterrupt:  # training itself heeds the signal between two steps, and saves
