@@ -14,6 +14,7 @@ import av
 import numpy as np
 from av.codec.context import ThreadType
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 
 from input_pipeline.errors import DecodeError
 
@@ -133,10 +134,10 @@ class Video:
 
     def _by_count(self, wanted):
         with self._open() as (container, stream):
-            images = []
+            images, colours = [], VideoReformatter()
             for index, frame in enumerate(container.decode(stream)):
                 if index == wanted[len(images)]:
-                    images.append(_image(frame))
+                    images.append(_image(frame, colours))
                     if len(images) == len(wanted):
                         break
         return images
@@ -145,6 +146,7 @@ class Video:
         """The frames of ascending pts; fewer where some are not there after their place has come."""
         with self._open() as (container, stream):
             images, position, decoded = [], None, _decoded(container, stream, set(wanted))
+            colours = VideoReformatter()
             for pts in wanted:
                 key, target = self._keyframes[bisect.bisect(self._keyframes, (pts, float("inf"))) - 1]
                 if seek and (position is None or key > position):
@@ -156,7 +158,7 @@ class Video:
                         break
                 if position != pts:
                     break
-                images.append(_image(frame))
+                images.append(_image(frame, colours))
         return images
 
 
@@ -171,6 +173,7 @@ def _decoded(container, stream, wanted):
         yield from packet.decode()
 
 
-def _image(frame):
-    # Positive rotation is counterclockwise both in FFmpeg and in NumPy.
-    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+def _image(frame, colours):
+    """RGB uint8 (h, w, 3), upright. `colours` converts all frames of a pass: to set it up costs more than a frame."""
+    rgb = colours.reformat(frame, format="rgb24").to_ndarray()
+    return np.rot90(rgb, round(frame.rotation / 90))  # counterclockwise both in FFmpeg and in NumPy
