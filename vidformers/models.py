@@ -120,7 +120,8 @@ def mevit(parts: Parts, *, block_size: int = 2, motion_blocks: int = 7, class_bl
         block_size: M, the side of a motion block in patches (Table 1).
         motion_blocks: L_t (Table 3); `depth` minus L_t blocks at the bottom attend in space only.
         class_blocks: class-attention layers (Table 2: 9+3, 10+2, 11+1, 12+1).
-        order: 'motion_space' as the equations apply, or 'space_motion' as the end of sec. 3 says.
+        order: 'motion_space' as the equations apply, or 'space_motion' as the end of sec. 3 says. With the latter, no
+            class_blocks and no class query in motion, nothing reads what the last motion sublayer writes.
         class_in_motion: the class token is a key of motion attention (eq. 8); False as TimeSformer's code.
         class_queries_motion: it also attends there; with M as large as the grid that is complete joint attention.
         temporal_fc: TimeSformer's extra projection after the motion attention, not in the equations.
