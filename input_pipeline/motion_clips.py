@@ -16,7 +16,6 @@ import os
 import secrets
 import shutil
 import signal
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -26,6 +25,7 @@ import cv2
 import numpy as np
 
 from input_pipeline.errors import DataError
+from input_pipeline.workers import follow_parent
 
 CLASSES = ("slide left", "slide right", "slide up", "slide down", "grow", "shrink",
            "turn clockwise", "turn anticlockwise", "appear", "vanish")
@@ -159,11 +159,7 @@ def _start_worker():
     """Leaves interrupts to the parent, and ends this process when the parent ends, even if it was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
-
-    def follow_parent():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-    threading.Thread(target=follow_parent, daemon=True).start()
+    follow_parent()
 
 
 def _render(folder, spec, workers):

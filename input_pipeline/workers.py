@@ -6,15 +6,12 @@ import os
 import signal
 import sys
 import threading
-import time
 import weakref
 
 import cv2
 import grain
 import numpy as np
 from absl import flags
-
-_PARENT_CHECK_S = 0.5
 
 
 class Batches:
@@ -77,7 +74,7 @@ def _start_worker(index, count):
     del index, count
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_follow_parent, name="follow-parent", daemon=True).start()
+    follow_parent()
     # The accelerators belong to the parent. grain may have imported jax already: then its settings are read.
     os.environ["JAX_PLATFORMS"] = "cpu"
     if "jax" in sys.modules:
@@ -87,10 +84,12 @@ def _start_worker(index, count):
     cv2.setNumThreads(0)
 
 
-def _follow_parent():
+def follow_parent():
+    """Has this process, which multiprocessing started, end when its parent ends, even if that was killed."""
     # The kernel's parent-death signal follows the thread that started the worker, and grain starts workers
     # from threads that end.
-    parent = multiprocessing.parent_process().pid
-    while os.getppid() == parent:
-        time.sleep(_PARENT_CHECK_S)
-    os._exit(1)
+    def follow():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, name="follow-parent", daemon=True).start()

@@ -79,7 +79,7 @@ class Setup(NamedTuple):
         return replace(self.protocol, clips=1, crops=1)
 
     def evaluator(self, protocol: Protocol) -> Evaluator:
-        return Evaluator(self.graph, self.mesh, State(*self.shardings).evaluated, protocol)
+        return Evaluator(self.graph, self.mesh, self.shardings.evaluated, protocol)
 
 
 def set_up(config: dict, training: bool = True) -> Setup:
