@@ -14,7 +14,6 @@ import av
 import numpy as np
 from av.codec.context import ThreadType
 from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
 
 from input_pipeline.errors import DecodeError
 
@@ -134,10 +133,10 @@ class Video:
 
     def _by_count(self, wanted):
         with self._open() as (container, stream):
-            images, colours = [], VideoReformatter()
+            images = []
             for index, frame in enumerate(container.decode(stream)):
                 if index == wanted[len(images)]:
-                    images.append(_image(frame, colours))
+                    images.append(_image(frame))
                     if len(images) == len(wanted):
                         break
         return images
@@ -146,7 +145,6 @@ class Video:
         """The frames of ascending pts; fewer where some are not there after their place has come."""
         with self._open() as (container, stream):
             images, position, decoded = [], None, _decoded(container, stream, set(wanted))
-            colours = VideoReformatter()
             for pts in wanted:
                 key, target = self._keyframes[bisect.bisect(self._keyframes, (pts, float("inf"))) - 1]
                 if seek and (position is None or key > position):
@@ -158,7 +156,7 @@ class Video:
                         break
                 if position != pts:
                     break
-                images.append(_image(frame, colours))
+                images.append(_image(frame))
         return images
 
 
@@ -173,7 +171,8 @@ def _decoded(container, stream, wanted):
         yield from packet.decode()
 
 
-def _image(frame, colours):
-    """RGB uint8 (h, w, 3), upright. `colours` converts all frames of a pass: to set it up costs more than a frame."""
-    rgb = colours.reformat(frame, format="rgb24").to_ndarray()
+def _image(frame):
+    """RGB uint8 (h, w, 3), upright."""
+    # One thread: FFmpeg would start as many as there are cores for every frame, at ten times the cost of a small one.
+    rgb = frame.to_ndarray(format="rgb24", threads=1)
     return np.rot90(rgb, round(frame.rotation / 90))  # counterclockwise both in FFmpeg and in NumPy

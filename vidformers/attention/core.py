@@ -155,16 +155,17 @@ class SelfAttention(nnx.Module):
         return patches, classes.mean(axis=1, keepdims=True) if one else classes
 
     def _heads(self, x):
-        """(... d) -> q, k, v stacked: (3 ... h e)."""
-        return rearrange(self.qkv(self.norm(x)), "... (s h e) -> s ... h e", s=3, h=self.heads)
+        """(... d) -> q, k, v, each (... h e)."""
+        return [rearrange(each, "... (h e) -> ... h e", h=self.heads)
+                for each in jnp.split(self.qkv(self.norm(x)), 3, axis=-1)]
 
     def _class_heads(self, classes, groups: int):
-        """(b c d) -> q, k, v of the class token of each group: (3 b g h e)."""
+        """(b c d) -> q, k, v of the class token of each group, each (b g h e)."""
         count = classes.shape[1]
         require(count in (1, groups), f"{count} class tokens cannot be shared out to {groups} groups.")
         if self.class_queries or count == groups:
             return self._heads(jnp.broadcast_to(classes, (classes.shape[0], groups, classes.shape[2])))
-        return repeat(self._heads(classes), "s b 1 h e -> s b g h e", g=groups)
+        return [repeat(each, "b 1 h e -> b g h e", g=groups) for each in self._heads(classes)]
 
     def _project(self, x):
         """The heads' outputs (... h e) -> (... d)."""
@@ -175,7 +176,7 @@ class SelfAttention(nnx.Module):
         q, k, v = (self.scheme.fold(x) for x in patches)
         mask = members
         if classes is not None:
-            extra_q, extra_k, extra_v = rearrange(classes, "s b g h e -> s b g 1 h e")
+            extra_q, extra_k, extra_v = (each[:, :, None] for each in classes)
             k, v = jnp.concatenate([extra_k, k], axis=2), jnp.concatenate([extra_v, v], axis=2)
             mask = np.pad(members, ((0, 0), (1, 0)), constant_values=True)
             if self.class_queries:
@@ -189,7 +190,7 @@ class SelfAttention(nnx.Module):
         where = Position(*np.indices(grid))
         keys = Position(*(p.ravel() for p in where))
         queries, groups = keys, len(members)
-        q, k, v = rearrange(patches, "s b t y x h e -> s b (t y x) h e")
+        q, k, v = (rearrange(each, "b t y x h e -> b (t y x) h e") for each in patches)
         if classes is not None:  # the class token of a group stands where the group's first patch does
             homes = Position(*(self.scheme.fold(p[None])[0, :, 0] for p in where))
             keys = Position(*map(np.concatenate, zip(homes, keys)))
