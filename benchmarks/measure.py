@@ -42,7 +42,7 @@ class TrainingStep:
         model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
         self.init = partial(initial_state, make_model, optimizer, None, 0)
         step = jax.jit(make_step(nnx.split(model)[0], optimizer, rate, seed=0), donate_argnums=0)
-        self.shapes = {"video": jax.ShapeDtypeStruct((batch, *model.embedding.shape), jnp.uint8),
+        self.shapes = {"video": jax.ShapeDtypeStruct((batch, *model.shape), jnp.uint8),
                        "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
                        "mask": jax.ShapeDtypeStruct((batch,), jnp.float32)}
         started = time.perf_counter()

@@ -16,6 +16,7 @@ OWN = {
     "joint": {},
     "mevit": dict(block_size=2, motion_blocks=7, class_blocks=1, order="motion_space", class_in_motion=True,
                   class_queries_motion=False, temporal_fc=False),
+    "havit": dict(attention="divided", class_blocks=2, class_token="late", temporal_fc=False, share_dictionary=False),
 }
 
 
@@ -32,8 +33,9 @@ def base(model: str) -> ConfigDict:
         workers=4, prefetch=2, max_bad_fraction=0.01)
     config.model = dict(
         name=model, size="B", width=placeholder(int), heads=placeholder(int), depth=placeholder(int), mlp_ratio=4,
-        patch_size=16, dropout=0.0, drop_path=0.0, dtype="bfloat16", remat="none", unroll=1,
-        mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), **OWN[model])
+        patch_size=16, dictionary=0, hybrid="combined", kernel="softmax", cosine_index="sequence", dropout=0.0,
+        drop_path=0.0, dtype="bfloat16", remat="none", unroll=1, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
+        **OWN[model])
     # One truth for what the data and the model share: overriding either sets both.
     config.model.frames = config.data.get_ref("frames")
     config.model.image_size = config.data.get_ref("size")

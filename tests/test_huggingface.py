@@ -65,9 +65,10 @@ def parameters(arrays, prefix=""):
                  "space": part("embeddings.position_embeddings")[0]}
     if f"{prefix}embeddings.time_embeddings" in arrays:
         embedding["time"] = part("embeddings.time_embeddings")[0]
-    return {"embedding": embedding, "class_token": part("embeddings.cls_token")[0, 0],
-            "stages": {0: {"layers": {"sublayers": jax.tree.map(lambda *layers: np.stack(layers), *blocks)}}},
-            "norm": norm(arrays, f"{prefix}layernorm"),
+    encoder = {"embedding": embedding, "class_token": part("embeddings.cls_token")[0, 0],
+               "stages": {0: {"layers": {"sublayers": jax.tree.map(lambda *layers: np.stack(layers), *blocks)}}},
+               "norm": norm(arrays, f"{prefix}layernorm")}
+    return {"encoder": encoder,
             "head": linear(arrays, "classifier") if "classifier.weight" in arrays else
             {"kernel": np.zeros((32, 5), np.float32), "bias": np.zeros(5, np.float32)}}
 
@@ -107,9 +108,9 @@ def test_every_token_of_an_image_model_equals_hugging_face():
 
     def run(parameters, video):
         model = nnx.merge(graph, parameters)
-        patches = model.embedding(video)
-        tokens = model.stages[0](model._with_class(Tokens(patches, None)))
-        return model.features(video), model.norm(tokens.patches)
+        encoder = model.encoder
+        tokens = encoder.stages[0](encoder._with_class(Tokens(encoder.embedding(video), None)))
+        return model.features(video), encoder.norm(tokens.patches)
 
     features, patches = jax.jit(run)(mapped, arrays["input"][:, None])
     np.testing.assert_allclose(features, arrays["output"][:, 0], rtol=0, atol=1e-4)

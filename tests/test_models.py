@@ -133,7 +133,7 @@ def test_every_row_of_the_ablations_builds(overrides):
     sheet = config("mevit_b16")
     for path, text in overrides:
         override(sheet, path, text)
-    stages = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0), **sheet.model.to_dict())).stages
+    stages = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0), **sheet.model.to_dict())).encoder.stages
     depth, motion, late = (sheet.model[field] for field in ("depth", "motion_blocks", "class_blocks"))
     assert [stage.depth for stage in stages] == [n for n in (depth - motion, motion, late) if n]
 
@@ -163,9 +163,10 @@ def test_a_temporal_model_tells_orders_apart(name):
 @pytest.mark.parametrize("name", TEMPORAL)
 def test_without_its_temporal_table_a_model_is_blind_to_order(name):
     forward, parameters = compiled(TEMPORAL[name][0], **TEMPORAL[name][1])
-    embedding = {**parameters["embedding"], "time": 0 * parameters["embedding"]["time"]}
+    encoder = parameters["encoder"]
+    embedding = {**encoder["embedding"], "time": 0 * encoder["embedding"]["time"]}
     shuffled = np.stack([clips(1)[0][order] for order in SHUFFLES])
-    logits = forward({**parameters, "embedding": embedding}, shuffled)
+    logits = forward({**parameters, "encoder": {**encoder, "embedding": embedding}}, shuffled)
     same_trees(logits, np.broadcast_to(logits[:1], logits.shape), **ROUNDING)
 
 
@@ -183,15 +184,16 @@ def test_a_clip_does_not_depend_on_its_batch_mates(name):
 def explicit(graph, parameters, video):
     """The forward pass as a plain loop over layers, from parts of the model."""
     model = nnx.merge(graph, parameters)
-    patches = model.embedding(video)
+    encoder = model.encoder
+    patches = encoder.embedding(video)
     tokens = Tokens(patches, jnp.zeros((len(patches), 0, patches.shape[-1])))
-    for i, stage in enumerate(model.stages):
-        if i == model.class_enters:
-            tokens = model._with_class(tokens)
+    for i, stage in enumerate(encoder.stages):
+        if i == encoder.class_enters:
+            tokens = encoder._with_class(tokens)
         block, stacked = nnx.split(stage.layers)
         for depth in range(stage.depth):
             tokens = nnx.merge(block, jax.tree.map(lambda leaf: leaf[depth], stacked))(tokens)
-    return model.head(model.norm(tokens.classes).mean(axis=1))
+    return model.head(encoder.norm(tokens.classes).mean(axis=1))
 
 
 SCANNED = dict(depth=3, motion_blocks=2)
@@ -257,10 +259,11 @@ def test_bfloat16_stays_near_float32(name):
 def test_timesformer_starts_as_an_image_model():
     """Its time attention ends in a projection that starts at zero, and so does its temporal table."""
     start = initial("timesformer")
-    time, space, mlp = (start["stages"][0]["layers"]["sublayers"][i] for i in range(3))
-    assert not any(leaf.any() for leaf in jax.tree.leaves((time["extra"], start["embedding"]["time"])))
+    encoder = start["encoder"]
+    time, space, mlp = (encoder["stages"][0]["layers"]["sublayers"][i] for i in range(3))
+    assert not any(leaf.any() for leaf in jax.tree.leaves((time["extra"], encoder["embedding"]["time"])))
     forward, _ = compiled("mevit", motion_blocks=0, class_blocks=0)
-    in_space = {**start, "stages": {0: {"layers": {"sublayers": {0: space, 1: mlp}}}}}
+    in_space = {**start, "encoder": {**encoder, "stages": {0: {"layers": {"sublayers": {0: space, 1: mlp}}}}}}
     divided, _ = compiled("timesformer")
     same_trees(divided(start, clips()), forward(in_space, clips()), **ROUNDING)
 
@@ -289,7 +292,7 @@ def test_at_rate_zero_a_key_changes_nothing():
 def test_stochastic_depth_grows_linearly_over_all_blocks():
     graph, parameters = make("mevit", depth=3, motion_blocks=2, class_blocks=1, drop_path=0.3)
     keys = jax.random.split(jax.random.key(0), 3)
-    rates = [noise.drop_path for noise in nnx.merge(graph, parameters)._noises(keys)]
+    rates = [noise.drop_path for noise in nnx.merge(graph, parameters).encoder._noises(keys)]
     assert [len(stage) for stage in rates] == [1, 2, 1]
     np.testing.assert_allclose(np.concatenate(rates), [0, 0.1, 0.2, 0.3], rtol=1e-6)
 

@@ -15,7 +15,6 @@ def position_init(key, shape, dtype=jnp.float32):
     return jax.random.normal(key, shape, dtype) * shape[-1] ** -0.5
 
 
-
 class Embedding(nnx.Module):
     """Pixels (b t y x 3) -> patch tokens (b t y x d): z = E x + e_space + e_time (MEViT eq. 1, e separable).
 
@@ -54,3 +53,7 @@ class Embedding(nnx.Module):
         if self.time is not None:
             patches += self.time[:, None, None].astype(self.dtype)
         return patches
+
+    def class_position(self):
+        """(d): where the class token stands."""
+        return self.space[0]

@@ -100,24 +100,23 @@ class Stage(nnx.Module):
         return jax.lax.scan(run, tokens, (parameters, noise), unroll=self.unroll)[0]
 
 
-class Classifier(nnx.Module):
-    """Embedding, stages, and a linear head on the mean of the normalised class tokens.
+class Encoder(nnx.Module):
+    """Embedding and stages: video (b t y x 3) -> class tokens (b c d), normalised.
 
     Args:
-        embedding: makes patch tokens of pixels.
+        embedding: makes patch tokens (b t y x d) of pixels; its `class_position` is added to the class token.
         stages: in order; a stage with `late_class` is preceded by the entry of the class token, which is otherwise
             there from the input on.
-        class_per_frame: one class token a frame (their features are averaged) instead of one a clip.
+        width, out_width: d at the first stage and after the last (None: the same).
+        class_per_frame: one class token a frame instead of one a clip.
         drop_path: stochastic depth of the last block, growing linearly from 0 at the first.
-    Calling it takes video (b t y x 3) and, in training, a key; it returns float32 logits (b, num_classes).
     """
 
-    def __init__(self, embedding, stages: Sequence[StageSpec], *, width: int, num_classes: int,
+    def __init__(self, embedding, stages: Sequence[StageSpec], *, width: int, out_width: int | None = None,
                  class_per_frame: bool = False, dropout: float = 0.0, drop_path: float = 0.0, remat: str = "none",
-                 unroll: int = 1, dtype=jnp.float32, rngs: nnx.Rngs):
+                 unroll: int = 1, norm_epsilon: float = 1e-6, dtype=jnp.float32, rngs: nnx.Rngs):
         for name, rate in (("dropout", dropout), ("drop_path", drop_path)):
             require(0.0 <= rate < 1.0, f"model.{name}={rate} must be at least 0 and below 1.")
-        require(num_classes >= 1, f"model.num_classes={num_classes} must be at least 1.")
         stages = [spec for spec in stages if spec.depth > 0]
         require(bool(stages), "The model needs at least one block: raise model.depth or model.class_blocks.")
         self.embedding, self.dropout, self.drop_path, self.dtype = embedding, dropout, drop_path, dtype
@@ -126,14 +125,14 @@ class Classifier(nnx.Module):
         self.class_enters = late[0] if late else 0
         self.class_token = nnx.Param(position_init(rngs.params(), (width,)))
         self.stages = nnx.List(Stage(spec, remat=remat, unroll=unroll, rngs=rngs) for spec in stages)
-        self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.head = nnx.Linear(width, num_classes, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
+        self.norm = nnx.LayerNorm(out_width or width, epsilon=norm_epsilon, dtype=dtype, rngs=rngs)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of one clip: (t, y, x, 3)."""
+        return self.embedding.shape
 
     def __call__(self, video, key=None):
-        return self.head(self.features(video, key))
-
-    def features(self, video, key=None):
-        """Video (b t y x 3) -> features (b d) in float32: the mean of the normalised class tokens."""
         patches = self.embedding(video)
         tokens = Tokens(patches, jnp.zeros((patches.shape[0], 0, patches.shape[-1]), patches.dtype))
         noises = [None] * len(self.stages)
@@ -145,11 +144,11 @@ class Classifier(nnx.Module):
             if i == self.class_enters:
                 tokens = self._with_class(tokens)
             tokens = stage(tokens, noise)
-        return self.norm(tokens.classes).astype(jnp.float32).mean(axis=1)
+        return self.norm(tokens.classes)
 
     def _with_class(self, tokens: Tokens) -> Tokens:
         b, t, _, _, d = tokens.patches.shape
-        token = (self.class_token[...] + self.embedding.space[0]).astype(self.dtype)
+        token = (self.class_token[...] + self.embedding.class_position()).astype(self.dtype)
         return tokens._replace(classes=jnp.broadcast_to(token, (b, t if self.class_per_frame else 1, d)))
 
     def _noises(self, keys):
@@ -158,3 +157,40 @@ class Classifier(nnx.Module):
         for key, depth in zip(keys, depths):
             yield Noise(jax.random.split(key, depth), rates[:depth])
             rates = rates[depth:]
+
+
+class Mean(nnx.Module):
+    """(b c d) -> (b d): the mean over the class tokens."""
+
+    def __call__(self, classes, key=None):
+        return classes.mean(axis=1)
+
+
+class Classifier(nnx.Module):
+    """An encoder, a readout of its class tokens, and a linear head.
+
+    Args:
+        encoder: video (b t y x 3), key -> (b c d), of `shape`.
+        readout: (b c d), key -> (b d).
+        width: d that the readout gives.
+    Calling it takes video (b t y x 3) and, in training, a key; it returns float32 logits (b, num_classes).
+    """
+
+    def __init__(self, encoder, readout=None, *, width: int, num_classes: int, rngs: nnx.Rngs):
+        require(num_classes >= 1, f"model.num_classes={num_classes} must be at least 1.")
+        self.encoder, self.readout = encoder, readout or Mean()
+        self.head = nnx.Linear(width, num_classes, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of one clip: (t, y, x, 3)."""
+        return self.encoder.shape
+
+    def __call__(self, video, key=None):
+        return self.head(self.features(video, key))
+
+    def features(self, video, key=None):
+        """Video (b t y x 3) -> what the head reads, (b d) in float32."""
+        first, second = (None, None) if key is None else jax.random.split(key)
+        classes = self.encoder(video, first)
+        return self.readout(classes.astype(jnp.promote_types(classes.dtype, jnp.float32)), second)

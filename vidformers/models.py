@@ -9,12 +9,13 @@ from flax import nnx
 
 from vidformers.attention.class_attention import ClassAttention
 from vidformers.attention.core import SelfAttention, check_heads
+from vidformers.attention.dictionary import Dictionary
 from vidformers.attention.frame import Frame
 from vidformers.attention.joint import Joint
 from vidformers.attention.motion import Motion
 from vidformers.attention.time import Time
 from vidformers.embedding import Embedding, position_init
-from vidformers.encoder import Block, Classifier, Mlp, StageSpec
+from vidformers.encoder import Block, Classifier, Encoder, Mlp, StageSpec
 from vidformers.errors import ConfigError, require
 
 
@@ -31,8 +32,10 @@ SIZES = {"Ti": Size(192, 3, 12), "S": Size(384, 6, 12), "B": Size(768, 12, 12), 
 class Parts:
     """The fields all models share, and the sublayers and classifier made to them.
 
-    `size` names a row of `SIZES`; `width`, `heads` and `depth` replace a number of it. `masked` runs every attention
-    as its slow definition (tests). The other fields are those of `Embedding`, `Stage` and `Classifier`.
+    `size` names a row of `SIZES`; `width`, `heads` and `depth` replace a number of it. `dictionary` is the number of
+    external tokens that every self-attention reads, `hybrid` how (see `Dictionary`); `kernel` and `cosine_index` are
+    those of `SelfAttention`. Class attention has neither. `masked` runs every attention as its slow definition
+    (tests). The other fields are those of `Embedding`, `Stage` and `Classifier`.
     """
 
     num_classes: int
@@ -44,6 +47,10 @@ class Parts:
     heads: int | None = None
     depth: int | None = None
     mlp_ratio: int = 4
+    dictionary: int = 0
+    hybrid: str = "combined"
+    kernel: str = "softmax"
+    cosine_index: str = "sequence"
     dropout: float = 0.0
     drop_path: float = 0.0
     dtype: str = "float32"
@@ -62,12 +69,24 @@ class Parts:
         require(self.width > 0 and self.mlp_ratio > 0 and self.depth >= 0,
                 "model.width and model.mlp_ratio must be positive, model.depth at least 0.")
         check_heads(self.width, self.heads)
+        require(self.dictionary >= 0, f"model.dictionary={self.dictionary} must be at least 0.")
         require(self.dtype in ("float32", "bfloat16", "float64"),
                 f"model.dtype={self.dtype!r} must be float32, bfloat16 or float64.")
         self.compute = dict(dtype=jnp.dtype(self.dtype), dropout=self.dropout)
 
+    def external(self, rngs) -> Dictionary | None:
+        """A dictionary of the model's size, or None without one."""
+        if not self.dictionary:
+            return None
+        return Dictionary(self.dictionary, self.width, self.heads, hybrid=self.hybrid, rngs=rngs)
+
     def attention(self, scheme, **options):
-        return partial(SelfAttention, scheme, self.width, self.heads, masked=self.masked, **options, **self.compute)
+        """Makes self-attention with a dictionary of its own, or the one it is given to share."""
+        def make(rngs, dictionary=None):
+            return SelfAttention(scheme, self.width, self.heads, dictionary=dictionary or self.external(rngs),
+                                 kernel=self.kernel, cosine_index=self.cosine_index, masked=self.masked, rngs=rngs,
+                                 **options, **self.compute)
+        return make
 
     def class_attention(self):
         return partial(ClassAttention, self.width, self.heads, **self.compute)
@@ -79,11 +98,12 @@ class Parts:
     def stage(depth, *sublayers, **options) -> StageSpec:
         return StageSpec(lambda rngs: Block([make(rngs=rngs) for make in sublayers]), depth, **options)
 
-    def classifier(self, *stages, temporal, rngs: nnx.Rngs, **options) -> Classifier:
+    def classifier(self, *stages, temporal, rngs: nnx.Rngs, readout=None, **options) -> Classifier:
         embedding = Embedding(self.width, frames=self.frames, image_size=self.image_size, patch_size=self.patch_size,
                               temporal=temporal, mean=self.mean, std=self.std, dtype=self.compute["dtype"], rngs=rngs)
-        return Classifier(embedding, stages, width=self.width, num_classes=self.num_classes, drop_path=self.drop_path,
-                          remat=self.remat, unroll=self.unroll, rngs=rngs, **options, **self.compute)
+        encoder = Encoder(embedding, stages, width=self.width, drop_path=self.drop_path, remat=self.remat,
+                          unroll=self.unroll, rngs=rngs, **options, **self.compute)
+        return Classifier(encoder, readout, width=self.width, num_classes=self.num_classes, rngs=rngs)
 
 
 def vit(parts: Parts, *, rngs) -> Classifier:
@@ -135,9 +155,10 @@ def mevit(parts: Parts, *, block_size: int = 2, motion_blocks: int = 7, class_bl
             f"model.order={order!r} must be motion_space or space_motion.")
     require(class_in_motion or not class_queries_motion,
             "model.class_queries_motion=True needs model.class_in_motion=True.")
-    space = parts.attention(Frame())
-    motion = parts.attention(Motion(block_size), class_keys=class_in_motion, class_queries=class_queries_motion,
-                             extra_projection=temporal_fc)
+    early = class_blocks == 0  # the class token is there while patches attend to each other
+    space = parts.attention(Frame(), class_keys=early, class_queries=early)
+    motion = parts.attention(Motion(block_size), class_keys=early and class_in_motion,
+                             class_queries=early and class_queries_motion, extra_projection=temporal_fc)
     both = (motion, space) if order == "motion_space" else (space, motion)
     return parts.classifier(
         parts.stage(parts.depth - motion_blocks, space, parts.mlp()),
@@ -146,7 +167,45 @@ def mevit(parts: Parts, *, block_size: int = 2, motion_blocks: int = 7, class_bl
         temporal=position_init, rngs=rngs)
 
 
-MODELS = {"vit": vit, "timesformer": timesformer, "joint": joint, "mevit": mevit}
+def havit(parts: Parts, *, attention: str = "divided", class_blocks: int = 2, class_token: str = "late",
+          temporal_fc: bool = False, share_dictionary: bool = False, rngs) -> Classifier:
+    """HaViT: hybrid attention, of patches to patches and to a dictionary of external tokens, then class attention.
+
+    The paper's size of the dictionary, `Parts.dictionary`, and its number of class-attention layers are unknown: 112
+    and 2 agree with the parameters of its Table 6 (26.4 M joint, 34.5 M divided at width 384).
+
+    Args:
+        attention: 'divided', time then space, or 'joint'; with `Parts.kernel` relu or cosine, joint attention is the
+            paper's linear activation or cosine re-weighting (Table 6).
+        class_blocks: class-attention layers after the `depth` hybrid blocks (eq. 8, 9).
+        class_token: 'late', entering with class attention (sec. 3.3), or 'input', a key from the start (eq. 1).
+        temporal_fc: TimeSformer's extra projection after the time attention.
+        share_dictionary: one dictionary a block for its two attentions, rather than one each.
+    Raises:
+        ConfigError: an unknown choice, or a late class token without class attention.
+    """
+    require(attention in ("divided", "joint"), f"model.attention={attention!r} must be divided or joint.")
+    require(class_token in ("late", "input"), f"model.class_token={class_token!r} must be late or input.")
+    require(class_blocks >= (class_token == "late"),
+            f"model.class_blocks={class_blocks} must be at least {int(class_token == 'late')} with "
+            f"model.class_token={class_token}.")
+    require(not temporal_fc or attention == "divided", "model.temporal_fc=True needs model.attention=divided.")
+    early = class_token == "input"
+    whole = parts.attention(Frame() if attention == "divided" else Joint(), class_keys=early, class_queries=early)
+    time = parts.attention(Time(), class_keys=early, class_queries=False, extra_projection=temporal_fc)
+    attentions = (time, whole) if attention == "divided" else (whole,)
+
+    def block(rngs):
+        shared = parts.external(rngs) if share_dictionary else None
+        return Block([*(make(rngs, shared) for make in attentions), parts.mlp()(rngs=rngs)])
+
+    return parts.classifier(
+        StageSpec(block, parts.depth),
+        parts.stage(class_blocks, parts.class_attention(), parts.mlp(patches=False), late_class=not early),
+        temporal=position_init, rngs=rngs)
+
+
+MODELS = {"vit": vit, "timesformer": timesformer, "joint": joint, "mevit": mevit, "havit": havit}
 
 
 def build(name: str, *, rngs: nnx.Rngs, **options) -> Classifier:

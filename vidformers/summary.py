@@ -67,7 +67,7 @@ def summarise(make_model) -> Summary:
     model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
     graph, state = nnx.split(model)
     parameters = nnx.to_pure_dict(state)
-    video = jax.ShapeDtypeStruct((1, *model.embedding.shape), jnp.uint8)
+    video = jax.ShapeDtypeStruct((1, *model.shape), jnp.uint8)
     macs = count_macs(lambda p, x: nnx.merge(graph, p)(x), parameters, video)
     return Summary(_size(parameters), macs.total, macs.linear, list(_rows(parameters)))
 
@@ -79,10 +79,12 @@ def _size(tree) -> int:
 def _rows(parameters):
     """One row a module: the encoder's sublayers, and what stands outside the stages."""
     for name, tree in parameters.items():
-        if name != "stages":
+        if name == "encoder":
+            yield from _rows(tree)
+        elif name == "stages":
+            for i, stage in tree.items():
+                for j, sublayer in stage["layers"]["sublayers"].items():
+                    depth = jax.tree.leaves(sublayer)[0].shape[0]
+                    yield f"stages.{i} x {depth}: {j} ({', '.join(sublayer)})", _size(sublayer)
+        else:
             yield name, _size(tree)
-            continue
-        for i, stage in tree.items():
-            for j, sublayer in stage["layers"]["sublayers"].items():
-                depth = jax.tree.leaves(sublayer)[0].shape[0]
-                yield f"stages.{i} x {depth}: {j} ({', '.join(sublayer)})", _size(sublayer)

@@ -1,10 +1,11 @@
-"""The one attention core: projections, softmax attention, residual. A scheme says only which keys each query sees.
+"""The one attention core: projections, kernel, dictionary, residual. A scheme says only which keys each query sees.
 
 Axes: b clips, t frames, y x patches of a frame, d width; b c d class tokens (c = 0, 1 a clip, or one a frame);
 g groups, n tokens of a group, h heads, e width of a head, q queries, k keys.
 """
 
-from typing import NamedTuple, Protocol
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ import numpy as np
 from einops import rearrange, repeat
 from flax import nnx
 
+from vidformers.attention.dictionary import Dictionary
+from vidformers.attention.kernels import KERNELS, Source, linear, quadratic, softmax
 from vidformers.errors import require
 
 # Glorot's bound for a square d -> d projection is that of fan-in scaling. Written so, one kernel that holds several
@@ -44,35 +47,42 @@ class Position(NamedTuple):
     x: np.ndarray
 
 
-class Scheme(Protocol):
+class Scheme:
     """A partition of the patch grid into groups, inside which every patch sees every patch.
 
     `fold` and `unfold` are the gathered form, which runs; `visible` is the masked form, which defines it.
     """
 
+    ordered = True  # whether the keys of a group follow each other in an order that the cosine kernel may weigh by
+
     def fold(self, patches):
         """b t y x ... -> b g n ..., padded with zeros at the end of a group where the grid does not divide."""
+        raise NotImplementedError
 
     def unfold(self, groups, grid: tuple[int, int, int]):
         """b g n ... -> b t y x ..., without the padding."""
+        raise NotImplementedError
 
     def visible(self, query: Position, key: Position) -> np.ndarray:
         """Whether a token at `query` sees the token at `key`, elementwise."""
+        raise NotImplementedError
+
+    def move(self, patches, classes):
+        """Shifts queries, keys or values in time before they meet: [q, k, v] each (b t y x h e), and the class tokens'
+        each (b g h e) or None. Most schemes leave them in place."""
+        return patches, classes
 
 
-def attend(q, k, v, mask=None):
-    """Softmax attention (..., q h e), (..., k h e), (..., k h e) -> (..., q h e), scores scaled by 1/sqrt(e).
+def attend(q, k, v, mask=None, *, bias=None, angle=None, dictionary: Dictionary | None = None, kernel=softmax):
+    """Attention (..., q h e), (..., k h e), (..., k h e) -> (..., q h e), or 2h of a dictionary with two views.
 
-    `mask` broadcasts to (..., h q k); False hides a key. The softmax is taken in float32, or wider where q is.
+    `mask` broadcasts to (..., h q k); False hides a key. `bias` and `angle` are those of `kernels.Source`.
     """
     # Heads first: as batch dimensions in front they make products that CPUs run half again as fast.
     q, k, v = (jnp.swapaxes(x, -2, -3) for x in (q, k, v))
-    scores = jnp.einsum("...qe,...ke->...qk", q * q.shape[-1] ** -0.5, k)
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-    if mask is not None:
-        scores = jnp.where(mask, scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.swapaxes(jnp.einsum("...qk,...ke->...qe", weights, v), -2, -3)
+    source = Source(k, v, mask, bias, angle)
+    out = kernel(q, [source]) if dictionary is None else dictionary.attend(kernel, q, source)
+    return jnp.swapaxes(out, -2, -3)
 
 
 def dropout(x, rate: float, noise: Noise | None):
@@ -114,21 +124,34 @@ class SelfAttention(nnx.Module):
         width, heads: d and h; h divides d.
         class_keys, class_queries: the part class tokens take.
         extra_projection: a d -> d linear map after W_O that starts at zero (TimeSformer's `temporal_fc`).
+        dictionary: external tokens that every query reads too, or None.
+        kernel: 'softmax', 'relu' (linear in the number of keys) or 'cosine' (so too; weighs by distance in the order
+            of the group, which leaves no place for a class token).
+        cosine_index: 'sequence', the order of the group, or 't', the frames alone.
         masked: run full attention under the scheme's visibility matrix, the slow definition, instead of by groups.
     Raises:
-        ConfigError: the heads do not divide the width.
+        ConfigError: the heads do not divide the width, or a kernel that is unknown or does not fit.
     """
 
     def __init__(self, scheme: Scheme, width: int, heads: int, *, class_keys: bool = True, class_queries: bool = True,
-                 extra_projection: bool = False, dropout: float = 0.0, dtype=jnp.float32, masked: bool = False,
+                 extra_projection: bool = False, dictionary: Dictionary | None = None, kernel: str = "softmax",
+                 cosine_index: str = "sequence", dropout: float = 0.0, dtype=jnp.float32, masked: bool = False,
                  rngs: nnx.Rngs):
         check_heads(width, heads)
         require(class_keys or not class_queries, "A class token that queries must be among the keys it reads.")
+        require(kernel in KERNELS, f"model.kernel={kernel!r} must be one of {', '.join(KERNELS)}.")
+        require(cosine_index in ("sequence", "t"), f"model.cosine_index={cosine_index!r} must be sequence or t.")
+        require(kernel != "cosine" or scheme.ordered and not class_keys,
+                "model.kernel=cosine weighs keys by their distance in a sequence, in which a class token and shifted "
+                "keys have no place.")
         self.scheme, self.heads, self.dropout, self.masked = scheme, heads, dropout, masked
+        self.kernel, self.cosine_index = kernel, cosine_index
+        self.dictionary = nnx.data(dictionary)
         self.class_keys, self.class_queries = class_keys, class_queries
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.qkv = nnx.Linear(width, 3 * width, kernel_init=square_init, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+        views = 1 if dictionary is None else dictionary.views
+        self.out = nnx.Linear(views * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
         self.extra = nnx.data(None)
         if extra_projection:
             self.extra = nnx.Linear(width, width, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
@@ -145,6 +168,7 @@ class SelfAttention(nnx.Module):
         classes, count = None, 0
         if self.class_keys and tokens.classes.shape[1]:
             classes, count = self._class_heads(tokens.classes, len(members)), 1
+        patches, classes = self.scheme.move(patches, classes)
         read = self._masked if self.masked else self._gathered
         patches, classes = read(patches, classes, members, grid)
         patches = self._project(patches)
@@ -181,10 +205,19 @@ class SelfAttention(nnx.Module):
             mask = np.pad(members, ((0, 0), (1, 0)), constant_values=True)
             if self.class_queries:
                 q = jnp.concatenate([extra_q, q], axis=2)
-        out = attend(q, k, v, None if mask.all() else mask[:, None, None, :])
+        angle = None if self.kernel != "cosine" else self._angles(members, grid)[:, None]
+        out = attend(q, k, v, None if mask.all() else mask[:, None, None, :], angle=angle, dictionary=self.dictionary,
+                     kernel=softmax if self.kernel == "softmax" else linear)
         if classes is None or not self.class_queries:
             return self.scheme.unfold(out, grid), None
         return self.scheme.unfold(out[:, :, 1:], grid), out[:, :, 0]
+
+    def _angles(self, members, grid):
+        """(g n) radians, from above 0 to a right angle over the group or, by `cosine_index`, over the frames."""
+        index, length = np.broadcast_to(np.arange(members.shape[1]), members.shape), members.shape[1]
+        if self.cosine_index == "t":
+            index, length = self.scheme.fold(np.indices(grid)[:1])[0], grid[0]
+        return (index + 1) * (math.pi / 2 / length)
 
     def _masked(self, patches, classes, members, grid):
         where = Position(*np.indices(grid))
@@ -198,7 +231,11 @@ class SelfAttention(nnx.Module):
             if self.class_queries:
                 queries, q = keys, jnp.concatenate([classes[0], q], axis=1)
         mask = self.scheme.visible(Position(*(p[:, None] for p in queries)), Position(*(p[None] for p in keys)))
-        out = attend(q, k, v, mask)
+        angle = None
+        if self.kernel == "cosine":
+            angle = self.scheme.unfold(self._angles(members, grid)[None], grid).reshape(1, -1)
+        out = attend(q, k, v, mask, angle=angle, dictionary=self.dictionary,
+                     kernel=softmax if self.kernel == "softmax" else quadratic)
         shape = (out.shape[0], *grid, *out.shape[2:])
         if classes is None or not self.class_queries:
             return out.reshape(shape), None

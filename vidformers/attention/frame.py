@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 from einops import rearrange
 
+from vidformers.attention.core import Scheme
+
 
 @dataclass(frozen=True)
-class Frame:
+class Frame(Scheme):
     """Patch (p, t) sees all patches of frame t: N keys, and the class token (MEViT eq. 6)."""
 
     def fold(self, patches):

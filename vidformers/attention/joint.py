@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from einops import rearrange
 
+from vidformers.attention.core import Scheme
+
 
 @dataclass(frozen=True)
-class Joint:
+class Joint(Scheme):
     """Every token sees every token: NT keys, and the class token (MEViT eq. 3)."""
 
     def fold(self, patches):

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from vidformers.attention.core import Scheme
 from vidformers.errors import require
 
 
 @dataclass(frozen=True)
-class Motion:
+class Motion(Scheme):
     """Patch (p, t) sees every patch of its M x M block in every frame: T M^2 keys, and the class token (MEViT eq. 8).
 
     Blocks are a fixed partition of the grid, not a sliding neighbourhood. The paper reports M=3 on a 14 x 14 grid

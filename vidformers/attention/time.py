@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 from einops import rearrange
 
+from vidformers.attention.core import Scheme
+
 
 @dataclass(frozen=True)
-class Time:
+class Time(Scheme):
     """Patch (p, t) sees patch p of every frame: T keys, and the class token (MEViT eq. 7)."""
 
     def fold(self, patches):

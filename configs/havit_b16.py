@@ -1,0 +1,23 @@
+"""HaViT-B/16 x 8 frames: divided attention, each with a dictionary of external tokens, then class attention.
+
+Paper: HaViT, Tables 1-4. Kinetics-400 80.6 / 94.3, four clips x three crops, from ImageNet weights; 16 frames
+81.7 / 95.2. The paper does not say how many tokens its dictionary holds; see `vidformers.models.havit`.
+Command: python main.py --config=configs/havit_b16.py --config.data.root=DIR --config.data.num_classes=N
+
+Rows of the paper's ablations are those of configs/havit_s16.py.
+  16 frames:      --config.data.frames=16                                     81.7
+"""
+
+from configs.base import base
+
+
+def get_config(size: str = "B"):
+    config = base("havit")
+    config.model.size = size
+    config.model.dictionary = 112
+    config.model.dropout = 0.1
+    config.train.total_epochs = 30.0
+    config.train.eval_every_epochs = 1.0
+    config.optim.warmup_epochs = 3.0
+    config.eval.clips, config.eval.crops = 4, 3
+    return config
