@@ -17,6 +17,8 @@ OWN = {
     "mevit": dict(block_size=2, motion_blocks=7, class_blocks=1, order="motion_space", class_in_motion=True,
                   class_queries_motion=False, temporal_fc=False),
     "havit": dict(attention="divided", class_blocks=2, class_token="late", temporal_fc=False, share_dictionary=False),
+    "msca": dict(direction="heads", moved="KV", before=1, after=1, shifted_blocks=placeholder(int), boundary="keep"),
+    "tokenshift": dict(fold=4, boundary="zero"),
 }
 
 

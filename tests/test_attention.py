@@ -9,47 +9,24 @@ import pytest
 from flax import nnx
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
-from tiny import quick_jit, randomise
+from sublayers import HEADS, WIDTH, branch, draw_tokens, influence, layer, module, run
+from tiny import quick_jit
 
 from vidformers import ConfigError
 from vidformers.attention.class_attention import ClassAttention
-from vidformers.attention.core import Noise, SelfAttention, Tokens, add_branch, attend, dropout
+from vidformers.attention.core import Noise, Tokens, add_branch, attend, dropout
 from vidformers.attention.frame import Frame
 from vidformers.attention.joint import Joint
 from vidformers.attention.motion import Motion
 from vidformers.attention.time import Time
 
-WIDTH, HEADS = 32, 4
 PARTS = {"read_and_read_from": dict(), "keys": dict(class_queries=False),
          "absent": dict(class_keys=False, class_queries=False)}
-
-
-def module(make):
-    """A sublayer with random parameters, the same ones whatever the options."""
-    graph, state = nnx.split(nnx.eval_shape(make))
-    return graph, randomise(nnx.to_pure_dict(state))
-
-
-@cache
-def layer(scheme, **options):
-    return module(lambda: SelfAttention(scheme, WIDTH, HEADS, rngs=nnx.Rngs(0), **options))
 
 
 @cache
 def class_attention():
     return module(lambda: ClassAttention(WIDTH, HEADS, rngs=nnx.Rngs(0)))
-
-
-def draw_tokens(grid, classes: int, clips: int = 1, seed: int = 0) -> Tokens:
-    rng = np.random.default_rng(seed)
-    return Tokens(rng.normal(size=(clips, *grid, WIDTH)), rng.normal(size=(clips, classes, WIDTH)))
-
-
-def branch(graph, parameters, tokens):
-    return nnx.merge(graph, parameters).branch(tokens)
-
-
-run = quick_jit(branch, static_argnums=0)
 
 
 # The definition
@@ -116,21 +93,6 @@ def key_set(scheme, patch, grid):
 
 def make_scheme(scheme):
     return {"frame": Frame(), "time": Time(), "joint": Joint()}.get(scheme) or Motion(scheme)
-
-
-def influence(graph, parameters, tokens):
-    """For each output token, which input tokens it depends on: ((patches, classes), (patches, classes)).
-
-    A random mixture of the channels of an output is differentiated: it vanishes only where all of them do.
-    """
-    mixture = np.random.default_rng(7).normal(size=WIDTH).astype(np.float32)
-
-    def outputs(tokens):
-        parts = branch(graph, parameters, tokens)
-        return tuple(None if part is None else part[0] @ mixture for part in parts)
-
-    jacobians = quick_jit(jax.jacrev(outputs))(jax.tree.map(np.float32, tokens))
-    return [None if part is None else [np.any(j, axis=-1) for j in part] for part in jacobians]
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from tiny import clips, make, maker, quick_jit
 
-from vidformers import ConfigError
+from vidformers import MODELS, ConfigError
 from vidformers.optim import decay_mask, in_steps, make_optimizer
 from vidformers.sharding import batch_sharding, make_mesh, put_batch, replicated, state_shardings
 from vidformers.step import State, initial_state, make_step
@@ -178,8 +178,7 @@ def test_an_optimiser_that_cannot_work_is_refused(options, field):
 # Devices
 
 
-@pytest.mark.parametrize("name, data, fsdp", [("vit", 8, 1), ("vit", 2, 4), ("mevit", 8, 1),
-                                              ("mevit", 2, 4)])
+@pytest.mark.parametrize("name, data, fsdp", [("vit", 8, 1), ("mevit", 8, 1), *((name, 2, 4) for name in MODELS)])
 def test_eight_devices_equal_one(name, data, fsdp):
     mesh = make_mesh(data=data, fsdp=fsdp)
     step, state = training(name)
@@ -194,7 +193,7 @@ def test_eight_devices_equal_one(name, data, fsdp):
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == shardings
 
 
-@pytest.mark.parametrize("name", ["vit", "mevit"])
+@pytest.mark.parametrize("name", MODELS)
 def test_the_state_is_split_over_fsdp_and_never_along_layers(name):
     """By shape alone, at the width of ViT-Ti."""
     mesh = make_mesh(data=2, fsdp=4)

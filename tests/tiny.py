@@ -10,7 +10,8 @@ from flax import nnx
 from vidformers import build
 
 TINY = dict(num_classes=5, frames=4, image_size=32, patch_size=8, width=32, heads=4, depth=2)
-MEVIT = dict(depth=2, motion_blocks=2)
+# What a model needs beside that to be tiny and to have all its parts.
+SMALL = {"mevit": dict(motion_blocks=2), "havit": dict(dictionary=3)}
 
 # Most of a test's time is compilation, and most of that the optimising of code that runs once.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -32,7 +33,7 @@ def randomise(shapes, seed: int = 0):
 
 def maker(name: str, **options):
     """What builds a tiny model, given rngs."""
-    return partial(build, name, **{**TINY, **(MEVIT if name == "mevit" else {}), **options})
+    return partial(build, name, **{**TINY, **SMALL.get(name, {}), **options})
 
 
 def make(name: str, **options):

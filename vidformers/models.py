@@ -13,6 +13,7 @@ from vidformers.attention.dictionary import Dictionary
 from vidformers.attention.frame import Frame
 from vidformers.attention.joint import Joint
 from vidformers.attention.motion import Motion
+from vidformers.attention.shifted import Shifted, TokenShift
 from vidformers.attention.time import Time
 from vidformers.embedding import Embedding, position_init
 from vidformers.encoder import Block, Classifier, Encoder, Mlp, StageSpec
@@ -205,7 +206,48 @@ def havit(parts: Parts, *, attention: str = "divided", class_blocks: int = 2, cl
         temporal=position_init, rngs=rngs)
 
 
-MODELS = {"vit": vit, "timesformer": timesformer, "joint": joint, "mevit": mevit, "havit": havit}
+def msca(parts: Parts, *, direction: str = "heads", moved: str = "KV", before: int = 1, after: int = 1,
+         shifted_blocks: int | None = None, boundary: str = "keep", rngs) -> Classifier:
+    """MSCA: a frame-wise ViT in which some heads or patches attend to the neighbouring frames. No temporal table.
+
+    Args:
+        direction: 'heads' (Tables 1-3) or 'patches' (Tables 4 and 5).
+        moved: which of queries, keys and values come from the neighbour: Q, K, V, QK, QV, KV or QKV (Tables 2, 5).
+        before, after: how many heads or tokens look at the frame before and after (h_b, h_f; N_b, N_f). Among tokens
+            the class token is the first.
+        shifted_blocks: m, the last so many blocks (Table 3); None is all. The others attend inside their frame.
+        boundary: what stands for the frame before the first and after the last: 'keep', 'zero' or 'wrap'. The paper
+            does not say; TokenShift's code, which it builds on, takes zeros.
+    Raises:
+        ConfigError: more heads or tokens shifted than there are, more shifted blocks than blocks, an unknown choice.
+    """
+    attention = Shifted(direction, moved, before, after, boundary)
+    count = parts.heads if direction == "heads" else 1 + (parts.image_size // parts.patch_size) ** 2
+    require(before + after <= count,
+            f"model.before={before} and model.after={after} are more than the {count} {direction} there are.")
+    blocks = parts.depth if shifted_blocks is None else shifted_blocks
+    require(0 <= blocks <= parts.depth,
+            f"model.shifted_blocks={shifted_blocks} must be between 0 and model.depth={parts.depth}.")
+    return parts.classifier(
+        parts.stage(parts.depth - blocks, parts.attention(Frame()), parts.mlp()),
+        parts.stage(blocks, parts.attention(attention), parts.mlp()),
+        temporal=None, class_per_frame=True, rngs=rngs)
+
+
+def tokenshift(parts: Parts, *, fold: int = 4, boundary: str = "zero", rngs) -> Classifier:
+    """TokenShift: a frame-wise ViT whose class tokens exchange channels with their neighbours twice a block.
+
+    Args:
+        fold: 1/fold of the channels come from the frame before, as many from the frame after.
+        boundary: as of `msca`.
+    """
+    shift = partial(TokenShift, parts.width, fold=fold, boundary=boundary)
+    stage = parts.stage(parts.depth, shift, parts.attention(Frame()), shift, parts.mlp())
+    return parts.classifier(stage, temporal=None, class_per_frame=True, rngs=rngs)
+
+
+MODELS = {"vit": vit, "timesformer": timesformer, "joint": joint, "mevit": mevit, "havit": havit, "msca": msca,
+          "tokenshift": tokenshift}
 
 
 def build(name: str, *, rngs: nnx.Rngs, **options) -> Classifier:
