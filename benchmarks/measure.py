@@ -17,7 +17,6 @@ from vidformers import build
 from vidformers.optim import make_optimizer
 from vidformers.step import initial_state, make_step
 
-
 # glibc's malloc, told to keep what is freed.
 _KEEP = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.arena_max=1:" \
         "glibc.malloc.top_pad=1000000000"

@@ -32,7 +32,7 @@ def main():
     pipeline = args.batches * size / (time.perf_counter() - started)
     batches.close()
     compiled, state = compile_step(setup), initialise(setup)
-    batch = put_batch(setup.mesh, {name: batch[name] for name in ("video", "label", "mask")})
+    batch = put_batch(setup.mesh, batch)
     seconds = []
     for _ in range(12):
         started = time.perf_counter()

@@ -6,10 +6,12 @@ vidformers.optim.make_optimizer; eval: vidformers.evaluate.Protocol; mesh: vidfo
 checkpoint: vidformers.checkpoint.Checkpoints. Their docstrings say what each field does.
 """
 
+import copy
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-# The fields that one model has and others do not.
+# The fields that one model has and others do not, or that have other defaults.
 OWN = {
     "vit": {},
     "timesformer": {},
@@ -19,6 +21,12 @@ OWN = {
     "havit": dict(attention="divided", class_blocks=2, class_token="late", temporal_fc=False, share_dictionary=False),
     "msca": dict(direction="heads", moved="KV", before=1, after=1, shifted_blocks=placeholder(int), boundary="keep"),
     "tokenshift": dict(fold=4, boundary="zero"),
+    "vtn": dict(backbone="vit", depths=(3, 4, 6, 3), stem=64, temporal_depth=3, window=(18,), tie_global=False,
+                temporal_dropout=0.1, head_dropout=0.5, frames_at_once=placeholder(int)),
+    "swin": dict(size="Swin-T", patch_size=4, depths=(2, 2, 6, 2), window=(8, 7, 7), patch_frames=2),
+    "cvt": dict(size="CvT-13", patch_size=4, depths=(1, 2, 10), joint="last", scale="width"),
+    "stat": dict(size="STAT", patch_size=8, depths=(2, 11, 2), window=3, long_key="class", stem_convs=3,
+                 stem_strides="same_grid", aggregation_layers=1),
 }
 
 
@@ -36,8 +44,8 @@ def base(model: str) -> ConfigDict:
     config.model = dict(
         name=model, size="B", width=placeholder(int), heads=placeholder(int), depth=placeholder(int), mlp_ratio=4,
         patch_size=16, dictionary=0, hybrid="combined", kernel="softmax", cosine_index="sequence", dropout=0.0,
-        drop_path=0.0, dtype="bfloat16", remat="none", unroll=1, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
-        **OWN[model])
+        drop_path=0.0, dtype="bfloat16", remat="none", unroll=1, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    config.model.update(copy.deepcopy(OWN[model]))  # placeholders are objects, which configs must not share
     # One truth for what the data and the model share: overriding either sets both.
     config.model.frames = config.data.get_ref("frames")
     config.model.image_size = config.data.get_ref("size")
@@ -49,9 +57,9 @@ def base(model: str) -> ConfigDict:
     config.optim = dict(
         name="adamw", lr=2.5e-4, weight_decay=0.05, decay="kernels", b1=0.9, b2=0.999, momentum=0.9, nesterov=False,
         schedule="cosine", warmup_steps=placeholder(int), warmup_epochs=placeholder(float), drop_epochs=(),
-        drop_factor=0.1, clip_norm=placeholder(float), ema_decay=placeholder(float))
-    config.eval = dict(clips=1, crops=3, average="probabilities", batch_size=8, views_at_once=1, on_bad="error",
-                       checkpoint="latest")
+        drop_factor=0.1, clip_norm=placeholder(float), ema_decay=placeholder(float), frozen=())
+    config.eval = dict(clips=1, crops=3, frames=placeholder(int), average="probabilities", batch_size=8,
+                       views_at_once=1, on_bad="error", checkpoint="latest")
     config.mesh = dict(data=-1, fsdp=1)
     config.checkpoint = dict(every_steps=1000, keep=2, best="val/top1@1x1")
     return config

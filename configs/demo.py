@@ -8,6 +8,17 @@ Command: python main.py --config=configs/demo.py
 from configs.base import base
 
 
+# What a model needs beside that to be as small as the others.
+SMALL = {
+    "mevit": dict(motion_blocks=3, class_blocks=1),
+    "havit": dict(dictionary=16, class_blocks=1),
+    "vtn": dict(depth=2, temporal_depth=2, window=(8,), head_dropout=0.1),
+    "swin": dict(width=32, heads=2, depth=4, depths=(2, 2), patch_size=4, window=(4, 4, 4), patch_frames=1),
+    "cvt": dict(width=24, heads=1, depth=4, depths=(1, 1, 2), patch_size=4),
+    "stat": dict(width=32, heads=2, depth=5, depths=(1, 2, 2)),
+}
+
+
 def get_config(model: str = "mevit"):
     config = base(model)
     config.data.update(
@@ -15,8 +26,7 @@ def get_config(model: str = "mevit"):
         short_side=(34, 40), test_short_side=36, flip=0.5, workers=2,
         flip_swaps=(("slide left", "slide right"), ("turn clockwise", "turn anticlockwise")))
     config.model.update(width=64, heads=4, depth=3, patch_size=8, unroll=3, dtype="float32")
-    if model == "mevit":
-        config.model.update(depth=3, motion_blocks=3, class_blocks=1)
+    config.model.update(SMALL.get(model, {}))
     config.train.update(total_steps=1400, batch_size=16, log_every_steps=50, eval_every_steps=350)
     config.optim.update(lr=1e-3, warmup_steps=100, weight_decay=0.05, clip_norm=1.0)
     config.eval.update(clips=4, crops=1, batch_size=32, views_at_once=4)

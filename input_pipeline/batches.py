@@ -141,7 +141,8 @@ class Pipeline:
           process_index, process_count: of the processes of a distributed run, this one and how many.
 
         Returns:
-          Iterator of dictionaries: `video` uint8 (b, t, size, size, 3); `label` int32 (b,); `mask` float32
+          Iterator of dictionaries: `video` uint8 (b, t, size, size, 3); `index` int32 (b, t), the place of each
+          frame in its video; `label` int32 (b,); `mask` float32
           (b,), 0 for a row without data; `id` int32 (b,), the row in the manifest; `error` bytes (b,), empty
           or why the video could not be decoded. Such a row has a black clip and mask 0: another video in its
           place would change the distribution of the classes unseen.
@@ -160,7 +161,7 @@ class Pipeline:
                    .random_map(load)[start * batch_size + process_index::process_count].batch(local_size))
         return Batches(dataset, workers=self.workers, prefetch=self.prefetch)
 
-    def val_batches(self, *, batch_size, clips, crops, process_index=0, process_count=1,
+    def val_batches(self, *, batch_size, clips, crops, frames=None, process_index=0, process_count=1,
                     records: Sequence[Record] | None = None) -> Batches:
         """Every video once, in order, in equally many full batches for every process.
 
@@ -168,11 +169,13 @@ class Pipeline:
           batch_size, process_index, process_count: as for `train_batches`; rows are videos.
           clips: temporal views, see `sampling`.
           crops: spatial views, 1 or 3, see `augment.test_crops`.
+          frames: frames of a view, spread over the whole video; None takes views as in training.
           records: the videos, instead of those of the validation manifest.
 
         Returns:
           Iterator of dictionaries as from `train_batches`, with `video` uint8
-          (b, clips * crops, t, size, size, 3), the crops of a clip next to each other. Rows that fill up the
+          (b, clips * crops, t, size, size, 3) and `index` (b, clips * crops, t), the crops of a clip next to each
+          other. Rows that fill up the
           last batch have id -1, mask 0, label 0 and no error.
 
         Raises:
@@ -186,7 +189,8 @@ class Pipeline:
         records = self.val_manifest.records if records is None else tuple(records)
         count = math.ceil(len(records) / batch_size)
         padded = records + (_PADDING,) * (count * batch_size - len(records))
-        load = functools.partial(_val_row, sampler=self._sampler, clips=clips, crops=crops, size=self.size,
+        sampler = self._sampler if frames is None else Uniform(frames)
+        load = functools.partial(_val_row, sampler=sampler, clips=clips, crops=crops, size=self.size,
                                  short_side=self.test_short_side)
         dataset = grain.MapDataset.source(padded).map(load)[process_index::process_count].batch(local_size)
         return Batches(dataset, workers=min(self.workers, count), prefetch=self.prefetch)
@@ -212,33 +216,37 @@ class Pipeline:
 def _train_row(record, rng, *, sampler, augment):
     try:
         video = Video(record.path)
-        frames = video.frames(sampler.train(video.times, video.duration, rng))
+        index = sampler.train(video.times, video.duration, rng)
+        frames = video.frames(index)
     except DecodeError as error:
-        return _row(record, np.zeros((sampler.frames, augment.size, augment.size, 3), np.uint8), error)
+        empty = np.zeros((sampler.frames, augment.size, augment.size, 3), np.uint8)
+        return _row(record, empty, np.zeros(sampler.frames), error)
     clip, label = augment(frames, record.label, rng)
-    return _row(dataclasses.replace(record, label=label), clip)
+    return _row(dataclasses.replace(record, label=label), clip, index)
 
 
 def _val_row(record, *, sampler, clips, crops, size, short_side):
     empty = np.zeros((clips * crops, sampler.frames, size, size, 3), np.uint8)
+    nowhere = np.zeros((clips * crops, sampler.frames))
     if record.id == _PADDING.id:
-        return _row(record, empty, "")
+        return _row(record, empty, nowhere, "")
     try:
         video = Video(record.path)
         # Clips share frames: each is decoded and resized once.
         indices, place = np.unique(sampler.test(video.times, video.duration, clips), return_inverse=True)
         frames = video.frames(indices)
     except DecodeError as error:
-        return _row(record, empty, error)
-    views = test_crops(frames, size, crops, short_side)[:, place.reshape(clips, sampler.frames)]
-    return _row(record, views.swapaxes(0, 1).reshape(empty.shape))
+        return _row(record, empty, nowhere, error)
+    place = place.reshape(clips, sampler.frames)
+    views = test_crops(frames, size, crops, short_side)[:, place]
+    return _row(record, views.swapaxes(0, 1).reshape(empty.shape), np.repeat(indices[place], crops, axis=0))
 
 
-def _row(record, video, error=None):
+def _row(record, video, index, error=None):
     """One row of a batch. With an `error`, even an empty one, it does not count."""
     message = str(error or "").encode("utf-8", "replace")
-    return {"video": video, "label": np.int32(record.label), "mask": np.float32(error is None),
-            "id": np.int32(record.id), "error": np.array(message, _ERROR_DTYPE)}
+    return {"video": video, "index": np.asarray(index, np.int32), "label": np.int32(record.label),
+            "mask": np.float32(error is None), "id": np.int32(record.id), "error": np.array(message, _ERROR_DTYPE)}
 
 
 def _local_size(batch_size, process_count):

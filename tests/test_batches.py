@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 
 from input_pipeline import DataError, Pipeline, Record
+from input_pipeline.augment import test_crops as crops_of
+from input_pipeline.decode import Video
+from input_pipeline.sampling import Uniform
 
 CLIPS, BAD = 22, (3, 17)
-FIELDS = {"video", "label", "mask", "id", "error"}
+FIELDS = {"video", "index", "label", "mask", "id", "error"}
 
 
 @pytest.fixture(scope="session")
@@ -152,6 +155,24 @@ def test_validation_counts_every_video_once(folder, batch_size, workers, process
     np.testing.assert_array_equal(label, np.where(ids >= 0, ids % 3, 0))
     np.testing.assert_array_equal(error != b"", np.isin(ids, BAD))
     assert (video[mask == 0] == 0).all()
+
+
+def test_the_index_says_which_frame_of_its_video_each_frame_is(folder):
+    data = pipeline(folder)
+    train = take(data.train_batches(batch_size=4, seed=5), 2)
+    views = take(data.val_batches(batch_size=11, clips=2, crops=3), 1)[0]
+    long = take(data.val_batches(batch_size=11, clips=1, crops=1, frames=9), 1)[0]
+    for batch in (*train, views, long):
+        assert batch["index"].dtype == np.int32 and batch["index"].shape == batch["video"].shape[:-3]
+    for i in (i for i in range(11) if i not in BAD):
+        path = data.val_manifest.records[i].path
+        video = Video(path)
+        expected = Uniform(4).test(video.times, video.duration, 2)
+        np.testing.assert_array_equal(views["index"][i], np.repeat(expected, 3, axis=0))
+        np.testing.assert_array_equal(long["index"][i], Uniform(9).test(video.times, video.duration, 1))
+        np.testing.assert_array_equal(views["video"][i, 1], crops_of(video.frames(expected[0]), 24, 3)[1])
+    index = np.concatenate([batch["index"][batch["mask"] > 0] for batch in train])
+    assert (np.diff(index, axis=1) >= 0).all() and index.max() > 0
 
 
 def test_validation_views_are_clip_major(folder):

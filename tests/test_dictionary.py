@@ -184,7 +184,8 @@ def test_every_model_takes_a_dictionary():
     ("havit", dict(kernel="cosine", class_token="input"), "model.kernel=cosine"),
     ("vit", dict(kernel="cosine"), "model.kernel=cosine"), ("msca", dict(kernel="cosine"), "model.kernel=cosine"),
     ("mevit", dict(kernel="cosine", class_blocks=0), "model.kernel=cosine"),
-    ("havit", dict(attention="split"), "model.attention='split'"), ("havit", dict(class_blocks=0), "model.class_blocks=0"),
+    ("havit", dict(attention="split"), "model.attention='split'"),
+    ("havit", dict(class_blocks=0), "model.class_blocks=0"),
     ("havit", dict(class_token="no"), "model.class_token='no'"),
     ("havit", dict(attention="joint", temporal_fc=True), "model.temporal_fc")])
 def test_a_combination_that_means_nothing_is_refused_in_a_sentence(name, options, field):

@@ -23,7 +23,7 @@ class Pixels(nnx.Module):
     def __init__(self):
         self.gain = nnx.Param(np.ones((), np.float32))
 
-    def __call__(self, video):
+    def __call__(self, video, index=None):
         return video[:, 0, 0, 0] * self.gain[...]
 
 
@@ -67,7 +67,7 @@ def average(logits, kind):
 def test_views_are_averaged_as_asked_however_many_run_at_once(kind, at_once):
     logits, label = draw(0)
     found = jax.jit(partial(scores, average=kind, views_at_once=at_once), static_argnums=0)(
-        Pixels().__call__, rows(logits, label)["video"])
+        Pixels().__call__, rows(logits, label)["video"], None)
     np.testing.assert_allclose(found, average(logits, kind), rtol=1e-5, atol=1e-5)
 
 

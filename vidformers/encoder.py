@@ -33,10 +33,10 @@ def gelu(x):
 class Mlp(nnx.Module):
     """tokens + W_2 GELU(W_1 LN tokens), on patches and class tokens alike, or on class tokens alone (MEViT eq. 5)."""
 
-    def __init__(self, width: int, hidden: int, *, patches: bool = True, dropout: float = 0.0, dtype=jnp.float32,
-                 rngs: nnx.Rngs):
+    def __init__(self, width: int, hidden: int, *, patches: bool = True, norm_epsilon: float = 1e-6,
+                 dropout: float = 0.0, dtype=jnp.float32, rngs: nnx.Rngs):
         self.patches, self.dropout = patches, dropout
-        self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, epsilon=norm_epsilon, dtype=dtype, rngs=rngs)
         self.wide = nnx.Linear(width, hidden, kernel_init=glorot, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(hidden, width, kernel_init=glorot, dtype=dtype, rngs=rngs)
 
@@ -97,6 +97,8 @@ class Stage(nnx.Module):
 
         if REMAT[self.remat] is not None:
             run = jax.checkpoint(run, policy=REMAT[self.remat], prevent_cse=self.unroll == self.depth)
+        if self.depth == 1:  # such a block may change the shape of its tokens, which a scan may not
+            return run(tokens, jax.tree.map(lambda leaf: leaf[0], (parameters, noise)))[0]
         return jax.lax.scan(run, tokens, (parameters, noise), unroll=self.unroll)[0]
 
 
@@ -114,7 +116,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, embedding, stages: Sequence[StageSpec], *, width: int, out_width: int | None = None,
                  class_per_frame: bool = False, dropout: float = 0.0, drop_path: float = 0.0, remat: str = "none",
-                 unroll: int = 1, norm_epsilon: float = 1e-6, dtype=jnp.float32, rngs: nnx.Rngs):
+                 unroll: int = 1, dtype=jnp.float32, rngs: nnx.Rngs):
         for name, rate in (("dropout", dropout), ("drop_path", drop_path)):
             require(0.0 <= rate < 1.0, f"model.{name}={rate} must be at least 0 and below 1.")
         stages = [spec for spec in stages if spec.depth > 0]
@@ -125,7 +127,7 @@ class Encoder(nnx.Module):
         self.class_enters = late[0] if late else 0
         self.class_token = nnx.Param(position_init(rngs.params(), (width,)))
         self.stages = nnx.List(Stage(spec, remat=remat, unroll=unroll, rngs=rngs) for spec in stages)
-        self.norm = nnx.LayerNorm(out_width or width, epsilon=norm_epsilon, dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(out_width or width, epsilon=1e-6, dtype=dtype, rngs=rngs)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -159,10 +161,35 @@ class Encoder(nnx.Module):
             rates = rates[depth:]
 
 
+class FrameByFrame(nnx.Module):
+    """An encoder of single frames, run over all frames of a clip: video (b t y x 3) -> features of frames (b t d).
+
+    Args:
+        encoder: of clips of one frame, (b 1 y x 3) -> (b 1 d).
+        frames: t.
+        at_once: frames in one run of it in evaluation, so that memory does not grow with t; None is all.
+    """
+
+    def __init__(self, encoder, frames: int, at_once: int | None = None):
+        require(frames >= 1, f"model.frames={frames} must be at least 1.")
+        require(at_once is None or at_once >= 1, f"model.frames_at_once={at_once} must be at least 1.")
+        self.encoder, self.shape, self.at_once = encoder, (frames, *encoder.shape[1:]), at_once
+
+    def __call__(self, video, key=None):
+        require(video.shape[1:] == self.shape,
+                f"The model takes clips of shape {self.shape} (t y x c), not {video.shape[1:]}.")
+        b, t = video.shape[:2]
+        frames = video.reshape(b * t, 1, *video.shape[2:])
+        if self.at_once is None or key is not None:
+            return self.encoder(frames, key).reshape(b, t, -1)
+        features = jax.lax.map(lambda frame: self.encoder(frame[None])[0], frames, batch_size=min(self.at_once, b * t))
+        return features.reshape(b, t, -1)
+
+
 class Mean(nnx.Module):
     """(b c d) -> (b d): the mean over the class tokens."""
 
-    def __call__(self, classes, key=None):
+    def __call__(self, classes, key=None, index=None):
         return classes.mean(axis=1)
 
 
@@ -171,9 +198,10 @@ class Classifier(nnx.Module):
 
     Args:
         encoder: video (b t y x 3), key -> (b c d), of `shape`.
-        readout: (b c d), key -> (b d).
+        readout: (b c d), key, index -> (b d).
         width: d that the readout gives.
-    Calling it takes video (b t y x 3) and, in training, a key; it returns float32 logits (b, num_classes).
+    Calling it takes video (b t y x 3), in training a key, and for models that ask for it the index (b t) of each frame
+    in its video; it returns float32 logits (b, num_classes).
     """
 
     def __init__(self, encoder, readout=None, *, width: int, num_classes: int, rngs: nnx.Rngs):
@@ -186,11 +214,11 @@ class Classifier(nnx.Module):
         """Of one clip: (t, y, x, 3)."""
         return self.encoder.shape
 
-    def __call__(self, video, key=None):
-        return self.head(self.features(video, key))
+    def __call__(self, video, key=None, index=None):
+        return self.head(self.features(video, key, index))
 
-    def features(self, video, key=None):
+    def features(self, video, key=None, index=None):
         """Video (b t y x 3) -> what the head reads, (b d) in float32."""
         first, second = (None, None) if key is None else jax.random.split(key)
         classes = self.encoder(video, first)
-        return self.readout(classes.astype(jnp.promote_types(classes.dtype, jnp.float32)), second)
+        return self.readout(classes.astype(jnp.promote_types(classes.dtype, jnp.float32)), second, index)

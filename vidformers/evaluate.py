@@ -20,6 +20,7 @@ class Protocol:
     Args:
         average: 'probabilities' or 'logits', what is averaged over views.
         batch_size: videos at once over all devices.
+        frames: of a view, spread over the whole video, for a model that takes any number; None is as in training.
         views_at_once: of each of those videos; memory grows with this, not with the number of views.
         on_bad: a video that will not decode is an 'error', or left out and counted ('skip').
         checkpoint: which one `--mode=eval` reads, 'latest' or 'best'.
@@ -27,6 +28,7 @@ class Protocol:
 
     clips: int = 1
     crops: int = 3
+    frames: int | None = None
     average: str = "probabilities"
     batch_size: int = 8
     views_at_once: int = 1
@@ -36,6 +38,7 @@ class Protocol:
     def __post_init__(self):
         for name in ("clips", "crops", "batch_size", "views_at_once"):
             require(getattr(self, name) >= 1, f"eval.{name}={getattr(self, name)} must be at least 1.")
+        require(self.frames is None or self.frames >= 1, f"eval.frames={self.frames} must be at least 1.")
         for name, choices in (("average", ("probabilities", "logits")), ("on_bad", ("error", "skip")),
                               ("checkpoint", ("latest", "best"))):
             require(getattr(self, name) in choices,
@@ -62,18 +65,19 @@ class Result(NamedTuple):
     skipped: list  # (id, error) of videos left out
 
 
-def scores(model, video, average: str, views_at_once: int):
-    """Log-probabilities (b k) of videos (b v t y x c), averaged over the views v."""
-    views = jnp.moveaxis(video, 1, 0)
-    logits = jax.lax.map(model, views, batch_size=min(views_at_once, len(views)))
+def scores(model, video, index, average: str, views_at_once: int):
+    """Log-probabilities (b k) of videos (b v t y x c), averaged over the views v; index (b v t) or None."""
+    views = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (video, index))
+    logits = jax.lax.map(lambda view: model(view[0], index=view[1]), views,
+                         batch_size=min(views_at_once, video.shape[1]))
     if average == "logits":
         return jax.nn.log_softmax(logits.mean(axis=0))
     return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(len(logits))
 
 
 def batch_sums(graph, average: str, views_at_once: int, parameters, batch) -> Sums:
-    """The sums of one batch {video, label, mask}; rows of mask 0 count nowhere."""
-    log_p = scores(nnx.merge(graph, parameters), batch["video"], average, views_at_once)
+    """The sums of one batch {video, index, label, mask}; rows of mask 0 count nowhere."""
+    log_p = scores(nnx.merge(graph, parameters), batch["video"], batch.get("index"), average, views_at_once)
     label, mask = batch["label"], batch["mask"]
     own = jnp.take_along_axis(log_p, label[:, None], axis=1)[:, 0]
     classes = log_p.shape[1]
@@ -109,7 +113,7 @@ class Evaluator:
                 if self.protocol.on_bad == "error":
                     raise bad_video(int(batch["id"][row]), error)
                 skipped.append((int(batch["id"][row]), error))
-            sums = self.step(parameters, put_batch(self.mesh, {k: batch[k] for k in ("video", "label", "mask")}))
+            sums = self.step(parameters, put_batch(self.mesh, batch))
             sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
             total = sums if total is None else jax.tree.map(np.add, total, sums)
             advance(len(batch["mask"]))

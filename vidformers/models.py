@@ -1,6 +1,6 @@
 """The table of models: each is a sequence of stages, each stage a block of sublayers."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -15,9 +15,14 @@ from vidformers.attention.joint import Joint
 from vidformers.attention.motion import Motion
 from vidformers.attention.shifted import Shifted, TokenShift
 from vidformers.attention.time import Time
+from vidformers.cvt import cvt
 from vidformers.embedding import Embedding, position_init
-from vidformers.encoder import Block, Classifier, Encoder, Mlp, StageSpec
+from vidformers.encoder import Block, Classifier, Encoder, FrameByFrame, Mlp, StageSpec
 from vidformers.errors import ConfigError, require
+from vidformers.resnet import ResNet
+from vidformers.stat import stat
+from vidformers.swin import swin
+from vidformers.temporal import TemporalEncoder
 
 
 class Size(NamedTuple):
@@ -26,7 +31,8 @@ class Size(NamedTuple):
     depth: int
 
 
-SIZES = {"Ti": Size(192, 3, 12), "S": Size(384, 6, 12), "B": Size(768, 12, 12), "L": Size(1024, 16, 24)}
+SIZES = {"Ti": Size(192, 3, 12), "S": Size(384, 6, 12), "B": Size(768, 12, 12), "L": Size(1024, 16, 24),
+         "Swin-T": Size(96, 3, 12), "CvT-13": Size(64, 1, 13), "STAT": Size(192, 2, 15)}
 
 
 @dataclass(kw_only=True)
@@ -246,8 +252,41 @@ def tokenshift(parts: Parts, *, fold: int = 4, boundary: str = "zero", rngs) -> 
     return parts.classifier(stage, temporal=None, class_per_frame=True, rngs=rngs)
 
 
+def vtn(parts: Parts, *, backbone: str = "vit", depths: tuple[int, ...] = (3, 4, 6, 3), stem: int = 64,
+        temporal_depth: int = 3, window: tuple[int, ...] = (18,), tie_global: bool = False,
+        temporal_dropout: float = 0.1, head_dropout: float = 0.5, frames_at_once: int | None = None,
+        rngs) -> Classifier:
+    """VTN: a backbone frame by frame, then a Longformer over the features of frames, any number of them.
+
+    `Parts.size`, `width`, `heads` and `depth` are those of the ViT, and `width` and `heads` of the layers over time.
+
+    Args:
+        backbone: 'vit', its class token, or 'resnet' (see `ResNet`, which `depths` and `stem` are of).
+        temporal_depth, window, tie_global, temporal_dropout, head_dropout: see `TemporalEncoder`.
+        frames_at_once: frames that the backbone takes in one go in evaluation; memory grows with this.
+    Raises:
+        ConfigError: an unknown backbone, or what `TemporalEncoder` and `ResNet` refuse.
+    """
+    require(backbone in ("vit", "resnet"), f"model.backbone={backbone!r} must be vit or resnet.")
+    require(parts.kernel == "softmax", f"model.kernel={parts.kernel} is not one that VTN's window attention has.")
+    if backbone == "vit":
+        encoder = vit(replace(parts, frames=1), rngs=rngs).encoder
+    else:
+        encoder = ResNet(frames=1, image_size=parts.image_size, width=parts.width, mean=parts.mean, std=parts.std,
+                         depths=depths, stem=stem, dtype=parts.compute["dtype"], rngs=rngs)
+    readout = TemporalEncoder(
+        parts.width, parts.heads, depth=temporal_depth, window=window, mlp_ratio=parts.mlp_ratio,
+        tie_global=tie_global, make_dictionary=parts.external, dropout=temporal_dropout, head_dropout=head_dropout,
+        remat=parts.remat, unroll=parts.unroll, dtype=parts.compute["dtype"], masked=parts.masked, rngs=rngs)
+    return Classifier(FrameByFrame(encoder, parts.frames, frames_at_once), readout, width=parts.width,
+                      num_classes=parts.num_classes, rngs=rngs)
+
+
 MODELS = {"vit": vit, "timesformer": timesformer, "joint": joint, "mevit": mevit, "havit": havit, "msca": msca,
-          "tokenshift": tokenshift}
+          "tokenshift": tokenshift, "vtn": vtn, "swin": swin, "cvt": cvt, "stat": stat}
+# The shared fields whose defaults are other ones.
+DEFAULTS = {"swin": dict(size="Swin-T", patch_size=4), "cvt": dict(size="CvT-13", patch_size=4),
+            "stat": dict(size="STAT", patch_size=8)}
 
 
 def build(name: str, *, rngs: nnx.Rngs, **options) -> Classifier:
@@ -262,5 +301,5 @@ def build(name: str, *, rngs: nnx.Rngs, **options) -> Classifier:
     for field in options:
         if field not in shared | own:
             raise ConfigError(f"model.{field} is not a field of the model {name!r}.")
-    parts = Parts(**{key: value for key, value in options.items() if key in shared})
+    parts = Parts(**DEFAULTS.get(name, {}) | {key: value for key, value in options.items() if key in shared})
     return MODELS[name](parts, rngs=rngs, **{key: value for key, value in options.items() if key in own})

@@ -25,11 +25,19 @@ def decay_mask(parameters, which: str):
     return jax.tree_util.tree_map_with_path(lambda path, _: which == "all" or path[-1].key == "kernel", parameters)
 
 
+def frozen_mask(parameters, names: tuple):
+    """True where a parameter belongs to one of the modules `names`, given as they stand in the model ('encoder')."""
+    def frozen(path, _):
+        return path[0].key in names
+    return jax.tree_util.tree_map_with_path(frozen, parameters)
+
+
 def make_optimizer(total_steps: int, steps_per_epoch: float, *, name: str = "adamw", lr: float = 2.5e-4,
                    weight_decay: float = 0.05, decay: str = "kernels", b1: float = 0.9, b2: float = 0.999,
                    momentum: float = 0.9, nesterov: bool = False, schedule: str = "cosine",
                    warmup_steps: int | None = None, warmup_epochs: float | None = None, drop_epochs: tuple = (),
-                   drop_factor: float = 0.1, clip_norm: float | None = None, ema_decay: float | None = None):
+                   drop_factor: float = 0.1, clip_norm: float | None = None, ema_decay: float | None = None,
+                   frozen: tuple = ()):
     """(optax transformation, schedule) of the section `optim`.
 
     Args:
@@ -38,6 +46,7 @@ def make_optimizer(total_steps: int, steps_per_epoch: float, *, name: str = "ada
             warm-up from 0.
         clip_norm: largest norm of the whole gradient.
         ema_decay: read by the training step, which keeps the moving average.
+        frozen: modules of the model that keep their parameters, as 'encoder' under a readout; no gradient is computed.
     Raises:
         ConfigError: an unknown name or a number out of range.
     """
@@ -73,4 +82,6 @@ def make_optimizer(total_steps: int, steps_per_epoch: float, *, name: str = "ada
         steps += [optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask)]
     else:
         steps += [optax.add_decayed_weights(weight_decay, mask), optax.sgd(rate, momentum, nesterov)]
+    if frozen:
+        steps += [optax.masked(optax.set_to_zero(), lambda parameters: frozen_mask(parameters, frozen))]
     return optax.chain(*steps), rate

@@ -79,7 +79,16 @@ class Setup(NamedTuple):
         return replace(self.protocol, clips=1, crops=1)
 
     def evaluator(self, protocol: Protocol) -> Evaluator:
-        return Evaluator(self.graph, self.mesh, self.shardings.evaluated, protocol)
+        """Raises ConfigError where the protocol takes another number of frames than the parameters."""
+        graph = self.graph
+        if protocol.frames is not None:
+            model = nnx.eval_shape(lambda: self.make_model(rngs=nnx.Rngs(0), frames=protocol.frames))
+            graph, state = nnx.split(model)
+            shapes = [jax.tree.map(jnp.shape, tree) for tree in (nnx.to_pure_dict(state), self.abstract.parameters)]
+            require(shapes[0] == shapes[1],
+                    f"eval.frames={protocol.frames} asks for other parameters than data.frames="
+                    f"{self.config['data']['frames']}: this model takes one number of frames.")
+        return Evaluator(graph, self.mesh, self.shardings.evaluated, protocol)
 
 
 def set_up(config: dict, training: bool = True) -> Setup:
@@ -116,6 +125,9 @@ def set_up(config: dict, training: bool = True) -> Setup:
     abstract = jax.eval_shape(partial(initial_state, make_model, optimizer, config["optim"]["ema_decay"], 0))
     abstract = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
                             abstract, state_shardings(mesh, abstract))
+    for name in optim["frozen"]:
+        require(name in abstract.parameters,
+                f"optim.frozen={name!r} must name modules of the model: {', '.join(abstract.parameters)}.")
     setup = Setup(config, pipeline, loop, protocol, mesh, make_model, graph, optimizer, rate, abstract, total,
                   eval_every)
     setup.evaluator(protocol)  # refuses an eval.batch_size that does not divide among the devices
@@ -137,11 +149,11 @@ def compile_step(setup: Setup, **changes):
         make_model = partial(setup.make_model, **changes)
         graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
     step = make_step(graph, setup.optimizer, setup.rate, seed=setup.config["seed"], accumulate=accumulate,
-                     label_smoothing=setup.loop.label_smoothing, ema_decay=setup.config["optim"]["ema_decay"])
+                     label_smoothing=setup.loop.label_smoothing, ema_decay=setup.config["optim"]["ema_decay"], frozen=setup.config["optim"]["frozen"])
     rows = batch_sharding(setup.mesh)
     data, size = setup.config["data"], setup.loop.batch_size
     shapes = {"video": ((size, data["frames"], data["size"], data["size"], 3), jnp.uint8),
-              "label": ((size,), jnp.int32), "mask": ((size,), jnp.float32)}
+              "index": ((size, data["frames"]), jnp.int32), "label": ((size,), jnp.int32), "mask": ((size,), jnp.float32)}
     batch = {name: jax.ShapeDtypeStruct(*shape, sharding=rows) for name, shape in shapes.items()}
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(setup.shardings, replicated(setup.mesh)))
     return jitted.lower(setup.abstract, batch).compile()

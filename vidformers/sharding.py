@@ -7,12 +7,13 @@ from jax.sharding import PartitionSpec as P
 from vidformers.errors import require
 
 AXES = ("data", "fsdp")
+FIELDS = ("video", "index", "label", "mask")  # of a batch, those that devices need
 
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, devices=None):
-    """A mesh over all devices, or over those given: batches are spread over both axes, parameters and moments over `fsdp` alone.
+    """A mesh over all devices, or over those given.
 
-    `data=-1` takes what `fsdp` leaves. Raises ConfigError where the product is not the number of devices.
+    Batches are spread over both axes, parameters and moments over `fsdp` alone. `data=-1` takes what `fsdp` leaves. Raises ConfigError where the product is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -49,6 +50,9 @@ def state_shardings(mesh, abstract):
 
 
 def put_batch(mesh, batch: dict) -> dict:
-    """Rows of this process (numpy) -> global arrays spread over the mesh; the transfer is asynchronous."""
+    """What models need of a batch: rows of this process (numpy) -> global arrays spread over the mesh.
+
+    The transfer is asynchronous.
+    """
     sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+    return {name: jax.make_array_from_process_local_data(sharding, batch[name]) for name in FIELDS if name in batch}

@@ -8,6 +8,8 @@ import optax
 from einops import rearrange
 from flax import nnx
 
+from vidformers.optim import frozen_mask
+
 
 class State(NamedTuple):
     """All that training carries from step to step. Randomness is a function of the seed and `step` alone."""
@@ -30,8 +32,8 @@ def initial_state(make_model, optimizer, ema_decay, seed: int) -> State:
 
 
 def make_step(graph, optimizer, rate, *, seed: int, accumulate: int = 1, label_smoothing: float = 0.0,
-              ema_decay: float | None = None):
-    """(state, batch {video b t y x c, label b, mask b}) -> (state, figures), for jit with the state donated.
+              ema_decay: float | None = None, frozen: tuple = ()):
+    """(state, batch {video b t y x c, index b t, label b, mask b}) -> (state, figures), for jit with the state donated.
 
     The loss is the cross-entropy of the rows of mask 1, averaged over the whole batch whatever `accumulate`, the
     number of micro-batches whose gradients are summed before the one update.
@@ -40,7 +42,9 @@ def make_step(graph, optimizer, rate, *, seed: int, accumulate: int = 1, label_s
         mask = batch["mask"]
         # Blank before the model, not after: even a NaN in a masked row must reach neither the loss nor a gradient.
         video = jnp.where(mask[:, None, None, None, None] > 0, batch["video"], 0)
-        logits = nnx.merge(graph, parameters)(video, key)
+        held = frozen_mask(parameters, frozen)
+        parameters = jax.tree.map(lambda x, hold: jax.lax.stop_gradient(x) if hold else x, parameters, held)
+        logits = nnx.merge(graph, parameters)(video, key, batch.get("index"))
         targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), label_smoothing)
         losses = optax.softmax_cross_entropy(logits, targets)
         right = jnp.argmax(logits, axis=-1) == batch["label"]

@@ -76,15 +76,15 @@ def _size(tree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def _rows(parameters):
-    """One row a module: the encoder's sublayers, and what stands outside the stages."""
+def _rows(parameters, prefix=""):
+    """One row a module: the sublayers of encoder and readout, and what stands outside their stages."""
     for name, tree in parameters.items():
-        if name == "encoder":
-            yield from _rows(tree)
+        if name in ("encoder", "readout"):
+            yield from _rows(tree, f"{prefix}{name}.")
         elif name == "stages":
             for i, stage in tree.items():
                 for j, sublayer in stage["layers"]["sublayers"].items():
                     depth = jax.tree.leaves(sublayer)[0].shape[0]
-                    yield f"stages.{i} x {depth}: {j} ({', '.join(sublayer)})", _size(sublayer)
+                    yield f"{prefix}stages.{i} x {depth}: {j} ({', '.join(sublayer)})", _size(sublayer)
         else:
-            yield name, _size(tree)
+            yield f"{prefix}{name}", _size(tree)

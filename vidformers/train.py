@@ -197,8 +197,7 @@ def steps(setup: Setup, compiled, state: State, start: int, pending: list, bad: 
                 batch = next(batches)
                 waited += time.perf_counter() - asked
                 bad.meet(step - 1, batch)
-                state, figures = compiled(state, put_batch(setup.mesh, {k: batch[k] for k in
-                                                                        ("video", "label", "mask")}))
+                state, figures = compiled(state, put_batch(setup.mesh, batch))
                 running.append((step, figures))
                 whole = step % loop.log_every_steps == 0 or step == setup.total_steps
                 known = whole or must_know(step)
@@ -244,7 +243,7 @@ def run_evaluation(setup: Setup, evaluator: Evaluator, parameters, protocol: Pro
     records = setup.pipeline.val_manifest.records
     batches = setup.pipeline.val_batches(
         batch_size=protocol.batch_size, clips=protocol.clips, crops=protocol.crops,
-        process_index=jax.process_index(), process_count=jax.process_count())
+        frames=protocol.frames, process_index=jax.process_index(), process_count=jax.process_count())
 
     def bad_video(row: int, error: str) -> DataError:
         return DataError(f"{records[row].path} of data.val will not decode: {error}; eval.on_bad=skip leaves such "

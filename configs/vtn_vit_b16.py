@@ -1,0 +1,26 @@
+"""VTN with a ViT-B/16 frame by frame, and three Longformer layers over the frames.
+
+Paper: Neimark et al., "Video Transformer Network", 2021, as its authors' code behaves. From ImageNet weights.
+Cost: 113,502,352 parameters.
+Command: python main.py --config=configs/vtn_vit_b16.py --config.data.root=DIR --config.data.num_classes=N
+
+Evaluation shows the whole video, 250 frames of it in one view, and takes the backbone's work in chunks.
+The paper's ablations, as overrides:
+  depth of the temporal encoder:  --config.model.temporal_depth=1|3|6
+  frames, rate:                   --config.data.frames=8|16|32 --config.data.stride=4|8|16
+  windows that grow with depth:   --config.model.window="(10, 18, 26)"
+  a frozen backbone:              --config.optim.frozen="('encoder',)"
+"""
+
+from configs.base import base
+
+
+def get_config(backbone: str = "vit"):
+    config = base("vtn")
+    config.model.backbone = backbone
+    config.model.frames_at_once = 16
+    config.data.update(frames=16, sampling="dense", stride=8, fps=25.0)
+    config.train.update(total_epochs=25.0, eval_every_epochs=1.0, batch_size=16)
+    config.optim.update(name="sgd", lr=1e-3, momentum=0.9, weight_decay=0.0, schedule="step", drop_epochs=(13.0, 24.0))
+    config.eval.update(clips=1, crops=1, frames=250)
+    return config

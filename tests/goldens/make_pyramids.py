@@ -1,0 +1,83 @@
+"""Writes the goldens of Video Swin and CvT: small models with random weights, one input each, and what they answer.
+
+Needs torch, torchvision and transformers, which the library and its tests never import: the tests read the .npz files
+beside this script. To write them again, in an environment of its own:
+
+    pip install torch torchvision transformers numpy
+    python tests/goldens/make_pyramids.py
+
+Each archive holds every parameter and statistic under the name it has in a checkpoint file, `input` (float32,
+b t y x c), `output` (logits; CvT's are those of each frame, b t classes) and `versions` (JSON). Batch norm's
+statistics are drawn too, and used as in evaluation.
+"""
+
+import json
+import pathlib
+import platform
+
+import numpy as np
+import torch
+import torchvision
+import transformers
+from torchvision.models.video import SwinTransformer3d
+
+FOLDER = pathlib.Path(__file__).parent
+
+
+def draw(rng, shape, center=0.0, scale=1.0):
+    """Normal numbers rounded to multiples of 1/256: exact in float32, and they compress."""
+    return (np.round(rng.normal(center, scale, shape) * 256) / 256).astype(np.float32)
+
+
+def randomise(model, rng):
+    """Draws every parameter and statistic anew, those that start at zero or one too, so that each one matters."""
+    for name, value in model.state_dict().items():
+        if not value.dtype.is_floating_point:
+            continue
+        is_scale = "norm" in name and name.endswith("weight") or name.endswith("running_var")
+        drawn = draw(rng, value.shape, center=float(is_scale), scale=0.2)
+        value.copy_(torch.from_numpy(np.maximum(drawn, 0.25) if name.endswith("running_var") else drawn))
+
+
+def write(name, model, seed, shape, answer):
+    """One archive; `answer(model, video)` takes torch's (b t y x c) and gives the output."""
+    rng = np.random.default_rng(seed)
+    randomise(model, rng)
+    pixels = draw(rng, shape)
+    with torch.inference_mode():
+        output = answer(model.eval(), torch.from_numpy(pixels))
+    versions = {
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+    state = {key: value.numpy() for key, value in model.state_dict().items() if value.dtype.is_floating_point}
+    np.savez_compressed(FOLDER / f"{name}.npz", **state, input=pixels, output=output.numpy(),
+                        versions=np.array(json.dumps(versions)))
+
+
+def swin(patch_frames, window):
+    return SwinTransformer3d([patch_frames, 4, 4], 16, [2, 2], [2, 4], window, num_classes=5)
+
+
+def classify_clip(model, video):
+    return model(video.permute(0, 4, 1, 2, 3))
+
+
+def cvt():
+    return transformers.CvtForImageClassification(transformers.CvtConfig(
+        embed_dim=(8, 24, 48), num_heads=(1, 3, 6), depth=(1, 2, 3), num_labels=5))
+
+
+def classify_frames(model, video):
+    frames = video.flatten(0, 1).permute(0, 3, 1, 2)
+    return model(frames).logits.unflatten(0, video.shape[:2])
+
+
+if __name__ == "__main__":
+    # Windows that divide the grid (4 8 8) and are shifted on every axis; they fill that of the second stage in y and x.
+    write("swin_whole", swin(2, [2, 4, 4]), 0, (2, 8, 32, 32, 3), classify_clip)
+    # A grid (3 7 7), padded in y and x, too short for the window in t; at the second stage (3 4 4) in y and x too.
+    write("swin_ragged", swin(1, [4, 5, 5]), 1, (2, 3, 28, 28, 3), classify_clip)
+    write("cvt", cvt(), 2, (2, 3, 40, 40, 3), classify_frames)

@@ -1,0 +1,118 @@
+"""STAT's attention: the further a frame, the coarser its keys. Patches, then averaged patches, then one token."""
+
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange, repeat
+from flax import nnx
+
+from vidformers.attention.core import Noise, Tokens, add_branch, attend, check_heads, square_init
+from vidformers.attention.dictionary import Dictionary
+from vidformers.attention.kernels import linear, quadratic, softmax
+from vidformers.errors import require
+
+LONG_KEYS = ("class", "mean", "none")
+
+
+class ShrinkingAttention(nnx.Module):
+    """tokens + W_O attend(Q, [K_CA, K_SA, K_LA]) of LN tokens, with one class token a frame (STAT eq. 1-9).
+
+    A query of frame i, a patch or the class token, reads
+        current: patches of frame i, keys and values pooled by a depthwise 3 x 3 convolution and normalised (eq. 2);
+        short-term: those of frames i-r .. i+r without i, r = window // 2, averaged over 2 x 2 (eq. 3); frames beyond
+            the ends of the clip, on which the paper is silent, are hidden;
+        long-term: one token of every frame, neither pooled nor normalised (eq. 6).
+    Unlike eq. 8 there is an output projection, and scores are scaled by the width of a head.
+
+    Args:
+        width, heads: d and h; h divides d.
+        kv_stride: of the convolutions that pool keys and values.
+        pool_queries: halve the grid: patches query as pooled by a depthwise 3 x 3 convolution of stride 2 without a
+            norm, and their residual is max-pooled. Class tokens are never pooled.
+        window: t_o, odd; with 1 there is no short-term attention.
+        long_key: 'class', the class tokens; 'mean', the means of a frame's keys and values before pooling (Table 3);
+            'none', no long-term attention: class tokens then only read.
+        dictionary, kernel, masked: those of `SelfAttention`, but for the cosine kernel: these keys have no order.
+    Raises:
+        ConfigError: the heads do not divide the width, an even window, an unknown long_key or kernel.
+    """
+
+    def __init__(self, width: int, heads: int, *, kv_stride: int = 1, pool_queries: bool = False, window: int = 3,
+                 long_key: str = "class", dictionary: Dictionary | None = None, kernel: str = "softmax",
+                 dropout: float = 0.0, dtype=jnp.float32, masked: bool = False, rngs: nnx.Rngs):
+        check_heads(width, heads)
+        require(window >= 1 and window % 2 == 1, f"model.window={window} must be odd and at least 1.")
+        require(long_key in LONG_KEYS, f"model.long_key={long_key!r} must be one of {', '.join(LONG_KEYS)}.")
+        require(kernel in ("softmax", "relu"), f"model.kernel={kernel!r} must be softmax or relu: keys have no order.")
+        self.heads, self.reach, self.long_key, self.dropout = heads, window // 2, long_key, dropout
+        self.kernel, self.masked, self.dictionary = kernel, masked, nnx.data(dictionary)
+        compute = dict(dtype=dtype, rngs=rngs)
+        norm = partial(nnx.LayerNorm, width, epsilon=1e-6, **compute)
+        pool = partial(nnx.Conv, width, width, (3, 3), padding=1, feature_group_count=width, use_bias=False, **compute)
+        self.norm, self.norm_k, self.norm_v = norm(), norm(), norm()
+        self.qkv = nnx.Linear(width, 3 * width, kernel_init=square_init, **compute)
+        self.pool_q = nnx.data(pool(strides=2) if pool_queries else None)
+        self.pool_k, self.pool_v = pool(strides=kv_stride), pool(strides=kv_stride)
+        views = 1 if dictionary is None else dictionary.views
+        self.out = nnx.Linear(views * width, width, kernel_init=square_init, **compute)
+
+    def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
+        branch, patches = self.branch(tokens), tokens.patches
+        if self.pool_q is not None:
+            patches = nnx.max_pool(patches, (1, 3, 3), strides=(1, 2, 2), padding=((0, 0), (1, 1), (1, 1)))
+        return add_branch(tokens._replace(patches=patches), *branch, self.dropout, noise)
+
+    def branch(self, tokens: Tokens):
+        """The update without the residual: patches (b t y x d), classes (b t d)."""
+        patch, classes = (jnp.split(self.qkv(self.norm(x)), 3, axis=-1) for x in tokens)
+        q = patch[0] if self.pool_q is None else self.pool_q(patch[0])
+        y, q = q.shape[2], rearrange(q, "b t y x d -> b t (y x) d")
+        q = jnp.concatenate([classes[0][:, :, None], q], axis=2)
+        levels = self.levels(jnp.stack(patch[1:]), jnp.stack(classes[1:]))
+        *qkv, mask = _together(q, levels) if self.masked else _by_frame(q, levels)
+        kernel = softmax if self.kernel == "softmax" else quadratic if self.masked else linear
+        out = attend(*(rearrange(x, "... (h e) -> ... h e", h=self.heads) for x in qkv), mask,
+                     dictionary=self.dictionary, kernel=kernel)
+        out = self.out(rearrange(out, "... h e -> ... (h e)")).reshape(q.shape)
+        return rearrange(out[:, :, 1:], "b t (y x) d -> b t y x d", y=y), out[:, :, 0]
+
+    def levels(self, patches, classes):
+        """Keys and values (s = 2) of patches (s b t y x d) and class tokens (s b t d) -> what is read of a frame, and
+        from how many frames away: pairs of tokens (s b t n d) and offsets, None for any distance."""
+        current = jnp.stack([self.norm_k(self.pool_k(patches[0])), self.norm_v(self.pool_v(patches[1]))])
+        yield rearrange(current, "s b t y x d -> s b t (y x) d"), [0]
+        if self.reach:
+            short = nnx.avg_pool(current, (2, 2), strides=(2, 2), padding="SAME", count_include_pad=False)
+            around = [offset for offset in range(-self.reach, self.reach + 1) if offset]
+            yield rearrange(short, "s b t y x d -> s b t (y x) d"), around
+        if self.long_key != "none":
+            yield (classes if self.long_key == "class" else patches.mean((3, 4)))[:, :, :, None], None
+
+
+def _by_frame(q, levels):
+    """The gathered form, frames side by side: q (b t q d), k and v (b t k d), mask (t 1 1 k)."""
+    t, keys, visible = q.shape[1], [], []
+    for level, offsets in levels:
+        if offsets is None:
+            keys.append(repeat(level, "s b k n d -> s b t (k n) d", t=t))
+            visible.append(np.ones((t, t * level.shape[3]), bool))
+            continue
+        r = max(offsets)
+        padded = jnp.pad(level, [(0, 0), (0, 0), (r, r), (0, 0), (0, 0)])
+        keys += [padded[:, :, r + offset:][:, :, :t] for offset in offsets]
+        frames = np.arange(t)[:, None] + offsets
+        visible.append(np.repeat((frames >= 0) & (frames < t), level.shape[3], axis=1))
+    mask = np.concatenate(visible, axis=1)
+    return q, *jnp.concatenate(keys, axis=3), None if mask.all() else mask[:, None, None]
+
+
+def _together(q, levels):
+    """The masked form, tokens of all frames in one list: q (b q d), k and v (b k d), mask (q k)."""
+    frames = np.arange(q.shape[1])
+    home, keys, visible = np.repeat(frames, q.shape[2])[:, None], [], []
+    for level, offsets in levels:
+        away = np.repeat(frames, level.shape[3]) - home
+        keys.append(rearrange(level, "s b t n d -> s b (t n) d"))
+        visible.append(np.isin(away, offsets) if offsets else np.ones_like(away, bool))
+    return rearrange(q, "b t q d -> b (t q) d"), *jnp.concatenate(keys, axis=2), np.concatenate(visible, axis=1)
