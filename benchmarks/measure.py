@@ -36,7 +36,7 @@ class TrainingStep:
     """AdamW on cross-entropy of one model at its published size; compiled on construction."""
 
     def __init__(self, name: str, batch: int, **options):
-        make_model = partial(build, name, num_classes=400, **options)
+        make_model = partial(build, name, **{"num_classes": 400, **options})
         optimizer, rate = make_optimizer(1000, 1000, lr=1e-4, schedule="constant")
         model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
         self.init = partial(initial_state, make_model, optimizer, None, 0)

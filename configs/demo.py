@@ -7,7 +7,6 @@ Command: python main.py --config=configs/demo.py
 
 from configs.base import base
 
-
 # What a model needs beside that to be as small as the others.
 SMALL = {
     "mevit": dict(motion_blocks=3, class_blocks=1),

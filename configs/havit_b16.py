@@ -14,6 +14,11 @@ from configs.base import base
 def get_config(size: str = "B"):
     config = base("havit")
     config.model.size = size
+    return recipe(config)
+
+
+def recipe(config):
+    """The paper's Table 1, and the size of the dictionary that its parameters agree with."""
     config.model.dictionary = 112
     config.model.dropout = 0.1
     config.train.total_epochs = 30.0

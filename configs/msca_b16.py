@@ -5,12 +5,14 @@ Cost: 86,106,256 parameters, 140.5 G multiply-adds a view (134.8 linear), those 
 Command: python main.py --config=configs/msca_b16.py --config.data.root=DIR --config.data.num_classes=N
 
 Rows of the paper's ablations, as overrides:
-  Table 1 (heads):     --config.model.before=N --config.model.after=N, N=0|1|2|3|4         75.65 76.47 76.07 75.66 74.72
+  Table 1 (heads):     --config.model.before=0|1|2|3|4 --config.model.after=0|1|2|3|4    75.65 76.47 76.07 75.66 74.72
   Table 2 (of what):   --config.model.moved=Q|K|V|QK|KV|QV|QKV               75.84 75.76 75.58 75.47 76.47 75.57 75.78
   Table 3 (blocks):    --config.model.shifted_blocks=0|4|8|12                                 75.65 75.67 76.40 76.47
-  Table 4 (patches):   --config.model.direction=patches and before=after=0|4|8|16|24|32
+  Table 4 (patches):   --config.model.direction=patches --config.model.before=0|4|8|16|24|32
+                       --config.model.after=0|4|8|16|24|32
                                                                              75.65 76.28 76.35 76.07 75.84 75.29
-  Table 5 (patches):   --config.model.direction=patches, before=after=8, and moved as in Table 2
+  Table 5 (patches):   --config.model.direction=patches --config.model.before=8 --config.model.after=8
+                       --config.model.moved=Q|K|V|QK|KV|QV|QKV
                                                                              75.75 75.69 75.84 75.50 76.35 75.83 75.73
   the ends as in TokenShift's code: --config.model.boundary=zero
 """

@@ -14,7 +14,7 @@ Rows of the paper's ablations, as overrides:
   Table 3 (long key): --config.model.long_key=mean|class                                77.4 78.6
   Table 4 (l_ta):     --config.model.aggregation_layers=0|1|2|4                         75.7 78.6 78.6 78.5
   Table 5 (stem):     1 --config.model.stem_convs=1 --config.model.patch_size=4         78.2
-                      5 --config.model.stem_convs=5 --config.model.depths=(2,7,2) --config.model.depth=11   78.3
+                      5 --config.model.stem_convs=5 --config.model.depths="(2,7,2)" --config.model.depth=11 78.3
 Something-Something v2, from Kinetics weights: --config.eval.clips=1 --config.eval.crops=3
 """
 

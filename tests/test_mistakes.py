@@ -4,7 +4,17 @@ import json
 import shutil
 
 import pytest
-from command import BAD, ROOT, TINY, Run, arguments, checkpoint, one_sentence, render, rows
+from command import (
+    BAD,
+    ROOT,
+    TINY,
+    Run,
+    arguments,
+    checkpoint,
+    one_sentence,
+    render,
+    rows,
+)
 from ml_collections import ConfigDict
 
 import main
@@ -48,6 +58,8 @@ MISTAKES = {
     "a score nobody computes": (["--config.checkpoint.best=val/top2@1x1"], "checkpoint.best=val/top2@1x1"),
     "no checkpoint to keep": (["--config.checkpoint.keep=0"], "checkpoint.keep=0"),
     "a missing list of training videos": (["--config.data.train=absent.csv"], "absent.csv"),
+    "a module nobody has": (["--config.optim.frozen=('backbone',)"], "optim.frozen='backbone'"),
+    "frames the parameters do not take": (["--config.eval.frames=12"], "eval.frames=12"),
     "two durations": (["--config.train.total_epochs=1.0"], "train.total_steps=12 and train.total_epochs=1.0"),
     "a warm-up without end": (["--config.optim.warmup_steps=12"], "warm-up"),
     "a missing manifest": (["--config.data.val=absent.csv"], "absent.csv"),

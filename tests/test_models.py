@@ -17,6 +17,7 @@ from configs.base import OWN, base
 from vidformers import MODELS, ConfigError, build
 from vidformers.attention.core import Tokens
 from vidformers.config import override
+from vidformers.encoder import stage_noises
 from vidformers.models import DEFAULTS, Parts
 from vidformers.summary import summarise
 
@@ -51,6 +52,10 @@ ROUNDING = dict(rtol=1e-4, atol=1e-5)
 
 def cost(name, **options):
     return summarise(partial(build, name, num_classes=400, **options))
+
+
+def cost_of(sheet):
+    return summarise(partial(build, **sheet.model.to_dict()))
 
 
 def config(name, *arguments):
@@ -156,6 +161,35 @@ def test_every_row_of_the_ablations_builds(overrides):
     assert [stage.depth for stage in stages] == [n for n in (depth - motion, motion, late) if n]
 
 
+def variants(sheet):
+    """(path, text) overrides of each variant that the docstring of a sheet gives; values of a line go together."""
+    text = importlib.import_module(f"configs.{sheet}").__doc__
+    text = re.sub(r"\n +(?=--config)", " ", text)  # a line may be continued
+    for line in text.splitlines():
+        row = [(path, values.strip('"').split("|")) for path, values in
+               re.findall(r'--config\.(\S+?)=("\(.*?\)"|\S+)', line)]
+        if not line.startswith("Command:"):
+            for i in range(max((len(values) for _, values in row), default=0)):
+                yield tuple((path, values[i % len(values)]) for path, values in row)
+
+
+VARIANTS = [(sheet, row) for sheet in CONFIGS if sheet not in ("demo", "mevit_b16") for row in variants(sheet)]
+
+
+@pytest.mark.parametrize("sheet, row", VARIANTS, ids=lambda x: x if isinstance(x, str) else " ".join(map("=".join, x)))
+def test_every_override_a_sheet_gives_builds(sheet, row):
+    chosen = config(sheet)
+    for path, text in row:
+        override(chosen, path, text)
+    assert cost_of(chosen).params > 0
+
+
+def test_the_sheets_list_the_ablations_of_their_papers():
+    count = {sheet: sum(name == sheet for name, _ in VARIANTS) for sheet in CONFIGS}
+    assert count["havit_s16"] == 3 + 3 + 2 + 3 and count["msca_b16"] == 5 + 7 + 4 + 6 + 7 + 1
+    assert count["stat_t16"] == 3 + 4 + 2 + 4 + 2 + 1
+
+
 def test_the_ablations_are_all_there():
     assert len(list(ablations())) == 1 + 5 + 4 + 5 + 1
 
@@ -255,8 +289,8 @@ def split_reached(model, path, leaf):
         return [leaf[:-1]], [leaf[-1]]  # likewise: the convolution is of the patches' queries
     # A bias that all keys share adds the same to every score of a query, which its softmax does not see. External keys
     # do not share it, nor do those of STAT's stages, which are pooled and normalised or not.
-    if re.search(r"\['(near|qkv)'\]\[1\]\['bias'\]", path):  # CvT's keys
-        return [], [leaf]
+    if re.search(r"\['qkv'\]\[1\]\['bias'\]|\['stages'\]\[[01]\].*\['near'\]\[1\]\['bias'\]", path):
+        return [], [leaf]  # CvT's keys; in its last stage that of the class token skips the convolution
     fused = re.search(r"\['(qkv|kv|kv_global)'\]\['bias'\]", path)
     shared = "'kv'" in path or not SMALL.get(model, {}).get("dictionary")
     if fused and shared and not (model == "stat" and "'stages'" in path):
@@ -328,7 +362,7 @@ def test_at_rate_zero_a_key_changes_nothing():
 def test_stochastic_depth_grows_linearly_over_all_blocks():
     graph, parameters = make("mevit", depth=3, motion_blocks=2, class_blocks=1, drop_path=0.3)
     keys = jax.random.split(jax.random.key(0), 3)
-    rates = [noise.drop_path for noise in nnx.merge(graph, parameters).encoder._noises(keys)]
+    rates = [noise.drop_path for noise in stage_noises(nnx.merge(graph, parameters).encoder.stages, 0.3, keys)]
     assert [len(stage) for stage in rates] == [1, 2, 1]
     np.testing.assert_allclose(np.concatenate(rates), [0, 0.1, 0.2, 0.3], rtol=1e-6)
 

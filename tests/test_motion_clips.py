@@ -16,7 +16,15 @@ import pytest
 
 from input_pipeline import motion_clips
 from input_pipeline.errors import DataError
-from input_pipeline.motion_clips import CLASSES, MIRRORED, REVERSED, MotionClips, ensure, render_frames, split_digits
+from input_pipeline.motion_clips import (
+    CLASSES,
+    MIRRORED,
+    REVERSED,
+    MotionClips,
+    ensure,
+    render_frames,
+    split_digits,
+)
 
 TINY = MotionClips(train_pairs=10, val_pairs=5, seed=3)
 REPOSITORY = Path(__file__).parents[1]

@@ -8,7 +8,18 @@ import subprocess
 
 import numpy as np
 import pytest
-from command import BAD, CACHE, Run, arguments, assert_same_run, checkpoint, copy, render, rows, saved
+from command import (
+    BAD,
+    CACHE,
+    Run,
+    arguments,
+    assert_same_run,
+    checkpoint,
+    copy,
+    render,
+    rows,
+    saved,
+)
 
 import main
 from vidformers.errors import ConfigError

@@ -72,7 +72,8 @@ def test_every_variant_equals_its_equation_in_loops(float64, direction, moved, b
 
 
 def outputs(scheme, frames=4, **options):
-    return quick_jit(partial(branch, layer(scheme, **options)[0]))(layer(scheme)[1], draw_tokens((frames, 2, 3), frames))
+    graph, parameters = layer(scheme, **options)
+    return quick_jit(partial(branch, graph))(parameters, draw_tokens((frames, 2, 3), frames))
 
 
 @pytest.mark.parametrize("direction", ["heads", "patches"])

@@ -193,7 +193,7 @@ def covered(size, stride):
 @pytest.mark.parametrize("window", [1, 3, 5])
 @pytest.mark.parametrize("kv_stride, pool_queries", [(4, False), (2, True)])
 def test_a_query_sees_exactly_its_frames(window, long_key, kv_stride, pool_queries):
-    t, side = grid = 4, 8
+    t, side = 4, 8
     graph, parameters = layer(window=window, long_key=long_key, kv_stride=kv_stride, pool_queries=pool_queries)
     mixture = np.random.default_rng(7).normal(size=WIDTH).astype(np.float32)
 

@@ -12,8 +12,16 @@ from jax.sharding import PartitionSpec as P
 from tiny import clips, make, maker, quick_jit
 
 from vidformers import MODELS, ConfigError
+from vidformers.checkpoint import Checkpoints
+from vidformers.evaluate import Evaluator, Protocol
 from vidformers.optim import decay_mask, in_steps, make_optimizer
-from vidformers.sharding import batch_sharding, make_mesh, put_batch, replicated, state_shardings
+from vidformers.sharding import (
+    batch_sharding,
+    make_mesh,
+    put_batch,
+    replicated,
+    state_shardings,
+)
 from vidformers.step import State, initial_state, make_step
 
 # SGD: Adam would divide the rounding of a gradient that is zero in truth (key biases) by its own size.
@@ -179,10 +187,12 @@ def test_an_optimiser_that_cannot_work_is_refused(options, field):
 
 
 @pytest.mark.parametrize("name, data, fsdp", [("vit", 8, 1), ("mevit", 8, 1), *((name, 2, 4) for name in MODELS)])
-def test_eight_devices_equal_one(name, data, fsdp):
+def test_eight_devices_equal_one_across_a_checkpoint(name, data, fsdp, tmp_path):
     mesh = make_mesh(data=data, fsdp=fsdp)
     step, state = training(name)
     shardings = state_shardings(mesh, jax.eval_shape(lambda: state))
+    abstract = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                            jax.eval_shape(lambda: state), shardings)
     state = jax.device_put(state, shardings)
     step = quick_jit(step, out_shardings=(shardings, replicated(mesh)))
     for seed, (expected, expected_figures) in enumerate(two_steps(name)):
@@ -190,7 +200,24 @@ def test_eight_devices_equal_one(name, data, fsdp):
         assert len({str(shard.index) for shard in rows["video"].addressable_shards}) == 8, "two rows a device"
         state, figures = step(state, rows)
         same((state, figures), (expected, expected_figures))
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(seed + 1, state, {})
+            checkpoints.wait()
+            saved, (state, _, _) = state, checkpoints.restore(abstract)
+        same(state, saved, rtol=0, atol=0)
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == shardings
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_evaluation_on_eight_devices_equals_one(name):
+    graph, parameters = make(name)
+    rows = batch(0, mask=[1] * 13 + [0] * 3)
+    rows["video"] = rows["video"][:, None]
+    protocol = Protocol(clips=1, crops=1, batch_size=16)
+    found, expected = (Evaluator(graph, mesh, replicated(mesh), protocol).step(parameters, put_batch(mesh, rows))
+                       for mesh in (make_mesh(), make_mesh(devices=jax.devices()[:1])))
+    same(found, expected)
+    assert found.count == 13 and found.confusion.sum() == 13
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -97,7 +97,8 @@ def test_positions_are_those_of_the_video_and_any_number_of_frames_is_taken():
 
 
 def test_a_wide_window_without_positions_is_blind_to_order_and_a_narrow_one_is_not():
-    shuffled = np.stack([clips(1, frames=8)[0][order] for order in (range(8), [3, 1, 0, 2, 7, 5, 6, 4], range(7, -1, -1))])
+    orders = range(8), [3, 1, 0, 2, 7, 5, 6, 4], range(7, -1, -1)
+    shuffled = np.stack([clips(1, frames=8)[0][order] for order in orders])
     for window, blind in ((16, True), (4, False)):
         graph, parameters = make("vtn", frames=8, window=(window,))
         parameters["readout"]["position"] = 0 * parameters["readout"]["position"]

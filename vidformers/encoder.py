@@ -102,6 +102,15 @@ class Stage(nnx.Module):
         return jax.lax.scan(run, tokens, (parameters, noise), unroll=self.unroll)[0]
 
 
+def stage_noises(stages, drop_path: float, keys):
+    """The noise of each stage, of a key a stage; stochastic depth grows linearly over all blocks, from 0."""
+    depths = [stage.depth for stage in stages]
+    rates = jnp.linspace(0.0, drop_path, sum(depths))
+    for key, depth in zip(keys, depths):
+        yield Noise(jax.random.split(key, depth), rates[:depth])
+        rates = rates[depth:]
+
+
 class Encoder(nnx.Module):
     """Embedding and stages: video (b t y x 3) -> class tokens (b c d), normalised.
 
@@ -141,7 +150,7 @@ class Encoder(nnx.Module):
         if key is not None:
             first, *keys = jax.random.split(key, 1 + len(self.stages))
             tokens = tokens._replace(patches=dropout(patches, self.dropout, Noise(first, jnp.zeros(()))))
-            noises = self._noises(keys)
+            noises = stage_noises(self.stages, self.drop_path, keys)
         for i, (stage, noise) in enumerate(zip(self.stages, noises)):
             if i == self.class_enters:
                 tokens = self._with_class(tokens)
@@ -152,13 +161,6 @@ class Encoder(nnx.Module):
         b, t, _, _, d = tokens.patches.shape
         token = (self.class_token[...] + self.embedding.class_position()).astype(self.dtype)
         return tokens._replace(classes=jnp.broadcast_to(token, (b, t if self.class_per_frame else 1, d)))
-
-    def _noises(self, keys):
-        depths = [stage.depth for stage in self.stages]
-        rates = jnp.linspace(0.0, self.drop_path, sum(depths))
-        for key, depth in zip(keys, depths):
-            yield Noise(jax.random.split(key, depth), rates[:depth])
-            rates = rates[depth:]
 
 
 class FrameByFrame(nnx.Module):

@@ -8,7 +8,7 @@ from flax import nnx
 
 from vidformers.attention.core import Noise, Tokens, dropout
 from vidformers.embedding import normalise, position_init
-from vidformers.encoder import Classifier, Stage, StageSpec
+from vidformers.encoder import Classifier, Stage, StageSpec, stage_noises
 from vidformers.errors import require
 
 EPSILON = 1e-5  # of the norms of Swin and CvT
@@ -49,7 +49,7 @@ class Pyramid(nnx.Module):
         noises = [None] * len(self.stages)
         if key is not None:
             key, *keys = jax.random.split(key, 1 + len(self.stages))
-            first, noises = Noise(key, jnp.zeros(())), self._noises(keys)
+            first, noises = Noise(key, jnp.zeros(())), stage_noises(self.stages, self.drop_path, keys)
         for i, (embedding, stage, noise) in enumerate(zip(self.embeddings, self.stages, noises)):
             patches = embedding(patches)
             if i == 0:
@@ -66,13 +66,6 @@ class Pyramid(nnx.Module):
         if not self.class_tokens or stage < len(self.stages) - 1:
             return jnp.zeros((b, 0, d), patches.dtype)
         return jnp.broadcast_to(self.class_token[...].astype(patches.dtype), (b, self.class_tokens, d))
-
-    def _noises(self, keys):
-        depths = [stage.depth for stage in self.stages]
-        rates = jnp.linspace(0.0, self.drop_path, sum(depths))
-        for key, depth in zip(keys, depths):
-            yield Noise(jax.random.split(key, depth), rates[:depth])
-            rates = rates[depth:]
 
 
 def pyramid(parts, embeddings, stages, *, width: int, rngs: nnx.Rngs, **options) -> Classifier:

@@ -5,18 +5,9 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from vidformers.attention.core import (
-    Noise,
-    Position,
-    Scheme,
-    Tokens,
-    add_branch,
-    attend,
-    check_heads,
-    square_init,
-)
+from vidformers.attention.core import Noise, Position, Scheme, Tokens, add_branch, attend, check_heads, square_init
 from vidformers.attention.dictionary import Dictionary
-from vidformers.attention.kernels import linear, quadratic, softmax
+from vidformers.attention.kernels import choose
 from vidformers.errors import require
 
 
@@ -95,7 +86,7 @@ class ConvolutionalAttention(nnx.Module):
             shared = groups[0].shape[1]
             require(count == shared, f"{count} class tokens cannot be shared out to {shared} groups.")
             groups = [jnp.concatenate([one[:, :, None], x], axis=2) for one, x in zip(classes, groups)]
-        out = attend(*groups, dictionary=self.dictionary, kernel=softmax if self.kernel == "softmax" else linear)
+        out = attend(*groups, dictionary=self.dictionary, kernel=choose(self.kernel, masked=False))
         if not count:
             return self.scheme.unfold(out, grid), out[:, :0, 0]
         return self.scheme.unfold(out[:, :, 1:], grid), out[:, :, 0]
@@ -107,6 +98,5 @@ class ConvolutionalAttention(nnx.Module):
         # Class token i stands in frame i; in a joint group it does not matter where. Neither scheme asks for y and x.
         query, key = (np.concatenate([np.arange(count), np.indices(x.shape[1:4])[0].ravel()]) for x in patches[:2])
         mask = self.scheme.visible(Position(*[query[:, None]] * 3), Position(*[key[None]] * 3))
-        out = attend(q, k, v, mask, dictionary=self.dictionary,
-                     kernel=softmax if self.kernel == "softmax" else quadratic)
+        out = attend(q, k, v, mask, dictionary=self.dictionary, kernel=choose(self.kernel, masked=True))
         return rearrange(out[:, count:], "b (t y x) h e -> b t y x h e", t=grid[0], y=grid[1]), out[:, :count]

@@ -14,7 +14,7 @@ from einops import rearrange, repeat
 from flax import nnx
 
 from vidformers.attention.dictionary import Dictionary
-from vidformers.attention.kernels import KERNELS, Source, linear, quadratic, softmax
+from vidformers.attention.kernels import KERNELS, Source, choose, softmax
 from vidformers.errors import require
 
 # Glorot's bound for a square d -> d projection is that of fan-in scaling. Written so, one kernel that holds several
@@ -207,7 +207,7 @@ class SelfAttention(nnx.Module):
                 q = jnp.concatenate([extra_q, q], axis=2)
         angle = None if self.kernel != "cosine" else self._angles(members, grid)[:, None]
         out = attend(q, k, v, None if mask.all() else mask[:, None, None, :], angle=angle, dictionary=self.dictionary,
-                     kernel=softmax if self.kernel == "softmax" else linear)
+                     kernel=choose(self.kernel, masked=False))
         if classes is None or not self.class_queries:
             return self.scheme.unfold(out, grid), None
         return self.scheme.unfold(out[:, :, 1:], grid), out[:, :, 0]
@@ -234,8 +234,7 @@ class SelfAttention(nnx.Module):
         angle = None
         if self.kernel == "cosine":
             angle = self.scheme.unfold(self._angles(members, grid)[None], grid).reshape(1, -1)
-        out = attend(q, k, v, mask, angle=angle, dictionary=self.dictionary,
-                     kernel=softmax if self.kernel == "softmax" else quadratic)
+        out = attend(q, k, v, mask, angle=angle, dictionary=self.dictionary, kernel=choose(self.kernel, masked=True))
         shape = (out.shape[0], *grid, *out.shape[2:])
         if classes is None or not self.class_queries:
             return out.reshape(shape), None

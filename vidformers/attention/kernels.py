@@ -76,6 +76,11 @@ def quadratic(q, sources):
     return above / jnp.maximum(below, _SMALLEST)[..., None]
 
 
+def choose(name: str, masked: bool):
+    """The kernel of that name, one of `KERNELS`; `masked` asks for the form that takes any mask."""
+    return softmax if name == "softmax" else quadratic if masked else linear
+
+
 def _features(x, angle):
     x = jax.nn.relu(x)
     if angle is None:

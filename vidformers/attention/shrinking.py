@@ -9,7 +9,7 @@ from flax import nnx
 
 from vidformers.attention.core import Noise, Tokens, add_branch, attend, check_heads, square_init
 from vidformers.attention.dictionary import Dictionary
-from vidformers.attention.kernels import linear, quadratic, softmax
+from vidformers.attention.kernels import choose
 from vidformers.errors import require
 
 LONG_KEYS = ("class", "mean", "none")
@@ -71,9 +71,8 @@ class ShrinkingAttention(nnx.Module):
         q = jnp.concatenate([classes[0][:, :, None], q], axis=2)
         levels = self.levels(jnp.stack(patch[1:]), jnp.stack(classes[1:]))
         *qkv, mask = _together(q, levels) if self.masked else _by_frame(q, levels)
-        kernel = softmax if self.kernel == "softmax" else quadratic if self.masked else linear
         out = attend(*(rearrange(x, "... (h e) -> ... h e", h=self.heads) for x in qkv), mask,
-                     dictionary=self.dictionary, kernel=kernel)
+                     dictionary=self.dictionary, kernel=choose(self.kernel, self.masked))
         out = self.out(rearrange(out, "... h e -> ... (h e)")).reshape(q.shape)
         return rearrange(out[:, :, 1:], "b t (y x) d -> b t y x d", y=y), out[:, :, 0]
 

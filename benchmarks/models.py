@@ -1,0 +1,66 @@
+"""Every published model: parameters, multiply-adds, and a training step at its published size on this machine.
+
+Command: python -m benchmarks.models [--batch=1] [--steps=3] [--dtype=float32] [--only=CONFIG,CONFIG]
+One JSON line a model; `--table=FILE` prints the lines of FILE as the README's table instead. The compilation cache is
+off; temporary memory is what the compiled step allocates beside its arguments.
+"""
+
+import argparse
+import json
+import statistics
+from functools import partial
+from pathlib import Path
+
+from benchmarks.measure import TrainingStep, keep_memory, report
+from vidformers import build
+from vidformers import config as configs
+from vidformers.summary import summarise
+
+SHEETS = ("vit_b16", "timesformer_b16", "joint_b16", "mevit_b16", "havit_b16", "havit_s16", "msca_b16",
+          "tokenshift_b16", "stat_t16", "stat_t32", "stat_t64", "vtn_vit_b16", "vtn_resnet50", "swin_t", "cvt_13")
+
+
+def measure(sheet: str, batch: int, steps: int, dtype: str) -> None:
+    """Prints one line."""
+    model = configs.load(f"configs/{sheet}.py").model.to_dict() | dict(dtype=dtype)
+    cost = summarise(partial(build, **model))
+    name = model.pop("name")
+    step = TrainingStep(name, batch, **model)
+    step()
+    seconds = statistics.median(step() for _ in range(steps))
+    report(benchmark="models", config=sheet, batch=batch, frames=model["frames"], size=model["image_size"],
+           dtype=dtype, params=cost.params, macs_per_view=cost.macs_per_view,
+           macs_per_view_linear=cost.macs_per_view_linear, clips_per_second=batch / seconds,
+           temporary_mib=step.temporary_bytes / 2**20, compile_seconds=step.compile_seconds)
+
+
+def show(path: str) -> None:
+    """Prints recorded lines as a table in Markdown."""
+    heads = ("config", "frames", "parameters", "G multiply-adds a view (linear)", "clips/s", "temporary memory",
+             "compiles in")
+    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+    for line in Path(path).read_text().splitlines():
+        row = json.loads(line)
+        if row["benchmark"] == "models":
+            print(f"| `{row['config']}` | {row['frames']} | {row['params']:,} | {row['macs_per_view'] / 1e9:.1f} "
+                  f"({row['macs_per_view_linear'] / 1e9:.1f}) | {row['clips_per_second']:.3g} | "
+                  f"{row['temporary_mib']:,.0f} MiB | {row['compile_seconds']:.0f} s |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--only", default=",".join(SHEETS))
+    parser.add_argument("--table")
+    args = parser.parse_args()
+    if args.table:
+        return show(args.table)
+    keep_memory()
+    for sheet in args.only.split(","):
+        measure(sheet, args.batch, args.steps, args.dtype)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""Video Swin-T x 16 frames with a dictionary of external tokens: a host of HaViT's Table 7.
+
+Paper: HaViT, Table 7. Kinetics-400 78.4 without and 78.9 with the dictionary, from ImageNet weights. How the paper
+extends Swin-T to video it does not say; this is Video Swin-T, as torchvision's `swin3d_t`.
+Cost: 28,158,070 parameters without the dictionary.
+Command: python main.py --config=configs/swin_t.py --config.data.root=DIR --config.data.num_classes=N
+
+Without the dictionary: --config.model.dictionary=0                           78.4
+Frame by frame:         --config.model.patch_frames=1
+"""
+
+from configs.base import base
+from configs.havit_b16 import recipe
+
+
+def get_config(model: str = "swin"):
+    config = base(model)
+    config.data.frames = 16
+    config.model.mean, config.model.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return recipe(config)
