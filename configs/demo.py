@@ -14,7 +14,7 @@ SMALL = {
     "vtn": dict(depth=2, temporal_depth=2, window=(8,), head_dropout=0.1),
     "swin": dict(width=32, heads=2, depth=4, depths=(2, 2), patch_size=4, window=(4, 4, 4), patch_frames=1),
     "cvt": dict(width=24, heads=1, depth=4, depths=(1, 1, 2), patch_size=4),
-    "stat": dict(width=32, heads=2, depth=5, depths=(1, 2, 2)),
+    "stat": dict(width=32, heads=2, depth=4, depths=(2, 2), drop_path=0.1),
 }
 
 

@@ -59,7 +59,6 @@ MISTAKES = {
     "no checkpoint to keep": (["--config.checkpoint.keep=0"], "checkpoint.keep=0"),
     "a missing list of training videos": (["--config.data.train=absent.csv"], "absent.csv"),
     "a module nobody has": (["--config.optim.frozen=('backbone',)"], "optim.frozen='backbone'"),
-    "frames the parameters do not take": (["--config.eval.frames=12"], "eval.frames=12"),
     "two durations": (["--config.train.total_epochs=1.0"], "train.total_steps=12 and train.total_epochs=1.0"),
     "a warm-up without end": (["--config.optim.warmup_steps=12"], "warm-up"),
     "a missing manifest": (["--config.data.val=absent.csv"], "absent.csv"),
@@ -185,6 +184,19 @@ def trained(data, tmp_path_factory):
         checkpoints.save(2, initialise(setup)._replace(step=jnp.int32(2)), {})
     record(workdir, describe(config, {"train": setup.pipeline.train_manifest.digest}))
     return workdir
+
+
+def test_another_number_of_frames_is_taken_where_parameters_allow(data):
+    """VTN's positions are a table for any clip; MEViT's are one for each frame of a clip."""
+    for name, allowed in (("vtn", True), ("mevit", False)):
+        config = configs.load(f"configs/demo.py:{name}")
+        config.data.update(source="csv", root=str(data), workers=0)
+        config.eval.frames = 12
+        if allowed:
+            assert set_up(config.to_dict()).protocol.frames == 12
+            continue
+        with pytest.raises(ConfigError, match=r"^eval\.frames=12 .*data\.frames=8.*\.$"):
+            set_up(config.to_dict())
 
 
 @pytest.mark.parametrize("name", ["zero", "text"])

@@ -14,6 +14,7 @@ from tiny import clips, make, maker, quick_jit
 from vidformers import MODELS, ConfigError
 from vidformers.checkpoint import Checkpoints
 from vidformers.evaluate import Evaluator, Protocol
+from vidformers.models import DEFAULTS
 from vidformers.optim import decay_mask, in_steps, make_optimizer
 from vidformers.sharding import (
     batch_sharding,
@@ -222,10 +223,12 @@ def test_an_evaluation_on_eight_devices_equals_one(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_state_is_split_over_fsdp_and_never_along_layers(name):
-    """By shape alone, at the width of ViT-Ti."""
+    """By shape alone, at the width of ViT-Ti, or of a first stage of 48."""
     mesh = make_mesh(data=2, fsdp=4)
     optimizer, _ = make_optimizer(10, 1, **{**SGD, "name": "adamw"})
-    make_model = maker(name, width=192, heads=3, num_classes=400, depth=4)
+    wide = dict(num_classes=400, width=48, heads=4) if name in DEFAULTS else \
+        dict(num_classes=400, width=192, heads=3, depth=4)
+    make_model = maker(name, **wide)
     abstract = jax.eval_shape(partial(initial_state, make_model, optimizer, 0.9, 0))
     shardings = state_shardings(mesh, abstract)
     whole = part = 0

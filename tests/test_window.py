@@ -314,7 +314,8 @@ def test_a_key_draws_dropout():
 
 
 @pytest.mark.parametrize("options, words", [
-    (dict(window=(5,)), "model.window=5"), (dict(window=(2,)), "model.window=2"), (dict(window=(4, 6, 7)), "model.window=7"),
+    (dict(window=(5,)), "model.window=5"), (dict(window=(2,)), "model.window=2"),
+    (dict(window=(4, 6, 7)), "model.window=7"),
     (dict(window=(4, 4)), "model.window=(4, 4)"), (dict(window=(4.5,)), "model.window=4.5"),
     (dict(depth=0), "model.temporal_depth=0"), (dict(heads=5), "model.heads=5"),
     (dict(dropout=1.0), "model.temporal_dropout=1.0"), (dict(head_dropout=-0.1), "model.head_dropout=-0.1")])

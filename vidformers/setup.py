@@ -149,11 +149,13 @@ def compile_step(setup: Setup, **changes):
         make_model = partial(setup.make_model, **changes)
         graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
     step = make_step(graph, setup.optimizer, setup.rate, seed=setup.config["seed"], accumulate=accumulate,
-                     label_smoothing=setup.loop.label_smoothing, ema_decay=setup.config["optim"]["ema_decay"], frozen=setup.config["optim"]["frozen"])
+                     label_smoothing=setup.loop.label_smoothing, ema_decay=setup.config["optim"]["ema_decay"],
+                     frozen=setup.config["optim"]["frozen"])
     rows = batch_sharding(setup.mesh)
     data, size = setup.config["data"], setup.loop.batch_size
     shapes = {"video": ((size, data["frames"], data["size"], data["size"], 3), jnp.uint8),
-              "index": ((size, data["frames"]), jnp.int32), "label": ((size,), jnp.int32), "mask": ((size,), jnp.float32)}
+              "index": ((size, data["frames"]), jnp.int32),
+              "label": ((size,), jnp.int32), "mask": ((size,), jnp.float32)}
     batch = {name: jax.ShapeDtypeStruct(*shape, sharding=rows) for name, shape in shapes.items()}
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(setup.shardings, replicated(setup.mesh)))
     return jitted.lower(setup.abstract, batch).compile()

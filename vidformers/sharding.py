@@ -13,7 +13,8 @@ FIELDS = ("video", "index", "label", "mask")  # of a batch, those that devices n
 def make_mesh(*, data: int = -1, fsdp: int = 1, devices=None):
     """A mesh over all devices, or over those given.
 
-    Batches are spread over both axes, parameters and moments over `fsdp` alone. `data=-1` takes what `fsdp` leaves. Raises ConfigError where the product is not the number of devices.
+    Batches are spread over both axes, parameters and moments over `fsdp` alone. `data=-1` takes what `fsdp`
+    leaves. Raises ConfigError where the product is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)

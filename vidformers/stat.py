@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import groupby
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx

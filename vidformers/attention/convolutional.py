@@ -6,7 +6,7 @@ from einops import rearrange
 from flax import nnx
 
 from vidformers.attention.core import Noise, Position, Scheme, Tokens, add_branch, attend, check_heads, square_init
-from vidformers.attention.dictionary import Dictionary
+from vidformers.attention.dictionary import Dictionary, views
 from vidformers.attention.kernels import choose
 from vidformers.errors import require
 
@@ -60,8 +60,7 @@ class ConvolutionalAttention(nnx.Module):
         self.norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.near = nnx.List(Depthwise(width, s, dtype=dtype, rngs=rngs) for s in (1, stride, stride))
         self.qkv = nnx.List(nnx.Linear(width, width, kernel_init=square_init, dtype=dtype, rngs=rngs) for _ in "qkv")
-        views = 1 if dictionary is None else dictionary.views
-        self.out = nnx.Linear(views * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(views(dictionary) * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
         return add_branch(tokens, *self.branch(tokens), self.dropout, noise)

@@ -13,7 +13,7 @@ import numpy as np
 from einops import rearrange, repeat
 from flax import nnx
 
-from vidformers.attention.dictionary import Dictionary
+from vidformers.attention.dictionary import Dictionary, views
 from vidformers.attention.kernels import KERNELS, Source, choose, softmax
 from vidformers.errors import require
 
@@ -150,8 +150,7 @@ class SelfAttention(nnx.Module):
         self.class_keys, self.class_queries = class_keys, class_queries
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.qkv = nnx.Linear(width, 3 * width, kernel_init=square_init, dtype=dtype, rngs=rngs)
-        views = 1 if dictionary is None else dictionary.views
-        self.out = nnx.Linear(views * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(views(dictionary) * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
         self.extra = nnx.data(None)
         if extra_projection:
             self.extra = nnx.Linear(width, width, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)

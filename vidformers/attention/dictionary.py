@@ -35,11 +35,6 @@ class Dictionary(nnx.Module):
         self.keys = nnx.Param(entry_init(rngs.params(), (size, width)))
         self.values = nnx.Param(entry_init(rngs.params(), (size, width)))
 
-    @property
-    def views(self) -> int:
-        """Heads that come out for one that goes in."""
-        return 2 if self.hybrid == "multi_view" else 1
-
     def attend(self, kernel, q, internal: Source) -> jax.Array:
         """(... h q e) -> (... h q e), or (... 2h q e) of 'multi_view', internal heads first."""
         keys, values = (rearrange(x[...], "m (h e) -> h m e", h=self.heads).astype(q.dtype)
@@ -54,3 +49,8 @@ class Dictionary(nnx.Module):
             half = self.heads // 2
             internal, external = internal[..., :half, :, :], external[..., half:, :, :]
         return jnp.concatenate([internal, external], axis=-3)
+
+
+def views(dictionary: Dictionary | None) -> int:
+    """Heads that come out of attention for one that goes in."""
+    return 2 if dictionary is not None and dictionary.hybrid == "multi_view" else 1

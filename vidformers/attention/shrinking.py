@@ -4,15 +4,13 @@ from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange, repeat
+from einops import rearrange, reduce, repeat
 from flax import nnx
 
 from vidformers.attention.core import Noise, Tokens, add_branch, attend, check_heads, square_init
-from vidformers.attention.dictionary import Dictionary
+from vidformers.attention.dictionary import Dictionary, views
 from vidformers.attention.kernels import choose
 from vidformers.errors import require
-
-LONG_KEYS = ("class", "mean", "none")
 
 
 class ShrinkingAttention(nnx.Module):
@@ -26,8 +24,7 @@ class ShrinkingAttention(nnx.Module):
     Unlike eq. 8 there is an output projection, and scores are scaled by the width of a head.
 
     Args:
-        width, heads: d and h; h divides d.
-        kv_stride: of the convolutions that pool keys and values.
+        width, heads, kv_stride: d; h, which divides it; the stride of the convolutions that pool keys and values.
         pool_queries: halve the grid: patches query as pooled by a depthwise 3 x 3 convolution of stride 2 without a
             norm, and their residual is max-pooled. Class tokens are never pooled.
         window: t_o, odd; with 1 there is no short-term attention.
@@ -43,19 +40,17 @@ class ShrinkingAttention(nnx.Module):
                  dropout: float = 0.0, dtype=jnp.float32, masked: bool = False, rngs: nnx.Rngs):
         check_heads(width, heads)
         require(window >= 1 and window % 2 == 1, f"model.window={window} must be odd and at least 1.")
-        require(long_key in LONG_KEYS, f"model.long_key={long_key!r} must be one of {', '.join(LONG_KEYS)}.")
+        require(long_key in ("class", "mean", "none"), f"model.long_key={long_key!r} must be class, mean or none.")
         require(kernel in ("softmax", "relu"), f"model.kernel={kernel!r} must be softmax or relu: keys have no order.")
         self.heads, self.reach, self.long_key, self.dropout = heads, window // 2, long_key, dropout
         self.kernel, self.masked, self.dictionary = kernel, masked, nnx.data(dictionary)
         compute = dict(dtype=dtype, rngs=rngs)
-        norm = partial(nnx.LayerNorm, width, epsilon=1e-6, **compute)
         pool = partial(nnx.Conv, width, width, (3, 3), padding=1, feature_group_count=width, use_bias=False, **compute)
-        self.norm, self.norm_k, self.norm_v = norm(), norm(), norm()
+        self.norm, self.norm_k, self.norm_v = (nnx.LayerNorm(width, epsilon=1e-6, **compute) for _ in range(3))
         self.qkv = nnx.Linear(width, 3 * width, kernel_init=square_init, **compute)
         self.pool_q = nnx.data(pool(strides=2) if pool_queries else None)
         self.pool_k, self.pool_v = pool(strides=kv_stride), pool(strides=kv_stride)
-        views = 1 if dictionary is None else dictionary.views
-        self.out = nnx.Linear(views * width, width, kernel_init=square_init, **compute)
+        self.out = nnx.Linear(views(dictionary) * width, width, kernel_init=square_init, **compute)
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
         branch, patches = self.branch(tokens), tokens.patches
@@ -82,11 +77,18 @@ class ShrinkingAttention(nnx.Module):
         current = jnp.stack([self.norm_k(self.pool_k(patches[0])), self.norm_v(self.pool_v(patches[1]))])
         yield rearrange(current, "s b t y x d -> s b t (y x) d"), [0]
         if self.reach:
-            short = nnx.avg_pool(current, (2, 2), strides=(2, 2), padding="SAME", count_include_pad=False)
+            short = _halved(current)
             around = [offset for offset in range(-self.reach, self.reach + 1) if offset]
             yield rearrange(short, "s b t y x d -> s b t (y x) d"), around
         if self.long_key != "none":
             yield (classes if self.long_key == "class" else patches.mean((3, 4)))[:, :, :, None], None
+
+
+def _halved(x):
+    """... y x d, averaged over 2 x 2; what an odd side leaves over is averaged over as many as there are."""
+    # Not by pooling: on several devices XLA (jaxlib 0.10) gets a window over a side of 1 wrong.
+    even = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, x.shape[-3] % 2), (0, x.shape[-2] % 2), (0, 0)], mode="edge")
+    return reduce(even, "... (y i) (x j) d -> ... y x d", "mean", i=2, j=2)
 
 
 def _by_frame(q, levels):

@@ -6,7 +6,7 @@ from einops import rearrange
 from flax import nnx
 
 from vidformers.attention.core import Noise, Tokens, add_branch, attend, check_heads, square_init
-from vidformers.attention.dictionary import Dictionary
+from vidformers.attention.dictionary import Dictionary, views
 from vidformers.errors import require
 
 table_init = nnx.initializers.truncated_normal(0.02)
@@ -43,8 +43,7 @@ class ShiftedWindowAttention(nnx.Module):
         self.dictionary = nnx.data(dictionary)
         self.norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.qkv = nnx.Linear(width, 3 * width, kernel_init=square_init, dtype=dtype, rngs=rngs)
-        views = 1 if dictionary is None else dictionary.views
-        self.out = nnx.Linear(views * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(views(dictionary) * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
         self.table = nnx.Param(table_init(rngs.params(), (int(np.prod([2 * w - 1 for w in window])), heads)))
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:

@@ -9,7 +9,7 @@ from einops import rearrange
 from flax import nnx
 
 from vidformers.attention.core import Noise, attend, check_heads, dropout, square_init
-from vidformers.attention.dictionary import Dictionary
+from vidformers.attention.dictionary import Dictionary, views
 from vidformers.errors import require
 
 
@@ -55,7 +55,7 @@ class WindowAttention(nnx.Module):
         self.qkv = linear(width, 3 * width)
         if not tie_global:
             self.q_global, self.kv_global = linear(width, width), linear(width, 2 * width)
-        self.out = linear(width * (1 if dictionary is None else dictionary.views), width)
+        self.out = linear(views(dictionary) * width, width)
         self.norm = nnx.LayerNorm(width, epsilon=1e-12, dtype=dtype, rngs=rngs)
 
     def __call__(self, series: Series, noise: Noise | None = None) -> Series:
