@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-CACHE = ROOT / ".cache"
+CACHE = ROOT / ".cache" / os.environ.get("PYTEST_XDIST_WORKER", "")  # workers would read what others half wrote
 TIMING = {"time", "train/clips_per_second", "train/data_wait"}
 BAD = "train/000007.mp4"
 TINY = {
