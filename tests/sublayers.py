@@ -19,15 +19,20 @@ def module(make):
     return graph, randomise(nnx.to_pure_dict(state))
 
 
-@cache
-def layer(scheme, *, external: int = 0, hybrid: str = "combined", **options):
-    """(graph, parameters) of self-attention; `external` is the size of its dictionary."""
+def attention(kind, *arguments, external: int = 0, hybrid: str = "combined", **options):
+    """(graph, parameters) of an attention sublayer of that class; `external` is the size of its dictionary."""
     def make():
         rngs = nnx.Rngs(0)
         entries = Dictionary(external, WIDTH, HEADS, hybrid=hybrid, rngs=rngs) if external else None
-        return SelfAttention(scheme, WIDTH, HEADS, dictionary=entries, rngs=rngs, **options)
+        return kind(*arguments, dictionary=entries, rngs=rngs, **options)
 
     return module(make)
+
+
+@cache
+def layer(scheme, **options):
+    """`attention` of the class SelfAttention."""
+    return attention(SelfAttention, scheme, WIDTH, HEADS, **options)
 
 
 def draw_tokens(grid, classes: int, clips: int = 1, seed: int = 0) -> Tokens:

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sublayers
 from flax import nnx
-from sublayers import HEADS, WIDTH, draw_tokens, influence, module, run
+from sublayers import HEADS, WIDTH, draw_tokens, influence, run
 from tiny import quick_jit, randomise
 
 from vidformers import ConfigError
 from vidformers.attention.convolutional import ConvolutionalAttention
-from vidformers.attention.dictionary import HYBRIDS, Dictionary
+from vidformers.attention.dictionary import HYBRIDS
 from vidformers.attention.frame import Frame
 from vidformers.attention.joint import Joint
 from vidformers.cvt import cvt
@@ -39,14 +40,8 @@ def logits(graph, parameters, video, key=None):
     return nnx.merge(graph, parameters)(video, key)
 
 
-def attention(scheme, *, external: int = 0, hybrid: str = "combined", **options):
-    """(graph, random parameters) of one sublayer; `external` is the size of its dictionary."""
-    def build():
-        rngs = nnx.Rngs(0)
-        entries = Dictionary(external, WIDTH, HEADS, hybrid=hybrid, rngs=rngs) if external else None
-        return ConvolutionalAttention(scheme, WIDTH, HEADS, dictionary=entries, rngs=rngs, **options)
-
-    return module(build)
+def attention(scheme, **options):
+    return sublayers.attention(ConvolutionalAttention, scheme, WIDTH, HEADS, **options)
 
 
 # Hugging Face

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from sublayers import attention
 from tiny import clips, quick_jit, randomise
 
 from vidformers import ConfigError
 from vidformers.attention.core import Tokens
-from vidformers.attention.dictionary import Dictionary
 from vidformers.attention.shrinking import ShrinkingAttention
 from vidformers.models import Parts
 from vidformers.stat import Stem, TemporalAggregation, WideningMlp, stat
@@ -73,13 +73,8 @@ def options_of(**given):
 @cache
 def layer(hybrid=None, dtype=jnp.float32, **options):
     """(graph, random parameters), the same ones whatever the options."""
-    def make():
-        rngs = nnx.Rngs(0)
-        dictionary = Dictionary(3, WIDTH, HEADS, hybrid=hybrid, rngs=rngs) if hybrid else None
-        return ShrinkingAttention(WIDTH, HEADS, dictionary=dictionary, dtype=dtype, rngs=rngs, **options)
-
-    graph, state = nnx.split(nnx.eval_shape(make))
-    parameters = randomise(nnx.to_pure_dict(state))
+    dictionary = dict(external=3, hybrid=hybrid) if hybrid else {}
+    graph, parameters = attention(ShrinkingAttention, WIDTH, HEADS, dtype=dtype, **dictionary, **options)
     return graph, jax.tree.map(lambda p: np.asarray(p, dtype), parameters)
 
 

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sublayers
 from flax import nnx
-from sublayers import HEADS, WIDTH, draw_tokens, influence, module, run
+from sublayers import HEADS, WIDTH, draw_tokens, influence, run
 from tiny import quick_jit, randomise
 
 from vidformers import ConfigError
-from vidformers.attention.dictionary import HYBRIDS, Dictionary
+from vidformers.attention.dictionary import HYBRIDS
 from vidformers.attention.swin import ShiftedWindowAttention
 from vidformers.models import Parts
 from vidformers.swin import swin
@@ -37,15 +38,8 @@ def logits(graph, parameters, video, key=None):
     return nnx.merge(graph, parameters)(video, key)
 
 
-def attention(window, shifted, *, external: int = 0, hybrid: str = "combined", **options):
-    """(graph, random parameters) of one sublayer; `external` is the size of its dictionary."""
-    def build():
-        rngs = nnx.Rngs(0)
-        entries = Dictionary(external, WIDTH, HEADS, hybrid=hybrid, rngs=rngs) if external else None
-        return ShiftedWindowAttention(WIDTH, HEADS, window=window, shifted=shifted, dictionary=entries, rngs=rngs,
-                                      **options)
-
-    return module(build)
+def attention(window, shifted, **options):
+    return sublayers.attention(ShiftedWindowAttention, WIDTH, HEADS, window=window, shifted=shifted, **options)
 
 
 # Torchvision

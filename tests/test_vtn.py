@@ -34,7 +34,7 @@ def folded(arrays, name):
                                for part in ("weight", "bias", "running_mean", "running_var"))
     scale = weight / np.sqrt(var + 1e-5)
     kernel = arrays.pop(f"{name}.convolution.weight").transpose(2, 3, 1, 0)
-    return {"conv": {"kernel": kernel}, "scale": scale, "bias": bias - mean * scale}
+    return {"convolution": {"kernel": kernel}, "scale": scale, "bias": bias - mean * scale}
 
 
 def test_features_equal_those_of_hugging_face_s_resnet():

@@ -11,31 +11,21 @@ import pytest
 from flax import nnx
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
-from tiny import quick_jit, randomise
+from sublayers import HEADS, WIDTH, attention, module
+from tiny import quick_jit
 
 from vidformers import ConfigError, build
 from vidformers.attention.core import attend
-from vidformers.attention.dictionary import HYBRIDS, Dictionary
+from vidformers.attention.dictionary import HYBRIDS
 from vidformers.attention.window import Series, WindowAttention
 from vidformers.summary import count_macs
 from vidformers.temporal import TemporalEncoder
 
-WIDTH, HEADS = 32, 4
-
-
-def module(make):
-    """A module with random parameters, the same ones whatever the options."""
-    graph, state = nnx.split(nnx.eval_shape(make))
-    return graph, randomise(nnx.to_pure_dict(state))
-
 
 @cache
 def layer(window, hybrid=None, **options):
-    def make():
-        rngs = nnx.Rngs(0)
-        dictionary = None if hybrid is None else Dictionary(5, WIDTH, HEADS, hybrid=hybrid, rngs=rngs)
-        return WindowAttention(WIDTH, HEADS, window, dictionary=dictionary, rngs=rngs, **options)
-    return module(make)
+    dictionary = {} if hybrid is None else dict(external=5, hybrid=hybrid)
+    return attention(WindowAttention, WIDTH, HEADS, window, **dictionary, **options)
 
 
 @cache

@@ -1,5 +1,6 @@
 """Tiny models with every parameter drawn at random: what starts at zero would hide what it multiplies."""
 
+import math
 import zlib
 from functools import cache, partial
 
@@ -29,7 +30,8 @@ def randomise(shapes, seed: int = 0):
     def draw(path, leaf):
         rng = np.random.default_rng([seed, zlib.crc32(jax.tree_util.keystr(path).encode())])
         kernel, scale = (getattr(path[-1], "key", None) == name for name in ("kernel", "scale"))
-        spread = leaf.shape[-2] ** -0.5 if kernel else 0.3
+        convolution = "convolution" in jax.tree_util.keystr(path)
+        spread = math.prod(leaf.shape[-4 if convolution else -2:-1]) ** -0.5 if kernel else 0.3
         return rng.normal(float(scale), spread, leaf.shape).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)

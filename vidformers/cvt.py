@@ -11,7 +11,7 @@ from vidformers.attention.joint import Joint
 from vidformers.embedding import position_init
 from vidformers.encoder import Classifier
 from vidformers.errors import require
-from vidformers.pyramid import EPSILON, check_parts, pyramid
+from vidformers.pyramid import EPSILON, check_depth, pyramid
 
 WIDTHS, HEADS = (1, 3, 6), (1, 3, 6)  # of the stages, in those of the first
 
@@ -54,7 +54,7 @@ def cvt(parts, *, depths: tuple[int, int, int] = (1, 2, 10), joint: str = "last"
     """
     require(joint in ("none", "last", "all"), f"model.joint={joint!r} must be none, last or all.")
     require(len(depths) == 3 and min(depths) >= 1, f"model.depths={tuple(depths)} must be three numbers of at least 1.")
-    check_parts(parts, depths)
+    check_depth(parts, depths)
     require(parts.patch_size == 4, f"model.patch_size={parts.patch_size} must be 4, CvT's first stride.")
     require(parts.image_size >= 4, f"model.image_size={parts.image_size} must be at least 4.")
     dtype, stages, embeddings = parts.compute["dtype"], [], []

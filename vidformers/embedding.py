@@ -29,16 +29,13 @@ class Embedding(nnx.Module):
     alone, as TimeSformer does; with None there is no table, and the order of frames is unknown to the tokens.
 
     Raises:
-        ConfigError: the patch does not divide the image, or a frame count below 1.
+        ConfigError: the patch does not divide the image.
     """
 
     def __init__(self, width: int, *, frames: int, image_size: int, patch_size: int, temporal, mean, std,
                  dtype=jnp.float32, rngs: nnx.Rngs):
-        require(frames >= 1, f"model.frames={frames} must be at least 1.")
         require(patch_size >= 1 and image_size % patch_size == 0 and image_size > 0,
                 f"model.patch_size={patch_size} must divide model.image_size={image_size}.")
-        require(len(mean) == len(std) == 3 and all(s > 0 for s in std),
-                "model.mean and model.std must each hold three numbers, those of model.std above 0.")
         side = image_size // patch_size
         self.shape, self.patch_size = (frames, image_size, image_size, 3), patch_size
         self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
@@ -47,8 +44,6 @@ class Embedding(nnx.Module):
         self.time = nnx.data(None) if temporal is None else nnx.Param(temporal(rngs.params(), (frames, width)))
 
     def __call__(self, video):
-        require(video.shape[1:] == self.shape,
-                f"The model takes clips of shape {self.shape} (t y x c), not {video.shape[1:]}.")
         video = normalise(video, self.mean, self.std, self.dtype)
         patches = rearrange(video, "b t (y p) (x q) c -> b t y x (p q c)",
                             p=self.patch_size, q=self.patch_size)

@@ -126,8 +126,6 @@ class Encoder(nnx.Module):
     def __init__(self, embedding, stages: Sequence[StageSpec], *, width: int, out_width: int | None = None,
                  class_per_frame: bool = False, dropout: float = 0.0, drop_path: float = 0.0, remat: str = "none",
                  unroll: int = 1, dtype=jnp.float32, rngs: nnx.Rngs):
-        for name, rate in (("dropout", dropout), ("drop_path", drop_path)):
-            require(0.0 <= rate < 1.0, f"model.{name}={rate} must be at least 0 and below 1.")
         stages = [spec for spec in stages if spec.depth > 0]
         require(bool(stages), "The model needs at least one block: raise model.depth or model.class_blocks.")
         self.embedding, self.dropout, self.drop_path, self.dtype = embedding, dropout, drop_path, dtype
@@ -173,13 +171,10 @@ class FrameByFrame(nnx.Module):
     """
 
     def __init__(self, encoder, frames: int, at_once: int | None = None):
-        require(frames >= 1, f"model.frames={frames} must be at least 1.")
         require(at_once is None or at_once >= 1, f"model.frames_at_once={at_once} must be at least 1.")
         self.encoder, self.shape, self.at_once = encoder, (frames, *encoder.shape[1:]), at_once
 
     def __call__(self, video, key=None):
-        require(video.shape[1:] == self.shape,
-                f"The model takes clips of shape {self.shape} (t y x c), not {video.shape[1:]}.")
         b, t = video.shape[:2]
         frames = video.reshape(b * t, 1, *video.shape[2:])
         if self.at_once is None or key is not None:
@@ -203,7 +198,7 @@ class Classifier(nnx.Module):
         readout: (b c d), key, index -> (b d).
         width: d that the readout gives.
     Calling it takes video (b t y x 3), in training a key, and for models that ask for it the index (b t) of each frame
-    in its video; it returns float32 logits (b, num_classes).
+    in its video; it returns float32 logits (b, num_classes), or raises ConfigError for a clip of another shape.
     """
 
     def __init__(self, encoder, readout=None, *, width: int, num_classes: int, rngs: nnx.Rngs):
@@ -221,6 +216,8 @@ class Classifier(nnx.Module):
 
     def features(self, video, key=None, index=None):
         """Video (b t y x 3) -> what the head reads, (b d) in float32."""
+        require(video.shape[1:] == self.shape,
+                f"The model takes clips of shape {self.shape} (t y x c), not {video.shape[1:]}.")
         first, second = (None, None) if key is None else jax.random.split(key)
         classes = self.encoder(video, first)
         return self.readout(classes.astype(jnp.promote_types(classes.dtype, jnp.float32)), second, index)

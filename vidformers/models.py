@@ -76,6 +76,12 @@ class Parts:
         require(self.width > 0 and self.mlp_ratio > 0 and self.depth >= 0,
                 "model.width and model.mlp_ratio must be positive, model.depth at least 0.")
         check_heads(self.width, self.heads)
+        require(self.frames >= 1, f"model.frames={self.frames} must be at least 1.")
+        require(len(self.mean) == len(self.std) == 3 and all(s > 0 for s in self.std),
+                "model.mean and model.std must each hold three numbers, those of model.std above 0.")
+        for name in ("dropout", "drop_path"):
+            rate = getattr(self, name)
+            require(0.0 <= rate < 1.0, f"model.{name}={rate} must be at least 0 and below 1.")
         require(self.dictionary >= 0, f"model.dictionary={self.dictionary} must be at least 0.")
         require(self.dtype in ("float32", "bfloat16", "float64"),
                 f"model.dtype={self.dtype!r} must be float32, bfloat16 or float64.")

@@ -24,17 +24,11 @@ class Pyramid(nnx.Module):
         shape: of one clip, (t, y, x, 3).
         class_tokens: how many join before the last stage; with 0 the mean of the normalised patches stands for one.
         drop_path: stochastic depth of the last block, growing linearly from 0 at the first.
-    Raises:
-        ConfigError: a rate, a mean or a deviation that cannot be.
     """
 
     def __init__(self, embeddings: Sequence[nnx.Module], stages: Sequence[StageSpec], *, width: int,
                  shape: tuple[int, int, int, int], mean, std, class_tokens: int = 0, dropout: float = 0.0,
                  drop_path: float = 0.0, remat: str = "none", unroll: int = 1, dtype=jnp.float32, rngs: nnx.Rngs):
-        for name, rate in (("dropout", dropout), ("drop_path", drop_path)):
-            require(0.0 <= rate < 1.0, f"model.{name}={rate} must be at least 0 and below 1.")
-        require(len(mean) == len(std) == 3 and all(s > 0 for s in std),
-                "model.mean and model.std must each hold three numbers, those of model.std above 0.")
         self.shape, self.mean, self.std, self.dtype = shape, tuple(mean), tuple(std), dtype
         self.dropout, self.drop_path, self.class_tokens = dropout, drop_path, class_tokens
         self.embeddings = nnx.List(embeddings)
@@ -43,8 +37,6 @@ class Pyramid(nnx.Module):
         self.norm = nnx.LayerNorm(width, epsilon=EPSILON, dtype=dtype, rngs=rngs)
 
     def __call__(self, video, key=None):
-        require(video.shape[1:] == self.shape,
-                f"The model takes clips of shape {self.shape} (t y x c), not {video.shape[1:]}.")
         patches, first = normalise(video, self.mean, self.std, self.dtype), None
         noises = [None] * len(self.stages)
         if key is not None:
@@ -77,7 +69,6 @@ def pyramid(parts, embeddings, stages, *, width: int, rngs: nnx.Rngs, **options)
     return Classifier(encoder, width=width, num_classes=parts.num_classes, rngs=rngs)
 
 
-def check_parts(parts, depths) -> None:
-    """What models of several stages ask of the fields they share with the others."""
+def check_depth(parts, depths) -> None:
+    """The depth that models of several stages share with the others is that of all stages, so that none is unread."""
     require(parts.depth == sum(depths), f"model.depth={parts.depth} must be the sum of model.depths={tuple(depths)}.")
-    require(parts.frames >= 1, f"model.frames={parts.frames} must be at least 1.")

@@ -1,6 +1,7 @@
 """ResNet-50, frame by frame: the convolutional backbone of VTN."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,29 +9,11 @@ from einops import rearrange
 from flax import nnx
 
 from vidformers.attention.core import square_init
+from vidformers.convolution import Convolution
 from vidformers.embedding import normalise
 from vidformers.errors import require
 
-he_init = nnx.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
-
-
-class Convolution(nnx.Module):
-    """A k x k convolution without bias, then a scale and a shift a channel.
-
-    The affine map is batch normalisation with its statistics folded in, as fine-tuning with frozen statistics uses it:
-    a clip does not depend on its batch mates, and small batches and accumulation change nothing.
-    """
-
-    def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1, scale: float = 1.0, dtype=jnp.float32,
-                 rngs: nnx.Rngs):
-        self.conv = nnx.Conv(inputs, outputs, (size, size), strides=stride, padding=size // 2, use_bias=False,
-                             kernel_init=he_init, dtype=dtype, rngs=rngs)
-        self.scale = nnx.Param(jnp.full(outputs, scale))
-        self.bias = nnx.Param(jnp.zeros(outputs))
-
-    def __call__(self, x):
-        x = self.conv(x)
-        return x * self.scale.astype(x.dtype) + self.bias.astype(x.dtype)
+he_convolution = partial(Convolution, kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"))
 
 
 class Bottleneck(nnx.Module):
@@ -41,12 +24,12 @@ class Bottleneck(nnx.Module):
 
     def __init__(self, inputs: int, hidden: int, *, stride: int = 1, dtype=jnp.float32, rngs: nnx.Rngs):
         options = dict(dtype=dtype, rngs=rngs)
-        self.reduce = Convolution(inputs, hidden, 1, **options)
-        self.spatial = Convolution(hidden, hidden, 3, stride=stride, **options)
-        self.expand = Convolution(hidden, 4 * hidden, 1, scale=0.0, **options)
+        self.reduce = he_convolution(inputs, hidden, 1, **options)
+        self.spatial = he_convolution(hidden, hidden, 3, stride=stride, **options)
+        self.expand = he_convolution(hidden, 4 * hidden, 1, scale=0.0, **options)
         self.skip = nnx.data(None)
         if stride > 1 or inputs != 4 * hidden:
-            self.skip = Convolution(inputs, 4 * hidden, 1, stride=stride, **options)
+            self.skip = he_convolution(inputs, 4 * hidden, 1, stride=stride, **options)
 
     def __call__(self, x):
         branch = self.expand(jax.nn.relu(self.spatial(jax.nn.relu(self.reduce(x)))))
@@ -69,7 +52,7 @@ class ResNet(nnx.Module):
         require(len(depths) > 0 and min(depths) >= 1 and stem >= 1,
                 f"model.depths={tuple(depths)} and model.stem={stem} must be at least 1.")
         self.shape, self.mean, self.std, self.dtype = (frames, image_size, image_size, 3), mean, std, dtype
-        self.stem = Convolution(3, stem, 7, stride=2, dtype=dtype, rngs=rngs)
+        self.stem = he_convolution(3, stem, 7, stride=2, dtype=dtype, rngs=rngs)
         blocks, channels = [], stem
         for stage, depth in enumerate(depths):
             for i in range(depth):

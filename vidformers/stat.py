@@ -19,6 +19,7 @@ from vidformers.attention.shrinking import ShrinkingAttention
 from vidformers.embedding import normalise, position_init
 from vidformers.encoder import Block, Classifier, Encoder, Mlp, StageSpec, gelu, glorot
 from vidformers.errors import require
+from vidformers.pyramid import check_depth
 
 CUBE, HALVE, HALVE_SPACE, KEEP = (3, 3, 3), (2, 2, 2), (1, 2, 2), (1, 1, 1)
 # The rows of Table 5, each convolution as kernel, stride, and what its width goes into the stem's width. The inner
@@ -50,13 +51,11 @@ class Stem(nnx.Module):
                 f"{', '.join(f'{n} {name}' for n, name in STEMS)}.")
         kernels, steps, parts = zip(*STEMS[convolutions, strides])
         in_time, in_space, _ = map(math.prod, zip(*steps))
-        require(frames >= 1 and frames % in_time == 0,
+        require(frames % in_time == 0,
                 f"model.frames={frames} must be a multiple of {in_time}, by which the stem divides it.")
         require(image_size >= 1 and image_size % in_space == 0,
                 f"model.image_size={image_size} must be a multiple of {in_space}, by which the stem divides it.")
         require(width >= max(parts), f"model.width={width} is too small for a stem of {convolutions} convolutions.")
-        require(len(mean) == len(std) == 3 and all(s > 0 for s in std),
-                "model.mean and model.std must each hold three numbers, those of model.std above 0.")
         self.shape = (frames, image_size, image_size, 3)
         self.grid = (frames // in_time, image_size // in_space, image_size // in_space)
         self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
@@ -70,8 +69,6 @@ class Stem(nnx.Module):
         self.time = nnx.Param(position_init(rngs.params(), (self.grid[0], width)))
 
     def __call__(self, video):
-        require(video.shape[1:] == self.shape,
-                f"The model takes clips of shape {self.shape} (t y x c), not {video.shape[1:]}.")
         x = self.convolutions[0](normalise(video, self.mean, self.std, self.dtype))
         for norm, convolution in zip(self.norms, self.convolutions[1:]):
             x = convolution(gelu(norm(x)))
@@ -146,7 +143,7 @@ def stat(parts, *, depths: tuple[int, ...] = (2, 11, 2), window: int = 3, long_k
         ConfigError: an even window, an odd grid to be halved, strides that do not divide the clip, an unknown choice.
     """
     require(bool(depths) and min(depths) >= 1, f"model.depths={depths} must give each stage at least one block.")
-    require(parts.depth == sum(depths), f"model.depth={parts.depth} must be the sum of model.depths={depths}.")
+    check_depth(parts, depths)
     require(aggregation_layers >= 0, f"model.aggregation_layers={aggregation_layers} must be at least 0.")
     width, heads = parts.width, parts.heads
     if stem_convs == 1:

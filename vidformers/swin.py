@@ -10,7 +10,7 @@ from vidformers.attention.core import square_init
 from vidformers.attention.swin import ShiftedWindowAttention
 from vidformers.encoder import Classifier, glorot
 from vidformers.errors import require
-from vidformers.pyramid import EPSILON, check_parts, pyramid
+from vidformers.pyramid import EPSILON, check_depth, pyramid
 
 
 class TubeEmbedding(nnx.Module):
@@ -58,7 +58,7 @@ def swin(parts, *, depths: tuple[int, ...] = (2, 2, 6, 2), window: tuple[int, in
     """
     require(bool(depths) and all(depth >= 2 and depth % 2 == 0 for depth in depths),
             f"model.depths={tuple(depths)} must be even numbers: whole and shifted windows alternate.")
-    check_parts(parts, depths)
+    check_depth(parts, depths)
     require(parts.patch_size >= 1 and parts.image_size > 0 and parts.image_size % parts.patch_size == 0,
             f"model.patch_size={parts.patch_size} must divide model.image_size={parts.image_size}.")
     require(patch_frames >= 1 and parts.frames % patch_frames == 0,

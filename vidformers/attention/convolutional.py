@@ -8,26 +8,8 @@ from flax import nnx
 from vidformers.attention.core import Noise, Position, Scheme, Tokens, add_branch, attend, check_heads, square_init
 from vidformers.attention.dictionary import Dictionary, views
 from vidformers.attention.kernels import choose
+from vidformers.convolution import Convolution
 from vidformers.errors import require
-
-
-class Depthwise(nnx.Module):
-    """A 3 x 3 convolution of each channel of each frame, its scale and its bias: (b t y x d) -> (b t y/s x/s d).
-
-    Grids round up. The public CvT has batch norm for scale and bias, which ties a clip to its neighbours in the batch
-    and to statistics beside the parameters. Here it is what batch norm is in evaluation: of a loaded model, weight /
-    sqrt(var + eps) and bias - mean * scale. As many parameters, and trained like any other.
-    """
-
-    def __init__(self, width: int, stride: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        self.dtype = dtype
-        self.convolution = nnx.Conv(width, width, (3, 3), strides=stride, padding=1, feature_group_count=width,
-                                    use_bias=False, dtype=dtype, rngs=rngs)
-        self.scale = nnx.Param(jnp.ones(width))
-        self.bias = nnx.Param(jnp.zeros(width))
-
-    def __call__(self, patches):
-        return self.convolution(patches) * self.scale[...].astype(self.dtype) + self.bias[...].astype(self.dtype)
 
 
 class ConvolutionalAttention(nnx.Module):
@@ -58,7 +40,8 @@ class ConvolutionalAttention(nnx.Module):
         self.scale, self.kernel = heads**-0.5 if scale == "width" else 1.0, kernel
         self.dictionary = nnx.data(dictionary)
         self.norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.near = nnx.List(Depthwise(width, s, dtype=dtype, rngs=rngs) for s in (1, stride, stride))
+        self.near = nnx.List(Convolution(width, width, 3, stride=s, groups=width, dtype=dtype, rngs=rngs)
+                             for s in (1, stride, stride))
         self.qkv = nnx.List(nnx.Linear(width, width, kernel_init=square_init, dtype=dtype, rngs=rngs) for _ in "qkv")
         self.out = nnx.Linear(views(dictionary) * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
 

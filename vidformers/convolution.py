@@ -1,0 +1,32 @@
+"""Convolutions of frames with what batch normalisation is once its statistics are fixed."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Convolution(nnx.Module):
+    """A k x k convolution of each frame without bias, then a scale and a bias a channel: (... y x c) -> (... y/s x/s d).
+
+    Grids round up. Published ResNet and CvT have batch norm there, which ties a clip to its neighbours in the batch and
+    to statistics beside the parameters. Here it is what batch norm is in evaluation: of a loaded model, weight /
+    sqrt(var + eps) and bias - mean * scale. As many parameters, trained like any other; small batches and accumulation
+    change nothing.
+
+    Args:
+        inputs, outputs: channels c and d.
+        size, stride: k, odd, and s.
+        groups: of channels that are convolved apart; as many as channels is a depthwise convolution.
+        scale: that each channel starts with.
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1, groups: int = 1, scale: float = 1.0,
+                 kernel_init=nnx.initializers.lecun_normal(), dtype=jnp.float32, rngs: nnx.Rngs):
+        self.convolution = nnx.Conv(inputs, outputs, (size, size), strides=stride, padding=size // 2,
+                                    feature_group_count=groups, use_bias=False, kernel_init=kernel_init, dtype=dtype,
+                                    rngs=rngs)
+        self.scale = nnx.Param(jnp.full(outputs, scale))
+        self.bias = nnx.Param(jnp.zeros(outputs))
+
+    def __call__(self, x):
+        x = self.convolution(x)
+        return x * self.scale.astype(x.dtype) + self.bias.astype(x.dtype)
