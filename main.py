@@ -17,29 +17,14 @@ MODES = ("train", "eval", "summary")
 
 
 def parse(argv):
-    """(config as nested dicts, workdir, mode, distributed). Raises ConfigError on a mistake."""
-    from vidformers import config as configs
-    from vidformers.errors import ConfigError, require
+    """(config as nested dicts, workdir, mode, distributed). Raises SheetError on a mistake."""
+    from configs.sheet import read_flags, require
 
-    flags, fields = {"mode": "train", "distributed": "false"}, []
-    for argument in argv[1:]:
-        name, equals, value = argument.partition("=")
-        require(bool(equals) and name.startswith("--"),
-                f"{argument!r} is not understood: write --name=value, as --help shows.")
-        if name.startswith("--config."):
-            fields.append((name.removeprefix("--config."), value))
-        elif name in ("--config", "--workdir", "--mode", "--distributed"):
-            flags[name.removeprefix("--")] = value
-        else:
-            raise ConfigError(f"{name} is not a flag; --help shows them.")
-    require("config" in flags, "--config=FILE is missing; --help shows how to write it.")
+    config, flags = read_flags(argv[1:], {"workdir": None, "mode": "train", "distributed": "false"})
     require(flags["mode"] in MODES, f"--mode={flags['mode']} must be one of {', '.join(MODES)}.")
     require(flags["distributed"] in ("true", "false"), f"--distributed={flags['distributed']} must be true or false.")
-    config = configs.load(flags["config"])
-    for path, value in fields:
-        configs.override(config, path, value)
     file, _, model = flags["config"].partition(":")
-    workdir = flags.get("workdir") or f"runs/{Path(file).stem}" + (f"_{model}" if model else "")
+    workdir = flags["workdir"] or f"runs/{Path(file).stem}" + (f"_{model}" if model else "")
     return config.to_dict(), workdir, flags["mode"], flags["distributed"] == "true"
 
 
@@ -111,6 +96,7 @@ def run(argv) -> int:
     if "--help" in argv:
         print(USAGE)
         return 0
+    from configs.sheet import SheetError
     from input_pipeline.errors import DataError
     from vidformers.errors import ConfigError
 
@@ -134,7 +120,7 @@ def run(argv) -> int:
             print(stopped)
             return 128 + stopped.signal
         return 0
-    except (ConfigError, DataError) as error:
+    except (SheetError, ConfigError, DataError) as error:
         print(f"vidformers: {error}", file=sys.stderr)
         return 2
 

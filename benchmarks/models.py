@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.measure import TrainingStep, keep_memory, report
+from configs import sheet as configs
 from vidformers import build
-from vidformers import config as configs
 from vidformers.summary import summarise
 
 SHEETS = ("vit_b16", "timesformer_b16", "joint_b16", "mevit_b16", "havit_b16", "havit_s16", "msca_b16",

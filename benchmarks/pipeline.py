@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from benchmarks.measure import report
-from vidformers import config as configs
+from configs import sheet as configs
 from vidformers.setup import compile_step, initialise, set_up
 from vidformers.sharding import put_batch
 

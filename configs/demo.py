@@ -11,8 +11,8 @@ from configs.base import base
 SMALL = {
     "mevit": dict(motion_blocks=3, class_blocks=1),
     "havit": dict(dictionary=16, class_blocks=1),
-    "vtn": dict(depth=2, temporal_depth=2, window=(8,), head_dropout=0.1),
-    "swin": dict(width=32, heads=2, depth=4, depths=(2, 2), patch_size=4, window=(4, 4, 4), patch_frames=1),
+    "vtn": dict(depth=2, temporal_depth=2, window=(8,), temporal_dropout=0.0, head_dropout=0.0),
+    "swin": dict(width=32, heads=2, depth=4, depths=(2, 2), patch_size=4, window=(4, 4, 4)),
     "cvt": dict(width=24, heads=1, depth=4, depths=(1, 1, 2), patch_size=4),
     "stat": dict(width=32, heads=2, depth=4, depths=(2, 2), drop_path=0.1),
 }

@@ -18,8 +18,8 @@ from command import (
 from ml_collections import ConfigDict
 
 import main
+from configs import sheet as configs
 from input_pipeline.errors import DataError
-from vidformers import config as configs
 from vidformers.checkpoint import Checkpoints
 from vidformers.errors import ConfigError
 from vidformers.setup import set_up
@@ -144,7 +144,7 @@ def test_nonsense_in_any_field_is_a_sentence_or_works(data):
             try:
                 configs.override(config, name, value)
                 set_up(config.to_dict())
-            except (ConfigError, DataError) as error:
+            except (configs.SheetError, ConfigError, DataError) as error:
                 assert "\n" not in str(error), name
 
 

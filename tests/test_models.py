@@ -14,14 +14,14 @@ from flax import nnx
 from tiny import SMALL, clips, compiled, initial, make, quick_jit
 
 from configs.base import OWN, base
+from configs.sheet import override
 from vidformers import MODELS, ConfigError, build
 from vidformers.attention.core import Tokens
-from vidformers.config import override
 from vidformers.encoder import stage_noises
 from vidformers.models import DEFAULTS, Parts
 from vidformers.summary import summarise
 
-CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem not in ("base", "__init__"))
+CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem not in ("base", "sheet", "__init__"))
 TWELVE = dict(depth=12, motion_blocks=12, class_blocks=0)  # the baseline of MEViT's Tables 1 and 3
 TEMPORAL = {
     "timesformer": ("timesformer", dict()),

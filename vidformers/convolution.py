@@ -5,7 +5,7 @@ from flax import nnx
 
 
 class Convolution(nnx.Module):
-    """A k x k convolution of each frame without bias, then a scale and a bias a channel: (... y x c) -> (... y/s x/s d).
+    """A k x k convolution of each frame without bias, then a scale and bias a channel: (... y x c) -> (... y/s x/s d).
 
     Grids round up. Published ResNet and CvT have batch norm there, which ties a clip to its neighbours in the batch and
     to statistics beside the parameters. Here it is what batch norm is in evaluation: of a loaded model, weight /

@@ -65,7 +65,8 @@ class TemporalEncoder(nnx.Module):
             require(0.0 <= rate < 1.0, f"model.{name}={rate} must be at least 0 and below 1.")
         self.width, self.dropout, self.head_dropout = width, dropout, head_dropout
         self.class_token = nnx.Param(position_init(rngs.params(), (width,)))
-        self.position = nnx.Param(position_init(rngs.params(), (PADDING_POSITION + 1, width)))
+        # As strong as the features, whose norm has just scaled them to 1: weaker, and order is hardly learnt.
+        self.position = nnx.Param(jax.random.normal(rngs.params(), (PADDING_POSITION + 1, width)))
         self.token_type = nnx.Param(position_init(rngs.params(), (2, width)))  # of frames, of the class token
         self.norm = nnx.LayerNorm(width, epsilon=1e-12, dtype=dtype, rngs=rngs)
         common = dict(dropout=dropout, dtype=dtype)
