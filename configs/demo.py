@@ -9,6 +9,7 @@ from configs.base import base
 
 # What a model needs beside that to be as small as the others.
 SMALL = {
+    "timesformer": dict(starts_as_image=False),
     "mevit": dict(motion_blocks=3, class_blocks=1),
     "havit": dict(dictionary=16, class_blocks=1),
     "vtn": dict(depth=2, temporal_depth=2, window=(8,), temporal_dropout=0.0, head_dropout=0.0),

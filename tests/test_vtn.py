@@ -1,11 +1,13 @@
 """VTN as a whole: its backbones, frame by frame, and the way to a prediction for a whole video."""
 
+import json
 from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from command import Run, arguments, render, rows
 from flax import nnx
 from tiny import clips, compiled, make, maker, quick_jit
 
@@ -128,3 +130,17 @@ def test_mistakes_are_refused_in_a_sentence(options, field):
     with pytest.raises(ConfigError) as refusal:
         nnx.eval_shape(lambda: build("vtn", rngs=nnx.Rngs(0), **{"num_classes": 5, **options}))
     assert field in str(refusal.value) and str(refusal.value).endswith(".")
+
+
+def test_a_trained_checkpoint_is_evaluated_on_whole_videos(tmp_path):
+    data, workdir = render(tmp_path / "clips"), tmp_path / "run"
+    fields = {"model.temporal_depth": 1, "model.window": "(4,)", "model.frames_at_once": 3, "train.total_steps": 3,
+              "eval.clips": 1, "eval.frames": 8, "eval.batch_size": 2}
+    _, *flags = arguments(data, workdir, fields)
+    flags.insert(0, "--config=configs/demo.py:vtn")
+    Run(flags).finish()
+    trained = rows(workdir)[-1]
+    Run([flag.replace("--mode=train", "--mode=eval") for flag in flags]).finish()
+    whole = json.loads((workdir / "eval_1x1.json").read_text())
+    assert whole["step"] == 3 and whole["val/videos@1x1"] == 10
+    assert {name: value for name, value in whole.items() if name.startswith("val/")}.items() <= trained.items()

@@ -125,14 +125,16 @@ def vit(parts: Parts, *, rngs) -> Classifier:
     return parts.classifier(stage, temporal=None, class_per_frame=True, rngs=rngs)
 
 
-def timesformer(parts: Parts, *, rngs) -> Classifier:
+def timesformer(parts: Parts, *, starts_as_image: bool = True, rngs) -> Classifier:
     """TimeSformer, divided: time attention without the class token and with `temporal_fc`, then space, then MLP.
 
-    `temporal_fc` and the temporal table start at zero, as in its authors' code: at first it is an image model.
+    Args:
+        starts_as_image: the temporal table starts at zero, as `temporal_fc` does, as in its authors' code: at first the
+            model is its image model. False draws the table, from which training without image weights learns sooner.
     """
     time = parts.attention(Time(), class_keys=False, class_queries=False, extra_projection=True)
     stage = parts.stage(parts.depth, time, parts.attention(Frame()), parts.mlp())
-    return parts.classifier(stage, temporal=nnx.initializers.zeros, rngs=rngs)
+    return parts.classifier(stage, temporal=nnx.initializers.zeros if starts_as_image else position_init, rngs=rngs)
 
 
 def joint(parts: Parts, *, rngs) -> Classifier:
