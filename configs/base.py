@@ -14,7 +14,7 @@ from ml_collections.config_dict import placeholder
 # The fields that one model has and others do not, or that have other defaults.
 OWN = {
     "vit": {},
-    "timesformer": {},
+    "timesformer": dict(starts_as_image=True),
     "joint": {},
     "mevit": dict(block_size=2, motion_blocks=7, class_blocks=1, order="motion_space", class_in_motion=True,
                   class_queries_motion=False, temporal_fc=False),
@@ -37,10 +37,12 @@ def base(model: str) -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.data = dict(
-        source="csv", root=".", train="train.csv", val="val.csv", num_classes=400, classes=placeholder(str),
-        frames=8, sampling="uniform", stride=32, fps=placeholder(float), size=224, short_side=(256, 320),
-        test_short_side=placeholder(int), flip=0.5, flip_swaps=(), brightness=0.0, saturation=0.0, gamma=0.0, hue=0.0,
-        workers=4, prefetch=2, max_bad_fraction=0.01)
+        source="csv", root=".", train=placeholder(str), val=placeholder(str), split=1, missing="error",
+        num_classes=400, classes=placeholder(str), frames=8, sampling="uniform", stride=32, fps=placeholder(float),
+        test_starts="spread", frame_rate=30.0, size=224, short_side=(256, 320), test_short_side=placeholder(int),
+        repeats=1, crop="jitter", area=(0.08, 1.0), aspect=(0.75, 1.3333), flip=0.5, flip_swaps=(), flip_sides=False,
+        brightness=0.0, saturation=0.0, gamma=0.0, hue=0.0, randaugment=0, magnitude=7.0, magnitude_std=0.5,
+        erasing=0.0, workers=4, prefetch=2, max_bad_fraction=0.01)
     config.model = dict(
         name=model, size="B", width=placeholder(int), heads=placeholder(int), depth=placeholder(int), mlp_ratio=4,
         patch_size=16, dictionary=0, hybrid="combined", kernel="softmax", cosine_index="sequence", dropout=0.0,
@@ -53,7 +55,7 @@ def base(model: str) -> ConfigDict:
     config.train = dict(
         total_steps=placeholder(int), total_epochs=placeholder(float), batch_size=64, accumulate=1,
         log_every_steps=50, eval_every_steps=placeholder(int), eval_every_epochs=placeholder(float),
-        label_smoothing=0.0)
+        label_smoothing=0.0, mixup=0.0, cutmix=0.0, mix_probability=1.0, mix_switch=0.5)
     config.optim = dict(
         name="adamw", lr=2.5e-4, weight_decay=0.05, decay="kernels", b1=0.9, b2=0.999, momentum=0.9, nesterov=False,
         schedule="cosine", warmup_steps=placeholder(int), warmup_epochs=placeholder(float), drop_epochs=(),

@@ -1,9 +1,12 @@
 """Manifests: what is accepted, and that every mistake is named before training."""
 
+import types
+
 import pytest
 
 from input_pipeline import DataError
 from input_pipeline.annotations import read_manifest
+from input_pipeline.sources import SOURCES, Entry, Listing
 
 
 @pytest.fixture
@@ -95,3 +98,54 @@ def test_training_labels_must_use_every_class(folder):
         folder(text, complete=True)
     assert folder(text).records  # a validation split may lack a class
     assert folder(text, num_classes=2, complete=True).records
+
+
+def test_missing_videos_left_out(folder):
+    text = "a.mp4,0\nx.mp4,1\nb.mp4,1\nno/z.mp4,2\n"
+    manifest = folder(text, missing="leave_out", complete=True)
+    assert manifest.missing == ("x.mp4", "no/z.mp4")
+    assert [(r.id, r.line, r.label) for r in manifest.records] == [(0, 1, 0), (1, 3, 1)]
+    assert manifest.digest == folder("a.mp4,0\nb.mp4,1\n").digest
+    with pytest.raises(DataError, match="none of its 2 videos is there"):
+        folder("x.mp4,0\ny.mp4,1\n", missing="leave_out")
+
+
+def test_first_list_that_exists(folder):
+    folder("a.mp4,0\n")
+    options = dict(root=str(folder.path), num_classes=1)
+    assert read_manifest(("none.csv", "list.csv"), **options).path == f"{folder.path}/list.csv"
+    with pytest.raises(DataError, match="none.csv or .*other.csv.*data.root"):
+        read_manifest(("none.csv", "other.csv"), **options)
+
+
+def test_paths_upwards(folder):
+    manifest = folder("../{0}/sub/../a.mp4,0\nsub/../b.mp4,1\n".format(folder.path.name))
+    assert [r.path for r in manifest.records] == [
+        f"{folder.path}/../{folder.path.name}/sub/../a.mp4", f"{folder.path}/sub/../b.mp4"]
+
+
+@pytest.fixture
+def numbered_source(monkeypatch, folder):
+    """A source whose labels are numbers in its authors' order of the names, as in a shard; one file, three rows."""
+    entries = tuple(Entry(f"clip {row}", str(folder.path / "a.mp4"), label, 0, position=row)
+                    for row, label in enumerate((2, 0, None)))
+    monkeypatch.setitem(SOURCES, "rows", types.SimpleNamespace(
+        read=lambda path, root, split: Listing(entries), classes=lambda root, train: ("hop", "skip", "turn")))
+    return lambda **kwargs: read_manifest("rows", source="rows", root=str(folder.path), num_classes=3, **kwargs)
+
+
+def test_numbers_of_a_source_keep_their_meaning_in_another_order(folder, numbered_source):
+    manifest = numbered_source()
+    assert [(r.label, r.position) for r in manifest.records] == [(2, 0), (0, 1), (-1, 2)]
+    assert manifest.classes == ("hop", "skip", "turn")
+    (folder.path / "order.txt").write_text("turn\nhop\nskip\n")
+    manifest = numbered_source(classes="order.txt")
+    assert [r.label for r in manifest.records] == [0, 1, -1] and manifest.classes == ("turn", "hop", "skip")
+    (folder.path / "order.txt").write_text("leap\nhop\nskip\n")
+    with pytest.raises(DataError, match="rows: clip 0: the label 'turn' is not a name of data.classes"):
+        numbered_source(classes="order.txt")
+
+
+def test_a_training_list_needs_labels(numbered_source):
+    with pytest.raises(DataError, match="rows: clip 2: a training list must give a label"):
+        numbered_source(complete=True)

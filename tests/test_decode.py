@@ -1,105 +1,150 @@
-"""Decoded frames are exactly those asked for, whatever the container, codec and grouping of pictures.
+"""Decoded frames are exactly those asked for, whatever the container, codec and grouping of pictures."""
 
-Every test video shows its frame numbers in black and white blocks, so that a frame one off is seen.
-"""
-
-import fractions
+import shutil
 import struct
+import subprocess
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
+from numbered import HEIGHT, VFR, WIDTH, decode_all, picture, read_number, silence, without_vui, write, write_packed
 
-from input_pipeline.decode import Video
+from input_pipeline import decode
+from input_pipeline.decode import Info, Video
 from input_pipeline.errors import DecodeError
-
-HEIGHT, WIDTH, BITS = 64, 96, 8
-
-
-def picture(number):
-    """Number in binary, as two rows of four blocks, with shading that codecs have something to do about."""
-    bits = np.array([number >> bit & 1 for bit in range(BITS)], np.uint8).reshape(2, 4)
-    shade = np.linspace(20, 60, WIDTH, dtype=np.uint8) + np.uint8(number % 5)
-    return np.repeat((bits.repeat(HEIGHT // 2, 0).repeat(WIDTH // 4, 1) * 150 + shade)[..., None], 3, 2)
+from input_pipeline.sampling import Uniform
 
 
-def read_number(frame):
-    blocks = frame.astype(float).mean(-1).reshape(2, HEIGHT // 2, 4, WIDTH // 4).mean((1, 3))
-    return sum(1 << bit for bit, level in enumerate(blocks.ravel()) if level > 110)
+def x264(params, **kwargs):
+    return dict(options={"x264-params": params}, **kwargs)
 
 
-def silence(samples):
-    tone = av.AudioFrame.from_ndarray(np.zeros((1, samples), np.float32), format="fltp", layout="mono")
-    tone.sample_rate = 16000
-    return tone
+def x265(params, **kwargs):
+    return dict(codec="libx265", options={"x265-params": f"log-level=none:keyint=12:{params}"}, **kwargs)
 
 
-def write(path, codec="libx264", count=60, gop=30, options=None, pts=None, audio=False, rotation=None,
-          **kwargs):
-    """Encodes `count` numbered frames at 25 frames per second, or at the given pts in milliseconds."""
-    with av.open(str(path), "w", **kwargs) as container:
-        stream = container.add_stream(codec, rate=25)
-        stream.width, stream.height, stream.pix_fmt, stream.gop_size = WIDTH, HEIGHT, "yuv420p", gop
-        stream.options = options or {}
-        if pts:
-            stream.codec_context.time_base = fractions.Fraction(1, 1000)
-        if rotation:
-            stream.set_display_rotation(rotation)
-        sound = container.add_stream("aac", rate=16000, layout="mono") if audio else None
-        for i in range(count):
-            frame = av.VideoFrame.from_ndarray(picture(i), format="rgb24")
-            frame.pts = pts[i] if pts else i
-            container.mux(stream.encode(frame))
-            if sound:
-                tone = silence(640)
-                tone.pts = 640 * i
-                container.mux(sound.encode(tone))
-        for track in filter(None, (stream, sound)):
-            container.mux(track.encode())
-    return str(path)
-
-
-def decode_all(path):
-    with av.open(path) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-
-
-VFR = np.cumsum([0] + [17, 33, 90, 40, 250, 21] * 10)[:60].tolist()
 FILES = {
+    # H.264, of which pictures that no other refers to are left out: every way of referring.
     "long_gop.mp4": {},  # x264's default: B-frames, some of them references
-    "open_gop.mp4": dict(options={"x264-params": "keyint=12:open-gop=1:bframes=3"}),
     "short_gop.mp4": dict(gop=3, options={"bf": "2"}),
     "intra.mp4": dict(gop=1),
+    "open_gop.mp4": x264("keyint=12:open-gop=1:bframes=3"),
+    "open_gop.mkv": x264("keyint=12:open-gop=1:bframes=3"),
     "low_delay.mp4": dict(options={"tune": "zerolatency"}),
+    "baseline.mp4": dict(options={"profile": "baseline"}),
+    "pyramid.mp4": x264("keyint=30:bframes=8:b-pyramid=normal:b-adapt=0"),
+    "strict_pyramid.mp4": x264("keyint=30:bframes=4:b-pyramid=strict:b-adapt=0"),
+    "many_references.mp4": x264("keyint=60:ref=16:bframes=16:b-adapt=0"),
+    "temporal_direct.mp4": x264("direct=temporal:bframes=4:b-adapt=0:weightp=2:weightb=1:keyint=40"),
+    "interlaced.mp4": x264("tff=1:keyint=30:bframes=3"),
+    "interlaced_open.mp4": x264("bff=1:keyint=12:bframes=3:open-gop=1"),
+    "fake_interlaced.mp4": x264("fake-interlaced=1:keyint=30"),
+    "intra_refresh.mp4": x264("intra-refresh=1:keyint=20:bframes=0"),
+    "intra_refresh.mkv": x264("intra-refresh=1:keyint=20:bframes=2"),
+    "slices.mp4": x264("slices=4:keyint=30"),
+    "small_slices.mp4": x264("slice-max-size=200:keyint=30"),
+    "cavlc.mp4": x264("cabac=0:keyint=30:bframes=3"),
+    "bluray.mp4": x264("bluray-compat=1:open-gop=1:keyint=24:bframes=3"),
+    "broadcast.mp4": x264("nal-hrd=vbr:vbv-maxrate=500:vbv-bufsize=500:keyint=30:aud=1"),
+    "ten_bits.mp4": dict(pix_fmt="yuv420p10le"),
+    "full_colour.mp4": dict(pix_fmt="yuv444p"),
+    "no_vui.mp4": dict(make=lambda path: without_vui(write(path, **x264("keyint=60:bframes=8:b-pyramid=normal")))),
+    "late_b_frames.mp4": dict(make=lambda path: without_vui(write(
+        path, count=120, types=[1] + [2] * 79 + [2 if i % 5 == 4 else 3 for i in range(40)],
+        **x264("keyint=250:bframes=4:b-adapt=0:b-pyramid=normal:scenecut=0")))),
+    "faststart.mp4": dict(gop=12, container_options={"movflags": "faststart"}),
+    "fragments.mp4": dict(gop=12, container_options={"movflags": "frag_keyframe+empty_moov"}),
     "h264.mkv": dict(gop=12),
-    "hevc_open_gop.mp4": dict(codec="libx265",
-                              options={"x265-params": "log-level=none:keyint=12:open-gop=1"}),
-    "vp9.webm": dict(codec="libvpx-vp9", gop=12),
-    "vp8.webm": dict(codec="libvpx", gop=12),
+    "h264.mov": dict(gop=12),
+    "h264.flv": dict(gop=12),
+    "h264.avi": dict(gop=12),
+    "raw.h264": dict(gop=12),
+    "stream.ts": dict(gop=12),
+    "open_gop.ts": x264("keyint=12:open-gop=1:bframes=3"),
     "vfr.mp4": dict(pts=VFR),
     "vfr.mkv": dict(pts=VFR),
     "audio.mp4": dict(audio=True, gop=12),
     "one_frame.mp4": dict(count=1),
+    # Others
+    "hevc.mp4": x265("open-gop=0"),
+    "hevc_open_gop.mp4": x265("open-gop=1"),
+    "hevc_open_gop.mkv": x265("open-gop=1"),
+    "hevc_open_gop.ts": x265("open-gop=1"),
+    "hevc_ten_bits.mp4": x265("open-gop=1", pix_fmt="yuv420p10le"),
+    "vp9.webm": dict(codec="libvpx-vp9", gop=12),
+    "vp9.mp4": dict(codec="libvpx-vp9", gop=12),
+    "vp8.webm": dict(codec="libvpx", gop=12),
+    "av1.mp4": dict(codec="libsvtav1", gop=12),
+    "av1.webm": dict(codec="libsvtav1", gop=12),
     "xvid.avi": dict(codec="mpeg4", options={"bf": "2"}),
-    "stream.ts": dict(gop=12),
+    "packed.avi": dict(make=write_packed),
+    "mpeg4.mp4": dict(codec="mpeg4", gop=12, options={"bf": "2"}),
+    "mpeg4.mkv": dict(codec="mpeg4", gop=12, options={"bf": "2"}),
+    "msmpeg4.avi": dict(codec="msmpeg4", gop=12),
+    "windows.asf": dict(codec="wmv2", gop=12),
     "program.mpg": dict(codec="mpeg2video", gop=12, options={"bf": "2"}),
-    "raw.h264": dict(gop=12),
+    "mpeg2.mkv": dict(codec="mpeg2video", gop=12, options={"bf": "2"}),
+    "mpeg2.ts": dict(codec="mpeg2video", gop=12, options={"bf": "2"}),
+    "motion_jpeg.avi": dict(codec="mjpeg", pix_fmt="yuvj420p"),
+    "lossless.mkv": dict(codec="ffv1"),
 }
+
 
 
 @pytest.fixture(scope="session", params=FILES)
 def path(request, tmp_path_factory):
-    return write(tmp_path_factory.mktemp("decode") / request.param, **FILES[request.param])
+    settings = dict(FILES[request.param])
+    make = settings.pop("make", write)
+    return make(tmp_path_factory.mktemp("decode") / request.param, **settings)
 
 
-def test_every_frame_equals_sequential_decoding(path):
-    expected = decode_all(path)
+def planes(frames):
+    """Frames as they are decoded, before any conversion of colour: (n, bytes) uint8."""
+    return np.stack([np.frombuffer(frame.to_ndarray().tobytes(), np.uint8) for frame in frames])
+
+
+def decode_planes(path):
+    with av.open(path) as container:
+        return planes(container.decode(video=0))
+
+
+def pictures(video, indices):
+    with video._working():
+        return planes(video._pictures(indices))
+
+
+def test_every_frame_equals_sequential_decoding(path, monkeypatch):
+    monkeypatch.setattr(Video, "_from_start", None)  # the remedy where a seek does not do: slow, and not needed
+    expected = decode_planes(path)
     video = Video(path)
     assert len(video.times) == len(expected)
-    assert [read_number(frame) for frame in expected] == list(range(len(expected)))
-    np.testing.assert_array_equal(video.frames(range(len(expected))), expected)
+    assert [read_number(frame) for frame in decode_all(path)] == list(range(len(expected)))
+    np.testing.assert_array_equal(pictures(video, range(len(expected))), expected)
     for index, frame in enumerate(expected):
-        np.testing.assert_array_equal(video.frames([index])[0], frame)
+        np.testing.assert_array_equal(pictures(video, [index])[0], frame)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg program to compare with")
+def test_every_frame_equals_that_of_the_ffmpeg_program(path, record_property):
+    run = [shutil.which("ffmpeg"), "-v", "error", "-threads", "1"]
+    version = subprocess.run([run[0], "-version"], capture_output=True, text=True, check=True).stdout.split("\n")[0]
+    record_property("ffmpeg", version)
+    print(version)
+    raw = subprocess.run([*run, "-noautorotate", "-i", path, "-f", "rawvideo", "-fps_mode", "passthrough", "-"],
+                         capture_output=True, check=True).stdout
+    frames = pictures(video := Video(path), range(len(video.times)))
+    np.testing.assert_array_equal(frames, np.frombuffer(raw, np.uint8).reshape(len(frames), -1))
+
+
+def test_unneeded_pictures_are_not_decoded(tmp_path, monkeypatch):
+    decoded = []
+    collect = decode._collect
+    monkeypatch.setattr(decode, "_collect", lambda frames, wanted: collect(
+        (decoded.append(frame[0]) or frame for frame in frames), wanted))
+    path = write(tmp_path / "video.mp4", **x264("keyint=60:bframes=3:b-adapt=0:b-pyramid=none"))
+    assert read_number(Video(path).frames([57])[0]) == 57
+    assert len(decoded) < 25  # 15 P-frames and a few more
 
 
 def test_any_choice_of_frames(path):
@@ -127,6 +172,14 @@ def test_times_and_duration(path):
     np.testing.assert_allclose(video.times, expected, atol=2e-3)
     assert video.duration == pytest.approx(expected[-1] + 0.04, abs=0.06)
     assert video.duration > video.times[-1]
+
+
+def test_strict_decoding_accepts_what_is_sound(path):
+    if "packed" in path:
+        pytest.skip("packed B-frames are against the standard")
+    video = Video(path, strict=True)
+    indices = [len(video.times) - 1, len(video.times) // 2]
+    np.testing.assert_array_equal(video.frames(indices), Video(path).frames(indices))
 
 
 def test_edit_list(tmp_path):
@@ -174,6 +227,19 @@ def test_a_seek_that_lands_too_late_is_made_good(tmp_path):
     assert [read_number(frame) for frame in video.frames([40, 3])] == [40, 3]
 
 
+@pytest.mark.parametrize("places, damaged, wanted, found", [
+    ([4, 2, 1, 3, 5], [], [2, 3, 4], [2, 3, 4]),  # out of order
+    ([4, 2, 3, 5], [], [1, 4], []),  # one is missing
+    ([0, 1, 2, 3], [1], [0, 2, 3], [0]),  # 2 and 3 are made from 1
+    ([0, 1, 2, 10, 11], [1], [10, 11], [10, 11]),  # 10 is a keyframe
+    ([0, *range(2, 40), 1], [], [0, 1], [0]),  # too late for any order
+])
+def test_frames_are_collected_in_order_up_to_a_missing_or_damaged_one(places, damaged, wanted, found):
+    frames = [(place, SimpleNamespace(place=place, key_frame=place % 10 == 0, is_corrupt=place in damaged))
+              for place in places]
+    assert [frame.place for frame in decode._collect(iter(frames), wanted)] == found
+
+
 def test_cover_art_is_no_video(tmp_path):
     path = str(tmp_path / "song.mp4")
     with av.open(path, "w") as container:
@@ -189,52 +255,33 @@ def test_cover_art_is_no_video(tmp_path):
         Video(path)
 
 
-def audio_only(path):
-    with av.open(str(path), "w") as container:
-        sound = container.add_stream("aac", rate=16000, layout="mono")
-        container.mux(sound.encode(silence(1024)))
-        container.mux(sound.encode())
-
-
-def truncated(path, **kwargs):
-    data = open(write(path, **kwargs), "rb").read()
-    path.write_bytes(data[:len(data) * 6 // 10])
-
-
-@pytest.mark.parametrize("break_file", [
-    lambda path: path.write_bytes(b""),
-    lambda path: path.write_text("not a video\n" * 100),
-    lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)),
-    lambda path: truncated(path),  # without its index, at the end
-    lambda path: truncated(path, container_options={"movflags": "faststart"}),  # with it, at the start
-    audio_only,
-    lambda path: None,  # no file
-], ids=["empty", "text", "noise", "truncated", "truncated_faststart", "audio_only", "missing"])
-def test_broken_files_are_decode_errors(tmp_path, break_file):
-    path = tmp_path / "broken.mp4"
-    break_file(path)
-    with pytest.raises(DecodeError, match="broken.mp4"):
-        video = Video(str(path))
-        video.frames(range(len(video.times)))
-
-
-def test_damage_never_ends_an_epoch(tmp_path):
-    """Whatever is decoded or not, only DecodeError comes out: StopIteration would end the data set."""
-    data = open(write(tmp_path / "video.mp4", gop=12), "rb").read()
-    rng = np.random.default_rng(0)
-    for _ in range(40):
-        damaged = bytearray(data)
-        start = rng.integers(len(data))
-        damaged[start:start + 400] = rng.bytes(len(damaged[start:start + 400]))
-        try:
-            video = Video(bytes(damaged))
-            assert video.frames([0, len(video.times) - 1]).shape[0] == 2
-        except DecodeError:
-            pass
-
-
 def test_indices_out_of_range(tmp_path):
     video = Video(write(tmp_path / "video.mp4", count=3))
     for indices in ([3], [-1], []):
         with pytest.raises(IndexError):
             video.frames(indices)
+
+
+def test_info(tmp_path):
+    plain = Video(write(tmp_path / "plain.webm", codec="libsvtav1", count=3)).info()
+    assert plain == Info("av1", WIDTH, HEIGHT, 0, False)
+    turned = Video(write(tmp_path / "turned.mp4", count=3, rotation=90, audio=True)).info()
+    assert turned == Info("h264", WIDTH, HEIGHT, 90, True)
+
+
+@pytest.mark.parametrize("codec, pix_fmt, name", [
+    ("libx264", "yuv444p", "odd.mp4"), ("libvpx-vp9", "yuv420p", "odd.webm"), ("mpeg4", "yuv420p", "odd.avi")])
+def test_odd_sizes(tmp_path, codec, pix_fmt, name):
+    path = write(tmp_path / name, codec=codec, count=5, pix_fmt=pix_fmt, size=(61, 83))
+    frames = Video(path).frames([4, 1])
+    assert frames.shape == (2, 61, 83, 3)
+    whole = np.pad(frames, ((0, 0), (0, 3), (0, WIDTH - 83), (0, 0)), mode="edge")
+    assert [read_number(frame) for frame in whole] == [4, 1]
+
+
+def test_fewer_frames_than_asked_for(tmp_path):
+    video = Video(write(tmp_path / "short.mp4", count=3))
+    indices = Uniform(8).test(video.times, video.duration, clips=2)
+    frames = video.frames(indices.ravel())
+    assert [read_number(frame) for frame in frames] == indices.ravel().tolist()
+    assert set(indices.ravel()) == {0, 1, 2}

@@ -1,0 +1,37 @@
+"""One folder per class, named as it: `train/CLASS/video.mp4`. A video may be a folder of JPEG frames."""
+
+import os
+
+from input_pipeline.errors import DataError
+from input_pipeline.sources.files import is_video, list_folder
+from input_pipeline.sources.listing import Entry, Listing
+
+TRAIN, VAL = ("train",), ("val", "validation")
+
+
+def read(path, *, root, split) -> Listing:
+    """The videos of the class folders in `path`, by class and name.
+
+    Raises:
+      DataError: `path` is no folder, or a file in it is not a video or lies in no class folder.
+    """
+    del root, split
+    entries = []
+    for label in list_folder(path):
+        folder = os.path.join(path, label)
+        if not os.path.isdir(folder):
+            if is_video(label):
+                raise DataError(f"{folder} lies in no class folder.")
+            continue
+        for name in list_folder(folder):
+            video = os.path.join(folder, name)
+            if not is_video(name) and not os.path.isdir(video):
+                raise DataError(f"{video} is not a video by its extension: move it out of the class folder.")
+            entries.append(Entry(f"{label}/{name}", video, label, 0))
+    return Listing(tuple(entries))
+
+
+def classes(root, train) -> tuple[str, ...]:
+    """The names of the training folders in alphabetical order."""
+    del root
+    return tuple(name for name in list_folder(train) if os.path.isdir(os.path.join(train, name)))

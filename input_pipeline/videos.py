@@ -1,0 +1,139 @@
+"""Opening the video of a record, whatever holds it: a file, a folder of frames, or a row of a shard."""
+
+import os
+import re
+
+import cv2
+import numpy as np
+
+from input_pipeline.annotations import Record
+from input_pipeline.decode import Video
+from input_pipeline.errors import DecodeError
+
+# A file this much longer than its clip holds more than the clip; cuts at keyframes stay below it.
+_SPARE_SECONDS = 1.0
+_TOLERANCE = 1e-6  # of times in floating point; far below the time that any frame lasts
+
+_NUMBERED = re.compile(r"(.*?)(\d+)\.jpe?g", re.IGNORECASE)
+
+
+def open_video(record: Record, *, frame_rate: float = 30.0):
+    """The video of a record, cut to its `start` and `end` if the file is over a second longer than they are apart.
+
+    Args:
+      record: see `annotations.Record`.
+      frame_rate: frames per second that folders of frames were extracted at; files know their own.
+
+    Returns:
+      An object with `times`, `duration` and `frames(indices)`, see `decode.Video`.
+
+    Raises:
+      DecodeError: it cannot be opened, or ends before `start`.
+    """
+    if record.position is not None:
+        from input_pipeline import shards  # imports array_record, which only shards need
+        video = Video(shards.read_video(record.path, record.position))
+    elif os.path.isdir(record.path):
+        video = FrameFolder(record.path, frame_rate)
+    else:
+        video = Video(record.path)
+    if record.start is None or record.end is None or video.duration <= record.end - record.start + _SPARE_SECONDS:
+        return video
+    if record.start >= video.duration:
+        raise DecodeError(f"{record.path}: lasts {video.duration:g} s, but its clip starts at {record.start:g} s.")
+    return Cut(video, record.start, record.end, record.path)
+
+
+class Cut:
+    """The part of a video that is on screen from `start` to `end` seconds, with the attributes of the whole."""
+
+    def __init__(self, video, start, end, path):
+        times = np.asarray(video.times)
+        self._first = int(np.searchsorted(times, start + _TOLERANCE, side="right")) - 1
+        stop = max(int(np.searchsorted(times, end - _TOLERANCE)), self._first + 1)
+        self._video, self._path = video, path
+        self.times = times[self._first:stop] - times[self._first]
+        self.duration = float((times[stop] if stop < len(times) else video.duration) - times[self._first])
+
+    def frames(self, indices) -> np.ndarray:
+        """(n, y, x, 3) uint8, see `decode.Video.frames`."""
+        indices = _checked(indices, self.times, self._path)
+        return self._video.frames(self._first + indices)
+
+
+class FrameFolder:
+    """A video that lies in a folder as JPEG files, numbered from 0 or from 1 with any number of leading zeros.
+
+    Args:
+      path: folder. What else lies in it is left alone.
+      frame_rate: frames per second.
+
+    Attributes:
+      times: (n,) float64, seconds from the first frame to each.
+      duration: seconds, the end of the last frame.
+
+    Raises:
+      DecodeError: there are no frames, one is missing in between, or their names have several patterns.
+    """
+
+    def __init__(self, path: str, frame_rate: float = 30.0):
+        self._path = path
+        try:
+            matches = [match for match in map(_NUMBERED.fullmatch, os.listdir(path)) if match]
+        except OSError as error:
+            raise DecodeError(f"{path}: {error.strerror}.") from error
+        if not matches:
+            raise DecodeError(f"{path}: the folder holds no numbered JPEG frames.")
+        prefixes = sorted({match[1] for match in matches})
+        if len(prefixes) > 1:
+            raise DecodeError(f"{path}: the folder holds frames of several names, {prefixes[0]}* and {prefixes[1]}*.")
+        matches.sort(key=lambda match: int(match[2]))
+        numbers = [int(match[2]) for match in matches]
+        for expected, (number, match) in enumerate(zip(numbers, matches), start=min(numbers[0], 1)):
+            if number < expected:
+                raise DecodeError(f"{path}: {match[0]} is there under two names.")
+            if number > expected:
+                width = len(matches[0][2])
+                raise DecodeError(f"{path}: the frame {match[1]}{expected:0{width}}{os.path.splitext(match[0])[1]} is "
+                                  "missing.")
+        self._files = [match[0] for match in matches]
+        self.times = np.arange(len(numbers)) / frame_rate
+        self.duration = len(numbers) / frame_rate
+
+    def frames(self, indices) -> np.ndarray:
+        """Decodes the frames of the given indices, in any order and with repeats, each once.
+
+        Returns:
+          (n, y, x, 3) uint8, red, green, blue.
+
+        Raises:
+          IndexError: an index outside [0, len(times)).
+          DecodeError: a frame is gone, no JPEG, truncated, or of another size than the others.
+        """
+        wanted, inverse = np.unique(_checked(indices, self.times, self._path), return_inverse=True)
+        images = [self._read(self._files[index]) for index in wanted]
+        if len({image.shape for image in images}) > 1:
+            raise DecodeError(f"{self._path}: the frames are not of one size.")
+        return np.stack(images)[inverse]
+
+    def _read(self, name):
+        path = os.path.join(self._path, name)
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+        except OSError as error:
+            raise DecodeError(f"{path}: {error.strerror}.") from error
+        # OpenCV fills the rest of a truncated picture with grey. The marker of the end comes after that of the last
+        # scan, and neither occurs within the compressed data; a thumbnail's lie before.
+        whole = data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") >= 0
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if whole else None
+        if image is None:
+            raise DecodeError(f"{path}: not a whole JPEG file.")
+        return image
+
+
+def _checked(indices, times, name):
+    indices = np.asarray(indices, np.int64)
+    if not (indices.size and 0 <= indices.min() and indices.max() < len(times)):
+        raise IndexError(f"{name} has {len(times)} frames; indices {indices}")
+    return indices
