@@ -3,7 +3,8 @@
 Paper: STAT, Tables 1-7. Kinetics-400 78.6 / 93.8 from random weights, five clips x one crop.
 Cost: 44,058,928 parameters, 58.9 G multiply-adds a view; the paper's 59.1 count the norms too.
 Command: python main.py --config=configs/stat_t16.py --config.data.root=DIR --config.data.num_classes=N
-The paper leaves its recipe to an appendix it does not give: MViT's, on which it builds, is taken.
+The paper leaves its recipe to an appendix it does not give: MViT's, on which it builds, is taken, with two clips of
+each video in a batch.
 
 Rows of the paper's ablations, as overrides:
   Table 1 (modules):  CA        --config.model.window=1 --config.model.long_key=none    77.3
@@ -24,11 +25,12 @@ from configs.base import base
 def get_config(frames: int = 16, window: int = 3):
     config = base("stat")
     config.data.frames = frames
-    config.data.short_side = (256, 320)
-    config.data.test_short_side = 256
+    config.data.update(test_short_side=256, repeats=2, crop="resized", randaugment=4, magnitude=7.0, magnitude_std=0.5,
+                       erasing=0.25)
     config.model.window = window
     config.model.drop_path = 0.2
-    config.train.update(total_epochs=200.0, eval_every_epochs=5.0, batch_size=512, label_smoothing=0.1)
+    config.train.update(total_epochs=200.0, eval_every_epochs=5.0, batch_size=512, label_smoothing=0.1,
+                        mixup=0.8, cutmix=1.0)
     config.optim.update(lr=1.6e-3, warmup_epochs=30.0, weight_decay=0.05, clip_norm=1.0)
     config.eval.clips, config.eval.crops = 5, 1
     return config

@@ -1,14 +1,16 @@
-"""Crops, flips and colour of a clip of uint8 frames: one draw for all its frames.
+"""Crops, flips, colour and erasing of a clip of uint8 frames: one draw for all its frames.
 
 A draw of their own for every frame would be motion that is not in the video.
 """
 
 import dataclasses
+import numbers
 
 import cv2
 import numpy as np
 
 from input_pipeline.errors import DataError
+from input_pipeline.randaugment import RandAugment
 
 # Strengths, each the half-width of a symmetric range. They stay within what one scene shows between two
 # cameras or two hours of the day, so that the colours that tell classes apart survive.
@@ -19,14 +21,17 @@ _HUE = 0.05        # turns of the colour circle: 18 degrees, beyond which skin l
 
 _LUMA_CHROMA = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])  # NTSC YIQ
 
+_ATTEMPTS = 10  # boxes drawn until one fits
+_ERASED_AREA = (0.02, 1 / 3)  # share of the frame, from Zhong et al. (2020)
+_ERASED_ASPECT = (0.3, 3.3)
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainAugment:
-    """Random scale and crop, horizontal flip, and colour changes.
+    """Random crop, horizontal flip, RandAugment or colour changes, and erasing of a box, in this order.
 
-    The scale jitter and crop are those of Simonyan & Zisserman (2014) as video classifiers use them. Window
-    and scale are chosen together and the window of the source is resized once, which costs a fraction of
-    resizing whole frames; the window's edges are whole source pixels.
+    The window of the source is resized once, which costs a fraction of resizing whole frames; its edges are
+    whole source pixels.
 
     Attributes:
       size: pixels, side of the crop.
@@ -34,6 +39,19 @@ class TrainAugment:
       flip: probability of a horizontal flip.
       flip_swaps: label -> label, for classes that a mirror turns into each other (left to right).
       brightness, saturation, gamma, hue: each the probability of that change, 0.1 in MSCA's recipe.
+      crop: 'jitter', a square at the scale of `short_side`, as Simonyan & Zisserman (2014) and video
+        classifiers since; or 'resized', a rectangle stretched to the square, as Szegedy et al. (2015) and the
+        recipes that train from random weights. Where none fits, the largest in the centre that `aspect`
+        allows is taken.
+      area: (low, high) shares of the frame, of the rectangle of 'resized'.
+      aspect: (low, high) of its width / height, whose logarithm is uniform.
+      randaugment: operations of RandAugment a clip, 0 for none; MViT's setting is 4. It takes the place of
+        the colour changes.
+      magnitude, magnitude_std: their mean severity, 0 to 10, and its standard deviation.
+      erasing: probability that a box of 2% to a third of the frame is filled with noise, the same in all frames.
+
+    Raises:
+      DataError: one of the fields from `crop` on is out of range, or RandAugment and colour changes are both on.
     """
     size: int
     short_side: tuple[int, int]
@@ -43,6 +61,30 @@ class TrainAugment:
     saturation: float = 0.0
     gamma: float = 0.0
     hue: float = 0.0
+    crop: str = "jitter"
+    area: tuple[float, float] = (0.08, 1.0)
+    aspect: tuple[float, float] = (0.75, 1.3333)
+    randaugment: int = 0
+    magnitude: float = 7.0
+    magnitude_std: float = 0.5
+    erasing: float = 0.0
+
+    def __post_init__(self):
+        def require(field, condition, expected):
+            if not condition:
+                raise DataError(f"data.{field} must be {expected}, but is {getattr(self, field)!r}.")
+
+        layers = self.randaugment
+        require("crop", self.crop in ("jitter", "resized"), "'jitter' or 'resized'")
+        require("area", _is_range(self.area, 1), "two ascending numbers above 0 and up to 1")
+        require("aspect", _is_range(self.aspect, np.finfo(float).max), "two ascending numbers above 0")
+        require("randaugment", isinstance(layers, numbers.Integral) and not isinstance(layers, bool) and layers >= 0,
+                "a whole number of at least 0")
+        for field, most in (("magnitude", 10), ("magnitude_std", 10), ("erasing", 1)):
+            value = getattr(self, field)
+            require(field, isinstance(value, numbers.Real) and 0 <= value <= most, f"from 0 to {most}")
+        for field in ("brightness", "saturation", "gamma", "hue"):
+            require(field, not (layers and getattr(self, field)), f"0 where data.randaugment={layers} is on")
 
     def __call__(self, frames, label, rng: np.random.Generator):
         """Augments one clip.
@@ -50,8 +92,8 @@ class TrainAugment:
         Args:
           frames: (t, y, x, 3) uint8.
           label: int.
-          rng: source of the draws. Every draw is made whatever the probabilities, so that switching one
-            change on leaves the others as they were.
+          rng: source of the draws. Every draw is made whatever is on, so that switching one change on leaves
+            the others as they were; those whose number varies come last.
 
         Returns:
           (t, size, size, 3) uint8 and the label, swapped where the clip is flipped.
@@ -59,14 +101,25 @@ class TrainAugment:
         _, height, width, _ = frames.shape
         side = _window_side(frames, self.size, rng.integers(*self.short_side, endpoint=True))
         top, left = rng.integers(0, [height - side, width - side], endpoint=True)
-        clip = _resize(frames[:, top:top + side, left:left + side], self.size)
-        if rng.random() < self.flip:
+        window, flipped = (top, left, side, side), rng.random() < self.flip
+        colour = rng.random(4), rng.uniform(-1, 1, 4)
+        boxes, erased = rng.random((2, _ATTEMPTS, 4)), rng.random() < self.erasing
+        if self.crop == "resized":
+            window = _box(boxes[0], height, width, self.area, self.aspect) or _widest(height, width, self.aspect)
+        clip = _resize(_cut(frames, window), self.size)
+        if flipped:
             clip, label = clip[:, :, ::-1], self.flip_swaps.get(label, label)
-        return self._recolour(np.ascontiguousarray(clip), rng), label
+        clip = self._recolour(np.ascontiguousarray(clip), *colour)
+        if self.randaugment:
+            clip = RandAugment(self.randaugment, self.magnitude, self.magnitude_std)(clip, rng)
+        box = _box(boxes[1], self.size, self.size, _ERASED_AREA, _ERASED_ASPECT)
+        if erased and box:
+            patch = _cut(clip, box)
+            patch[:] = rng.integers(0, 256, patch.shape[1:], np.uint8)
+        return clip, label
 
-    def _recolour(self, clip, rng):
-        apply = rng.random(4) < (self.brightness, self.saturation, self.gamma, self.hue)
-        strength = rng.uniform(-1, 1, 4) * apply
+    def _recolour(self, clip, chances, strength):
+        strength = strength * (chances < (self.brightness, self.saturation, self.gamma, self.hue))
         brightness, saturation, gamma, hue = strength * (_BRIGHTNESS, _SATURATION, _GAMMA, _HUE)
         pixels = clip.reshape(-1, clip.shape[2], 3)
         if brightness or gamma:
@@ -117,6 +170,42 @@ def test_crops(frames, size, crops, short_side=None):
     return np.stack(views)
 
 
+def _box(draws, height, width, area, aspect):
+    """A random box (top, left, height, width) in whole pixels, or None where none fits.
+
+    Args:
+      draws: (n, 4) uniform from 0 to 1, a row an attempt: area, aspect, and the place along y and x.
+      height, width: pixels of the frame.
+      area: (low, high) shares of the frame, uniform.
+      aspect: (low, high) width / height, whose logarithm is uniform.
+    """
+    pixels = height * width * (area[0] + draws[:, 0] * (area[1] - area[0]))
+    ratio = np.exp(np.log(aspect[0]) + draws[:, 1] * np.log(aspect[1] / aspect[0]))
+    sides = np.stack([np.sqrt(pixels / ratio), np.sqrt(pixels * ratio)], axis=1).round().astype(int)
+    fits = np.flatnonzero(((sides >= 1) & (sides <= (height, width))).all(axis=1))
+    if not len(fits):
+        return None
+    (high, wide), place = sides[fits[0]], draws[fits[0], 2:]
+    return int(place[0] * (height - high + 1)), int(place[1] * (width - wide + 1)), high, wide
+
+
+def _widest(height, width, aspect):
+    """The largest centred box (top, left, height, width) whose width / height lies within `aspect`."""
+    ratio = np.clip(width / height, *aspect)
+    high, wide = max(1, min(height, round(width / ratio))), max(1, min(width, round(height * ratio)))
+    return (height - high) // 2, (width - wide) // 2, high, wide
+
+
+def _cut(frames, box):
+    top, left, high, wide = box
+    return frames[:, top:top + high, left:left + wide]
+
+
+def _is_range(bounds, most):
+    return (isinstance(bounds, (tuple, list)) and len(bounds) == 2
+            and all(isinstance(bound, numbers.Real) for bound in bounds) and 0 < bounds[0] <= bounds[1] <= most)
+
+
 def _window_side(frames, size, short_side):
     """Source pixels that a crop of `size` covers when the frame's shorter side is scaled to `short_side`."""
     return max(1, round(size * min(frames.shape[1:3]) / short_side))
@@ -124,5 +213,5 @@ def _window_side(frames, size, short_side):
 
 def _resize(windows, size):
     # Bilinear interpolation looks at 2 x 2 pixels: beyond a factor of two it would leave some out.
-    method = cv2.INTER_AREA if windows.shape[1] > 2 * size else cv2.INTER_LINEAR
+    method = cv2.INTER_AREA if max(windows.shape[1:3]) > 2 * size else cv2.INTER_LINEAR
     return np.stack([cv2.resize(window, (size, size), interpolation=method) for window in windows])

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-from input_pipeline.annotations import Manifest, Record, read_classes, read_manifest
+from input_pipeline.annotations import Manifest, Record, class_names, read_manifest
 from input_pipeline.augment import TrainAugment, crop_places, test_crops
-from input_pipeline.decode import Video
 from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.sampling import Dense, Uniform
+from input_pipeline.sources import SOURCES
+from input_pipeline.sources.something import mirrored
+from input_pipeline.videos import open_video
 from input_pipeline.workers import Batches
 
 _ERROR_DTYPE = "S300"  # of fixed width, to travel through the shared memory between processes
@@ -25,21 +27,29 @@ class Pipeline:
     """The data of a run. The fields are the config section `data`.
 
     Attributes:
-      source: 'csv', or 'motion_clips' to render the embedded data set into `root` where it is missing.
-      root: folder that the manifests, the class file and the paths in them are relative to.
-      train, val: manifests, see `annotations.read_manifest`.
+      source: kind of the lists, a key of `sources.SOURCES`, or 'motion_clips' to render the embedded data set into
+        `root` where it is missing.
+      root: folder that the lists, the class file and the paths in them are relative to.
+      train, val: lists, see `annotations.read_manifest`; None takes those that the source's authors name.
+      split: number of the official split, for data sets with several.
+      missing: 'error', or 'leave_out' for videos of a list that are not there.
       num_classes: labels lie in [0, num_classes).
-      classes: class file, one name a line, or None.
+      classes: class file, one name a line, or None for the classes of the source.
       frames: frames of a clip.
       sampling: 'uniform', over the whole video, or 'dense', one stretch of it (see `sampling`).
       stride, fps: dense sampling takes every stride-th frame, counted at `fps` frames per second, or at the
         file's own rate where that is None.
+      test_starts: where dense test clips start, 'spread' or 'from_first' (see `sampling.Dense`).
+      frame_rate: frames per second of videos that are folders of frames; files know their own.
       size: pixels, side of the square clip.
       short_side: (low, high) pixels, the scale jitter of training.
       test_short_side: pixels, the scale in testing; None is `size`.
-      flip: probability of a horizontal flip in training.
+      repeats: clips that a training batch holds of each of its videos: the same frames, augmented anew. A pass over
+        the videos is as many times longer, counted in clips.
+      crop, area, aspect, flip, brightness, saturation, gamma, hue, randaugment, magnitude, magnitude_std, erasing:
+        augmentation in training, see `augment.TrainAugment`.
       flip_swaps: pairs of class names, or of label numbers, that a mirror turns into each other.
-      brightness, saturation, gamma, hue: probabilities of these changes in training.
+      flip_sides: whether a mirror also turns classes into each other whose names differ in left and right alone.
       workers: decoding processes; 0 decodes in this one.
       prefetch: batches that each worker has ready (grain keeps as many again on their way to this process).
       max_bad_fraction: share of undecodable videos, from 0 to 1, at which a run should give up.
@@ -49,31 +59,46 @@ class Pipeline:
     """
     source: str = "csv"
     root: str = "."
-    train: str = "train.csv"
-    val: str = "val.csv"
+    train: str | None = None
+    val: str | None = None
+    split: int = 1
+    missing: str = "error"
     num_classes: int
     classes: str | None = None
     frames: int
     sampling: str = "uniform"
     stride: int = 1
     fps: float | None = None
+    test_starts: str = "spread"
+    frame_rate: float = 30.0
     size: int
     short_side: tuple[int, int] = (256, 320)
     test_short_side: int | None = None
+    repeats: int = 1
+    crop: str = "jitter"
+    area: tuple[float, float] = (0.08, 1.0)
+    aspect: tuple[float, float] = (0.75, 1.3333)
     flip: float = 0.5
     flip_swaps: tuple[tuple[str | int, str | int], ...] = ()
+    flip_sides: bool = False
     brightness: float = 0.0
     saturation: float = 0.0
     gamma: float = 0.0
     hue: float = 0.0
+    randaugment: int = 0
+    magnitude: float = 7.0
+    magnitude_std: float = 0.5
+    erasing: float = 0.0
     workers: int = 2
     prefetch: int = 2
     max_bad_fraction: float = 0.01
 
     def __post_init__(self):
-        for field, choices in (("source", ("csv", "motion_clips")), ("sampling", ("uniform", "dense"))):
+        for field, choices in (("source", (*SOURCES, "motion_clips")), ("sampling", ("uniform", "dense")),
+                               ("missing", ("error", "leave_out"))):
             self._require(field, getattr(self, field) in choices, " or ".join(map(repr, choices)))
-        for field, least in (("num_classes", 1), ("size", 1), ("workers", 0), ("prefetch", 1)):
+        for field, least in (("num_classes", 1), ("size", 1), ("workers", 0), ("prefetch", 1), ("split", 1),
+                             ("repeats", 1)):
             self._require(field, _is_whole(getattr(self, field), least),
                           f"a whole number of at least {least}")
         for field in ("flip", "brightness", "saturation", "gamma", "hue", "max_bad_fraction"):
@@ -88,7 +113,10 @@ class Pipeline:
                       f"None or a whole number of at least data.size={self.size} pixels")
         self._require("flip_swaps", _is_sequence(swaps) and all(_is_sequence(pair, 2) for pair in swaps),
                       "pairs of class names or of label numbers")
-        self._sampler  # checks frames, stride and fps
+        rate = self.frame_rate
+        self._require("frame_rate", isinstance(rate, numbers.Real) and 0 < rate < math.inf,
+                      "frames per second above 0")
+        self._sampler, self._augment({})  # check their fields
 
     def _require(self, field, condition, expected):
         if not condition:
@@ -97,42 +125,43 @@ class Pipeline:
     @functools.cached_property
     def train_manifest(self) -> Manifest:
         """The training split, read and checked on first use; its labels must use all classes."""
-        return self._manifest(self.train, complete=True)
+        return self._manifest(self._lists[0], complete=True)
 
     @functools.cached_property
     def val_manifest(self) -> Manifest:
         """The validation or test split, read and checked on first use."""
-        return self._manifest(self.val, complete=False)
+        return self._manifest(self._lists[1], complete=False)
 
     @functools.cached_property
     def class_names(self) -> tuple[str, ...]:
-        """Names by label: those of the class file, or the numbers themselves."""
-        if self.classes is None:
-            return tuple(map(str, range(self.num_classes)))
-        return read_classes(self.classes, root=self._prepared_root, num_classes=self.num_classes)
+        """Names by label: those of the class file or of the source, or the numbers themselves."""
+        names = class_names((*self._lists[0], *self._lists[1]), source=self._kind, root=self._prepared_root,
+                            num_classes=self.num_classes, classes=self.classes, split=self.split)
+        return names or tuple(map(str, range(self.num_classes)))
 
     @functools.cached_property
     def flip_map(self) -> dict[int, int]:
-        """Label -> label of its mirror image, for the labels of `flip_swaps` only."""
+        """Label -> label of its mirror image, for the labels of `flip_swaps` and `flip_sides` only."""
         number_of = {name: label for label, name in enumerate(self.class_names)}
-        mirrored = {}
-        for pair in self.flip_swaps:
+        swapped = {}
+        for pair in (*self.flip_swaps, *(mirrored(self.class_names) if self.flip_sides else ())):
             first, second = (number_of.get(entry, entry) for entry in pair)
             for label, other in ((first, second), (second, first)):
                 if not _is_whole(label, 0) or label >= self.num_classes:
                     raise DataError(f"data.flip_swaps: {label!r} is neither a class name nor a label below "
                                     f"data.num_classes={self.num_classes}.")
-                if label in mirrored or first == second:
+                if label in swapped or first == second:
                     raise DataError(f"data.flip_swaps: {self.class_names[label]!r} appears twice.")
-                mirrored[label] = other
-        return mirrored
+                swapped[label] = other
+        return swapped
 
     def train_batches(self, *, batch_size, seed, start=0, process_index=0, process_count=1) -> Batches:
         """Shuffled, augmented training batches without end.
 
         Global batch k is a function of `seed` and k alone, whatever the workers, the number of processes and
-        `start`: the order and all draws depend on the position in the whole sequence. Row r of process p is
-        row `r * process_count + p` of the global batch. Epochs follow one another within a batch.
+        `start`: the order and all draws depend on the position in the whole sequence. Video v of process p is
+        video `v * process_count + p` of the global batch; its `repeats` rows follow each other. Epochs follow one
+        another within a batch.
 
         Args:
           batch_size: rows of the global batch; a process gets `batch_size / process_count` of them.
@@ -148,17 +177,18 @@ class Pipeline:
           place would change the distribution of the classes unseen.
 
         Raises:
-          DataError: the manifest has a mistake, or the processes do not share the batch evenly.
+          DataError: the manifest has a mistake, or the processes do not share the batch's videos evenly.
         """
-        local_size = _local_size(batch_size, process_count)
-        augment = TrainAugment(
-            size=self.size, short_side=tuple(self.short_side), flip=self.flip, flip_swaps=self.flip_map,
-            brightness=self.brightness, saturation=self.saturation, gamma=self.gamma, hue=self.hue)
-        load = functools.partial(_train_row, sampler=self._sampler, augment=augment)
+        if batch_size % self.repeats:
+            raise DataError(f"A batch of {batch_size} clips does not hold data.repeats={self.repeats} of each video.")
+        videos = batch_size // self.repeats
+        load = functools.partial(_train_rows, sampler=self._sampler, augment=self._augment(self.flip_map),
+                                 repeats=self.repeats, frame_rate=self.frame_rate)
         # Sliced only after random_map: sliced before, every process would draw the same numbers for its rows.
         # Batched before the workers divide the work: after it, the order would depend on their number.
         dataset = (grain.MapDataset.source(self.train_manifest.records).seed(seed).shuffle().repeat()
-                   .random_map(load)[start * batch_size + process_index::process_count].batch(local_size))
+                   .random_map(load)[start * videos + process_index::process_count]
+                   .batch(_local_size(videos, process_count)).map(_flatten))
         return Batches(dataset, workers=self.workers, prefetch=self.prefetch)
 
     def val_batches(self, *, batch_size, clips, crops, frames=None, process_index=0, process_count=1,
@@ -187,11 +217,13 @@ class Pipeline:
             raise DataError(f"eval.clips must be a whole number of at least 1, but is {clips!r}.")
         crop_places(crops)  # refuses other counts here rather than in a worker
         records = self.val_manifest.records if records is None else tuple(records)
+        if any(record.label < 0 for record in records):
+            raise DataError(f"{self.val_manifest.path} gives no labels, without which there is nothing to evaluate.")
         count = math.ceil(len(records) / batch_size)
         padded = records + (_PADDING,) * (count * batch_size - len(records))
         sampler = self._sampler if frames is None else Uniform(frames)
         load = functools.partial(_val_row, sampler=sampler, clips=clips, crops=crops, size=self.size,
-                                 short_side=self.test_short_side)
+                                 short_side=self.test_short_side, frame_rate=self.frame_rate)
         dataset = grain.MapDataset.source(padded).map(load)[process_index::process_count].batch(local_size)
         return Batches(dataset, workers=min(self.workers, count), prefetch=self.prefetch)
 
@@ -199,7 +231,24 @@ class Pipeline:
     def _sampler(self):
         if self.sampling == "uniform":
             return Uniform(self.frames)
-        return Dense(self.frames, self.stride, self.fps)
+        return Dense(self.frames, self.stride, self.fps, self.test_starts)
+
+    def _augment(self, flip_swaps):
+        return TrainAugment(
+            size=self.size, short_side=tuple(self.short_side), crop=self.crop, area=tuple(self.area),
+            aspect=tuple(self.aspect), flip=self.flip, flip_swaps=flip_swaps, brightness=self.brightness,
+            saturation=self.saturation, gamma=self.gamma, hue=self.hue, randaugment=self.randaugment,
+            magnitude=self.magnitude, magnitude_std=self.magnitude_std, erasing=self.erasing)
+
+    @property
+    def _kind(self):
+        return "csv" if self.source == "motion_clips" else self.source
+
+    @property
+    def _lists(self):
+        """The names of the training list and of the validation list, each to be tried in order."""
+        named = SOURCES[self._kind]
+        return (self.train,) if self.train else named.TRAIN, (self.val,) if self.val else named.VAL
 
     @functools.cached_property
     def _prepared_root(self):
@@ -209,29 +258,38 @@ class Pipeline:
         return self.root
 
     def _manifest(self, path, complete):
-        return read_manifest(path, root=self._prepared_root, num_classes=self.num_classes,
-                             classes=self.classes, complete=complete)
+        return read_manifest(path, source=self._kind, root=self._prepared_root, num_classes=self.num_classes,
+                             classes=self.classes, train=self._lists[0], split=self.split, complete=complete,
+                             missing=self.missing)
 
 
-def _train_row(record, rng, *, sampler, augment):
+def _train_rows(record, rng, *, sampler, augment, repeats, frame_rate):
+    """The rows of one video, stacked."""
     try:
-        video = Video(record.path)
+        video = open_video(record, frame_rate=frame_rate)
         index = sampler.train(video.times, video.duration, rng)
         frames = video.frames(index)
     except DecodeError as error:
         empty = np.zeros((sampler.frames, augment.size, augment.size, 3), np.uint8)
-        return _row(record, empty, np.zeros(sampler.frames), error)
-    clip, label = augment(frames, record.label, rng)
-    return _row(dataclasses.replace(record, label=label), clip, index)
+        rows = [_row(record, empty, np.zeros(sampler.frames), error)] * repeats
+    else:
+        clips = [augment(frames, record.label, rng) for _ in range(repeats)]
+        rows = [_row(dataclasses.replace(record, label=label), clip, index) for clip, label in clips]
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
-def _val_row(record, *, sampler, clips, crops, size, short_side):
+def _flatten(batch):
+    """(videos, repeats, ...) -> (rows, ...)."""
+    return {key: value.reshape(-1, *value.shape[2:]) for key, value in batch.items()}
+
+
+def _val_row(record, *, sampler, clips, crops, size, short_side, frame_rate):
     empty = np.zeros((clips * crops, sampler.frames, size, size, 3), np.uint8)
     nowhere = np.zeros((clips * crops, sampler.frames))
     if record.id == _PADDING.id:
         return _row(record, empty, nowhere, "")
     try:
-        video = Video(record.path)
+        video = open_video(record, frame_rate=frame_rate)
         # Clips share frames: each is decoded and resized once.
         indices, place = np.unique(sampler.test(video.times, video.duration, clips), return_inverse=True)
         frames = video.frames(indices)

@@ -55,10 +55,14 @@ class Dense:
     The stride counts frames at `fps` frames per second, so that a clip spans the same time in every file;
     None counts the file's own frames (their average rate). A video shorter than the clip starts at its first
     frame and holds its last.
+
+    `test_starts` is the rule for test clips, see `test`: 'spread', or 'from_first', the one in the code of
+    SlowFast, TimeSformer and VTN, with which their figures were made.
     """
     frames: int
     stride: int
     fps: float | None = None
+    test_starts: str = "spread"
 
     def __post_init__(self):
         _check_count("data.frames", self.frames)
@@ -66,6 +70,8 @@ class Dense:
         number = isinstance(self.fps, (int, float)) and not isinstance(self.fps, bool)
         if self.fps is not None and not (number and 0 < self.fps < float("inf")):
             raise DataError(f"data.fps must be frames per second above 0, or None, but is {self.fps!r}.")
+        if self.test_starts not in ("spread", "from_first"):
+            raise DataError(f"data.test_starts must be 'spread' or 'from_first', but is {self.test_starts!r}.")
 
     def train(self, times, duration, rng: np.random.Generator) -> np.ndarray:
         """(frames,) int64 indices, ascending: the start is uniform over all that leave room for the clip."""
@@ -74,21 +80,28 @@ class Dense:
         return _on_screen(times, start + offsets)
 
     def test(self, times, duration, clips: int) -> np.ndarray:
-        """(clips, frames) int64 indices: starts evenly spaced from the first possible to the last possible.
+        """(clips, frames) int64 indices of clips with evenly spaced starts.
 
-        Both ends are included, and one clip lies in the centre. Spacing K starts by 1/K of the room instead
-        would put a single "middle" clip at the very beginning, and never look at the end.
+        'spread': from the first possible start to the last possible, both included; one clip lies in the
+        centre. 'from_first': clip k of K starts at k / K of the room that a clip of frames x stride leaves, so
+        that one clip is the very beginning of the video, and no number of them reaches its end.
         """
         _check_count("eval.clips", clips)
         offsets = self._offsets(times, duration)
-        room = max(times[-1] - offsets[-1], 0.0)
-        starts = np.linspace(0.0, room, clips) if clips > 1 else np.array([room / 2])
+        if self.test_starts == "from_first":
+            room = max(duration - self.frames * self._stride_seconds(times, duration), 0.0)
+            starts = room * np.arange(clips) / clips
+        else:
+            room = max(times[-1] - offsets[-1], 0.0)
+            starts = np.linspace(0.0, room, clips) if clips > 1 else np.array([room / 2])
         return _on_screen(times, starts[:, None] + offsets)
 
     def _offsets(self, times, duration):
         """(frames,) seconds from the first instant of the clip to each."""
-        seconds_per_frame = duration / len(times) if self.fps is None else 1 / self.fps
-        return np.arange(self.frames) * (self.stride * seconds_per_frame)
+        return np.arange(self.frames) * self._stride_seconds(times, duration)
+
+    def _stride_seconds(self, times, duration):
+        return self.stride * (duration / len(times) if self.fps is None else 1 / self.fps)
 
 
 def _on_screen(times, instants):

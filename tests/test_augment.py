@@ -1,5 +1,7 @@
 """Augmentation treats all frames of a clip alike, and crops are where they are said to be."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
@@ -136,3 +138,139 @@ def test_each_colour_change_has_its_own_probability():
     rng = np.random.default_rng(0)
     frames = np.full((1, 4, 4, 3), 100, np.uint8)
     assert 0.08 < np.mean([(apply(frames, 0, rng)[0] != frames).any() for _ in range(3000)]) < 0.12
+
+
+# Resized crops
+
+
+def crop_of(size, **options):
+    """A crop without a flip, of the given rectangles."""
+    return TrainAugment(size=size, short_side=(size, size), flip=0.0, crop="resized", **options)
+
+
+def test_resized_crops_reach_every_place_and_no_further():
+    apply = crop_of(8, area=(0.2, 0.2), aspect=(1.0, 1.0))  # 8 x 8 of 16 x 20: pixels are copied
+    rng = np.random.default_rng(0)
+    corners = set()
+    for _ in range(3000):
+        clip = apply(ramp(16, 20), 0, rng)[0][0].astype(int)
+        assert (clip[..., :2] == clip[0, 0, :2] + np.moveaxis(np.mgrid[:8, :8], 0, -1)).all()
+        corners.add(tuple(clip[0, 0, :2]))
+    assert corners == {(y, x) for y in range(9) for x in range(13)}
+
+
+def test_resized_crops_cover_the_ranges_of_area_and_aspect():
+    rng = np.random.default_rng(0)
+    clips = [crop_of(100)(ramp(200, 200), 0, rng)[0][0].astype(float) for _ in range(600)]
+    # Rows and columns of the source from the first pixel's centre to the last one's, and from edge to edge.
+    spans = [(clip[-1, 50, 0] - clip[0, 50, 0], clip[50, -1, 1] - clip[50, 0, 1]) for clip in clips]
+    sides = np.array(spans) * 100 / 99
+    area, aspect = sides.prod(1) / 200**2, sides[:, 1] / sides[:, 0]
+    assert 0.07 < area.min() < 0.1 and 0.9 < area.max() <= 1.01
+    assert 0.72 < aspect.min() < 0.77 and 1.3 < aspect.max() < 1.37
+    assert abs(np.log(aspect).mean()) < 0.03, "as often broad as high"
+    small = area[area < 0.5]  # larger ones do not fit at every aspect
+    assert abs(small.mean() - 0.29) < 0.02, "uniform in the area"
+
+
+@pytest.mark.parametrize("height, width", [(20, 200), (200, 20)])
+def test_where_no_rectangle_fits_the_crop_is_the_largest_in_the_centre(height, width):
+    clip = crop_of(27, area=(0.9, 1.0))(ramp(height, width), 0, np.random.default_rng(0))[0][0]
+    along, across = (clip[0, :, 1], clip[:, 0, 0]) if width > height else (clip[:, 0, 0], clip[0, :, 1])
+    np.testing.assert_array_equal(along, np.arange(86, 113))  # 20 * 1.3333 pixels, not scaled
+    assert across[0] == 0 and across[-1] == 19
+
+
+def test_a_whole_frame_is_a_resized_crop():
+    frame = noise(1, 30, 40, 3)
+    clip, _ = crop_of(20, area=(1.0, 1.0), aspect=(4 / 3, 4 / 3))(frame, 0, np.random.default_rng(0))
+    np.testing.assert_array_equal(clip[0], cv2.resize(frame[0], (20, 20), interpolation=cv2.INTER_LINEAR))
+
+
+# RandAugment, erasing, and all together
+
+
+@pytest.mark.parametrize("crop", ["jitter", "resized"])
+@given(st.integers(8, 60), st.integers(8, 60), st.integers(0, 99))
+def test_every_frame_gets_the_same_draw_of_everything(crop, height, width, seed):
+    frame = noise(height, width, 3)
+    before = frame.copy()
+    apply = TrainAugment(size=16, short_side=(16, 20), crop=crop, randaugment=4, erasing=1.0)
+    clip, _ = apply(np.stack([frame] * 3), 0, np.random.default_rng(seed))
+    assert clip.shape == (3, 16, 16, 3) and clip.dtype == np.uint8 and clip.flags.c_contiguous
+    assert (clip == clip[0]).all()
+    np.testing.assert_array_equal(frame, before)
+
+
+def test_changes_leave_each_others_draws_alone():
+    """Which clips are flipped, and where boxes are erased, whatever else is on."""
+    frames = np.full((1, 24, 32, 3), 7, np.uint8)
+    flips, boxes = [], []
+    for options in ({}, COLOUR, dict(crop="resized"), dict(randaugment=3), dict(crop="resized", randaugment=2)):
+        apply = TrainAugment(size=16, short_side=(16, 24), flip_swaps={0: 1}, **options)
+        flips.append([apply(frames, 0, np.random.default_rng(seed))[1] for seed in range(60)])
+        both = [dataclasses.replace(apply, erasing=erasing) for erasing in (0.0, 0.5)]
+        plain, erased = (np.stack([apply(frames, 0, np.random.default_rng(seed))[0] for seed in range(60)])
+                         for apply in both)
+        boxes.append((plain != erased).any(-1))
+    assert all(found == flips[0] for found in flips) and 0 < sum(flips[0]) < 60
+    assert 15 <= boxes[0].any((1, 2, 3)).sum() <= 45
+    for found in boxes[1:]:
+        assert (found != boxes[0]).mean() < 1e-3  # noise may have the colour that it covers
+
+
+def test_randaugment_follows_the_flip_and_its_arguments():
+    frames = noise(2, 16, 16, 3)
+    apply = TrainAugment(size=16, short_side=(16, 16), flip=1.0, randaugment=2, magnitude=9.0, magnitude_std=0.0)
+    calls = []
+
+    class Recorder:
+        def __init__(self, *arguments):
+            self.arguments = arguments
+
+        def __call__(self, clip, rng):
+            calls.append((self.arguments, clip))
+            return 255 - clip
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(augment, "RandAugment", Recorder)
+        clip, _ = apply(frames, 0, np.random.default_rng(0))
+    assert calls[0][0] == (2, 9.0, 0.0)
+    np.testing.assert_array_equal(calls[0][1], frames[:, :, ::-1])
+    np.testing.assert_array_equal(clip, 255 - frames[:, :, ::-1])
+
+
+def test_erasing_fills_one_box_with_noise():
+    frames = np.zeros((3, 40, 40, 3), np.uint8)
+    apply = TrainAugment(size=40, short_side=(40, 40), erasing=0.25)
+    rng = np.random.default_rng(0)
+    clips = [apply(frames, 0, rng)[0] for _ in range(3000)]
+    erased = [clip for clip in clips if clip.any()]
+    assert abs(len(erased) - 750) < 4 * (3000 * 0.25 * 0.75) ** 0.5
+    seen, areas, aspects, levels = np.zeros((40, 40), bool), [], [], np.zeros(256, int)
+    for clip in erased:
+        assert (clip == clip[0]).all()
+        y, x = (np.flatnonzero(clip[0].any((axis, 2))) for axis in (1, 0))
+        box = clip[0, y[0]:y[-1] + 1, x[0]:x[-1] + 1]
+        assert box.any(-1).mean() > 0.99, "no holes"
+        seen[y[0]:y[-1] + 1, x[0]:x[-1] + 1] = True
+        areas.append(box.shape[0] * box.shape[1] / 1600)
+        aspects.append(box.shape[1] / box.shape[0])
+        levels += np.bincount(box.ravel(), minlength=256)
+    assert seen.all()
+    assert 0.014 < min(areas) < 0.04 and 0.3 < max(areas) < 0.36
+    assert 0.23 < min(aspects) < 0.4 and 2.5 < max(aspects) < 4.4
+    assert levels.min() > 0.8 * levels.mean() and levels.max() < 1.2 * levels.mean()
+
+
+@pytest.mark.parametrize("field, options", [
+    ("crop", dict(crop="random")), ("area", dict(area=(0.0, 1.0))), ("area", dict(area=(0.5, 1.1))),
+    ("area", dict(area=(0.5, 0.4))), ("area", dict(area=0.5)), ("aspect", dict(aspect=(0.75,))),
+    ("aspect", dict(aspect=(-1.0, 1.0))), ("aspect", dict(aspect=(1.0, float("inf")))),
+    ("randaugment", dict(randaugment=-1)), ("randaugment", dict(randaugment=2.0)), ("magnitude", dict(magnitude=11.0)),
+    ("magnitude_std", dict(magnitude_std=-0.5)), ("magnitude", dict(magnitude=float("nan"))),
+    ("erasing", dict(erasing=1.5)), ("erasing", dict(erasing="half")),
+    ("hue", dict(randaugment=4, hue=0.1)), ("brightness", dict(randaugment=1, brightness=0.1))])
+def test_fields_are_checked(field, options):
+    with pytest.raises(DataError, match=rf"^data\.{field} must be .*, but is .*\.$"):
+        TrainAugment(size=16, short_side=(16, 16), **options)

@@ -21,7 +21,7 @@ from vidformers.encoder import stage_noises
 from vidformers.models import DEFAULTS, Parts
 from vidformers.summary import summarise
 
-CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem not in ("base", "sheet", "__init__"))
+CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py") if "def get_config" in path.read_text())
 TWELVE = dict(depth=12, motion_blocks=12, class_blocks=0)  # the baseline of MEViT's Tables 1 and 3
 TEMPORAL = {
     "timesformer": ("timesformer", dict()),

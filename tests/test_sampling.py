@@ -15,7 +15,8 @@ def constant(n, fps=25.0):
 
 SAMPLERS = st.one_of(
     st.builds(Uniform, st.integers(1, 40)),
-    st.builds(Dense, st.integers(1, 40), st.integers(1, 40), st.none() | st.floats(1, 60)))
+    st.builds(Dense, st.integers(1, 40), st.integers(1, 40), st.none() | st.floats(1, 60),
+              st.sampled_from(["spread", "from_first"])))
 # Frames at least 1 ms apart, at a varying rate.
 VIDEOS = st.lists(st.floats(1e-3, 2.0), min_size=1, max_size=60).map(
     lambda steps: (np.concatenate([[0.0], np.cumsum(steps)[:-1]]), float(np.sum(steps))))
@@ -84,6 +85,25 @@ def test_dense_starts_run_from_end_to_end(frames, stride, room, clips, fps):
     assert Dense(frames, stride).test(times, duration, 1)[0, 0] == room // 2
 
 
+@given(st.integers(1, 16), st.integers(1, 16), st.integers(0, 300), st.integers(1, 10),
+       st.sampled_from([24, 25, 29.97, 30, 59.94]))
+def test_dense_from_first_takes_equal_shares_of_the_room(frames, stride, room, clips, fps):
+    times, duration = constant(frames * stride + room, fps)
+    indices = Dense(frames, stride, test_starts="from_first").test(times, duration, clips)
+    np.testing.assert_array_equal(indices[:, 0], room * np.arange(clips) // clips)
+    assert (np.diff(indices) == stride).all()
+
+
+def test_dense_rules_differ_where_one_clip_lies():
+    """8 x 8 frames of a hundred: one clip lies in the centre, or at the beginning."""
+    times, duration = constant(100)
+    assert Dense(8, 8).test(times, duration, 1)[0, 0] == (99 - 56) // 2
+    assert Dense(8, 8, test_starts="from_first").test(times, duration, 1)[0, 0] == 0
+    assert Dense(8, 8, test_starts="from_first").test(times, duration, 3)[:, 0].tolist() == [0, 12, 24]
+    held = Dense(8, 8, test_starts="from_first").test(*constant(20), 3)
+    np.testing.assert_array_equal(held, [[0, 8, 16, 19, 19, 19, 19, 19]] * 3)
+
+
 def test_dense_training_start_is_uniform():
     times, duration = constant(4 * 3 + 1 + 9)
     rng = np.random.default_rng(0)
@@ -119,6 +139,7 @@ def test_dense_holds_the_last_frame_of_a_short_video():
     ("data.stride", lambda: Dense(8, 0)),
     ("data.fps", lambda: Dense(8, 1, 0)),
     ("data.fps", lambda: Dense(8, 1, "25")),
+    ("data.test_starts", lambda: Dense(8, 1, test_starts="first")),
     ("eval.clips", lambda: Uniform(8).test(*constant(40), 0)),
     ("eval.clips", lambda: Dense(8, 1).test(*constant(40), 0)),
 ])

@@ -211,6 +211,10 @@ class Classifier(nnx.Module):
         """Of one clip: (t, y, x, 3)."""
         return self.encoder.shape
 
+    @property
+    def num_classes(self) -> int:
+        return self.head.out_features
+
     def __call__(self, video, key=None, index=None):
         return self.head(self.features(video, key, index))
 

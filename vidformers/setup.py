@@ -13,6 +13,7 @@ from input_pipeline.augment import crop_places
 from vidformers import memory
 from vidformers.errors import ConfigError, require
 from vidformers.evaluate import Evaluator, Protocol
+from vidformers.mixing import Mixing
 from vidformers.models import build
 from vidformers.optim import in_steps, make_optimizer
 from vidformers.sharding import batch_sharding, make_mesh, replicated, state_shardings
@@ -30,6 +31,7 @@ class Loop:
         log_every_steps: steps between lines of figures.
         eval_every_steps, eval_every_epochs: between evaluations by one centre view; neither, none before the end.
         label_smoothing: share of the target spread over all classes.
+        mixup, cutmix, mix_probability, mix_switch: those of `mixing.Mixing`; without the first two clips stay apart.
     """
 
     total_steps: int | None = None
@@ -40,12 +42,24 @@ class Loop:
     eval_every_steps: int | None = None
     eval_every_epochs: float | None = None
     label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_probability: float = 1.0
+    mix_switch: float = 0.5
 
     def __post_init__(self):
         for name in ("batch_size", "accumulate", "log_every_steps"):
             require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)} must be at least 1.")
         require(0 <= self.label_smoothing < 1,
                 f"train.label_smoothing={self.label_smoothing} must be at least 0 and below 1.")
+        require(self.mixing is None or self.batch_size >= 2 * self.accumulate,
+                f"train.batch_size={self.batch_size} leaves clips without another to be mixed with: set train.mixup "
+                "and train.cutmix to 0.")
+
+    @property
+    def mixing(self) -> Mixing | None:
+        mixing = Mixing(self.mixup, self.cutmix, self.mix_probability, self.mix_switch)
+        return mixing if mixing.active else None
 
     def check_devices(self, devices: int) -> None:
         require(self.batch_size % (devices * self.accumulate) == 0,
@@ -110,7 +124,10 @@ def set_up(config: dict, training: bool = True) -> Setup:
     if not training:
         loop = replace(loop, total_steps=1, total_epochs=None, eval_every_steps=None, eval_every_epochs=None)
         optim = optim | dict(warmup_steps=None, warmup_epochs=None)
-    per_epoch = len(pipeline.train_manifest.records) / loop.batch_size if training else 1.0
+    clips = pipeline.repeats * len(pipeline.train_manifest.records) if training else loop.batch_size
+    per_epoch = clips / loop.batch_size
+    require(loop.batch_size % pipeline.repeats == 0,
+            f"train.batch_size={loop.batch_size} must be divisible by data.repeats={pipeline.repeats}.")
     total = in_steps("train.total", loop.total_steps, loop.total_epochs, per_epoch)
     require(total is not None and total >= 1, "train.total_steps or train.total_epochs must be set, to 1 step or more.")
     eval_every = in_steps("train.eval_every", loop.eval_every_steps, loop.eval_every_epochs, per_epoch)
@@ -150,7 +167,7 @@ def compile_step(setup: Setup, **changes):
         graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
     step = make_step(graph, setup.optimizer, setup.rate, seed=setup.config["seed"], accumulate=accumulate,
                      label_smoothing=setup.loop.label_smoothing, ema_decay=setup.config["optim"]["ema_decay"],
-                     frozen=setup.config["optim"]["frozen"])
+                     frozen=setup.config["optim"]["frozen"], mixing=setup.loop.mixing)
     rows = batch_sharding(setup.mesh)
     data, size = setup.config["data"], setup.loop.batch_size
     shapes = {"video": ((size, data["frames"], data["size"], data["size"], 3), jnp.uint8),

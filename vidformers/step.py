@@ -8,6 +8,7 @@ import optax
 from einops import rearrange
 from flax import nnx
 
+from vidformers.mixing import Mixing
 from vidformers.optim import frozen_mask
 
 
@@ -32,11 +33,12 @@ def initial_state(make_model, optimizer, ema_decay, seed: int) -> State:
 
 
 def make_step(graph, optimizer, rate, *, seed: int, accumulate: int = 1, label_smoothing: float = 0.0,
-              ema_decay: float | None = None, frozen: tuple = ()):
+              ema_decay: float | None = None, frozen: tuple = (), mixing: Mixing | None = None):
     """(state, batch {video b t y x c, index b t, label b, mask b}) -> (state, figures), for jit with the state donated.
 
     The loss is the cross-entropy of the rows of mask 1, averaged over the whole batch whatever `accumulate`, the
-    number of micro-batches whose gradients are summed before the one update.
+    number of micro-batches whose gradients are summed before the one update. Clips are mixed inside their micro-batch;
+    a mixed clip has no one class, so that `mixing` leaves no top-1 among the figures.
     """
     def loss_sum(parameters, batch, key):
         mask = batch["mask"]
@@ -44,8 +46,12 @@ def make_step(graph, optimizer, rate, *, seed: int, accumulate: int = 1, label_s
         video = jnp.where(mask[:, None, None, None, None] > 0, batch["video"], 0)
         held = frozen_mask(parameters, frozen)
         parameters = jax.tree.map(lambda x, hold: jax.lax.stop_gradient(x) if hold else x, parameters, held)
-        logits = nnx.merge(graph, parameters)(video, key, batch.get("index"))
-        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), label_smoothing)
+        model = nnx.merge(graph, parameters)
+        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], model.num_classes), label_smoothing)
+        if mixing is not None:
+            key, own = jax.random.split(key)
+            video, targets = mixing(video, targets, mask, own)
+        logits = model(video, key, batch.get("index"))
         losses = optax.softmax_cross_entropy(logits, targets)
         right = jnp.argmax(logits, axis=-1) == batch["label"]
         return (losses * mask).sum(), (right * mask).sum()
@@ -72,8 +78,9 @@ def make_step(graph, optimizer, rate, *, seed: int, accumulate: int = 1, label_s
         average = state.average
         if ema_decay:
             average = optax.incremental_update(parameters, average, 1 - ema_decay)
-        figures = {"loss": loss, "top1": right, "count": count, "gradient_norm": optax.tree.norm(gradients),
-                   "lr": rate(state.step)}
+        figures = {"loss": loss, "count": count, "gradient_norm": optax.tree.norm(gradients), "lr": rate(state.step)}
+        if mixing is None:
+            figures["top1"] = right
         return State(state.step + 1, parameters, moments, average), figures
 
     return step

@@ -61,10 +61,11 @@ def train(config: dict, path) -> dict:
     with ExitStack() as stack:
         if main:
             stack.enter_context(folders.lock(workdir))
-        val = setup.pipeline.val_manifest
-        run = folders.describe(config, {
-            "train": setup.pipeline.train_manifest.digest, "val": val.digest,
-            "train_videos": len(setup.pipeline.train_manifest.records), "val_videos": len(val.records)})
+        data = {"classes": list(setup.pipeline.class_names)}
+        for split, manifest in (("train", setup.pipeline.train_manifest), ("val", setup.pipeline.val_manifest)):
+            data |= {split: manifest.digest, f"{split}_list": manifest.path, f"{split}_videos": len(manifest.records),
+                     f"{split}_missing": list(manifest.missing)}
+        run = folders.describe(config, data)
         changes = folders.compare(workdir, run)
         checkpoints = stack.enter_context(Checkpoints(workdir, **config["checkpoint"]))
         restored = checkpoints.restore(setup.abstract)
@@ -97,6 +98,14 @@ def _train(setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpo
         say(f"Continues {workdir} at step {start} of {setup.total_steps}.")
     for change in changes:
         say(change)
+    for manifest in (setup.pipeline.train_manifest, setup.pipeline.val_manifest):
+        if manifest.missing:
+            say(f"{len(manifest.missing)} of {len(manifest.missing) + len(manifest.records)} videos of {manifest.path} "
+                f"are not there; {workdir}/run.json lists them.")
+    repeats, size = setup.pipeline.repeats, setup.loop.batch_size
+    if repeats > 1:
+        say(f"A batch of {size} clips holds {size // repeats} videos, {repeats} clips of each (data.repeats); a pass "
+            "over the videos is as many times longer.")
     evaluators = {}
 
     def evaluate(protocol: Protocol, step: int) -> Result:
@@ -154,7 +163,7 @@ class BadVideos:
 
     def meet(self, step: int, batch: dict) -> None:
         """Looks at the batch of `step`, counted from 0."""
-        size = self.setup.loop.batch_size
+        size = self.setup.loop.batch_size // self.setup.pipeline.repeats
         if step and step * size // len(self.records) != (step - 1) * size // len(self.records):
             self.progress = {**self.progress, "bad_in_pass": 0}
         rows = np.flatnonzero(batch["mask"] == 0)
@@ -166,7 +175,8 @@ class BadVideos:
             if path not in known:
                 say(f"Left out, it will not decode: {path}: {batch['error'][row].decode('utf-8', 'replace')}")
             known[path] = known.get(path, 0) + 1
-        self.progress = {"bad_in_pass": self.progress["bad_in_pass"] + int(rows.size), "bad": known}
+        count = self.progress["bad_in_pass"] + int(rows.size) // self.setup.pipeline.repeats
+        self.progress = {"bad_in_pass": count, "bad": known}
         most = self.setup.pipeline.max_bad_fraction
         if self.progress["bad_in_pass"] > most * len(self.records):
             raise DataError(f"{self.progress['bad_in_pass']} of {len(self.records)} videos of this pass would not "
@@ -210,7 +220,8 @@ def steps(setup: Setup, compiled, state: State, start: int, pending: list, bad: 
                     logged = _log(done, loop.batch_size) | {
                         "train/clips_per_second": (step - logged_at) * loop.batch_size / seconds,
                         "train/data_wait": waited / seconds}
-                    bar.figures(f"loss {logged['train/loss']:.3f}  top-1 {logged['train/top1']:.1%}  "
+                    top1 = f"top-1 {logged['train/top1']:.1%}  " if "train/top1" in logged else ""
+                    bar.figures(f"loss {logged['train/loss']:.3f}  {top1}"
                                 f"{logged['train/clips_per_second']:.0f} clips/s  "
                                 f"data wait {logged['train/data_wait']:.1%}")
                     done = []
@@ -233,7 +244,7 @@ def _fetch(step: int, figures: dict) -> dict:
 def _log(done: list[dict], batch_size: int) -> dict:
     weights = np.array([figures["count"] for figures in done])
     logged = {f"train/{name}": float(np.average([f[name] for f in done], weights=weights if weights.any() else None))
-              for name in ("loss", "top1")}
+              for name in ("loss", "top1") if name in done[-1]}
     return logged | {"train/gradient_norm": done[-1]["gradient_norm"], "train/lr": done[-1]["lr"],
                      "train/bad_rows": len(done) * batch_size - float(weights.sum())}
 

@@ -17,7 +17,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av",
 # Of these a resumed run must have the same values, or it would not continue the run that the folder holds.
 # How it is computed may change.
 IDENTITY = ("seed", "model", "train.batch_size", "data.train", "data.frames", "data.sampling", "data.stride",
-            "data.fps", "data.size", "data.short_side", "data.flip", "optim.name", "optim.ema_decay")
+            "data.fps", "data.size", "data.short_side", "data.flip", "data.source", "data.crop", "data.repeats",
+            "data.randaugment", "data.erasing", "train.mixup", "train.cutmix", "optim.name", "optim.ema_decay")
 COMPUTED = ("model.remat", "model.unroll", "model.dtype")
 
 
@@ -88,7 +89,7 @@ def compare(workdir: Path, run: dict) -> list[str]:
         require(not same, f"--workdir={workdir} holds a run with {field}={old.get(field)!r}, not "
                           f"{new.get(field)!r}: give another workdir.")
     require(old_digest == run["data"]["train"],
-            f"--workdir={workdir} holds a run on another manifest: the list in {run['config']['data']['train']} "
+            f"--workdir={workdir} holds a run on another manifest: the list in {run['data']['train_list']} "
             f"has hash {run['data']['train']}, the run's had {old_digest}.")
     return [f"Continues with {field}={new.get(field)!r} (was {old.get(field)!r})." for field in changed]
 

@@ -1,0 +1,11 @@
+"""Kinetics-600 as its authors distribute it, for any model: --config=configs/kinetics600.py:mevit_b16.
+
+Paper: Carreira et al., "A Short Note about Kinetics-600", 2018. Folder and classes are those of configs/kinetics400.py.
+Command: python main.py --config=configs/kinetics600.py:mevit_b16 --config.data.root=DIR
+"""
+
+from configs import kinetics400
+
+
+def get_config(sheet: str = "mevit_b16"):
+    return kinetics400.get_config(sheet, 600)

@@ -1,0 +1,19 @@
+"""Something-Something v2 as its authors distribute it, for any model: --config=configs/ssv2.py:mevit_b16.
+
+Paper: Goyal et al., "The 'Something Something' Video Database", 2017. 168,913 training and 24,777 validation clips of 2
+to 6 seconds in 174 classes.
+Folder: data.root holds something-something-v2-{labels,train,validation}.json, or the later short names; the videos,
+ID.webm, or folders of their frames, lie anywhere below.
+Command: python main.py --config=configs/ssv2.py:mevit_b16 --config.data.root=DIR
+
+Segments of the whole video and one clip of three crops, as papers test on it. Nothing is flipped, since many classes
+have a direction; --config.data.flip=0.5 --config.data.flip_sides=True flips and swaps left with right in the label.
+"""
+
+from configs.datasets import on
+
+
+def get_config(sheet: str = "mevit_b16"):
+    config = on(sheet, source="something", root="data/ssv2", num_classes=174, sampling="uniform", flip=0.0)
+    config.eval.update(clips=1, crops=3)
+    return config

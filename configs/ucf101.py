@@ -1,0 +1,13 @@
+"""UCF101 as its authors distribute it, for any model: --config=configs/ucf101.py:mevit_b16.
+
+Paper: Soomro et al., "UCF101", 2012. 13,320 clips of 101 classes, in three splits; results are the mean of all three.
+Folder: data.root holds classInd.txt, trainlist0k.txt and testlist0k.txt (or the folder ucfTrainTestlist with them), and
+the videos in class folders (or in UCF-101/).
+Command: python main.py --config=configs/ucf101.py:mevit_b16 --config.data.root=DIR --config.data.split=1
+"""
+
+from configs.datasets import on
+
+
+def get_config(sheet: str = "mevit_b16"):
+    return on(sheet, source="ucf101", root="data/ucf101", num_classes=101)
