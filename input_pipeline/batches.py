@@ -52,6 +52,7 @@ class Pipeline:
       flip_sides: whether a mirror also turns classes into each other whose names differ in left and right alone.
       workers: decoding processes; 0 decodes in this one.
       prefetch: batches that each worker has ready (grain keeps as many again on their way to this process).
+      limit_seconds: time that one video may take to decode.
       max_bad_fraction: share of undecodable videos, from 0 to 1, at which a run should give up.
 
     Raises:
@@ -91,6 +92,7 @@ class Pipeline:
     erasing: float = 0.0
     workers: int = 2
     prefetch: int = 2
+    limit_seconds: float = 60.0
     max_bad_fraction: float = 0.01
 
     def __post_init__(self):
@@ -113,10 +115,10 @@ class Pipeline:
                       f"None or a whole number of at least data.size={self.size} pixels")
         self._require("flip_swaps", _is_sequence(swaps) and all(_is_sequence(pair, 2) for pair in swaps),
                       "pairs of class names or of label numbers")
-        rate = self.frame_rate
-        self._require("frame_rate", isinstance(rate, numbers.Real) and 0 < rate < math.inf,
-                      "frames per second above 0")
-        self._sampler, self._augment({})  # check their fields
+        for field, unit in (("frame_rate", "frames per second"), ("limit_seconds", "seconds")):
+            value = getattr(self, field)
+            self._require(field, isinstance(value, numbers.Real) and 0 < value < math.inf, f"{unit} above 0")
+        self.sampler, self._augment({})  # check their fields
 
     def _require(self, field, condition, expected):
         if not condition:
@@ -140,6 +142,13 @@ class Pipeline:
         return names or tuple(map(str, range(self.num_classes)))
 
     @functools.cached_property
+    def sampler(self) -> Uniform | Dense:
+        """What chooses the frames of a clip."""
+        if self.sampling == "uniform":
+            return Uniform(self.frames)
+        return Dense(self.frames, self.stride, self.fps, self.test_starts)
+
+    @functools.cached_property
     def flip_map(self) -> dict[int, int]:
         """Label -> label of its mirror image, for the labels of `flip_swaps` and `flip_sides` only."""
         number_of = {name: label for label, name in enumerate(self.class_names)}
@@ -160,8 +169,8 @@ class Pipeline:
 
         Global batch k is a function of `seed` and k alone, whatever the workers, the number of processes and
         `start`: the order and all draws depend on the position in the whole sequence. Video v of process p is
-        video `v * process_count + p` of the global batch; its `repeats` rows follow each other. Epochs follow one
-        another within a batch.
+        video `p * n + v` of the global batch, n videos a process; its `repeats` rows follow each other. Epochs follow
+        one another within a batch.
 
         Args:
           batch_size: rows of the global batch; a process gets `batch_size / process_count` of them.
@@ -172,7 +181,8 @@ class Pipeline:
         Returns:
           Iterator of dictionaries: `video` uint8 (b, t, size, size, 3); `index` int32 (b, t), the place of each
           frame in its video; `label` int32 (b,); `mask` float32
-          (b,), 0 for a row without data; `id` int32 (b,), the row in the manifest; `error` bytes (b,), empty
+          (b,), 0 for a row without data; `id` int32 (b,), the row in the manifest; `decoded` int32 (b,), the frames
+          that were decoded for it; `error` bytes (b,), empty
           or why the video could not be decoded. Such a row has a black clip and mask 0: another video in its
           place would change the distribution of the classes unseen.
 
@@ -182,13 +192,14 @@ class Pipeline:
         if batch_size % self.repeats:
             raise DataError(f"A batch of {batch_size} clips does not hold data.repeats={self.repeats} of each video.")
         videos = batch_size // self.repeats
-        load = functools.partial(_train_rows, sampler=self._sampler, augment=self._augment(self.flip_map),
-                                 repeats=self.repeats, frame_rate=self.frame_rate)
-        # Sliced only after random_map: sliced before, every process would draw the same numbers for its rows.
+        load = functools.partial(_train_rows, sampler=self.sampler, augment=self._augment(self.flip_map),
+                                 repeats=self.repeats, open_video=self._open)
+        # Shared out only after random_map: before, every process would draw the same numbers for its rows.
         # Batched before the workers divide the work: after it, the order would depend on their number.
         dataset = (grain.MapDataset.source(self.train_manifest.records).seed(seed).shuffle().repeat()
-                   .random_map(load)[start * videos + process_index::process_count]
-                   .batch(_local_size(videos, process_count)).map(_flatten))
+                   .random_map(load)[start * videos:])
+        local_size = _local_size(videos, process_count)
+        dataset = _Share(dataset, local_size, process_index, process_count).batch(local_size).map(_flatten)
         return Batches(dataset, workers=self.workers, prefetch=self.prefetch)
 
     def val_batches(self, *, batch_size, clips, crops, frames=None, process_index=0, process_count=1,
@@ -221,17 +232,12 @@ class Pipeline:
             raise DataError(f"{self.val_manifest.path} gives no labels, without which there is nothing to evaluate.")
         count = math.ceil(len(records) / batch_size)
         padded = records + (_PADDING,) * (count * batch_size - len(records))
-        sampler = self._sampler if frames is None else Uniform(frames)
+        sampler = self.sampler if frames is None else Uniform(frames)
         load = functools.partial(_val_row, sampler=sampler, clips=clips, crops=crops, size=self.size,
-                                 short_side=self.test_short_side, frame_rate=self.frame_rate)
-        dataset = grain.MapDataset.source(padded).map(load)[process_index::process_count].batch(local_size)
+                                 short_side=self.test_short_side, open_video=self._open)
+        dataset = _Share(grain.MapDataset.source(padded).map(load), local_size, process_index, process_count)
+        dataset = dataset.batch(local_size)
         return Batches(dataset, workers=min(self.workers, count), prefetch=self.prefetch)
-
-    @functools.cached_property
-    def _sampler(self):
-        if self.sampling == "uniform":
-            return Uniform(self.frames)
-        return Dense(self.frames, self.stride, self.fps, self.test_starts)
 
     def _augment(self, flip_swaps):
         return TrainAugment(
@@ -239,6 +245,10 @@ class Pipeline:
             aspect=tuple(self.aspect), flip=self.flip, flip_swaps=flip_swaps, brightness=self.brightness,
             saturation=self.saturation, gamma=self.gamma, hue=self.hue, randaugment=self.randaugment,
             magnitude=self.magnitude, magnitude_std=self.magnitude_std, erasing=self.erasing)
+
+    @property
+    def _open(self):
+        return functools.partial(open_video, frame_rate=self.frame_rate, limit_seconds=self.limit_seconds)
 
     @property
     def _kind(self):
@@ -263,18 +273,40 @@ class Pipeline:
                              missing=self.missing)
 
 
-def _train_rows(record, rng, *, sampler, augment, repeats, frame_rate):
+class _Share(grain.MapDataset):
+    """Of every batch the rows of one process, which follow each other: rows p * size to (p + 1) * size of process p.
+
+    The devices of a process hold them in the same order, so that a global batch is laid out alike for any number of
+    processes, and so is all that depends on a row's place in it: dropout, or the clip that it is mixed with.
+    """
+
+    def __init__(self, parent: grain.MapDataset, size: int, process_index: int, process_count: int):
+        super().__init__(parent)
+        self._size, self._process_index, self._process_count = size, process_index, process_count
+
+    def __len__(self):
+        return len(self._parent) // self._process_count
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index, self._size)
+        return self._parent[(batch * self._process_count + self._process_index) * self._size + row]
+
+
+def _train_rows(record, rng, *, sampler, augment, repeats, open_video):
     """The rows of one video, stacked."""
     try:
-        video = open_video(record, frame_rate=frame_rate)
+        video = open_video(record)
         index = sampler.train(video.times, video.duration, rng)
         frames = video.frames(index)
     except DecodeError as error:
         empty = np.zeros((sampler.frames, augment.size, augment.size, 3), np.uint8)
-        rows = [_row(record, empty, np.zeros(sampler.frames), error)] * repeats
+        rows = [_row(record, empty, np.zeros(sampler.frames), error=error)] * repeats
     else:
         clips = [augment(frames, record.label, rng) for _ in range(repeats)]
-        rows = [_row(dataclasses.replace(record, label=label), clip, index) for clip, label in clips]
+        rows = [_row(dataclasses.replace(record, label=label), clip, index, video.decoded * (number == 0))
+                for number, (clip, label) in enumerate(clips)]
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
@@ -283,28 +315,30 @@ def _flatten(batch):
     return {key: value.reshape(-1, *value.shape[2:]) for key, value in batch.items()}
 
 
-def _val_row(record, *, sampler, clips, crops, size, short_side, frame_rate):
+def _val_row(record, *, sampler, clips, crops, size, short_side, open_video):
     empty = np.zeros((clips * crops, sampler.frames, size, size, 3), np.uint8)
     nowhere = np.zeros((clips * crops, sampler.frames))
     if record.id == _PADDING.id:
-        return _row(record, empty, nowhere, "")
+        return _row(record, empty, nowhere, error="")
     try:
-        video = open_video(record, frame_rate=frame_rate)
+        video = open_video(record)
         # Clips share frames: each is decoded and resized once.
         indices, place = np.unique(sampler.test(video.times, video.duration, clips), return_inverse=True)
         frames = video.frames(indices)
     except DecodeError as error:
-        return _row(record, empty, nowhere, error)
+        return _row(record, empty, nowhere, error=error)
     place = place.reshape(clips, sampler.frames)
     views = test_crops(frames, size, crops, short_side)[:, place]
-    return _row(record, views.swapaxes(0, 1).reshape(empty.shape), np.repeat(indices[place], crops, axis=0))
+    return _row(record, views.swapaxes(0, 1).reshape(empty.shape), np.repeat(indices[place], crops, axis=0),
+                video.decoded)
 
 
-def _row(record, video, index, error=None):
+def _row(record, video, index, decoded=0, error=None):
     """One row of a batch. With an `error`, even an empty one, it does not count."""
     message = str(error or "").encode("utf-8", "replace")
     return {"video": video, "index": np.asarray(index, np.int32), "label": np.int32(record.label),
-            "mask": np.float32(error is None), "id": np.int32(record.id), "error": np.array(message, _ERROR_DTYPE)}
+            "mask": np.float32(error is None), "id": np.int32(record.id), "decoded": np.int32(decoded),
+            "error": np.array(message, _ERROR_DTYPE)}
 
 
 def _local_size(batch_size, process_count):

@@ -63,21 +63,25 @@ class Video:
 
     Args:
       source: a path, or the content of a file as bytes.
+      name: of the video in errors, by default the path.
       strict: refuse all that FFmpeg finds doubtful.
       limit_seconds: time that opening and each call of a method may take.
 
     Attributes:
       times: (n,) float64, seconds from the first frame to each.
       duration: seconds, the end of the last frame.
+      decoded: frames that FFmpeg has decoded for it until now, to return those that were asked for.
 
     Raises:
       DecodeError: the file is missing, no regular file, damaged, truncated (where the container tells: Matroska
         does not), holds no video, or takes too long.
     """
 
-    def __init__(self, source: str | bytes, *, strict: bool = False, limit_seconds: float = 60.0):
+    def __init__(self, source: str | bytes, *, name: str | None = None, strict: bool = False,
+                 limit_seconds: float = 60.0):
         self._source, self._strict, self._limit = source, strict, limit_seconds
-        self._kept = None
+        self._name = name or (source if isinstance(source, str) else f"video of {len(source)} bytes")
+        self._kept, self.decoded = None, 0
         with self._working():
             container, stream = self._open()
             try:
@@ -139,10 +143,6 @@ class Video:
         with self._working():
             (first,) = self._pictures([0])
             return Info(self._codec, first.width, first.height, first.rotation, self._audio)
-
-    @property
-    def _name(self):
-        return self._source if isinstance(self._source, str) else f"video of {len(self._source)} bytes"
 
     @contextlib.contextmanager
     def _working(self):
@@ -280,7 +280,9 @@ class Video:
                 # Pictures that no other refers to need no decoding. (In HEVC the same mark leaves out pictures
                 # that higher temporal layers refer to.)
                 context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
-            yield from packet.decode()
+            frames = packet.decode()
+            self.decoded += len(frames)
+            yield from frames
 
 
 def _collect(frames, wanted):

@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import secrets
 import shutil
-import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -25,7 +24,7 @@ import cv2
 import numpy as np
 
 from input_pipeline.errors import DataError
-from input_pipeline.workers import follow_parent
+from input_pipeline.workers import start_pool_process
 
 CLASSES = ("slide left", "slide right", "slide up", "slide down", "grow", "shrink",
            "turn clockwise", "turn anticlockwise", "appear", "vanish")
@@ -155,13 +154,6 @@ def _render_pair(task):
     _write_clip(folder / f"{2 * index + 1:06d}.mp4", clip[::-1], spec.fps)
 
 
-def _start_worker():
-    """Leaves interrupts to the parent, and ends this process when the parent ends, even if it was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-    follow_parent()
-
-
 def _render(folder, spec, workers):
     """Renders the whole data set into the empty `folder`."""
     tasks = []
@@ -182,7 +174,7 @@ def _render(folder, spec, workers):
         for task in tasks:
             _render_pair(task)
     else:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker) as pool:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_pool_process) as pool:
             list(pool.map(_render_pair, tasks, chunksize=8))
     (folder / MANIFEST).write_text(json.dumps(_manifest(spec), indent=1) + "\n")
 

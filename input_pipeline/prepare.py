@@ -11,14 +11,12 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-import cv2
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from input_pipeline import pieces, transcode
-from input_pipeline.decode import end_if_stuck
 from input_pipeline.errors import DataError
-from input_pipeline.workers import follow_parent
+from input_pipeline.workers import start_pool_process
 
 USAGE = """python -m input_pipeline.prepare --config=FILE[:MODEL] [--config.data.field=value ...] --out=DIR
     [--short_side=256] [--gop=4] [--crf=23] [--clips_per_shard=256] [--workers=2]
@@ -180,15 +178,7 @@ def _alone(task):
 
 
 def _pool(workers):
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
-
-
-def _start_worker():
-    """Leaves interrupts to the parent; ends this process with its parent, even if that was killed, or stuck."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-    follow_parent()
-    end_if_stuck()
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_pool_process)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from input_pipeline.annotations import Record
-from input_pipeline.decode import Video
+from input_pipeline.decode import Info, Video
 from input_pipeline.errors import DecodeError
 
 # A file this much longer than its clip holds more than the clip; cuts at keyframes stay below it.
@@ -17,26 +17,28 @@ _TOLERANCE = 1e-6  # of times in floating point; far below the time that any fra
 _NUMBERED = re.compile(r"(.*?)(\d+)\.jpe?g", re.IGNORECASE)
 
 
-def open_video(record: Record, *, frame_rate: float = 30.0):
+def open_video(record: Record, *, frame_rate: float = 30.0, limit_seconds: float = 60.0):
     """The video of a record, cut to its `start` and `end` if the file is over a second longer than they are apart.
 
     Args:
       record: see `annotations.Record`.
       frame_rate: frames per second that folders of frames were extracted at; files know their own.
+      limit_seconds: see `decode.Video`.
 
     Returns:
-      An object with `times`, `duration` and `frames(indices)`, see `decode.Video`.
+      An object with `times`, `duration`, `decoded`, `frames(indices)` and `info()`, see `decode.Video`.
 
     Raises:
       DecodeError: it cannot be opened, or ends before `start`.
     """
     if record.position is not None:
         from input_pipeline import shards  # imports array_record, which only shards need
-        video = Video(shards.read_video(record.path, record.position))
+        video = Video(shards.read_video(record.path, record.position), name=f"{record.path} row {record.position}",
+                      strict=True, limit_seconds=limit_seconds)
     elif os.path.isdir(record.path):
         video = FrameFolder(record.path, frame_rate)
     else:
-        video = Video(record.path)
+        video = Video(record.path, limit_seconds=limit_seconds)
     if record.start is None or record.end is None or video.duration <= record.end - record.start + _SPARE_SECONDS:
         return video
     if record.start >= video.duration:
@@ -59,6 +61,13 @@ class Cut:
         """(n, y, x, 3) uint8, see `decode.Video.frames`."""
         indices = _checked(indices, self.times, self._path)
         return self._video.frames(self._first + indices)
+
+    def info(self) -> Info:
+        return self._video.info()
+
+    @property
+    def decoded(self) -> int:
+        return self._video.decoded
 
 
 class FrameFolder:
@@ -99,6 +108,7 @@ class FrameFolder:
         self._files = [match[0] for match in matches]
         self.times = np.arange(len(numbers)) / frame_rate
         self.duration = len(numbers) / frame_rate
+        self.decoded = 0
 
     def frames(self, indices) -> np.ndarray:
         """Decodes the frames of the given indices, in any order and with repeats, each once.
@@ -112,9 +122,15 @@ class FrameFolder:
         """
         wanted, inverse = np.unique(_checked(indices, self.times, self._path), return_inverse=True)
         images = [self._read(self._files[index]) for index in wanted]
+        self.decoded += len(images)
         if len({image.shape for image in images}) > 1:
             raise DecodeError(f"{self._path}: the frames are not of one size.")
         return np.stack(images)[inverse]
+
+    def info(self) -> Info:
+        """What the first frame tells. Raises DecodeError as `frames` does."""
+        height, width, _ = self._read(self._files[0]).shape
+        return Info("mjpeg", width, height, 0, False)
 
     def _read(self, name):
         path = os.path.join(self._path, name)

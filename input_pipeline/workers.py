@@ -13,12 +13,16 @@ import grain
 import numpy as np
 from absl import flags
 
+from input_pipeline.decode import end_if_stuck
+from input_pipeline.errors import DataError
+
 
 class Batches:
     """Iterator over the batches of a grain data set, which works ahead in `workers` processes from the start.
 
     `close` ends the processes, as does the end of the program. A worker outlives neither the iterator nor
-    its parent, and leaves to its parent what an interrupt or a termination of the process group means.
+    its parent, and leaves to its parent what an interrupt or a termination of the process group means. The iterator
+    raises DataError when a worker has ended before.
     """
 
     def __init__(self, dataset: grain.MapDataset, *, workers: int, prefetch: int):
@@ -43,8 +47,16 @@ class Batches:
     def __next__(self):
         if not self._open:
             raise ValueError("The iterator over the batches is closed.")
+        try:
+            batch = next(self._open[0])
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise DataError("A decoding process has ended, by a video that hangs or a lack of memory; python -m "
+                            "input_pipeline.check finds such videos, data.workers=0 decodes in this process."
+                            ) from error
         # Copied out of shared memory, which would leak if the program ended while it held a batch.
-        return {key: np.array(value) for key, value in next(self._open[0]).items()}
+        return {key: np.array(value) for key, value in batch.items()}
 
     def close(self):
         """Ends the workers and drops what they had ready. Waits for a batch that is in the making."""
@@ -82,6 +94,15 @@ def _start_worker(index, count):
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     cv2.setNumThreads(0)
+    end_if_stuck()
+
+
+def start_pool_process():
+    """For processes of a pool: leaves interrupts to the parent, and ends with it, even if that was killed, or stuck."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    follow_parent()
+    end_if_stuck()
 
 
 def follow_parent():

@@ -15,7 +15,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / os.environ.get("PYTEST_XDIST_WORKER", "")  # workers would read what others half wrote
-TIMING = {"time", "train/clips_per_second", "train/data_wait"}
+TIMING = {"time", "train/clips_per_second", "train/frames_per_second", "train/data_wait"}
 BAD = "train/000007.mp4"
 TINY = {
     "data.source": "csv", "data.frames": 4, "data.size": 16, "data.short_side": "18,20",
@@ -44,13 +44,13 @@ def arguments(data, workdir, fields=(), mode="train"):
 
 
 class Run:
-    """A run that has been started. `limit`: bytes that a file it writes may have."""
+    """A run that has been started. `limit`: bytes that a file it writes may have; `environment`: more variables."""
 
-    def __init__(self, arguments, devices=1, limit=None):
+    def __init__(self, arguments, devices=1, limit=None, environment=None):
         env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
         env |= {"XDG_CACHE_HOME": str(CACHE), "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu",
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", **(environment or {})}
         capped = [] if limit is None else ["prlimit", f"--fsize={limit}"]
         self.process = subprocess.Popen(
             [*capped, sys.executable, "main.py", *arguments], cwd=ROOT, env=env, text=True,

@@ -18,7 +18,7 @@ from input_pipeline.decode import Video
 from input_pipeline.sampling import Uniform
 
 CLIPS, BAD = 22, (3, 17)
-FIELDS = {"video", "index", "label", "mask", "id", "error"}
+FIELDS = {"video", "index", "label", "mask", "id", "decoded", "error"}
 
 
 @pytest.fixture(scope="session")
@@ -65,10 +65,9 @@ def assert_equal(actual, expected):
             np.testing.assert_array_equal(a[key], e[key])
 
 
-def interleave(parts):
-    """Row r of process p is row r * count + p of the global batch."""
-    return [{key: np.stack([part[key] for part in step], 1).reshape(-1, *step[0][key].shape[1:])
-             for key in FIELDS} for step in zip(*parts)]
+def joined(parts):
+    """The rows of the processes follow each other in the global batch."""
+    return [{key: np.concatenate([part[key] for part in step]) for key in FIELDS} for step in zip(*parts)]
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +124,7 @@ def test_batches_do_not_depend_on_the_number_of_processes(folder, reference):
     parts = [take(pipeline(folder).train_batches(batch_size=4, seed=5, process_index=p, process_count=2), 12)
              for p in range(2)]
     assert parts[0][0]["video"].shape[0] == 2
-    assert_equal(interleave(parts), reference)
+    assert_equal(joined(parts), reference)
 
 
 @pytest.mark.parametrize("start", [1, 7])
@@ -134,7 +133,29 @@ def test_start_equals_skipping(folder, reference, start):
                  reference[start:])
     parts = [take(pipeline(folder).train_batches(batch_size=4, seed=5, start=start, process_index=p,
                                                  process_count=4), 12 - start) for p in range(4)]
-    assert_equal(interleave(parts), reference[start:])
+    assert_equal(joined(parts), reference[start:])
+
+
+@pytest.mark.parametrize("repeats", [2, 4])
+def test_repeats_are_clips_of_the_same_frames(folder, repeats):
+    data = pipeline(folder, repeats=repeats)
+    batches = take(data.train_batches(batch_size=8, seed=5), 12)
+    for batch in batches:
+        ids, index, decoded, clips = (batch[key].reshape(-1, repeats, *batch[key].shape[1:])
+                                      for key in ("id", "index", "decoded", "video"))
+        assert (ids == ids[:, :1]).all() and (index == index[:, :1]).all()
+        good = batch["mask"].reshape(-1, repeats)[:, 0] > 0
+        assert (decoded[good, 0] >= 4).all() and not decoded[:, 1:].any(), "and decoded once"
+        assert all((clip[0] != clip[1]).any() for clip in clips[good])
+    videos = np.concatenate([batch["id"][::repeats] for batch in batches])
+    assert sorted(videos[:CLIPS]) == list(range(CLIPS)), "a pass takes as many more batches"
+    parts = [take(data.train_batches(batch_size=8, seed=5, process_index=p, process_count=2), 12) for p in range(2)]
+    assert_equal(joined(parts), batches)
+
+
+def test_a_batch_must_hold_all_repeats_of_a_video(folder):
+    with pytest.raises(DataError, match=r"9 clips.*data\.repeats=2"):
+        pipeline(folder, repeats=2).train_batches(batch_size=9, seed=0)
 
 
 @pytest.mark.parametrize("batch_size, workers", [(1, 0), (4, 0), (11, 0), (32, 0), (4, 2)])
@@ -146,7 +167,7 @@ def test_validation_counts_every_video_once(folder, batch_size, workers, process
         for p in range(process_count)]
     steps = -(-11 // batch_size)
     assert [len(part) for part in parts] == [steps] * process_count
-    batches = interleave(parts)
+    batches = joined(parts)
     ids, mask, label, error, video = (np.concatenate([b[key] for b in batches])
                                       for key in ("id", "mask", "label", "error", "video"))
     assert video.shape == (steps * batch_size, 6, 4, 24, 24, 3)
@@ -204,7 +225,8 @@ def test_flip_swaps_by_name_and_number(folder, swaps):
     ("source", "tfds"), ("sampling", "sparse"), ("num_classes", 0), ("frames", 0), ("size", 24.0),
     ("short_side", 24), ("short_side", (32, 24)), ("short_side", (16, 32)), ("test_short_side", 16),
     ("flip", 1.5), ("hue", -0.1), ("workers", -1), ("prefetch", 0), ("max_bad_fraction", 2),
-    ("flip_swaps", ("left", "right")),
+    ("flip_swaps", ("left", "right")), ("split", 0), ("missing", "ignore"), ("repeats", 0), ("frame_rate", 0.0),
+    ("limit_seconds", -1.0), ("crop", "random"), ("area", (0.5,)), ("randaugment", -1), ("erasing", 2.0),
 ])
 def test_fields_are_checked_at_construction(folder, field, value):
     with pytest.raises(DataError, match=rf"data\.{field} "):
@@ -233,6 +255,36 @@ def test_arguments_are_refused_before_workers_start(folder):
         data.val_batches(batch_size=4, clips=0, crops=1)
     with pytest.raises(DataError, match="train.csv"):
         pipeline(folder, num_classes=5).train_batches(batch_size=4, seed=0)
+
+
+def test_the_end_of_a_worker_is_told(folder):
+    batches = pipeline(folder, workers=1, prefetch=1).train_batches(batch_size=4, seed=0)
+    next(batches)
+    worker, = multiprocessing.active_children()
+    worker.kill()
+    with pytest.raises(DataError, match="decoding process has ended"):
+        for _ in range(20):  # some are ready
+            next(batches)
+    batches.close()
+
+
+def test_lists_and_classes_are_found_under_the_names_of_the_source(folder, tmp_path):
+    for split, numbers in (("train", (0, 1, 2, 4)), ("val", (5, 6))):
+        for number in numbers:
+            place = tmp_path / split / ("even" if number % 2 == 0 else "odd")
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{number}.mp4").symlink_to(f"{folder}/{number}.mp4")
+    data = pipeline(str(tmp_path), source="folders", num_classes=2)
+    assert data.class_names == ("even", "odd")
+    batch, = take(data.val_batches(batch_size=2, clips=1, crops=1), 1)
+    assert batch["label"].tolist() == [0, 1] and batch["mask"].all()
+    batch, = take(data.train_batches(batch_size=4, seed=0), 1)
+    assert sorted(batch["label"].tolist()) == [0, 0, 0, 1]
+
+
+def test_a_list_without_labels_is_not_evaluated(folder):
+    with pytest.raises(DataError, match="no labels"):
+        pipeline(folder).val_batches(batch_size=2, clips=1, crops=1, records=[Record(0, f"{folder}/4.mp4", -1, 1)])
 
 
 @pytest.mark.parametrize("workers", [0, 1])

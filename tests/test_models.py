@@ -14,7 +14,7 @@ from flax import nnx
 from tiny import SMALL, clips, compiled, initial, make, quick_jit
 
 from configs.base import OWN, base
-from configs.sheet import override
+from configs.sheet import SheetError, load, override
 from vidformers import MODELS, ConfigError, build
 from vidformers.attention.core import Tokens
 from vidformers.encoder import stage_noises
@@ -171,6 +171,20 @@ def variants(sheet):
         if not line.startswith("Command:"):
             for i in range(max((len(values) for _, values in row), default=0)):
                 yield tuple((path, values[i % len(values)]) for path, values in row)
+
+
+DATASETS = [sheet for sheet in CONFIGS if "configs.datasets" in Path(f"configs/{sheet}.py").read_text()
+            or sheet.startswith("kinetics")]
+
+
+@pytest.mark.parametrize("data", DATASETS)
+def test_sheets_of_data_sets_take_every_model(data):
+    for sheet in sorted(set(CONFIGS) - set(DATASETS) - {"demo"}):
+        chosen = load(f"configs/{data}.py:{sheet}")
+        assert chosen.model.to_dict() == config(sheet).model.to_dict() | dict(num_classes=chosen.data.num_classes)
+        assert chosen.data.source != "csv" and chosen.data.num_classes == chosen.model.num_classes
+    with pytest.raises(SheetError, match="one of cvt_13, .*, not 'demo'"):
+        load(f"configs/{data}.py:demo")
 
 
 VARIANTS = [(sheet, row) for sheet in CONFIGS if sheet not in ("demo", "mevit_b16") for row in variants(sheet)]

@@ -15,7 +15,7 @@ from sublayers import HEADS, WIDTH, attention, module
 from tiny import quick_jit
 
 from vidformers import ConfigError, build
-from vidformers.attention.core import attend
+from vidformers.attention.core import Noise, attend
 from vidformers.attention.dictionary import HYBRIDS
 from vidformers.attention.window import Series, WindowAttention
 from vidformers.summary import count_macs
@@ -322,3 +322,17 @@ def test_features_of_another_shape_are_refused(shape, where):
     graph, parameters = encoder()
     with pytest.raises(ConfigError, match="Frame features"):
         nnx.merge(graph, parameters)(np.zeros(shape, np.float32), **where)
+
+
+def test_attention_weights_are_dropped_out_and_stay_right_on_average():
+    graph, parameters = layer(4, dropout=0.5)
+    series = draw_series(7)
+
+    def draw(key):
+        of_frames, of_token = Noise(key, jnp.zeros(())).split(2)
+        return nnx.merge(graph, parameters).branch(series, of_frames, of_token)
+
+    draws = np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 1000)))
+    error = draws.std(axis=0) / len(draws) ** 0.5
+    assert (error > 0).all(), "every token reads by weights that are dropped out"
+    assert (np.abs(draws.mean(axis=0) - branch(graph, parameters, series)) < 5 * error).all()

@@ -21,6 +21,8 @@ from vidformers.setup import Setup, compile_to_fit, initialise, set_up
 from vidformers.sharding import put_batch
 from vidformers.step import State
 
+_SLOW = 0.05  # share of the time spent waiting for data, above which a line says so
+
 
 class Stop:
     """Turns the first SIGTERM or ctrl-C into a wish, so that the loop ends after a whole step; the second kills."""
@@ -98,14 +100,9 @@ def _train(setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpo
         say(f"Continues {workdir} at step {start} of {setup.total_steps}.")
     for change in changes:
         say(change)
-    for manifest in (setup.pipeline.train_manifest, setup.pipeline.val_manifest):
-        if manifest.missing:
-            say(f"{len(manifest.missing)} of {len(manifest.missing) + len(manifest.records)} videos of {manifest.path} "
-                f"are not there; {workdir}/run.json lists them.")
-    repeats, size = setup.pipeline.repeats, setup.loop.batch_size
-    if repeats > 1:
-        say(f"A batch of {size} clips holds {size // repeats} videos, {repeats} clips of each (data.repeats); a pass "
-            "over the videos is as many times longer.")
+    if main:
+        for sentence in accounts(setup, workdir):
+            say(sentence)
     evaluators = {}
 
     def evaluate(protocol: Protocol, step: int) -> Result:
@@ -155,6 +152,18 @@ def _train(setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpo
     return final.figures
 
 
+def accounts(setup: Setup, workdir: Path):
+    """What a user should know of the data before figures come: videos that are not there, and what a batch holds."""
+    for manifest in (setup.pipeline.train_manifest, setup.pipeline.val_manifest):
+        if manifest.missing:
+            yield (f"{len(manifest.missing)} of {len(manifest.missing) + len(manifest.records)} videos of "
+                   f"{manifest.path} are not there; {workdir}/run.json lists them.")
+    repeats, size = setup.pipeline.repeats, setup.loop.batch_size
+    if repeats > 1:
+        yield (f"A batch of {size} clips holds {size // repeats} videos, {repeats} clips of each (data.repeats); a "
+               "pass over the videos is as many times longer.")
+
+
 class BadVideos:
     """Counts the rows that would not decode, names each file once, and ends a run that meets too many."""
 
@@ -200,6 +209,7 @@ def steps(setup: Setup, compiled, state: State, start: int, pending: list, bad: 
         batch_size=loop.batch_size, seed=setup.config["seed"], start=start,
         process_index=jax.process_index(), process_count=jax.process_count())
     running, done, waited, since, logged_at = deque(), list(pending), 0.0, time.perf_counter(), start
+    decoded = 0  # frames, by this process
     try:
         with Bar("train", setup.total_steps, start, shown=jax.process_index() == 0) as bar:
             for step in range(start + 1, setup.total_steps + 1):
@@ -207,6 +217,7 @@ def steps(setup: Setup, compiled, state: State, start: int, pending: list, bad: 
                 batch = next(batches)
                 waited += time.perf_counter() - asked
                 bad.meet(step - 1, batch)
+                decoded += int(batch["decoded"].sum())
                 state, figures = compiled(state, put_batch(setup.mesh, batch))
                 running.append((step, figures))
                 whole = step % loop.log_every_steps == 0 or step == setup.total_steps
@@ -219,15 +230,18 @@ def steps(setup: Setup, compiled, state: State, start: int, pending: list, bad: 
                     seconds = time.perf_counter() - since
                     logged = _log(done, loop.batch_size) | {
                         "train/clips_per_second": (step - logged_at) * loop.batch_size / seconds,
+                        "train/frames_per_second": decoded * jax.process_count() / seconds,
                         "train/data_wait": waited / seconds}
                     top1 = f"top-1 {logged['train/top1']:.1%}  " if "train/top1" in logged else ""
                     bar.figures(f"loss {logged['train/loss']:.3f}  {top1}"
                                 f"{logged['train/clips_per_second']:.0f} clips/s  "
-                                f"data wait {logged['train/data_wait']:.1%}")
+                                f"{logged['train/frames_per_second']:.0f} decoded frames/s  "
+                                f"data wait {logged['train/data_wait']:.1%}"
+                                + ("  (reading is slower than training)" if logged["train/data_wait"] > _SLOW else ""))
                     done = []
                 yield step, state, logged, list(done) if known else None
                 if whole:
-                    waited, since, logged_at = 0.0, time.perf_counter(), step
+                    waited, decoded, since, logged_at = 0.0, 0, time.perf_counter(), step
     finally:
         batches.close()
 

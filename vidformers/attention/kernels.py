@@ -28,8 +28,8 @@ class Source(NamedTuple):
     angle: jax.Array | None = None
 
 
-def softmax(q, sources):
-    """Scores scaled by 1/sqrt(e); the softmax is taken in float32, or wider where q is."""
+def softmax(q, sources, drop=lambda weights: weights):
+    """Scores scaled by 1/sqrt(e); softmax is taken in float32, or wider where q is; `drop` thins out its weights."""
     q = q * q.shape[-1] ** -0.5
     scores = []
     for source in sources:
@@ -40,7 +40,7 @@ def softmax(q, sources):
         scores.append(score if source.mask is None else jnp.where(source.mask, score, -jnp.inf))
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0], axis=-1)
     sizes = [score.shape[-1] for score in scores]
-    parts = jnp.split(weights.astype(q.dtype), [sum(sizes[:i]) for i in range(1, len(sizes))], axis=-1)
+    parts = jnp.split(drop(weights).astype(q.dtype), [sum(sizes[:i]) for i in range(1, len(sizes))], axis=-1)
     return sum(jnp.einsum("...qk,...ke->...qe", part, source.v) for part, source in zip(parts, sources))
 
 

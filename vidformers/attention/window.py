@@ -1,5 +1,6 @@
 """Longformer attention over a series of frames: a sliding window, and a class token that all see and that sees all."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from flax import nnx
 
 from vidformers.attention.core import Noise, attend, check_heads, dropout, square_init
 from vidformers.attention.dictionary import Dictionary, views
+from vidformers.attention.kernels import softmax
 from vidformers.errors import require
 
 
@@ -28,7 +30,7 @@ class WindowAttention(nnx.Module):
 
     A frame sees the frames at most w/2 before or after it in the series, and the class token. The class token sees all
     frames and itself, by projections of its own: q_g of itself, k_g and v_g of all. Time and memory are linear in the
-    number of frames. Attention weights themselves are not dropped out.
+    number of frames. `dropout` acts on the attention weights and on the branch.
 
     Args:
         width, heads: d and h; h divides d.
@@ -59,24 +61,29 @@ class WindowAttention(nnx.Module):
         self.norm = nnx.LayerNorm(width, epsilon=1e-12, dtype=dtype, rngs=rngs)
 
     def __call__(self, series: Series, noise: Noise | None = None) -> Series:
-        branch = dropout(self.branch(series), self.dropout, noise)
+        noise, *own = (None, None, None) if noise is None else noise.split(3)
+        branch = dropout(self.branch(series, *own), self.dropout, noise)
         return series._replace(tokens=self.norm(series.tokens + branch))
 
-    def branch(self, series: Series):
-        """The update (b n d), without the residual and its norm."""
+    def branch(self, series: Series, of_frames: Noise | None = None, of_token: Noise | None = None):
+        """The update (b n d), without the residual and its norm; the noises thin out attention weights."""
+        def reads(noise):
+            return partial(attend, dictionary=self.dictionary,
+                           kernel=partial(softmax, drop=lambda weights: dropout(weights, self.dropout, noise)))
+
         tokens, valid = series
         q, k, v = self._heads(self.qkv(tokens), 3)
         read = self._masked if self.masked else self._gathered
-        frames = read(q[:, 1:], k, v, valid)
+        frames = read(reads(of_frames), q[:, 1:], k, v, valid)
         if not self.tie_global:
             (q,), (k, v) = self._heads(self.q_global(tokens[:, :1]), 1), self._heads(self.kv_global(tokens), 2)
-        token = attend(q[:, :1], k, v, valid[:, None, None], dictionary=self.dictionary)
+        token = reads(of_token)(q[:, :1], k, v, valid[:, None, None])
         return self.out(rearrange(jnp.concatenate([token, frames], axis=1), "b n h e -> b n (h e)"))
 
     def _heads(self, x, parts: int):
         return rearrange(x, "b n (s h e) -> s b n h e", s=parts, h=self.heads)
 
-    def _gathered(self, q, k, v, valid):
+    def _gathered(self, attend, q, k, v, valid):
         """The frames' q (b t h e); k, v (b 1+t h e) and valid (b 1+t) of class token and frames -> (b t h e).
 
         A chunk of w/2 frames reads itself, the chunk before and the chunk after it, which hold all its windows.
@@ -91,13 +98,13 @@ class WindowAttention(nnx.Module):
 
         near = np.abs(np.arange(size)[:, None] + size - np.arange(3 * size)) <= self.reach
         mask = np.pad(near, ((0, 0), (1, 0)), constant_values=True) & keys(valid)[:, :, None]
-        out = attend(_fold(q, size), keys(k), keys(v), mask[:, :, None], dictionary=self.dictionary)
+        out = attend(_fold(q, size), keys(k), keys(v), mask[:, :, None])
         return rearrange(out, "b g n h e -> b (g n) h e")[:, :frames]
 
-    def _masked(self, q, k, v, valid):
+    def _masked(self, attend, q, k, v, valid):
         place = np.arange(k.shape[1])
         near = (np.abs(place[1:, None] - place) <= self.reach) | (place == 0)
-        return attend(q, k, v, (near & valid[:, None])[:, None], dictionary=self.dictionary)
+        return attend(q, k, v, (near & valid[:, None])[:, None])
 
 
 def _fold(x, size: int):

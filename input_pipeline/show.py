@@ -1,0 +1,155 @@
+"""Draws what the model will see: python -m input_pipeline.show --config=FILE --out=batch.png."""
+
+import math
+import os
+import sys
+import warnings
+
+import cv2
+import numpy as np
+
+from input_pipeline.errors import DataError
+
+USAGE = """python -m input_pipeline.show --config=FILE[:MODEL] [--config.data.field=value ...] --out=FILE.png
+    [--rows=8] [--split=train|val] [--video=0]
+
+Draws the first training batch of a run, a row for each clip, with its label and file, and over each frame its number
+in the video; with --split=val, the views that the model is tested on of one video, by its place in the list."""
+
+_WIDTH, _MARGIN, _GAP, _HEAD = 3200, 260, 4, 18  # pixels: of all frames at most, left of them, between, and above
+
+
+def main(argv) -> int:
+    """Exit status 0, or 2 after a mistake, with one sentence."""
+    if "--help" in argv:
+        print(USAGE)
+        return 0
+    from configs.sheet import SheetError
+    try:
+        run(argv)
+    except (SheetError, DataError) as error:
+        print(f"vidformers: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"vidformers: {error.filename or 'a file'} cannot be read or written: {error.strerror or error}.",
+              file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(argv):
+    """`main`, but for mistakes."""
+    from configs.sheet import read_flags, require
+
+    config, flags = read_flags(argv, {"out": None, "rows": "8", "split": "train", "video": "0"})
+    require(bool(flags["out"]), "--out=FILE.png is missing; --help shows how to write it.")
+    require(flags["split"] in ("train", "val"), f"--split={flags['split']} must be train or val.")
+    for name, least in (("rows", 1), ("video", 0)):
+        require(flags[name].isdecimal() and int(flags[name]) >= least,
+                f"--{name}={flags[name]} must be a whole number of at least {least}.")
+    from input_pipeline import Pipeline
+
+    pipeline = Pipeline(**config.data.to_dict() | {"workers": 0})
+    if flags["split"] == "train":
+        labels, clips, indices = train_rows(pipeline, int(flags["rows"]), config.seed)
+    else:
+        count = len(pipeline.val_manifest.records)
+        require(int(flags["video"]) < count, f"--video={flags['video']} must be below {count}, the videos of the list.")
+        views = config.eval
+        labels, clips, indices = val_rows(pipeline, int(flags["video"]), views.clips, views.crops, views.frames)
+    write_png(flags["out"], draw(labels, clips, indices))
+    print(f"{flags['out']} shows {len(clips)} clips of {clips.shape[1]} frames, {clips.shape[2]} pixels wide.")
+
+
+def train_rows(pipeline, rows, seed):
+    """The first `rows` clips of a run: texts, uint8 (rows, t, y, x, 3), and the frames' places in their videos."""
+    batches = pipeline.train_batches(batch_size=rows, seed=seed)
+    batch = next(batches)
+    batches.close()
+    records = pipeline.train_manifest.records
+    labels = [_text(pipeline, records[id], label, error)
+              for id, label, error in zip(batch["id"], batch["label"], batch["error"])]
+    return labels, batch["video"], batch["index"]
+
+
+def val_rows(pipeline, video, clips, crops, frames=None):
+    """The views of one validation video, as `train_rows` gives clips."""
+    record = pipeline.val_manifest.records[video]
+    batches = pipeline.val_batches(batch_size=1, clips=clips, crops=crops, frames=frames, records=[record])
+    batch = next(batches)
+    batches.close()
+    text = _text(pipeline, record, batch["label"][0], batch["error"][0])
+    labels = [f"{text}\nclip {view // crops + 1} of {clips}, crop {view % crops + 1} of {crops}"
+              for view in range(clips * crops)]
+    return labels, batch["video"][0], batch["index"][0]
+
+
+def _text(pipeline, record, label, error):
+    name = pipeline.class_names[label] if label >= 0 else "no label"
+    place = "" if record.position is None else f" #{record.position}"
+    lines = [name, os.path.basename(record.path) + place, error.decode("utf-8", "replace")]
+    return "\n".join(line for line in lines if line)
+
+
+def draw(labels, clips, indices) -> np.ndarray:
+    """A picture of clips.
+
+    Args:
+      labels: a text for each.
+      clips: (n, t, y, x, 3) uint8.
+      indices: (n, t) ints, written above the frames.
+
+    Returns:
+      (y, x, 3) uint8; frames keep their pixels unless there are too many for one picture.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    count, length, height, width, _ = clips.shape
+    scale = min(1.0, (_WIDTH / length - _GAP) / width)
+    height, width = max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
+    lines = [_wrapped(text) for text in labels]
+    row = _HEAD + max(height + _GAP, 14 * (1 + max(text.count("\n") for text in lines)))
+    down, across, dpi = count * row + _GAP, _MARGIN + length * (width + _GAP), 100
+    figure = Figure(figsize=(across / dpi, down / dpi), dpi=dpi)
+    places = [(n, t, n * row + _HEAD, _MARGIN + t * (width + _GAP)) for n in range(count) for t in range(length)]
+    for n, t, top, left in places:
+        if t == 0:
+            figure.text(_GAP / across, 1 - top / down, lines[n], va="top", size=8, parse_math=False)
+        if width >= 24:
+            figure.text(left / across, 1 - (top - 4) / down, str(indices[n, t]), size=6, color="grey")
+    agg = FigureCanvasAgg(figure)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of letters that the font has not
+        agg.draw()
+    picture = np.array(agg.buffer_rgba())[..., :3]
+    for n, t, top, left in places:
+        if t == 0:
+            picture[top:top + row - _HEAD, _MARGIN:] = 255  # what a text with wide letters covers
+        picture[top:top + height, left:left + width] = cv2.resize(
+            clips[n, t], (width, height), interpolation=cv2.INTER_AREA)
+    return picture
+
+
+def _wrapped(text, width=40):
+    """Lines of at most so many letters; names of files have no spaces to break at."""
+    text = text.encode("utf-8", "replace").decode()
+    return "\n".join(line[start:start + width] for line in text.split("\n") for start in range(0, len(line), width))
+
+
+def write_png(path, picture):
+    """Writes uint8 (y, x, 3) red, green, blue; the file is there whole or not at all."""
+    _, data = cv2.imencode(".png", picture[..., ::-1])
+    part = f"{path}.{os.getpid()}.part"
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+        os.replace(part, path)
+    finally:
+        if os.path.exists(part):
+            os.remove(part)
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.exit(code)

@@ -1,0 +1,172 @@
+"""Checking a data set: every broken video is a row that says why, whatever it does to the process that decodes it."""
+
+import csv
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from command import ROOT
+from numbered import VFR, write
+
+from input_pipeline import check
+from input_pipeline.annotations import Record
+from input_pipeline.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Five sound videos of three classes, one of them in both lists, and four broken ones."""
+    root = tmp_path_factory.mktemp("data")
+    write(root / "plain.mp4", count=10, audio=True)
+    write(root / "vfr.mkv", count=20, pts=VFR)
+    write(root / "turned.mp4", count=3, rotation=90)
+    write(root / "with space, größe.webm", count=5, codec="libvpx-vp9", size=(32, 48))
+    write(root / "other.avi", count=4, codec="mpeg4")
+    (root / "empty.mp4").touch()
+    (root / "text.mp4").write_text("no video")
+    (root / "half.mp4").write_bytes((root / "plain.mp4").read_bytes()[:1000])
+    os.mkfifo(root / "pipe.mp4")
+    (root / "train.csv").write_text('path,label\nplain.mp4,0\nvfr.mkv,0\nturned.mp4,0\n"with space, größe.webm",0\n'
+                                    "empty.mp4,0\ntext.mp4,1\nhalf.mp4,2\n")
+    (root / "val.csv").write_text("path,label\nother.avi,2\nplain.mp4,0\npipe.mp4,1\n")
+    return root
+
+
+BROKEN = ["empty.mp4", "text.mp4", "half.mp4", "pipe.mp4"]
+
+
+def command(data, out, *more):
+    return [f"--config={ROOT}/configs/demo.py:vit", "--config.data.source=csv", f"--config.data.root={data}",
+            "--config.data.classes=none", "--config.data.num_classes=3", "--config.data.flip_swaps=()",
+            f"--out={out}", *more]
+
+
+def rows(out):
+    with open(out / "report.csv", newline="", encoding="utf-8") as file:
+        return {row["path"]: row for row in csv.DictReader(file)}
+
+
+def test_the_report(data, tmp_path, capsys):
+    assert check.main(command(data, tmp_path)) == 1
+    report, said = rows(tmp_path), capsys.readouterr().out
+    assert list(next(iter(report.values()))) == list(check.COLUMNS)
+    expected = {
+        "plain.mp4": ("h264", "96", "64", "25.000", "10", "0.400", "0", "no", "yes", ""),
+        "turned.mp4": ("h264", "64", "96", "25.000", "3", "0.120", "90", "no", "no", ""),
+        "with space, größe.webm": ("vp9", "48", "32", "25.000", "5", "0.200", "0", "no", "no", ""),
+        "other.avi": ("mpeg4", "96", "64", "25.000", "4", "0.160", "0", "no", "no", "")}
+    assert {name: tuple(report[name].values())[1:] for name in expected} == expected
+    assert (report["vfr.mkv"]["variable_rate"], report["vfr.mkv"]["frames"]) == ("yes", "20")
+    assert report.keys() == expected.keys() | {"vfr.mkv", *BROKEN}
+    for name in BROKEN:
+        assert name in report[name]["error"] and name in said
+    assert "not a regular file" in report["pipe.mp4"]["error"]
+    assert (tmp_path / "exclude.txt").read_text().splitlines() == BROKEN
+    assert "4 of 9 videos are broken" in said
+    assert "train: 7 videos of 3 classes, from 1 to 5 of a class (5.0 times as many)." in said
+    assert "videos: 0 5, 1 1, 2 1." in said
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_it_goes_on_where_it_was_stopped(data, tmp_path, capsys):
+    report = tmp_path / "report.csv"
+    head = ",".join(check.COLUMNS)
+    # As a kill leaves it: two whole rows, of which one is of another list, a broken one, and a half.
+    report.write_text(f"{head}\nplain.mp4,old,1,2,3,4,5,0,no,no,\nelsewhere.mp4,,,,,,,,,,gone\n"
+                      "text.mp4,,,,,,,,,,broken then\nvfr.mkv,h26")
+    assert check.main(command(data, tmp_path)) == 1
+    found = rows(tmp_path)
+    assert "1 of 9 videos are in" in capsys.readouterr().out
+    assert found["plain.mp4"]["codec"] == "old"  # not examined again
+    assert found["elsewhere.mp4"]["error"] == "gone"
+    assert found["text.mp4"]["error"] != "broken then"  # it may have been mended
+    assert found["vfr.mkv"]["codec"] == "h264"
+    assert len(report.read_text().splitlines()) == 1 + 10
+    assert (tmp_path / "exclude.txt").read_text().splitlines() == BROKEN
+
+
+def test_all_sound(data, tmp_path, capsys):
+    (tmp_path / "train.csv").write_text(f"{data}/plain.mp4,0\n{data}/turned.mp4,1\n")
+    (tmp_path / "val.csv").write_text(f"{data}/other.avi,0\n")
+    flags = command(tmp_path, tmp_path / "out", "--config.data.num_classes=2", "--workers=1")
+    assert check.main(flags) == 0
+    assert "All 3 videos are sound" in capsys.readouterr().out
+    assert (tmp_path / "out" / "exclude.txt").read_text() == ""
+
+
+def test_a_file_that_is_gone_when_its_turn_comes(tmp_path):
+    found = check.check({"a.mp4": Record(0, str(tmp_path / "a.mp4"), 0, 1)}, tmp_path / "report.csv", 1, sound_if_there)
+    assert "No such file" in found["a.mp4"]
+
+
+def sound_if_there(record, beat):
+    return check._examine(record, beat, frame_rate=30)
+
+
+def misbehave(record, beat):
+    """What the record's path says."""
+    if record.path == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif record.path == "exit":
+        os._exit(3)
+    elif record.path == "hang":
+        ctypes.PyDLL(None).pause()  # in C, with the interpreter's lock
+    elif record.path == "slow":
+        for _ in range(8):
+            beat()
+            time.sleep(0.1)
+    return {"codec": record.path}
+
+
+def test_videos_that_end_or_hang_their_process(tmp_path):
+    names = ["fine", "crash", "slow", "hang", "exit", "last"]
+    records = {name: Record(i, name, 0, i) for i, name in enumerate(names)}
+    broken = check.check(records, tmp_path / "report.csv", 2, misbehave, hang_seconds=0.5)
+    assert broken == {"crash": "The process that decoded it ended with SIGSEGV.",
+                      "hang": "Decoding hangs for over 0.5 s.",
+                      "exit": "The process that decoded it ended with exit status 3."}
+    report = rows(tmp_path)
+    assert report.keys() == set(names)
+    assert {name for name in names if report[name]["codec"] == name} == {"fine", "slow", "last"}
+
+
+@pytest.mark.parametrize("flags, sentence", [
+    (["--workers=0"], "--workers=0 must be a whole number of at least 1."),
+    (["--worker=2"], "--worker is not a flag; --help shows them."),
+    (["--config.data.train=nowhere.csv"], "nowhere.csv"),
+])
+def test_mistakes(data, tmp_path, flags, sentence, capsys):
+    assert check.main(command(data, tmp_path, *flags)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("vidformers: ") and sentence in error and error.count("\n") == 1
+
+
+def test_another_file_is_kept(data, tmp_path, capsys):
+    (tmp_path / "report.csv").write_text("my,own\n1,2\n")
+    assert check.main(command(data, tmp_path)) == 2
+    assert "no report of this command" in capsys.readouterr().err
+    assert (tmp_path / "report.csv").read_text() == "my,own\n1,2\n"
+    with pytest.raises(DataError):
+        check.check({}, tmp_path / "report.csv", 1, misbehave)
+
+
+def test_an_interrupt_loses_nothing(data, tmp_path):
+    process = subprocess.Popen([sys.executable, "-m", "input_pipeline.check", *command(data, tmp_path), "--workers=1"],
+                               cwd=ROOT, start_new_session=True, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    end = time.monotonic() + 60
+    while not ((tmp_path / "report.csv").exists() and len((tmp_path / "report.csv").read_text().splitlines()) > 1):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode in (1, 130)  # it may have been through
+    assert "Traceback" not in error
+    before = len(rows(tmp_path))
+    assert before >= 1
+    assert check.main(command(data, tmp_path)) == 1
+    assert len(rows(tmp_path)) == 9
