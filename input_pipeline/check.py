@@ -20,6 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from input_pipeline.commands import command, end
 from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.videos import open_video
 from input_pipeline.workers import follow_parent
@@ -43,28 +44,9 @@ _CHUNK_BYTES = 64 * 2 ** 20  # frames decoded at once
 _ALL_CLASSES = 30  # at most, to print the count of each
 
 
+@command(USAGE)
 def main(argv) -> int:
-    """Exit status 0; 1 where videos are broken; 2 after a mistake, with one sentence; 130 after an interrupt."""
-    if "--help" in argv:
-        print(USAGE)
-        return 0
-    from configs.sheet import SheetError
-    try:
-        return run(argv)
-    except (SheetError, DataError) as error:
-        print(f"vidformers: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"vidformers: {error.filename or 'a file'} cannot be read or written: {error.strerror or error}.",
-              file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted; what is done stays, and the same command goes on.", file=sys.stderr)
-        return 128 + signal.SIGINT
-
-
-def run(argv) -> int:
-    """`main`, but for mistakes."""
+    """Status 1 where videos are broken."""
     from configs.sheet import read_flags, require
 
     config, flags = read_flags(argv, {"out": None, "workers": "2"})
@@ -317,6 +299,4 @@ def _replaced(path):
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.exit(code)
+    end(main(sys.argv[1:]))

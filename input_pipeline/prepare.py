@@ -4,7 +4,6 @@ import collections
 import contextlib
 import itertools
 import multiprocessing
-import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from input_pipeline import pieces, transcode
-from input_pipeline.errors import DataError
+from input_pipeline.commands import command, end
 from input_pipeline.workers import start_pool_process
 
 USAGE = """python -m input_pipeline.prepare --config=FILE[:MODEL] [--config.data.field=value ...] --out=DIR
@@ -38,29 +37,8 @@ OWN = {"out": None, "short_side": "256", "gop": "4", "crf": "23", "clips_per_sha
 RUNNERS = ("local", "DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
 
 
-def main(argv) -> int:
-    """Exit status 0; 2 after a mistake or where the disk refuses, with one sentence; 130 after an interrupt."""
-    if "--help" in argv:
-        print(USAGE)
-        return 0
-    from configs.sheet import SheetError
-    try:
-        run(argv)
-    except (SheetError, DataError) as error:
-        print(f"vidformers: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"vidformers: {error.filename or 'a file'} cannot be read or written: {error.strerror or error}.",
-              file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted; what is done stays, and the same command goes on.", file=sys.stderr)
-        return 128 + signal.SIGINT
-    return 0
-
-
-def run(argv):
-    """`main`, but for mistakes."""
+@command(USAGE)
+def main(argv):
     from configs.sheet import read_flags, require
 
     config, flags = read_flags(argv, OWN)
@@ -182,6 +160,4 @@ def _pool(workers):
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.exit(code)
+    end(main(sys.argv[1:]))

@@ -8,7 +8,7 @@ import warnings
 import cv2
 import numpy as np
 
-from input_pipeline.errors import DataError
+from input_pipeline.commands import command, end
 
 USAGE = """python -m input_pipeline.show --config=FILE[:MODEL] [--config.data.field=value ...] --out=FILE.png
     [--rows=8] [--split=train|val] [--video=0]
@@ -19,26 +19,8 @@ in the video; with --split=val, the views that the model is tested on of one vid
 _WIDTH, _MARGIN, _GAP, _HEAD = 3200, 260, 4, 18  # pixels: of all frames at most, left of them, between, and above
 
 
-def main(argv) -> int:
-    """Exit status 0, or 2 after a mistake, with one sentence."""
-    if "--help" in argv:
-        print(USAGE)
-        return 0
-    from configs.sheet import SheetError
-    try:
-        run(argv)
-    except (SheetError, DataError) as error:
-        print(f"vidformers: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"vidformers: {error.filename or 'a file'} cannot be read or written: {error.strerror or error}.",
-              file=sys.stderr)
-        return 2
-    return 0
-
-
-def run(argv):
-    """`main`, but for mistakes."""
+@command(USAGE)
+def main(argv):
     from configs.sheet import read_flags, require
 
     config, flags = read_flags(argv, {"out": None, "rows": "8", "split": "train", "video": "0"})
@@ -150,6 +132,4 @@ def write_png(path, picture):
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.exit(code)
+    end(main(sys.argv[1:]))
