@@ -1,0 +1,43 @@
+"""What the commands of this package share: how they end."""
+
+import functools
+import signal
+import sys
+from collections.abc import Callable
+
+from input_pipeline.errors import DataError
+
+
+def command(usage: str):
+    """Makes the `main(argv)` of a command of what does its work: whatever ends that becomes one sentence and a status.
+
+    The status is the one that the work returns, 0 if none; 2 after a mistake or where the disk refuses; 130 after an
+    interrupt. --help prints `usage`.
+    """
+    def decorate(work: Callable[[list[str]], int | None]) -> Callable[[list[str]], int]:
+        @functools.wraps(work)
+        def main(argv):
+            if "--help" in argv:
+                print(usage)
+                return 0
+            from configs.sheet import SheetError
+            try:
+                return work(argv) or 0
+            except (SheetError, DataError) as error:
+                print(f"vidformers: {error}", file=sys.stderr)
+                return 2
+            except OSError as error:
+                print(f"vidformers: {error.filename or 'a file'} cannot be read or written: "
+                      f"{error.strerror or error}.", file=sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                print("Interrupted; what is done stays, and the same command goes on.", file=sys.stderr)
+                return 128 + signal.SIGINT
+        return main
+    return decorate
+
+
+def end(status: int):
+    """Ends the program, with nothing left unprinted."""
+    sys.stdout.flush()
+    sys.exit(status)
