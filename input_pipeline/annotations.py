@@ -20,6 +20,7 @@ class Record:
       line: its line in the file of the list, from 1; 0 where that has no lines.
       start, end: seconds, the clip's part of the file, if that turns out to hold more; None for all of it.
       position: row in the shard `path`; None for a file or folder of its own.
+      feature: of a row that TensorFlow Datasets wrote, the name of the one that holds the frames.
       name: identifies the video within the data set, wherever that lies.
     """
     id: int
@@ -29,6 +30,7 @@ class Record:
     start: float | None = None
     end: float | None = None
     position: int | None = None
+    feature: str = ""
     name: str = ""
 
 
@@ -140,7 +142,7 @@ def read_manifest(path, *, source="csv", root, num_classes, classes=None, train=
                         f"data.num_classes={max(labels) + 1}, or give data.classes if some classes have no "
                         "video.")
     records = tuple(Record(number, entry.path, label, entry.line, entry.start, entry.end, entry.position,
-                           entry.name)
+                           entry.feature, entry.name)
                     for number, (entry, label) in enumerate(kept))
     written = "".join(f"{entry.name}\0{label}\n" for entry, label in kept)
     digest = hashlib.sha256(written.encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import numbers
+import os
 from collections.abc import Sequence
 
 import grain
@@ -30,6 +31,7 @@ class Pipeline:
       source: kind of the lists, a key of `sources.SOURCES`, or 'motion_clips' to render the embedded data set into
         `root` where it is missing.
       root: folder that the lists, the class file and the paths in them are relative to.
+      name: of the data set below `root`, with a configuration after a slash; for the source 'tfds' alone.
       train, val: lists, see `annotations.read_manifest`; None takes those that the source's authors name.
       split: number of the official split, for data sets with several.
       missing: 'error', or 'leave_out' for videos of a list that are not there.
@@ -60,6 +62,7 @@ class Pipeline:
     """
     source: str = "csv"
     root: str = "."
+    name: str | None = None
     train: str | None = None
     val: str | None = None
     split: int = 1
@@ -99,6 +102,8 @@ class Pipeline:
         for field, choices in (("source", (*SOURCES, "motion_clips")), ("sampling", ("uniform", "dense")),
                                ("missing", ("error", "leave_out"))):
             self._require(field, getattr(self, field) in choices, " or ".join(map(repr, choices)))
+        self._require("name", bool(self.name) == (self.source == "tfds"),
+                      "a data set of TensorFlow Datasets for data.source=tfds, and None for other sources")
         for field, least in (("num_classes", 1), ("size", 1), ("workers", 0), ("prefetch", 1), ("split", 1),
                              ("repeats", 1)):
             self._require(field, _is_whole(getattr(self, field), least),
@@ -258,7 +263,10 @@ class Pipeline:
     def _lists(self):
         """The names of the training list and of the validation list, each to be tried in order."""
         named = SOURCES[self._kind]
-        return (self.train,) if self.train else named.TRAIN, (self.val,) if self.val else named.VAL
+        lists = (self.train,) if self.train else named.TRAIN, (self.val,) if self.val else named.VAL
+        if self.name is None:
+            return lists
+        return tuple(tuple(os.path.join(self.name, part) for part in parts) for parts in lists)
 
     @functools.cached_property
     def _prepared_root(self):

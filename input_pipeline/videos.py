@@ -22,7 +22,7 @@ def open_video(record: Record, *, frame_rate: float = 30.0, limit_seconds: float
 
     Args:
       record: see `annotations.Record`.
-      frame_rate: frames per second that folders of frames were extracted at; files know their own.
+      frame_rate: frames per second that frames were extracted at; video files know their own.
       limit_seconds: see `decode.Video`.
 
     Returns:
@@ -31,7 +31,9 @@ def open_video(record: Record, *, frame_rate: float = 30.0, limit_seconds: float
     Raises:
       DecodeError: it cannot be opened, or ends before `start`.
     """
-    if record.position is not None:
+    if record.feature:
+        video = _from_tensorflow_datasets(record, frame_rate)
+    elif record.position is not None:
         from input_pipeline import shards  # imports array_record, which only shards need
         video = Video(shards.read_video(record.path, record.position), name=f"{record.path} row {record.position}",
                       strict=True, limit_seconds=limit_seconds)
@@ -70,23 +72,55 @@ class Cut:
         return self._video.decoded
 
 
-class FrameFolder:
+class Pictures:
+    """A video of frames that are compressed one by one.
+
+    Attributes:
+      times: (n,) float64, seconds from the first frame to each.
+      duration: seconds, the end of the last frame.
+      decoded: frames that were decoded until now.
+    """
+
+    def __init__(self, name, count, frame_rate):
+        self._name = name
+        self.times = np.arange(count) / frame_rate
+        self.duration = count / frame_rate
+        self.decoded = 0
+
+    def frames(self, indices) -> np.ndarray:
+        """Decodes the frames of the given indices, in any order and with repeats, each once.
+
+        Returns:
+          (n, y, x, 3) uint8, red, green, blue.
+
+        Raises:
+          IndexError: an index outside [0, len(times)).
+          DecodeError: a frame is gone, no picture, truncated, or of another size than the others.
+        """
+        wanted, inverse = np.unique(_checked(indices, self.times, self._name), return_inverse=True)
+        images = [self._read(index) for index in wanted]
+        self.decoded += len(images)
+        if len({image.shape for image in images}) > 1:
+            raise DecodeError(f"{self._name}: the frames are not of one size.")
+        return np.stack(images)[inverse]
+
+    def _read(self, index):
+        """The frame of that index, (y, x, 3) uint8."""
+        raise NotImplementedError
+
+
+class FrameFolder(Pictures):
     """A video that lies in a folder as JPEG files, numbered from 0 or from 1 with any number of leading zeros.
 
     Args:
       path: folder. What else lies in it is left alone.
       frame_rate: frames per second.
 
-    Attributes:
-      times: (n,) float64, seconds from the first frame to each.
-      duration: seconds, the end of the last frame.
-
     Raises:
       DecodeError: there are no frames, one is missing in between, or their names have several patterns.
     """
 
     def __init__(self, path: str, frame_rate: float = 30.0):
-        self._path = path
         try:
             matches = [match for match in map(_NUMBERED.fullmatch, os.listdir(path)) if match]
         except OSError as error:
@@ -105,35 +139,16 @@ class FrameFolder:
                 width = len(matches[0][2])
                 raise DecodeError(f"{path}: the frame {match[1]}{expected:0{width}}{os.path.splitext(match[0])[1]} is "
                                   "missing.")
-        self._files = [match[0] for match in matches]
-        self.times = np.arange(len(numbers)) / frame_rate
-        self.duration = len(numbers) / frame_rate
-        self.decoded = 0
-
-    def frames(self, indices) -> np.ndarray:
-        """Decodes the frames of the given indices, in any order and with repeats, each once.
-
-        Returns:
-          (n, y, x, 3) uint8, red, green, blue.
-
-        Raises:
-          IndexError: an index outside [0, len(times)).
-          DecodeError: a frame is gone, no JPEG, truncated, or of another size than the others.
-        """
-        wanted, inverse = np.unique(_checked(indices, self.times, self._path), return_inverse=True)
-        images = [self._read(self._files[index]) for index in wanted]
-        self.decoded += len(images)
-        if len({image.shape for image in images}) > 1:
-            raise DecodeError(f"{self._path}: the frames are not of one size.")
-        return np.stack(images)[inverse]
+        super().__init__(path, len(matches), frame_rate)
+        self._files = [os.path.join(path, match[0]) for match in matches]
 
     def info(self) -> Info:
         """What the first frame tells. Raises DecodeError as `frames` does."""
-        height, width, _ = self._read(self._files[0]).shape
+        height, width, _ = self._read(0).shape
         return Info("mjpeg", width, height, 0, False)
 
-    def _read(self, name):
-        path = os.path.join(self._path, name)
+    def _read(self, index):
+        path = self._files[index]
         try:
             with open(path, "rb") as file:
                 data = file.read()
@@ -146,6 +161,44 @@ class FrameFolder:
         if image is None:
             raise DecodeError(f"{path}: not a whole JPEG file.")
         return image
+
+
+class CompressedFrames(Pictures):
+    """A video whose frames are in memory as files of a format of pictures, PNG or JPEG.
+
+    Args:
+      files: the frames, bytes each.
+      frame_rate: frames per second.
+      name: of the video in errors.
+
+    Raises:
+      DecodeError: there are no frames.
+    """
+
+    def __init__(self, files, frame_rate, name):
+        if not files:
+            raise DecodeError(f"{name}: it holds no frames.")
+        super().__init__(name, len(files), frame_rate)
+        self._files = files
+
+    def info(self) -> Info:
+        """What the first frame tells. Raises DecodeError as `frames` does."""
+        height, width, _ = self._read(0).shape
+        return Info("png" if self._files[0].startswith(b"\x89PNG") else "mjpeg", width, height, 0, False)
+
+    def _read(self, index):
+        image = cv2.imdecode(np.frombuffer(self._files[index], np.uint8), cv2.IMREAD_COLOR_RGB)
+        if image is None:
+            raise DecodeError(f"{self._name}: frame {index} is no picture that can be decoded.")
+        return image
+
+
+def _from_tensorflow_datasets(record, frame_rate):
+    from input_pipeline import shards
+    from input_pipeline.sources import tfds
+    name = f"{record.path} row {record.position}"
+    files = tfds.example(shards.read_video(record.path, record.position))[record.feature].bytes_list.value
+    return CompressedFrames(files, frame_rate, name)
 
 
 def _checked(indices, times, name):

@@ -222,7 +222,7 @@ def test_flip_swaps_by_name_and_number(folder, swaps):
 
 
 @pytest.mark.parametrize("field, value", [
-    ("source", "tfds"), ("sampling", "sparse"), ("num_classes", 0), ("frames", 0), ("size", 24.0),
+    ("source", "wmv"), ("name", "ucf101"), ("sampling", "sparse"), ("num_classes", 0), ("frames", 0), ("size", 24.0),
     ("short_side", 24), ("short_side", (32, 24)), ("short_side", (16, 32)), ("test_short_side", 16),
     ("flip", 1.5), ("hue", -0.1), ("workers", -1), ("prefetch", 0), ("max_bad_fraction", 2),
     ("flip_swaps", ("left", "right")), ("split", 0), ("missing", "ignore"), ("repeats", 0), ("frame_rate", 0.0),

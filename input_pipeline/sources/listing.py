@@ -13,6 +13,7 @@ class Entry(NamedTuple):
       line: of the list, from 1; 0 where it has no lines.
       start, end: seconds, the clip's part of the file, if that turns out to hold more; None for all of it.
       position: row in the shard `path`; None for a file or folder of its own.
+      feature: of a row that TensorFlow Datasets wrote, the name of the one that holds the frames.
     """
     name: str
     path: str
@@ -21,6 +22,7 @@ class Entry(NamedTuple):
     start: float | None = None
     end: float | None = None
     position: int | None = None
+    feature: str = ""
 
 
 class Listing(NamedTuple):
