@@ -6,7 +6,8 @@ PYTHON is an interpreter with torch, torchcodec (and the FFmpeg that it needs) a
 at 340x256 and 25 frames a second, rendered into DIR and kept there: H.264 with groups of 250 frames and B-frames, and
 with groups of 12; and our shards, prepared from each. All give the same frames, their centre of 224 pixels, in batches
 of 8, from as many worker processes. Uniform sampling takes 8 frames of the whole video, dense 16 frames 4 apart, whole
-64 frames. One JSON line a group length: medians and ranges of clips a second, and the ratios to torchcodec.
+64 frames. One JSON line a group length: medians and ranges of clips a second, the ratios to torchcodec, and how long
+a stand-in for a training step waits that takes 80% of as many clips.
 """
 
 import argparse
@@ -33,6 +34,7 @@ GROUPS = {250: "bframes=3", 12: "bframes=0"}
 SAMPLING = {"uniform": dict(frames=8, sampling="uniform"), "dense": dict(frames=16, sampling="dense", stride=4),
             "whole": dict(frames=64, sampling="uniform")}
 SKIP = 12  # batches of a turn that may have been ready before it began
+LOAD = 0.8  # of the rate measured, at which a stand-in for a training step takes clips
 
 
 def render(folder: Path, group: int, videos: int) -> None:
@@ -95,6 +97,18 @@ class Ours:
             means.append(float(np.mean(batch["video"][:, 0, :, ::16, ::16])))
         return time.perf_counter() - started, sum(means) / len(means)
 
+    def wait(self, rate, count):
+        """Share of the time that a consumer of `rate` clips a second waits for them."""
+        waited = 0.0
+        for _ in range(SKIP):
+            next(self.batches)
+        for _ in range(count):
+            started = time.perf_counter()
+            next(self.batches)
+            waited += time.perf_counter() - started
+            time.sleep(BATCH / rate)
+        return waited / (waited + count * BATCH / rate)
+
     def close(self):
         self.batches.close()
 
@@ -137,15 +151,16 @@ def measure(group: int, args) -> dict:
                 seconds, mean = contender.run(SKIP, count)
                 rates[name].append(count * BATCH / seconds)
                 means[name].append(mean)
+        middle = {name: statistics.median(values) for name, values in rates.items()}
+        waits = {name: contenders[name].wait(LOAD * middle[name], count) for name in ("files", "shards")}
     finally:
         for contender in contenders.values():
             contender.close()
-    middle = {name: statistics.median(values) for name, values in rates.items()}
     return {"benchmark": "input", "group": group, "sampling": args.sampling, "clips_per_round": count * BATCH,
             "rounds": args.rounds, "workers": args.workers,
             "clips_per_second": middle, "range": {name: [min(values), max(values)] for name, values in rates.items()},
             "over_torchcodec": {name: middle[name] / middle["torchcodec"] for name in ("files", "shards")},
-            "mean_level": {name: statistics.mean(values) for name, values in means.items()},
+            f"waiting_at_{LOAD:.0%}_of_own_rate": waits, "mean_level": {name: statistics.mean(values) for name, values in means.items()},
             "bytes_per_video": {"files": _bytes(files, "*.mp4") / args.videos,
                                 "shards": _bytes(shards, "val*.array_record") / args.videos},
             "peers": {name: contenders[name].about for name in ("torchcodec", "pyav")}}

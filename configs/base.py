@@ -38,11 +38,12 @@ def base(model: str) -> ConfigDict:
     config.seed = 0
     config.data = dict(
         source="csv", root=".", name=placeholder(str), train=placeholder(str), val=placeholder(str), split=1,
-        missing="error", num_classes=400, classes=placeholder(str), frames=8, sampling="uniform", stride=32,
-        fps=placeholder(float), test_starts="spread", frame_rate=30.0, size=224, short_side=(256, 320),
-        test_short_side=placeholder(int), repeats=1, crop="jitter", area=(0.08, 1.0), aspect=(0.75, 1.3333), flip=0.5,
-        flip_swaps=(), flip_sides=False, brightness=0.0, saturation=0.0, gamma=0.0, hue=0.0, randaugment=0,
-        magnitude=7.0, magnitude_std=0.5, erasing=0.0, workers=4, prefetch=2, limit_seconds=60.0, max_bad_fraction=0.01)
+        missing="error", exclude=placeholder(str), num_classes=400, classes=placeholder(str), frames=8,
+        sampling="uniform", stride=32, fps=placeholder(float), test_starts="spread", frame_rate=30.0, size=224,
+        short_side=(256, 320), test_short_side=placeholder(int), repeats=1, crop="jitter", area=(0.08, 1.0),
+        aspect=(0.75, 1.3333), flip=0.5, flip_swaps=(), flip_sides=False, brightness=0.0, saturation=0.0, gamma=0.0,
+        hue=0.0, randaugment=0, magnitude=7.0, magnitude_std=0.5, erasing=0.0, workers=4, prefetch=2,
+        limit_seconds=60.0, max_bad_fraction=0.01)
     config.model = dict(
         name=model, size="B", width=placeholder(int), heads=placeholder(int), depth=placeholder(int), mlp_ratio=4,
         patch_size=16, dictionary=0, hybrid="combined", kernel="softmax", cosine_index="sequence", dropout=0.0,

@@ -45,12 +45,22 @@ class Manifest:
       digest: identifies the list. Copies of a public data set differ in the videos that have since vanished, so
         that two results are comparable only when their digests are equal.
       missing: names of the videos that are not there and were left out.
+      excluded: names of the videos that were left out as told.
     """
     path: str
     records: tuple[Record, ...]
     classes: tuple[str, ...] | None
     digest: str
     missing: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+
+
+def place(entry, root) -> str:
+    """Where the video of an entry or record lies from `root`, with its row in a shard: how `check` lists it."""
+    path = os.path.relpath(entry.path, root)
+    if path.startswith(os.pardir + os.sep):
+        path = entry.path
+    return path if entry.position is None else f"{path}#{entry.position}"
 
 
 def read_classes(path, *, root, num_classes) -> tuple[str, ...]:
@@ -92,7 +102,7 @@ def class_names(lists, *, source="csv", root, num_classes, classes=None, split=1
 
 
 def read_manifest(path, *, source="csv", root, num_classes, classes=None, train=(), split=1, complete=False,
-                  missing="error") -> Manifest:
+                  missing="error", exclude=None) -> Manifest:
     """Reads and checks a manifest.
 
     Args:
@@ -107,6 +117,7 @@ def read_manifest(path, *, source="csv", root, num_classes, classes=None, train=
         `num_classes` that is not the largest label + 1: a head wider than the labels trains without complaint and
         is nearly always a mistake.
       missing: 'error', or 'leave_out' for videos that are not there.
+      exclude: file of videos to leave out, one a line as `place` names them, or None.
 
     Raises:
       DataError: with the file and line of the first mistake.
@@ -130,13 +141,16 @@ def read_manifest(path, *, source="csv", root, num_classes, classes=None, train=
     if not listing.entries and not listing.missing:
         raise DataError(f"{path} lists no videos.")
     _refuse_repeats(path, listing.entries)
-    absent = _absent(listing.entries)
+    told = _names_in(exclude) if exclude else ()
+    excluded = {entry for entry in listing.entries if told and place(entry, root) in told}
+    absent = _absent(entry for entry in listing.entries if entry not in excluded)
     if missing == "error":
         _require_all(path, root, listing, absent)
-    kept = [(entry, label) for entry, label in zip(listing.entries, labels) if entry.path not in absent]
+    kept = [(entry, label) for entry, label in zip(listing.entries, labels)
+            if entry not in excluded and entry.path not in absent]
     if not kept:
-        raise DataError(f"{path}: none of its {len(listing.entries) + len(listing.missing)} videos is there "
-                        f"(data.root={root}).")
+        raise DataError(f"{path}: none of its {len(listing.entries) + len(listing.missing)} videos is there"
+                        f"{' and not excluded' if excluded else ''} (data.root={root}).")
     if complete and names is None and max(labels) + 1 != num_classes:
         raise DataError(f"{path}: the largest label is {max(labels)}, but data.num_classes is {num_classes}: set "
                         f"data.num_classes={max(labels) + 1}, or give data.classes if some classes have no "
@@ -146,8 +160,9 @@ def read_manifest(path, *, source="csv", root, num_classes, classes=None, train=
                     for number, (entry, label) in enumerate(kept))
     written = "".join(f"{entry.name}\0{label}\n" for entry, label in kept)
     digest = hashlib.sha256(written.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    left_out = listing.missing + tuple(entry.name for entry in listing.entries if entry.path in absent)
-    return Manifest(path, records, names, digest, left_out)
+    gone = listing.missing + tuple(entry.name for entry in listing.entries if entry.path in absent)
+    return Manifest(path, records, names, digest, gone, tuple(
+        entry.name for entry in listing.entries if entry in excluded))
 
 
 def _source(name):
@@ -168,6 +183,15 @@ def _find(names, root, split, source=None):
         raise DataError(f"There is no {' or '.join(paths)} (data.source={source}): set data.root to the folder of the "
                         "data set, or data.train and data.val to its lists.")
     return (found or paths)[0]
+
+
+def _names_in(path):
+    """The lines of a file, in which names of files may hold any bytes."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return frozenset(file.read().split("\n")) - {""}
+    except OSError as error:
+        raise DataError(f"{path} (data.exclude) cannot be read: {error.strerror}.") from None
 
 
 def _number(label, where, num_classes, number_of, classes):

@@ -35,6 +35,7 @@ class Pipeline:
       train, val: lists, see `annotations.read_manifest`; None takes those that the source's authors name.
       split: number of the official split, for data sets with several.
       missing: 'error', or 'leave_out' for videos of a list that are not there.
+      exclude: file of videos to leave out, as `check` writes it, or None.
       num_classes: labels lie in [0, num_classes).
       classes: class file, one name a line, or None for the classes of the source.
       frames: frames of a clip.
@@ -67,6 +68,7 @@ class Pipeline:
     val: str | None = None
     split: int = 1
     missing: str = "error"
+    exclude: str | None = None
     num_classes: int
     classes: str | None = None
     frames: int
@@ -278,7 +280,7 @@ class Pipeline:
     def _manifest(self, path, complete):
         return read_manifest(path, source=self._kind, root=self._prepared_root, num_classes=self.num_classes,
                              classes=self.classes, train=self._lists[0], split=self.split, complete=complete,
-                             missing=self.missing)
+                             missing=self.missing, exclude=self.exclude)
 
 
 class _Share(grain.MapDataset):

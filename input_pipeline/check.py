@@ -20,6 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from input_pipeline.annotations import place
 from input_pipeline.commands import command, end
 from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.videos import open_video
@@ -31,7 +32,7 @@ USAGE = """python -m input_pipeline.check --config=FILE[:MODEL] [--config.data.f
 Decodes every frame of the training and validation videos of a config, and counts the classes. It writes to DIR,
 checks/NAME by default,
   report.csv   a row for each video: its format, its length, and what is broken
-  exclude.txt  the broken ones, by their path from data.root
+  exclude.txt  the broken ones, by their path from data.root; data.exclude=DIR/exclude.txt leaves them out
   missing.txt  the videos that a list names and that are not there
 A check that was stopped goes on when given again; so does one that has ended, with what was broken.
 Exit status: 0, or 1 where videos are broken, or 2 after a mistake."""
@@ -40,7 +41,6 @@ COLUMNS = ("path", "codec", "width", "height", "fps", "frames", "seconds", "rota
            "error")
 
 _HANG_SECONDS = 120.0  # without a sign of life from a process; a Video gives up earlier where it can
-_CHUNK_BYTES = 64 * 2 ** 20  # frames decoded at once
 _ALL_CLASSES = 30  # at most, to print the count of each
 
 
@@ -62,7 +62,7 @@ def main(argv) -> int:
     for split, manifest in manifests.items():
         _print_classes(split, manifest.records, pipeline.class_names)
         for record in manifest.records:
-            records.setdefault(_name(record, pipeline.root), record)
+            records.setdefault(place(record, pipeline.root), record)
     missing = sorted({name for manifest in manifests.values() for name in manifest.missing})
     if missing:
         print(f"{len(missing)} listed videos are missing, see {out / 'missing.txt'}.")
@@ -76,7 +76,7 @@ def main(argv) -> int:
     for name, error in list(broken.items())[:5]:
         print(f"  {_printable(name)}: {_printable(error)}")
     print(f"{len(broken)} of {len(records)} videos are broken: {out / 'report.csv'} says why, "
-          f"{out / 'exclude.txt'} lists them.")
+          f"--config.data.exclude={out / 'exclude.txt'} leaves them out.")
     return 1
 
 
@@ -116,14 +116,6 @@ def check(records: dict, report: Path, workers: int, examine: Callable, hang_sec
     return {name: broken[name] for name in records if name in broken}
 
 
-def _name(record, root):
-    """The path of a record's video from `root`, if it lies below, and its row in a shard."""
-    path = os.path.relpath(record.path, root)
-    if path.startswith(os.pardir + os.sep):
-        path = record.path
-    return path if record.position is None else f"{path}#{record.position}"
-
-
 def _restart(report, records):
     """Rewrites a report without what is to be examined again, and a last row that was not finished; gives its rows."""
     text, rows = "", []
@@ -152,12 +144,11 @@ def _examine(record, beat, frame_rate) -> dict:
                 "variable_rate": "yes" if _varies(video.times) else "no"}
         info = video.info()
         row |= {"codec": info.codec, "rotation": info.rotation, "audio": "yes" if info.audio else "no"}
-        first = video.frames([0])
-        row |= {"width": first.shape[2], "height": first.shape[1]}
-        step = max(1, _CHUNK_BYTES // first.nbytes)
-        for start in range(0, frames, step):
-            beat()
-            video.frames(range(start, min(start + step, frames)))
+        for number, frame in enumerate(video.each(range(frames))):
+            if number == 0:
+                row |= {"width": frame.shape[1], "height": frame.shape[0]}
+            if number % 16 == 0:
+                beat()
     except DecodeError as error:
         row["error"] = " ".join(str(error).split())
     except Exception as error:

@@ -1,6 +1,7 @@
 """What the commands of this package share: how they end."""
 
 import functools
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -17,12 +18,14 @@ def command(usage: str):
     def decorate(work: Callable[[list[str]], int | None]) -> Callable[[list[str]], int]:
         @functools.wraps(work)
         def main(argv):
-            if "--help" in argv:
-                print(usage)
-                return 0
             from configs.sheet import SheetError
             try:
+                if "--help" in argv:
+                    print(usage)
+                    return 0
                 return work(argv) or 0
+            except BrokenPipeError:  # `head`, say, has enough of what is printed
+                return 128 + signal.SIGPIPE
             except (SheetError, DataError) as error:
                 print(f"vidformers: {error}", file=sys.stderr)
                 return 2
@@ -38,6 +41,9 @@ def command(usage: str):
 
 
 def end(status: int):
-    """Ends the program, with nothing left unprinted."""
-    sys.stdout.flush()
+    """Ends the program, with nothing left unprinted that somebody still reads."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # `head`, say, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
     sys.exit(status)

@@ -17,6 +17,7 @@ import signal
 import stat
 import threading
 import time
+from collections.abc import Iterator
 
 import av
 import numpy as np
@@ -133,6 +134,26 @@ class Video:
             if len({image.shape for image in images}) > 1:
                 raise DecodeError(f"{self._name}: the frames are not of one size.")
             return np.stack([images[place] for place in inverse])
+
+    def each(self, indices) -> Iterator[np.ndarray]:
+        """The frames of ascending indices, repeats among them, one at a time: (y, x, 3) uint8 as from `frames`.
+
+        Decodes each once and keeps no other in memory. Each may take `limit_seconds`.
+
+        Raises:
+          IndexError, DecodeError: as `frames`, when the frame is reached.
+        """
+        indices = np.asarray(indices, np.int64)
+        if not (len(indices) and 0 <= indices[0] and indices[-1] < len(self.times) and (np.diff(indices) >= 0).all()):
+            raise IndexError(f"{self._name} has {len(self.times)} frames; indices {indices} must ascend")
+        pictures, shape = self._pictures(np.unique(indices).tolist()), None
+        for _, group in itertools.groupby(indices.tolist()):
+            with self._working():
+                image = _image(next(pictures))
+                if image.shape != (shape := shape or image.shape):
+                    raise DecodeError(f"{self._name}: the frames are not of one size.")
+            for _ in group:
+                yield image
 
     def info(self) -> Info:
         """What the file says of its video; decodes the first frame.

@@ -49,12 +49,12 @@ class Plan:
     Attributes:
       pieces: of both splits, in order.
       classes: names by label.
-      missing: (split, name) of the videos that the lists name and that are not there.
+      absent: (split, name, why) of the videos that the lists name and that are left out.
       options: all that the pieces follow from.
     """
     pieces: tuple[Piece, ...]
     classes: tuple[str, ...]
-    missing: tuple[tuple[str, str], ...]
+    absent: tuple[tuple[str, str, str], ...]
     options: dict
 
 
@@ -69,15 +69,16 @@ def plan(pipeline, encoding: Encoding, clips_per_shard: int) -> Plan:
     classes = pipeline.class_names
     options = {"format": FORMAT, **dataclasses.asdict(encoding), "clips_per_shard": clips_per_shard,
                "frame_rate": pipeline.frame_rate, "classes": _digest("\n".join(classes))[:16]}
-    pieces, missing = [], []
+    pieces, absent = [], []
     for split, manifest in zip(SPLITS, (pipeline.train_manifest, pipeline.val_manifest)):
         options[split] = manifest.digest
         tasks = [Task(record, encoding, pipeline.frame_rate) for record in manifest.records]
         starts = range(0, len(tasks), clips_per_shard)
         pieces += [Piece(split, index, len(starts), tuple(tasks[start:start + clips_per_shard]))
                    for index, start in enumerate(starts)]
-        missing += [(split, name) for name in manifest.missing]
-    return Plan(tuple(pieces), classes, tuple(missing), options)
+        absent += [(split, name, "The video is not there.") for name in manifest.missing]
+        absent += [(split, name, "data.exclude names it.") for name in manifest.excluded]
+    return Plan(tuple(pieces), classes, tuple(absent), options)
 
 
 def claim(folder, options):
@@ -161,7 +162,7 @@ def merge(folder, plan: Plan) -> dict:
     """Writes the lists, the classes, what was left out, a summary, and the checksums of it all.
 
     Returns:
-      The summary: the options, and for each split the number of `clips`, of `excluded` videos (missing ones among
+      The summary: the options, and for each split the number of `clips`, of `excluded` videos (those not there among
       them) and of `frames`, and the bytes before, `source_bytes`, and after, `bytes`.
 
     Raises:
@@ -176,7 +177,7 @@ def merge(folder, plan: Plan) -> dict:
     sums, summary, excluded = {}, {"options": plan.options}, []
     for split in SPLITS:
         clips, shard_bytes = [], 0
-        out = [(split, name, "The video is not there.") for where, name in plan.missing if where == split]
+        out = [left for left in plan.absent if left[0] == split]
         for piece in (piece for piece in plan.pieces if piece.split == split):
             with open(piece.notes(folder), encoding="utf-8") as file:
                 shard, *rows = map(json.loads, file)

@@ -8,6 +8,7 @@ import dataclasses
 import fractions
 import hashlib
 import io
+import itertools
 import os
 
 import av
@@ -19,8 +20,6 @@ from input_pipeline.annotations import Record
 from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.shards import read_video
 from input_pipeline.videos import open_video
-
-_MEMORY = 128 * 2 ** 20  # bytes of decoded frames at a time; the decoder holds them twice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +88,7 @@ def transcode(video, encoding: Encoding) -> tuple[dict, bytes]:
     """Encodes a video, and decodes the result strictly.
 
     Args:
-      video: with `times`, `duration` and `frames(indices)` like `decode.Video`.
+      video: with `times`, `duration` and `each(indices)` like `decode.Video`.
 
     Returns:
       Its `frames`, `fps` (a fraction as text), `width`, `height` (pixels), `bytes` and `sha256`; and an MP4 file.
@@ -105,10 +104,11 @@ def transcode(video, encoding: Encoding) -> tuple[dict, bytes]:
     # once, however coarsely its time is written.
     instants = (np.arange(count) + 0.5) / float(rate)
     indices = np.maximum(np.searchsorted(video.times, instants, side="right") - 1, 0)
-    first = video.frames(indices[:1])
-    height, width = encoding.size(*first.shape[1:3])
-    step = max(1, _MEMORY // first.nbytes)
-    data = _encode(_images(video, indices, step, height, width), rate, height, width, encoding)
+    images = video.each(indices)
+    first = next(images)
+    height, width = encoding.size(*first.shape[:2])
+    images = (_sized(image, height, width) for image in itertools.chain([first], images))
+    data = _encode(images, rate, height, width, encoding)
     verify(data, rate, count, height, width)
     return {"frames": count, "fps": str(rate), "width": width, "height": height, "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest()}, data
@@ -127,15 +127,13 @@ def frame_rate(count, duration) -> fractions.Fraction:
     return min(usual, key=lambda rate: abs(rate - average), default=simple)
 
 
-def _images(video, indices, step, height, width):
-    """Frames in the size of the clip, RGB uint8, decoded `step` at a time; an odd row or column is cut off."""
-    for start in range(0, len(indices), step):
-        for image in video.frames(indices[start:start + step]):
-            if max(image.shape[0] - height, image.shape[1] - width) == 1:
-                image = image[:height, :width]
-            if image.shape[:2] != (height, width):
-                image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-            yield np.ascontiguousarray(image)
+def _sized(image, height, width):
+    """A frame in the size of the clip; an odd row or column is cut off."""
+    if max(image.shape[0] - height, image.shape[1] - width) == 1:
+        image = image[:height, :width]
+    if image.shape[:2] != (height, width):
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(image)
 
 
 def _encode(images, rate, height, width, encoding):

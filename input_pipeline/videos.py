@@ -1,7 +1,9 @@
 """Opening the video of a record, whatever holds it: a file, a folder of frames, or a row of a shard."""
 
+import itertools
 import os
 import re
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -26,7 +28,8 @@ def open_video(record: Record, *, frame_rate: float = 30.0, limit_seconds: float
       limit_seconds: see `decode.Video`.
 
     Returns:
-      An object with `times`, `duration`, `decoded`, `frames(indices)` and `info()`, see `decode.Video`.
+      An object with `times`, `duration`, `decoded`, `frames(indices)`, `each(indices)` and `info()`, see
+      `decode.Video`.
 
     Raises:
       DecodeError: it cannot be opened, or ends before `start`.
@@ -63,6 +66,10 @@ class Cut:
         """(n, y, x, 3) uint8, see `decode.Video.frames`."""
         indices = _checked(indices, self.times, self._path)
         return self._video.frames(self._first + indices)
+
+    def each(self, indices) -> Iterator[np.ndarray]:
+        """(y, x, 3) uint8 one after the other, see `decode.Video.each`."""
+        return self._video.each(self._first + _checked(indices, self.times, self._path))
 
     def info(self) -> Info:
         return self._video.info()
@@ -103,6 +110,17 @@ class Pictures:
         if len({image.shape for image in images}) > 1:
             raise DecodeError(f"{self._name}: the frames are not of one size.")
         return np.stack(images)[inverse]
+
+    def each(self, indices) -> Iterator[np.ndarray]:
+        """The frames one at a time, see `decode.Video.each`."""
+        shape = None
+        for index, group in itertools.groupby(_checked(indices, self.times, self._name).tolist()):
+            image = self._read(index)
+            self.decoded += 1
+            if image.shape != (shape := shape or image.shape):
+                raise DecodeError(f"{self._name}: the frames are not of one size.")
+            for _ in group:
+                yield image
 
     def _read(self, index):
         """The frame of that index, (y, x, 3) uint8."""

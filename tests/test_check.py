@@ -13,7 +13,7 @@ from command import ROOT
 from numbered import VFR, write
 
 from input_pipeline import check
-from input_pipeline.annotations import Record
+from input_pipeline.annotations import Record, read_manifest
 from input_pipeline.errors import DataError
 
 
@@ -70,6 +70,22 @@ def test_the_report(data, tmp_path, capsys):
     assert "train: 7 videos of 3 classes, from 1 to 5 of a class (5.0 times as many)." in said
     assert "videos: 0 5, 1 1, 2 1." in said
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_what_it_excludes_is_left_out_of_a_run(data, tmp_path):
+    check.main(command(data, tmp_path))
+    exclude = str(tmp_path / "exclude.txt")
+    options = dict(root=str(data), num_classes=3)
+    kept = read_manifest("train.csv", exclude=exclude, complete=False, **options)
+    assert [os.path.basename(record.path) for record in kept.records] == [
+        "plain.mp4", "vfr.mkv", "turned.mp4", "with space, größe.webm"]
+    assert kept.excluded == ("empty.mp4", "text.mp4", "half.mp4") and kept.missing == ()
+    assert kept.digest != read_manifest("train.csv", **options).digest
+    with pytest.raises(DataError, match=r"none\.txt \(data\.exclude\) cannot be read"):
+        read_manifest("train.csv", exclude=str(data / "none.txt"), **options)
+    (tmp_path / "all.txt").write_text("other.avi\nplain.mp4\npipe.mp4\n")
+    with pytest.raises(DataError, match="none of its 3 videos is there and not excluded"):
+        read_manifest("val.csv", exclude=str(tmp_path / "all.txt"), **options)
 
 
 def test_it_goes_on_where_it_was_stopped(data, tmp_path, capsys):

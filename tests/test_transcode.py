@@ -153,11 +153,10 @@ def test_sizes_are_even_and_never_larger(tmp_path, height, width, size):
     assert found.shape[1:3] == size and np.abs(found.astype(float) - expected).mean() < 8
 
 
-def test_long_videos_are_decoded_in_parts(tmp_path, monkeypatch):
-    path = write(tmp_path / "video.mp4")
-    whole = clip_of(path)
-    monkeypatch.setattr(transcode, "_MEMORY", 7 * 64 * 96 * 3)
-    assert clip_of(path) == whole
+def test_a_video_of_one_group_is_decoded_once(tmp_path):
+    video = Video(write(tmp_path / "video.mp4", gop=60))
+    assert transcode.transcode(video, Encoding())[0]["frames"] == 60
+    assert video.decoded == 60
 
 
 def test_flipped_bits_in_a_clip_are_never_published(tmp_path):

@@ -12,7 +12,7 @@ from test_decode import picture, read_number, write
 from input_pipeline.annotations import Record
 from input_pipeline.decode import Video
 from input_pipeline.errors import DecodeError
-from input_pipeline.videos import FrameFolder, open_video
+from input_pipeline.videos import CompressedFrames, FrameFolder, open_video
 
 
 def record(path, **kwargs):
@@ -119,6 +119,8 @@ def test_frames_of_several_sizes(tmp_path):
     cv2.imwrite(f"{path}/001.jpg", picture(1)[:32])
     with pytest.raises(DecodeError, match="not of one size"):
         FrameFolder(path).frames([0, 1])
+    with pytest.raises(DecodeError, match="not of one size"):
+        list(FrameFolder(path).each([0, 1]))
 
 
 def test_indices_out_of_range(tmp_path):
@@ -133,6 +135,20 @@ def test_indices_out_of_range(tmp_path):
 def movie(tmp_path_factory):
     """100 frames at 25 a second."""
     return write(tmp_path_factory.mktemp("movies") / "movie.mp4", count=100, gop=12)
+
+
+@pytest.mark.parametrize("kind", ["file", "part of a file", "folder", "in memory"])
+def test_frames_one_at_a_time(movie, tmp_path, kind):
+    folder = write_frames(tmp_path / "v", "{:03d}.jpg", count=20)
+    video = {"file": lambda: Video(movie), "folder": lambda: FrameFolder(folder),
+             "part of a file": lambda: open_video(record(movie, start=1.0, end=2.0)),
+             "in memory": lambda: CompressedFrames([cv2.imencode(".png", picture(i))[1].tobytes() for i in range(20)],
+                                                   30.0, "clip")}[kind]()
+    wanted = [0, 0, 3, 4, 4, 4, 17]
+    frames = list(video.each(wanted))
+    np.testing.assert_array_equal(frames, video.frames(wanted))
+    with pytest.raises(IndexError):
+        list(video.each([len(video.times)]))
 
 
 def test_files_open_as_they_are(movie):

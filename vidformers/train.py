@@ -66,7 +66,7 @@ def train(config: dict, path) -> dict:
         data = {"classes": list(setup.pipeline.class_names)}
         for split, manifest in (("train", setup.pipeline.train_manifest), ("val", setup.pipeline.val_manifest)):
             data |= {split: manifest.digest, f"{split}_list": manifest.path, f"{split}_videos": len(manifest.records),
-                     f"{split}_missing": list(manifest.missing)}
+                     f"{split}_missing": list(manifest.missing), f"{split}_excluded": list(manifest.excluded)}
         run = folders.describe(config, data)
         changes = folders.compare(workdir, run)
         checkpoints = stack.enter_context(Checkpoints(workdir, **config["checkpoint"]))
@@ -158,6 +158,8 @@ def accounts(setup: Setup, workdir: Path):
         if manifest.missing:
             yield (f"{len(manifest.missing)} of {len(manifest.missing) + len(manifest.records)} videos of "
                    f"{manifest.path} are not there; {workdir}/run.json lists them.")
+        if manifest.excluded:
+            yield f"{len(manifest.excluded)} videos of {manifest.path} are left out, as data.exclude says."
     repeats, size = setup.pipeline.repeats, setup.loop.batch_size
     if repeats > 1:
         yield (f"A batch of {size} clips holds {size // repeats} videos, {repeats} clips of each (data.repeats); a "
