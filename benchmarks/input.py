@@ -160,7 +160,8 @@ def measure(group: int, args) -> dict:
             "rounds": args.rounds, "workers": args.workers,
             "clips_per_second": middle, "range": {name: [min(values), max(values)] for name, values in rates.items()},
             "over_torchcodec": {name: middle[name] / middle["torchcodec"] for name in ("files", "shards")},
-            f"waiting_at_{LOAD:.0%}_of_own_rate": waits, "mean_level": {name: statistics.mean(values) for name, values in means.items()},
+            f"waiting_at_{LOAD:.0%}_of_own_rate": waits,
+            "mean_level": {name: statistics.mean(values) for name, values in means.items()},
             "bytes_per_video": {"files": _bytes(files, "*.mp4") / args.videos,
                                 "shards": _bytes(shards, "val*.array_record") / args.videos},
             "peers": {name: contenders[name].about for name in ("torchcodec", "pyav")}}

@@ -1,0 +1,165 @@
+"""From the section `init` to the values that parameters start from, and a strict account of them."""
+
+import json
+from dataclasses import asdict, dataclass
+
+import jax
+import numpy as np
+from flax import nnx
+
+from vidformers.attention.core import SelfAttention
+from vidformers.encoder import FrameByFrame
+from vidformers.errors import ConfigError
+from vidformers.pretrained import layouts
+from vidformers.pretrained.files import File, open_file
+from vidformers.pretrained.fit import Fit, Init, Row
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_HEAD_WIDTH = 64  # of all published ViTs, for files that do not say
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Values for the parameters of a model.
+
+    Attributes:
+        values: path in the tree of parameters -> array.
+        rows: what became of each parameter.
+        unused: arrays of the file that no parameter takes.
+        file: where they come from.
+        layout: whose layout the file is in.
+        remarks: what could not be known, a sentence each.
+    """
+
+    values: dict[tuple, np.ndarray]
+    rows: list[Row]
+    unused: list[str]
+    file: File
+    layout: str
+    remarks: list[str]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {how: sum(row.how == how for row in self.rows) for how in ("loaded", "resized", "new")} | {
+            "unused": len(self.unused)}
+
+    def account(self) -> str:
+        """All of it as JSON."""
+        return json.dumps({"weights": str(self.file.path), "sha256": self.file.sha256, "revision": self.file.revision,
+                           "layout": self.layout, "counts": self.counts, "remarks": self.remarks,
+                           "parameters": [asdict(row) for row in self.rows], "unused": self.unused,
+                           "not_read": list(self.file.others)}, indent=1) + "\n"
+
+    def into(self, parameters):
+        """A tree of parameters with these values in their places, where each array lies already."""
+        def place(tree, path):
+            if isinstance(tree, dict):
+                return {name: place(child, (*path, name)) for name, child in tree.items()}
+            if path not in self.values:
+                return tree
+            return jax.device_put(self.values[path].astype(tree.dtype), tree.sharding)
+        return place(parameters, ())
+
+
+def load(init: Init, make_model, class_names=None) -> Pretrained:
+    """Reads weights and fits them to a model.
+
+    Args:
+        init: the section; its `weights` are set.
+        make_model: rngs -> the model.
+        class_names: of the model's classes in order, or None where there are only numbers.
+    Raises:
+        ConfigError: the file cannot be read, or does not fit; nothing has been changed.
+    """
+    file = open_file(init.weights)
+    model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
+    shapes = nnx.to_pure_dict(nnx.state(model))
+    try:
+        source, names = layouts.read(file.arrays)
+        remarks = []
+        _check_heads(model, source, file.about, init)
+        remarks += _check_normalisation(model, source, file.about, init)
+        order, remark = _class_order(model, source, file.about, init, class_names)
+        fit = Fit(model, shapes, source, init, order)
+        unused = names.unused()
+        stray = [name for name in unused if not name.startswith(tuple(init.allow))] if init.allow else unused
+        if stray:
+            some = ", ".join(stray[:4]) + (f" and {len(stray) - 4} more" if len(stray) > 4 else "")
+            raise ConfigError(f"nothing in the model takes {some}; init.allow=\"('{stray[0].split('.')[0]}',)\" goes "
+                              "on without")
+    except ConfigError as error:
+        raise ConfigError(f"init.weights={init.weights}: {str(error).rstrip('.')}.") from None
+    remarks += [f"Left: {what}." for what in source.left] + remark
+    return Pretrained(fit.values, fit.rows, unused, file, source.layout, remarks)
+
+
+def _check_heads(model, source, about, init):
+    encoder = model.encoder.encoder if isinstance(model.encoder, FrameByFrame) else model.encoder
+    widths = len(source.classes[0])
+    heads = about.get("num_attention_heads") or (widths // _HEAD_WIDTH if widths % _HEAD_WIDTH == 0 else None)
+    for stage in getattr(encoder, "stages", ()):
+        for sublayer in stage.layers.sublayers:
+            if (isinstance(sublayer, SelfAttention) and heads and sublayer.heads != heads and "heads" not in init.allow
+                    and widths == sublayer.qkv.in_features):
+                raise ConfigError(f"it was trained with {heads} heads, and model.heads is {sublayer.heads}; "
+                                  "init.allow=\"('heads',)\" takes it all the same")
+
+
+def _check_normalisation(model, source, about, init):
+    encoder = model.encoder.encoder if isinstance(model.encoder, FrameByFrame) else model.encoder
+    embedding = getattr(encoder, "embedding", None)
+    known = (about.get("image_mean"), about.get("image_std"))
+    cfg = about.get("pretrained_cfg")
+    if isinstance(cfg, dict):
+        known = (cfg.get("mean"), cfg.get("std"))
+    if source.layout.startswith("ViT of Google"):
+        known = _HALF
+    elif source.layout.startswith(("DeiT", "DINOv2")) and known[0] is None:
+        known = _IMAGENET
+    if embedding is None or known[0] is None or known[1] is None:
+        return ["The file does not say how its pixels were normalised: model.mean and model.std must."]
+    have = (embedding.mean, embedding.std)
+    if not np.allclose(have, known, atol=1e-3) and "normalisation" not in init.allow:
+        raise ConfigError(f"it was trained on pixels normalised with model.mean={tuple(known[0])} and model.std="
+                          f"{tuple(known[1])}: set these")
+    return []
+
+
+def _class_order(model, source, about, init, class_names):
+    """(for each class of the model its class in the source, or None to draw the head; remarks)."""
+    if init.head == "draw" or source.head is None:
+        return None, []
+    count = source.head["kernel"].shape[1]
+    if source.head["kernel"].shape[0] != model.head.in_features:
+        return None, ["The head of the file reads other features and is left."]
+    if init.head == "as_is":
+        if count != model.num_classes:
+            raise ConfigError(f"its head has {count} classes, the model {model.num_classes}")
+        return np.arange(count), ["The head is taken by number, as init.head=as_is says."]
+    theirs = _their_names(about, count)
+    if theirs is not None and class_names is not None and sorted(theirs) == sorted(map(_plain, class_names)):
+        return np.array([theirs.index(_plain(name)) for name in class_names]), []
+    if count != model.num_classes:
+        return None, [f"The head of {count} classes is left."]
+    why = ("it does not name them" if theirs is None else "the data set does not name its own" if class_names is None
+           else "they are others")
+    raise ConfigError(f"its head has as many classes as the model, but {why}: init.head=as_is takes it by number, "
+                      "init.head=draw leaves it")
+
+
+def _their_names(about, count):
+    table = about.get("id2label")
+    if not isinstance(table, dict) or len(table) != count:
+        return None
+    try:
+        names = [_plain(table[str(number)]) for number in range(count)]
+    except (KeyError, AttributeError):
+        return None
+    if len(set(names)) < count or all(name == f"label {number}" for number, name in enumerate(names)):
+        return None
+    return names
+
+
+def _plain(name):
+    return " ".join(str(name).lower().replace("_", " ").split())

@@ -1,0 +1,299 @@
+"""Files of `torch.save` read without PyTorch and without running what they say.
+
+Both forms: the zip archive, and the one before PyTorch 1.6. What a pickle may build is listed below; all else becomes
+an inert object that remembers its name alone. A file from a stranger can be wrong, but it cannot do anything.
+"""
+
+import io
+import math
+import pickle
+import pickletools
+import zipfile
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from vidformers.errors import ConfigError
+
+_DTYPES = {"FloatStorage": np.float32, "HalfStorage": np.float16, "DoubleStorage": np.float64,
+           "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32,
+           "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_}
+
+_LEGACY_MAGIC = 0x1950a86a20f9469cfc6c  # what a file of the old form starts with, as a pickle of its own
+_LEGACY_PROTOCOL = 1001
+
+# Under which keys training code keeps the weights, averaged ones first; a file may hold several.
+_STATES = ("model_ema", "ema", "state_dict_ema", "state_dict", "model_state", "model_state_dict", "model", "teacher",
+           "module", "net")
+_PREFIXES = ("module.", "model.", "backbone.")
+
+
+class Malformed(ValueError):
+    """The file is not what it should be; the text says how."""
+
+
+@dataclass(frozen=True)
+class _Storage:
+    key: str
+    dtype: np.dtype
+    count: int
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A view into a storage, checked to lie within it."""
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _Inert:
+    """What an object that nobody needs becomes: it takes all that a pickle does to it, and does nothing."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __call__(self, *args, **kwargs):
+        return _Inert(self.name)
+
+    def __setstate__(self, state):
+        pass
+
+    def __setitem__(self, key, value):
+        pass
+
+    def append(self, value):
+        pass
+
+    def extend(self, values):
+        pass
+
+    def add(self, value):
+        pass
+
+
+class _Dict(dict):
+    """A dictionary that drops the attributes that a pickle gives it."""
+
+    def __setstate__(self, state):
+        pass
+
+
+class _Maker:
+    """A function that a pickle may call and cannot change."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make):
+        object.__setattr__(self, "_make", make)
+
+    def __call__(self, *args):
+        return self._make(*args)
+
+    def __setattr__(self, name, value):
+        raise Malformed("it changes a function")
+
+    def __setstate__(self, state):
+        raise Malformed("it changes a function")
+
+
+def _whole(value, least=0):
+    if type(value) is not int or value < least:
+        raise Malformed(f"a number of a tensor is {value!r}")
+    return value
+
+
+def _tensor(storage, offset, shape, strides, *_):
+    if not isinstance(storage, _Storage):
+        raise Malformed("a tensor has no storage")
+    offset, shape, strides = _whole(offset), tuple(map(_whole, shape)), tuple(map(_whole, strides))
+    count = math.prod(shape)
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides))
+    if len(shape) != len(strides) or len(shape) > 16 or count > storage.count or (
+            count and last >= storage.count) or offset > storage.count:
+        raise Malformed(f"a tensor of shape {shape} does not lie within its storage of {storage.count}")
+    return _Tensor(storage, offset, shape, strides)
+
+
+def _parameter(data, *_):
+    if not isinstance(data, _Tensor):
+        raise Malformed("a parameter holds no tensor")
+    return data
+
+
+_ALLOWED = {
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch", "Size"): lambda sizes=(): tuple(sizes),
+    ("collections", "OrderedDict"): lambda items=(): _Dict(items),
+    ("collections", "Counter"): lambda items=(): _Dict(items),
+    ("collections", "defaultdict"): lambda factory=None, items=(): _Dict(items),
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds plain containers, numbers, strings, tensors, and inert objects for the rest."""
+
+    def __init__(self, file, storages):
+        super().__init__(file, encoding="utf-8")
+        self._storages = storages
+
+    def find_class(self, module, name):
+        if (module, name) in _ALLOWED:
+            return _Maker(_ALLOWED[module, name])
+        if module in ("torch", "torch.cuda") and name in _DTYPES:
+            return np.dtype(_DTYPES[name])
+        return _Inert(f"{module}.{name}")
+
+    def persistent_load(self, pid):
+        if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"):
+            raise Malformed("it refers to something that is no storage")
+        _, dtype, key, _, count, *view = pid
+        if view and view[0] is not None:
+            raise Malformed("it holds views of storages, as no state dict does")
+        if not isinstance(dtype, np.dtype):
+            raise Malformed(f"a storage is of the type {getattr(dtype, 'name', dtype)}")
+        storage = _Storage(str(key), dtype, _whole(count))
+        if self._storages.setdefault(storage.key, storage) != storage:
+            raise Malformed(f"the storage {key} has two descriptions")
+        return storage
+
+
+def _unpickle(file, storages, size):
+    """The next object of a stream of `size` bytes."""
+    start = file.tell()
+    for opcode, argument, _ in pickletools.genops(file):  # the unpickler would make room for any number it is told
+        if "PUT" in opcode.name and int(argument) > size:
+            raise Malformed("it numbers more objects than it can hold")
+    file.seek(start)
+    return _Unpickler(file, storages).load()
+
+
+def read(path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """The state dict in a file.
+
+    Averaged weights are preferred where a file holds several; prefixes that wrappers add to every name are taken off.
+
+    Returns:
+      Names and arrays; the keys and types of what else the file holds, which was not read.
+
+    Raises:
+      ConfigError: it is no such file, damaged, hostile, or holds no state dict. Nothing that it names is run.
+    """
+    try:
+        return _read(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except Malformed as error:
+        raise ConfigError(f"{path} cannot be taken for weights of PyTorch: {error}.") from None
+    except RecursionError:
+        raise ConfigError(f"{path} cannot be taken for weights of PyTorch: it is nested too deeply.") from None
+    except Exception as error:  # a damaged pickle raises whatever its bytes lead to
+        raise ConfigError(f"{path} is damaged, or no file of torch.save "
+                          f"({type(error).__name__}: {error}).") from None
+
+
+def _read(path):
+    storages = {}
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            content, data = _read_zip(archive, storages)
+            return _gather(content, data)
+    with open(path, "rb") as file:
+        content, data = _read_legacy(file, storages)
+        return _gather(content, data)
+
+
+def _read_zip(archive, storages):
+    names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+    if len(names) != 1:
+        raise Malformed("it is a zip file that torch.save did not write")
+    folder = names[0].removesuffix("data.pkl")
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+        raise Malformed("its parts are compressed, as torch.save never writes them")
+    if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+        raise Malformed("its numbers are big-endian")
+    pickled = archive.read(names[0])
+    content = _unpickle(io.BytesIO(pickled), storages, len(pickled))
+
+    def data(storage):
+        return archive.read(f"{folder}data/{storage.key}")
+    return content, data
+
+
+def _read_legacy(file, storages):
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if _unpickle(file, {}, size) != _LEGACY_MAGIC or _unpickle(file, {}, size) != _LEGACY_PROTOCOL:
+        raise Malformed("it is no file of torch.save")
+    _unpickle(file, {}, size)  # sizes of C types on the machine that wrote it
+    content = _unpickle(file, storages, size)
+    places = {}
+    for key in _unpickle(file, {}, size):
+        storage = storages.get(str(key))
+        if storage is None:
+            raise Malformed(f"the storage {key} is of nothing")
+        count = int.from_bytes(file.read(8), "little")
+        if count != storage.count:
+            raise Malformed(f"the storage {key} holds {count} numbers, not {storage.count}")
+        places[storage.key] = file.tell()
+        file.seek(count * storage.dtype.itemsize, io.SEEK_CUR)
+
+    def data(storage):
+        if storage.key not in places:
+            raise Malformed(f"the storage {storage.key} is missing")
+        file.seek(places[storage.key])
+        return file.read(storage.count * storage.dtype.itemsize)
+    return content, data
+
+
+def _gather(content, data):
+    """The state dict within what a file holds, as arrays, and what else is there."""
+    state, others = _find(content)
+    buffers, arrays = {}, {}
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise Malformed(f"a name in its state dict is {name!r}")
+        if value is None or isinstance(value, (int, float)):
+            continue  # counters
+        if not isinstance(value, _Tensor):
+            raise Malformed(f"its state dict holds {name!r}, {_described(value)}, which is no tensor")
+        storage = value.storage
+        if storage.key not in buffers:
+            content = data(storage)
+            if len(content) < storage.count * storage.dtype.itemsize:
+                raise Malformed(f"it is truncated within {name!r}")
+            buffers[storage.key] = np.frombuffer(content, storage.dtype, storage.count)
+        flat = buffers[storage.key][value.offset:]
+        strides = [stride * storage.dtype.itemsize for stride in value.strides]
+        arrays[name] = np.lib.stride_tricks.as_strided(flat, value.shape, strides, writeable=False).copy()
+    prefix = ""
+    while common := next((p for p in _PREFIXES if all(name.startswith(prefix + p) for name in arrays)), None):
+        prefix += common
+    return {name.removeprefix(prefix): array for name, array in arrays.items()}, others
+
+
+def _find(content, where=""):
+    if not isinstance(content, dict):
+        raise Malformed(f"it holds {_described(content)} instead of a dictionary of tensors")
+    if any(isinstance(value, _Tensor) for value in content.values()):
+        return content, ()
+    inner = [key for key in (*_STATES, *content) if isinstance(content.get(key), dict)
+             and _holds_tensors(content[key])]
+    if not inner:
+        raise Malformed("it holds no dictionary of tensors")
+    state, others = _find(content[inner[0]], f"{where}{inner[0]}.")
+    return state, (*(f"{where}{key}: {_described(value)}" for key, value in content.items() if key != inner[0]),
+                   *others)
+
+
+def _holds_tensors(content, depth=3):
+    return isinstance(content, dict) and depth > 0 and any(
+        isinstance(value, _Tensor) or _holds_tensors(value, depth - 1) for value in content.values())
+
+
+def _described(value):
+    return value.name if isinstance(value, _Inert) else f"a {type(value).__name__.lstrip('_').lower()}"
