@@ -15,7 +15,7 @@ demo: setup
 	$(BIN)/python main.py --config=configs/demo.py
 
 test: setup
-	$(BIN)/python -m pytest tests -q -n auto --maxprocesses=8 --dist loadfile
+	$(BIN)/python -m pytest tests -q -n auto --maxprocesses=8 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) runs data .cache .pytest_cache

@@ -42,6 +42,7 @@ def command(usage: str):
 
 def end(status: int):
     """Ends the program, with nothing left unprinted that somebody still reads."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done, and its status shall be told
     try:
         sys.stdout.flush()
     except BrokenPipeError:  # `head`, say, has enough

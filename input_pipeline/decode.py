@@ -230,8 +230,8 @@ class Video:
         if (container.format.name in _UNINDEXED_FORMATS or stream.codec_context.name in _UNINDEXED_CODECS
                 or any(pts is None for pts, *_ in packets)):
             return []
-        # Where each group of pictures starts: its pts, and the timestamp to seek to. Containers index by
-        # dts or by pts; the smaller never lands after the keyframe.
+        # Where each group of pictures starts: its pts, and a timestamp that no seek to lands after it. Containers index
+        # by dts or by pts, and what is indexed by pts is found a group too early by the smaller of them.
         self._keyframes = sorted((pts, pts if dts is None else min(pts, dts))
                                  for pts, dts, _, key, _ in packets if key)
         # An edit list discards packets; frames before the first keyframe miss their reference.
@@ -252,8 +252,8 @@ class Video:
             attempts = (self._by_count,)
         else:
             # What a seek does not lead to, since it lands too late or in a group that needs the one before, is
-            # found by decoding all that is before it.
-            attempts = (self._by_seeking,) if self._strict else (self._by_seeking, self._from_start)
+            # found by one that lands earlier, or by decoding all that is before it.
+            attempts = (self._by_seeking, self._by_seeking_early, self._from_start)[:1 if self._strict else 3]
         for attempt in attempts:
             for frame in attempt(wanted[found:]):
                 found += 1
@@ -274,7 +274,10 @@ class Video:
             frames = ((frame.pts, frame) for frame in self._decoded(container, stream))
             yield from _collect(frames, [self._pts[index] for index in wanted])
 
-    def _by_seeking(self, wanted):
+    def _by_seeking_early(self, wanted):
+        return self._by_seeking(wanted, early=True)
+
+    def _by_seeking(self, wanted, early=False):
         (container, stream), self._kept = self._kept or self._open(), None
         wanted = [self._pts[index] for index in wanted]
         with container:
@@ -282,7 +285,8 @@ class Video:
                     wanted, lambda pts: bisect.bisect(self._keyframes, (pts, float("inf"))) - 1):
                 group, found = list(group), 0
                 try:
-                    container.seek(self._keyframes[place][1], stream=stream)
+                    pts, safe = self._keyframes[place]
+                    self._seek(container, stream, safe if early else pts, safe)
                     frames = ((frame.pts, frame) for frame in self._decoded(container, stream, set(group)))
                     for frame in _collect(frames, group):
                         found += 1
@@ -292,6 +296,12 @@ class Video:
                         raise
                 if found < len(group):
                     return
+
+    def _seek(self, container, stream, pts, safe):
+        """To the keyframe of that pts, or one before it."""
+        container.seek(pts, stream=stream)
+        first = next(self._packets(container, stream))
+        container.seek(pts if first.pts is not None and first.pts <= pts else safe, stream=stream)
 
     def _decoded(self, container, stream, wanted=None):
         """Frames in the order in which they are shown: all, or those whose pts is `wanted` and some others."""

@@ -221,10 +221,30 @@ def test_rotation(tmp_path, degrees):
     np.testing.assert_array_equal(Video(path).frames([2, 0]), expected[[2, 0]])
 
 
-def test_a_seek_that_lands_too_late_is_made_good(tmp_path):
+def test_a_seek_that_lands_too_late_is_made_good(tmp_path, monkeypatch):
     video = Video(write(tmp_path / "video.mp4", gop=12))
-    video._keyframes = [(pts, pts + 10 ** 6) for pts, _ in video._keyframes]
+    monkeypatch.setattr(Video, "_seek", lambda self, container, stream, *_: container.seek(10 ** 6, stream=stream))
     assert [read_number(frame) for frame in video.frames([40, 3])] == [40, 3]
+
+
+@pytest.mark.parametrize("name", ["video.mp4", "video.mkv", "video.flv", "video.mov"])
+def test_a_seek_leads_to_the_group_of_the_frame(tmp_path, name):
+    video = Video(write(tmp_path / name, gop=12))
+    groups = np.searchsorted([pts for pts, _ in video._keyframes], video._pts, side="right")
+    for index in (59, 30, 13):
+        before = video.decoded
+        assert read_number(video.frames([index])[0]) == index
+        assert video.decoded - before <= np.sum(groups == groups[index])
+
+
+def test_a_seek_by_pts_that_lands_too_late_is_done_by_dts(tmp_path):
+    """As in a container that indexes by dts and whose groups are shorter than what a decoder looks ahead."""
+    video = Video(write(tmp_path / "video.flv", gop=12))
+    container, stream = video._open()
+    with container:
+        video._deadline = float("inf")
+        video._seek(container, stream, 90, 560)  # the dts of the second keyframe lies between
+        assert next(container.demux(stream)).pts <= 90
 
 
 @pytest.mark.parametrize("places, damaged, wanted, found", [

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import make
+from tiny import make, quick_jit
 
 from vidformers.attention.core import Tokens
 
@@ -81,7 +81,7 @@ def ours(name, arrays, prefix="", **options):
     return graph, mapped
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(quick_jit, static_argnums=0)
 def logits(graph, parameters, video):
     return nnx.merge(graph, parameters)(video)
 
@@ -112,6 +112,6 @@ def test_every_token_of_an_image_model_equals_hugging_face():
         tokens = encoder.stages[0](encoder._with_class(Tokens(encoder.embedding(video), None)))
         return model.features(video), encoder.norm(tokens.patches)
 
-    features, patches = jax.jit(run)(mapped, arrays["input"][:, None])
+    features, patches = quick_jit(run)(mapped, arrays["input"][:, None])
     np.testing.assert_allclose(features, arrays["output"][:, 0], rtol=0, atol=1e-4)
     np.testing.assert_allclose(patches.reshape(2, 9, 32), arrays["output"][:, 1:], rtol=0, atol=1e-4)

@@ -54,10 +54,6 @@ def cost(name, **options):
     return summarise(partial(build, name, num_classes=400, **options))
 
 
-def cost_of(sheet):
-    return summarise(partial(build, **sheet.model.to_dict()))
-
-
 def config(name, *arguments):
     return importlib.import_module(f"configs.{name}").get_config(*arguments)
 
@@ -195,7 +191,7 @@ def test_every_override_a_sheet_gives_builds(sheet, row):
     chosen = config(sheet)
     for path, text in row:
         override(chosen, path, text)
-    assert cost_of(chosen).params > 0
+    assert nnx.eval_shape(lambda: build(**chosen.model.to_dict(), rngs=nnx.Rngs(0)))
 
 
 def test_the_sheets_list_the_ablations_of_their_papers():

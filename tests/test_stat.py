@@ -287,7 +287,7 @@ def test_the_stem_normalises_pixels_and_adds_both_positions():
 def test_aggregation_reads_every_frame_of_its_own_clip():
     module = random_module(lambda: TemporalAggregation(WIDTH, HEADS, 1, rngs=nnx.Rngs(0)))
     classes = np.random.default_rng(0).normal(size=(2, 3, WIDTH)).astype(np.float32)
-    jacobian = jax.jit(jax.jacrev(lambda x: module(x)[:, :2]))(classes)
+    jacobian = quick_jit(jax.jacrev(lambda x: module(x)[:, :2]))(classes)
     seen = np.abs(jacobian).max(axis=(1, 4)) > 1e-6  # (b, b, t)
     np.testing.assert_array_equal(seen, np.broadcast_to(np.eye(2, dtype=bool)[:, :, None], (2, 2, 3)))
 

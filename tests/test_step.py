@@ -187,6 +187,9 @@ def test_an_optimiser_that_cannot_work_is_refused(options, field):
 # Devices
 
 
+SAVED = ("vit", "vtn", "stat")  # how a state is saved does not depend on the model, and takes long
+
+
 @pytest.mark.parametrize("name, data, fsdp", [("vit", 8, 1), ("mevit", 8, 1), *((name, 2, 4) for name in MODELS)])
 def test_eight_devices_equal_one_across_a_checkpoint(name, data, fsdp, tmp_path):
     mesh = make_mesh(data=data, fsdp=fsdp)
@@ -201,6 +204,8 @@ def test_eight_devices_equal_one_across_a_checkpoint(name, data, fsdp, tmp_path)
         assert len({str(shard.index) for shard in rows["video"].addressable_shards}) == 8, "two rows a device"
         state, figures = step(state, rows)
         same((state, figures), (expected, expected_figures))
+        if name not in SAVED:
+            continue
         with Checkpoints(tmp_path) as checkpoints:
             checkpoints.save(seed + 1, state, {})
             checkpoints.wait()
