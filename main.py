@@ -8,24 +8,35 @@ import warnings
 from pathlib import Path
 
 USAGE = """python main.py --config=FILE[:MODEL] [--config.section.field=value ...]
-               [--workdir=DIR] [--mode=train|eval|summary] [--distributed=true]
+               [--workdir=DIR] [--mode=train|eval|predict|summary] [--distributed=true]
+               [--video=FILE_OR_FOLDER_OR_LIST] [--out=FILE.jsonl] [--features=FILE.npz]
 
 The workdir is runs/NAME by default, and given again it resumes. configs/ holds the experiment sheets, configs/base.py
-every field. --distributed=true joins the hosts of a TPU pod or cluster into one run."""
+every field. --distributed=true joins the hosts of a TPU pod or cluster into one run.
 
-MODES = ("train", "eval", "summary")
+--mode=predict prints the likeliest classes of --video: a file, all files below a folder, or those that a .txt or .csv
+lists, a path a line. --out gets a line of JSON for each, and goes on where it was stopped; --features what the head
+reads."""
+
+PREDICTS = ("video", "out", "features")
+MODES = ("train", "eval", "predict", "summary")
 
 
 def parse(argv):
-    """(config as nested dicts, workdir, mode, distributed). Raises SheetError on a mistake."""
+    """(config as nested dicts, workdir, mode, distributed, what to predict). Raises SheetError on a mistake."""
     from configs.sheet import read_flags, require
 
-    config, flags = read_flags(argv[1:], {"workdir": None, "mode": "train", "distributed": "false"})
+    config, flags = read_flags(argv[1:], {"workdir": None, "mode": "train", "distributed": "false", **dict.fromkeys(
+        PREDICTS)})
     require(flags["mode"] in MODES, f"--mode={flags['mode']} must be one of {', '.join(MODES)}.")
     require(flags["distributed"] in ("true", "false"), f"--distributed={flags['distributed']} must be true or false.")
+    predicts = {name: flags[name] for name in PREDICTS}
+    require(flags["mode"] == "predict" or not any(predicts.values()),
+            "--video, --out and --features are flags of --mode=predict.")
+    require(flags["mode"] != "predict" or predicts["video"], "--mode=predict needs --video=FILE_OR_FOLDER_OR_LIST.")
     file, _, model = flags["config"].partition(":")
     workdir = flags["workdir"] or f"runs/{Path(file).stem}" + (f"_{model}" if model else "")
-    return config.to_dict(), workdir, flags["mode"], flags["distributed"] == "true"
+    return config.to_dict(), workdir, flags["mode"], flags["distributed"] == "true", predicts
 
 
 def summarise(config, name):
@@ -101,7 +112,7 @@ def run(argv) -> int:
     from vidformers.errors import ConfigError
 
     try:
-        config, workdir, mode, distributed = parse(argv)
+        config, workdir, mode, distributed, predicts = parse(argv)
         if mode == "summary":
             summarise(config, Path(workdir).name)
             return 0
@@ -114,6 +125,10 @@ def run(argv) -> int:
         os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
         # Orbax logs the traceback of a save that fails; the trainer says it in a sentence.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        if mode == "predict":
+            from vidformers.predict import predict
+            predict(config, workdir, **predicts)
+            return 0
         try:
             (train.train if mode == "train" else train.evaluate)(config, workdir)
         except train.Interrupted as stopped:

@@ -132,6 +132,21 @@ class Peer:
             print("quit", file=self.process.stdin, flush=True)
 
 
+def settle() -> None:
+    """Waits until the processor is idle: those who had their turn still fill their buffers."""
+    idle = 0
+    while idle < 3:
+        before = _times()
+        time.sleep(0.2)
+        spent = [after - was for was, after in zip(before, _times())]
+        idle = idle + 1 if spent[3] > 0.9 * sum(spent) else 0
+
+
+def _times():
+    with open("/proc/stat", encoding="ascii") as file:
+        return [int(number) for number in file.readline().split()[1:8]]
+
+
 def measure(group: int, args) -> dict:
     files = Path(args.folder) / f"group{group}"
     render(files, group, args.videos)
@@ -148,11 +163,15 @@ def measure(group: int, args) -> dict:
     try:
         for _ in range(args.rounds):
             for name, contender in contenders.items():
+                settle()
                 seconds, mean = contender.run(SKIP, count)
                 rates[name].append(count * BATCH / seconds)
                 means[name].append(mean)
         middle = {name: statistics.median(values) for name, values in rates.items()}
-        waits = {name: contenders[name].wait(LOAD * middle[name], count) for name in ("files", "shards")}
+        waits = {}
+        for name in ("files", "shards"):
+            settle()
+            waits[name] = contenders[name].wait(LOAD * middle[name], count)
     finally:
         for contender in contenders.values():
             contender.close()

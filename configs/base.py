@@ -1,8 +1,8 @@
 """Every field of every section, with its default. An experiment sheet starts from `base(model)` and says what differs.
 
 Each section is the keyword arguments of one callable, so no field goes unread and none can be misspelt:
-data: input_pipeline.Pipeline; model: vidformers.build; train: vidformers.train.Loop; optim:
-vidformers.optim.make_optimizer; eval: vidformers.evaluate.Protocol; mesh: vidformers.sharding.make_mesh;
+data: input_pipeline.Pipeline; model: vidformers.build; init: vidformers.pretrained.Init; train: vidformers.train.Loop;
+optim: vidformers.optim.make_optimizer; eval: vidformers.evaluate.Protocol; mesh: vidformers.sharding.make_mesh;
 checkpoint: vidformers.checkpoint.Checkpoints. Their docstrings say what each field does.
 """
 
@@ -53,6 +53,7 @@ def base(model: str) -> ConfigDict:
     config.model.frames = config.data.get_ref("frames")
     config.model.image_size = config.data.get_ref("size")
     config.model.num_classes = config.data.get_ref("num_classes")
+    config.init = dict(weights=placeholder(str), time="zero", patch="refuse", head="auto", channels="rgb", allow=())
     config.train = dict(
         total_steps=placeholder(int), total_epochs=placeholder(float), batch_size=64, accumulate=1,
         log_every_steps=50, eval_every_steps=placeholder(int), eval_every_epochs=placeholder(float),

@@ -3,4 +3,10 @@
 from vidformers.errors import ConfigError
 from vidformers.models import MODELS, build
 
-__all__ = ["MODELS", "ConfigError", "build"]
+__all__ = ["MODELS", "ConfigError", "build", "load"]
+
+
+def load(workdir):
+    """The model of a run with its classes, see `predict.load`: `load("runs/demo").predict("clip.mp4")`."""
+    from vidformers.predict import load  # imports the pipeline, which models do without
+    return load(workdir)

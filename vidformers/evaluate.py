@@ -65,14 +65,22 @@ class Result(NamedTuple):
     skipped: list  # (id, error) of videos left out
 
 
-def scores(model, video, index, average: str, views_at_once: int):
-    """Log-probabilities (b k) of videos (b v t y x c), averaged over the views v; index (b v t) or None."""
+def answers(model, video, index, average: str, views_at_once: int):
+    """Of videos (b v t y x c) the log-probabilities (b k), averaged over the views v, and the mean of what the head
+    reads (b d); index (b v t) or None."""
     views = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (video, index))
-    logits = jax.lax.map(lambda view: model(view[0], index=view[1]), views,
-                         batch_size=min(views_at_once, video.shape[1]))
+    features = jax.lax.map(lambda view: model.features(view[0], index=view[1]), views,
+                           batch_size=min(views_at_once, video.shape[1]))
+    logits = model.head(features)
     if average == "logits":
-        return jax.nn.log_softmax(logits.mean(axis=0))
-    return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(len(logits))
+        return jax.nn.log_softmax(logits.mean(axis=0)), features.mean(axis=0)
+    log_p = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(len(logits))
+    return log_p, features.mean(axis=0)
+
+
+def scores(model, video, index, average: str, views_at_once: int):
+    """The log-probabilities of `answers`."""
+    return answers(model, video, index, average, views_at_once)[0]
 
 
 def batch_sums(graph, average: str, views_at_once: int, parameters, batch) -> Sums:

@@ -67,10 +67,15 @@ def read_metrics(workdir: Path) -> list[dict]:
 
 
 def replace_text(path: Path, text: str) -> None:
+    """`replace_bytes` of a text."""
+    replace_bytes(path, text.encode("utf-8"))
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
     """Writes a file so that at any moment it is either the old one or the whole new one."""
     scratch = path.with_name(path.name + ".part")
-    with open(scratch, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(scratch, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     scratch.replace(path)

@@ -44,8 +44,8 @@ class Bar:
             say(f"{self.what} {self.done}/{self.total}  {text}")
 
 
-def table(title: str, rows: list[tuple[str, str]]) -> None:
-    """A table of names and values."""
+def table(title: str, rows: list[tuple[str, ...]]) -> None:
+    """A table of rows of one length."""
     grid = Table(title=title, show_header=False, title_justify="left")
     for row in rows:
         grid.add_row(*row)

@@ -16,6 +16,7 @@ from vidformers.evaluate import Evaluator, Protocol
 from vidformers.mixing import Mixing
 from vidformers.models import build
 from vidformers.optim import in_steps, make_optimizer
+from vidformers.pretrained import Init, Pretrained, load
 from vidformers.sharding import batch_sharding, make_mesh, replicated, state_shardings
 from vidformers.step import State, initial_state, make_step
 
@@ -82,6 +83,7 @@ class Setup(NamedTuple):
     abstract: State  # shapes and shardings of the training state
     total_steps: int
     eval_every: int | None
+    init: Init
 
     @property
     def shardings(self):
@@ -103,6 +105,14 @@ class Setup(NamedTuple):
                     f"eval.frames={protocol.frames} asks for other parameters than data.frames="
                     f"{self.config['data']['frames']}: this model takes one number of frames.")
         return Evaluator(graph, self.mesh, self.shardings.evaluated, protocol)
+
+
+def abstract_state(make_model, optimizer, ema_decay: float | None, mesh):
+    """The graph of the model, and the training state by shape, type and sharding."""
+    graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
+    shapes = jax.eval_shape(partial(initial_state, make_model, optimizer, ema_decay, 0))
+    return graph, jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                               shapes, state_shardings(mesh, shapes))
 
 
 def set_up(config: dict, training: bool = True) -> Setup:
@@ -138,24 +148,32 @@ def set_up(config: dict, training: bool = True) -> Setup:
             f"checkpoint.best={config['checkpoint']['best']} must be one of {', '.join(dict.fromkeys(known))}.")
     optimizer, rate = make_optimizer(total, per_epoch, **optim)
     make_model = partial(build, **config["model"])
-    graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
-    abstract = jax.eval_shape(partial(initial_state, make_model, optimizer, config["optim"]["ema_decay"], 0))
-    abstract = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                            abstract, state_shardings(mesh, abstract))
+    graph, abstract = abstract_state(make_model, optimizer, optim["ema_decay"], mesh)
     for name in optim["frozen"]:
         require(name in abstract.parameters,
                 f"optim.frozen={name!r} must name modules of the model: {', '.join(abstract.parameters)}.")
     setup = Setup(config, pipeline, loop, protocol, mesh, make_model, graph, optimizer, rate, abstract, total,
-                  eval_every)
+                  eval_every, Init(**config["init"]))
     setup.evaluator(protocol)  # refuses an eval.batch_size that does not divide among the devices
     return setup
 
 
-def initialise(setup: Setup) -> State:
+def load_weights(setup: Setup) -> Pretrained | None:
+    """What `init` starts from, fitted to the model; None where it names nothing. Raises ConfigError."""
+    if setup.init.weights is None:
+        return None
+    return load(setup.init, setup.make_model, setup.pipeline.val_manifest.classes)
+
+
+def initialise(setup: Setup, pretrained: Pretrained | None = None) -> State:
     """The state of step 0, each array made where it lies."""
     init = partial(initial_state, setup.make_model, setup.optimizer, setup.config["optim"]["ema_decay"],
                    setup.config["seed"])
-    return jax.jit(init, out_shardings=setup.shardings)()
+    state = jax.jit(init, out_shardings=setup.shardings)()
+    if pretrained is None:
+        return state
+    average = pretrained.into(state.average) if state.average else state.average
+    return state._replace(parameters=pretrained.into(state.parameters), average=average)
 
 
 def compile_step(setup: Setup, **changes):

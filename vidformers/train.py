@@ -16,8 +16,9 @@ from vidformers.checkpoint import Checkpoints
 from vidformers.errors import require
 from vidformers.evaluate import Evaluator, Protocol, Result
 from vidformers.metrics import MetricWriter, draw_confusion, draw_curves, replace_text
+from vidformers.pretrained import Pretrained
 from vidformers.progress import Bar, say, table
-from vidformers.setup import Setup, compile_to_fit, initialise, set_up
+from vidformers.setup import Setup, compile_to_fit, initialise, load_weights, set_up
 from vidformers.sharding import put_batch
 from vidformers.step import State
 
@@ -71,11 +72,13 @@ def train(config: dict, path) -> dict:
         changes = folders.compare(workdir, run)
         checkpoints = stack.enter_context(Checkpoints(workdir, **config["checkpoint"]))
         restored = checkpoints.restore(setup.abstract)
+        pretrained = None if restored else load_weights(setup)
         phases = {"set-up": time.perf_counter() - begun}
-        return _train(setup, workdir, run, changes, checkpoints, restored, phases, stack)
+        return _train(setup, workdir, run, changes, checkpoints, restored, pretrained, phases, stack)
 
 
-def _train(setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpoints, restored, phases, stack) -> dict:
+def _train(setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpoints, restored, pretrained, phases,
+           stack) -> dict:
     """`train` in a folder that is ours; nothing is written there before all is known to fit."""
     main = jax.process_index() == 0
 
@@ -91,10 +94,13 @@ def _train(setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpo
                                             "steps of train.total_steps or total_epochs.")
     compiled = compile_to_fit(setup) if start < setup.total_steps else None
     if not restored:
-        state = initialise(setup)
+        state = initialise(setup, pretrained)
     phase("compiling", since)
     if main:
         folders.record(workdir, run)
+        if pretrained:
+            replace_text(workdir / "init.json", pretrained.account())
+            show_account(pretrained)
         writer = stack.enter_context(closing(MetricWriter(workdir, start)))
     if restored:
         say(f"Continues {workdir} at step {start} of {setup.total_steps}.")
@@ -150,6 +156,16 @@ def _train(setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpo
         if main:
             close(setup, workdir, final, phases, start)
     return final.figures
+
+
+def show_account(pretrained: Pretrained) -> None:
+    """What became of each parameter, as a table."""
+    counts = ", ".join(f"{count} {how}" for how, count in pretrained.counts.items())
+    table(f"{pretrained.file.path}, a {pretrained.layout}: {counts}",
+          [(row.parameter, row.how, row.note) for row in pretrained.rows] +
+          [(name, "unused", "") for name in pretrained.unused])
+    for remark in pretrained.remarks:
+        say(remark)
 
 
 def accounts(setup: Setup, workdir: Path):
@@ -288,20 +304,38 @@ def run_evaluation(setup: Setup, evaluator: Evaluator, parameters, protocol: Pro
 
 
 def evaluate(config: dict, path) -> dict:
-    """`--mode=eval`: evaluates a checkpoint of the folder `path` and draws its confusion matrix."""
+    """`--mode=eval`: evaluates a checkpoint of the folder `path` and draws its confusion matrix.
+
+    Where the folder holds none, `init.weights` are evaluated as they are.
+    """
     setup = set_up(config, training=False)
     workdir = Path(path)
-    require((workdir / "checkpoints").is_dir(), f"--workdir={workdir} holds no checkpoints to evaluate.")
-    with Checkpoints(workdir, **config["checkpoint"], read_only=True) as checkpoints:
-        restored = checkpoints.restore(setup.abstract, setup.protocol.checkpoint)
-    require(restored is not None, f"--workdir={workdir} holds no whole checkpoint to evaluate.")
-    state, _, step = restored
+    if setup.init.weights is not None and not (workdir / "checkpoints").is_dir():
+        state, step = _published(setup, folders.open_workdir(workdir)), 0
+    else:
+        require((workdir / "checkpoints").is_dir(), f"--workdir={workdir} holds no checkpoints to evaluate.")
+        with Checkpoints(workdir, **config["checkpoint"], read_only=True) as checkpoints:
+            restored = checkpoints.restore(setup.abstract, setup.protocol.checkpoint)
+        require(restored is not None, f"--workdir={workdir} holds no whole checkpoint to evaluate.")
+        state, _, step = restored
     result = run_evaluation(setup, setup.evaluator(setup.protocol), state.evaluated, setup.protocol)
     if jax.process_index() == 0:
         replace_text(workdir / f"eval_{setup.protocol.name}.json", _as_json(step, result))
         _confusion(setup, workdir, result)
         table(f"{workdir} at step {step}", _rows(result))
     return result.figures
+
+
+def _published(setup: Setup, workdir: Path) -> State:
+    """The state of weights from elsewhere, which must be those of the whole model."""
+    pretrained = load_weights(setup)
+    drawn = [row.parameter for row in pretrained.rows if row.how == "new"]
+    require(not drawn, f"init.weights={setup.init.weights} can be trained but not evaluated: it lacks "
+                       f"{', '.join(drawn[:4])}{' and more' if len(drawn) > 4 else ''}.")
+    if jax.process_index() == 0:
+        replace_text(workdir / "init.json", pretrained.account())
+        show_account(pretrained)
+    return initialise(setup, pretrained)
 
 
 def close(setup: Setup, workdir: Path, result: Result, phases: dict, start: int) -> None:

@@ -167,23 +167,13 @@ def _timm(names):
         layout = "ViT of timm with layer scale"
     classes, space, left = names("cls_token")[0], names("pos_embed")[0], _pretraining(names)
     if "dist_token" in names:
-        layout = "DeiT, distilled"
-        left = _distilled(names, "dist_token", "head_dist")
+        layout = "DeiT, distilled"  # its other token, whose position is the second, stays unused
         space = np.delete(space, 1, axis=0)
     elif math.isqrt(len(space)) ** 2 == len(space):
         space = np.concatenate([np.zeros_like(space[:1]), space])  # the class token has no position
     time = names("time_embed")[0] if "time_embed" in names else None
     return Transformer(layout, names.convolution("patch_embed.proj"), classes, space, blocks, names.norm("norm"),
                        names.head("head"), time, left)
-
-
-def _distilled(names, token, head):
-    """The token of distillation, whose place in the table of positions is the second, and its head."""
-    names(token)
-    for name in (f"{head}.weight", f"{head}.bias"):
-        if name in Names(names.arrays):
-            Names(names.arrays, used=names.used)(name)
-    return ("the distillation token with its position and head",)
 
 
 def _pretraining(names):
@@ -227,8 +217,7 @@ def _hugging_face(names):
     space = names("embeddings.position_embeddings")[0]
     layout, left = "ViT of Hugging Face", _pretraining(names)
     if "embeddings.distillation_token" in names:
-        layout = "DeiT of Hugging Face"
-        left = _distilled(names, "embeddings.distillation_token", "distillation_classifier")
+        layout = "DeiT of Hugging Face"  # distilled likewise
         space = np.delete(space, 1, axis=0)
     elif "encoder.layer.0.norm1.weight" in names:
         layout = "DINOv2 of Hugging Face"

@@ -90,6 +90,9 @@ def load(init: Init, make_model, class_names=None) -> Pretrained:
                               "on without")
     except ConfigError as error:
         raise ConfigError(f"init.weights={init.weights}: {str(error).rstrip('.')}.") from None
+    except (ValueError, IndexError) as error:  # of NumPy, which was asked to turn or to stack them
+        raise ConfigError(f"init.weights={init.weights}: its arrays do not have the shapes of their layout "
+                          f"({' '.join(str(error).split()).rstrip('.')}).") from None
     remarks += [f"Left: {what}." for what in source.left] + remark
     return Pretrained(fit.values, fit.rows, unused, file, source.layout, remarks)
 

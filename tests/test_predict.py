@@ -1,0 +1,87 @@
+"""Predictions of a trained run: in Python, from the command line, for one video and for many, good and bad."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from command import BAD, Run, arguments, render
+
+from input_pipeline.annotations import read_manifest
+from vidformers import ConfigError, load
+
+FIELDS = {"eval.on_bad": "skip", "train.total_steps": 4, "train.eval_every_steps": "none", "eval.batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return render(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    Run(arguments(data, workdir, {**FIELDS, "data.classes": "classes.txt"})).finish()
+    return workdir
+
+
+def command(data, workdir, video, *more):
+    return [*arguments("nowhere", workdir, {**FIELDS, "data.classes": "none", "data.flip_swaps": "()"},
+                       mode="predict"), f"--video={video}", *more]
+
+
+def test_from_python_in_three_lines(data, trained):
+    model = load(str(trained))
+    best = model.predict(data / "val" / "000000.mp4", top=10)
+    names = (data / "classes.txt").read_text().split("\n")[:10]
+    assert {name for name, _ in best} == set(names)
+    probabilities = [p for _, p in best]
+    assert probabilities == sorted(probabilities, reverse=True) and sum(probabilities) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ConfigError, match=r"000007\.mp4"):
+        model.predict(data / BAD)
+
+
+def test_it_agrees_with_the_evaluation_and_compiles_once(data, trained, tmp_path):
+    model = load(trained)
+    records = read_manifest("val.csv", root=str(data), num_classes=10).records
+    found = list(model.each([record.path for record in records]))
+    assert [each.video for each in found] == [record.path for record in records]
+    list(model.each([record.path for record in records[:3]]))
+    assert model._answer._cache_size() == 1
+    losses = [-np.log(each.probabilities[record.label]) for each, record in zip(found, records)]
+    last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+    key = next(name for name in last if name.startswith("val/loss@2"))
+    assert np.mean(losses) == pytest.approx(last[key], rel=1e-5)
+
+
+def test_many_videos_from_the_command_line(data, trained, tmp_path):
+    listed = [f"{data}/val/00000{i}.mp4" for i in range(4)] + [f"{data}/{BAD}", f"{data}/none.mp4"]
+    (tmp_path / "list.txt").write_text("\n".join(listed) + "\n")
+    out, features = tmp_path / "pred.jsonl", tmp_path / "feats.npz"
+    said = Run(command(data, trained, tmp_path / "list.txt", f"--out={out}", f"--features={features}")).finish()
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["video"] for row in rows] == listed
+    assert ["error" in row for row in rows] == [False] * 4 + [True] * 2 and "2 would not decode" in said
+    assert len(rows[0]["top"]) == 5 and rows[0]["top"][0]["class"] in said
+    with np.load(features) as arrays:
+        assert arrays["video"].tolist() == listed[:4] and arrays["features"].shape == (4, 16)
+
+    whole = out.read_text()
+    out.write_text("\n".join(whole.split("\n")[:2]) + '\n{"video": "ha')  # as a kill leaves it
+    again = Run(command(data, trained, tmp_path / "list.txt", f"--out={out}")).finish()
+    assert "after the 2 that" in again and [json.loads(line)["video"] for line in out.read_text().splitlines()] == listed
+    (tmp_path / "other.txt").write_text("\n".join(listed[::-1]) + "\n")
+    sentence = Run(command(data, trained, tmp_path / "other.txt", f"--out={out}")).refused()
+    assert "holds predictions of other videos" in sentence
+
+
+def test_mistakes(data, trained, tmp_path):
+    for flags, words in (([f"--video={tmp_path}/none.mp4"], "none.mp4 does not exist"),
+                         ([f"--video={tmp_path}"], "holds no videos"), ([], "--mode=predict needs --video")):
+        sentence = Run([*command(data, trained, "x")[:-1], *flags]).refused()
+        assert words in sentence
+    with pytest.raises(ConfigError, match=r"holds no run: there is no .*run\.json"):
+        load(tmp_path)
+    shutil.copy(trained / "run.json", tmp_path / "run.json")
+    with pytest.raises(ConfigError, match="holds no checkpoints to predict with"):
+        load(tmp_path)

@@ -1,0 +1,229 @@
+"""Predictions of a trained run for video files: from Python, and as `--mode=predict`."""
+
+import io
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from input_pipeline import Pipeline
+from input_pipeline.annotations import Record
+from input_pipeline.sources.files import is_video, read_lines
+from vidformers.checkpoint import Checkpoints
+from vidformers.errors import ConfigError, require
+from vidformers.evaluate import Protocol, answers
+from vidformers.metrics import replace_bytes
+from vidformers.models import build
+from vidformers.optim import make_optimizer
+from vidformers.progress import Bar, say, table
+from vidformers.setup import abstract_state
+from vidformers.sharding import batch_sharding, make_mesh, put_batch, replicated
+
+_TOP = 5
+
+
+class Prediction(NamedTuple):
+    """What a model says of a video.
+
+    Attributes:
+        video: its path.
+        probabilities: (classes), averaged over the views; None where the video will not decode.
+        features: (d), what the head reads, averaged likewise.
+        error: why it will not decode, or empty.
+    """
+
+    video: str
+    probabilities: np.ndarray | None
+    features: np.ndarray | None
+    error: str
+
+
+def load(workdir) -> "Predictor":
+    """The model of a run, as `load("runs/demo").predict("clip.mp4")`.
+
+    Raises:
+        ConfigError: the folder holds no run with a checkpoint.
+    """
+    return Predictor(_with_tuples(_described(workdir)["config"]), workdir)
+
+
+def _with_tuples(tree):
+    """What JSON has made lists of, as a config has it."""
+    if isinstance(tree, dict):
+        return {name: _with_tuples(child) for name, child in tree.items()}
+    return tuple(map(_with_tuples, tree)) if isinstance(tree, list) else tree
+
+
+def _described(workdir) -> dict:
+    path = Path(workdir) / "run.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise ConfigError(f"{workdir} holds no run: there is no {path}.") from None
+    except ValueError:
+        raise ConfigError(f"{path} is damaged; it does not hold a run's description.") from None
+
+
+class Predictor:
+    """A trained model, its classes and its way to read videos. Compiled at the first prediction, once.
+
+    Args:
+        config: of the run; `eval` says how many views are taken, and which checkpoint.
+        workdir: of the run. Its data need not be there.
+    Attributes:
+        classes: names by label.
+        step: of the checkpoint.
+    Raises:
+        ConfigError: there is no checkpoint, or it is that of another model.
+    """
+
+    def __init__(self, config: dict, workdir):
+        self.classes = tuple(_described(workdir)["data"]["classes"])
+        self.protocol, self._pipeline = Protocol(**config["eval"]), Pipeline(**config["data"])
+        self._mesh = make_mesh(**config["mesh"])
+        require(self.protocol.batch_size % self._mesh.size == 0,
+                f"eval.batch_size={self.protocol.batch_size} must be divisible by the {self._mesh.size} devices.")
+        optimizer, _ = make_optimizer(1, 1, **config["optim"] | dict(warmup_steps=None, warmup_epochs=None))
+        make_model = partial(build, **config["model"])
+        if self.protocol.frames is not None:
+            make_model = partial(make_model, frames=self.protocol.frames)
+        graph, abstract = abstract_state(make_model, optimizer, config["optim"]["ema_decay"], self._mesh)
+        folder = Path(workdir) / "checkpoints"
+        require(folder.is_dir(), f"{workdir} holds no checkpoints to predict with.")
+        with Checkpoints(workdir, **config["checkpoint"], read_only=True) as checkpoints:
+            restored = checkpoints.restore(abstract, self.protocol.checkpoint)
+        require(restored is not None, f"{workdir} holds no whole checkpoint to predict with.")
+        state, _, self.step = restored
+        self._parameters = state.evaluated
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self._parameters)
+
+        def answer(parameters, batch):
+            return answers(nnx.merge(graph, parameters), batch["video"], batch["index"], self.protocol.average,
+                           self.protocol.views_at_once)
+        self._answer = jax.jit(answer, in_shardings=(shardings, batch_sharding(self._mesh)),
+                               out_shardings=replicated(self._mesh))
+
+    def predict(self, video: str | os.PathLike, top: int = _TOP) -> list[tuple[str, float]]:
+        """The names of the `top` likeliest classes of a video with their probabilities.
+
+        Raises:
+            ConfigError: the video will not decode; the sentence says why.
+        """
+        (found,) = self.each([video])
+        require(not found.error, found.error)
+        return self.best(found.probabilities, top)
+
+    def best(self, probabilities, top: int = _TOP) -> list[tuple[str, float]]:
+        """The names of the `top` likeliest classes with their probabilities, the likeliest first."""
+        return [(self.classes[label], float(probabilities[label]))
+                for label in np.argsort(-probabilities, kind="stable")[:top]]
+
+    def each(self, videos: Sequence) -> Iterator[Prediction]:
+        """A `Prediction` of each video, in order, decoded by `data.workers` processes and computed in batches."""
+        if not videos:
+            return
+        records = [Record(number, os.fspath(video), 0, 0) for number, video in enumerate(videos)]
+        batches = self._pipeline.val_batches(batch_size=self.protocol.batch_size, clips=self.protocol.clips,
+                                             crops=self.protocol.crops, frames=self.protocol.frames, records=records)
+        try:
+            for batch in batches:
+                rows = put_batch(self._mesh, {name: batch[name] for name in ("video", "index")})
+                log_p, features = jax.device_get(self._answer(self._parameters, rows))
+                for row in np.flatnonzero(batch["id"] >= 0):
+                    path = records[batch["id"][row]].path
+                    if batch["mask"][row]:
+                        yield Prediction(path, np.exp(log_p[row]), features[row], "")
+                    else:
+                        yield Prediction(path, None, None, batch["error"][row].decode("utf-8", "replace"))
+        finally:
+            batches.close()
+
+
+def find_videos(source: str) -> list[str]:
+    """The videos that `--video` means: a file, all below a folder, or those of a list, a path a line.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if os.path.isdir(source):
+        found = sorted(os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names
+                       if is_video(name) and not name.startswith("."))
+    elif source.endswith((".txt", ".csv")):
+        folder = os.path.dirname(source)
+        found = [os.path.join(folder, line) for _, line in read_lines(source)]
+    else:
+        require(os.path.exists(source), f"--video={source} does not exist.")
+        found = [source]
+    require(bool(found), f"--video={source} holds no videos.")
+    return found
+
+
+def predict(config: dict, workdir, video: str, out: str | None = None, features: str | None = None) -> None:
+    """`--mode=predict`: a table for a few videos, a row of JSON for each in `out`, what the head reads in `features`.
+
+    A list that was stopped goes on after the rows that are in `out`, unless features are asked for, which need all.
+
+    Raises:
+        ConfigError: no checkpoint, no video, or an `out` of something else.
+    """
+    videos = find_videos(video)
+    done = _done(out, videos) if out and not features else 0
+    predictor = Predictor(config, workdir)
+    say(f"{workdir} at step {predictor.step}, {predictor.protocol.name} views: {len(videos) - done} videos"
+        + (f", after the {done} that {out} holds already." if done else "."))
+    kept, bad, count, start = {}, 0, 0, time.perf_counter()
+    file = open(out, "a" if done else "w", encoding="utf-8") if out else None
+    try:
+        with Bar("predict", len(videos), done) as bar:
+            for count, found in enumerate(predictor.each(videos[done:]), start=1):
+                bad += bool(found.error)
+                best = None if found.error else predictor.best(found.probabilities)
+                if file:
+                    file.write(json.dumps({"video": found.video, "error": found.error} if found.error else {
+                        "video": found.video, "top": [{"class": name, "probability": p} for name, p in best]}) + "\n")
+                    file.flush()
+                if found.error:
+                    say(f"Left out, it will not decode: {found.error}")
+                elif len(videos) <= 10:
+                    table(found.video, [(name, f"{p:.1%}") for name, p in best])
+                if features and not found.error:
+                    kept[found.video] = found.features
+                bar.advance()
+    finally:
+        if file:
+            file.close()
+    if features:
+        save_features(features, kept)
+    seconds = time.perf_counter() - start
+    say(f"{count} videos in {seconds:.1f} s, {count / seconds:.1f} a second; {bad} would not decode.")
+
+
+def save_features(path: str, kept: dict) -> None:
+    """Writes an npz file of `video` (n) names and `features` (n d), whole or not at all."""
+    content = io.BytesIO()
+    np.savez(content, video=np.array(list(kept)), features=np.array(list(kept.values()), np.float32))
+    replace_bytes(Path(path), content.getvalue())
+
+
+def _done(out, videos) -> int:
+    """How many of the videos `out` holds, whose last line may be half written and is then taken off."""
+    path = Path(out)
+    if not path.exists():
+        return 0
+    text = path.read_text(encoding="utf-8")
+    whole = text[:text.rfind("\n") + 1]
+    try:
+        rows = [json.loads(line)["video"] for line in whole.splitlines()]
+    except (ValueError, LookupError, TypeError):
+        raise ConfigError(f"--out={out} is there and holds something else than predictions.") from None
+    require(rows == videos[:len(rows)], f"--out={out} holds predictions of other videos; give another file.")
+    if whole != text:
+        replace_bytes(path, whole.encode())
+    return len(rows)
