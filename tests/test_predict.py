@@ -69,7 +69,8 @@ def test_many_videos_from_the_command_line(data, trained, tmp_path):
     whole = out.read_text()
     out.write_text("\n".join(whole.split("\n")[:2]) + '\n{"video": "ha')  # as a kill leaves it
     again = Run(command(data, trained, tmp_path / "list.txt", f"--out={out}")).finish()
-    assert "after the 2 that" in again and [json.loads(line)["video"] for line in out.read_text().splitlines()] == listed
+    assert "after the 2 that" in again
+    assert [json.loads(line)["video"] for line in out.read_text().splitlines()] == listed
     (tmp_path / "other.txt").write_text("\n".join(listed[::-1]) + "\n")
     sentence = Run(command(data, trained, tmp_path / "other.txt", f"--out={out}")).refused()
     assert "holds predictions of other videos" in sentence
