@@ -67,7 +67,8 @@ def render(folder: Path, group: int, videos: int) -> None:
 def prepare(folder: Path) -> Path:
     out = folder.with_name(folder.name + "_shards")
     subprocess.run([sys.executable, "-m", "input_pipeline.prepare", "--config=configs/vit_b16.py",
-                    f"--config.data.root={folder}", "--config.data.num_classes=1", f"--out={out}"], check=True)
+                    f"--config.data.root={folder}", "--config.data.num_classes=1", f"--out={out}"], check=True,
+                   stdout=sys.stderr)
     return out
 
 

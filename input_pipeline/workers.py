@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import queue
 import signal
 import sys
 import threading
@@ -34,40 +35,83 @@ class Batches:
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
             dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
         iterator = iter(dataset)
-        self._open = [iterator]
-        self._close = weakref.finalize(self, _close, self._open)
         if workers:
             iterator.get_state()  # makes the iterators that start_prefetch starts
             with _signals_blocked():
                 iterator.start_prefetch()
+        self._source = _Ahead(iterator) if workers else _Now(iterator)
+        self._close = weakref.finalize(self, self._source.close)
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        if not self._open:
+        if not self._close.alive:
             raise ValueError("The iterator over the batches is closed.")
         try:
-            batch = next(self._open[0])
+            return next(self._source)
         except RuntimeError as error:
             if "terminated unexpectedly" not in str(error):
                 raise
             raise DataError("A decoding process has ended, by a video that hangs or a lack of memory; python -m "
                             "input_pipeline.check finds such videos, data.workers=0 decodes in this process."
                             ) from error
-        # Copied out of shared memory, which would leak if the program ended while it held a batch.
-        return {key: np.array(value) for key, value in batch.items()}
 
     def close(self):
         """Ends the workers and drops what they had ready. Waits for a batch that is in the making."""
         self._close()
 
 
-def _close(iterators):
-    # Given up as well as closed: grain closes again what the interpreter's end deletes, and by then its own
-    # modules are gone.
-    while iterators:
-        iterators.pop().close()
+class _Now:
+    """Makes each batch when it is asked for."""
+
+    def __init__(self, iterator):
+        self._iterator = iterator
+
+    def __next__(self):
+        return next(self._iterator)
+
+    def close(self):
+        # Given up as well as closed: grain closes again what the interpreter's end deletes, and by then its own
+        # modules are gone.
+        self._iterator.close()
+        del self._iterator
+
+
+class _Ahead:
+    """Takes batches over from the workers in a thread: to copy one takes longer than many a step may wait."""
+
+    def __init__(self, iterator):
+        self._iterator, self._ready, self._stop = iterator, queue.Queue(maxsize=1), threading.Event()
+        self._thread = threading.Thread(target=_take_over, args=(iterator, self._ready, self._stop),
+                                        name="batches", daemon=True)
+        with _signals_blocked():
+            self._thread.start()
+
+    def __next__(self):
+        batch, error = self._ready.get()
+        if error is not None:
+            self._ready.put((None, error))  # so it is for those who ask again
+            raise error
+        return batch
+
+    def close(self):
+        self._stop.set()
+        while self._thread.is_alive():
+            with contextlib.suppress(queue.Empty):
+                self._ready.get(timeout=0.01)
+        self._iterator.close()
+        del self._iterator  # as of _Now
+
+
+def _take_over(iterator, ready, stop):
+    while not stop.is_set():
+        try:
+            # Copied out of shared memory, which would leak if the program ended while it held a batch.
+            ready.put(({key: np.array(value) for key, value in next(iterator).items()}, None))
+        except BaseException as error:  # StopIteration among them: it is raised where the batch is asked for
+            ready.put((None, error))
+            return
 
 
 @contextlib.contextmanager

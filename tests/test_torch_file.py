@@ -130,7 +130,7 @@ def test_numbers_that_would_fill_the_memory(tmp_path):
         torch_file.read(archive(tmp_path / "a.pth", huge))
     with pytest.raises(ConfigError, match="its parts are compressed"):
         torch_file.read(archive(tmp_path / "b.pth", tensor(), [("0", bytes(16))], zipfile.ZIP_DEFLATED))
-    with pytest.raises(ConfigError, match="nested too deeply|is damaged"):
+    with pytest.raises(ConfigError, match="nested too deeply|is damaged|a list instead of"):
         torch_file.read(archive(tmp_path / "c.pth", b"\x80\x02" + b"]" * 50000 + b"a" * 49999 + b"."))
 
 

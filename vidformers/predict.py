@@ -88,8 +88,8 @@ class Predictor:
         self.classes = tuple(_described(workdir)["data"]["classes"])
         self.protocol, self._pipeline = Protocol(**config["eval"]), Pipeline(**config["data"])
         self._mesh = make_mesh(**config["mesh"])
-        require(self.protocol.batch_size % self._mesh.size == 0,
-                f"eval.batch_size={self.protocol.batch_size} must be divisible by the {self._mesh.size} devices.")
+        # As many for each device.
+        self._batch_size = -(-self.protocol.batch_size // self._mesh.size) * self._mesh.size
         optimizer, _ = make_optimizer(1, 1, **config["optim"] | dict(warmup_steps=None, warmup_epochs=None))
         make_model = partial(build, **config["model"])
         if self.protocol.frames is not None:
@@ -130,8 +130,9 @@ class Predictor:
         if not videos:
             return
         records = [Record(number, os.fspath(video), 0, 0) for number, video in enumerate(videos)]
-        batches = self._pipeline.val_batches(batch_size=self.protocol.batch_size, clips=self.protocol.clips,
-                                             crops=self.protocol.crops, frames=self.protocol.frames, records=records)
+        batches = self._pipeline.val_batches(
+            batch_size=self._batch_size, clips=self.protocol.clips, crops=self.protocol.crops,
+            frames=self.protocol.frames, records=records)
         try:
             for batch in batches:
                 rows = put_batch(self._mesh, {name: batch[name] for name in ("video", "index")})

@@ -50,13 +50,21 @@ class _Tensor:
 
 
 class _Inert:
-    """What an object that nobody needs becomes: it takes all that a pickle does to it, and does nothing."""
+    """What an object that nobody needs becomes: it takes all that a pickle does to it, and does nothing.
 
-    def __init__(self, name):
-        self.name = name
+    Each global of a pickle has a class of its own, `name`, made for this one file.
+    """
+
+    name = ""
+
+    def __new__(cls, *args, **kwargs):
+        return object.__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        pass
 
     def __call__(self, *args, **kwargs):
-        return _Inert(self.name)
+        return self
 
     def __setstate__(self, state):
         pass
@@ -146,7 +154,7 @@ class _Unpickler(pickle.Unpickler):
             return _Maker(_ALLOWED[module, name])
         if module in ("torch", "torch.cuda") and name in _DTYPES:
             return np.dtype(_DTYPES[name])
-        return _Inert(f"{module}.{name}")
+        return type("_Inert", (_Inert,), {"name": f"{module}.{name}"})
 
     def persistent_load(self, pid):
         if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"):
@@ -296,4 +304,5 @@ def _holds_tensors(content, depth=3):
 
 
 def _described(value):
-    return value.name if isinstance(value, _Inert) else f"a {type(value).__name__.lstrip('_').lower()}"
+    inert = isinstance(value, _Inert) or isinstance(value, type) and issubclass(value, _Inert)
+    return value.name if inert else f"a {type(value).__name__.lstrip('_').lower()}"
