@@ -65,22 +65,28 @@ class Result(NamedTuple):
     skipped: list  # (id, error) of videos left out
 
 
-def answers(model, video, index, average: str, views_at_once: int):
-    """Of videos (b v t y x c) the log-probabilities (b k), averaged over the views v, and the mean of what the head
-    reads (b d); index (b v t) or None."""
-    views = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (video, index))
-    features = jax.lax.map(lambda view: model.features(view[0], index=view[1]), views,
-                           batch_size=min(views_at_once, video.shape[1]))
-    logits = model.head(features)
-    if average == "logits":
-        return jax.nn.log_softmax(logits.mean(axis=0)), features.mean(axis=0)
-    log_p = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(len(logits))
-    return log_p, features.mean(axis=0)
-
-
 def scores(model, video, index, average: str, views_at_once: int):
-    """The log-probabilities of `answers`."""
-    return answers(model, video, index, average, views_at_once)[0]
+    """Log-probabilities (b k) of videos (b v t y x c), averaged over the views v; index (b v t) or None."""
+    return _averaged(_over_views(model, video, index, views_at_once), average)
+
+
+def answers(model, video, index, average: str, views_at_once: int):
+    """The log-probabilities of `scores`, and what the head reads, the mean over the views (b d)."""
+    features = _over_views(model.features, video, index, views_at_once)
+    return _averaged(model.head(features), average), features.mean(axis=0)
+
+
+def _over_views(run, video, index, views_at_once):
+    """What `run` gives of each view, (v b ...)."""
+    views = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (video, index))
+    return jax.lax.map(lambda view: run(view[0], index=view[1]), views, batch_size=min(views_at_once, video.shape[1]))
+
+
+def _averaged(logits, average: str):
+    """Log-probabilities (b k) of the logits of views (v b k), by the mean of their 'probabilities' or 'logits'."""
+    if average == "logits":
+        return jax.nn.log_softmax(logits.mean(axis=0))
+    return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(len(logits))
 
 
 def batch_sums(graph, average: str, views_at_once: int, parameters, batch) -> Sums:
