@@ -93,6 +93,19 @@ def render_frames(label, digit, seed, size=64, frames=40):
 
     `digit` is a grey scan, float (8, 8) between 0 and 16; `seed` whatever `numpy.random.default_rng` takes.
     """
+    return np.stack([np.clip(scene + alpha * (ink - scene) + noise, 0, 255).astype(np.uint8)
+                     for scene, alpha, ink, noise in _layers(label, digit, seed, size, frames)])
+
+
+def digit_opacity(index, spec=MotionClips()):
+    """Where the digit is in the validation clip of this index: its opacity in each frame, (frames, size, size)."""
+    label, digit = _subject(index // 2, split_digits(spec.seed)[1])
+    layers = list(_layers(label, digit, [spec.seed, 1, index // 2], spec.size, spec.frames))
+    return np.stack([alpha[..., 0] for _, alpha, *_ in (layers[::-1] if index % 2 else layers)])
+
+
+def _layers(label, digit, seed, size, frames):
+    """Of each frame the background, the digit's opacity and colour, and the camera's noise."""
     rng = np.random.default_rng(seed)
     x, y, side, angle, opacity = _trajectory(label, frames, rng)
 
@@ -109,7 +122,6 @@ def render_frames(label, digit, seed, size=64, frames=40):
     shake = rng.uniform(-1, 1, (frames, 2)) * size / 64
     noise = 4 * rng.standard_normal((frames, size, size, 1), np.float32)
 
-    clip = np.empty((frames, size, size, 3), np.uint8)
     for t in range(frames):
         middle = (size - 1) / 2 + shake[t]
         slip = middle + travelled[t] * np.array([np.cos(heading), np.sin(heading)])
@@ -118,8 +130,7 @@ def render_frames(label, digit, seed, size=64, frames=40):
         place = middle + size * np.array([x[t], y[t]])
         scene = _warp(texture, np.eye(2), slip, size)
         alpha = opacity[t] * _warp(glyph, turn, place, size)[..., None]
-        clip[t] = np.clip(scene + alpha * (ink - scene) + noise[t], 0, 255)
-    return clip
+        yield scene, alpha, ink, noise[t]
 
 
 def _warp(image, linear, centre, size):
@@ -162,8 +173,7 @@ def _render(folder, spec, workers):
         (folder / name).mkdir()
         rows = []
         for index in range(pairs):
-            label = 2 * (index % 5) + index // 5 % 2  # partners take turns at being the one played backwards
-            digit = digits[index // 5 % len(digits)]  # each digit in every motion
+            label, digit = _subject(index, digits)
             tasks.append((folder / name, spec, split, index, label, digit))
             rows += [(f"{name}/{2 * index:06d}.mp4", label),
                      (f"{name}/{2 * index + 1:06d}.mp4", REVERSED[label])]
@@ -177,6 +187,12 @@ def _render(folder, spec, workers):
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_pool_process) as pool:
             list(pool.map(_render_pair, tasks, chunksize=8))
     (folder / MANIFEST).write_text(json.dumps(_manifest(spec), indent=1) + "\n")
+
+
+def _subject(index, digits):
+    """Label and scan of the pair of this index: partners take turns at being the one played backwards, and each digit
+    is in every motion."""
+    return 2 * (index % 5) + index // 5 % 2, digits[index // 5 % len(digits)]
 
 
 def _manifest(spec):

@@ -20,6 +20,7 @@ settings.load_profile("few")
 SLOW = ("test_models", "test_resume", "test_step", "test_attention", "test_dictionary", "test_distributed")
 
 
+@pytest.hookimpl(optionalhook=True)  # so that the tests run without xdist, too
 def pytest_xdist_auto_num_workers():
     """One more than cores, since tests wait for processes that they started."""
     return os.cpu_count() + 1

@@ -109,7 +109,8 @@ def test_every_token_of_an_image_model_equals_hugging_face():
     def run(parameters, video):
         model = nnx.merge(graph, parameters)
         encoder = model.encoder
-        tokens = encoder.stages[0](encoder._with_class(Tokens(encoder.embedding(video), None)))
+        patches = encoder.embedding(video)
+        tokens = encoder.stages[0](Tokens(patches, encoder.classes(patches)))
         return model.features(video), encoder.norm(tokens.patches)
 
     features, patches = quick_jit(run)(mapped, arrays["input"][:, None])

@@ -221,8 +221,13 @@ def test_the_first_stage_reads_400_of_784_patches():
 @pytest.mark.parametrize("side, stride, counts", [(28, 4, (49, 16, 1)), (28, 2, (196, 49, 1)), (7, 1, (49, 16, 1))])
 def test_keys_have_the_published_counts(side, stride, counts):
     graph, parameters = layer(**options_of(kv_stride=stride))
-    shapes = jax.eval_shape(lambda p, *x: [level for level, _ in nnx.merge(graph, p).levels(*x)], parameters,
-                            np.zeros((2, 1, 8, side, side, WIDTH)), np.zeros((2, 1, 8, WIDTH)))
+
+    def levels(parameters, *tokens):
+        module = nnx.merge(graph, parameters)
+        return [level for level, _ in module.levels(*tokens, module.pool)]
+
+    shapes = jax.eval_shape(levels, parameters, np.zeros((2, 1, 8, side, side, WIDTH)),
+                            np.zeros((2, 1, 8, WIDTH)))
     assert tuple(level.shape[3] for level in shapes) == counts
     assert counts[0] + 2 * counts[1] + 8 * counts[2] == 89 or side == 28 and stride == 2
 

@@ -1,6 +1,7 @@
-"""Convolutions of frames with what batch normalisation is once its statistics are fixed."""
+"""Convolutions of frames with what batch normalisation is once its statistics are fixed, and averages over cells."""
 
 import jax.numpy as jnp
+from einops import reduce
 from flax import nnx
 
 
@@ -30,3 +31,12 @@ class Convolution(nnx.Module):
     def __call__(self, x):
         x = self.convolution(x)
         return x * self.scale.astype(x.dtype) + self.bias.astype(x.dtype)
+
+
+def mean_pool(x, stride: int):
+    """(... y x d) -> (... y/s x/s d), averaged over cells of stride x stride; grids round up, and what a side leaves
+    over is averaged over as many as there are when the stride is 2."""
+    # Not by pooling: on several devices XLA (jaxlib 0.10) gets a window over a side of 1 wrong.
+    below, right = (-side % stride for side in x.shape[-3:-1])
+    even = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, below), (0, right), (0, 0)], mode="edge")
+    return reduce(even, "... (y i) (x j) d -> ... y x d", "mean", i=stride, j=stride)

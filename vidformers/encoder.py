@@ -151,14 +151,15 @@ class Encoder(nnx.Module):
             noises = stage_noises(self.stages, self.drop_path, keys)
         for i, (stage, noise) in enumerate(zip(self.stages, noises)):
             if i == self.class_enters:
-                tokens = self._with_class(tokens)
+                tokens = tokens._replace(classes=self.classes(tokens.patches))
             tokens = stage(tokens, noise)
         return self.norm(tokens.classes)
 
-    def _with_class(self, tokens: Tokens) -> Tokens:
-        b, t, _, _, d = tokens.patches.shape
+    def classes(self, patches):
+        """The class tokens (b c d) that join patches (b t y x d)."""
+        b, t, _, _, d = patches.shape
         token = (self.class_token[...] + self.embedding.class_position()).astype(self.dtype)
-        return tokens._replace(classes=jnp.broadcast_to(token, (b, t if self.class_per_frame else 1, d)))
+        return jnp.broadcast_to(token, (b, t if self.class_per_frame else 1, d))
 
 
 class FrameByFrame(nnx.Module):

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -45,6 +46,15 @@ class Prediction(NamedTuple):
     error: str
 
 
+class Clip(NamedTuple):
+    """Frames of a video: uint8 (t y x 3), their places in it (t), and why it will not decode, or empty."""
+
+    video: str
+    frames: np.ndarray
+    index: np.ndarray
+    error: str
+
+
 def load(workdir) -> "Predictor":
     """The model of a run, as `load("runs/demo").predict("clip.mp4")`.
 
@@ -80,6 +90,7 @@ class Predictor:
     Attributes:
         classes: names by label.
         step: of the checkpoint.
+        graph, parameters: of the model, for `nnx.merge`.
     Raises:
         ConfigError: there is no checkpoint, or it is that of another model.
     """
@@ -101,8 +112,8 @@ class Predictor:
             restored = checkpoints.restore(abstract, self.protocol.checkpoint)
         require(restored is not None, f"{workdir} holds no whole checkpoint to predict with.")
         state, _, self.step = restored
-        self._parameters = state.evaluated
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self._parameters)
+        self.graph, self.parameters = graph, state.evaluated
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.parameters)
 
         def answer(parameters, batch):
             return answers(nnx.merge(graph, parameters), batch["video"], batch["index"], self.protocol.average,
@@ -129,22 +140,29 @@ class Predictor:
         """A `Prediction` of each video, in order, decoded by `data.workers` processes and computed in batches."""
         if not videos:
             return
-        records = [Record(number, os.fspath(video), 0, 0) for number, video in enumerate(videos)]
-        batches = self._pipeline.val_batches(
-            batch_size=self._batch_size, clips=self.protocol.clips, crops=self.protocol.crops,
-            frames=self.protocol.frames, records=records)
-        try:
+        with self._batches(videos, self._batch_size, self.protocol.clips, self.protocol.crops) as batches:
             for batch in batches:
                 rows = put_batch(self._mesh, {name: batch[name] for name in ("video", "index")})
-                log_p, features = jax.device_get(self._answer(self._parameters, rows))
+                log_p, features = jax.device_get(self._answer(self.parameters, rows))
                 for row in np.flatnonzero(batch["id"] >= 0):
-                    path = records[batch["id"][row]].path
-                    if batch["mask"][row]:
-                        yield Prediction(path, np.exp(log_p[row]), features[row], "")
-                    else:
-                        yield Prediction(path, None, None, batch["error"][row].decode("utf-8", "replace"))
-        finally:
-            batches.close()
+                    path, error = os.fspath(videos[batch["id"][row]]), _error(batch, row)
+                    yield (Prediction(path, None, None, error) if error else
+                           Prediction(path, np.exp(log_p[row]), features[row], ""))
+
+    def clips(self, videos: Sequence) -> Iterator[Clip]:
+        """The `Clip` in the middle of each video, in order, as the model sees it."""
+        with self._batches(videos, 1, 1, 1) as batches:
+            for video, batch in zip(videos, batches):
+                yield Clip(os.fspath(video), batch["video"][0, 0], batch["index"][0, 0], _error(batch, 0))
+
+    def _batches(self, videos, batch_size, clips, crops):
+        records = [Record(number, os.fspath(video), 0, 0) for number, video in enumerate(videos)]
+        return closing(self._pipeline.val_batches(batch_size=batch_size, clips=clips, crops=crops,
+                                                  frames=self.protocol.frames, records=records))
+
+
+def _error(batch, row) -> str:
+    return "" if batch["mask"][row] else batch["error"][row].decode("utf-8", "replace")
 
 
 def find_videos(source: str) -> list[str]:

@@ -46,13 +46,13 @@ class Pyramid(nnx.Module):
             patches = embedding(patches)
             if i == 0:
                 patches = dropout(patches, self.dropout, first)
-            patches, classes = stage(Tokens(patches, self._classes(i, patches)), noise)
+            patches, classes = stage(Tokens(patches, self.classes(i, patches)), noise)
         if self.class_tokens:
             return self.norm(classes)
         wide = jnp.promote_types(self.dtype, jnp.float32)
         return self.norm(patches).mean(axis=(1, 2, 3), dtype=wide)[:, None]
 
-    def _classes(self, stage: int, patches):
+    def classes(self, stage: int, patches):
         """(b c d): the class tokens that the stage starts with."""
         b, d = patches.shape[0], patches.shape[-1]
         if not self.class_tokens or stage < len(self.stages) - 1:

@@ -63,9 +63,17 @@ class ResNet(nnx.Module):
         self.out = nnx.Linear(channels, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
 
     def __call__(self, video, key=None):
+        return self.features(self.maps(video))
+
+    def features(self, maps):
+        """The last maps of frames (b t y x c) -> their features (b t d)."""
+        return self.out(maps.mean(axis=(2, 3)))
+
+    def maps(self, video):
+        """Video (b t y x 3) -> the last maps of its frames (b t y x c)."""
         frames = rearrange(normalise(video, self.mean, self.std, self.dtype), "b t y x c -> (b t) y x c")
         x = jax.nn.relu(self.stem(frames))
         x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for block in self.blocks:
             x = block(x)
-        return rearrange(self.out(x.mean(axis=(1, 2))), "(b t) d -> b t d", b=video.shape[0])
+        return rearrange(x, "(b t) y x c -> b t y x c", b=video.shape[0])

@@ -110,15 +110,17 @@ class TemporalAggregation(nnx.Module):
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
 
     def __call__(self, classes, key=None, index=None):
-        b, _, d = classes.shape
-        token = jnp.broadcast_to(self.token[...].astype(classes.dtype), (b, 1, d))
-        tokens = Tokens(rearrange(classes, "b t d -> b t 1 1 d"), token)
+        tokens = Tokens(rearrange(classes, "b t d -> b t 1 1 d"), self.tokens(classes))
         noises = [None] * len(self.blocks)
         if key is not None:
             noises = Noise(key, jnp.zeros(())).split(len(self.blocks))
         for block, noise in zip(self.blocks, noises):
             tokens = block(tokens, noise)
         return self.norm(tokens.classes[:, 0])
+
+    def tokens(self, classes):
+        """The tokens (b 1 d) that read class tokens (b t d)."""
+        return jnp.broadcast_to(self.token[...].astype(classes.dtype), (len(classes), 1, classes.shape[-1]))
 
 
 def stat(parts, *, depths: tuple[int, ...] = (2, 11, 2), window: int = 3, long_key: str = "class",

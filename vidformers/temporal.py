@@ -89,28 +89,35 @@ class TemporalEncoder(nnx.Module):
         where a frame is padding. A key makes it a training pass.
         """
         first, second = (None, None) if key is None else jax.random.split(key)
-        x = self.encode(features, first, positions, mask)[:, 0]
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        return dropout(gelu(self.head(self.head_norm(x))), self.head_dropout, _noise(second))
+        return dropout(self.read(self.encode(features, first, positions, mask)), self.head_dropout, _noise(second))
+
+    def read(self, tokens):
+        """Tokens (b 1+t d) after the last layer -> (b d), from the class token."""
+        x = tokens[:, 0].astype(jnp.promote_types(tokens.dtype, jnp.float32))
+        return gelu(self.head(self.head_norm(x)))
 
     def encode(self, features, key=None, positions=None, mask=None):
         """Features (b t d) -> tokens (b 1+t d) of class token and frames after the last layer."""
+        first, *keys = [None] * (1 + len(self.stages)) if key is None else jax.random.split(key, 1 + len(self.stages))
+        series = self.embed(features, first, positions, mask)
+        for stage, each in zip(self.stages, keys):
+            series = stage(series, None if each is None else _noise(jax.random.split(each, stage.depth)))
+        return series.tokens
+
+    def embed(self, features, key=None, positions=None, mask=None) -> Series:
+        """Features (b t d) -> class token and frames before the first layer."""
         b, t, d = features.shape
         positions = jnp.broadcast_to(jnp.arange(t), (b, t)) if positions is None else positions
         mask = jnp.ones((b, t), bool) if mask is None else mask
         require(d == self.width and t > 0 and positions.shape == mask.shape == (b, t),
                 f"Frame features {features.shape} must be (b t d) with t > 0 and d={self.width}, positions "
                 f"{positions.shape} and mask {mask.shape} (b t).")
-        first, *keys = [None] * (1 + len(self.stages)) if key is None else jax.random.split(key, 1 + len(self.stages))
         rows = jnp.where(mask, positions % CLASS_POSITION, PADDING_POSITION)
         frames = features + self.position[rows] + self.token_type[0]
         token = self.class_token + self.position[CLASS_POSITION] + self.token_type[1]
         tokens = jnp.concatenate([jnp.broadcast_to(token, (b, 1, d)), frames], axis=1)
-        tokens = dropout(self.norm(tokens), self.dropout, _noise(first))
-        series = Series(tokens, jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True))
-        for stage, each in zip(self.stages, keys):
-            series = stage(series, None if each is None else _noise(jax.random.split(each, stage.depth)))
-        return series.tokens
+        tokens = dropout(self.norm(tokens), self.dropout, _noise(key))
+        return Series(tokens, jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True))
 
 
 def _noise(keys) -> Noise | None:

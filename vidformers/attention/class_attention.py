@@ -5,6 +5,7 @@ from einops import rearrange
 from flax import nnx
 
 from vidformers.attention.core import Noise, Tokens, add_branch, attend, check_heads, square_init
+from vidformers.attention.kernels import softmax
 
 
 class ClassAttention(nnx.Module):
@@ -19,15 +20,21 @@ class ClassAttention(nnx.Module):
 
     def __init__(self, width: int, heads: int, *, dropout: float = 0.0, dtype=jnp.float32, rngs: nnx.Rngs):
         check_heads(width, heads)
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout, self.kernel = heads, dropout, softmax
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.q = nnx.Linear(width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
         self.kv = nnx.Linear(width, 2 * width, kernel_init=square_init, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
+        return add_branch(tokens, *self.branch(tokens), self.dropout, noise)
+
+    def branch(self, tokens: Tokens):
+        """The update without the residual: None for the patches, class tokens (b c d)."""
         q = rearrange(self.q(self.norm(tokens.classes)), "b c (h e) -> b c h e", h=self.heads)
         kv = self.kv(self.norm(tokens.patches))
         k, v = rearrange(kv, "b t y x (s h e) -> s b (t y x) h e", s=2, h=self.heads)
-        out = self.out(rearrange(attend(q, k, v), "b c h e -> b c (h e)"))
-        return add_branch(tokens, None, out, self.dropout, noise)
+        return None, self.out(rearrange(self.read(q, k, v), "b c h e -> b c (h e)"))
+
+    def read(self, *qkv):
+        return attend(*qkv, kernel=self.kernel)

@@ -36,7 +36,7 @@ class ConvolutionalAttention(nnx.Module):
         require(scale in ("width", "heads"), f"model.scale={scale!r} must be width or heads.")
         require(kernel in ("softmax", "relu"), f"model.kernel={kernel!r} must be softmax or relu here: convolved keys "
                                                "have no order in which cosine could weigh them.")
-        self.scheme, self.heads, self.dropout, self.masked = scheme, heads, dropout, masked
+        self.scheme, self.heads, self.stride, self.dropout, self.masked = scheme, heads, stride, dropout, masked
         self.scale, self.kernel = heads**-0.5 if scale == "width" else 1.0, kernel
         self.dictionary = nnx.data(dictionary)
         self.norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
@@ -54,9 +54,11 @@ class ConvolutionalAttention(nnx.Module):
         patches = [self._heads(project(near(patches))) for near, project in zip(self.near, self.qkv)]
         classes = [self._heads(project(classes)) for project in self.qkv]
         patches[0], classes[0] = patches[0] * self.scale, classes[0] * self.scale
-        read = self._masked if self.masked else self._gathered
-        patches, classes = (self.out(rearrange(x, "... h e -> ... (h e)")) for x in read(patches, classes))
+        patches, classes = (self.out(rearrange(x, "... h e -> ... (h e)")) for x in self.read(patches, classes))
         return patches, classes if classes.shape[1] else None
+
+    def read(self, patches, classes):
+        return (self._masked if self.masked else self._gathered)(patches, classes)
 
     def _heads(self, x):
         return rearrange(x, "... (h e) -> ... h e", h=self.heads)

@@ -145,7 +145,7 @@ class SelfAttention(nnx.Module):
                 "model.kernel=cosine weighs keys by their distance in a sequence, in which a class token and shifted "
                 "keys have no place.")
         self.scheme, self.heads, self.dropout, self.masked = scheme, heads, dropout, masked
-        self.kernel, self.cosine_index = kernel, cosine_index
+        self.kernel, self.angled, self.cosine_index = kernel, kernel == "cosine", cosine_index
         self.dictionary = nnx.data(dictionary)
         self.class_keys, self.class_queries = class_keys, class_queries
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
@@ -161,21 +161,25 @@ class SelfAttention(nnx.Module):
 
     def branch(self, tokens: Tokens):
         """The update without the residual: patches (b t y x d), classes (b c d) or None where they only are keys."""
-        grid = tokens.patches.shape[1:4]
-        members = self.scheme.fold(np.ones((1, *grid), bool))[0]  # g n: False marks padding
-        patches = self._heads(tokens.patches)
-        classes, count = None, 0
+        patches, classes = self._heads(tokens.patches), None
         if self.class_keys and tokens.classes.shape[1]:
-            classes, count = self._class_heads(tokens.classes, len(members)), 1
+            classes = self._class_heads(tokens.classes, self.members(tokens.patches.shape[1:4]).shape[0])
+        patches, classes = self.read(patches, classes, tokens.patches.shape[1:4])
+        patches = self._project(patches)
+        if classes is None:
+            return patches, None
+        return patches, merge(self._project(classes), tokens.classes)
+
+    def members(self, grid):
+        """(g n): False marks padding."""
+        return self.scheme.fold(np.ones((1, *grid), bool))[0]
+
+    def read(self, patches, classes, grid):
+        """[q, k, v] of patches, each (b t y x h e), and of the class token of each group, (b g h e) or None -> what
+        they read; None for class tokens that do not query."""
         patches, classes = self.scheme.move(patches, classes)
         read = self._masked if self.masked else self._gathered
-        patches, classes = read(patches, classes, members, grid)
-        patches = self._project(patches)
-        if not (count and self.class_queries):
-            return patches, None
-        classes = self._project(classes)
-        one = tokens.classes.shape[1] == 1
-        return patches, classes.mean(axis=1, keepdims=True) if one else classes
+        return read(patches, classes, self.members(grid), grid)
 
     def _heads(self, x):
         """(... d) -> q, k, v, each (... h e)."""
@@ -204,7 +208,7 @@ class SelfAttention(nnx.Module):
             mask = np.pad(members, ((0, 0), (1, 0)), constant_values=True)
             if self.class_queries:
                 q = jnp.concatenate([extra_q, q], axis=2)
-        angle = None if self.kernel != "cosine" else self._angles(members, grid)[:, None]
+        angle = self._angles(members, grid)[:, None] if self.angled else None
         out = attend(q, k, v, None if mask.all() else mask[:, None, None, :], angle=angle, dictionary=self.dictionary,
                      kernel=choose(self.kernel, masked=False))
         if classes is None or not self.class_queries:
@@ -231,13 +235,18 @@ class SelfAttention(nnx.Module):
                 queries, q = keys, jnp.concatenate([classes[0], q], axis=1)
         mask = self.scheme.visible(Position(*(p[:, None] for p in queries)), Position(*(p[None] for p in keys)))
         angle = None
-        if self.kernel == "cosine":
+        if self.angled:
             angle = self.scheme.unfold(self._angles(members, grid)[None], grid).reshape(1, -1)
         out = attend(q, k, v, mask, angle=angle, dictionary=self.dictionary, kernel=choose(self.kernel, masked=True))
         shape = (out.shape[0], *grid, *out.shape[2:])
         if classes is None or not self.class_queries:
             return out.reshape(shape), None
         return out[:, groups:].reshape(shape), out[:, :groups]
+
+
+def merge(copies, classes):
+    """What the copies of a class token have read (b g ...), as class tokens (b c ...): of one, the mean."""
+    return copies.mean(axis=1, keepdims=True) if classes.shape[1] == 1 else copies
 
 
 def check_heads(width: int, heads: int) -> None:

@@ -30,6 +30,11 @@ class Source(NamedTuple):
 
 def softmax(q, sources, drop=lambda weights: weights):
     """Scores scaled by 1/sqrt(e); softmax is taken in float32, or wider where q is; `drop` thins out its weights."""
+    return read(softmax_weights(q, sources, drop), q, sources)
+
+
+def softmax_weights(q, sources, drop=lambda weights: weights):
+    """The weights of `softmax`, (... h q k) of each source."""
     q = q * q.shape[-1] ** -0.5
     scores = []
     for source in sources:
@@ -40,8 +45,13 @@ def softmax(q, sources, drop=lambda weights: weights):
         scores.append(score if source.mask is None else jnp.where(source.mask, score, -jnp.inf))
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0], axis=-1)
     sizes = [score.shape[-1] for score in scores]
-    parts = jnp.split(drop(weights).astype(q.dtype), [sum(sizes[:i]) for i in range(1, len(sizes))], axis=-1)
-    return sum(jnp.einsum("...qk,...ke->...qe", part, source.v) for part, source in zip(parts, sources))
+    return jnp.split(drop(weights), [sum(sizes[:i]) for i in range(1, len(sizes))], axis=-1)
+
+
+def read(weights, q, sources):
+    """The values of each source by its weights (... h q k), summed up in the type of q: (... h q e)."""
+    return sum(jnp.einsum("...qk,...ke->...qe", part.astype(q.dtype), source.v)
+               for part, source in zip(weights, sources))
 
 
 def linear(q, sources):
@@ -63,22 +73,28 @@ def linear(q, sources):
 
 
 def quadratic(q, sources):
-    """What `linear` computes, from the matrix of weights and under any mask: its definition, for tests."""
-    above = below = 0
+    """What `linear` computes, from the matrix of weights and under any mask: its definition."""
+    return read(quadratic_weights(q, sources), q, sources)
+
+
+def quadratic_weights(q, sources):
+    """The weights of `quadratic`, (... h q k) of each source."""
+    parts = []
     for source in sources:
         weights = jnp.einsum("...qe,...ke->...qk", jax.nn.relu(q), jax.nn.relu(source.k))
         if source.angle is not None:
             weights *= jnp.cos(source.angle[..., :, None] - source.angle[..., None, :])
-        if source.mask is not None:
-            weights = jnp.where(source.mask, weights, 0)
-        above += jnp.einsum("...qk,...ke->...qe", weights, source.v)
-        below += weights.sum(-1)
-    return above / jnp.maximum(below, _SMALLEST)[..., None]
+        parts.append(weights if source.mask is None else jnp.where(source.mask, weights, 0))
+    below = jnp.maximum(sum(weights.sum(-1, keepdims=True) for weights in parts), _SMALLEST)
+    return [weights / below for weights in parts]
 
 
-def choose(name: str, masked: bool):
-    """The kernel of that name, one of `KERNELS`; `masked` asks for the form that takes any mask."""
-    return softmax if name == "softmax" else quadratic if masked else linear
+def choose(kernel, masked: bool):
+    """The kernel of that name, one of `KERNELS`; `masked` asks for the form that takes any mask. A function is one
+    already."""
+    if callable(kernel):
+        return kernel
+    return softmax if kernel == "softmax" else quadratic if masked else linear
 
 
 def _features(x, angle):

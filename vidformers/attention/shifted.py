@@ -86,7 +86,7 @@ class TokenShift(nnx.Module):
     def __init__(self, width: int, *, fold: int = 4, boundary: str = "zero", rngs: nnx.Rngs):
         require(2 <= fold <= width, f"model.fold={fold} must be between 2 and model.width={width}.")
         check_boundary(boundary)
-        self.channels, self.boundary = width // fold, boundary
+        self.width, self.channels, self.boundary = width, width // fold, boundary
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
         return tokens._replace(classes=shift(tokens.classes, 2, self.channels, self.channels, self.boundary))

@@ -4,12 +4,13 @@ from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange, reduce, repeat
+from einops import rearrange, repeat
 from flax import nnx
 
 from vidformers.attention.core import Noise, Tokens, add_branch, attend, check_heads, square_init
 from vidformers.attention.dictionary import Dictionary, views
 from vidformers.attention.kernels import choose
+from vidformers.convolution import mean_pool
 from vidformers.errors import require
 
 
@@ -43,6 +44,7 @@ class ShrinkingAttention(nnx.Module):
         require(long_key in ("class", "mean", "none"), f"model.long_key={long_key!r} must be class, mean or none.")
         require(kernel in ("softmax", "relu"), f"model.kernel={kernel!r} must be softmax or relu: keys have no order.")
         self.heads, self.reach, self.long_key, self.dropout = heads, window // 2, long_key, dropout
+        self.kv_stride = kv_stride
         self.kernel, self.masked, self.dictionary = kernel, masked, nnx.data(dictionary)
         compute = dict(dtype=dtype, rngs=rngs)
         pool = partial(nnx.Conv, width, width, (3, 3), padding=1, feature_group_count=width, use_bias=False, **compute)
@@ -60,35 +62,33 @@ class ShrinkingAttention(nnx.Module):
 
     def branch(self, tokens: Tokens):
         """The update without the residual: patches (b t y x d), classes (b t d)."""
-        patch, classes = (jnp.split(self.qkv(self.norm(x)), 3, axis=-1) for x in tokens)
-        q = patch[0] if self.pool_q is None else self.pool_q(patch[0])
-        y, q = q.shape[2], rearrange(q, "b t y x d -> b t (y x) d")
-        q = jnp.concatenate([classes[0][:, :, None], q], axis=2)
-        levels = self.levels(jnp.stack(patch[1:]), jnp.stack(classes[1:]))
-        *qkv, mask = _together(q, levels) if self.masked else _by_frame(q, levels)
-        out = attend(*(rearrange(x, "... (h e) -> ... h e", h=self.heads) for x in qkv), mask,
-                     dictionary=self.dictionary, kernel=choose(self.kernel, self.masked))
-        out = self.out(rearrange(out, "... h e -> ... (h e)")).reshape(q.shape)
-        return rearrange(out[:, :, 1:], "b t (y x) d -> b t y x d", y=y), out[:, :, 0]
+        patches, classes = (jnp.stack(jnp.split(self.qkv(self.norm(x)), 3, axis=-1)) for x in tokens)
+        q = patches[0] if self.pool_q is None else self.pool_q(patches[0])
+        out = self.read(q, classes[0], self.levels(patches[1:], classes[1:], self.pool))
+        out = self.out(rearrange(out, "... h e -> ... (h e)"))
+        return rearrange(out[:, :, 1:], "b t (y x) d -> b t y x d", y=q.shape[2]), out[:, :, 0]
 
-    def levels(self, patches, classes):
+    def pool(self, patches):
+        return jnp.stack([self.norm_k(self.pool_k(patches[0])), self.norm_v(self.pool_v(patches[1]))])
+
+    def levels(self, patches, classes, pool):
         """Keys and values (s = 2) of patches (s b t y x d) and class tokens (s b t d) -> what is read of a frame, and
         from how many frames away: pairs of tokens (s b t n d) and offsets, None for any distance."""
-        current = jnp.stack([self.norm_k(self.pool_k(patches[0])), self.norm_v(self.pool_v(patches[1]))])
-        yield rearrange(current, "s b t y x d -> s b t (y x) d"), [0]
+        pooled = pool(patches)
+        yield rearrange(pooled, "s b t y x d -> s b t (y x) d"), [0]
         if self.reach:
-            short = _halved(current)
             around = [offset for offset in range(-self.reach, self.reach + 1) if offset]
-            yield rearrange(short, "s b t y x d -> s b t (y x) d"), around
+            yield rearrange(mean_pool(pooled, 2), "s b t y x d -> s b t (y x) d"), around
         if self.long_key != "none":
             yield (classes if self.long_key == "class" else patches.mean((3, 4)))[:, :, :, None], None
 
-
-def _halved(x):
-    """... y x d, averaged over 2 x 2; what an odd side leaves over is averaged over as many as there are."""
-    # Not by pooling: on several devices XLA (jaxlib 0.10) gets a window over a side of 1 wrong.
-    even = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, x.shape[-3] % 2), (0, x.shape[-2] % 2), (0, 0)], mode="edge")
-    return reduce(even, "... (y i) (x j) d -> ... y x d", "mean", i=2, j=2)
+    def read(self, q, classes, levels):
+        """Queries of patches (b t y x d) and class tokens (b t d), and `levels` -> what they read, (b t 1+n h e)."""
+        q = jnp.concatenate([classes[:, :, None], rearrange(q, "b t y x d -> b t (y x) d")], axis=2)
+        *qkv, mask = _together(q, levels) if self.masked else _by_frame(q, levels)
+        out = attend(*(rearrange(x, "... (h e) -> ... h e", h=self.heads) for x in qkv), mask,
+                     dictionary=self.dictionary, kernel=choose(self.kernel, self.masked))
+        return out.reshape(*q.shape[:3], *out.shape[-2:])
 
 
 def _by_frame(q, levels):

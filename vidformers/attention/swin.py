@@ -7,6 +7,7 @@ from flax import nnx
 
 from vidformers.attention.core import Noise, Tokens, add_branch, attend, check_heads, square_init
 from vidformers.attention.dictionary import Dictionary, views
+from vidformers.attention.kernels import softmax
 from vidformers.errors import require
 
 table_init = nnx.initializers.truncated_normal(0.02)
@@ -39,7 +40,7 @@ class ShiftedWindowAttention(nnx.Module):
         require(kernel == "softmax", f"model.kernel={kernel!r} has no scores to which window attention could add its "
                                      "position bias: use model.kernel=softmax.")
         self.heads, self.window, self.shifted = heads, tuple(window), shifted
-        self.dropout, self.masked = dropout, masked
+        self.dropout, self.masked, self.kernel = dropout, masked, softmax
         self.dictionary = nnx.data(dictionary)
         self.norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.qkv = nnx.Linear(width, 3 * width, kernel_init=square_init, dtype=dtype, rngs=rngs)
@@ -50,16 +51,21 @@ class ShiftedWindowAttention(nnx.Module):
         return add_branch(tokens, *self.branch(tokens), self.dropout, noise)
 
     def branch(self, tokens: Tokens):
-        """The update without the residual: patches (b t y x d), and None for the class tokens, of which Swin has none.
-        """
-        t, y, x = grid = tokens.patches.shape[1:4]
-        window, shift = self.clip(grid)
-        padding = [(0, -n % w) for n, w in zip(grid, window)]
-        qkv = self.qkv(jnp.pad(self.norm(tokens.patches), [(0, 0), *padding, (0, 0)]))
-        q, k, v = rearrange(qkv, "b t y x (s h e) -> s b t y x h e", s=3, h=self.heads)
-        read = self._masked if self.masked else self._gathered
-        out = read(q, k, v, window, shift)[:, :t, :y, :x]
+        """The update without the residual: patches (b t y x d), and None for class tokens, which Swin has not."""
+        qkv = self.qkv(self.padded(self.norm(tokens.patches)))
+        qkv = rearrange(qkv, "b t y x (s h e) -> s b t y x h e", s=3, h=self.heads)
+        out = self.read(*qkv, tokens.patches.shape[1:4])
         return self.out(rearrange(out, "b t y x h e -> b t y x (h e)")), None
+
+    def padded(self, patches):
+        """Patches (b t y x d) of a grid that the window divides."""
+        grid = patches.shape[1:4]
+        return jnp.pad(patches, [(0, 0), *((0, -n % w) for n, w in zip(grid, self.clip(grid)[0])), (0, 0)])
+
+    def read(self, q, k, v, grid):
+        """Padded (b t y x h e) each -> what they read, on the grid."""
+        out = (self._masked if self.masked else self._gathered)(q, k, v, *self.clip(grid))
+        return out[:, :grid[0], :grid[1], :grid[2]]
 
     def clip(self, grid):
         """The window (t, y, x) on this grid and how far it is shifted."""
@@ -73,14 +79,16 @@ class ShiftedWindowAttention(nnx.Module):
         home, _ = _places(grid, window, shift)
         home = _fold(np.roll(home, [-s for s in shift], (0, 1, 2))[None], window)[0]
         mask = (home[:, :, None] == home[:, None, :])[:, None] if any(shift) else None
-        out = attend(q, k, v, mask, bias=self._bias(np.arange(np.prod(window))), dictionary=self.dictionary)
+        out = attend(q, k, v, mask, bias=self._bias(np.arange(np.prod(window))), dictionary=self.dictionary,
+                     kernel=self.kernel)
         return jnp.roll(_unfold(out, grid, window), shift, (1, 2, 3))
 
     def _masked(self, q, k, v, window, shift):
         grid = q.shape[1:4]
         home, entry = (each.ravel() for each in _places(grid, window, shift))
         q, k, v = (rearrange(each, "b t y x h e -> b (t y x) h e") for each in (q, k, v))
-        out = attend(q, k, v, home[:, None] == home, bias=self._bias(entry), dictionary=self.dictionary)
+        out = attend(q, k, v, home[:, None] == home, bias=self._bias(entry), dictionary=self.dictionary,
+                     kernel=self.kernel)
         return rearrange(out, "b (t y x) h e -> b t y x h e", t=grid[0], y=grid[1])
 
     def _bias(self, entry):

@@ -49,7 +49,7 @@ class WindowAttention(nnx.Module):
         require(isinstance(window, int) and window >= 4 and window % 2 == 0,
                 f"model.window={window} must be an even number of frames, at least 4.")
         self.heads, self.reach, self.dropout, self.masked = heads, window // 2, dropout, masked
-        self.tie_global, self.dictionary = tie_global, nnx.data(dictionary)
+        self.tie_global, self.kernel, self.dictionary = tie_global, softmax, nnx.data(dictionary)
 
         def linear(inputs, outputs):
             return nnx.Linear(inputs, outputs, kernel_init=square_init, dtype=dtype, rngs=rngs)
@@ -67,18 +67,21 @@ class WindowAttention(nnx.Module):
 
     def branch(self, series: Series, of_frames: Noise | None = None, of_token: Noise | None = None):
         """The update (b n d), without the residual and its norm; the noises thin out attention weights."""
-        def reads(noise):
-            return partial(attend, dictionary=self.dictionary,
-                           kernel=partial(softmax, drop=lambda weights: dropout(weights, self.dropout, noise)))
-
+        kernels = [self.kernel if noise is None else partial(
+            softmax, drop=lambda weights, noise=noise: dropout(weights, self.dropout, noise))
+            for noise in (of_frames, of_token)]
         tokens, valid = series
-        q, k, v = self._heads(self.qkv(tokens), 3)
-        read = self._masked if self.masked else self._gathered
-        frames = read(reads(of_frames), q[:, 1:], k, v, valid)
+        frames = token = self._heads(self.qkv(tokens), 3)
         if not self.tie_global:
-            (q,), (k, v) = self._heads(self.q_global(tokens[:, :1]), 1), self._heads(self.kv_global(tokens), 2)
-        token = reads(of_token)(q[:, :1], k, v, valid[:, None, None])
-        return self.out(rearrange(jnp.concatenate([token, frames], axis=1), "b n h e -> b n (h e)"))
+            token = (*self._heads(self.q_global(tokens[:, :1]), 1), *self._heads(self.kv_global(tokens), 2))
+        return self.out(rearrange(self.read(frames, token, valid, kernels), "b n h e -> b n (h e)"))
+
+    def read(self, frames, token, valid, kernels):
+        """q, k, v (b n h e) each, for the frames and for the class token -> what class token and frames read."""
+        attends = [partial(attend, dictionary=self.dictionary, kernel=kernel) for kernel in kernels]
+        (q, k, v), read = frames, self._masked if self.masked else self._gathered
+        (own, *others), frames = token, read(attends[0], q[:, 1:], k, v, valid)
+        return jnp.concatenate([attends[1](own[:, :1], *others, valid[:, None, None]), frames], axis=1)
 
     def _heads(self, x, parts: int):
         return rearrange(x, "b n (s h e) -> s b n h e", s=parts, h=self.heads)
