@@ -1,10 +1,10 @@
 """Whether relevance falls on what moves: its share inside the digit's box, for trained models and for random ones.
 
 Command: python -m benchmarks.relevance --runs=DIR [--clips=100]
-DIR holds runs of configs/demo.py, a folder a model, trained. Explains held-out clips for the class that the model finds
-likeliest. The box is the smallest that holds all pixels in which the digit has a quarter or more of its opacity; a patch
-spreads its relevance evenly over its pixels. One JSON line a model: mean share of relevance inside the box over the mean
-share of the area that the box takes, for both maps, trained and with the same model's weights drawn anew.
+DIR holds runs of configs/demo.py, a folder a model, trained. Explains held-out clips for the class that the model
+finds likeliest. The box is the smallest that holds all pixels in which the digit has a quarter or more of its opacity;
+a patch spreads its relevance evenly over its pixels. One JSON line a model: mean share of relevance inside the box over
+the mean share of the area that the box takes, for both maps, trained and with the same model's weights drawn anew.
 """
 
 import argparse

@@ -1,9 +1,7 @@
 """Relevance of patches: what it is computed from, and what the command writes."""
 
-import json
 from functools import cache
 
-import av
 import jax
 import jax.numpy as jnp
 import numpy as np
