@@ -51,7 +51,7 @@ def load(workdir) -> "Predictor":
     Raises:
         ConfigError: the folder holds no run with a checkpoint.
     """
-    return Predictor(_with_tuples(_described(workdir)["config"]), workdir)
+    return Predictor(_with_tuples(described(workdir)["config"]), workdir)
 
 
 def _with_tuples(tree):
@@ -61,7 +61,8 @@ def _with_tuples(tree):
     return tuple(map(_with_tuples, tree)) if isinstance(tree, list) else tree
 
 
-def _described(workdir) -> dict:
+def described(workdir) -> dict:
+    """What `run.json` says. Raises ConfigError where there is none."""
     path = Path(workdir) / "run.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -80,12 +81,14 @@ class Predictor:
     Attributes:
         classes: names by label.
         step: of the checkpoint.
+        make_model: rngs -> the model.
+        parameters: its tree of arrays, the moving average where there is one.
     Raises:
         ConfigError: there is no checkpoint, or it is that of another model.
     """
 
     def __init__(self, config: dict, workdir):
-        self.classes = tuple(_described(workdir)["data"]["classes"])
+        self.classes = tuple(described(workdir)["data"]["classes"])
         self.protocol, self._pipeline = Protocol(**config["eval"]), Pipeline(**config["data"])
         self._mesh = make_mesh(**config["mesh"])
         # As many for each device.
@@ -94,6 +97,7 @@ class Predictor:
         make_model = partial(build, **config["model"])
         if self.protocol.frames is not None:
             make_model = partial(make_model, frames=self.protocol.frames)
+        self.make_model = make_model
         graph, abstract = abstract_state(make_model, optimizer, config["optim"]["ema_decay"], self._mesh)
         folder = Path(workdir) / "checkpoints"
         require(folder.is_dir(), f"{workdir} holds no checkpoints to predict with.")
@@ -101,8 +105,8 @@ class Predictor:
             restored = checkpoints.restore(abstract, self.protocol.checkpoint)
         require(restored is not None, f"{workdir} holds no whole checkpoint to predict with.")
         state, _, self.step = restored
-        self._parameters = state.evaluated
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self._parameters)
+        self.parameters = state.evaluated
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.parameters)
 
         def answer(parameters, batch):
             return answers(nnx.merge(graph, parameters), batch["video"], batch["index"], self.protocol.average,
@@ -136,7 +140,7 @@ class Predictor:
         try:
             for batch in batches:
                 rows = put_batch(self._mesh, {name: batch[name] for name in ("video", "index")})
-                log_p, features = jax.device_get(self._answer(self._parameters, rows))
+                log_p, features = jax.device_get(self._answer(self.parameters, rows))
                 for row in np.flatnonzero(batch["id"] >= 0):
                     path = records[batch["id"][row]].path
                     if batch["mask"][row]:
