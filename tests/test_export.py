@@ -63,7 +63,7 @@ def without_program(monkeypatch):
     class Program:
         def serialize(self):
             return b""
-    monkeypatch.setattr(vidformers.export, "program", lambda make_model: Program())
+    monkeypatch.setattr(vidformers.export, "program", lambda model: Program())
 
 
 @pytest.mark.parametrize("name, options", [
@@ -266,3 +266,5 @@ def test_a_config_of_another_run_is_refused(trained, tmp_path):
     with pytest.raises(ConfigError, match=r"a run with model\.mean=\[0\.5, 0\.5, 0\.5\], not \[0\.1, 0\.1, 0\.1\]"):
         vidformers.export.export(config, workdir, **given)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match="is the folder of a run: --mode=export makes weights of it"):
+        load_weights(Init(weights=str(trained)), shell("vit")[1])

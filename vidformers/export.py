@@ -24,7 +24,7 @@ from vidformers.temporal import TemporalEncoder
 FORMAT = {"format": "vidformers", "version": "1"}
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Of the section `data`: how a clip is cut out of a video.
-_FRAMES = ("sampling", "frames", "stride", "fps", "test_starts", "frame_rate", "size", "test_short_side")
+_FRAMES = ("sampling", "stride", "fps", "test_starts", "frame_rate", "size", "test_short_side")
 _BESIDE = Path(__file__).parent / "exported"  # run.py and README.md as they go along
 
 
@@ -84,7 +84,7 @@ def write(folder: Path, make_model, parameters, about: dict) -> None:
     part.mkdir(parents=True)
     try:
         replace_bytes(part / "model.safetensors", safetensors.numpy.save(arrays(parameters), FORMAT))
-        replace_bytes(part / "model.stablehlo", program(make_model).serialize())
+        replace_bytes(part / "model.stablehlo", program(model).serialize())
         replace_text(part / "config.json", json.dumps(config, indent=1) + "\n")
         replace_text(part / "run.py", (_BESIDE / "run.py").read_text(encoding="utf-8"))
         replace_text(part / "README.md", readme)
@@ -112,14 +112,12 @@ def arrays(parameters) -> dict[str, np.ndarray]:
             for path, leaf in jax.tree_util.tree_leaves_with_path(parameters)}
 
 
-def program(make_model) -> jax.export.Exported:
-    """The model as a function of its parameters, a dictionary as of `arrays`, and uint8 clips (b t y x 3), with VTN
-    also the index (b t) of each frame in its video, -> float32 logits (b k): of any b, for each of `PLATFORMS`.
+def program(model) -> jax.export.Exported:
+    """What an abstract model computes, for any batch and each of `PLATFORMS`.
 
-    Raises:
-        ImportError: flatbuffers is not installed (when the result is serialised).
+    It takes the parameters, a dictionary as of `arrays`, uint8 clips (b t y x 3), and for VTN the index (b t) of each
+    frame in its video, and gives float32 logits (b k).
     """
-    model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
     graph, state = nnx.split(model)
     leaves, structure = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
     shapes = {_name(path): jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for path, leaf in leaves}
