@@ -1,4 +1,4 @@
-"""Trains, evaluates or summarises: python main.py --config=configs/demo.py [--config.section.field=value ...]."""
+"""Trains, evaluates, predicts, explains, exports: python main.py --config=configs/demo.py [--config.section.field=value ...]."""
 
 import logging
 import os
@@ -8,35 +8,43 @@ import warnings
 from pathlib import Path
 
 USAGE = """python main.py --config=FILE[:MODEL] [--config.section.field=value ...]
-               [--workdir=DIR] [--mode=train|eval|predict|summary] [--distributed=true]
-               [--video=FILE_OR_FOLDER_OR_LIST] [--out=FILE.jsonl] [--features=FILE.npz]
+               [--workdir=DIR] [--mode=train|eval|predict|explain|export|summary] [--distributed=true]
+               [--video=FILE_OR_FOLDER_OR_LIST] [--out=FILE.jsonl_OR_DIR] [--features=FILE.npz]
+               [--target=CLASS]
 
 The workdir is runs/NAME by default, and given again it resumes. configs/ holds the experiment sheets, configs/base.py
 every field. --distributed=true joins the hosts of a TPU pod or cluster into one run.
 
 --mode=predict prints the likeliest classes of --video: a file, all files below a folder, or those that a .txt or .csv
 lists, a path a line. --out gets a line of JSON for each, and goes on where it was stopped; --features what the head
-reads."""
+reads.
 
-PREDICTS = ("video", "out", "features")
-MODES = ("train", "eval", "predict", "summary")
+--mode=explain draws into the folder --out what in each video counted for --target, or for the likeliest class.
+
+--mode=export makes the folder --out, which holds the parameters as safetensors, the model as a program that runs
+without this library, and a README."""
+
+# The flags of each mode beside those of all, and whether it needs them.
+FLAGS = {"train": {}, "eval": {}, "summary": {}, "predict": {"video": True, "out": False, "features": False},
+         "explain": {"video": True, "out": True, "target": False}, "export": {"out": True}}
 
 
 def parse(argv):
-    """(config as nested dicts, workdir, mode, distributed, what to predict). Raises SheetError on a mistake."""
+    """(config as nested dicts, workdir, mode, distributed, the flags of the mode). Raises SheetError on a mistake."""
     from configs.sheet import read_flags, require
 
-    config, flags = read_flags(argv[1:], {"workdir": None, "mode": "train", "distributed": "false", **dict.fromkeys(
-        PREDICTS)})
-    require(flags["mode"] in MODES, f"--mode={flags['mode']} must be one of {', '.join(MODES)}.")
-    require(flags["distributed"] in ("true", "false"), f"--distributed={flags['distributed']} must be true or false.")
-    predicts = {name: flags[name] for name in PREDICTS}
-    require(flags["mode"] == "predict" or not any(predicts.values()),
-            "--video, --out and --features are flags of --mode=predict.")
-    require(flags["mode"] != "predict" or predicts["video"], "--mode=predict needs --video=FILE_OR_FOLDER_OR_LIST.")
-    file, _, model = flags["config"].partition(":")
-    workdir = flags["workdir"] or f"runs/{Path(file).stem}" + (f"_{model}" if model else "")
-    return config.to_dict(), workdir, flags["mode"], flags["distributed"] == "true", predicts
+    own = dict.fromkeys(flag for flags in FLAGS.values() for flag in flags)
+    config, given = read_flags(argv[1:], {"workdir": None, "mode": "train", "distributed": "false", **own})
+    mode = given["mode"]
+    require(mode in FLAGS, f"--mode={mode} must be one of {', '.join(FLAGS)}.")
+    require(given["distributed"] in ("true", "false"), f"--distributed={given['distributed']} must be true or false.")
+    for flag in own:
+        takers = " or ".join(f"--mode={each}" for each in FLAGS if flag in FLAGS[each])
+        require(flag in FLAGS[mode] or not given[flag], f"--{flag} is a flag of {takers}.")
+        require(given[flag] or not FLAGS[mode].get(flag), f"--mode={mode} needs --{flag}; --help shows it.")
+    file, _, model = given["config"].partition(":")
+    workdir = given["workdir"] or f"runs/{Path(file).stem}" + (f"_{model}" if model else "")
+    return config.to_dict(), workdir, mode, given["distributed"] == "true", {flag: given[flag] for flag in FLAGS[mode]}
 
 
 def summarise(config, name):
@@ -112,7 +120,7 @@ def run(argv) -> int:
     from vidformers.errors import ConfigError
 
     try:
-        config, workdir, mode, distributed, predicts = parse(argv)
+        config, workdir, mode, distributed, flags = parse(argv)
         if mode == "summary":
             summarise(config, Path(workdir).name)
             return 0
@@ -127,7 +135,15 @@ def run(argv) -> int:
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         if mode == "predict":
             from vidformers.predict import predict
-            predict(config, workdir, **predicts)
+            predict(config, workdir, **flags)
+            return 0
+        if mode == "explain":
+            from vidformers.explain.explainer import explain
+            explain(config, workdir, **flags)
+            return 0
+        if mode == "export":
+            from vidformers.export import export
+            export(config, workdir, **flags)
             return 0
         try:
             (train.train if mode == "train" else train.evaluate)(config, workdir)

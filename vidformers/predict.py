@@ -61,7 +61,7 @@ def load(workdir) -> "Predictor":
     Raises:
         ConfigError: the folder holds no run with a checkpoint.
     """
-    return Predictor(_with_tuples(_described(workdir)["config"]), workdir)
+    return Predictor(_with_tuples(described(workdir)["config"]), workdir)
 
 
 def _with_tuples(tree):
@@ -71,7 +71,8 @@ def _with_tuples(tree):
     return tuple(map(_with_tuples, tree)) if isinstance(tree, list) else tree
 
 
-def _described(workdir) -> dict:
+def described(workdir) -> dict:
+    """What `run.json` says. Raises ConfigError where there is none."""
     path = Path(workdir) / "run.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -90,13 +91,14 @@ class Predictor:
     Attributes:
         classes: names by label.
         step: of the checkpoint.
-        graph, parameters: of the model, for `nnx.merge`.
+        make_model, graph: rngs -> the model, and its structure for `nnx.merge`.
+        parameters: its tree of arrays, the moving average where there is one.
     Raises:
         ConfigError: there is no checkpoint, or it is that of another model.
     """
 
     def __init__(self, config: dict, workdir):
-        self.classes = tuple(_described(workdir)["data"]["classes"])
+        self.classes = tuple(described(workdir)["data"]["classes"])
         self.protocol, self._pipeline = Protocol(**config["eval"]), Pipeline(**config["data"])
         self._mesh = make_mesh(**config["mesh"])
         # As many for each device.
@@ -105,6 +107,7 @@ class Predictor:
         make_model = partial(build, **config["model"])
         if self.protocol.frames is not None:
             make_model = partial(make_model, frames=self.protocol.frames)
+        self.make_model = make_model
         graph, abstract = abstract_state(make_model, optimizer, config["optim"]["ema_decay"], self._mesh)
         folder = Path(workdir) / "checkpoints"
         require(folder.is_dir(), f"{workdir} holds no checkpoints to predict with.")

@@ -88,6 +88,8 @@ def _choose(folder, source):
         if found:
             raise ConfigError(f"init.weights={source} holds several files of weights, {found[0].name} and "
                               f"{found[1].name} among them: name one.")
+    if (folder / "run.json").exists():
+        raise ConfigError(f"init.weights={source} is the folder of a run: --mode=export makes weights of it.")
     raise ConfigError(f"init.weights={source} is a folder that holds no file of weights.")
 
 

@@ -10,7 +10,7 @@ from flax import nnx
 from vidformers.attention.core import SelfAttention
 from vidformers.encoder import FrameByFrame
 from vidformers.errors import ConfigError
-from vidformers.pretrained import layouts
+from vidformers.pretrained import layouts, own
 from vidformers.pretrained.files import File, open_file
 from vidformers.pretrained.fit import Fit, Init, Row
 
@@ -76,12 +76,15 @@ def load(init: Init, make_model, class_names=None) -> Pretrained:
     model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
     shapes = nnx.to_pure_dict(nnx.state(model))
     try:
-        source, names = layouts.read(file.arrays)
-        remarks = []
-        _check_heads(model, source, file.about, init)
-        remarks += _check_normalisation(model, source, file.about, init)
+        ours = own.recognised(file.arrays)
+        source, names = (own if ours else layouts).read(file.arrays)
+        if ours:
+            remarks = own.check(make_model, file.about, init)
+        else:
+            _check_heads(model, source, file.about, init)
+            remarks = _check_normalisation(model, source, file.about, init)
         order, remark = _class_order(model, source, file.about, init, class_names)
-        fit = Fit(model, shapes, source, init, order)
+        fit = (own.Fit if ours else Fit)(model, shapes, source, init, order)
         unused = names.unused()
         stray = [name for name in unused if not name.startswith(tuple(init.allow))] if init.allow else unused
         if stray:

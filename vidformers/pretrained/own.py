@@ -1,0 +1,105 @@
+"""Weights of our own: a folder that `--mode=export` wrote, whose arrays have the names of the parameters."""
+
+import json
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from vidformers.errors import ConfigError, require
+from vidformers.models import SIZES
+from vidformers.pretrained.fit import Init, Row, flatten, resize
+from vidformers.pretrained.layouts import Names
+
+# Fields of the section `model` that may differ: those that shapes show, and those that change no parameter's meaning.
+_FREE = ("frames", "image_size", "num_classes", "size", "dropout", "drop_path", "temporal_dropout", "head_dropout",
+         "dtype", "remat", "unroll", "masked", "frames_at_once", "starts_as_image")
+
+
+@dataclass
+class Own:
+    """The arrays of a model here, and its head as `layouts.Transformer` has it."""
+    names: Names
+    head: dict
+    layout: str = "model of vidformers"
+    left: tuple[str, ...] = ()
+
+
+def recognised(arrays) -> bool:
+    """Whether these are the names of a model here."""
+    return {"head.kernel", "head.bias"} <= arrays.keys() and all(
+        name.startswith(("encoder.", "readout.", "head.")) for name in arrays)
+
+
+def read(arrays) -> tuple[Own, Names]:
+    """As `layouts.read`."""
+    names = Names(arrays)
+    return Own(names, {name: names(f"head.{name}") for name in ("kernel", "bias")}), names
+
+
+def resolved(section: dict) -> dict:
+    """A section `model` with the numbers that `size` stands for in their places."""
+    size = SIZES[section["size"]]._asdict() if section.get("size") in SIZES else {}
+    return section | {name: number for name, number in size.items() if section.get(name) is None}
+
+
+def differing(before: dict, now: dict):
+    """The fields of two sections `model` by which equal parameters would give other answers, with both values."""
+    before, now = (json.loads(json.dumps(resolved(dict(section)))) for section in (before, now))
+    for field in before:
+        if field in now and field not in _FREE and before[field] != now[field]:
+            yield field, before[field], now[field]
+
+
+def check(make_model, about: dict, init: Init) -> list[str]:
+    """Remarks on what config.json does not say.
+
+    Raises:
+        ConfigError: it was trained as another model; the sentence goes on from the path.
+    """
+    require(init.channels == "rgb", "it takes red, green and blue in this order: init.channels must be rgb")
+    if not isinstance(about.get("model"), dict):
+        return ["No config.json says of which model they are: its fields must be those of this one."]
+    for field, before, now in differing(about["model"], make_model.keywords):
+        word = "normalisation" if field in ("mean", "std") else field
+        require(word in init.allow, f"it was trained with model.{field}={before!r}, and here it is {now!r}; "
+                                    f"init.allow=\"('{word}',)\" goes on all the same")
+    return []
+
+
+class Fit:
+    """As `fit.Fit`: the parameters of a model that come from another of its kind, each by its name.
+
+    Tables of positions are resized, in space and in time; the head is drawn where `order` is None.
+    """
+
+    def __init__(self, model, shapes, source: Own, init: Init, order=None):
+        self.values, self.rows = {}, []
+        for path, leaf in flatten(shapes).items():
+            name, how, note = ".".join(map(str, path)), "loaded", ""
+            if path[0] == "head" and order is None:
+                self.rows.append(Row(name, "new", "drawn"))
+                continue
+            array = source.head[path[1]][..., order] if path[0] == "head" else source.names(name)
+            if array.shape != leaf.shape and path[-1] in _TABLES:
+                array, note = _TABLES[path[-1]](array, len(leaf))
+                how = "resized"
+            if array.shape != leaf.shape:
+                raise ConfigError(f"{name} has the shape {array.shape}, where the model's has {leaf.shape}")
+            self.values[path] = np.asarray(array, np.float32)
+            self.rows.append(Row(name, how, note))
+
+
+def _space(table, count):
+    """The table (1 + n, d) of class token and patches, for a square of another side."""
+    before, after = math.isqrt(len(table) - 1), math.isqrt(count - 1)
+    grid = resize(table[1:].reshape(before, before, -1), (after, after))
+    return np.concatenate([table[:1], grid.reshape(after ** 2, -1)]), f"positions of {before} x {before} patches"
+
+
+def _time(table, count):
+    """The table (t, d) of another number of frames."""
+    return resize(table[:, None], (count, 1))[:, 0], f"positions of {len(table)} frames"
+
+
+_TABLES = {"space": _space, "time": _time}
