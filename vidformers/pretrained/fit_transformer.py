@@ -36,6 +36,8 @@ class FitTransformer(Fit):
         self._embed(root, encoder)
         self._layers(root, encoder)
         self.allow("time", "attention over time" if "time" in source.blocks[0] and not self._timed else "")
+        places = encoder.embedding.time is not None or encoder.embedding.joint
+        self.allow("time", "positions of frames" if source.time is not None and not places else "")
         self.tree((*root, "norm"), source.norm, "norm")
         if isinstance(model.readout, TemporalEncoder) and source.readout is not None:
             self._readout(model.readout)
@@ -60,8 +62,6 @@ class FitTransformer(Fit):
         self.put((*at, "space"), np.concatenate([source.space[:1], table.reshape(-1, table.shape[-1])]), how, note)
         if embedding.time is not None:
             self._times((*at, "time"), embedding.grid[0])
-        elif not embedding.joint:
-            self.allow("time", "positions of frames" if source.time is not None else "")
 
     def _grid(self, ours):
         """The table of patches (t y x d); t is 1 where it is that of a frame."""
