@@ -1,4 +1,4 @@
-"""Trains, evaluates, predicts, explains, exports: python main.py --config=configs/demo.py [--config.section.field=value ...]."""
+"""Trains, evaluates, predicts, explains, exports; see USAGE."""
 
 import logging
 import os

@@ -51,7 +51,7 @@ def measure(folder, clips):
     numbers = np.linspace(0, 499, clips).astype(int)
     videos = [Path(data["root"]) / "val" / f"{number:06d}.mp4" for number in numbers]
     shares = {(weights, map): [] for weights in ("trained", "drawn") for map in ("gradient", "rollout")}
-    for number, clip in zip(numbers, predictor.clips(videos)):
+    for clip, number in zip(predictor.clips(videos), numbers):
         inside = boxes(number, clip.index, data["test_short_side"], data["size"])
         for weights, parameters in (("trained", predictor.parameters), ("drawn", drawn)):
             found = explain(parameters, clip.frames[None], clip.index[None])

@@ -15,7 +15,7 @@ from ml_collections.config_dict import placeholder
 OWN = {
     "vit": {},
     "timesformer": dict(starts_as_image=True),
-    "joint": {},
+    "joint": dict(patch_frames=1, positions="separate", gelu="exact"),
     "mevit": dict(block_size=2, motion_blocks=7, class_blocks=1, order="motion_space", class_in_motion=True,
                   class_queries_motion=False, temporal_fc=False),
     "havit": dict(attention="divided", class_blocks=2, class_token="late", temporal_fc=False, share_dictionary=False),
@@ -53,7 +53,8 @@ def base(model: str) -> ConfigDict:
     config.model.frames = config.data.get_ref("frames")
     config.model.image_size = config.data.get_ref("size")
     config.model.num_classes = config.data.get_ref("num_classes")
-    config.init = dict(weights=placeholder(str), time="zero", patch="refuse", head="auto", channels="rgb", allow=())
+    config.init = dict(weights=placeholder(str), time="zero", tube="centre", patch="refuse", head="auto",
+                       channels="rgb", allow=())
     config.train = dict(
         total_steps=placeholder(int), total_epochs=placeholder(float), batch_size=64, accumulate=1,
         log_every_steps=50, eval_every_steps=placeholder(int), eval_every_epochs=placeholder(float),

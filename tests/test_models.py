@@ -67,7 +67,8 @@ def same_trees(found, expected, **tolerance):
 
 @pytest.mark.parametrize("name, params, macs, linear", [
     ("vit_b16", 86_106_256, 140.5, 134.8), ("timesformer_b16", 121_566_352, 195.8, None),
-    ("joint_b16", 86_112_400, 179.6, None), ("mevit_b16", 102_659_728, 156.5, 150.8)])
+    ("joint_b16", 86_112_400, 179.6, None), ("mevit_b16", 102_659_728, 156.5, 150.8),
+    ("vivit_b16", 88_954_000, 451.5, None)])
 def test_published_models_have_their_size_and_cost(name, params, macs, linear):
     summary = summarise(partial(build, **config(name).model.to_dict()))
     assert summary.params == params == sum(size for _, size in summary.modules)

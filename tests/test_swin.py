@@ -15,11 +15,13 @@ import sublayers
 from flax import nnx
 from sublayers import HEADS, WIDTH, draw_tokens, influence, run
 from tiny import quick_jit, randomise
+from weights import write
 
 from vidformers import ConfigError
 from vidformers.attention.dictionary import HYBRIDS
 from vidformers.attention.swin import ShiftedWindowAttention
 from vidformers.models import Parts
+from vidformers.pretrained import Init, load
 from vidformers.swin import swin
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -45,49 +47,21 @@ def attention(window, shifted, **options):
 # Torchvision
 
 
-def linear(arrays, name):
-    """torch's (out, in) -> kernel (in, out)."""
-    bias = {"bias": arrays[f"{name}.bias"]} if f"{name}.bias" in arrays else {}
-    return {"kernel": arrays[f"{name}.weight"].T, **bias}
-
-
-def norm(arrays, name):
-    return {"scale": arrays[f"{name}.weight"], "bias": arrays[f"{name}.bias"]}
-
-
-def block(arrays, name):
-    return [{"norm": norm(arrays, f"{name}.norm1"), "qkv": linear(arrays, f"{name}.attn.qkv"),
-             "out": linear(arrays, f"{name}.attn.proj"), "table": arrays[f"{name}.attn.relative_position_bias_table"]},
-            {"norm": norm(arrays, f"{name}.norm2"), "wide": linear(arrays, f"{name}.mlp.0"),
-             "out": linear(arrays, f"{name}.mlp.3")}]
-
-
-def parameters(arrays):
-    """An archive of two stages of two blocks as the parameters of our model."""
-    patch = arrays["patch_embed.proj.weight"]
-    embeddings = {0: {"patch": {"kernel": patch.transpose(2, 3, 4, 1, 0).reshape(-1, len(patch)),
-                                "bias": arrays["patch_embed.proj.bias"]}, "norm": norm(arrays, "patch_embed.norm")},
-                  1: {"norm": norm(arrays, "features.1.norm"), "out": linear(arrays, "features.1.reduction")}}
-    stages = {i: {"layers": {"sublayers": dict(enumerate(
-        block(arrays, f"features.{2 * i}.0") + block(arrays, f"features.{2 * i}.1")))}} for i in (0, 1)}
-    stages = jax.tree.map(lambda leaf: leaf[None], stages)
-    return {"encoder": {"embeddings": embeddings, "stages": stages, "norm": norm(arrays, "norm")},
-            "head": linear(arrays, "head")}
-
-
 @pytest.mark.parametrize("golden, own, geometry", [
     ("swin_whole", dict(patch_frames=2, window=(2, 4, 4)), dict(frames=8, image_size=32)),
     ("swin_ragged", dict(patch_frames=1, window=(4, 5, 5)), dict(frames=3, image_size=28))])
-def test_logits_equal_those_of_torchvision(golden, own, geometry):
+def test_logits_equal_those_of_torchvision(golden, own, geometry, tmp_path):
     with np.load(GOLDENS / f"{golden}.npz") as file:
         arrays = dict(file)
-    assert json.loads(str(arrays["versions"]))["torchvision"]
-    graph, drawn = make({**OWN, **own}, **geometry)
-    mapped = parameters(arrays)
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.shape, b.shape), drawn, mapped)
-    found = logits(graph, mapped, arrays["input"])
-    assert np.abs(arrays["output"]).max() > 0.3
-    np.testing.assert_allclose(found, arrays["output"], rtol=0, atol=1e-4)
+    assert json.loads(str(arrays.pop("versions")))["torchvision"]
+    video, expected = arrays.pop("input"), arrays.pop("output")
+    make_model = partial(swin, Parts(**TINY | geometry), **OWN | own)
+    init = Init(weights=write(tmp_path, arrays), head="as_is", allow=("normalisation",))
+    graph, drawn = make(OWN | own, **geometry)
+    mapped = load(init, make_model).into(jax.tree.map(jnp.asarray, drawn))
+    found = logits(graph, mapped, video)
+    assert np.abs(expected).max() > 0.3
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
 def count(own={}, **options):

@@ -77,6 +77,14 @@ def test_a_handmade_tensor(tmp_path):
     np.testing.assert_array_equal(torch_file.read(path)[0]["weight"], [[0, 1], [2, 3]])
 
 
+def test_a_tensor_beside_the_weights_is_not_taken_for_one_of_them(tmp_path):
+    inner, accuracy = tensor()[2:-1], tensor().replace(b"weight", b"best_a")[2:-1]
+    beside = b"\x80\x02" + accuracy + pickle.dumps("state_dict", 2)[2:-1] + inner + b"s."
+    path = archive(tmp_path / "a.pth", beside, [("0", np.arange(4, dtype=np.float32).tobytes())])
+    arrays, others = torch_file.read(path)
+    assert list(arrays) == ["weight"] and others == ("best_a: a tensor",)
+
+
 @pytest.mark.parametrize("change, sentence", [
     (dict(offset=1), "does not lie within its storage"), (dict(offset=-1), "a number of a tensor is -1"),
     (dict(strides=(2, 2)), "does not lie within"), (dict(strides=(-1, 1)), "a number of a tensor is -1"),

@@ -17,7 +17,7 @@ from vidformers.attention.shifted import Shifted, TokenShift
 from vidformers.attention.time import Time
 from vidformers.cvt import cvt
 from vidformers.embedding import Embedding, position_init
-from vidformers.encoder import Block, Classifier, Encoder, FrameByFrame, Mlp, StageSpec
+from vidformers.encoder import Block, Classifier, Encoder, FrameByFrame, Mlp, StageSpec, gelu, gelu_tanh
 from vidformers.errors import ConfigError, require
 from vidformers.resnet import ResNet
 from vidformers.stat import stat
@@ -33,6 +33,7 @@ class Size(NamedTuple):
 
 SIZES = {"Ti": Size(192, 3, 12), "S": Size(384, 6, 12), "B": Size(768, 12, 12), "L": Size(1024, 16, 24),
          "Swin-T": Size(96, 3, 12), "CvT-13": Size(64, 1, 13), "STAT": Size(192, 2, 15)}
+GELUS = {"exact": gelu, "tanh": gelu_tanh}
 
 
 @dataclass(kw_only=True)
@@ -111,9 +112,11 @@ class Parts:
     def stage(depth, *sublayers, **options) -> StageSpec:
         return StageSpec(lambda rngs: Block([make(rngs=rngs) for make in sublayers]), depth, **options)
 
-    def classifier(self, *stages, temporal, rngs: nnx.Rngs, readout=None, **options) -> Classifier:
+    def classifier(self, *stages, temporal, rngs: nnx.Rngs, readout=None, patch_frames=1, positions="separate",
+                   **options) -> Classifier:
         embedding = Embedding(self.width, frames=self.frames, image_size=self.image_size, patch_size=self.patch_size,
-                              temporal=temporal, mean=self.mean, std=self.std, dtype=self.compute["dtype"], rngs=rngs)
+                              temporal=temporal, mean=self.mean, std=self.std, patch_frames=patch_frames,
+                              positions=positions, dtype=self.compute["dtype"], rngs=rngs)
         encoder = Encoder(embedding, stages, width=self.width, drop_path=self.drop_path, remat=self.remat,
                           unroll=self.unroll, rngs=rngs, **options, **self.compute)
         return Classifier(encoder, readout, width=self.width, num_classes=self.num_classes, rngs=rngs)
@@ -137,10 +140,18 @@ def timesformer(parts: Parts, *, starts_as_image: bool = True, rngs) -> Classifi
     return parts.classifier(stage, temporal=nnx.initializers.zeros if starts_as_image else position_init, rngs=rngs)
 
 
-def joint(parts: Parts, *, rngs) -> Classifier:
-    """Joint space-time attention over all tokens of the clip (MEViT eq. 3; TimeSformer's and ViViT's joint model)."""
-    stage = parts.stage(parts.depth, parts.attention(Joint()), parts.mlp())
-    return parts.classifier(stage, temporal=position_init, rngs=rngs)
+def joint(parts: Parts, *, patch_frames: int = 1, positions: str = "separate", gelu: str = "exact", rngs) -> Classifier:
+    """Joint space-time attention over all tokens of the clip (MEViT eq. 3; TimeSformer's and ViViT's joint model).
+
+    Args:
+        patch_frames, positions: those of `Embedding`; ViViT has 2 and 'joint'.
+        gelu: 'exact', or 'tanh', its approximation, as ViViT has it.
+    Raises:
+        ConfigError: patches that do not divide the clip, or an unknown choice.
+    """
+    require(gelu in GELUS, f"model.gelu={gelu!r} must be one of {', '.join(GELUS)}.")
+    stage = parts.stage(parts.depth, parts.attention(Joint()), parts.mlp(activation=GELUS[gelu]))
+    return parts.classifier(stage, temporal=position_init, patch_frames=patch_frames, positions=positions, rngs=rngs)
 
 
 def mevit(parts: Parts, *, block_size: int = 2, motion_blocks: int = 7, class_blocks: int = 1,

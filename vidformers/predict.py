@@ -99,7 +99,7 @@ class Predictor:
 
     def __init__(self, config: dict, workdir):
         self.classes = tuple(described(workdir)["data"]["classes"])
-        self.protocol, self._pipeline = Protocol(**config["eval"]), Pipeline(**config["data"])
+        self.protocol, self._data = Protocol(**config["eval"]), config["data"]
         self._mesh = make_mesh(**config["mesh"])
         # As many for each device.
         self._batch_size = -(-self.protocol.batch_size // self._mesh.size) * self._mesh.size
@@ -160,8 +160,10 @@ class Predictor:
 
     def _batches(self, videos, batch_size, clips, crops):
         records = [Record(number, os.fspath(video), 0, 0) for number, video in enumerate(videos)]
-        return closing(self._pipeline.val_batches(batch_size=batch_size, clips=clips, crops=crops,
-                                                  frames=self.protocol.frames, records=records))
+        # One video is decoded here: starting a process takes longer, and asks scripts for their __main__ guard.
+        pipeline = Pipeline(**self._data | {"workers": 0} if len(videos) == 1 else self._data)
+        return closing(pipeline.val_batches(batch_size=batch_size, clips=clips, crops=crops,
+                                            frames=self.protocol.frames, records=records))
 
 
 def _error(batch, row) -> str:

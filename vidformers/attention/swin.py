@@ -93,10 +93,13 @@ class ShiftedWindowAttention(nnx.Module):
 
     def _bias(self, entry):
         """(h q k): the bias between tokens that are these entries (n) of a window."""
+        return rearrange(self.table[...][self.rows(entry)], "q k h -> h q k")
+
+    def rows(self, entry):
+        """(q k): the row of the table that is of two tokens which are these entries (n) of a window."""
         place = np.stack(np.unravel_index(entry, self.window))
         apart = place[:, :, None] - place[:, None] + np.array(self.window)[:, None, None] - 1
-        row = np.ravel_multi_index(tuple(apart), [2 * w - 1 for w in self.window])
-        return rearrange(self.table[...][row], "q k h -> h q k")
+        return np.ravel_multi_index(tuple(apart), [2 * w - 1 for w in self.window])
 
 
 def _fold(patches, window):

@@ -36,7 +36,7 @@ class Relevance(NamedTuple):
             heads, half of it and half of the residual; a token that does not query keeps what it has.
         gradient: (b t y x), for the target (Chefer et al., arXiv:2103.15679, eq. 5, 6): each weight times its gradient,
             the positive part, the mean of the heads, and the residual whole. Of a ResNet and of Swin, whose last maps
-            are averaged, the average counts as such an attention.
+            are averaged, the average counts as an attention, by the gradient of its scores.
         heads: (b h t y x), what the class token (in Swin every patch) reads in the last layer of the encoder that it
             reads patches in, by its heads; on the coarser grid that the layer may have. None of a ResNet.
         frames: (b t), in VTN what the class token of the last layer over time reads of each frame; otherwise None.
@@ -71,6 +71,7 @@ def relevance(model, video, index=None, target=None) -> Relevance:
 
     edges = jax.grad(score)(jax.tree.map(jnp.zeros_like, walk.seen))
     field = jnp.zeros((len(video), *walk.grid, 1))
+    edges = [_centred(*pair) if isinstance(pair[1], jax.Array) else pair[0] for pair in zip(edges, walk.seen)]
     gradient, _ = jax.grad(flows, has_aux=True)(field, jax.tree.map(jax.nn.relu, edges), False)
     rollout, shares = jax.grad(flows, has_aux=True)(field, walk.seen, True)
     over_time = isinstance(model.readout, TemporalEncoder)
@@ -282,6 +283,11 @@ def _block(sublayers, x, step, extras):
         x, out = step(sublayer, x, extras and extras[i])
         outs.append(out)
     return x, outs
+
+
+def _centred(edges, weights):
+    """Of an average, the gradient of the scores that would give its weights: what all share says nothing."""
+    return edges - weights * edges.sum(axis=(1, 2, 3), keepdims=True)
 
 
 def _of_heads(walk, clips):

@@ -8,14 +8,19 @@ import numpy as np
 from flax import nnx
 
 from vidformers.attention.core import SelfAttention
-from vidformers.encoder import FrameByFrame
+from vidformers.attention.window import WindowAttention
+from vidformers.encoder import Mlp, gelu
 from vidformers.errors import ConfigError
 from vidformers.pretrained import layouts, own
 from vidformers.pretrained.files import File, open_file
-from vidformers.pretrained.fit import Fit, Init, Row
+from vidformers.pretrained.fit import Init, Row
+from vidformers.pretrained.fit_transformer import FitTransformer, backbone
+from vidformers.pretrained.fit_windows import FitWindows
+from vidformers.pretrained.still import differences
+from vidformers.temporal import TemporalEncoder
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_FITS = {layouts.Transformer: FitTransformer, layouts.Windows: FitWindows, own.Own: own.Fit}
+_TANH = ("gelu_fast", "gelu_new", "gelu_pytorch_tanh")  # names of the GELU by tanh in Hugging Face's configurations
 _HEAD_WIDTH = 64  # of all published ViTs, for files that do not say
 
 
@@ -30,6 +35,8 @@ class Pretrained:
         file: where they come from.
         layout: whose layout the file is in.
         remarks: what could not be known, a sentence each.
+        still: of image weights, why features of a still clip are not those of the image model, nothing if they are;
+            None of weights of video.
     """
 
     values: dict[tuple, np.ndarray]
@@ -38,6 +45,7 @@ class Pretrained:
     file: File
     layout: str
     remarks: list[str]
+    still: list[str] | None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -48,6 +56,7 @@ class Pretrained:
         """All of it as JSON."""
         return json.dumps({"weights": str(self.file.path), "sha256": self.file.sha256, "revision": self.file.revision,
                            "layout": self.layout, "counts": self.counts, "remarks": self.remarks,
+                           "starts_as_image_model": None if self.still is None else not self.still,
                            "parameters": [asdict(row) for row in self.rows], "unused": self.unused,
                            "not_read": list(self.file.others)}, indent=1) + "\n"
 
@@ -77,14 +86,13 @@ def load(init: Init, make_model, class_names=None) -> Pretrained:
     shapes = nnx.to_pure_dict(nnx.state(model))
     try:
         ours = own.recognised(file.arrays)
-        source, names = (own if ours else layouts).read(file.arrays)
-        if ours:
-            remarks = own.check(make_model, file.about, init)
-        else:
+        source, names = own.read(file.arrays) if ours else layouts.read(file.arrays, file.about)
+        if isinstance(source, layouts.Transformer):
             _check_heads(model, source, file.about, init)
-            remarks = _check_normalisation(model, source, file.about, init)
+        remarks = own.check(make_model, file.about, init) if ours else (
+            _check_normalisation(model, source, file.about, init) + _check_gelu(model, file.about))
         order, remark = _class_order(model, source, file.about, init, class_names)
-        fit = (own.Fit if ours else Fit)(model, shapes, source, init, order)
+        fit = _FITS[type(source)](model, shapes, source, init, order)
         unused = names.unused()
         stray = [name for name in unused if not name.startswith(tuple(init.allow))] if init.allow else unused
         if stray:
@@ -96,34 +104,49 @@ def load(init: Init, make_model, class_names=None) -> Pretrained:
     except (ValueError, IndexError) as error:  # of NumPy, which was asked to turn or to stack them
         raise ConfigError(f"init.weights={init.weights}: its arrays do not have the shapes of their layout "
                           f"({' '.join(str(error).split()).rstrip('.')}).") from None
-    remarks += [f"Left: {what}." for what in source.left] + remark
-    return Pretrained(fit.values, fit.rows, unused, file, source.layout, remarks)
+    remarks += [f"Left: {what}." for what in (*source.left, *fit.left)] + [*remark, *source.unsaid]
+    still = None
+    if isinstance(source, layouts.Transformer) and source.of_images:
+        still = differences(model, fit.values)
+        remarks.append("A still clip is to it what the image is to the image model." if not still else
+                       f"A still clip is not to it what the image is to the image model: {'; '.join(still)}.")
+    return Pretrained(fit.values, fit.rows, unused, file, source.layout, remarks, still)
 
 
 def _check_heads(model, source, about, init):
-    encoder = model.encoder.encoder if isinstance(model.encoder, FrameByFrame) else model.encoder
     widths = len(source.classes[0])
     heads = about.get("num_attention_heads") or (widths // _HEAD_WIDTH if widths % _HEAD_WIDTH == 0 else None)
-    for stage in getattr(encoder, "stages", ()):
-        for sublayer in stage.layers.sublayers:
-            if (isinstance(sublayer, SelfAttention) and heads and sublayer.heads != heads and "heads" not in init.allow
-                    and widths == sublayer.qkv.in_features):
+    for part in (backbone(model)[1], model.readout):
+        for sublayer in _sublayers(part):
+            if (isinstance(sublayer, (SelfAttention, WindowAttention)) and heads and sublayer.heads != heads
+                    and "heads" not in init.allow and widths == sublayer.qkv.in_features):
                 raise ConfigError(f"it was trained with {heads} heads, and model.heads is {sublayer.heads}; "
                                   "init.allow=\"('heads',)\" takes it all the same")
 
 
+def _sublayers(part):
+    """All sublayers of an encoder or a readout."""
+    return [sublayer for stage in getattr(part, "stages", ()) for sublayer in stage.layers.sublayers]
+
+
+def _check_gelu(model, about):
+    mlps = [sublayer for sublayer in _sublayers(backbone(model)[1]) if isinstance(sublayer, Mlp)]
+    if any(mlp.activation is gelu for mlp in mlps) and about.get("hidden_act") in _TANH:
+        return ["It was trained with the GELU by tanh, which is up to 5e-4 from the exact one that the model has (a "
+                "joint model has model.gelu=tanh)."]
+    return []
+
+
 def _check_normalisation(model, source, about, init):
-    encoder = model.encoder.encoder if isinstance(model.encoder, FrameByFrame) else model.encoder
-    embedding = getattr(encoder, "embedding", None)
+    encoder = backbone(model)[1]
+    embedding = getattr(encoder, "embedding", encoder)
     known = (about.get("image_mean"), about.get("image_std"))
     cfg = about.get("pretrained_cfg")
     if isinstance(cfg, dict):
         known = (cfg.get("mean"), cfg.get("std"))
-    if source.layout.startswith("ViT of Google"):
-        known = _HALF
-    elif source.layout.startswith(("DeiT", "DINOv2")) and known[0] is None:
-        known = _IMAGENET
-    if embedding is None or known[0] is None or known[1] is None:
+    if known[0] is None and source.normalisation:
+        known = source.normalisation
+    if known[0] is None or known[1] is None:
         return ["The file does not say how its pixels were normalised: model.mean and model.std must."]
     have = (embedding.mean, embedding.std)
     if not np.allclose(have, known, atol=1e-3) and "normalisation" not in init.allow:
@@ -137,7 +160,9 @@ def _class_order(model, source, about, init, class_names):
     if init.head == "draw" or source.head is None:
         return None, []
     count = source.head["kernel"].shape[1]
-    if source.head["kernel"].shape[0] != model.head.in_features:
+    over_frames = isinstance(source, layouts.Transformer) and source.readout is not None
+    if source.head["kernel"].shape[0] != model.head.in_features or (
+            not isinstance(source, own.Own) and over_frames != isinstance(model.readout, TemporalEncoder)):
         return None, ["The head of the file reads other features and is left."]
     if init.head == "as_is":
         if count != model.num_classes:

@@ -23,6 +23,7 @@ class Own:
     head: dict
     layout: str = "model of vidformers"
     left: tuple[str, ...] = ()
+    unsaid: tuple[str, ...] = ()
 
 
 def recognised(arrays) -> bool:
@@ -74,7 +75,7 @@ class Fit:
     """
 
     def __init__(self, model, shapes, source: Own, init: Init, order=None):
-        self.values, self.rows = {}, []
+        self.values, self.rows, self.left = {}, [], []
         for path, leaf in flatten(shapes).items():
             name, how, note = ".".join(map(str, path)), "loaded", ""
             if path[0] == "head" and order is None:

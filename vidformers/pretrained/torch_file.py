@@ -287,10 +287,11 @@ def _gather(content, data):
 def _find(content, where=""):
     if not isinstance(content, dict):
         raise Malformed(f"it holds {_described(content)} instead of a dictionary of tensors")
-    if any(isinstance(value, _Tensor) for value in content.values()):
-        return content, ()
     inner = [key for key in (*_STATES, *content) if isinstance(content.get(key), dict)
              and _holds_tensors(content[key])]
+    # Training code may keep a best accuracy, a tensor, beside the weights.
+    if any(isinstance(value, _Tensor) for value in content.values()) and not set(inner) & set(_STATES):
+        return content, ()
     if not inner:
         raise Malformed("it holds no dictionary of tensors")
     state, others = _find(content[inner[0]], f"{where}{inner[0]}.")
