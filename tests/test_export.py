@@ -170,7 +170,7 @@ def test_a_folder_that_is_there_or_a_write_that_fails(tmp_path, monkeypatch, wit
 
 def test_the_flags_of_a_mode():
     for flags, sentence in ((["--mode=export"], "--mode=export needs --out"),
-                            (["--out=x"], "--out is a flag of --mode=predict or --mode=export"),
+                            (["--out=x"], "--out is a flag of --mode=predict or --mode=explain or --mode=export"),
                             (["--mode=export", "--out=x", "--video=y"], "--video is a flag of --mode=predict"),
                             (["--mode=nothing"], "--mode=nothing must be one of train, eval")):
         with pytest.raises(SheetError, match=sentence):

@@ -1,11 +1,16 @@
-"""Predictions of a trained run: in Python, from the command line, for one video and for many, good and bad."""
+"""Predictions of a trained run and what they rest on: in Python, from the command line, for videos good and bad."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
+import av
+import cv2
 import numpy as np
 import pytest
-from command import BAD, Run, arguments, render
+from command import BAD, ROOT, Run, arguments, render
 
 from input_pipeline.annotations import read_manifest
 from vidformers import ConfigError, load
@@ -25,9 +30,9 @@ def trained(data, tmp_path_factory):
     return workdir
 
 
-def command(data, workdir, video, *more):
-    return [*arguments("nowhere", workdir, {**FIELDS, "data.classes": "none", "data.flip_swaps": "()"},
-                       mode="predict"), f"--video={video}", *more]
+def command(data, workdir, video, *more, mode="predict"):
+    return [*arguments("nowhere", workdir, {**FIELDS, "data.classes": "none", "data.flip_swaps": "()"}, mode=mode),
+            f"--video={video}", *more]
 
 
 def test_from_python_in_three_lines(data, trained):
@@ -74,6 +79,39 @@ def test_many_videos_from_the_command_line(data, trained, tmp_path):
     (tmp_path / "other.txt").write_text("\n".join(listed[::-1]) + "\n")
     sentence = Run(command(data, trained, tmp_path / "other.txt", f"--out={out}")).refused()
     assert "holds predictions of other videos" in sentence
+
+
+def test_a_script_without_a_guard(data, trained, tmp_path):
+    (tmp_path / "script.py").write_text(f"from vidformers import load\n"
+                                        f"print(load({str(trained)!r}).predict({str(data / 'val' / '000000.mp4')!r}))\n")
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=300,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0 and done.stdout.startswith("[('"), done.stderr
+
+
+def test_what_counts_for_a_class(data, trained, tmp_path):
+    (tmp_path / "list.txt").write_text(f"{data}/val/000000.mp4\n{data}/{BAD}\n{data}/train/000000.mp4\n")
+    out = tmp_path / "out"
+    said = Run(command(data, trained, tmp_path / "list.txt", f"--out={out}", "--target=grow", mode="explain")).finish()
+    assert sorted(folder.name for folder in out.iterdir()) == ["0000_000000", "0002_000000"]
+    assert "Left out, it will not decode" in said and "what counts for grow" in said
+    folder = out / "0000_000000"
+    assert json.loads((folder / "explanation.json").read_text()) == {
+        "video": f"{data}/val/000000.mp4", "class": "grow", "dictionary": {}}
+    with np.load(folder / "explanation.npz") as arrays:
+        frames, grid = arrays["frames"], arrays["gradient"].shape
+        assert arrays["rollout"].shape == grid and arrays["heads"].shape == (2, *grid)
+        assert arrays["probabilities"].sum() == pytest.approx(1)
+    with av.open(folder / "relevance.mp4") as video:
+        decoded = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(decoded) == len(frames)
+    side = decoded[0].shape[0]  # the frames themselves come first
+    small = np.stack([cv2.resize(frame[:, :side], frames.shape[1:3], interpolation=cv2.INTER_AREA) for frame in decoded])
+    assert np.abs(small.astype(float) - frames).mean() < 8
+    strip = cv2.imread(folder / "relevance.png")
+    assert strip.shape[1] > len(frames) * side and strip.std() > 20
+    assert "--target=crawl is none of slide left" in Run(
+        command(data, trained, data / "val", f"--out={out}", "--target=crawl", mode="explain")).refused()
 
 
 def test_mistakes(data, trained, tmp_path):

@@ -120,7 +120,7 @@ class TemporalAggregation(nnx.Module):
 
     def tokens(self, classes):
         """The tokens (b 1 d) that read class tokens (b t d)."""
-        return jnp.broadcast_to(self.token[...].astype(classes.dtype), (len(classes), 1, classes.shape[-1]))
+        return jnp.broadcast_to(self.token[...].astype(classes.dtype), (classes.shape[0], 1, classes.shape[-1]))
 
 
 def stat(parts, *, depths: tuple[int, ...] = (2, 11, 2), window: int = 3, long_key: str = "class",

@@ -83,7 +83,7 @@ class Explainer:
         """
         classes = self._predictor.classes
         require(target is None or target in classes,
-                f"--class={target} is none of {', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}.")
+                f"--target={target} is none of {', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}.")
         label = None if target is None else np.array([classes.index(target)])
         for clip in self._predictor.clips(videos):
             if clip.error:
