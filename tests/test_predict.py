@@ -82,8 +82,9 @@ def test_many_videos_from_the_command_line(data, trained, tmp_path):
 
 
 def test_a_script_without_a_guard(data, trained, tmp_path):
+    video = data / "val" / "000000.mp4"
     (tmp_path / "script.py").write_text(f"from vidformers import load\n"
-                                        f"print(load({str(trained)!r}).predict({str(data / 'val' / '000000.mp4')!r}))\n")
+                                        f"print(load({str(trained)!r}).predict({str(video)!r}))\n")
     done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=300,
                           env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0 and done.stdout.startswith("[('"), done.stderr
@@ -106,7 +107,8 @@ def test_what_counts_for_a_class(data, trained, tmp_path):
         decoded = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert len(decoded) == len(frames)
     side = decoded[0].shape[0]  # the frames themselves come first
-    small = np.stack([cv2.resize(frame[:, :side], frames.shape[1:3], interpolation=cv2.INTER_AREA) for frame in decoded])
+    small = np.stack([cv2.resize(frame[:, :side], frames.shape[1:3], interpolation=cv2.INTER_AREA)
+                      for frame in decoded])
     assert np.abs(small.astype(float) - frames).mean() < 8
     strip = cv2.imread(folder / "relevance.png")
     assert strip.shape[1] > len(frames) * side and strip.std() > 20
