@@ -118,9 +118,14 @@ def _wrapped(text, width=40):
     return "\n".join(line[start:start + width] for line in text.split("\n") for start in range(0, len(line), width))
 
 
+def encode_png(picture) -> bytes:
+    """Of uint8 (y, x, 3) red, green, blue."""
+    return cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
+
+
 def write_png(path, picture):
     """Writes uint8 (y, x, 3) red, green, blue; the file is there whole or not at all."""
-    _, data = cv2.imencode(".png", picture[..., ::-1])
+    data = encode_png(picture)
     part = f"{path}.{os.getpid()}.part"
     try:
         with open(part, "wb") as file:

@@ -32,8 +32,8 @@ def _known(options):
 
 # Most of a test's time is compilation, and most of that the optimising of code that runs once. Without optimising, the
 # emitters of fusions are what takes longest.
-quick_jit = partial(jax.jit, compiler_options=_known({"xla_backend_optimization_level": 0,
-                                                      "xla_cpu_use_fusion_emitters": False}))
+QUICK = _known({"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False})
+quick_jit = partial(jax.jit, compiler_options=QUICK)
 
 
 def randomise(shapes, seed: int = 0):

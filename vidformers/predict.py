@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,6 +133,21 @@ class Predictor:
         (found,) = self.each([video])
         require(not found.error, found.error)
         return self.best(found.probabilities, top)
+
+    def explain(self, video: str | os.PathLike, target: str | None = None):
+        """What the model looked at in a video, for the class `target` or the likeliest: an `explainer.Explanation`.
+
+        Raises:
+            ConfigError: the video will not decode, or there is no such class.
+        """
+        (found,) = self._explainer.each([video], target)
+        require(not isinstance(found, Clip), getattr(found, "error", ""))
+        return found
+
+    @cached_property
+    def _explainer(self):
+        from vidformers.explain.explainer import Explainer  # draws pictures, which predictions do without
+        return Explainer(self)
 
     def best(self, probabilities, top: int = _TOP) -> list[tuple[str, float]]:
         """The names of the `top` likeliest classes with their probabilities, the likeliest first."""

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import jax
 import numpy as np
 from flax import nnx
 
-from input_pipeline.show import draw
+from input_pipeline.show import draw, encode_png
 from vidformers.errors import require
 from vidformers.explain.pictures import draw_curves, encode_mp4, enlarged, overlay
 from vidformers.explain.relevance import relevance
@@ -54,7 +53,7 @@ class Explanation(NamedTuple):
         arrays, about = io.BytesIO(), self._asdict() | self.clip._asdict()
         np.savez(arrays, **{name: value for name, value in about.items() if isinstance(value, np.ndarray)})
         about = {"video": self.clip.video, "class": self.target, "dictionary": self.dictionary}
-        files = {"relevance.png": cv2.imencode(".png", strip[..., ::-1])[1].tobytes(),
+        files = {"relevance.png": encode_png(strip),
                  "relevance.mp4": encode_mp4(video), "explanation.npz": arrays.getvalue(),
                  "explanation.json": (json.dumps(about, indent=1) + "\n").encode()}
         if self.time is not None:
