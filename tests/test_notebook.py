@@ -36,11 +36,12 @@ def test_it_is_kept_without_outputs(cells):
 def test_it_runs_from_top_to_bottom(cells, tmp_path, monkeypatch):
     data = render(tmp_path / "data")
     safetensors.numpy.save_file({name: draw(name, shape) for name, shape in VIT.items()}, tmp_path / "vit.safetensors")
-    small = {"data.source": "csv", "data.root": str(data), "data.frames": 4, "data.size": 32,
-             "data.test_short_side": 34, "data.short_side": [34, 36], "data.workers": 0, "data.max_bad_fraction": 0.1,
-             "model.patch_size": 16, "model.width": WIDTH, "model.heads": 1, "model.depth": 1,
-             "train.total_steps": 4, "train.batch_size": 4, "train.log_every_steps": 2, "train.eval_every_steps": 4,
-             "checkpoint.every_steps": 4, "optim.warmup_steps": 1, "eval.clips": 1, "eval.batch_size": 8, "eval.on_bad": "skip"}
+    small = {
+        "data.source": "csv", "data.root": str(data), "data.frames": 4, "data.size": 32, "data.test_short_side": 34,
+        "data.short_side": [34, 36], "data.workers": 0, "data.max_bad_fraction": 0.1, "model.patch_size": 16,
+        "model.width": WIDTH, "model.heads": 1, "model.depth": 1, "train.total_steps": 4, "train.batch_size": 4,
+        "train.log_every_steps": 2, "train.eval_every_steps": 4, "checkpoint.every_steps": 4, "optim.warmup_steps": 1,
+        "eval.clips": 1, "eval.batch_size": 8, "eval.on_bad": "skip"}
     flags = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items())
     for name, value in {
             "NOTEBOOK_FIELDS": json.dumps({"mevit": small | {"model.motion_blocks": 1}, "havit": small}),
