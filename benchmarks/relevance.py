@@ -10,7 +10,6 @@ the mean share of the area that the box takes, for both maps, trained and with t
 import argparse
 import datetime
 import json
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -19,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from input_pipeline.motion_clips import digit_opacity
-from vidformers import build, load
+from vidformers import load
 from vidformers.explain.relevance import relevance
 
 
@@ -44,8 +43,7 @@ def spread(maps, inside):
 def measure(folder, clips):
     config = json.loads((folder / "run.json").read_text())["config"]
     predictor = load(folder)
-    make = partial(build, **{key: tuple(x) if isinstance(x, list) else x for key, x in config["model"].items()})
-    drawn = jax.jit(lambda: nnx.to_pure_dict(nnx.state(make(rngs=nnx.Rngs(1)))))()
+    drawn = jax.jit(lambda: nnx.to_pure_dict(nnx.state(predictor.make_model(rngs=nnx.Rngs(1)))))()
     explain = jax.jit(lambda parameters, *clip: relevance(nnx.merge(predictor.graph, parameters), *clip))
     data = config["data"]
     numbers = np.linspace(0, 499, clips).astype(int)

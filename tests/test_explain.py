@@ -13,6 +13,7 @@ from vidformers.explain.relevance import relevance
 from vidformers.models import MODELS
 
 OPTIONS = {"vtn_resnet": ("vtn", dict(backbone="resnet", depths=(1, 1), stem=4)),
+           "vtn_two_attentions": ("vtn", dict(dictionary=2, hybrid="simplified")),
            "swin_merged": ("swin", dict(depth=4, depths=(2, 2), patch_size=2, dictionary=2)),
            "motion_with_padding": ("mevit", dict(block_size=3, class_blocks=0)),
            "cosine": ("havit", dict(attention="joint", kernel="cosine")),

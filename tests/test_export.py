@@ -123,6 +123,18 @@ def test_other_frames_and_another_image_size_resize_the_positions(name, tables, 
             np.testing.assert_allclose(found[1:].mean(0), table[1:].mean(0), atol=0.3)
 
 
+def test_a_table_over_space_and_time_is_resized_in_both(tmp_path, without_program):
+    folder = put(tmp_path / "out", "joint", positions="joint")
+    _, make_model, parameters = shell("joint", positions="joint")
+    pretrained = load_weights(Init(weights=folder), partial(make_model, frames=8, image_size=64), NAMES)
+    at = ("encoder", "embedding", "space")
+    table, found = flatten(parameters)[at], pretrained.values[at]
+    in_time = jax.image.resize(table[1:].reshape(4, 4, 4, -1), (8, 4, 4, table.shape[1]), "linear")
+    expected = np.stack([jax.image.resize(frame, (8, 8, table.shape[1]), "cubic") for frame in in_time])
+    np.testing.assert_allclose(found[1:].reshape(expected.shape), expected, atol=1e-5)
+    np.testing.assert_array_equal(found[0], table[0])
+
+
 @pytest.mark.parametrize("name, options, init, sentence", [
     ("tokenshift", {}, {}, r"trained with model\.name='vit', and here it is 'tokenshift'; init\.allow=\"\('name',\)"),
     ("swin", {}, {}, r"model\.name='vit', and here it is 'swin'"),

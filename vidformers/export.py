@@ -16,15 +16,13 @@ from flax import nnx
 
 from vidformers.errors import require
 from vidformers.metrics import replace_bytes, replace_text
-from vidformers.predict import Predictor, described
+from vidformers.predict import CUTTING, Predictor, described
 from vidformers.pretrained import own
 from vidformers.progress import say
 from vidformers.temporal import TemporalEncoder
 
 FORMAT = {"format": "vidformers", "version": "1"}
 PLATFORMS = ("cpu", "cuda", "tpu")
-# Of the section `data`: how a clip is cut out of a video.
-_FRAMES = ("sampling", "stride", "fps", "test_starts", "frame_rate", "size", "test_short_side")
 _BESIDE = Path(__file__).parent / "exported"  # run.py and README.md as they go along
 
 
@@ -40,18 +38,18 @@ def export(config: dict, workdir, out: str) -> None:
     folder = Path(out).absolute()
     _check_free(folder)
     run = described(workdir)
-    for field, before, now in own.differing(run["config"]["model"], config["model"]):
-        require(False, f"--workdir={workdir} holds a run with model.{field}={before!r}, not {now!r}.")
     predictor = Predictor(config, workdir)
     about = {
         "model": own.resolved(config["model"]), "id2label": dict(enumerate(predictor.classes)),
-        "frames": {name: config["data"][name] for name in _FRAMES},
+        "frames": {name: config["data"][name] for name in CUTTING},
         "views": {name: config["eval"][name] for name in ("clips", "crops", "average")},
         "step": predictor.step, "commit": run["commit"],
         "data": {split: run["data"][split] for split in ("train", "val")}}
     make_model = predictor.make_model
     if "frames_at_once" in config["model"]:  # a loop over frames needs to know how many there are
         make_model = partial(make_model, frames_at_once=None)
+    for remark in predictor.remarks:
+        say(remark)
     write(folder, make_model, predictor.parameters, about)
     say(f"{workdir} at step {predictor.step} is in {folder}: {folder}/README.md says how to use it.")
 

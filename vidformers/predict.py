@@ -23,10 +23,12 @@ from vidformers.evaluate import Protocol, answers
 from vidformers.metrics import replace_bytes
 from vidformers.models import build
 from vidformers.optim import make_optimizer
+from vidformers.pretrained import own
 from vidformers.progress import Bar, say, table
 from vidformers.setup import abstract_state
 from vidformers.sharding import batch_sharding, make_mesh, put_batch, replicated
 
+CUTTING = ("sampling", "stride", "fps", "test_starts", "frame_rate", "size", "test_short_side")  # of `data`, a clip
 _TOP = 5
 
 
@@ -75,10 +77,11 @@ def described(workdir) -> dict:
     """What `run.json` says. Raises ConfigError where there is none."""
     path = Path(workdir) / "run.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        run = json.loads(path.read_text(encoding="utf-8"))
+        return run | {"classes": run["data"]["classes"], "model": run["config"]["model"]}
     except OSError:
         raise ConfigError(f"{workdir} holds no run: there is no {path}.") from None
-    except ValueError:
+    except (ValueError, LookupError, TypeError):
         raise ConfigError(f"{path} is damaged; it does not hold a run's description.") from None
 
 
@@ -91,6 +94,7 @@ class Predictor:
     Attributes:
         classes: names by label.
         step: of the checkpoint.
+        remarks: on what is otherwise than in training, a sentence each.
         make_model, graph: rngs -> the model, and its structure for `nnx.merge`.
         parameters: its tree of arrays, the moving average where there is one.
     Raises:
@@ -98,7 +102,13 @@ class Predictor:
     """
 
     def __init__(self, config: dict, workdir):
-        self.classes = tuple(described(workdir)["data"]["classes"])
+        run = described(workdir)
+        for field, before, now in own.differing(run["model"], config["model"]):
+            require(False, f"--workdir={workdir} holds a run with model.{field}={before!r}, not {now!r}.")
+        self.remarks = [f"Clips are cut with data.{field}={config['data'][field]!r}, in training with {before!r}."
+                        for field, before in run["config"]["data"].items()
+                        if field in CUTTING and json.loads(json.dumps(config["data"][field])) != before]
+        self.classes = tuple(run["classes"])
         self.protocol, self._data = Protocol(**config["eval"]), config["data"]
         self._mesh = make_mesh(**config["mesh"])
         # As many for each device.
@@ -213,8 +223,12 @@ def predict(config: dict, workdir, video: str, out: str | None = None, features:
         ConfigError: no checkpoint, no video, or an `out` of something else.
     """
     videos = find_videos(video)
-    done = _done(out, videos) if out and not features else 0
+    done = _done(out, videos) if out else 0
+    if features:
+        done = 0
     predictor = Predictor(config, workdir)
+    for remark in predictor.remarks:
+        say(remark)
     say(f"{workdir} at step {predictor.step}, {predictor.protocol.name} views: {len(videos) - done} videos"
         + (f", after the {done} that {out} holds already." if done else "."))
     kept, bad, count, start = {}, 0, 0, time.perf_counter()

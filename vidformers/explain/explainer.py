@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from input_pipeline.show import draw, encode_png
 from vidformers.errors import require
 from vidformers.explain.pictures import draw_curves, encode_mp4, enlarged, overlay
 from vidformers.explain.relevance import relevance
+from vidformers.memory import available, needed
 from vidformers.metrics import replace_bytes
 from vidformers.predict import Clip, Predictor, find_videos
 from vidformers.progress import say, table
@@ -71,14 +73,21 @@ class Explainer:
 
         def run(parameters, *clip):
             return relevance(nnx.merge(predictor.graph, parameters), *clip)
-        self._relevance = jax.jit(run)
+        self._relevance = cache(lambda *shapes: self._compiled(run, shapes))
+
+    def _compiled(self, run, shapes):
+        compiled = jax.jit(run).lower(self._predictor.parameters, *shapes).compile()
+        have, limit = needed(compiled) / 2**30, available() / 2**30
+        require(have <= limit, f"An explanation holds all attention weights, {have:.1f} GiB of which {limit:.1f} are "
+                               "there: take fewer frames with eval.frames or data.frames.")
+        return compiled
 
     def each(self, videos: Sequence, target: str | None = None) -> Iterator[Explanation | Clip]:
         """The `Explanation` of each video for the class `target`, by default the likeliest, or its `Clip` with an
         error where it will not decode.
 
         Raises:
-            ConfigError: there is no such class.
+            ConfigError: there is no such class, or memory will not do.
         """
         classes = self._predictor.classes
         require(target is None or target in classes,
@@ -88,8 +97,9 @@ class Explainer:
             if clip.error:
                 yield clip
                 continue
-            found = self._relevance(self._predictor.parameters, clip.frames[None], clip.index[None], label)
-            found = jax.device_get(found)
+            arrays = (clip.frames[None], clip.index[None], label)
+            run = self._relevance(*(None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays))
+            found = jax.device_get(run(self._predictor.parameters, *arrays))
             logits = found.logits[0].astype(np.float64)
             yield Explanation(clip, classes[found.target[0]], np.exp(logits - np.logaddexp.reduce(logits)),
                               found.rollout[0], found.gradient[0], _first(found.heads), _first(found.frames),
@@ -112,6 +122,8 @@ def explain(config: dict, workdir, video: str, out: str, target: str | None = No
     """
     videos = find_videos(video)
     predictor = Predictor(config, workdir)
+    for remark in predictor.remarks:
+        say(remark)
     say(f"{workdir} at step {predictor.step}: {len(videos)} videos.")
     names = [Path(path).stem for path in videos]
     for number, found in enumerate(Explainer(predictor).each(videos, target)):

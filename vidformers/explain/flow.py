@@ -1,8 +1,9 @@
 """What of one number a token reaches each query, through every kind of attention.
 
-The number takes the place of the values, and goes the way of the values of its scheme: folded, shifted, padded or
-pooled, by what the sublayer itself does. Nothing else of the sublayer takes part, so that a kernel is needed which
-knows its weights (`Known`). A new scheme for `SelfAttention` needs nothing here.
+The number takes the place of the values, and goes the way of the values of its scheme: folded, shifted or padded by
+what the sublayer itself does, and averaged over cells where it pools by a convolution, whose weights say nothing of
+numbers. Nothing else of the sublayer takes part, so that a kernel is needed which knows its weights (`Known`). A new
+scheme for `SelfAttention` needs nothing here.
 """
 
 from functools import singledispatch

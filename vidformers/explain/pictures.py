@@ -33,7 +33,8 @@ def enlarged(frames) -> np.ndarray:
 
 
 def encode_mp4(frames) -> bytes:
-    """Frames uint8 (t y x 3), of even sides, as a video."""
+    """Frames uint8 (t y x 3) as a video; an odd side loses its last pixel, which the format has no place for."""
+    frames = frames[:, :frames.shape[1] // 2 * 2, :frames.shape[2] // 2 * 2]
     content = io.BytesIO()
     with av.open(content, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=_RATE, options={"crf": "18", "x264-params": "threads=1"})

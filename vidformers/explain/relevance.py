@@ -33,7 +33,8 @@ class Relevance(NamedTuple):
         logits: (b k).
         target: (b), the class that is explained.
         rollout: (b t y x), attention rollout (Abnar and Zuidema, arXiv:2005.00928): each attention as the mean of its
-            heads, half of it and half of the residual; a token that does not query keeps what it has.
+            heads, half of it and half of the residual; a token that does not query keeps what it has. A patch of a
+            coarser grid, of pooled keys or behind a convolution between stages, is the mean of the patches it covers.
         gradient: (b t y x), for the target (Chefer et al., arXiv:2103.15679, eq. 5, 6): each weight times its gradient,
             the positive part, the mean of the heads, and the residual whole. Of a ResNet and of Swin, whose last maps
             are averaged, the average counts as an attention, by the gradient of its scores.
@@ -86,7 +87,7 @@ class _Walk:
     grid: tuple[int, ...] = ()  # (t, y, x) of the first patches
 
     def __call__(self, model, x, index=None):
-        classes, readout = self.encoder(model.encoder, x), model.readout
+        classes, readout = _wide(self.encoder(model.encoder, x)), model.readout
         if isinstance(readout, TemporalEncoder):
             series = self.series(readout, classes, index)
             for stage in readout.stages:
@@ -160,10 +161,10 @@ class _Answer(_Walk):
         return encoder.norm(x)
 
     def series(self, readout, features, index):
-        return readout.embed(_wide(features), positions=index)
+        return readout.embed(features, positions=index)
 
     def head(self, model, read, classes):
-        return model.head(read(_wide(classes)))
+        return model.head(read(classes))
 
     def stage(self, stage, tokens):
         before = tokens
@@ -316,7 +317,8 @@ def _of_heads(walk, clips):
 
 def _of_frames(seen):
     """(b t): what the class token reads of the frames in the last layer, the mean of its heads."""
-    _, of_token = seen[0]
+    attention = seen[0]
+    of_token = attention[len(attention) // 2]  # its kernel is called for the frames and then for the token
     return of_token[0][-1, :, :, 0, 1:].mean(axis=1)
 
 

@@ -155,6 +155,12 @@ def resize(table, shape, method="cubic"):
     return np.asarray(jax.image.resize(jnp.asarray(table), (*shape, table.shape[-1]), method))
 
 
+def resize_grid(table, grid):
+    """A table (t y x d) of positions on another grid (t y x): bicubic in space, linear in time."""
+    table = resize(table, (len(table), *grid[1:]))
+    return table if len(table) == grid[0] else resize(table, grid, "linear")
+
+
 def inflate(kernel, frames: int, how: str):
     """A kernel of images (y x c d) for patches of several frames (t y x c d), by `Init.tube`."""
     if how == "average":

@@ -35,6 +35,7 @@ class Pretrained:
         file: where they come from.
         layout: whose layout the file is in.
         remarks: what could not be known, a sentence each.
+        inputs: what they were trained on as far as it is known: order of channels, mean and deviation, classes.
         still: of image weights, why features of a still clip are not those of the image model, nothing if they are;
             None of weights of video.
     """
@@ -45,6 +46,7 @@ class Pretrained:
     file: File
     layout: str
     remarks: list[str]
+    inputs: dict
     still: list[str] | None
 
     @property
@@ -55,7 +57,7 @@ class Pretrained:
     def account(self) -> str:
         """All of it as JSON."""
         return json.dumps({"weights": str(self.file.path), "sha256": self.file.sha256, "revision": self.file.revision,
-                           "layout": self.layout, "counts": self.counts, "remarks": self.remarks,
+                           "layout": self.layout, "counts": self.counts, "remarks": self.remarks, **self.inputs,
                            "starts_as_image_model": None if self.still is None else not self.still,
                            "parameters": [asdict(row) for row in self.rows], "unused": self.unused,
                            "not_read": list(self.file.others)}, indent=1) + "\n"
@@ -86,7 +88,7 @@ def load(init: Init, make_model, class_names=None) -> Pretrained:
     shapes = nnx.to_pure_dict(nnx.state(model))
     try:
         ours = own.recognised(file.arrays)
-        source, names = own.read(file.arrays) if ours else layouts.read(file.arrays, file.about)
+        source, names = own.read(file.arrays, file.about) if ours else layouts.read(file.arrays, file.about)
         if isinstance(source, layouts.Transformer):
             _check_heads(model, source, file.about, init)
         remarks = own.check(make_model, file.about, init) if ours else (
@@ -97,11 +99,11 @@ def load(init: Init, make_model, class_names=None) -> Pretrained:
         stray = [name for name in unused if not name.startswith(tuple(init.allow))] if init.allow else unused
         if stray:
             some = ", ".join(stray[:4]) + (f" and {len(stray) - 4} more" if len(stray) > 4 else "")
-            raise ConfigError(f"nothing in the model takes {some}; init.allow=\"('{stray[0].split('.')[0]}',)\" goes "
+            raise ConfigError(f"nothing in the model takes {some}; init.allow=\"('{stray[0]}',)\" goes "
                               "on without")
     except ConfigError as error:
         raise ConfigError(f"init.weights={init.weights}: {str(error).rstrip('.')}.") from None
-    except (ValueError, IndexError) as error:  # of NumPy, which was asked to turn or to stack them
+    except (ValueError, LookupError, TypeError) as error:  # of NumPy, which was asked to turn or to stack them
         raise ConfigError(f"init.weights={init.weights}: its arrays do not have the shapes of their layout "
                           f"({' '.join(str(error).split()).rstrip('.')}).") from None
     remarks += [f"Left: {what}." for what in (*source.left, *fit.left)] + [*remark, *source.unsaid]
@@ -110,7 +112,10 @@ def load(init: Init, make_model, class_names=None) -> Pretrained:
         still = differences(model, fit.values)
         remarks.append("A still clip is to it what the image is to the image model." if not still else
                        f"A still clip is not to it what the image is to the image model: {'; '.join(still)}.")
-    return Pretrained(fit.values, fit.rows, unused, file, source.layout, remarks, still)
+    mean, std = _normalisation(source, file.about, init)
+    inputs = {"channels": init.channels, "mean": mean, "std": std,
+              "classes": source.head and _their_names(file.about, source.head["kernel"].shape[1])}
+    return Pretrained(fit.values, fit.rows, unused, file, source.layout, remarks, inputs, still)
 
 
 def _check_heads(model, source, about, init):
@@ -140,19 +145,27 @@ def _check_gelu(model, about):
 def _check_normalisation(model, source, about, init):
     encoder = backbone(model)[1]
     embedding = getattr(encoder, "embedding", encoder)
-    known = (about.get("image_mean"), about.get("image_std"))
-    cfg = about.get("pretrained_cfg")
-    if isinstance(cfg, dict):
-        known = (cfg.get("mean"), cfg.get("std"))
-    if known[0] is None and source.normalisation:
-        known = source.normalisation
-    if known[0] is None or known[1] is None:
+    known = _normalisation(source, about, init)
+    if known[0] is None:
         return ["The file does not say how its pixels were normalised: model.mean and model.std must."]
     have = (embedding.mean, embedding.std)
     if not np.allclose(have, known, atol=1e-3) and "normalisation" not in init.allow:
         raise ConfigError(f"it was trained on pixels normalised with model.mean={tuple(known[0])} and model.std="
                           f"{tuple(known[1])}: set these")
     return []
+
+
+def _normalisation(source, about, init):
+    """Mean and deviation of red, green and blue that the weights were trained with; None where they do not say."""
+    known = (about.get("image_mean"), about.get("image_std"))
+    if isinstance(cfg := about.get("pretrained_cfg"), dict):
+        known = (cfg.get("mean"), cfg.get("std"))
+    if known[0] is None and getattr(source, "normalisation", None):
+        known = source.normalisation
+    if known[0] is None or known[1] is None:
+        return None, None
+    known = tuple(map(tuple, known))
+    return tuple(each[::-1] for each in known) if init.channels == "bgr" else known
 
 
 def _class_order(model, source, about, init, class_names):

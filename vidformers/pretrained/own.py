@@ -8,7 +8,7 @@ import numpy as np
 
 from vidformers.errors import ConfigError, require
 from vidformers.models import SIZES
-from vidformers.pretrained.fit import Init, Row, flatten, resize
+from vidformers.pretrained.fit import Init, Row, flatten, resize, resize_grid
 from vidformers.pretrained.layouts import Names
 
 # Fields of the section `model` that may differ: those that shapes show, and those that change no parameter's meaning.
@@ -21,6 +21,7 @@ class Own:
     """The arrays of a model here, and its head as `layouts.Transformer` has it."""
     names: Names
     head: dict
+    tubes: int  # t of a table of positions (1 + t y x, d) over space and time; 1 where it is of space alone
     layout: str = "model of vidformers"
     left: tuple[str, ...] = ()
     unsaid: tuple[str, ...] = ()
@@ -32,10 +33,11 @@ def recognised(arrays) -> bool:
         name.startswith(("encoder.", "readout.", "head.")) for name in arrays)
 
 
-def read(arrays) -> tuple[Own, Names]:
+def read(arrays, about) -> tuple[Own, Names]:
     """As `layouts.read`."""
-    names = Names(arrays)
-    return Own(names, {name: names(f"head.{name}") for name in ("kernel", "bias")}), names
+    names, model = Names(arrays), about.get("model") or {}
+    tubes = model["frames"] // model.get("patch_frames", 1) if model.get("positions") == "joint" else 1
+    return Own(names, {name: names(f"head.{name}") for name in ("kernel", "bias")}, tubes), names
 
 
 def resolved(section: dict) -> dict:
@@ -82,8 +84,10 @@ class Fit:
                 self.rows.append(Row(name, "new", "drawn"))
                 continue
             array = source.head[path[1]][..., order] if path[0] == "head" else source.names(name)
-            if array.shape != leaf.shape and path[-1] in _TABLES:
-                array, note = _TABLES[path[-1]](array, len(leaf))
+            if array.shape != leaf.shape and path[-1] in ("space", "time"):
+                now = model.encoder.embedding.grid[0] if source.tubes > 1 else 1
+                array, note = (_space(array, len(leaf), source.tubes, now) if path[-1] == "space"
+                               else _time(array, len(leaf)))
                 how = "resized"
             if array.shape != leaf.shape:
                 raise ConfigError(f"{name} has the shape {array.shape}, where the model's has {leaf.shape}")
@@ -91,16 +95,13 @@ class Fit:
             self.rows.append(Row(name, how, note))
 
 
-def _space(table, count):
-    """The table (1 + n, d) of class token and patches, for a square of another side."""
-    before, after = math.isqrt(len(table) - 1), math.isqrt(count - 1)
-    grid = resize(table[1:].reshape(before, before, -1), (after, after))
-    return np.concatenate([table[:1], grid.reshape(after ** 2, -1)]), f"positions of {before} x {before} patches"
+def _space(table, count, tubes, now):
+    """The table (1 + t n, d) of class token and patches, for squares of another side and `now` for `tubes` of them."""
+    before, after = math.isqrt((len(table) - 1) // tubes), math.isqrt((count - 1) // now)
+    grid = resize_grid(table[1:].reshape(tubes, before, before, -1), (now, after, after))
+    return np.concatenate([table[:1], grid.reshape(count - 1, -1)]), f"positions of {before} x {before} patches"
 
 
 def _time(table, count):
     """The table (t, d) of another number of frames."""
     return resize(table[:, None], (count, 1))[:, 0], f"positions of {len(table)} frames"
-
-
-_TABLES = {"space": _space, "time": _time}
