@@ -37,7 +37,8 @@ class Relevance(NamedTuple):
             coarser grid, of pooled keys or behind a convolution between stages, is the mean of the patches it covers.
         gradient: (b t y x), for the target (Chefer et al., arXiv:2103.15679, eq. 5, 6): each weight times its gradient,
             the positive part, the mean of the heads, and the residual whole. Of a ResNet and of Swin, whose last maps
-            are averaged, the average counts as an attention, by the gradient of its scores.
+            are averaged, the average counts as an attention, by the gradient of its scores; of Swin, what it reads
+            of a patch directly, and not by way of others, is left out: it would outweigh all attention.
         heads: (b h t y x), what the class token (in Swin every patch) reads in the last layer of the encoder that it
             reads patches in, by its heads; on the coarser grid that the layer may have. None of a ResNet.
         frames: (b t), in VTN what the class token of the last layer over time reads of each frame; otherwise None.
@@ -73,7 +74,11 @@ def relevance(model, video, index=None, target=None) -> Relevance:
     edges = jax.grad(score)(jax.tree.map(jnp.zeros_like, walk.seen))
     field = jnp.zeros((len(video), *walk.grid, 1))
     edges = [_centred(*pair) if isinstance(pair[1], jax.Array) else pair[0] for pair in zip(edges, walk.seen)]
-    gradient, _ = jax.grad(flows, has_aux=True)(field, jax.tree.map(jax.nn.relu, edges), False)
+    positive = jax.tree.map(jax.nn.relu, edges)
+    gradient, _ = jax.grad(flows, has_aux=True)(field, positive, False)
+    if isinstance(model.encoder, Pyramid) and not model.encoder.class_tokens:
+        silent = [*jax.tree.map(jnp.zeros_like, positive[:-1]), positive[-1]]
+        gradient = jnp.maximum(gradient - jax.grad(flows, has_aux=True)(field, silent, False)[0], 0)
     rollout, shares = jax.grad(flows, has_aux=True)(field, walk.seen, True)
     over_time = isinstance(model.readout, TemporalEncoder)
     return Relevance(logits, target, rollout[..., 0], gradient[..., 0], _of_heads(walk, len(video)),
