@@ -22,6 +22,7 @@ from vidformers import MODELS, ConfigError, build, load
 from vidformers.checkpoint import Checkpoints
 from vidformers.export import write
 from vidformers.optim import make_optimizer
+from vidformers.predict import Predictor
 from vidformers.pretrained import Init
 from vidformers.pretrained import load as load_weights
 from vidformers.pretrained.fit import flatten
@@ -254,6 +255,19 @@ def test_what_an_export_says_and_holds(trained, out):
     assert pretrained.counts == {"loaded": len(average), "resized": 0, "new": 0, "unused": 0}
     for path, leaf in average.items():
         np.testing.assert_array_equal(pretrained.values[path], leaf)
+
+
+def test_weights_predict_without_a_run(trained, out, tmp_path):
+    model = load(trained)
+    config, *_ = main.parse(["main.py", *command(tmp_path / "none", "x", **{"init.weights": out})])
+    published = Predictor(config, tmp_path / "none")
+    assert published.classes == tuple(CLASSES) and published.step == 0
+    for path, leaf in flatten(model.parameters).items():
+        np.testing.assert_array_equal(flatten(published.parameters)[path], leaf)
+    config["init"]["weights"] = str(out / "model.safetensors")  # config.json beside it names the classes
+    config["model"]["depth"] = 2
+    with pytest.raises(ConfigError, match=r"model\.depth=1, and here it is 2"):
+        Predictor(config, tmp_path / "none")
 
 
 def test_it_runs_with_jax_numpy_and_flatbuffers_alone(trained, out, tmp_path):

@@ -17,6 +17,7 @@ from flax import nnx
 from input_pipeline import Pipeline
 from input_pipeline.annotations import Record
 from input_pipeline.sources.files import is_video, read_lines
+from vidformers import pretrained
 from vidformers.checkpoint import Checkpoints
 from vidformers.errors import ConfigError, require
 from vidformers.evaluate import Protocol, answers
@@ -90,7 +91,7 @@ class Predictor:
 
     Args:
         config: of the run; `eval` says how many views are taken, and which checkpoint.
-        workdir: of the run. Its data need not be there.
+        workdir: of the run, whose data need not be there; where it has no checkpoints, `init.weights` are taken.
     Attributes:
         classes: names by label.
         step: of the checkpoint.
@@ -98,17 +99,13 @@ class Predictor:
         make_model, graph: rngs -> the model, and its structure for `nnx.merge`.
         parameters: its tree of arrays, the moving average where there is one.
     Raises:
-        ConfigError: there is no checkpoint, or it is that of another model.
+        ConfigError: there is no checkpoint nor weights, or they are of another model.
     """
 
     def __init__(self, config: dict, workdir):
-        run = described(workdir)
-        for field, before, now in own.differing(run["model"], config["model"]):
-            require(False, f"--workdir={workdir} holds a run with model.{field}={before!r}, not {now!r}.")
-        self.remarks = [f"Clips are cut with data.{field}={config['data'][field]!r}, in training with {before!r}."
-                        for field, before in run["config"]["data"].items()
-                        if field in CUTTING and json.loads(json.dumps(config["data"][field])) != before]
-        self.classes = tuple(run["classes"])
+        published = config["init"]["weights"] is not None and not (Path(workdir) / "checkpoints").is_dir()
+        if not published:
+            self._compare(described(workdir), config, workdir)
         self.protocol, self._data = Protocol(**config["eval"]), config["data"]
         self._mesh = make_mesh(**config["mesh"])
         # As many for each device.
@@ -119,13 +116,8 @@ class Predictor:
             make_model = partial(make_model, frames=self.protocol.frames)
         self.make_model = make_model
         graph, abstract = abstract_state(make_model, optimizer, config["optim"]["ema_decay"], self._mesh)
-        folder = Path(workdir) / "checkpoints"
-        require(folder.is_dir(), f"{workdir} holds no checkpoints to predict with.")
-        with Checkpoints(workdir, **config["checkpoint"], read_only=True) as checkpoints:
-            restored = checkpoints.restore(abstract, self.protocol.checkpoint)
-        require(restored is not None, f"{workdir} holds no whole checkpoint to predict with.")
-        state, _, self.step = restored
-        self.graph, self.parameters = graph, state.evaluated
+        self.graph, self.parameters = graph, (self._published(config["init"], abstract) if published else
+                                              self._trained(config["checkpoint"], workdir, abstract))
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.parameters)
 
         def answer(parameters, batch):
@@ -133,6 +125,34 @@ class Predictor:
                            self.protocol.views_at_once)
         self._answer = jax.jit(answer, in_shardings=(shardings, batch_sharding(self._mesh)),
                                out_shardings=replicated(self._mesh))
+
+    def _compare(self, run, config, workdir):
+        """Takes the classes of a run and sees whether it is of this model."""
+        for field, before, now in own.differing(run["model"], config["model"]):
+            require(False, f"--workdir={workdir} holds a run with model.{field}={before!r}, not {now!r}.")
+        self.remarks = [f"Clips are cut with data.{field}={config['data'][field]!r}, in training with {before!r}."
+                        for field, before in run["config"]["data"].items()
+                        if field in CUTTING and json.loads(json.dumps(config["data"][field])) != before]
+        self.classes = tuple(run["classes"])
+
+    def _trained(self, section, workdir, abstract):
+        """The parameters of a checkpoint."""
+        require((Path(workdir) / "checkpoints").is_dir(), f"{workdir} holds no checkpoints to predict with.")
+        with Checkpoints(workdir, **section, read_only=True) as checkpoints:
+            restored = checkpoints.restore(abstract, self.protocol.checkpoint)
+        require(restored is not None, f"{workdir} holds no whole checkpoint to predict with.")
+        state, _, self.step = restored
+        return state.evaluated
+
+    def _published(self, section, abstract):
+        """The parameters of weights from elsewhere, with their own classes in their own order."""
+        init = pretrained.Init(**section | {"head": "as_is"})
+        found = pretrained.load(init, self.make_model)
+        found.require_whole()
+        self.remarks, self.step = found.remarks, 0
+        count = found.values["head", "kernel"].shape[1]
+        self.classes = tuple(found.inputs["classes"] or map(str, range(count)))
+        return found.into(abstract.evaluated)
 
     def predict(self, video: str | os.PathLike, top: int = _TOP) -> list[tuple[str, float]]:
         """The names of the `top` likeliest classes of a video with their probabilities.

@@ -329,9 +329,7 @@ def evaluate(config: dict, path) -> dict:
 def _published(setup: Setup, workdir: Path) -> State:
     """The state of weights from elsewhere, which must be those of the whole model."""
     pretrained = load_weights(setup)
-    drawn = [row.parameter for row in pretrained.rows if row.how == "new"]
-    require(not drawn, f"init.weights={setup.init.weights} can be trained but not evaluated: it lacks "
-                       f"{', '.join(drawn[:4])}{' and more' if len(drawn) > 4 else ''}.")
+    pretrained.require_whole()
     if jax.process_index() == 0:
         replace_text(workdir / "init.json", pretrained.account())
         show_account(pretrained)

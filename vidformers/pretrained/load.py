@@ -10,7 +10,7 @@ from flax import nnx
 from vidformers.attention.core import SelfAttention
 from vidformers.attention.window import WindowAttention
 from vidformers.encoder import Mlp, gelu
-from vidformers.errors import ConfigError
+from vidformers.errors import ConfigError, require
 from vidformers.pretrained import layouts, own
 from vidformers.pretrained.files import File, open_file
 from vidformers.pretrained.fit import Init, Row
@@ -53,6 +53,12 @@ class Pretrained:
     def counts(self) -> dict[str, int]:
         return {how: sum(row.how == how for row in self.rows) for how in ("loaded", "resized", "new")} | {
             "unused": len(self.unused)}
+
+    def require_whole(self) -> None:
+        """Raises ConfigError unless every parameter has its value."""
+        drawn = [row.parameter for row in self.rows if row.how == "new"]
+        require(not drawn, f"init.weights={self.file.path} can be trained but not used untrained: it lacks "
+                           f"{', '.join(drawn[:4])}{' and more' if len(drawn) > 4 else ''}.")
 
     def account(self) -> str:
         """All of it as JSON."""
