@@ -62,9 +62,12 @@ def load(workdir) -> "Predictor":
     """The model of a run, as `load("runs/demo").predict("clip.mp4")`.
 
     Raises:
-        ConfigError: the folder holds no run with a checkpoint.
+        ConfigError: the folder holds no run with a checkpoint, or one of another version.
     """
-    return Predictor(_with_tuples(described(workdir)["config"]), workdir)
+    config = described(workdir)["config"]
+    for section in ("model", "data", "eval", "optim", "mesh", "checkpoint", "init"):
+        require(section in config, f"{workdir}/run.json has no section {section!r}: another version wrote it.")
+    return Predictor(_with_tuples(config), workdir)
 
 
 def _with_tuples(tree):
