@@ -9,7 +9,6 @@ alone, return other frames than asked for when the rate varies or groups of pict
 import bisect
 import collections
 import contextlib
-import ctypes
 import dataclasses
 import io
 import itertools
@@ -36,11 +35,6 @@ _UNINDEXED_CODECS = {"vp8"}
 _NO_VIDEO_FORMATS = {"tty", "concat", "hls"}
 
 _MAX_REORDER = 16  # frames that a decoder may show between a frame and its place, at most, in any codec
-
-# Frames of changing sizes leave holes in glibc's heap, which grew by 4 kB a decode without end.
-_trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)
-_TRIM_EVERY = 256  # calls that decode, of a few ms each
-_calls = itertools.count(1)
 
 _work = {}  # thread -> what it decodes at the moment
 
@@ -188,8 +182,6 @@ class Video:
             raise DecodeError(f"{self._name}: {reason}.") from error
         finally:
             del _work[thread]
-            if next(_calls) % _TRIM_EVERY == 0:
-                _trim(0)
 
     def _too_long(self):
         return DecodeError(f"{self._name}: decoding takes longer than {self._limit:g} s.")
