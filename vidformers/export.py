@@ -16,7 +16,7 @@ from flax import nnx
 
 from vidformers.errors import require
 from vidformers.metrics import replace_bytes, replace_text
-from vidformers.predict import CUTTING, Predictor, described
+from vidformers.predict import CUTTING, announced, described
 from vidformers.pretrained import own
 from vidformers.progress import say
 from vidformers.temporal import TemporalEncoder
@@ -38,7 +38,7 @@ def export(config: dict, workdir, out: str) -> None:
     folder = Path(out).absolute()
     _check_free(folder)
     run = described(workdir)
-    predictor = Predictor(config, workdir)
+    predictor = announced(config, workdir)
     about = {
         "model": own.resolved(config["model"]), "id2label": dict(enumerate(predictor.classes)),
         "frames": {name: config["data"][name] for name in CUTTING},
@@ -48,8 +48,6 @@ def export(config: dict, workdir, out: str) -> None:
     make_model = predictor.make_model
     if "frames_at_once" in config["model"]:  # a loop over frames needs to know how many there are
         make_model = partial(make_model, frames_at_once=None)
-    for remark in predictor.remarks:
-        say(remark)
     write(folder, make_model, predictor.parameters, about)
     say(f"{workdir} at step {predictor.step} is in {folder}: {folder}/README.md says how to use it.")
 

@@ -82,7 +82,8 @@ def described(workdir) -> dict:
     path = Path(workdir) / "run.json"
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-        return run | {"classes": run["data"]["classes"], "model": run["config"]["model"]}
+        run["data"]["classes"], run["config"]["model"], run["config"]["data"]  # a damaged file lacks some of them
+        return run
     except OSError:
         raise ConfigError(f"{workdir} holds no run: there is no {path}.") from None
     except (ValueError, LookupError, TypeError):
@@ -131,12 +132,12 @@ class Predictor:
 
     def _compare(self, run, config, workdir):
         """Takes the classes of a run and sees whether it is of this model."""
-        for field, before, now in own.differing(run["model"], config["model"]):
+        for field, before, now in own.differing(run["config"]["model"], config["model"]):
             require(False, f"--workdir={workdir} holds a run with model.{field}={before!r}, not {now!r}.")
         self.remarks = [f"Clips are cut with data.{field}={config['data'][field]!r}, in training with {before!r}."
                         for field, before in run["config"]["data"].items()
                         if field in CUTTING and json.loads(json.dumps(config["data"][field])) != before]
-        self.classes = tuple(run["classes"])
+        self.classes = tuple(run["data"]["classes"])
 
     def _trained(self, section, workdir, abstract):
         """The parameters of a checkpoint."""
@@ -218,6 +219,14 @@ def _error(batch, row) -> str:
     return "" if batch["mask"][row] else batch["error"][row].decode("utf-8", "replace")
 
 
+def announced(config: dict, workdir) -> Predictor:
+    """The `Predictor` of a command, which says its remarks."""
+    predictor = Predictor(config, workdir)
+    for remark in predictor.remarks:
+        say(remark)
+    return predictor
+
+
 def find_videos(source: str) -> list[str]:
     """The videos that `--video` means: a file, all below a folder, or those of a list, a path a line.
 
@@ -249,9 +258,7 @@ def predict(config: dict, workdir, video: str, out: str | None = None, features:
     done = _done(out, videos) if out else 0
     if features:
         done = 0
-    predictor = Predictor(config, workdir)
-    for remark in predictor.remarks:
-        say(remark)
+    predictor = announced(config, workdir)
     say(f"{workdir} at step {predictor.step}, {predictor.protocol.name} views: {len(videos) - done} videos"
         + (f", after the {done} that {out} holds already." if done else "."))
     kept, bad, count, start = {}, 0, 0, time.perf_counter()

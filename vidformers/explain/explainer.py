@@ -13,11 +13,11 @@ from flax import nnx
 
 from input_pipeline.show import draw, encode_png
 from vidformers.errors import require
-from vidformers.explain.pictures import draw_curves, encode_mp4, enlarged, overlay
+from vidformers.explain.pictures import draw_lines, encode_mp4, enlarged, overlay
 from vidformers.explain.relevance import relevance
 from vidformers.memory import available, needed
 from vidformers.metrics import replace_bytes
-from vidformers.predict import Clip, Predictor, find_videos
+from vidformers.predict import Clip, Predictor, announced, find_videos
 from vidformers.progress import say, table
 
 
@@ -59,9 +59,9 @@ class Explanation(NamedTuple):
                  "relevance.mp4": encode_mp4(video), "explanation.npz": arrays.getvalue(),
                  "explanation.json": (json.dumps(about, indent=1) + "\n").encode()}
         if self.time is not None:
-            files["time.png"] = draw_curves({"": self.time}, "frame", "attention of the class token")
+            files["time.png"] = draw_lines({"": self.time}, "frame", "attention of the class token")
         if self.dictionary:
-            files["dictionary.png"] = draw_curves(self.dictionary, "layer", "attention that goes to the dictionary")
+            files["dictionary.png"] = draw_lines(self.dictionary, "layer", "attention that goes to the dictionary")
         return files
 
 
@@ -121,9 +121,7 @@ def explain(config: dict, workdir, video: str, out: str, target: str | None = No
         ConfigError: no checkpoint, no video, or no such class.
     """
     videos = find_videos(video)
-    predictor = Predictor(config, workdir)
-    for remark in predictor.remarks:
-        say(remark)
+    predictor = announced(config, workdir)
     say(f"{workdir} at step {predictor.step}: {len(videos)} videos.")
     names = [Path(path).stem for path in videos]
     for number, found in enumerate(Explainer(predictor).each(videos, target)):

@@ -46,17 +46,17 @@ def encode_mp4(frames) -> bytes:
     return content.getvalue()
 
 
-def draw_curves(curves, across: str, up: str) -> bytes:
+def draw_lines(lines, across: str, up: str) -> bytes:
     """Lines of numbers by name, as a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
-    for name, values in curves.items():
+    for name, values in lines.items():
         axes.plot(range(1, len(values) + 1), values, marker="o", markersize=3, label=name)
     axes.set(xlabel=across, ylabel=up, ylim=(0, None))
     axes.xaxis.get_major_locator().set_params(integer=True)
-    if len(curves) > 1:
+    if len(lines) > 1:
         axes.legend(frameon=False)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)

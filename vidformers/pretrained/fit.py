@@ -67,6 +67,7 @@ class Fit:
         init: see `Init`.
         order: for each class of the model its class in the source's head; None draws the head.
     Attributes:
+        shapes: path in the tree of parameters -> shape.
         values: path in the tree of parameters -> array.
         rows: one `Row` for each parameter, in the order of the tree.
         left: parts of the source that `Init.allow` left out, in words.
@@ -76,11 +77,11 @@ class Fit:
 
     def __init__(self, model, shapes, source, init: Init, order=None):
         self.source, self.init, self.values, self.left, self._rows = source, init, {}, [], {}
-        self._shapes = {path: leaf.shape for path, leaf in flatten(shapes).items()}
+        self.shapes = {path: leaf.shape for path, leaf in flatten(shapes).items()}
         self.place(model)
         if order is not None:
             self.tree(("head",), {name: array[..., order] for name, array in source.head.items()}, "head")
-        self.rows = [Row(".".join(map(str, path)), *self._rows.get(path, ("new", "drawn"))) for path in self._shapes]
+        self.rows = [Row(".".join(map(str, path)), *self._rows.get(path, ("new", "drawn"))) for path in self.shapes]
 
     def place(self, model) -> None:
         """Puts all but the head where it belongs."""
@@ -98,10 +99,10 @@ class Fit:
         self.left.append(what)
 
     def put(self, path, array, how, note) -> None:
-        expected = self._shapes[path]
-        if array.shape != expected:
-            raise ConfigError(f"{note} has the shape {array.shape}, where the model's {'.'.join(map(str, path))} has "
-                              f"{expected}")
+        expected, name = self.shapes[path], ".".join(map(str, path))
+        if array.shape != expected:  # where there is no note, the array has the name of the parameter
+            ours = f"the model's {name}" if note else "the model's"
+            raise ConfigError(f"{note or name} has the shape {array.shape}, where {ours} has {expected}")
         self.values[path] = np.asarray(array, np.float32)
         self._rows[path] = (how, note)
 
@@ -118,7 +119,7 @@ class Fit:
         self.tree(path, jax.tree.map(lambda *arrays: np.stack(arrays), *trees), note)
 
     def zero(self, path) -> None:
-        self.put(path, np.zeros(self._shapes[path]), "new", "zero")
+        self.put(path, np.zeros(self.shapes[path]), "new", "zero")
 
     def patch(self, path, frames: int, size: int) -> None:
         """The kernel and bias that make tokens of patches of `frames` frames and `size` pixels a side."""
@@ -159,6 +160,11 @@ def resize_grid(table, grid):
     """A table (t y x d) of positions on another grid (t y x): bicubic in space, linear in time."""
     table = resize(table, (len(table), *grid[1:]))
     return table if len(table) == grid[0] else resize(table, grid, "linear")
+
+
+def resize_time(table, frames: int):
+    """A table (t d) of another number of frames; one of as many is left alone."""
+    return table if len(table) == frames else resize(table[:, None], (frames, 1))[:, 0]
 
 
 def inflate(kernel, frames: int, how: str):

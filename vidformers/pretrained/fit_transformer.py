@@ -10,7 +10,7 @@ from vidformers.attention.shifted import TokenShift
 from vidformers.attention.time import Time
 from vidformers.encoder import Encoder, FrameByFrame, Mlp
 from vidformers.errors import ConfigError, require
-from vidformers.pretrained.fit import Fit, resize, with_views
+from vidformers.pretrained.fit import Fit, resize, resize_grid, resize_time, with_views
 from vidformers.pretrained.layouts.tokenshift import past_first
 from vidformers.temporal import TemporalEncoder
 
@@ -79,20 +79,16 @@ class FitTransformer(Fit):
     def _joint(self, table, grid):
         """A table (t y x d) over space and time; of separate ones it is the sum."""
         if self.source.time is not None:
-            table = table + self._resized_time(grid[0])[:, None, None]
-        return resize(table, grid, "linear") if len(table) > 1 else np.repeat(table, grid[0], axis=0)
+            table = table + resize_time(self.source.time, grid[0])[:, None, None]
+        return resize_grid(table, grid) if len(table) > 1 else np.repeat(table, grid[0], axis=0)
 
     def _times(self, path, frames):
         if self.source.time is not None:
             count = len(self.source.time)
-            self.put(path, self._resized_time(frames), "loaded" if count == frames else "resized",
+            self.put(path, resize_time(self.source.time, frames), "loaded" if count == frames else "resized",
                      f"positions of {count} frames")
         elif self.init.time == "zero":
             self.zero(path)
-
-    def _resized_time(self, frames):
-        table = self.source.time
-        return table if len(table) == frames else resize(table[:, None], (frames, 1))[:, 0]
 
     def _layers(self, root, encoder):
         number, blocks, self._timed = 0, self.source.blocks, False

@@ -19,7 +19,7 @@ from vidformers.pretrained.fit_windows import FitWindows
 from vidformers.pretrained.still import differences
 from vidformers.temporal import TemporalEncoder
 
-_FITS = {layouts.Transformer: FitTransformer, layouts.Windows: FitWindows, own.Own: own.Fit}
+_FITS = {layouts.Transformer: FitTransformer, layouts.Windows: FitWindows, own.Own: own.FitOwn}
 _TANH = ("gelu_fast", "gelu_new", "gelu_pytorch_tanh")  # names of the GELU by tanh in Hugging Face's configurations
 _HEAD_WIDTH = 64  # of all published ViTs, for files that do not say
 

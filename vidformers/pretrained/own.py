@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vidformers.errors import ConfigError, require
+from vidformers.errors import require
 from vidformers.models import SIZES
-from vidformers.pretrained.fit import Init, Row, flatten, resize, resize_grid
+from vidformers.pretrained.fit import Fit, Init, resize_grid, resize_time
 from vidformers.pretrained.layouts import Names
 
 # Fields of the section `model` that may differ: those that shapes show, and those that change no parameter's meaning.
@@ -70,29 +70,21 @@ def check(make_model, about: dict, init: Init) -> list[str]:
     return []
 
 
-class Fit:
-    """As `fit.Fit`: the parameters of a model that come from another of its kind, each by its name.
+class FitOwn(Fit):
+    """An `Own`, each parameter by its name; tables of positions are resized, in space and in time."""
 
-    Tables of positions are resized, in space and in time; the head is drawn where `order` is None.
-    """
-
-    def __init__(self, model, shapes, source: Own, init: Init, order=None):
-        self.values, self.rows, self.left = {}, [], []
-        for path, leaf in flatten(shapes).items():
-            name, how, note = ".".join(map(str, path)), "loaded", ""
-            if path[0] == "head" and order is None:
-                self.rows.append(Row(name, "new", "drawn"))
+    def place(self, model):
+        for path, shape in self.shapes.items():
+            if path[0] == "head":
                 continue
-            array = source.head[path[1]][..., order] if path[0] == "head" else source.names(name)
-            if array.shape != leaf.shape and path[-1] in ("space", "time"):
-                now = model.encoder.embedding.grid[0] if source.tubes > 1 else 1
-                array, note = (_space(array, len(leaf), source.tubes, now) if path[-1] == "space"
-                               else _time(array, len(leaf)))
+            array, how, note = self.source.names(".".join(map(str, path))), "loaded", ""
+            if array.shape != shape and path[-1] == "space":
+                now = model.encoder.embedding.grid[0] if self.source.tubes > 1 else 1
+                array, note = _space(array, shape[0], self.source.tubes, now)
                 how = "resized"
-            if array.shape != leaf.shape:
-                raise ConfigError(f"{name} has the shape {array.shape}, where the model's has {leaf.shape}")
-            self.values[path] = np.asarray(array, np.float32)
-            self.rows.append(Row(name, how, note))
+            elif array.shape != shape and path[-1] == "time":
+                array, how, note = resize_time(array, shape[0]), "resized", f"positions of {len(array)} frames"
+            self.put(path, array, how, note)
 
 
 def _space(table, count, tubes, now):
@@ -100,8 +92,3 @@ def _space(table, count, tubes, now):
     before, after = math.isqrt((len(table) - 1) // tubes), math.isqrt((count - 1) // now)
     grid = resize_grid(table[1:].reshape(tubes, before, before, -1), (now, after, after))
     return np.concatenate([table[:1], grid.reshape(count - 1, -1)]), f"positions of {before} x {before} patches"
-
-
-def _time(table, count):
-    """The table (t, d) of another number of frames."""
-    return resize(table[:, None], (count, 1))[:, 0], f"positions of {len(table)} frames"
