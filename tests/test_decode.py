@@ -1,5 +1,7 @@
 """Decoded frames are exactly those asked for, whatever the container, codec and grouping of pictures."""
 
+import ctypes
+import gc
 import shutil
 import struct
 import subprocess
@@ -305,3 +307,26 @@ def test_fewer_frames_than_asked_for(tmp_path):
     frames = video.frames(indices.ravel())
     assert [read_number(frame) for frame in frames] == indices.ravel().tolist()
     assert set(indices.ravel()) == {0, 1, 2}
+
+
+class _Malloc(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks",
+                                                     "fsmblks", "uordblks", "fordblks", "keepcost")]
+
+
+def test_what_is_decoded_is_freed(tmp_path):
+    malloc = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if malloc is None:
+        pytest.skip("this C library does not say how many bytes are in use")
+    malloc.restype = _Malloc
+    path = str(write(tmp_path / "clip.mp4", gop=12))
+
+    def held(decodes):
+        for _ in range(decodes):
+            Video(path).frames([3, 17, 40])
+        gc.collect()
+        return malloc().uordblks
+
+    before = held(50)
+    assert held(100) - before < 100 * 50, "50 bytes a decode, less than anything of FFmpeg's that is left behind"
