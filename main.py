@@ -9,11 +9,13 @@ from pathlib import Path
 
 USAGE = """python main.py --config=FILE[:MODEL] [--config.section.field=value ...]
                [--workdir=DIR] [--mode=train|eval|predict|explain|export|summary] [--distributed=true]
+               [--coordinator=HOST:PORT --processes=N --process=I]
                [--video=FILE_OR_FOLDER_OR_LIST] [--out=FILE.jsonl_OR_DIR] [--features=FILE.npz]
                [--target=CLASS]
 
 The workdir is runs/NAME by default, and given again it resumes. configs/ holds the experiment sheets, configs/base.py
-every field. --distributed=true joins the hosts of a TPU pod or cluster into one run.
+every field. --distributed=true joins the hosts of a TPU pod or cluster into one run; where none tells who they are,
+give each process --coordinator=HOST:PORT of the first, --processes=N and --process=I, from 0 to N-1.
 
 --mode=predict prints the likeliest classes of --video: a file, all files below a folder, or those that a .txt or .csv
 lists, a path a line. --out gets a line of JSON for each, and goes on where it was stopped; --features what the head
@@ -27,24 +29,38 @@ without this library, and a README."""
 # The flags of each mode beside those of all, and whether it needs them.
 FLAGS = {"train": {}, "eval": {}, "summary": {}, "predict": {"video": True, "out": False, "features": False},
          "explain": {"video": True, "out": True, "target": False}, "export": {"out": True}}
+HOSTS = ("coordinator", "processes", "process")  # flags of --distributed
 
 
 def parse(argv):
-    """(config as nested dicts, workdir, mode, distributed, the flags of the mode). Raises SheetError on a mistake."""
+    """(config as nested dicts, workdir, mode, where the other processes are or None, the flags of the mode).
+
+    Raises:
+        SheetError: a mistake.
+    """
     from configs.sheet import read_flags, require
 
     own = dict.fromkeys(flag for flags in FLAGS.values() for flag in flags)
-    config, given = read_flags(argv[1:], {"workdir": None, "mode": "train", "distributed": "false", **own})
+    config, given = read_flags(argv[1:], {"workdir": None, "mode": "train", "distributed": "false",
+                                          **dict.fromkeys(HOSTS), **own})
     mode = given["mode"]
     require(mode in FLAGS, f"--mode={mode} must be one of {', '.join(FLAGS)}.")
     require(given["distributed"] in ("true", "false"), f"--distributed={given['distributed']} must be true or false.")
+    require(given["distributed"] == "false" or mode in ("train", "eval"),
+            f"--mode={mode} is a command of one process; --distributed=true is for train and eval.")
+    for flag in HOSTS:
+        require(given["distributed"] == "true" or not given[flag], f"--{flag} is a flag of --distributed=true.")
+        require(flag == "coordinator" or not given[flag] or given[flag].isdigit(),
+                f"--{flag}={given[flag]} must be a whole number.")
+    hosts = {flag: given[flag] and (given[flag] if flag == "coordinator" else int(given[flag])) for flag in HOSTS}
     for flag in own:
         takers = " or ".join(f"--mode={each}" for each in FLAGS if flag in FLAGS[each])
         require(flag in FLAGS[mode] or not given[flag], f"--{flag} is a flag of {takers}.")
         require(given[flag] or not FLAGS[mode].get(flag), f"--mode={mode} needs --{flag}; --help shows it.")
     file, _, model = given["config"].partition(":")
     workdir = given["workdir"] or f"runs/{Path(file).stem}" + (f"_{model}" if model else "")
-    return config.to_dict(), workdir, mode, given["distributed"] == "true", {flag: given[flag] for flag in FLAGS[mode]}
+    return (config.to_dict(), workdir, mode, hosts if given["distributed"] == "true" else None,
+            {flag: given[flag] for flag in FLAGS[mode]})
 
 
 def summarise(config, name):
@@ -83,20 +99,9 @@ def cache_compilations():
     warnings.showwarning = forget
 
 
-def join_hosts():
-    """Makes one run of the processes that a TPU pod or a scheduler started. Raises ConfigError outside of one."""
-    import jax
-
-    from vidformers.errors import ConfigError
-
-    try:
-        jax.distributed.initialize()
-    except ValueError as error:
-        raise ConfigError(f"--distributed=true: this is no pod or cluster that JAX knows ({error}).") from None
-
-
 def main(argv) -> int:
-    """Exit status 0; 2 after a mistake, with one sentence; 128 + the signal's number after one that was heeded."""
+    """Exit status 0; 2 after a mistake, with one sentence; 128 + the signal's number after one that was heeded; 1 where
+    the other processes of a run are gone."""
     # Started in the background, a program ignores ctrl-C; training answers it all the same, and so shall the rest.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -120,43 +125,68 @@ def run(argv) -> int:
     from vidformers.errors import ConfigError
 
     try:
-        config, workdir, mode, distributed, flags = parse(argv)
+        config, workdir, mode, hosts, flags = parse(argv)
         if mode == "summary":
             summarise(config, Path(workdir).name)
             return 0
-        if distributed:
-            join_hosts()
-        from vidformers import train
-
-        cache_compilations()
-        # A batch that was ready when its reader closed is freed by Python's resource tracker, which need not say so.
-        os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
-        # Orbax logs the traceback of a save that fails; the trainer says it in a sentence.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
-        if mode == "predict":
-            from vidformers.predict import predict
-            predict(config, workdir, **flags)
-            return 0
-        if mode == "explain":
-            from vidformers.explain.explainer import explain
-            explain(config, workdir, **flags)
-            return 0
-        if mode == "export":
-            from vidformers.export import export
-            export(config, workdir, **flags)
-            return 0
-        try:
-            (train.train if mode == "train" else train.evaluate)(config, workdir)
-        except train.Interrupted as stopped:
-            print(stopped)
-            return 128 + stopped.signal
-        return 0
+        if hosts:
+            from vidformers.hosts import join
+            join(**hosts)
+        return work(config, workdir, mode, flags)
     except (SheetError, ConfigError, DataError) as error:
         print(f"vidformers: {error}", file=sys.stderr)
         return 2
 
 
+def work(config, workdir, mode, flags) -> int:
+    """What `mode` asks for."""
+    import jax
+
+    from vidformers import train
+    from vidformers.hosts import part
+
+    cache_compilations()
+    # A batch that was ready when its reader closed is freed by Python's resource tracker, which need not say so.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
+    # Orbax logs the traceback of a save that fails; the trainer says it in a sentence.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that on its first start it looks for fonts
+    if mode == "predict":
+        from vidformers.predict import predict
+        predict(config, workdir, **flags)
+        return 0
+    if mode == "explain":
+        from vidformers.explain.explainer import explain
+        explain(config, workdir, **flags)
+        return 0
+    if mode == "export":
+        from vidformers.export import export
+        export(config, workdir, **flags)
+        return 0
+    code = 0
+    try:
+        (train.train if mode == "train" else train.evaluate)(config, workdir)
+    except train.Interrupted as stopped:
+        if jax.process_index() == 0:
+            print(stopped)
+        code = 128 + stopped.signal
+    part()
+    return code
+
+
+def one_of_many() -> bool:
+    """Whether this process has joined others."""
+    return "vidformers.hosts" in sys.modules and sys.modules["vidformers.hosts"].joined
+
+
 if __name__ == "__main__":
-    code = main(sys.argv)
+    try:
+        code = main(sys.argv)
+    except Exception as error:
+        if not one_of_many():
+            raise
+        code = sys.modules["vidformers.hosts"].failed(error)
     sys.stdout.flush()
+    if one_of_many():
+        sys.modules["vidformers.hosts"].leave(code)
     sys.exit(code)

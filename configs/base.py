@@ -46,8 +46,9 @@ def base(model: str) -> ConfigDict:
         limit_seconds=60.0, max_bad_fraction=0.01)
     config.model = dict(
         name=model, size="B", width=placeholder(int), heads=placeholder(int), depth=placeholder(int), mlp_ratio=4,
-        patch_size=16, dictionary=0, hybrid="combined", kernel="softmax", cosine_index="sequence", dropout=0.0,
-        drop_path=0.0, dtype="bfloat16", remat="none", unroll=1, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        patch_size=16, dictionary=0, hybrid="combined", kernel="softmax", cosine_index="sequence", backend="auto",
+        dropout=0.0, drop_path=0.0, dtype="bfloat16", remat="none", unroll=1, mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5))
     config.model.update(copy.deepcopy(OWN[model]))  # placeholders are objects, which configs must not share
     # One truth for what the data and the model share: overriding either sets both.
     config.model.frames = config.data.get_ref("frames")
@@ -58,13 +59,14 @@ def base(model: str) -> ConfigDict:
     config.train = dict(
         total_steps=placeholder(int), total_epochs=placeholder(float), batch_size=64, accumulate=1,
         log_every_steps=50, eval_every_steps=placeholder(int), eval_every_epochs=placeholder(float),
-        label_smoothing=0.0, mixup=0.0, cutmix=0.0, mix_probability=1.0, mix_switch=0.5)
+        label_smoothing=0.0, profile_steps=(), mixup=0.0, cutmix=0.0, mix_probability=1.0, mix_switch=0.5)
     config.optim = dict(
         name="adamw", lr=2.5e-4, weight_decay=0.05, decay="kernels", b1=0.9, b2=0.999, momentum=0.9, nesterov=False,
         schedule="cosine", warmup_steps=placeholder(int), warmup_epochs=placeholder(float), drop_epochs=(),
-        drop_factor=0.1, clip_norm=placeholder(float), ema_decay=placeholder(float), frozen=())
-    config.eval = dict(clips=1, crops=3, frames=placeholder(int), average="probabilities", batch_size=8,
-                       views_at_once=1, on_bad="error", checkpoint="latest")
-    config.mesh = dict(data=-1, fsdp=1)
+        drop_factor=0.1, clip_norm=placeholder(float), ema_decay=placeholder(float), frozen=(),
+        in_backward=False)
+    config.eval = dict(clips=1, crops=3, frames=placeholder(int), average="probabilities",
+                       batch_size=placeholder(int), views_at_once=1, on_bad="error", checkpoint="latest")
+    config.mesh = dict(data=-1, fsdp=1, context=1)
     config.checkpoint = dict(every_steps=1000, keep=2, best="val/top1@1x1")
     return config

@@ -17,7 +17,7 @@ from input_pipeline.sampling import Dense, Uniform
 from input_pipeline.sources import SOURCES
 from input_pipeline.sources.something import mirrored
 from input_pipeline.videos import open_video
-from input_pipeline.workers import Batches
+from input_pipeline.workers import Batches, room
 
 _ERROR_DTYPE = "S300"  # of fixed width, to travel through the shared memory between processes
 _PADDING = Record(id=-1, path="", label=0, line=0)
@@ -245,6 +245,11 @@ class Pipeline:
         dataset = _Share(grain.MapDataset.source(padded).map(load), local_size, process_index, process_count)
         dataset = dataset.batch(local_size)
         return Batches(dataset, workers=min(self.workers, count), prefetch=self.prefetch)
+
+    @property
+    def room(self) -> float:
+        """Bytes that a batch may have, so that what workers keep ready takes half of the free shared memory at most."""
+        return room(self.workers, self.prefetch)
 
     def _augment(self, flip_swaps):
         return TrainAugment(

@@ -1,6 +1,7 @@
 """Processes that decode ahead, and their end."""
 
 import contextlib
+import math
 import multiprocessing
 import os
 import queue
@@ -16,6 +17,16 @@ from absl import flags
 
 from input_pipeline.decode import end_if_stuck
 from input_pipeline.errors import DataError
+
+
+def room(workers: int, prefetch: int) -> float:
+    """Bytes that a batch may have, so that those that workers keep ready, and as many on their way, take half of the
+    shared memory that is free."""
+    kept = workers * (2 * prefetch + 1)
+    if not kept or not os.path.isdir("/dev/shm"):
+        return math.inf
+    shared = os.statvfs("/dev/shm")
+    return shared.f_bavail * shared.f_frsize / 2 / kept
 
 
 class Batches:

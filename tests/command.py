@@ -12,9 +12,11 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from tiny import QUICK
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / os.environ.get("PYTEST_XDIST_WORKER", "")  # workers would read what others half wrote
+FLAGS = [f"--{name}={str(value).lower()}" for name, value in QUICK.items()]
 TIMING = {"time", "train/clips_per_second", "train/frames_per_second", "train/data_wait"}
 BAD = "train/000007.mp4"
 TINY = {
@@ -50,7 +52,8 @@ class Run:
         env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
         env |= {"XDG_CACHE_HOME": str(CACHE), "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu",
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", **(environment or {})}
+                "XLA_FLAGS": " ".join([f"--xla_force_host_platform_device_count={devices}", *FLAGS]),
+               **(environment or {})}
         capped = [] if limit is None else ["prlimit", f"--fsize={limit}"]
         self.process = subprocess.Popen(
             [*capped, sys.executable, "main.py", *arguments], cwd=ROOT, env=env, text=True,

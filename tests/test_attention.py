@@ -10,7 +10,8 @@ from flax import nnx
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from sublayers import HEADS, WIDTH, branch, draw_tokens, influence, layer, module, run
-from tiny import quick_jit
+from tiny import clips, quick_jit
+from tiny import make as make_model
 
 from vidformers import ConfigError
 from vidformers.attention.class_attention import ClassAttention
@@ -267,3 +268,29 @@ def test_mistakes_are_refused_in_a_sentence():
                         (lambda: branch(*layer(Time()), draw_tokens((2, 3, 3), 2)), "2 class tokens")):
         with pytest.raises(ConfigError, match=words):
             make()
+
+
+# Backends
+
+
+@pytest.mark.parametrize("options", [
+    dict(name="mevit", block_size=3), dict(name="havit", dictionary=3), dict(name="msca"),
+    dict(name="havit", dictionary=3, hybrid="multi_view"), dict(name="joint")], ids=str)
+def test_a_fused_program_computes_what_einsums_do(options):
+    graph, parameters = make_model(**options)
+    fused, _ = make_model(**options, backend="xla")
+    expected, found = (quick_jit(lambda p, graph=each: nnx.merge(graph, p)(clips(2)))(parameters)
+                       for each in (graph, fused))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert str(jax.make_jaxpr(nnx.merge(fused, parameters))(clips(2))) != \
+        str(jax.make_jaxpr(nnx.merge(graph, parameters))(clips(2)))
+
+
+@pytest.mark.parametrize("name, options, sentence", [
+    ("vit", dict(backend="flash"), "model.backend='flash' must be one of"),
+    ("vit", dict(backend="cudnn"), "model.backend=cudnn is for NVIDIA's GPUs"),
+    ("vit", dict(backend="xla", kernel="relu"), "model.backend=xla computes softmax, not model.kernel=relu"),
+    ("swin", dict(backend="xla"), "model.backend=xla is not one that Swin's window attention has")])
+def test_a_backend_that_cannot_be_is_refused(name, options, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        make_model(name, **options)

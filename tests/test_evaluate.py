@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vidformers import ConfigError
+from vidformers import ConfigError, memory
 from vidformers.evaluate import Evaluator, Protocol, batch_sums, scores
 from vidformers.sharding import make_mesh, replicated
 
@@ -174,3 +174,19 @@ def test_nothing_to_evaluate_is_a_mistake():
 def test_a_protocol_that_cannot_work_is_refused(protocol, field):
     with pytest.raises(ConfigError, match=field):
         evaluate([], **protocol)
+
+
+@pytest.mark.parametrize("room", [0, 1, 3, 20])
+def test_as_many_videos_as_fit_are_taken_at_once(room, monkeypatch):
+    mesh = make_mesh()
+    evaluator = Evaluator(GRAPH, mesh, jax.tree.map(lambda _: replicated(mesh), PARAMETERS), Protocol(clips=2, crops=1))
+    sizes = {count: memory.needed(evaluator.compiled(PARAMETERS, count, 1, 64)) for count in (8, 16, 32, 64, 128)}
+    assert list(sizes.values()) == sorted(sizes.values())
+    each = sizes[16] - sizes[8]  # what a video on each device takes
+    monkeypatch.setattr(memory, "available", lambda: sizes[8] + room * each)
+    at_once = partial(evaluator.videos_at_once, PARAMETERS, 1, 64)
+    assert at_once() == {0: 8, 1: 16, 3: 32, 20: 128}[room]
+    if room == 20:  # less where others hold memory, the host has no room, or workers would go without
+        assert at_once(others=18 * each) == 16
+        assert at_once(room=40 * 2 * 64 * 64 * 3) == 32 and at_once(room=1) == 8
+        assert at_once(most=17) == 16

@@ -25,16 +25,16 @@ ALL = [*MODELS, *OPTIONS]
 
 @cache
 def explained(name, masked=False):
-    """(parameters, what `relevance` says of two clips, the logits of the model itself)."""
+    """(parameters, what `relevance` says of two clips, the logits of the model itself), in double precision."""
     model, options = OPTIONS.get(name, (name, {}))
-    graph, parameters = make(model, masked=masked, **options)
+    graph, parameters = make(model, masked=masked, dtype="float64", **options)
 
     def run(parameters, video):
         model = nnx.merge(graph, parameters)
         return relevance(model, video), model(video)
 
-    with jax.default_matmul_precision("highest"):
-        return parameters, *quick_jit(run)(parameters, clips(2))
+    with jax.enable_x64(True):
+        return jax.device_get((parameters, *quick_jit(run)(jax.tree.map(np.float64, parameters), clips(2))))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -50,8 +50,8 @@ def test_relevance_is_the_same_by_groups_and_by_masks(name):
     for field in ("rollout", "gradient", "heads", "frames"):
         expected = getattr(masked, field)
         if expected is not None:
-            np.testing.assert_allclose(getattr(gathered, field), expected, atol=2e-5 * expected.max(), err_msg=field)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gathered.dictionary, masked.dictionary)
+            np.testing.assert_allclose(getattr(gathered, field), expected, atol=1e-9 * expected.max(), err_msg=field)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), gathered.dictionary, masked.dictionary)
 
 
 @pytest.mark.parametrize("name", ALL)

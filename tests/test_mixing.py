@@ -148,7 +148,7 @@ def test_draws_depend_on_the_key_alone():
 
 @pytest.mark.parametrize("data, fsdp", [(8, 1), (2, 4)])
 def test_eight_devices_mix_as_one_and_none_holds_the_whole_batch(data, fsdp):
-    rows = batch_sharding(make_mesh(data=data, fsdp=fsdp))
+    rows = batch_sharding(make_mesh(data=data, fsdp=fsdp), "label", 1)
     mask = np.float32(np.arange(ROWS) != 5)
     arguments = clips(ROWS), np.eye(ROWS, dtype=np.float32), mask
     expected = compiled(BOTH)(*arguments, jax.random.key(7))

@@ -35,8 +35,12 @@ def command(data, workdir, video, *more, mode="predict"):
             f"--video={video}", *more]
 
 
-def test_from_python_in_three_lines(data, trained):
-    model = load(str(trained))
+def test_from_python_in_three_lines(data, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    run = json.loads((trained / "run.json").read_text())
+    run["config"]["mesh"]["fsdp"] = 64  # as if trained on devices that are not here
+    (tmp_path / "run" / "run.json").write_text(json.dumps(run))
+    model = load(str(tmp_path / "run"))
     best = model.predict(data / "val" / "000000.mp4", top=10)
     names = (data / "classes.txt").read_text().split("\n")[:10]
     assert {name for name, _ in best} == set(names)

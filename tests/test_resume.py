@@ -305,7 +305,7 @@ def test_a_step_too_large_for_the_device_is_refused_with_a_setting_that_fits(dat
     limit = (full + least) // 2
     with pytest.raises(ConfigError) as refusal:
         compile_to_fit(setup, limit)
-    fields = dict(re.findall(r"(model\.remat|train\.accumulate)=(\w+)", str(refusal.value)))
+    fields = dict(re.findall(r"(model\.remat|train\.accumulate|optim\.in_backward)=(\w+)", str(refusal.value)))
     assert fields and memory.needed(compile_to_fit(ready(fields), limit)) <= limit
     assert "mesh.fsdp" in memory.out_of_memory(1000, full, [("train.accumulate=2", least)])
 

@@ -1,8 +1,20 @@
 """Convolutions of frames with what batch normalisation is once its statistics are fixed, and averages over cells."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from einops import reduce
 from flax import nnx
+
+from vidformers.sharding import whole
+
+
+def _convolve(x, kernel, *how, **more):
+    return jax.lax.conv_general_dilated(x, whole(kernel), *how, **more)
+
+
+Conv = partial(nnx.Conv, conv_general_dilated=_convolve)
 
 
 class Convolution(nnx.Module):
@@ -22,9 +34,9 @@ class Convolution(nnx.Module):
 
     def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1, groups: int = 1, scale: float = 1.0,
                  kernel_init=nnx.initializers.lecun_normal(), dtype=jnp.float32, rngs: nnx.Rngs):
-        self.convolution = nnx.Conv(inputs, outputs, (size, size), strides=stride, padding=size // 2,
-                                    feature_group_count=groups, use_bias=False, kernel_init=kernel_init, dtype=dtype,
-                                    rngs=rngs)
+        self.convolution = Conv(inputs, outputs, (size, size), strides=stride, padding=size // 2,
+                                feature_group_count=groups, use_bias=False, kernel_init=kernel_init, dtype=dtype,
+                                rngs=rngs)
         self.scale = nnx.Param(jnp.full(outputs, scale))
         self.bias = nnx.Param(jnp.zeros(outputs))
 

@@ -8,6 +8,7 @@ from flax import nnx
 from vidformers.attention.convolutional import ConvolutionalAttention
 from vidformers.attention.frame import Frame
 from vidformers.attention.joint import Joint
+from vidformers.convolution import Conv
 from vidformers.embedding import position_init
 from vidformers.encoder import Classifier
 from vidformers.errors import require
@@ -25,8 +26,8 @@ class Overlapping(nnx.Module):
 
     def __init__(self, channels: int, width: int, *, kernel: int, stride: int, padding: int, frames: int | None = None,
                  dtype=jnp.float32, rngs: nnx.Rngs):
-        self.convolution = nnx.Conv(channels, width, (kernel, kernel), strides=stride, padding=padding, dtype=dtype,
-                                    rngs=rngs)
+        self.convolution = Conv(channels, width, (kernel, kernel), strides=stride, padding=padding, dtype=dtype,
+                                rngs=rngs)
         self.norm = nnx.LayerNorm(width, epsilon=EPSILON, dtype=dtype, rngs=rngs)
         self.time = nnx.data(None) if frames is None else nnx.Param(position_init(rngs.params(), (frames, width)))
 
@@ -55,6 +56,7 @@ def cvt(parts, *, depths: tuple[int, int, int] = (1, 2, 10), joint: str = "last"
     require(joint in ("none", "last", "all"), f"model.joint={joint!r} must be none, last or all.")
     require(len(depths) == 3 and min(depths) >= 1, f"model.depths={tuple(depths)} must be three numbers of at least 1.")
     check_depth(parts, depths)
+    parts.own_attention("CvT's attention")
     require(parts.patch_size == 4, f"model.patch_size={parts.patch_size} must be 4, CvT's first stride.")
     require(parts.image_size >= 4, f"model.image_size={parts.image_size} must be at least 4.")
     dtype, stages, embeddings = parts.compute["dtype"], [], []

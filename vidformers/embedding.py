@@ -7,6 +7,7 @@ from flax import nnx
 
 from vidformers.attention.core import square_init
 from vidformers.errors import require
+from vidformers.linear import Linear
 
 
 def position_init(key, shape, dtype=jnp.float32):
@@ -46,7 +47,7 @@ class Embedding(nnx.Module):
         self.shape, self.patch_size, self.patch_frames = (frames, image_size, image_size, 3), patch_size, patch_frames
         self.grid = (frames // patch_frames, side, side)
         self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
-        self.patch = nnx.Linear(3 * patch_frames * patch_size**2, width, kernel_init=square_init, dtype=dtype,
+        self.patch = Linear(3 * patch_frames * patch_size**2, width, kernel_init=square_init, dtype=dtype,
                                 rngs=rngs)
         places = side**2 * (self.grid[0] if self.joint else 1)
         self.space = nnx.Param(position_init(rngs.params(), (1 + places, width)))

@@ -1,24 +1,24 @@
 """The one encoder: a block is a tuple of sublayers, a stage a block repeated, a classifier a tuple of stages."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vidformers.attention.core import Noise, Tokens, add_branch, dropout
+from vidformers.attention.core import Noise, Tokens, add_branch, dropout, weights_again
 from vidformers.embedding import position_init
 from vidformers.errors import require
+from vidformers.linear import Linear
+from vidformers.sharding import spread
 
 glorot = nnx.initializers.xavier_uniform()
 
-# What the backward pass keeps of a layer: everything, the results of products with weights, or only its input.
-REMAT = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+# What the backward pass keeps of a layer: everything, everything but attention weights, the results of products with
+# parameters, or only its input.
+REMAT = ("none", "attention", "dots", "full")
 
 
 @jax.checkpoint
@@ -43,8 +43,8 @@ class Mlp(nnx.Module):
                  dropout: float = 0.0, dtype=jnp.float32, rngs: nnx.Rngs):
         self.patches, self.dropout, self.activation = patches, dropout, activation
         self.norm = nnx.LayerNorm(width, epsilon=norm_epsilon, dtype=dtype, rngs=rngs)
-        self.wide = nnx.Linear(width, hidden, kernel_init=glorot, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(hidden, width, kernel_init=glorot, dtype=dtype, rngs=rngs)
+        self.wide = Linear(width, hidden, kernel_init=glorot, dtype=dtype, rngs=rngs)
+        self.out = Linear(hidden, width, kernel_init=glorot, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
         branch, *inner = noise.split(3) if noise is not None else (None, None, None)
@@ -66,7 +66,7 @@ class Block(nnx.Module):
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
         noises = [None] * len(self.sublayers) if noise is None else noise.split(len(self.sublayers))
         for sublayer, each in zip(self.sublayers, noises):
-            tokens = sublayer(tokens, each)
+            tokens = jax.tree.map(spread, sublayer(tokens, each))
         return tokens
 
 
@@ -83,7 +83,7 @@ class Stage(nnx.Module):
     """`depth` equal blocks, their parameters stacked along axis 0, run by a scan.
 
     Args:
-        remat: a key of `REMAT`, what the backward pass keeps of a block.
+        remat: one of `REMAT`, what the backward pass keeps of a block.
         unroll: blocks in one step of the scan; `depth` or more is a plain loop.
     """
 
@@ -91,6 +91,7 @@ class Stage(nnx.Module):
         require(remat in REMAT, f"model.remat={remat!r} must be one of {', '.join(REMAT)}.")
         require(unroll >= 1, f"model.unroll={unroll} must be at least 1.")
         self.depth, self.remat, self.unroll = spec.depth, remat, min(unroll, spec.depth)
+        self.walk = None  # another way through the layers, as `layerwise` gives it one
         self.layers = nnx.vmap(lambda key: spec.block(nnx.Rngs(key)))(jax.random.split(rngs.params(), spec.depth))
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
@@ -99,13 +100,29 @@ class Stage(nnx.Module):
 
         def run(tokens, layer):
             parameters, noise = layer
-            return nnx.merge(graph, parameters)(tokens, noise), None
+            with weights_again() if self.remat == "attention" else nullcontext():
+                return nnx.merge(graph, parameters)(tokens, noise), None
 
-        if REMAT[self.remat] is not None:
-            run = jax.checkpoint(run, policy=REMAT[self.remat], prevent_cse=self.unroll == self.depth)
-        if self.depth == 1:  # such a block may change the shape of its tokens, which a scan may not
-            return run(tokens, jax.tree.map(lambda leaf: leaf[0], (parameters, noise)))[0]
-        return jax.lax.scan(run, tokens, (parameters, noise), unroll=self.unroll)[0]
+        if self.walk is not None:
+            return self.walk(run, parameters, tokens, noise)
+        if self.remat in ("dots", "full"):
+            dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            run = jax.checkpoint(run, policy=dots if self.remat == "dots" else None,
+                                 prevent_cse=self.unroll == self.depth)
+        if self.unroll < self.depth:
+            return jax.lax.scan(run, tokens, (parameters, noise), unroll=self.unroll)[0]
+        # A loop knows which tokens of its last block nobody reads, and leaves out their gradient; and a single block
+        # may change the shape of its tokens.
+        for layer in _unstack((parameters, noise), self.depth):
+            tokens, _ = run(tokens, layer)
+        return tokens
+
+
+def _unstack(tree, count: int) -> list:
+    """A tree of arrays stacked along axis 0 as `count` trees; gradients come back by one concatenation."""
+    leaves, structure = jax.tree.flatten(tree)
+    parts = [[part.squeeze(0) for part in jax.lax.split(leaf, [1] * count)] for leaf in leaves]
+    return [structure.unflatten(each) for each in zip(*parts)]
 
 
 def stage_noises(stages, drop_path: float, keys):
@@ -148,7 +165,7 @@ class Encoder(nnx.Module):
         return self.embedding.shape
 
     def __call__(self, video, key=None):
-        patches = self.embedding(video)
+        patches = spread(self.embedding(video))
         tokens = Tokens(patches, jnp.zeros((patches.shape[0], 0, patches.shape[-1]), patches.dtype))
         noises = [None] * len(self.stages)
         if key is not None:
@@ -211,7 +228,7 @@ class Classifier(nnx.Module):
     def __init__(self, encoder, readout=None, *, width: int, num_classes: int, rngs: nnx.Rngs):
         require(num_classes >= 1, f"model.num_classes={num_classes} must be at least 1.")
         self.encoder, self.readout = encoder, readout or Mean()
-        self.head = nnx.Linear(width, num_classes, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
+        self.head = Linear(width, num_classes, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

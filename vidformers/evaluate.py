@@ -1,5 +1,7 @@
 """Evaluation: views of a video averaged, every video counted once on any number of devices, sums not means of means."""
 
+import json
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -9,8 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from vidformers import memory
 from vidformers.errors import require
-from vidformers.sharding import batch_sharding, put_batch, replicated
+from vidformers.folding import fold
+from vidformers.hosts import meet, tell_all
+from vidformers.sharding import abstract_batch, on, put_batch, replicated, row_parts
+
+_MOST = 32  # videos of a device at once: more make no model faster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +26,8 @@ class Protocol:
 
     Args:
         average: 'probabilities' or 'logits', what is averaged over views.
-        batch_size: videos at once over all devices.
+        batch_size: videos at once over all devices; None is as many as fit in their memory and, as often as workers
+            keep batches ready, in the host's, up to 32 each.
         frames: of a view, spread over the whole video, for a model that takes any number; None is as in training.
         views_at_once: of each of those videos; memory grows with this, not with the number of views.
         on_bad: a video that will not decode is an 'error', or left out and counted ('skip').
@@ -30,15 +38,15 @@ class Protocol:
     crops: int = 3
     frames: int | None = None
     average: str = "probabilities"
-    batch_size: int = 8
+    batch_size: int | None = None
     views_at_once: int = 1
     on_bad: str = "error"
     checkpoint: str = "latest"
 
     def __post_init__(self):
-        for name in ("clips", "crops", "batch_size", "views_at_once"):
-            require(getattr(self, name) >= 1, f"eval.{name}={getattr(self, name)} must be at least 1.")
-        require(self.frames is None or self.frames >= 1, f"eval.frames={self.frames} must be at least 1.")
+        for name in ("clips", "crops", "batch_size", "views_at_once", "frames"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"eval.{name}={value} must be at least 1.")
         for name, choices in (("average", ("probabilities", "logits")), ("on_bad", ("error", "skip")),
                               ("checkpoint", ("latest", "best"))):
             require(getattr(self, name) in choices,
@@ -91,7 +99,7 @@ def _averaged(logits, average: str):
 
 def batch_sums(graph, average: str, views_at_once: int, parameters, batch) -> Sums:
     """The sums of one batch {video, index, label, mask}; rows of mask 0 count nowhere."""
-    log_p = scores(nnx.merge(graph, parameters), batch["video"], batch.get("index"), average, views_at_once)
+    log_p = scores(fold(nnx.merge(graph, parameters)), batch["video"], batch.get("index"), average, views_at_once)
     label, mask = batch["label"], batch["mask"]
     own = jnp.take_along_axis(log_p, label[:, None], axis=1)[:, 0]
     classes = log_p.shape[1]
@@ -107,12 +115,61 @@ class Evaluator:
     """Evaluates parameters under a protocol; compiled once."""
 
     def __init__(self, graph, mesh, parameter_shardings, protocol: Protocol):
-        rows = mesh.size
-        require(protocol.batch_size % rows == 0,
-                f"eval.batch_size={protocol.batch_size} must be divisible by the {rows} devices.")
+        parts = row_parts(mesh)
+        require((protocol.batch_size or 0) % parts == 0, f"eval.batch_size={protocol.batch_size} must be divisible by "
+                                                         f"mesh.data x mesh.fsdp={parts} parts.")
+        require((protocol.frames or 0) % mesh.shape["context"] == 0,
+                f"eval.frames={protocol.frames} must be divisible by mesh.context={mesh.shape['context']}.")
         self.mesh, self.protocol = mesh, protocol
-        self.step = jax.jit(partial(batch_sums, graph, protocol.average, protocol.views_at_once),
-                            in_shardings=(parameter_shardings, batch_sharding(mesh)), out_shardings=replicated(mesh))
+        self.step = jax.jit(on(mesh, partial(batch_sums, graph, protocol.average, protocol.views_at_once)),
+                            in_shardings=(parameter_shardings, None), out_shardings=replicated(mesh))
+        self.programs = {}  # by the shape of a batch's video
+
+    def videos_at_once(self, parameters, frames: int, size: int, others: int = 0, room: float = math.inf,
+                       most: float = math.inf) -> int:
+        """`eval.batch_size`, or as many videos as fit in memory, of clips (frames size size 3).
+
+        What two small batches need, by the compiler's account, says what any would. All processes come to the same.
+
+        Args:
+            others: bytes that a device holds beside the parameters.
+            room: bytes that the clips of a batch of this process may have.
+            most: videos of a batch, beyond which workers go without.
+        """
+        if self.protocol.batch_size is not None:
+            return self.protocol.batch_size
+        parts, limit = row_parts(self.mesh), memory.available() - others
+        video = self.protocol.clips * self.protocol.crops * frames * size * size * 3
+
+        def needed(each: int) -> float:
+            try:
+                return memory.needed(self.compiled(parameters, each * parts, frames, size))
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                return math.inf
+
+        bounds = [_MOST, room * jax.process_count() // (video * parts), most // parts]
+        one, two = needed(1), needed(2)
+        if two < math.inf:
+            bounds.append(1 + (limit - one) // max(two - one, 1))
+        each = 2 ** (int(max(min(bounds), 1)).bit_length() - 1)
+        while each > 1 and needed(each) > limit:
+            each //= 2
+        return min(map(int, tell_all(str(each)))) * parts
+
+    def compiled(self, parameters, videos: int, frames: int, size: int):
+        """The program for batches of so many videos."""
+        video = (videos, self.protocol.clips * self.protocol.crops, frames, size, size, 3)
+        return self.step.lower(parameters, abstract_batch(self.mesh, video)).compile()
+
+    def program(self, parameters, batch):
+        """`step`, before whose first run all processes have compiled it."""
+        shape = batch["video"].shape
+        if shape not in self.programs:
+            self.programs[shape] = self.step.lower(parameters, batch).compile()
+            meet()
+        return self.programs[shape](parameters, batch)
 
     def __call__(self, parameters, batches, bad_video, advance=lambda videos: None) -> Result:
         """Runs over `batches` of {video (b v t y x c), label, mask, id, error}.
@@ -127,7 +184,7 @@ class Evaluator:
                 if self.protocol.on_bad == "error":
                     raise bad_video(int(batch["id"][row]), error)
                 skipped.append((int(batch["id"][row]), error))
-            sums = self.step(parameters, put_batch(self.mesh, batch))
+            sums = self.program(parameters, put_batch(self.mesh, batch))
             sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
             total = sums if total is None else jax.tree.map(np.add, total, sums)
             advance(len(batch["mask"]))
@@ -136,5 +193,6 @@ class Evaluator:
         per_class = np.diag(total.confusion) / np.maximum(total.confusion.sum(axis=1), 1)
         figures["mean_class_top1"] = float(per_class[total.confusion.sum(axis=1) > 0].mean())
         figures["videos"] = float(total.count)
+        skipped = [tuple(video) for told in tell_all(json.dumps(skipped)) for video in json.loads(told)]
         return Result({f"val/{key}@{self.protocol.name}": value for key, value in figures.items()},
-                      total.confusion.astype(np.int64), skipped)
+                      total.confusion.astype(np.int64), sorted(skipped))

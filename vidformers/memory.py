@@ -1,5 +1,6 @@
 """Whether a compiled step fits on a device, and what would where it does not."""
 
+import math
 import os
 
 import jax
@@ -10,6 +11,11 @@ def needed(compiled) -> int:
     stats = compiled.memory_analysis()
     return (stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
             + stats.temp_size_in_bytes)
+
+
+def held(leaf) -> int:
+    """Bytes of an array, given by shape, type and sharding, on one device."""
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def available() -> int:

@@ -41,9 +41,9 @@ class Parts:
     """The fields all models share, and the sublayers and classifier made to them.
 
     `size` names a row of `SIZES`; `width`, `heads` and `depth` replace a number of it. `dictionary` is the number of
-    external tokens that every self-attention reads, `hybrid` how (see `Dictionary`); `kernel` and `cosine_index` are
-    those of `SelfAttention`. Class attention has neither. `masked` runs every attention as its slow definition
-    (tests). The other fields are those of `Embedding`, `Stage` and `Classifier`.
+    external tokens that every self-attention reads, `hybrid` how (see `Dictionary`); `kernel`, `cosine_index` and
+    `backend` are those of `SelfAttention`. Class attention has none of them. `masked` runs every attention as its slow
+    definition (tests). The other fields are those of `Embedding`, `Stage` and `Classifier`.
     """
 
     num_classes: int
@@ -59,6 +59,7 @@ class Parts:
     hybrid: str = "combined"
     kernel: str = "softmax"
     cosine_index: str = "sequence"
+    backend: str = "auto"
     dropout: float = 0.0
     drop_path: float = 0.0
     dtype: str = "float32"
@@ -98,9 +99,13 @@ class Parts:
         """Makes self-attention with a dictionary of its own, or the one it is given to share."""
         def make(rngs, dictionary=None):
             return SelfAttention(scheme, self.width, self.heads, dictionary=dictionary or self.external(rngs),
-                                 kernel=self.kernel, cosine_index=self.cosine_index, masked=self.masked, rngs=rngs,
-                                 **options, **self.compute)
+                                 kernel=self.kernel, cosine_index=self.cosine_index, backend=self.backend,
+                                 masked=self.masked, rngs=rngs, **options, **self.compute)
         return make
+
+    def own_attention(self, what: str) -> None:
+        """Raises ConfigError where a backend is asked for and attention is not `SelfAttention`."""
+        require(self.backend in ("auto", "einsum"), f"model.backend={self.backend} is not one that {what} has.")
 
     def class_attention(self):
         return partial(ClassAttention, self.width, self.heads, **self.compute)
@@ -288,6 +293,8 @@ def vtn(parts: Parts, *, backbone: str = "vit", depths: tuple[int, ...] = (3, 4,
     """
     require(backbone in ("vit", "resnet"), f"model.backbone={backbone!r} must be vit or resnet.")
     require(parts.kernel == "softmax", f"model.kernel={parts.kernel} is not one that VTN's window attention has.")
+    if backbone != "vit":
+        parts.own_attention("VTN's window attention")
     if backbone == "vit":
         encoder = vit(replace(parts, frames=1), rngs=rngs).encoder
     else:
@@ -303,6 +310,7 @@ def vtn(parts: Parts, *, backbone: str = "vit", depths: tuple[int, ...] = (3, 4,
 
 MODELS = {"vit": vit, "timesformer": timesformer, "joint": joint, "mevit": mevit, "havit": havit, "msca": msca,
           "tokenshift": tokenshift, "vtn": vtn, "swin": swin, "cvt": cvt, "stat": stat}
+WHOLE_CLIPS = ("cvt", "stat")  # those that keep the frames of a clip on one device
 # The shared fields whose defaults are other ones.
 DEFAULTS = {"swin": dict(size="Swin-T", patch_size=4), "cvt": dict(size="CvT-13", patch_size=4),
             "stat": dict(size="STAT", patch_size=8)}

@@ -37,7 +37,7 @@ def make_optimizer(total_steps: int, steps_per_epoch: float, *, name: str = "ada
                    momentum: float = 0.9, nesterov: bool = False, schedule: str = "cosine",
                    warmup_steps: int | None = None, warmup_epochs: float | None = None, drop_epochs: tuple = (),
                    drop_factor: float = 0.1, clip_norm: float | None = None, ema_decay: float | None = None,
-                   frozen: tuple = ()):
+                   frozen: tuple = (), in_backward: bool = False):
     """(optax transformation, schedule) of the section `optim`.
 
     Args:
@@ -47,6 +47,8 @@ def make_optimizer(total_steps: int, steps_per_epoch: float, *, name: str = "ada
         clip_norm: largest norm of the whole gradient.
         ema_decay: read by the training step, which keeps the moving average.
         frozen: modules of the model that keep their parameters, as 'encoder' under a readout; no gradient is computed.
+        in_backward: read by the training step, which updates each layer as soon as its gradient is known and never
+            holds the whole gradient; goes with model.remat=full and without clip_norm, frozen and train.accumulate.
     Raises:
         ConfigError: an unknown name or a number out of range.
     """
@@ -61,6 +63,9 @@ def make_optimizer(total_steps: int, steps_per_epoch: float, *, name: str = "ada
             f"optim.drop_epochs={drop_epochs} must be numbers of epochs.")
     require(clip_norm is None or clip_norm > 0, f"optim.clip_norm={clip_norm} must be positive.")
     require(ema_decay is None or 0 < ema_decay < 1, f"optim.ema_decay={ema_decay} must be between 0 and 1.")
+    require(not in_backward or clip_norm is None and not frozen,
+            "optim.in_backward=true updates a layer before the gradient of others is known, which neither "
+            "optim.clip_norm nor optim.frozen goes with.")
     warmup = in_steps("optim.warmup", warmup_steps, warmup_epochs, steps_per_epoch) or 0
     require(warmup < total_steps, f"The warm-up of {warmup} steps does not end within the {total_steps} steps.")
     if schedule == "cosine":

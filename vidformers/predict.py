@@ -21,16 +21,18 @@ from vidformers import pretrained
 from vidformers.checkpoint import Checkpoints
 from vidformers.errors import ConfigError, require
 from vidformers.evaluate import Protocol, answers
+from vidformers.folding import fold
 from vidformers.metrics import replace_bytes
 from vidformers.models import build
 from vidformers.optim import make_optimizer
 from vidformers.pretrained import own
 from vidformers.progress import Bar, say, table
 from vidformers.setup import abstract_state
-from vidformers.sharding import batch_sharding, make_mesh, put_batch, replicated
+from vidformers.sharding import make_mesh, on, put_batch, replicated, row_parts
 
 CUTTING = ("sampling", "stride", "fps", "test_starts", "frame_rate", "size", "test_short_side")  # of `data`, a clip
 _TOP = 5
+_VIDEOS = 8  # at once, where the run does not say
 
 
 class Prediction(NamedTuple):
@@ -67,6 +69,8 @@ def load(workdir) -> "Predictor":
     config = described(workdir)["config"]
     for section in ("model", "data", "eval", "optim", "mesh", "checkpoint", "init"):
         require(section in config, f"{workdir}/run.json has no section {section!r}: another version wrote it.")
+    config["model"] |= {"backend": "auto"}  # that of the machine that trained may not be here, nor its devices
+    config["mesh"] = {}
     return Predictor(_with_tuples(config), workdir)
 
 
@@ -112,8 +116,10 @@ class Predictor:
             self._compare(described(workdir), config, workdir)
         self.protocol, self._data = Protocol(**config["eval"]), config["data"]
         self._mesh = make_mesh(**config["mesh"])
+        frames, context = self.protocol.frames or self._data["frames"], self._mesh.shape["context"]
+        require(frames % context == 0, f"The {frames} frames of a clip must be divisible by mesh.context={context}.")
         # As many for each device.
-        self._batch_size = -(-self.protocol.batch_size // self._mesh.size) * self._mesh.size
+        self._batch_size = -(-(self.protocol.batch_size or _VIDEOS) // row_parts(self._mesh)) * row_parts(self._mesh)
         optimizer, _ = make_optimizer(1, 1, **config["optim"] | dict(warmup_steps=None, warmup_epochs=None))
         make_model = partial(build, **config["model"])
         if self.protocol.frames is not None:
@@ -125,9 +131,9 @@ class Predictor:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.parameters)
 
         def answer(parameters, batch):
-            return answers(nnx.merge(graph, parameters), batch["video"], batch["index"], self.protocol.average,
+            return answers(fold(nnx.merge(graph, parameters)), batch["video"], batch["index"], self.protocol.average,
                            self.protocol.views_at_once)
-        self._answer = jax.jit(answer, in_shardings=(shardings, batch_sharding(self._mesh)),
+        self._answer = jax.jit(on(self._mesh, answer), in_shardings=(shardings, None),
                                out_shardings=replicated(self._mesh))
 
     def _compare(self, run, config, workdir):

@@ -12,6 +12,7 @@ from vidformers.attention.core import square_init
 from vidformers.convolution import Convolution
 from vidformers.embedding import normalise
 from vidformers.errors import require
+from vidformers.linear import Linear
 
 he_convolution = partial(Convolution, kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"))
 
@@ -60,7 +61,7 @@ class ResNet(nnx.Module):
                 blocks.append(Bottleneck(channels, stem * 2**stage, stride=stride, dtype=dtype, rngs=rngs))
                 channels = 4 * stem * 2**stage
         self.blocks = nnx.List(blocks)
-        self.out = nnx.Linear(channels, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+        self.out = Linear(channels, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
 
     def __call__(self, video, key=None):
         return self.features(self.maps(video))

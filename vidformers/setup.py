@@ -14,10 +14,10 @@ from vidformers import memory
 from vidformers.errors import ConfigError, require
 from vidformers.evaluate import Evaluator, Protocol
 from vidformers.mixing import Mixing
-from vidformers.models import build
+from vidformers.models import WHOLE_CLIPS, build
 from vidformers.optim import in_steps, make_optimizer
 from vidformers.pretrained import Init, Pretrained, load
-from vidformers.sharding import batch_sharding, make_mesh, replicated, state_shardings
+from vidformers.sharding import abstract_batch, make_mesh, on, replicated, row_parts, state_shardings
 from vidformers.step import State, initial_state, make_step
 
 
@@ -32,6 +32,7 @@ class Loop:
         log_every_steps: steps between lines of figures.
         eval_every_steps, eval_every_epochs: between evaluations by one centre view; neither, none before the end.
         label_smoothing: share of the target spread over all classes.
+        profile_steps: the first and the last of some steps that are traced for Perfetto and XProf; empty for none.
         mixup, cutmix, mix_probability, mix_switch: those of `mixing.Mixing`; without the first two clips stay apart.
     """
 
@@ -43,6 +44,7 @@ class Loop:
     eval_every_steps: int | None = None
     eval_every_epochs: float | None = None
     label_smoothing: float = 0.0
+    profile_steps: tuple = ()
     mixup: float = 0.0
     cutmix: float = 0.0
     mix_probability: float = 1.0
@@ -51,6 +53,8 @@ class Loop:
     def __post_init__(self):
         for name in ("batch_size", "accumulate", "log_every_steps"):
             require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)} must be at least 1.")
+        require(len(self.profile_steps) in (0, 2) and all(isinstance(step, int) for step in self.profile_steps),
+                f"train.profile_steps={self.profile_steps} must be a first and a last step, such as (20,24).")
         require(0 <= self.label_smoothing < 1,
                 f"train.label_smoothing={self.label_smoothing} must be at least 0 and below 1.")
         require(self.mixing is None or self.batch_size >= 2 * self.accumulate,
@@ -62,9 +66,9 @@ class Loop:
         mixing = Mixing(self.mixup, self.cutmix, self.mix_probability, self.mix_switch)
         return mixing if mixing.active else None
 
-    def check_devices(self, devices: int) -> None:
-        require(self.batch_size % (devices * self.accumulate) == 0,
-                f"train.batch_size={self.batch_size} must be divisible by {devices} devices x "
+    def check_devices(self, parts: int) -> None:
+        require(self.batch_size % (parts * self.accumulate) == 0,
+                f"train.batch_size={self.batch_size} must be divisible by mesh.data x mesh.fsdp={parts} parts x "
                 f"train.accumulate={self.accumulate}.")
 
 
@@ -128,7 +132,12 @@ def set_up(config: dict, training: bool = True) -> Setup:
     pipeline.val_manifest, pipeline.flip_map  # read here to be refused here
     loop, protocol = Loop(**config["train"]), Protocol(**config["eval"])
     mesh = make_mesh(**config["mesh"])
-    loop.check_devices(mesh.size)
+    loop.check_devices(row_parts(mesh))
+    require(config["data"]["frames"] % mesh.shape["context"] == 0,
+            f"data.frames={config['data']['frames']} must be divisible by mesh.context={mesh.shape['context']}.")
+    require(mesh.shape["context"] == 1 or config["model"]["name"] not in WHOLE_CLIPS,
+            f"mesh.context={mesh.shape['context']} does not go with model.name={config['model']['name']}: XLA (jaxlib "
+            "0.10) gets the gradient of its convolutions wrong where frames are spread; use mesh.fsdp.")
     crop_places(protocol.crops)
     optim = config["optim"]
     if not training:
@@ -147,6 +156,9 @@ def set_up(config: dict, training: bool = True) -> Setup:
     require(config["checkpoint"]["best"] in known,
             f"checkpoint.best={config['checkpoint']['best']} must be one of {', '.join(dict.fromkeys(known))}.")
     optimizer, rate = make_optimizer(total, per_epoch, **optim)
+    require(not optim["in_backward"] or loop.accumulate == 1 and config["model"]["remat"] == "full",
+            "optim.in_backward=true keeps nothing of a layer but its input and updates after every batch: it needs "
+            f"model.remat=full, not {config['model']['remat']}, and train.accumulate=1, not {loop.accumulate}.")
     make_model = partial(build, **config["model"])
     graph, abstract = abstract_state(make_model, optimizer, optim["ema_decay"], mesh)
     for name in optim["frozen"]:
@@ -177,23 +189,29 @@ def initialise(setup: Setup, pretrained: Pretrained | None = None) -> State:
 
 
 def compile_step(setup: Setup, **changes):
-    """The training step, compiled ahead of time for this mesh; `changes` replace model fields or `accumulate`."""
+    """The training step, compiled ahead of time for this mesh; `changes` replace model fields, `accumulate` or
+    `in_backward`."""
+    optim = setup.config["optim"]
     accumulate = changes.pop("accumulate", setup.loop.accumulate)
+    in_backward = changes.pop("in_backward", optim["in_backward"])
     graph = setup.graph
     if changes:
         make_model = partial(setup.make_model, **changes)
         graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
     step = make_step(graph, setup.optimizer, setup.rate, seed=setup.config["seed"], accumulate=accumulate,
-                     label_smoothing=setup.loop.label_smoothing, ema_decay=setup.config["optim"]["ema_decay"],
-                     frozen=setup.config["optim"]["frozen"], mixing=setup.loop.mixing)
-    rows = batch_sharding(setup.mesh)
-    data, size = setup.config["data"], setup.loop.batch_size
-    shapes = {"video": ((size, data["frames"], data["size"], data["size"], 3), jnp.uint8),
-              "index": ((size, data["frames"]), jnp.int32),
-              "label": ((size,), jnp.int32), "mask": ((size,), jnp.float32)}
-    batch = {name: jax.ShapeDtypeStruct(*shape, sharding=rows) for name, shape in shapes.items()}
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(setup.shardings, replicated(setup.mesh)))
-    return jitted.lower(setup.abstract, batch).compile()
+                     label_smoothing=setup.loop.label_smoothing, ema_decay=optim["ema_decay"], frozen=optim["frozen"],
+                     in_backward=in_backward, mixing=setup.loop.mixing)
+    data = setup.config["data"]
+    video = (setup.loop.batch_size, data["frames"], data["size"], data["size"], 3)
+    batch = abstract_batch(setup.mesh, video, stop=jax.process_count() > 1)
+    return lower(step, setup.mesh, setup.abstract, batch).compile()
+
+
+def lower(step, mesh, abstract: State, batch: dict):
+    """`step` lowered for a mesh, of a state and a batch that are given by shape, type and sharding."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    jitted = jax.jit(on(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    return jitted.lower(abstract, batch)
 
 
 def compile_to_fit(setup: Setup, limit: int | None = None):
@@ -217,10 +235,14 @@ def compile_to_fit(setup: Setup, limit: int | None = None):
 
 def _smaller(setup: Setup):
     """Ways to need less memory, mildest first, each with the bytes it would take."""
-    accumulate, rows = setup.loop.accumulate, setup.loop.batch_size // setup.mesh.size
+    accumulate, clips = setup.loop.accumulate, setup.loop.batch_size // row_parts(setup.mesh)
+    if setup.config["optim"]["in_backward"]:
+        return
     changes = [("model.remat=full", dict(remat="full"))]
+    if accumulate == 1 and setup.config["optim"]["clip_norm"] is None and not setup.config["optim"]["frozen"]:
+        changes += [("model.remat=full and optim.in_backward=true", dict(remat="full", in_backward=True))]
     changes += [(f"model.remat=full and train.accumulate={k}", dict(remat="full", accumulate=k))
-                for k in (2 * accumulate, 4 * accumulate, rows) if rows % k == 0 and k > accumulate]
+                for k in (2 * accumulate, 4 * accumulate, clips) if clips % k == 0 and k > accumulate]
     for words, change in changes:
         try:
             yield words, memory.needed(compile_step(setup, **change))

@@ -16,9 +16,11 @@ from flax import nnx
 from vidformers.attention.core import Noise, SelfAttention, Tokens, add_branch, dropout
 from vidformers.attention.joint import Joint
 from vidformers.attention.shrinking import ShrinkingAttention
+from vidformers.convolution import Conv
 from vidformers.embedding import normalise, position_init
 from vidformers.encoder import Block, Classifier, Encoder, Mlp, StageSpec, gelu, glorot
 from vidformers.errors import require
+from vidformers.linear import Linear
 from vidformers.pyramid import check_depth
 
 CUBE, HALVE, HALVE_SPACE, KEEP = (3, 3, 3), (2, 2, 2), (1, 2, 2), (1, 1, 1)
@@ -61,8 +63,8 @@ class Stem(nnx.Module):
         self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
         widths = [width // part for part in parts]
         self.convolutions = nnx.List(
-            nnx.Conv(before, after, kernel, strides=step, padding=[(size // 2, size // 2) for size in kernel],
-                     dtype=dtype, rngs=rngs)
+            Conv(before, after, kernel, strides=step, padding=[(size // 2, size // 2) for size in kernel],
+                 dtype=dtype, rngs=rngs)
             for before, after, kernel, step in zip([3, *widths], widths, kernels, steps))
         self.norms = nnx.List(nnx.LayerNorm(each, epsilon=1e-6, dtype=dtype, rngs=rngs) for each in widths[:-1])
         self.space = nnx.Param(position_init(rngs.params(), (1 + math.prod(self.grid[1:]), width)))
@@ -86,7 +88,7 @@ class WideningMlp(nnx.Module):
     def __init__(self, width: int, hidden: int, out_width: int, *, dropout: float = 0.0, dtype=jnp.float32,
                  rngs: nnx.Rngs):
         self.dropout = dropout
-        linear = partial(nnx.Linear, kernel_init=glorot, dtype=dtype, rngs=rngs)
+        linear = partial(Linear, kernel_init=glorot, dtype=dtype, rngs=rngs)
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.wide, self.out, self.skip = linear(width, hidden), linear(hidden, out_width), linear(width, out_width)
 
@@ -146,6 +148,7 @@ def stat(parts, *, depths: tuple[int, ...] = (2, 11, 2), window: int = 3, long_k
     """
     require(bool(depths) and min(depths) >= 1, f"model.depths={depths} must give each stage at least one block.")
     check_depth(parts, depths)
+    parts.own_attention("STAT's attention")
     require(aggregation_layers >= 0, f"model.aggregation_layers={aggregation_layers} must be at least 0.")
     width, heads = parts.width, parts.heads
     if stem_convs == 1:

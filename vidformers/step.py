@@ -8,6 +8,8 @@ import optax
 from einops import rearrange
 from flax import nnx
 
+from vidformers.folding import fold
+from vidformers.layerwise import value_and_update
 from vidformers.mixing import Mixing
 from vidformers.optim import frozen_mask
 
@@ -33,20 +35,21 @@ def initial_state(make_model, optimizer, ema_decay, seed: int) -> State:
 
 
 def make_step(graph, optimizer, rate, *, seed: int, accumulate: int = 1, label_smoothing: float = 0.0,
-              ema_decay: float | None = None, frozen: tuple = (), mixing: Mixing | None = None):
+              ema_decay: float | None = None, frozen: tuple = (), in_backward: bool = False,
+              mixing: Mixing | None = None):
     """(state, batch {video b t y x c, index b t, label b, mask b}) -> (state, figures), for jit with the state donated.
+
+    Of several processes, a batch has `stop` (b) too, 1 from one that was asked to, and the figures say if any was.
 
     The loss is the cross-entropy of the rows of mask 1, averaged over the whole batch whatever `accumulate`, the
     number of micro-batches whose gradients are summed before the one update. Clips are mixed inside their micro-batch;
-    a mixed clip has no one class, so that `mixing` leaves no top-1 among the figures.
+    a mixed clip has no one class, so that `mixing` leaves no top-1 among the figures. `in_backward` updates the layers
+    of each stage within the backward pass, which goes with neither `accumulate` nor `frozen`.
     """
-    def loss_sum(parameters, batch, key):
+    def loss_sum(model, batch, key):
         mask = batch["mask"]
         # Blank before the model, not after: even a NaN in a masked row must reach neither the loss nor a gradient.
         video = jnp.where(mask[:, None, None, None, None] > 0, batch["video"], 0)
-        held = frozen_mask(parameters, frozen)
-        parameters = jax.tree.map(lambda x, hold: jax.lax.stop_gradient(x) if hold else x, parameters, held)
-        model = nnx.merge(graph, parameters)
         targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], model.num_classes), label_smoothing)
         if mixing is not None:
             key, own = jax.random.split(key)
@@ -57,11 +60,16 @@ def make_step(graph, optimizer, rate, *, seed: int, accumulate: int = 1, label_s
         return (losses * mask).sum(), (right * mask).sum()
 
     def gradient(parameters, batch, key):
-        (loss, right), gradients = jax.value_and_grad(loss_sum, has_aux=True)(parameters, batch, key)
+        def loss(parameters):
+            held = frozen_mask(parameters, frozen)
+            parameters = jax.tree.map(lambda x, hold: jax.lax.stop_gradient(x) if hold else x, parameters, held)
+            return loss_sum(fold(nnx.merge(graph, parameters)), batch, key)
+
+        (loss, right), gradients = jax.value_and_grad(loss, has_aux=True)(parameters)
         return loss, right, gradients
 
-    def step(state: State, batch):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+    def update_after(state, batch, count, key):
+        """(loss, right, norm of the gradient, new parameters, new moments): all of the gradient, then the update."""
         if accumulate == 1:
             sums = gradient(state.parameters, batch, key)
         else:
@@ -71,16 +79,30 @@ def make_step(graph, optimizer, rate, *, seed: int, accumulate: int = 1, label_s
             zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.parameters))
             sums, _ = jax.lax.scan(lambda sums, xs: (jax.tree.map(jnp.add, sums, gradient(state.parameters, *xs)),
                                                      None), zero, (micro, keys))
-        count = batch["mask"].sum()
         loss, right, gradients = jax.tree.map(lambda x: x / jnp.maximum(count, 1), sums)
         updates, moments = optimizer.update(gradients, state.optimizer, state.parameters)
-        parameters = optax.apply_updates(state.parameters, updates)
+        return loss, right, optax.tree.norm(gradients), optax.apply_updates(state.parameters, updates), moments
+
+    def update_within(state, batch, count, key):
+        """The same, layer by layer within the backward pass."""
+        def loss(model):
+            return jax.tree.map(lambda x: x / jnp.maximum(count, 1), loss_sum(model, batch, key))
+
+        return value_and_update(loss, graph, optimizer, state.parameters, state.optimizer)
+
+    def step(state: State, batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        update = update_within if in_backward else update_after
+        count = batch["mask"].sum()
+        loss, right, norm, parameters, moments = update(state, batch, count, key)
         average = state.average
         if ema_decay:
             average = optax.incremental_update(parameters, average, 1 - ema_decay)
-        figures = {"loss": loss, "count": count, "gradient_norm": optax.tree.norm(gradients), "lr": rate(state.step)}
+        figures = {"loss": loss, "count": count, "gradient_norm": norm, "lr": rate(state.step)}
         if mixing is None:
             figures["top1"] = right
+        if "stop" in batch:
+            figures["stop"] = batch["stop"].max()
         return State(state.step + 1, parameters, moments, average), figures
 
     return step

@@ -10,6 +10,7 @@ from vidformers.attention.core import square_init
 from vidformers.attention.swin import ShiftedWindowAttention
 from vidformers.encoder import Classifier, glorot
 from vidformers.errors import require
+from vidformers.linear import Linear
 from vidformers.pyramid import EPSILON, check_depth, pyramid
 
 
@@ -18,7 +19,7 @@ class TubeEmbedding(nnx.Module):
 
     def __init__(self, width: int, *, frames: int, patch_size: int, dtype=jnp.float32, rngs: nnx.Rngs):
         self.frames, self.patch_size = frames, patch_size
-        self.patch = nnx.Linear(3 * frames * patch_size**2, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+        self.patch = Linear(3 * frames * patch_size**2, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
         self.norm = nnx.LayerNorm(width, epsilon=EPSILON, dtype=dtype, rngs=rngs)
 
     def __call__(self, video):
@@ -32,7 +33,7 @@ class Merging(nnx.Module):
 
     def __init__(self, width: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
         self.norm = nnx.LayerNorm(4 * width, epsilon=EPSILON, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(4 * width, 2 * width, use_bias=False, kernel_init=glorot, dtype=dtype, rngs=rngs)
+        self.out = Linear(4 * width, 2 * width, use_bias=False, kernel_init=glorot, dtype=dtype, rngs=rngs)
 
     def __call__(self, patches):
         y, x = patches.shape[2:4]
@@ -59,6 +60,7 @@ def swin(parts, *, depths: tuple[int, ...] = (2, 2, 6, 2), window: tuple[int, in
     require(bool(depths) and all(depth >= 2 and depth % 2 == 0 for depth in depths),
             f"model.depths={tuple(depths)} must be even numbers: whole and shifted windows alternate.")
     check_depth(parts, depths)
+    parts.own_attention("Swin's window attention")
     require(parts.patch_size >= 1 and parts.image_size > 0 and parts.image_size % parts.patch_size == 0,
             f"model.patch_size={parts.patch_size} must divide model.image_size={parts.image_size}.")
     require(patch_frames >= 1 and parts.frames % patch_frames == 0,

@@ -13,6 +13,7 @@ from vidformers.attention.window import Series, WindowAttention
 from vidformers.embedding import position_init
 from vidformers.encoder import Block, Stage, StageSpec, gelu, glorot
 from vidformers.errors import require
+from vidformers.linear import Linear
 
 CLASS_POSITION, PADDING_POSITION = 286, 287  # the rows above belong to frames, by index modulo 286
 
@@ -22,8 +23,8 @@ class PostNormMlp(nnx.Module):
 
     def __init__(self, width: int, hidden: int, *, dropout: float = 0.0, dtype=jnp.float32, rngs: nnx.Rngs):
         self.dropout = dropout
-        self.wide = nnx.Linear(width, hidden, kernel_init=glorot, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(hidden, width, kernel_init=glorot, dtype=dtype, rngs=rngs)
+        self.wide = Linear(width, hidden, kernel_init=glorot, dtype=dtype, rngs=rngs)
+        self.out = Linear(hidden, width, kernel_init=glorot, dtype=dtype, rngs=rngs)
         self.norm = nnx.LayerNorm(width, epsilon=1e-12, dtype=dtype, rngs=rngs)
 
     def __call__(self, series: Series, noise: Noise | None = None) -> Series:
@@ -80,7 +81,7 @@ class TemporalEncoder(nnx.Module):
         self.stages = nnx.List(Stage(StageSpec(layer(window), len(list(run))), remat=remat, unroll=unroll, rngs=rngs)
                                for window, run in groupby(windows))
         self.head_norm = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
-        self.head = nnx.Linear(width, width, kernel_init=square_init, rngs=rngs)
+        self.head = Linear(width, width, kernel_init=square_init, rngs=rngs)
 
     def __call__(self, features, key=None, positions=None, mask=None):
         """Features (b t d) -> (b d), in float32 or wider.

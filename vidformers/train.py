@@ -11,25 +11,32 @@ import jax
 import numpy as np
 
 from input_pipeline import DataError
+from vidformers import memory
 from vidformers import workdir as folders
+from vidformers.bad_videos import BadVideos
 from vidformers.checkpoint import Checkpoints
 from vidformers.errors import require
 from vidformers.evaluate import Evaluator, Protocol, Result
+from vidformers.hosts import meet
 from vidformers.metrics import MetricWriter, draw_confusion, draw_curves, replace_text
 from vidformers.pretrained import Pretrained
 from vidformers.progress import Bar, say, table
 from vidformers.setup import Setup, compile_to_fit, initialise, load_weights, set_up
 from vidformers.sharding import put_batch
 from vidformers.step import State
+from vidformers.tracing import Trace
 
 _SLOW = 0.05  # share of the time spent waiting for data, above which a line says so
 
 
 class Stop:
-    """Turns the first SIGTERM or ctrl-C into a wish, so that the loop ends after a whole step; the second kills."""
+    """Turns the first SIGTERM or ctrl-C into a wish, so that the loop ends after a whole step; the second kills.
+
+    `signal` is that of this process, if it got one; `agreed` says that all processes stop, at the same step.
+    """
 
     def __enter__(self):
-        self.signal = None
+        self.signal, self.heard = None, False
         self.before = {number: signal.signal(number, self._wish) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
@@ -40,6 +47,19 @@ class Stop:
     def __exit__(self, *_):
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+    @property
+    def agreed(self) -> bool:
+        return self.heard if jax.process_count() > 1 else self.signal is not None
+
+    def tell(self, batch: dict) -> dict:
+        """The batch, which takes the wish of one of many processes to all."""
+        if jax.process_count() == 1:
+            return batch
+        return batch | {"stop": np.full(len(batch["mask"]), self.signal is not None, np.float32)}
+
+    def hear(self, figures: dict) -> None:
+        self.heard = self.heard or figures.get("stop", 0) > 0
 
 
 class Interrupted(Exception):
@@ -92,9 +112,16 @@ def _train(setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpo
         progress |= saved
         require(start <= setup.total_steps, f"--workdir={workdir} holds step {start}, beyond the {setup.total_steps} "
                                             "steps of train.total_steps or total_epochs.")
-    compiled = compile_to_fit(setup) if start < setup.total_steps else None
+    trace = Trace(workdir / "profile", setup.loop.profile_steps, setup.total_steps)
+    compiled = batches = None
+    if start < setup.total_steps:
+        batches = stack.enter_context(closing(setup.pipeline.train_batches(  # whose workers start meanwhile
+            batch_size=setup.loop.batch_size, seed=setup.config["seed"], start=start,
+            process_index=jax.process_index(), process_count=jax.process_count())))
+        compiled = compile_to_fit(setup)
     if not restored:
         state = initialise(setup, pretrained)
+    meet()
     phase("compiling", since)
     if main:
         folders.record(workdir, run)
@@ -102,11 +129,11 @@ def _train(setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpo
             replace_text(workdir / "init.json", pretrained.account())
             show_account(pretrained)
         writer = stack.enter_context(closing(MetricWriter(workdir, start)))
-    if restored:
+    if restored and main:
         say(f"Continues {workdir} at step {start} of {setup.total_steps}.")
-    for change in changes:
-        say(change)
     if main:
+        for change in changes:
+            say(change)
         for sentence in accounts(setup, workdir):
             say(sentence)
     evaluators = {}
@@ -131,16 +158,18 @@ def _train(setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpo
     with Stop() as stop:
         def must_know(step: int) -> bool:
             """Whether the state after `step` may be saved, so that all losses up to it must be known to be finite."""
-            return bool(stop.signal or step % checkpoints.every_steps == 0 or due(step))
+            return bool(stop.agreed or step % checkpoints.every_steps == 0 or due(step))
 
         if start == setup.total_steps:
             final = evaluate(setup.protocol, start)
         since, before = time.perf_counter(), phases.get("evaluating", 0.0)
-        for step, state, logged, pending in steps(setup, compiled, state, start, progress["pending"], bad, must_know):
+        trace = stack.enter_context(closing(trace))
+        for step, state, logged, pending in steps(setup, compiled, state, batches, start, progress["pending"], bad,
+                                                  stop, must_know, trace):
             if logged and main:
                 writer.write(step, logged)
             results = [evaluate(protocol, step) for protocol in due(step)]
-            asked = pending is not None and stop.signal is not None
+            asked = pending is not None and stop.agreed
             if asked or results or step % checkpoints.every_steps == 0:
                 figures = {name: value for result in results for name, value in result.figures.items()}
                 checkpoints.save(step, state, {**bad.progress, "pending": pending}, figures)
@@ -149,7 +178,7 @@ def _train(setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpo
             elif asked:
                 checkpoints.wait()
                 raise Interrupted(f"Stopped at step {step} of {setup.total_steps}, which is saved: the same command "
-                                  "continues.", stop.signal)
+                                  "continues.", stop.signal or signal.SIGTERM)
         phase("training", since)
         phases["training"] -= phases["evaluating"] - before
         checkpoints.wait()
@@ -182,35 +211,8 @@ def accounts(setup: Setup, workdir: Path):
                "pass over the videos is as many times longer.")
 
 
-class BadVideos:
-    """Counts the rows that would not decode, names each file once, and ends a run that meets too many."""
-
-    def __init__(self, setup: Setup, progress: dict):
-        self.records, self.setup, self.progress = setup.pipeline.train_manifest.records, setup, progress
-
-    def meet(self, step: int, batch: dict) -> None:
-        """Looks at the batch of `step`, counted from 0."""
-        size = self.setup.loop.batch_size // self.setup.pipeline.repeats
-        if step and step * size // len(self.records) != (step - 1) * size // len(self.records):
-            self.progress = {**self.progress, "bad_in_pass": 0}
-        rows = np.flatnonzero(batch["mask"] == 0)
-        if not rows.size:
-            return
-        known = dict(self.progress["bad"])
-        for row in rows:
-            path = self.records[int(batch["id"][row])].path
-            if path not in known:
-                say(f"Left out, it will not decode: {path}: {batch['error'][row].decode('utf-8', 'replace')}")
-            known[path] = known.get(path, 0) + 1
-        count = self.progress["bad_in_pass"] + int(rows.size) // self.setup.pipeline.repeats
-        self.progress = {"bad_in_pass": count, "bad": known}
-        most = self.setup.pipeline.max_bad_fraction
-        if self.progress["bad_in_pass"] > most * len(self.records):
-            raise DataError(f"{self.progress['bad_in_pass']} of {len(self.records)} videos of this pass would not "
-                            f"decode, more than data.max_bad_fraction={most} allows; one of them: {path}.")
-
-
-def steps(setup: Setup, compiled, state: State, start: int, pending: list, bad: BadVideos, must_know):
+def steps(setup: Setup, compiled, state: State, batches, start: int, pending: list, bad: BadVideos, stop: Stop,
+          must_know, trace: Trace):
     """Yields (steps done, state, figures since the last log or None, pending) after each step.
 
     Figures are fetched late, so that the host runs ahead of the devices by two steps at most. `pending` holds those of
@@ -223,45 +225,44 @@ def steps(setup: Setup, compiled, state: State, start: int, pending: list, bad: 
     loop = setup.loop
     if start == setup.total_steps:
         return
-    batches = setup.pipeline.train_batches(
-        batch_size=loop.batch_size, seed=setup.config["seed"], start=start,
-        process_index=jax.process_index(), process_count=jax.process_count())
     running, done, waited, since, logged_at = deque(), list(pending), 0.0, time.perf_counter(), start
     decoded = 0  # frames, by this process
-    try:
-        with Bar("train", setup.total_steps, start, shown=jax.process_index() == 0) as bar:
-            for step in range(start + 1, setup.total_steps + 1):
-                asked = time.perf_counter()
-                batch = next(batches)
-                waited += time.perf_counter() - asked
-                bad.meet(step - 1, batch)
-                decoded += int(batch["decoded"].sum())
-                state, figures = compiled(state, put_batch(setup.mesh, batch))
-                running.append((step, figures))
-                whole = step % loop.log_every_steps == 0 or step == setup.total_steps
-                known = whole or must_know(step)
-                while len(running) > (0 if known else 2):
-                    done.append(_fetch(*running.popleft()))
-                bar.advance()
-                logged = None
-                if whole:
-                    seconds = time.perf_counter() - since
-                    logged = _log(done, loop.batch_size) | {
-                        "train/clips_per_second": (step - logged_at) * loop.batch_size / seconds,
-                        "train/frames_per_second": decoded * jax.process_count() / seconds,
-                        "train/data_wait": waited / seconds}
-                    top1 = f"top-1 {logged['train/top1']:.1%}  " if "train/top1" in logged else ""
-                    bar.figures(f"loss {logged['train/loss']:.3f}  {top1}"
-                                f"{logged['train/clips_per_second']:.0f} clips/s  "
-                                f"{logged['train/frames_per_second']:.0f} decoded frames/s  "
-                                f"data wait {logged['train/data_wait']:.1%}"
-                                + ("  (reading is slower than training)" if logged["train/data_wait"] > _SLOW else ""))
-                    done = []
-                yield step, state, logged, list(done) if known else None
-                if whole:
-                    waited, decoded, since, logged_at = 0.0, 0, time.perf_counter(), step
-    finally:
-        batches.close()
+    with Bar("train", setup.total_steps, start, shown=jax.process_index() == 0) as bar:
+        for step in range(start + 1, setup.total_steps + 1):
+            trace.before(step, state)
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            bad.meet(batch)
+            decoded += int(batch["decoded"].sum())
+            state, figures = compiled(state, put_batch(setup.mesh, stop.tell(batch)))
+            running.append((step, figures))
+            whole = step % loop.log_every_steps == 0 or step == setup.total_steps
+            known = whole or must_know(step)
+            while len(running) > (0 if known else 2):
+                number, figures = running.popleft()
+                done.append(_fetch(number, figures))
+                bad.count(number, done[-1])
+                stop.hear(done[-1])
+            trace.after(step, state)
+            bar.advance()
+            logged = None
+            if whole:
+                seconds = time.perf_counter() - since
+                logged = _log(done, loop.batch_size) | {
+                    "train/clips_per_second": (step - logged_at) * loop.batch_size / seconds,
+                    "train/frames_per_second": decoded * jax.process_count() / seconds,
+                    "train/data_wait": waited / seconds}
+                top1 = f"top-1 {logged['train/top1']:.1%}  " if "train/top1" in logged else ""
+                bar.figures(f"loss {logged['train/loss']:.3f}  {top1}"
+                            f"{logged['train/clips_per_second']:.0f} clips/s  "
+                            f"{logged['train/frames_per_second']:.0f} decoded frames/s  "
+                            f"data wait {logged['train/data_wait']:.1%}"
+                            + ("  (reading is slower than training)" if logged["train/data_wait"] > _SLOW else ""))
+                done = []
+            yield step, state, logged, list(done) if known else None
+            if whole:
+                waited, decoded, since, logged_at = 0.0, 0, time.perf_counter(), step
 
 
 def _fetch(step: int, figures: dict) -> dict:
@@ -284,8 +285,14 @@ def _log(done: list[dict], batch_size: int) -> dict:
 def run_evaluation(setup: Setup, evaluator: Evaluator, parameters, protocol: Protocol) -> Result:
     """Evaluates parameters on `data.val`. Raises DataError naming a video that will not decode."""
     records = setup.pipeline.val_manifest.records
+    data = setup.config["data"]
+    frames, size, workers = protocol.frames or data["frames"], data["size"], setup.pipeline.workers
+    others = sum(memory.held(leaf) for leaf in jax.tree.leaves(setup.abstract)) - sum(
+        memory.held(leaf) for leaf in jax.tree.leaves(setup.abstract.evaluated))
+    videos = evaluator.videos_at_once(parameters, frames, size, others, setup.pipeline.room,
+                                      -(-len(records) // max(workers, 1)))
     batches = setup.pipeline.val_batches(
-        batch_size=protocol.batch_size, clips=protocol.clips, crops=protocol.crops,
+        batch_size=videos, clips=protocol.clips, crops=protocol.crops,
         frames=protocol.frames, process_index=jax.process_index(), process_count=jax.process_count())
 
     def bad_video(row: int, error: str) -> DataError:
@@ -298,8 +305,9 @@ def run_evaluation(setup: Setup, evaluator: Evaluator, parameters, protocol: Pro
             bar.figures(f"top-1 {result.figures[f'val/top1@{protocol.name}']:.2%}")
     finally:
         batches.close()
-    for row, error in result.skipped:
-        say(f"Left out, it will not decode: {records[row].path}: {error}")
+    if jax.process_index() == 0:
+        for row, error in result.skipped:
+            say(f"Left out, it will not decode: {records[row].path}: {error}")
     return result
 
 

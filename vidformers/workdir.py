@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -19,7 +20,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av",
 IDENTITY = ("seed", "model", "train.batch_size", "data.train", "data.frames", "data.sampling", "data.stride",
             "data.fps", "data.size", "data.short_side", "data.flip", "data.source", "data.crop", "data.repeats",
             "data.randaugment", "data.erasing", "train.mixup", "train.cutmix", "optim.name", "optim.ema_decay")
-COMPUTED = ("model.remat", "model.unroll", "model.dtype")
+COMPUTED = ("model.remat", "model.unroll", "model.dtype", "model.backend")
 
 
 def open_workdir(path) -> Path:
@@ -27,8 +28,7 @@ def open_workdir(path) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        replace_text(path / ".writable", "")
-        (path / ".writable").unlink()
+        tempfile.TemporaryFile(dir=path).close()  # of no name that another process could take
     except OSError as error:
         raise ConfigError(f"--workdir={path} cannot be written to: {error.strerror}.") from None
     return path

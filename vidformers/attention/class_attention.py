@@ -6,6 +6,7 @@ from flax import nnx
 
 from vidformers.attention.core import Noise, Tokens, add_branch, attend, check_heads, square_init
 from vidformers.attention.kernels import softmax
+from vidformers.linear import Linear
 
 
 class ClassAttention(nnx.Module):
@@ -22,9 +23,9 @@ class ClassAttention(nnx.Module):
         check_heads(width, heads)
         self.heads, self.dropout, self.kernel = heads, dropout, softmax
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.q = nnx.Linear(width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
-        self.kv = nnx.Linear(width, 2 * width, kernel_init=square_init, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+        self.q = Linear(width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+        self.kv = Linear(width, 2 * width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+        self.out = Linear(width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
         return add_branch(tokens, *self.branch(tokens), self.dropout, noise)

@@ -10,6 +10,7 @@ from vidformers.attention.dictionary import Dictionary, views
 from vidformers.attention.kernels import choose
 from vidformers.convolution import Convolution
 from vidformers.errors import require
+from vidformers.linear import Linear
 
 
 class ConvolutionalAttention(nnx.Module):
@@ -42,8 +43,8 @@ class ConvolutionalAttention(nnx.Module):
         self.norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.near = nnx.List(Convolution(width, width, 3, stride=s, groups=width, dtype=dtype, rngs=rngs)
                              for s in (1, stride, stride))
-        self.qkv = nnx.List(nnx.Linear(width, width, kernel_init=square_init, dtype=dtype, rngs=rngs) for _ in "qkv")
-        self.out = nnx.Linear(views(dictionary) * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+        self.qkv = nnx.List(Linear(width, width, kernel_init=square_init, dtype=dtype, rngs=rngs) for _ in "qkv")
+        self.out = Linear(views(dictionary) * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
         return add_branch(tokens, *self.branch(tokens), self.dropout, noise)

@@ -5,6 +5,8 @@ g groups, n tokens of a group, h heads, e width of a head, q queries, k keys.
 """
 
 import math
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import jax
@@ -14,12 +16,18 @@ from einops import rearrange, repeat
 from flax import nnx
 
 from vidformers.attention.dictionary import Dictionary, views
+from vidformers.attention.fused import check_backend, softmax_by
 from vidformers.attention.kernels import KERNELS, Source, choose, softmax
 from vidformers.errors import require
+from vidformers.linear import Linear
+from vidformers.sharding import filled_up, spread, spread_rows
 
 # Glorot's bound for a square d -> d projection is that of fan-in scaling. Written so, one kernel that holds several
 # square projections side by side starts as each of them would alone.
 square_init = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
+
+
+_weights_again = ContextVar("attention weights are computed again in the backward pass", default=False)
 
 
 class Tokens(NamedTuple):
@@ -54,6 +62,7 @@ class Scheme:
     """
 
     ordered = True  # whether the keys of a group follow each other in an order that the cosine kernel may weigh by
+    reach = "frame"  # of a group: its 'frame', some patches of every frame ('time'), or the whole 'clip'
 
     def fold(self, patches):
         """b t y x ... -> b g n ..., padded with zeros at the end of a group where the grid does not divide."""
@@ -80,9 +89,22 @@ def attend(q, k, v, mask=None, *, bias=None, angle=None, dictionary: Dictionary 
     """
     # Heads first: as batch dimensions in front they make products that CPUs run half again as fast.
     q, k, v = (jnp.swapaxes(x, -2, -3) for x in (q, k, v))
-    source = Source(k, v, mask, bias, angle)
-    out = kernel(q, [source]) if dictionary is None else dictionary.attend(kernel, q, source)
-    return jnp.swapaxes(out, -2, -3)
+
+    def read(q, k, v):
+        source = Source(k, v, mask, bias, angle)
+        return kernel(q, [source]) if dictionary is None else dictionary.attend(kernel, q, source)
+
+    return jnp.swapaxes((jax.checkpoint(read) if _weights_again.get() else read)(q, k, v), -2, -3)
+
+
+@contextmanager
+def weights_again():
+    """Within it, `attend` keeps no weights for the backward pass, which computes them from q, k and v again."""
+    token = _weights_again.set(True)
+    try:
+        yield
+    finally:
+        _weights_again.reset(token)
 
 
 def dropout(x, rate: float, noise: Noise | None):
@@ -128,16 +150,18 @@ class SelfAttention(nnx.Module):
         kernel: 'softmax', 'relu' (linear in the number of keys) or 'cosine' (so too; weighs by distance in the order
             of the group, which leaves no place for a class token).
         cosine_index: 'sequence', the order of the group, or 't', the frames alone.
+        backend: what computes softmax by groups: 'einsum', JAX's own function by 'xla' or 'cudnn', or 'auto'.
         masked: run full attention under the scheme's visibility matrix, the slow definition, instead of by groups.
     Raises:
-        ConfigError: the heads do not divide the width, or a kernel that is unknown or does not fit.
+        ConfigError: the heads do not divide the width, or a kernel or a backend that is unknown or does not fit.
     """
 
     def __init__(self, scheme: Scheme, width: int, heads: int, *, class_keys: bool = True, class_queries: bool = True,
                  extra_projection: bool = False, dictionary: Dictionary | None = None, kernel: str = "softmax",
-                 cosine_index: str = "sequence", dropout: float = 0.0, dtype=jnp.float32, masked: bool = False,
-                 rngs: nnx.Rngs):
+                 cosine_index: str = "sequence", backend: str = "auto", dropout: float = 0.0, dtype=jnp.float32,
+                 masked: bool = False, rngs: nnx.Rngs):
         check_heads(width, heads)
+        check_backend(backend, kernel, dtype, width // heads)
         require(class_keys or not class_queries, "A class token that queries must be among the keys it reads.")
         require(kernel in KERNELS, f"model.kernel={kernel!r} must be one of {', '.join(KERNELS)}.")
         require(cosine_index in ("sequence", "t"), f"model.cosine_index={cosine_index!r} must be sequence or t.")
@@ -145,15 +169,15 @@ class SelfAttention(nnx.Module):
                 "model.kernel=cosine weighs keys by their distance in a sequence, in which a class token and shifted "
                 "keys have no place.")
         self.scheme, self.heads, self.dropout, self.masked = scheme, heads, dropout, masked
-        self.kernel, self.angled, self.cosine_index = kernel, kernel == "cosine", cosine_index
+        self.kernel, self.angled, self.cosine_index, self.backend = kernel, kernel == "cosine", cosine_index, backend
         self.dictionary = nnx.data(dictionary)
         self.class_keys, self.class_queries = class_keys, class_queries
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.qkv = nnx.Linear(width, 3 * width, kernel_init=square_init, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(views(dictionary) * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+        self.qkv = Linear(width, 3 * width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+        self.out = Linear(views(dictionary) * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
         self.extra = nnx.data(None)
         if extra_projection:
-            self.extra = nnx.Linear(width, width, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
+            self.extra = Linear(width, width, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
         patches, classes = self.branch(tokens)
@@ -163,12 +187,13 @@ class SelfAttention(nnx.Module):
         """The update without the residual: patches (b t y x d), classes (b c d) or None where they only are keys."""
         patches, classes = self._heads(tokens.patches), None
         if self.class_keys and tokens.classes.shape[1]:
-            classes = self._class_heads(tokens.classes, self.members(tokens.patches.shape[1:4]).shape[0])
+            groups = self.members(tokens.patches.shape[1:4]).shape[0]
+            classes = self._class_heads(tokens.classes, groups)
         patches, classes = self.read(patches, classes, tokens.patches.shape[1:4])
-        patches = self._project(patches)
+        patches = spread(self._project(patches))
         if classes is None:
             return patches, None
-        return patches, merge(self._project(classes), tokens.classes)
+        return patches, spread(merge(self._project(classes), tokens.classes))
 
     def members(self, grid):
         """(g n): False marks padding."""
@@ -184,7 +209,7 @@ class SelfAttention(nnx.Module):
     def _heads(self, x):
         """(... d) -> q, k, v, each (... h e)."""
         return [rearrange(each, "... (h e) -> ... h e", h=self.heads)
-                for each in jnp.split(self.qkv(self.norm(x)), 3, axis=-1)]
+                for each in jnp.split(spread_rows(self.qkv(self.norm(x))), 3, axis=-1)]
 
     def _class_heads(self, classes, groups: int):
         """(b c d) -> q, k, v of the class token of each group, each (b g h e)."""
@@ -200,7 +225,17 @@ class SelfAttention(nnx.Module):
         return x if self.extra is None else self.extra(x)
 
     def _gathered(self, patches, classes, members, grid):
+        groups, reach = len(members), self.scheme.reach
+        angle = self._angles(members, grid) if self.angled else None
+        filled = filled_up(groups) if reach == "time" else 0
+        if reach != "frame" and not filled:  # queries stay where their frames are, and read the keys of all
+            patches = [patches[0], *(spread(x, None) for x in patches[1:])]
         q, k, v = (self.scheme.fold(x) for x in patches)
+        if filled:  # frames come together, and groups part instead
+            q, k, v = (spread(_fill(spread(x, 2), filled), 1) for x in (q, k, v))
+            classes = classes and [spread(_fill(x, filled), 1) for x in classes]
+            members, angle = (x if x is None else np.pad(x, ((0, filled - groups), (0, 0)), mode="edge")
+                              for x in (members, angle))
         mask = members
         if classes is not None:
             extra_q, extra_k, extra_v = (each[:, :, None] for each in classes)
@@ -208,12 +243,15 @@ class SelfAttention(nnx.Module):
             mask = np.pad(members, ((0, 0), (1, 0)), constant_values=True)
             if self.class_queries:
                 q = jnp.concatenate([extra_q, q], axis=2)
-        angle = self._angles(members, grid)[:, None] if self.angled else None
+        angle = angle if angle is None else angle[:, None]
         out = attend(q, k, v, None if mask.all() else mask[:, None, None, :], angle=angle, dictionary=self.dictionary,
-                     kernel=choose(self.kernel, masked=False))
-        if classes is None or not self.class_queries:
-            return self.scheme.unfold(out, grid), None
-        return self.scheme.unfold(out[:, :, 1:], grid), out[:, :, 0]
+                     kernel=softmax_by(self.backend) if self.kernel == "softmax" else choose(self.kernel, masked=False))
+        out, read_by_classes = spread_rows(out), None  # or cotangents come with heads apart, as W_O has them, and move
+        if classes is not None and self.class_queries:
+            read_by_classes, out = out[:, :groups, 0], out[:, :, 1:]
+        if filled:
+            out = spread(spread(out, 1), 2)[:, :groups]
+        return spread(self.scheme.unfold(out, grid)), read_by_classes
 
     def _angles(self, members, grid):
         """(g n) radians, from above 0 to a right angle over the group or, by `cosine_index`, over the frames."""
@@ -242,6 +280,11 @@ class SelfAttention(nnx.Module):
         if classes is None or not self.class_queries:
             return out.reshape(shape), None
         return out[:, groups:].reshape(shape), out[:, :groups]
+
+
+def _fill(x, groups: int):
+    """x (b g ...) with groups of zeros behind, for as many in all."""
+    return jnp.pad(x, [(0, 0), (0, groups - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
 
 
 def merge(copies, classes):

@@ -12,6 +12,8 @@ from vidformers.attention.core import Scheme
 class Joint(Scheme):
     """Every token sees every token: NT keys, and the class token (MEViT eq. 3)."""
 
+    reach = "clip"
+
     def fold(self, patches):
         return rearrange(patches, "b t y x ... -> b 1 (t y x) ...")
 

@@ -4,6 +4,7 @@ Arrays have their heads first: q (... h q e), k and v (... h k e). A kernel take
 keys and normalises over all of them together; its result is (... h q e).
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -28,13 +29,32 @@ class Source(NamedTuple):
     angle: jax.Array | None = None
 
 
-def softmax(q, sources, drop=lambda weights: weights):
-    """Scores scaled by 1/sqrt(e); softmax is taken in float32, or wider where q is; `drop` thins out its weights."""
+def softmax(q, sources):
+    """Scores scaled by 1/sqrt(e); softmax is taken in float32, or wider where q is.
+
+    What is read is divided by the sum of the weights, since there are more of these.
+    """
+    scores = _scores(q, sources)
+    top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores]))
+    weights = [jnp.exp(score - top) for score in scores]
+    return (read(weights, q, sources) / sum(part.sum(-1, keepdims=True) for part in weights)).astype(q.dtype)
+
+
+def thinned_softmax(q, sources, drop):
+    """`softmax` with weights that `drop` thins out, those of all sources at once."""
     return read(softmax_weights(q, sources, drop), q, sources)
 
 
 def softmax_weights(q, sources, drop=lambda weights: weights):
-    """The weights of `softmax`, (... h q k) of each source."""
+    """The weights of `softmax`, (... h q k) of each source, which `drop` thins out."""
+    scores = _scores(q, sources)
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0], axis=-1)
+    sizes = [score.shape[-1] for score in scores]
+    return jnp.split(drop(weights), [sum(sizes[:i]) for i in range(1, len(sizes))], axis=-1)
+
+
+def _scores(q, sources) -> list:
+    """(... h q k) of each source, -inf where its mask hides a key."""
     q = q * q.shape[-1] ** -0.5
     scores = []
     for source in sources:
@@ -43,9 +63,7 @@ def softmax_weights(q, sources, drop=lambda weights: weights):
         if source.bias is not None:
             score += source.bias
         scores.append(score if source.mask is None else jnp.where(source.mask, score, -jnp.inf))
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0], axis=-1)
-    sizes = [score.shape[-1] for score in scores]
-    return jnp.split(drop(weights), [sum(sizes[:i]) for i in range(1, len(sizes))], axis=-1)
+    return scores
 
 
 def read(weights, q, sources):

@@ -22,6 +22,8 @@ class Motion(Scheme):
         ConfigError: the block size is below 1.
     """
 
+    reach = "time"
+
     size: int  # M, in patches
 
     def __post_init__(self):

@@ -10,8 +10,9 @@ from flax import nnx
 from vidformers.attention.core import Noise, Tokens, add_branch, attend, check_heads, square_init
 from vidformers.attention.dictionary import Dictionary, views
 from vidformers.attention.kernels import choose
-from vidformers.convolution import mean_pool
+from vidformers.convolution import Conv, mean_pool
 from vidformers.errors import require
+from vidformers.linear import Linear
 
 
 class ShrinkingAttention(nnx.Module):
@@ -47,12 +48,12 @@ class ShrinkingAttention(nnx.Module):
         self.kv_stride = kv_stride
         self.kernel, self.masked, self.dictionary = kernel, masked, nnx.data(dictionary)
         compute = dict(dtype=dtype, rngs=rngs)
-        pool = partial(nnx.Conv, width, width, (3, 3), padding=1, feature_group_count=width, use_bias=False, **compute)
+        pool = partial(Conv, width, width, (3, 3), padding=1, feature_group_count=width, use_bias=False, **compute)
         self.norm, self.norm_k, self.norm_v = (nnx.LayerNorm(width, epsilon=1e-6, **compute) for _ in range(3))
-        self.qkv = nnx.Linear(width, 3 * width, kernel_init=square_init, **compute)
+        self.qkv = Linear(width, 3 * width, kernel_init=square_init, **compute)
         self.pool_q = nnx.data(pool(strides=2) if pool_queries else None)
         self.pool_k, self.pool_v = pool(strides=kv_stride), pool(strides=kv_stride)
-        self.out = nnx.Linear(views(dictionary) * width, width, kernel_init=square_init, **compute)
+        self.out = Linear(views(dictionary) * width, width, kernel_init=square_init, **compute)
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
         branch, patches = self.branch(tokens), tokens.patches

@@ -9,6 +9,7 @@ from vidformers.attention.core import Noise, Tokens, add_branch, attend, check_h
 from vidformers.attention.dictionary import Dictionary, views
 from vidformers.attention.kernels import softmax
 from vidformers.errors import require
+from vidformers.linear import Linear
 
 table_init = nnx.initializers.truncated_normal(0.02)
 
@@ -43,8 +44,8 @@ class ShiftedWindowAttention(nnx.Module):
         self.dropout, self.masked, self.kernel = dropout, masked, softmax
         self.dictionary = nnx.data(dictionary)
         self.norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.qkv = nnx.Linear(width, 3 * width, kernel_init=square_init, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(views(dictionary) * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+        self.qkv = Linear(width, 3 * width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+        self.out = Linear(views(dictionary) * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
         self.table = nnx.Param(table_init(rngs.params(), (int(np.prod([2 * w - 1 for w in window])), heads)))
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:

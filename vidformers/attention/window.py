@@ -11,8 +11,9 @@ from flax import nnx
 
 from vidformers.attention.core import Noise, attend, check_heads, dropout, square_init
 from vidformers.attention.dictionary import Dictionary, views
-from vidformers.attention.kernels import softmax
+from vidformers.attention.kernels import softmax, thinned_softmax
 from vidformers.errors import require
+from vidformers.linear import Linear
 
 
 class Series(NamedTuple):
@@ -52,7 +53,7 @@ class WindowAttention(nnx.Module):
         self.tie_global, self.kernel, self.dictionary = tie_global, softmax, nnx.data(dictionary)
 
         def linear(inputs, outputs):
-            return nnx.Linear(inputs, outputs, kernel_init=square_init, dtype=dtype, rngs=rngs)
+            return Linear(inputs, outputs, kernel_init=square_init, dtype=dtype, rngs=rngs)
 
         self.qkv = linear(width, 3 * width)
         if not tie_global:
@@ -68,7 +69,7 @@ class WindowAttention(nnx.Module):
     def branch(self, series: Series, of_frames: Noise | None = None, of_token: Noise | None = None):
         """The update (b n d), without the residual and its norm; the noises thin out attention weights."""
         kernels = [self.kernel if noise is None else partial(
-            softmax, drop=lambda weights, noise=noise: dropout(weights, self.dropout, noise))
+            thinned_softmax, drop=lambda weights, noise=noise: dropout(weights, self.dropout, noise))
             for noise in (of_frames, of_token)]
         tokens, valid = series
         frames = token = self._heads(self.qkv(tokens), 3)

@@ -75,7 +75,8 @@ class Pretrained:
                 return {name: place(child, (*path, name)) for name, child in tree.items()}
             if path not in self.values:
                 return tree
-            return jax.device_put(self.values[path].astype(tree.dtype), tree.sharding)
+            value = self.values[path].astype(tree.dtype)
+            return jax.make_array_from_callback(value.shape, tree.sharding, lambda index: value[index])
         return place(parameters, ())
 
 

@@ -13,7 +13,7 @@ from vidformers.pretrained.layouts import Names
 
 # Fields of the section `model` that may differ: those that shapes show, and those that change no parameter's meaning.
 _FREE = ("frames", "image_size", "num_classes", "size", "dropout", "drop_path", "temporal_dropout", "head_dropout",
-         "dtype", "remat", "unroll", "masked", "frames_at_once", "starts_as_image")
+         "dtype", "remat", "unroll", "masked", "backend", "frames_at_once", "starts_as_image")
 
 
 @dataclass
