@@ -5,7 +5,6 @@ HaViT reports linear activation to be about 5 times and divided attention about 
 JSON line: medians, and the ratio of each to joint attention.
 """
 
-import argparse
 import statistics
 import time
 from functools import partial
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from benchmarks.arguments import parse
 from benchmarks.measure import keep_memory, report
 from vidformers import build
 
@@ -37,12 +37,7 @@ def forward(video, **options):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    args = parser.parse_args()
+    args = parse(__doc__, frames=8, batch=1, rounds=7, dtype="float32")
     keep_memory()
     video = jax.device_put(np.zeros((args.batch, args.frames, 224, 224, 3), np.uint8))
     runs = {kind: forward(video, dtype=args.dtype, **options) for kind, options in KINDS.items()}

@@ -1,5 +1,6 @@
 """What the benchmarks share: a model's training step without data, and the account of where it was measured."""
 
+import ctypes.util
 import datetime
 import importlib.metadata
 import json
@@ -14,33 +15,56 @@ import numpy as np
 from flax import nnx
 
 from vidformers import build
+from vidformers.folding import fold
 from vidformers.optim import make_optimizer
+from vidformers.setup import abstract_state, lower
+from vidformers.sharding import abstract_batch
 from vidformers.step import initial_state, make_step
 
-# glibc's malloc, told to keep what is freed.
-_KEEP = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.arena_max=1:" \
-        "glibc.malloc.top_pad=1000000000"
+# jemalloc, or where it is not installed glibc's malloc, told to keep what is freed.
+_JEMALLOC = ctypes.util.find_library("jemalloc")
+_KEEP = {"LD_PRELOAD": _JEMALLOC, "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"} if _JEMALLOC else {
+    "GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.arena_max=1:"
+                      "glibc.malloc.top_pad=1000000000"}
 
 
 def keep_memory() -> None:
     """Starts this program again under a malloc that gives nothing back; the programs it starts inherit that.
 
     A virtual machine may hand freed pages to its host while another program has its turn, and fault them in again one
-    by one: seconds a step for the program with the larger buffers, and none of its own doing.
+    by one: seconds a step for the program with the larger buffers, and none of its own doing. jemalloc, which PyTorch's
+    guide to tuning on CPUs advises too, also finds free memory sooner than glibc.
     """
-    if os.environ.get("GLIBC_TUNABLES") != _KEEP:
-        os.execve(sys.executable, sys.orig_argv, os.environ | {"GLIBC_TUNABLES": _KEEP})
+    if any(os.environ.get(name) != value for name, value in _KEEP.items()):
+        os.execve(sys.executable, sys.orig_argv, os.environ | _KEEP)
+
+
+def simulate(devices: int) -> None:
+    """Makes of this machine's CPU so many devices, whatever accelerator it has; before JAX looks for any."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+
+
+def lower_step(model: dict, rows: int, mesh):
+    """The training step of `TrainingStep`, lowered for `rows` clips on a mesh, and its state by shape and sharding."""
+    make_model = partial(build, **{"num_classes": 400, **model})
+    optimizer, rate = make_optimizer(1000, 1000, lr=1e-4, schedule="constant")
+    graph, abstract = abstract_state(make_model, optimizer, None, mesh)
+    shape = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))).shape
+    step = make_step(graph, optimizer, rate, seed=0)
+    return lower(step, mesh, abstract, abstract_batch(mesh, (rows, *shape))), abstract
 
 
 class TrainingStep:
     """AdamW on cross-entropy of one model at its published size; compiled on construction."""
 
-    def __init__(self, name: str, batch: int, **options):
+    def __init__(self, name: str, batch: int, in_backward: bool = False, **options):
         make_model = partial(build, name, **{"num_classes": 400, **options})
         optimizer, rate = make_optimizer(1000, 1000, lr=1e-4, schedule="constant")
         model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
         self.init = partial(initial_state, make_model, optimizer, None, 0)
-        step = jax.jit(make_step(nnx.split(model)[0], optimizer, rate, seed=0), donate_argnums=0)
+        step = jax.jit(make_step(nnx.split(model)[0], optimizer, rate, seed=0, in_backward=in_backward),
+                       donate_argnums=0)
         self.shapes = {"video": jax.ShapeDtypeStruct((batch, *model.shape), jnp.uint8),
                        "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
                        "mask": jax.ShapeDtypeStruct((batch,), jnp.float32)}
@@ -67,8 +91,36 @@ class TrainingStep:
         return time.perf_counter() - started
 
 
+class ForwardStep:
+    """The logits of one model at its published size; compiled on construction, with what `TrainingStep` says of it."""
+
+    def __init__(self, name: str, batch: int, **options):
+        make_model = partial(build, name, **{"num_classes": 400, **options})
+        model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
+        graph = nnx.split(model)[0]
+        self.init = lambda: nnx.to_pure_dict(nnx.state(make_model(rngs=nnx.Rngs(0))))
+        self.video = jax.ShapeDtypeStruct((batch, *model.shape), jnp.uint8)
+        started = time.perf_counter()
+        step = jax.jit(lambda parameters, video: fold(nnx.merge(graph, parameters))(video))
+        self.compiled = step.lower(jax.eval_shape(self.init), self.video).compile()
+        self.compile_seconds = time.perf_counter() - started
+        self.temporary_bytes = self.compiled.memory_analysis().temp_size_in_bytes
+        self.state = None
+
+    def __call__(self) -> float:
+        """Seconds of one pass."""
+        if self.state is None:
+            self.state = jax.block_until_ready(jax.jit(self.init)())
+            self.batch = jax.device_put(np.random.default_rng(0).integers(0, 256, self.video.shape, np.uint8))
+        started = time.perf_counter()
+        jax.block_until_ready(self.compiled(self.state, self.batch))
+        return time.perf_counter() - started
+
+
 def report(**figures) -> None:
     """Prints one JSON line: the figures, and the device, versions and date they belong to."""
     print(json.dumps(figures | {
-        "device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "date": datetime.date.today().isoformat(),
+        "device": jax.devices()[0].device_kind, "cores": os.cpu_count(),
+        "malloc": "jemalloc" if "jemalloc" in os.environ.get("LD_PRELOAD", "") else "glibc",
+        "date": datetime.date.today().isoformat(),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")}}))

@@ -2,15 +2,15 @@
 
 Command: python -m benchmarks.models [--batch=1] [--steps=3] [--dtype=float32] [--only=CONFIG,CONFIG]
 One JSON line a model; `--table=FILE` prints the lines of FILE as the README's table instead. The compilation cache is
-off; temporary memory is what the compiled step allocates beside its arguments.
+off; temporary memory is what the compiled step allocates beside its arguments. --steps=0 compiles only.
 """
 
-import argparse
 import json
 import statistics
 from functools import partial
 from pathlib import Path
 
+from benchmarks.arguments import parse
 from benchmarks.measure import TrainingStep, keep_memory, report
 from configs import sheet as configs
 from vidformers import build
@@ -26,11 +26,13 @@ def measure(sheet: str, batch: int, steps: int, dtype: str) -> None:
     cost = summarise(partial(build, **model))
     name = model.pop("name")
     step = TrainingStep(name, batch, **model)
-    step()
-    seconds = statistics.median(step() for _ in range(steps))
+    rate = None
+    if steps:
+        step()
+        rate = batch / statistics.median(step() for _ in range(steps))
     report(benchmark="models", config=sheet, batch=batch, frames=model["frames"], size=model["image_size"],
            dtype=dtype, params=cost.params, macs_per_view=cost.macs_per_view,
-           macs_per_view_linear=cost.macs_per_view_linear, clips_per_second=batch / seconds,
+           macs_per_view_linear=cost.macs_per_view_linear, clips_per_second=rate,
            temporary_mib=step.temporary_bytes / 2**20, compile_seconds=step.compile_seconds)
 
 
@@ -42,19 +44,14 @@ def show(path: str) -> None:
     for line in Path(path).read_text().splitlines():
         row = json.loads(line)
         if row["benchmark"] == "models":
+            rate = f"{row['clips_per_second']:.3g}" if row["clips_per_second"] else ""
             print(f"| `{row['config']}` | {row['frames']} | {row['params']:,} | {row['macs_per_view'] / 1e9:.1f} "
-                  f"({row['macs_per_view_linear'] / 1e9:.1f}) | {row['clips_per_second']:.3g} | "
+                  f"({row['macs_per_view_linear'] / 1e9:.1f}) | {rate} | "
                   f"{row['temporary_mib']:,.0f} MiB | {row['compile_seconds']:.0f} s |")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--only", default=",".join(SHEETS))
-    parser.add_argument("--table")
-    args = parser.parse_args()
+    args = parse(__doc__, batch=1, steps=3, dtype="float32", only=",".join(SHEETS), table=None)
     if args.table:
         return show(args.table)
     keep_memory()

@@ -1,4 +1,4 @@
-"""One training (or evaluation) step of Hugging Face's TimeSformer-B/16, on demand.
+"""One training (or evaluation) step of Hugging Face's TimeSformer, ViViT or VideoMAE, base size, on demand.
 
 Runs where torch and transformers are installed, apart from the library. It is driven through stdin so that
 another program can take turns with it on the same machine:
@@ -7,8 +7,9 @@ another program can take turns with it on the same machine:
     step    runs one step and prints {"seconds": ...}, on CUDA with "peak_bytes" too
     quit    ends it, and so does the end of stdin
 
-The model is Hugging Face's default (8 frames of 224x224, divided space-time attention, no dropout) for 400
-classes. A training step is zero_grad, forward, cross-entropy, backward and AdamW. bfloat16 is autocast: the
+The models take 8 frames of 224x224 in patches of 16x16, of one frame (TimeSformer, divided attention) or two (ViViT,
+VideoMAE, joint attention), without dropout, for 400 classes; attention is PyTorch's scaled-dot-product attention where
+the model has it. A training step is zero_grad, forward, cross-entropy, backward and AdamW. bfloat16 is autocast: the
 parameters stay float32.
 """
 
@@ -20,11 +21,18 @@ import time
 import torch
 import transformers
 
+MODELS = {  # classes of transformers, and what is not their default
+    "timesformer": ("Timesformer", {}),
+    "vivit": ("Vivit", dict(num_frames=8, tubelet_size=[2, 16, 16])),
+    "videomae": ("VideoMAE", dict(num_frames=8, tubelet_size=2)),
+}
+
 
 def arguments():
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--model", choices=list(MODELS), default="timesformer")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--mode", choices=["train", "eval"], default="train")
     parser.add_argument("--batch", type=int, default=1, help="clips per step")
@@ -35,8 +43,9 @@ def arguments():
 
 def build(args):
     """The model, and one step of it as a function of nothing."""
-    config = transformers.TimesformerConfig(num_labels=400)
-    model = transformers.TimesformerForVideoClassification(config).to(args.device)
+    name, fields = MODELS[args.model]
+    config = getattr(transformers, f"{name}Config")(num_labels=400, **fields)
+    model = getattr(transformers, f"{name}ForVideoClassification")(config).to(args.device)
     model.train(args.mode == "train")
     forward = torch.compile(model) if args.compile else model
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)

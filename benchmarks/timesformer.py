@@ -1,6 +1,7 @@
-"""A training step of TimeSformer-B/16 beside Hugging Face's in PyTorch, taking turns on the same machine.
+"""A step of TimeSformer-B/16, of training or evaluation, beside Hugging Face's in PyTorch, taking turns.
 
-Command: python -m benchmarks.training_step --peer-python=PYTHON [--batch=1] [--rounds=7] [--dtype=float32] [--compile]
+Command: python -m benchmarks.timesformer --peer-python=PYTHON [--mode=train|eval] [--batch=1] [--rounds=7]
+         [--dtype=float32] [--unroll=12] [--compile]
 PYTHON is an interpreter with torch and transformers; nothing else here needs them. Both take the same clip size, loss
 and optimiser, in float32 on the CPU with 2 threads, and both keep the memory they free. One JSON line: medians, and
 the ratio of clips a second.
@@ -14,15 +15,16 @@ from pathlib import Path
 
 import jax
 
-from benchmarks.measure import TrainingStep, keep_memory, report
+from benchmarks.measure import ForwardStep, TrainingStep, keep_memory, report
 
 WARM_UP = 4  # rounds, until both have all the memory they will use
-PEER = Path(__file__).with_name("huggingface_timesformer.py")
+PEER = Path(__file__).with_name("huggingface.py")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", required=True)
+    parser.add_argument("--mode", default="train", choices=["train", "eval"])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
@@ -31,12 +33,14 @@ def main():
     args = parser.parse_args()
     keep_memory()
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    command = [args.peer_python, str(PEER), f"--device={device}", f"--dtype={args.dtype}", f"--batch={args.batch}"]
+    command = [args.peer_python, str(PEER), f"--device={device}", f"--dtype={args.dtype}", f"--batch={args.batch}",
+               f"--mode={args.mode}"]
     peer = subprocess.Popen(command + ["--compile"] * args.compile, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                             text=True)
     with peer:
         about = json.loads(peer.stdout.readline())  # it is ready, and idle until asked
-        ours = TrainingStep("timesformer", args.batch, dtype=args.dtype, unroll=args.unroll)
+        kind = TrainingStep if args.mode == "train" else ForwardStep
+        ours = kind("timesformer", args.batch, dtype=args.dtype, unroll=args.unroll)
         mine, theirs = [], []
         for _ in range(WARM_UP + args.rounds):
             mine.append(ours())
@@ -45,9 +49,10 @@ def main():
         mine, theirs = mine[WARM_UP:], theirs[WARM_UP:]
         print("quit", file=peer.stdin, flush=True)
     ours_s, peer_s = statistics.median(mine), statistics.median(theirs)
-    report(benchmark="training_step", batch=args.batch, dtype=args.dtype, unroll=args.unroll, rounds=args.rounds,
-           ours_seconds=ours_s, peer_seconds=peer_s, ratio=peer_s / ours_s, ours_all=mine, peer_all=theirs, peer=about,
-           compile_seconds=ours.compile_seconds, temporary_mib=ours.temporary_bytes / 2**20)
+    report(benchmark="timesformer", mode=args.mode, batch=args.batch, dtype=args.dtype, unroll=args.unroll,
+           rounds=args.rounds, ours_seconds=ours_s, peer_seconds=peer_s, ratio=peer_s / ours_s, ours_all=mine,
+           peer_all=theirs, peer=about, compile_seconds=ours.compile_seconds,
+           temporary_mib=ours.temporary_bytes / 2**20)
 
 
 if __name__ == "__main__":

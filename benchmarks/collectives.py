@@ -1,0 +1,111 @@
+"""What devices send each other in one training step of each model, on meshes of 8 devices.
+
+Command: python -m benchmarks.collectives [--only=CONFIG,CONFIG] [--mesh=fsdp8,context4] [--clips=2]
+One JSON line a model and mesh that it goes with: how often a step issues each collective, the bytes of its results on
+one device, and beside them the bytes of the parameters. Needs no accelerator: programs are compiled for 8 simulated
+devices, at published sizes with so many clips a device, in float32 since CPUs compute bfloat16 in it, and not run.
+`--table=FILE` prints the lines of FILE as a table instead.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+
+import jax
+
+from benchmarks.arguments import parse
+from benchmarks.measure import lower_step, report, simulate
+from configs import sheet as configs
+from vidformers.models import WHOLE_CLIPS
+from vidformers.sharding import make_mesh, row_parts
+
+SHEETS = ("vit_b16", "timesformer_b16", "joint_b16", "mevit_b16", "havit_b16", "msca_b16", "stat_t16", "vtn_vit_b16")
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+MESHES = {"data8": dict(data=8), "fsdp8": dict(fsdp=8), "context4": dict(data=2, context=4)}
+DEVICES = 8
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8,
+          "u64": 8, "f64": 8}
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$", re.M)
+_CALLED = re.compile(r"(?:body|to_apply|calls|true_computation|false_computation)=%?([\w.-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+_ISSUED = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
+
+
+def collectives(compiled) -> dict[str, dict[str, int]]:
+    """{kind: {"count": times a call of the program issues it, "bytes": of its results on one device, summed}}.
+
+    Reads XLA's text; a loop counts as often as it turns, once where the text does not say.
+    """
+    text = compiled.as_text()
+    starts = [(match.group(1), match.start()) for match in _COMPUTATION.finditer(text)]
+    bodies = {name: text[start:end].splitlines()[1:]
+              for (name, start), (_, end) in zip(starts, starts[1:] + [("", len(text))])}
+    entry = re.search(r"^ENTRY %?([\w.-]+) ", text, re.M).group(1)
+    counts, sizes = Counter(), Counter()
+
+    def visit(name, times):
+        for line in bodies.get(name, ()):
+            issued = _ISSUED.search(line)
+            if issued:
+                shapes, kind = issued.groups()
+                counts[kind] += times
+                sizes[kind] += times * sum(_size(*shape) for shape in _SHAPE.findall(shapes))
+                continue
+            trips = _TRIPS.search(line)
+            for called in _CALLED.findall(line):
+                visit(called, times * (int(trips.group(1)) if trips else 1))
+
+    visit(entry, 1)
+    return {kind: {"count": counts[kind], "bytes": sizes[kind]} for kind in KINDS if counts[kind]}
+
+
+def _size(kind: str, dimensions: str) -> int:
+    size = _BYTES.get(kind, 0)
+    for dimension in filter(None, dimensions.split(",")):
+        size *= int(dimension)
+    return size
+
+
+def measure(sheet: str, mesh_name: str, clips: int) -> None:
+    """Prints one line."""
+    config, mesh = configs.load(f"configs/{sheet}.py").to_dict(), make_mesh(**MESHES[mesh_name])
+    lowered, abstract = lower_step(config["model"] | dict(dtype="float32"), clips * row_parts(mesh), mesh)
+    compiled = lowered.compile(compiler_options={"xla_backend_optimization_level": 0,
+                                                 "xla_cpu_use_fusion_emitters": False})
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+    share = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+                for leaf in jax.tree.leaves(abstract))
+    report(benchmark="collectives", config=sheet, mesh=mesh_name, clips_a_device=clips / mesh.shape["context"],
+           parameter_bytes=sum(leaf.size * 4 for leaf in jax.tree.leaves(abstract.parameters)),
+           state_over_share=share * mesh.shape["fsdp"] / whole, collectives=collectives(compiled),
+           temporary_mib=compiled.memory_analysis().temp_size_in_bytes / 2**20)
+
+
+def show(path: str) -> None:
+    """Prints recorded lines as a table in Markdown, megabytes a device and step."""
+    print(f"| config | mesh | parameters | {' | '.join(KINDS)} |\n{'|---' * (3 + len(KINDS))}|")
+    for line in Path(path).read_text().splitlines():
+        row = json.loads(line)
+        if row["benchmark"] == "collectives":
+            cells = [f"{row['collectives'][kind]['bytes'] / 1e6:,.0f} ({row['collectives'][kind]['count']})"
+                     if kind in row["collectives"] else "" for kind in KINDS]
+            print(f"| `{row['config']}` | {row['mesh']} | {row['parameter_bytes'] / 1e6:,.0f} | {' | '.join(cells)} |")
+
+
+def main():
+    args = parse(__doc__, only=",".join(SHEETS), mesh="fsdp8,context4", clips=2, table=None)
+    if args.table:
+        return show(args.table)
+    simulate(DEVICES)
+    for sheet in args.only.split(","):
+        whole = configs.load(f"configs/{sheet}.py").model.name in WHOLE_CLIPS
+        for mesh in args.mesh.split(","):
+            if not (whole and "context" in MESHES[mesh]):
+                measure(sheet, mesh, args.clips)
+
+
+if __name__ == "__main__":
+    main()

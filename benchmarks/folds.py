@@ -1,0 +1,75 @@
+"""Where the fold of a scheme is cheapest: after the projection to heads, as it runs, or before it, taking turns.
+
+Command: python -m benchmarks.folds [--batch=1] [--rounds=9] [--dtype=float32]
+One attention sublayer of base size on clips of 8 frames of 224 pixels, its class token included, forward and backward.
+Folded after, q, k and v are folded apart, three times the bytes, and products with weights see tokens in their order;
+folded before, normalised tokens are folded once, what is read is unfolded after W_O. One JSON line a scheme: median
+seconds of both, which must agree to rounding.
+"""
+
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+from benchmarks.arguments import parse
+from benchmarks.measure import keep_memory, report
+from vidformers.attention.core import SelfAttention, Tokens, attend, merge
+from vidformers.attention.frame import Frame
+from vidformers.attention.joint import Joint
+from vidformers.attention.motion import Motion
+from vidformers.attention.time import Time
+
+WIDTH, HEADS = 768, 12
+SCHEMES = {"frame": Frame(), "time": Time(), "motion, M=2": Motion(2), "joint": Joint()}
+
+
+class FoldedBefore(SelfAttention):
+    """Softmax attention by groups without padding, folded before its projections."""
+
+    def branch(self, tokens: Tokens):
+        grid = tokens.patches.shape[1:4]
+        groups = self.scheme.fold(self.norm(tokens.patches))
+        patches = [rearrange(x, "b g n (h e) -> b g n h e", h=self.heads)
+                   for x in jnp.split(self.qkv(groups), 3, axis=-1)]
+        classes = [x[:, :, None] for x in self._class_heads(tokens.classes, groups.shape[1])]
+        out = attend(*(jnp.concatenate(pair, axis=2) for pair in zip(classes, patches)))
+        patches = self.scheme.unfold(self._project(out[:, :, 1:]), grid)
+        return patches, merge(self._project(out[:, :, 0]), tokens.classes)
+
+
+def main():
+    args = parse(__doc__, batch=1, rounds=9, dtype="float32")
+    keep_memory()
+    rng = np.random.default_rng(0)
+    tokens = Tokens(*(jnp.asarray(rng.normal(size=(args.batch, *shape, WIDTH)), args.dtype)
+                      for shape in ((8, 14, 14), (1,))))
+    for name, scheme in SCHEMES.items():
+        runs, seconds = {}, {}
+        for place, kind in (("after", SelfAttention), ("before", FoldedBefore)):
+            make = kind(scheme, WIDTH, HEADS, dtype=jnp.dtype(args.dtype), rngs=nnx.Rngs(0))
+            graph, parameters = nnx.split(make)
+
+            def loss(parameters, tokens, graph=graph):
+                return sum((leaf.astype(jnp.float32)**2).sum()
+                           for leaf in jax.tree.leaves(nnx.merge(graph, parameters).branch(tokens)))
+
+            runs[place] = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(parameters, tokens).compile(), parameters
+            seconds[place] = []
+        found = [run(parameters, tokens)[0] for run, parameters in runs.values()]
+        assert abs(found[0] - found[1]) < 1e-2 * abs(found[0]), f"{name}: the two compute {found}"
+        for _ in range(1 + args.rounds):
+            for place, (run, parameters) in runs.items():
+                started = time.perf_counter()
+                jax.block_until_ready(run(parameters, tokens))
+                seconds[place].append(time.perf_counter() - started)
+        report(benchmark="folds", scheme=name, batch=args.batch, dtype=args.dtype,
+               seconds={place: statistics.median(times[1:]) for place, times in seconds.items()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""On paper: how training steps scale over many devices, from multiply-adds, bytes and the speeds of links.
+
+Command: python -m benchmarks.scaling [--batch=8] [--efficiency=0.4] [--links=0.5] [--calls=12]
+Nothing is measured; the counts are those of `--mode=summary`. Prints tables in Markdown, one for each kind of device
+and one of the input that they need. docs/scaling.md says in formulas what is computed, and where the speeds are from.
+"""
+
+import argparse
+import math
+from functools import partial
+from typing import NamedTuple
+
+SHEETS, COUNTS = ("mevit_b16", "havit_b16"), (8, 64, 512)
+FLOAT = 4  # bytes: parameters, gradients and moments are float32, and so is what devices send each other
+UPDATE = 7 * FLOAT  # bytes a parameter: AdamW reads it, its gradient and two moments, and writes all but the gradient
+# Clips a second and core: 8 frames of 224 x 224, uniform, of 10 s in groups of 250 frames, by 2 workers on 2 cores.
+INPUT = {"files": 23.8 / 2, "shards": 96.0 / 2}
+
+
+class Device(NamedTuple):
+    """Speeds are bytes a second, one way; latencies are seconds. An island is what fast links join.
+
+    A TPU has half of its links' speed while its island is too small for them to close to rings.
+    """
+
+    flops: float  # a second, dense bfloat16
+    hbm: float
+    island: int  # devices
+    axes: int  # of the island's torus; 1 where a switch joins all
+    links: float  # of a device to its island, with all rings closed
+    closed_from: int  # devices
+    hop: float
+    network: float  # of a device, between islands
+    network_hop: float
+
+
+DEVICES = {
+    "H100 SXM": Device(989e12, 3.35e12, 8, 1, 450e9, 1, 1.9e-6, 50e9, 4e-6),
+    "TPU v5e": Device(197e12, 819e9, 256, 2, 4 * 50e9, 256, 1e-6, 3.125e9, 20e-6),
+    "TPU v5p": Device(459e12, 2765e9, 8960, 3, 6 * 100e9, 64, 1e-6, 6.25e9, 20e-6),
+}
+
+
+class Cost(NamedTuple):
+    params: int
+    macs: int  # multiply-adds of a forward pass of one clip
+
+
+class Assumed(NamedTuple):
+    efficiency: float = 0.4  # of `Device.flops` that a step reaches while it computes
+    links: float = 0.5  # of the speed of links that collectives reach
+    calls: int = 12  # collectives that a pass over all parameters is cut into, one a layer
+
+
+class Step(NamedTuple):
+    """Seconds, of a batch on each device."""
+
+    compute: float
+    gather: float  # of all parameters, once: for the forward pass, and again for the backward
+    reduce: float  # of all gradients
+    update: float
+    calls: int
+
+    @property
+    def overlapped(self) -> float:
+        """All but one call a pass, its first gather or last reduction, hides as far as the pass is long enough."""
+        def both(compute, sending):
+            return max(compute, sending * (1 - 1 / self.calls)) + sending / self.calls
+
+        return both(self.compute / 3, self.gather) + both(2 * self.compute / 3, self.gather + self.reduce) + self.update
+
+    @property
+    def in_turn(self) -> float:
+        return self.compute + 2 * self.gather + self.reduce + self.update
+
+    @property
+    def hides_at(self) -> float:
+        """The multiple of this batch from which each pass takes as long as its communication."""
+        return max(3 * self.gather, 1.5 * (self.gather + self.reduce)) / self.compute
+
+
+def ring_bytes(size: float, count: int) -> float:
+    """What each of `count` devices sends in a reduce-scatter or an all-gather of `size` bytes; all-reduce is both."""
+    return size * (count - 1) / count
+
+
+def pass_seconds(device: Device, size: float, count: int, stride: int, total: int, assumed: Assumed) -> float:
+    """A reduce-scatter or all-gather of `size` bytes by every stride-th of `total` devices, `count` of them.
+
+    Inside the islands and between them at once, so that the slower counts; in `calls` pieces, each of which makes all
+    the hops.
+    """
+    inside = min(count, max(device.island // stride, 1))
+    outside = count // inside
+    links = device.links if min(total, device.island) >= device.closed_from else device.links / 2
+    seconds = max(ring_bytes(size, inside) / links, ring_bytes(size / inside, outside) / device.network)
+    hops = device.axes * (inside ** (1 / device.axes) - 1)
+    return seconds / assumed.links + assumed.calls * (hops * device.hop + (outside - 1) * device.network_hop)
+
+
+def step(cost: Cost, device: Device, count: int, fsdp: int, batch: int, assumed: Assumed = Assumed()) -> Step:
+    """On `count` devices, parameters split over each `fsdp` of them beside each other."""
+    size, run = cost.params * FLOAT, partial(pass_seconds, device, total=count, assumed=assumed)
+    gather = run(size, fsdp, 1)
+    reduce = gather + 2 * run(size / fsdp, count // fsdp, fsdp)
+    return Step(3 * 2 * cost.macs * batch / (device.flops * assumed.efficiency), gather, reduce,
+                UPDATE * cost.params / fsdp / device.hbm, assumed.calls)
+
+
+def count_cost(sheet: str) -> Cost:
+    from configs import sheet as configs
+    from vidformers import build
+    from vidformers.summary import summarise
+
+    summary = summarise(partial(build, **configs.load(f"configs/{sheet}.py").model.to_dict()))
+    return Cost(summary.params, summary.macs_per_view)
+
+
+def table(title, heads, rows) -> None:
+    print(f"{title}:\n\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+    print("\n".join(f"| {' | '.join(map(str, row))} |" for row in rows) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=8, help="clips a device")
+    for name, value in Assumed()._asdict().items():
+        parser.add_argument(f"--{name}", type=type(value), default=value)
+    batch, *rest = vars(parser.parse_args()).values()
+    costs, needs = {sheet: count_cost(sheet) for sheet in SHEETS}, []
+    for name, device in DEVICES.items():
+        rows = []
+        for sheet, count in ((sheet, count) for sheet in SHEETS for count in COUNTS):
+            for fsdp in sorted({1, min(device.island, count), count}):  # none, an island, all
+                s = step(costs[sheet], device, count, fsdp, batch, Assumed(*rest))
+                times = (f"{1e3 * x:.1f}" for x in (s.compute, 2 * s.gather + s.reduce, s.overlapped, s.in_turn))
+                rows.append((sheet, count, fsdp, *times, f"{s.compute / s.overlapped:.0%}",
+                             f"{s.compute / s.in_turn:.0%}", max(math.ceil(s.hides_at * batch), 1)))
+                if fsdp == 1:
+                    clips = count * batch / s.overlapped
+                    needs.append((name, sheet, count, *(f"{clips / x:,.0f}" for x in (1, *INPUT.values()))))
+        table(f"{name}, --batch={batch}", ("config", "devices", "`fsdp`", "compute, ms", "sending, ms",
+              "step, ms", "in turn, ms", "computing", "in turn", "hides at"), rows)
+    table("Input", ("device", "config", "devices", "clips/s", *(f"cores, {kind}" for kind in INPUT)), needs)
+
+
+if __name__ == "__main__":
+    main()
