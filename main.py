@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -103,16 +104,32 @@ def main(argv) -> int:
     """Exit status 0; 2 after a mistake, with one sentence; 128 + the signal's number after one that was heeded; 1 where
     the other processes of a run are gone."""
     # Started in the background, a program ignores ctrl-C; training answers it all the same, and so shall the rest.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    sys.unraisablehook = interrupt_again
     try:
         return run(argv)
-    except KeyboardInterrupt:  # training itself heeds the signal between two steps, and saves
+    except KeyboardInterrupt as stopped:  # training itself heeds the signal between two steps, and saves
+        warnings.simplefilter("ignore")  # of coroutines that the interrupt left half-way
         print("Interrupted; nothing is lost, and the same command goes on.", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return 128 + (stopped.args or (signal.SIGINT,))[0]
     except OSError as error:
         print(f"vidformers: {error.filename or 'a file'} cannot be read or written: {error.strerror or error}.",
               file=sys.stderr)
         return 2
+
+
+def interrupt(number, _):
+    """The handler of a signal that asks to stop."""
+    raise KeyboardInterrupt(number)
+
+
+def interrupt_again(ignored):
+    """Repeats an interrupt that fell into a callback of the garbage collector (JAX has one), where it is ignored."""
+    if isinstance(ignored.exc_value, KeyboardInterrupt):
+        threading.Timer(0.01, os.kill, (os.getpid(), *ignored.exc_value.args)).start()
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def run(argv) -> int:

@@ -5,12 +5,14 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 from command import (
     BAD,
     CACHE,
+    ROOT,
     Run,
     arguments,
     assert_same_run,
@@ -118,12 +120,32 @@ def test_a_run_with_workers_stopped_by_ctrl_c_continues_bit_for_bit(reference, d
     assert_same_run(tmp_path, reference[0], evaluations=False)
 
 
-def test_ctrl_c_while_the_program_loads_is_answered_in_a_sentence(data, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_program_loads_is_answered_in_a_sentence(number, data, tmp_path):
     run = Run(arguments(data, tmp_path))
     run.until(lambda: (tmp_path / "checkpoints").is_dir())
-    run.send(signal.SIGINT, group=True)
+    run.send(number, group=True)
     code, out, err = run.end()
-    assert code == 128 + signal.SIGINT and "Traceback" not in err and (out + err).count("\n") == 1
+    assert code == 128 + number and "Traceback" not in err and (out + err).count("\n") == 1
+
+
+def test_a_signal_that_falls_where_exceptions_are_ignored_is_heeded_all_the_same():
+    program = """
+import signal, sys, time, main
+
+class Freed:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+def run(_):
+    Freed()
+    time.sleep(60)
+
+main.run = run
+sys.exit(main.main([]))"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 128 + signal.SIGTERM and done.stderr.startswith("Interrupted;")
+    assert done.stderr.count("\n") == 1
 
 
 def test_another_number_of_devices_continues_to_rounding(halfway, reference, data, tmp_path):
