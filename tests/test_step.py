@@ -196,7 +196,7 @@ EXCHANGED = Path(__file__).with_name("goldens") / "collectives.json"
 
 
 @pytest.mark.parametrize("name, kind", [
-    ("vit", "data"), ("vit", "fsdp"), ("mevit", "context"),
+    ("vit", "data"), ("vit", "fsdp"), ("mevit", "context"), ("vtn:resnet", "all"),
     *((name, "fsdp" if name in WHOLE_CLIPS else "all") for name in MODELS)])
 def test_eight_devices_equal_one_across_a_checkpoint(name, kind, tmp_path):
     mesh = make_mesh(**MESHES[kind])

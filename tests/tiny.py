@@ -11,13 +11,14 @@ from flax import nnx
 from vidformers import build
 
 TINY = dict(num_classes=5, frames=4, image_size=32, patch_size=8, width=32, heads=4, depth=2)
-# What a model needs beside that to be tiny and to have all its parts.
+# What a model, or after a colon a variant of it, needs beside that to be tiny and to have all its parts.
 SMALL = {"mevit": dict(motion_blocks=2), "havit": dict(dictionary=3),
          "vtn": dict(temporal_depth=2, window=(4,), temporal_dropout=0.0, head_dropout=0.0),
+         "vtn:resnet": dict(temporal_depth=2, window=(4,), temporal_dropout=0.0, head_dropout=0.0, backbone="resnet",
+                            depths=(1, 1), stem=8),
          "swin": dict(patch_size=4, heads=2, width=16, depth=2, depths=(2,), window=(2, 4, 4)),
          "cvt": dict(patch_size=4, heads=1, width=8, depth=4, depths=(1, 1, 2)),
          "stat": dict(width=16, heads=2, depth=4, depths=(1, 1, 2))}
-
 
 
 def _known(options):
@@ -53,7 +54,7 @@ def randomise(shapes, seed: int = 0):
 
 def maker(name: str, **options):
     """What builds a tiny model, given rngs."""
-    return partial(build, name, **{**TINY, **SMALL.get(name, {}), **options})
+    return partial(build, name.partition(":")[0], **{**TINY, **SMALL.get(name, {}), **options})
 
 
 def make(name: str, **options):

@@ -43,6 +43,7 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
         host, _, port = coordinator.rpartition(":")
         require(host and port.isdigit(), f"--coordinator={coordinator} must be HOST:PORT.")
         require(0 <= process < processes, f"--process={process} must be at least 0 and below --processes={processes}.")
+    before = signal.getsignal(signal.SIGTERM)
     try:
         # JAX too ends a process that misses another, later than this module and without a sentence.
         jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=60)
@@ -51,7 +52,7 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
         raise ConfigError("--distributed=true: the processes of this run cannot find each other; give --coordinator, "
                           f"--processes and --process where no scheduler tells ({reason}).") from None
     joined = True
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which JAX has taken for its own service, and swallows
+    signal.signal(signal.SIGTERM, before)  # which JAX has taken for its own service, and swallows
     if jax.process_count() > 1:
         _explain_aborts()
         _watcher.start()
