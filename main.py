@@ -103,33 +103,42 @@ def cache_compilations():
 def main(argv) -> int:
     """Exit status 0; 2 after a mistake, with one sentence; 128 + the signal's number after one that was heeded; 1 where
     the other processes of a run are gone."""
-    # Started in the background, a program ignores ctrl-C; training answers it all the same, and so shall the rest.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
-    sys.unraisablehook = interrupt_again
     try:
         return run(argv)
-    except KeyboardInterrupt as stopped:  # training itself heeds the signal between two steps, and saves
-        warnings.simplefilter("ignore")  # of coroutines that the interrupt left half-way
+    except Asked as wish:  # training itself heeds the signal between two steps, and saves
+        wish.answered = True
+        warnings.simplefilter("ignore")  # of coroutines that were left half-way, as objects are that will complain, too
+        sys.unraisablehook = lambda _: None
         print("Interrupted; nothing is lost, and the same command goes on.", file=sys.stderr)
-        return 128 + (stopped.args or (signal.SIGINT,))[0]
+        return 128 + wish.args[0]
     except OSError as error:
         print(f"vidformers: {error.filename or 'a file'} cannot be read or written: {error.strerror or error}.",
               file=sys.stderr)
         return 2
 
 
-def interrupt(number, _):
-    """The handler of a signal that asks to stop."""
-    raise KeyboardInterrupt(number)
+class Asked(KeyboardInterrupt):
+    """A wish that the program stop, by the signal of this number.
+
+    JAX ignores whatever is raised at some moments (as it traces, in a callback of the garbage collector): when this is
+    dropped and was not answered, the signal comes again.
+    """
+
+    answered = False
+
+    def __del__(self):
+        if not self.answered:
+            threading.Timer(0.01, os.kill, (os.getpid(), *self.args)).start()
 
 
-def interrupt_again(ignored):
-    """Repeats an interrupt that fell into a callback of the garbage collector (JAX has one), where it is ignored."""
-    if isinstance(ignored.exc_value, KeyboardInterrupt):
-        threading.Timer(0.01, os.kill, (os.getpid(), *ignored.exc_value.args)).start()
-    else:
-        sys.__unraisablehook__(ignored)
+def heed_signals():
+    """Makes an exception of ctrl-C, which a program that was started in the background ignores, and of SIGTERM."""
+    def ask(number, _):
+        raise Asked(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+    sys.unraisablehook = lambda ignored: isinstance(ignored.exc_value, Asked) or sys.__unraisablehook__(ignored)
 
 
 def run(argv) -> int:
@@ -197,6 +206,7 @@ def one_of_many() -> bool:
 
 
 if __name__ == "__main__":
+    heed_signals()
     try:
         code = main(sys.argv)
     except Exception as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 
 from benchmarks.arguments import parse
-from benchmarks.measure import lower_step, report, simulate
+from benchmarks.measure import LoweredStep, report, simulate
 from configs import sheet as configs
 from vidformers.models import WHOLE_CLIPS
 from vidformers.sharding import make_mesh, row_parts
@@ -72,14 +72,14 @@ def _size(kind: str, dimensions: str) -> int:
 def measure(sheet: str, mesh_name: str, clips: int) -> None:
     """Prints one line."""
     config, mesh = configs.load(f"configs/{sheet}.py").to_dict(), make_mesh(**MESHES[mesh_name])
-    lowered, abstract = lower_step(config["model"] | dict(dtype="float32"), clips * row_parts(mesh), mesh)
-    compiled = lowered.compile(compiler_options={"xla_backend_optimization_level": 0,
-                                                 "xla_cpu_use_fusion_emitters": False})
-    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+    step = LoweredStep(config["model"] | dict(dtype="float32"), clips * row_parts(mesh), mesh)
+    compiled = step.lowered.compile(compiler_options={"xla_backend_optimization_level": 0,
+                                                      "xla_cpu_use_fusion_emitters": False})
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(step.abstract))
     share = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-                for leaf in jax.tree.leaves(abstract))
+                for leaf in jax.tree.leaves(step.abstract))
     report(benchmark="collectives", config=sheet, mesh=mesh_name, clips_a_device=clips / mesh.shape["context"],
-           parameter_bytes=sum(leaf.size * 4 for leaf in jax.tree.leaves(abstract.parameters)),
+           parameter_bytes=sum(leaf.size * 4 for leaf in jax.tree.leaves(step.abstract.parameters)),
            state_over_share=share * mesh.shape["fsdp"] / whole, collectives=collectives(compiled),
            temporary_mib=compiled.memory_analysis().temp_size_in_bytes / 2**20)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 
 from benchmarks.arguments import parse
-from benchmarks.measure import lower_step, report, simulate
+from benchmarks.measure import LoweredStep, report, simulate
 from vidformers import memory
 from vidformers.sharding import make_mesh
 
@@ -23,7 +23,7 @@ DEVICES = 8
 def needed(name: str, devices: int, frames: int, size: int, remat: str) -> int:
     """Bytes a device must hold for a step on one clip that so many devices share."""
     mesh = make_mesh(data=1, context=devices, devices=jax.devices()[:devices])
-    lowered, _ = lower_step(dict(name=name, frames=frames, image_size=size, remat=remat), 1, mesh)
+    lowered = LoweredStep(dict(name=name, frames=frames, image_size=size, remat=remat), 1, mesh).lowered
     return memory.needed(lowered.compile())
 
 

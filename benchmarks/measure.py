@@ -18,7 +18,7 @@ from vidformers import build
 from vidformers.folding import fold
 from vidformers.optim import make_optimizer
 from vidformers.setup import abstract_state, lower
-from vidformers.sharding import abstract_batch
+from vidformers.sharding import abstract_batch, make_mesh
 from vidformers.step import initial_state, make_step
 
 # jemalloc, or where it is not installed glibc's malloc, told to keep what is freed.
@@ -45,33 +45,29 @@ def simulate(devices: int) -> None:
     jax.config.update("jax_num_cpu_devices", devices)
 
 
-def lower_step(model: dict, rows: int, mesh):
-    """The training step of `TrainingStep`, lowered for `rows` clips on a mesh, and its state by shape and sharding."""
-    make_model = partial(build, **{"num_classes": 400, **model})
-    optimizer, rate = make_optimizer(1000, 1000, lr=1e-4, schedule="constant")
-    graph, abstract = abstract_state(make_model, optimizer, None, mesh)
-    shape = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))).shape
-    step = make_step(graph, optimizer, rate, seed=0)
-    return lower(step, mesh, abstract, abstract_batch(mesh, (rows, *shape))), abstract
+class LoweredStep:
+    """AdamW on cross-entropy of one model at its published size, lowered for `rows` clips on a mesh.
+
+    `abstract` and `batch` are its state and its batch by shape, type and sharding; `init` makes the state.
+    """
+
+    def __init__(self, model: dict, rows: int, mesh, in_backward: bool = False):
+        make_model = partial(build, **{"num_classes": 400, **model})
+        optimizer, rate = make_optimizer(1000, 1000, lr=1e-4, schedule="constant")
+        graph, self.abstract = abstract_state(make_model, optimizer, None, mesh)
+        self.init = partial(initial_state, make_model, optimizer, None, 0)
+        self.batch = abstract_batch(mesh, (rows, *nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))).shape))
+        step = make_step(graph, optimizer, rate, seed=0, in_backward=in_backward)
+        self.lowered = lower(step, mesh, self.abstract, self.batch)
 
 
-class TrainingStep:
-    """AdamW on cross-entropy of one model at its published size; compiled on construction."""
+class TrainingStep(LoweredStep):
+    """That of one device; compiled on construction."""
 
     def __init__(self, name: str, batch: int, in_backward: bool = False, **options):
-        make_model = partial(build, name, **{"num_classes": 400, **options})
-        optimizer, rate = make_optimizer(1000, 1000, lr=1e-4, schedule="constant")
-        model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
-        self.init = partial(initial_state, make_model, optimizer, None, 0)
-        step = jax.jit(make_step(nnx.split(model)[0], optimizer, rate, seed=0, in_backward=in_backward),
-                       donate_argnums=0)
-        self.shapes = {"video": jax.ShapeDtypeStruct((batch, *model.shape), jnp.uint8),
-                       "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
-                       "mask": jax.ShapeDtypeStruct((batch,), jnp.float32)}
         started = time.perf_counter()
-        lowered = step.lower(jax.eval_shape(self.init), self.shapes)
-        self.trace_seconds = time.perf_counter() - started
-        self.compiled = lowered.compile()
+        super().__init__({"name": name, **options}, batch, make_mesh(devices=jax.devices()[:1]), in_backward)
+        self.compiled = self.lowered.compile()
         self.compile_seconds = time.perf_counter() - started
         self.temporary_bytes = self.compiled.memory_analysis().temp_size_in_bytes
         self.state = None
@@ -79,14 +75,15 @@ class TrainingStep:
     def __call__(self) -> float:
         """Seconds of one step."""
         if self.state is None:
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+            self.state = jax.jit(self.init, out_shardings=shardings)()
             rng = np.random.default_rng(0)
-            self.state = jax.jit(self.init)()
-            self.batch = jax.device_put({"video": rng.integers(0, 256, self.shapes["video"].shape, np.uint8),
-                                         "label": rng.integers(0, 400, self.shapes["label"].shape, np.int32),
-                                         "mask": np.ones(self.shapes["mask"].shape, np.float32)})
+            end = {"video": 256, "index": 1, "label": 400}  # of a mask all are 1
+            self.rows = {name: jax.device_put(rng.integers(name == "mask", end.get(name, 2), leaf.shape)
+                                              .astype(leaf.dtype), leaf.sharding) for name, leaf in self.batch.items()}
             jax.block_until_ready(self.state)
         started = time.perf_counter()
-        self.state, figures = self.compiled(self.state, self.batch)
+        self.state, figures = self.compiled(self.state, self.rows)
         jax.block_until_ready((self.state, figures))
         return time.perf_counter() - started
 

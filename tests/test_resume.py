@@ -129,19 +129,22 @@ def test_a_signal_while_the_program_loads_is_answered_in_a_sentence(number, data
     assert code == 128 + number and "Traceback" not in err and (out + err).count("\n") == 1
 
 
-def test_a_signal_that_falls_where_exceptions_are_ignored_is_heeded_all_the_same():
-    program = """
+@pytest.mark.parametrize("ignoring", ["try: signal.raise_signal(number)\n    except: pass", "Freed()"])
+def test_a_signal_that_falls_where_exceptions_are_ignored_is_heeded_all_the_same(ignoring):
+    program = f"""
 import signal, sys, time, main
+number = signal.SIGTERM
 
 class Freed:
     def __del__(self):
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
 
 def run(_):
-    Freed()
+    {ignoring}
     time.sleep(60)
 
 main.run = run
+main.heed_signals()
 sys.exit(main.main([]))"""
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert done.returncode == 128 + signal.SIGTERM and done.stderr.startswith("Interrupted;")
