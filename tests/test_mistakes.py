@@ -73,8 +73,8 @@ MISTAKES = {
     "fewer classes than labels": (["--config.data.num_classes=5"], "out of range for data.num_classes=5"),
 }
 
-TRAINING = {"a missing list of training videos", "two durations", "a warm-up without end",
-            "more classes than labels"}
+TRAINING = {"a missing list of training videos", "two durations", "a warm-up without end", "more classes than labels",
+            "a batch not divisible"}
 
 
 @pytest.mark.parametrize("mode, mistake", [
@@ -197,6 +197,14 @@ def test_another_number_of_frames_is_taken_where_parameters_allow(data):
             continue
         with pytest.raises(ConfigError, match=r"^eval\.frames=12 .*data\.frames=8.*\.$"):
             set_up(config.to_dict())
+
+
+def test_a_batch_that_does_not_divide_among_the_devices_is_refused_in_training_alone(data, tmp_path):
+    flags = {"train.batch_size": 20, "train.accumulate": 2, "mesh.data": 8, "eval.batch_size": 8}
+    config, *_ = main.parse(["main.py", *arguments(data, tmp_path, flags)])
+    with pytest.raises(ConfigError, match=r"^train\.batch_size=20 .*: 16 or 32 would be, .*\.$"):
+        set_up(config)
+    assert set_up(config, training=False).mesh.size == 8
 
 
 @pytest.mark.parametrize("name", ["zero", "text"])

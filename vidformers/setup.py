@@ -67,9 +67,12 @@ class Loop:
         return mixing if mixing.active else None
 
     def check_devices(self, parts: int) -> None:
-        require(self.batch_size % (parts * self.accumulate) == 0,
+        unit = parts * self.accumulate
+        below = self.batch_size // unit * unit
+        near = f"{below} or {below + unit}" if below else unit
+        require(self.batch_size % unit == 0,
                 f"train.batch_size={self.batch_size} must be divisible by mesh.data x mesh.fsdp={parts} parts x "
-                f"train.accumulate={self.accumulate}.")
+                f"train.accumulate={self.accumulate}: {near} would be, with optim.lr to match.")
 
 
 class Setup(NamedTuple):
@@ -132,7 +135,8 @@ def set_up(config: dict, training: bool = True) -> Setup:
     pipeline.val_manifest, pipeline.flip_map  # read here to be refused here
     loop, protocol = Loop(**config["train"]), Protocol(**config["eval"])
     mesh = make_mesh(**config["mesh"])
-    loop.check_devices(row_parts(mesh))
+    if training:
+        loop.check_devices(row_parts(mesh))
     require(config["data"]["frames"] % mesh.shape["context"] == 0,
             f"data.frames={config['data']['frames']} must be divisible by mesh.context={mesh.shape['context']}.")
     require(mesh.shape["context"] == 1 or config["model"]["name"] not in WHOLE_CLIPS,
