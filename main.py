@@ -80,13 +80,16 @@ def summarise(config, name):
                       "views": config["eval"]["clips"] * config["eval"]["crops"]}))
 
 
-def cache_compilations():
-    """Keeps compiled programs in the user's cache folder, so that the second start of a run is quick."""
+def cache_compilations(workdir):
+    """Keeps compiled programs, so that the second start of a run is quick: in the user's cache folder, but those of one
+    run of many processes in its own, which all hosts see. On GPUs processes share out the tuning of a program: all must
+    find it, or none, since one that compiles waits for the others."""
     import jax
 
     if jax.config.jax_compilation_cache_dir:
         return
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vidformers" / "compiled"
+    own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vidformers" / "compiled"
+    folder = Path(workdir).absolute() / "compiled" if one_of_many() else own
     jax.config.update("jax_compilation_cache_dir", str(folder))
     show = warnings.showwarning
 
@@ -94,7 +97,7 @@ def cache_compilations():
         # A kill or a full disk leaves half a program, which JAX would warn of, and never replace, at every start.
         if "persistent compilation cache" not in str(message):
             return show(message, *rest, **more)
-        for program in folder.glob("*"):
+        for program in filter(Path.is_file, folder.glob("*")):  # XLA keeps folders there, too
             program.unlink(missing_ok=True)
 
     warnings.showwarning = forget
@@ -171,7 +174,7 @@ def work(config, workdir, mode, flags) -> int:
     from vidformers import train
     from vidformers.hosts import part
 
-    cache_compilations()
+    cache_compilations(workdir)
     # A batch that was ready when its reader closed is freed by Python's resource tracker, which need not say so.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     # Orbax logs the traceback of a save that fails; the trainer says it in a sentence.

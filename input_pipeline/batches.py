@@ -291,8 +291,9 @@ class Pipeline:
 class _Share(grain.MapDataset):
     """Of every batch the rows of one process, which follow each other: rows p * size to (p + 1) * size of process p.
 
-    The devices of a process hold them in the same order, so that a global batch is laid out alike for any number of
-    processes, and so is all that depends on a row's place in it: dropout, or the clip that it is mixed with.
+    The devices of a process hold them in the same order, so that, where a mesh keeps the devices of a process together,
+    a global batch is laid out alike for any number of processes, and so is all that depends on a row's place in it:
+    dropout, or the clip that it is mixed with. A mesh along the links of a TPU slice may not.
     """
 
     def __init__(self, parent: grain.MapDataset, size: int, process_index: int, process_count: int):

@@ -191,7 +191,7 @@ class FrameByFrame(nnx.Module):
     Args:
         encoder: of clips of one frame, (b 1 y x 3) -> (b 1 d).
         frames: t.
-        at_once: frames in one run of it in evaluation, so that memory does not grow with t; None is all.
+        at_once: frames of each clip in one run of it in evaluation, so that memory does not grow with t; None is all.
     """
 
     def __init__(self, encoder, frames: int, at_once: int | None = None):
@@ -200,11 +200,11 @@ class FrameByFrame(nnx.Module):
 
     def __call__(self, video, key=None):
         b, t = video.shape[:2]
-        frames = video.reshape(b * t, 1, *video.shape[2:])
         if self.at_once is None or key is not None:
-            return self.encoder(frames, key).reshape(b, t, -1)
-        features = jax.lax.map(lambda frame: self.encoder(frame[None])[0], frames, batch_size=min(self.at_once, b * t))
-        return features.reshape(b, t, -1)
+            return self.encoder(video.reshape(b * t, 1, *video.shape[2:]), key).reshape(b, t, -1)
+        features = jax.lax.map(lambda frames: self.encoder(frames[:, None])[:, 0], jnp.moveaxis(video, 1, 0),
+                               batch_size=min(self.at_once, t))  # and not along rows, which devices have apart
+        return jnp.moveaxis(features, 0, 1)
 
 
 class Mean(nnx.Module):

@@ -138,7 +138,10 @@ class Evaluator:
         """
         if self.protocol.batch_size is not None:
             return self.protocol.batch_size
-        parts, limit = row_parts(self.mesh), memory.available() - others
+        # Processes compile what they try, and must try the same: on GPUs each has a share in tuning a program.
+        told = tell_all(json.dumps([memory.available() - others, room]))
+        limit, room = map(min, zip(*map(json.loads, told)))
+        parts = row_parts(self.mesh)
         video = self.protocol.clips * self.protocol.crops * frames * size * size * 3
 
         def needed(each: int) -> float:
@@ -187,7 +190,7 @@ class Evaluator:
             sums = self.program(parameters, put_batch(self.mesh, batch))
             sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
             total = sums if total is None else jax.tree.map(np.add, total, sums)
-            advance(len(batch["mask"]))
+            advance(len(batch["mask"]) * jax.process_count())
         require(total is not None and total.count > 0, "data.val: no video of it could be evaluated.")
         figures = {name: float(getattr(total, name) / total.count) for name in ("top1", "top5", "loss")}
         per_class = np.diag(total.confusion) / np.maximum(total.confusion.sum(axis=1), 1)

@@ -7,8 +7,11 @@ import jax
 
 
 def needed(compiled) -> int:
-    """Bytes a device must hold while the program runs: arguments, results not aliased to them, temporaries."""
+    """Bytes a device must hold while the program runs: arguments, results not aliased to them, temporaries; 0 where the
+    compiler does not tell."""
     stats = compiled.memory_analysis()
+    if stats is None:
+        return 0
     return (stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
             + stats.temp_size_in_bytes)
 
@@ -18,12 +21,12 @@ def held(leaf) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
-def available() -> int:
-    """Bytes of a device's memory; on the CPU an equal share of the machine's."""
+def available() -> float:
+    """Bytes of a device's memory; on the CPU an equal share of the machine's, and where a device tells none, no end."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
-    if "bytes_limit" in stats:
-        return stats["bytes_limit"]
+    if "bytes_limit" in stats or device.platform != "cpu":
+        return stats.get("bytes_limit", math.inf)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
 
 

@@ -287,7 +287,7 @@ def vtn(parts: Parts, *, backbone: str = "vit", depths: tuple[int, ...] = (3, 4,
     Args:
         backbone: 'vit', its class token, or 'resnet' (see `ResNet`, which `depths` and `stem` are of).
         temporal_depth, window, tie_global, temporal_dropout, head_dropout: see `TemporalEncoder`.
-        frames_at_once: frames that the backbone takes in one go in evaluation; memory grows with this.
+        frames_at_once: frames of a clip that the backbone takes in one go in evaluation; memory grows with this.
     Raises:
         ConfigError: an unknown backbone, or what `TemporalEncoder` and `ResNet` refuse.
     """

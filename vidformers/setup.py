@@ -246,7 +246,8 @@ def _smaller(setup: Setup):
     if accumulate == 1 and setup.config["optim"]["clip_norm"] is None and not setup.config["optim"]["frozen"]:
         changes += [("model.remat=full and optim.in_backward=true", dict(remat="full", in_backward=True))]
     changes += [(f"model.remat=full and train.accumulate={k}", dict(remat="full", accumulate=k))
-                for k in (2 * accumulate, 4 * accumulate, clips) if clips % k == 0 and k > accumulate]
+                for k in (2 * accumulate, 4 * accumulate, clips) if clips % k == 0 and k > accumulate
+                and (setup.loop.mixing is None or setup.loop.batch_size >= 2 * k)]
     for words, change in changes:
         try:
             yield words, memory.needed(compile_step(setup, **change))

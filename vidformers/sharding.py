@@ -80,8 +80,8 @@ def spread(x, axis: int | None = 1):
     Without it the compiler spreads features as their parameters are, and moves activations about instead of these.
     Where nothing says which mesh (`on`), the identity.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or x.size == 0:
+    mesh = _mesh()
+    if mesh is None or x.size == 0:
         return x
     spec = [ROWS] + [None] * (x.ndim - 1)
     if mesh.shape["context"] > 1 and axis is not None:
@@ -99,8 +99,7 @@ def spread_rows(x):
 
 def whole(x):
     """x, a small parameter, whole on every device: as its parts lie, the compiler would move activations about."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, P())
+    return x if _mesh() is None else jax.lax.with_sharding_constraint(x, P())
 
 
 def filled_up(count: int) -> int:
@@ -115,7 +114,13 @@ def frames_together() -> bool:
 
 
 def _context() -> int:
-    return jax.sharding.get_abstract_mesh().shape.get("context", 1)
+    return 1 if _mesh() is None else _mesh().shape["context"]
+
+
+def _mesh():
+    """The mesh of `make_mesh` that `on` has set; None for one device, or under a mesh of somebody else's."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh if mesh.axis_names == AXES and mesh.size > 1 else None
 
 
 def replicated(mesh) -> NamedSharding:

@@ -260,7 +260,9 @@ def steps(setup: Setup, compiled, state: State, batches, start: int, pending: li
                             f"data wait {logged['train/data_wait']:.1%}"
                             + ("  (reading is slower than training)" if logged["train/data_wait"] > _SLOW else ""))
                 done = []
+            paused = time.perf_counter()
             yield step, state, logged, list(done) if known else None
+            since += time.perf_counter() - paused  # evaluating and saving
             if whole:
                 waited, decoded, since, logged_at = 0.0, 0, time.perf_counter(), step
 
