@@ -1,7 +1,8 @@
 """Softmax attention by each backend, on the groups that the schemes of the base models make, taking turns.
 
 Command: python -m benchmarks.attention [--batch=1] [--rounds=9] [--dtype=float32]
-One JSON line a scheme: median seconds of forward, and of forward and backward, of each backend that this machine has.
+One JSON line a scheme: median seconds of forward, and of forward and backward, of each backend that this machine has,
+null where its memory does not do.
 What `model.backend=auto` chooses rests on these.
 """
 
@@ -43,7 +44,7 @@ def main():
         rng = np.random.default_rng(0)
         q, k, v, g = (jnp.asarray(rng.normal(size=(args.batch, groups, n, HEADS, WIDTH)), args.dtype)
                       for n in (queries, keys, keys, queries))
-        runs, seconds = {}, {}
+        runs, seconds, full = {}, {}, set()
         for backend in backends:
             def forward(q, k, v, kernel=softmax_by(backend)):
                 return attend(q, k, v, kernel=kernel)
@@ -52,9 +53,16 @@ def main():
                 q, k, v, g)
         for _ in range(1 + args.rounds):
             for name, (run, arguments) in runs.items():
-                seconds.setdefault(name, []).append(timed(run, *arguments))
+                if name not in full:
+                    try:
+                        seconds.setdefault(name, []).append(timed(run, *arguments))
+                    except jax.errors.JaxRuntimeError as error:
+                        if "RESOURCE_EXHAUSTED" not in str(error):
+                            raise
+                        full.add(name)
         report(benchmark="attention", scheme=scheme, groups=groups, queries=queries, keys=keys, batch=args.batch,
-               dtype=args.dtype, seconds={backend: {pass_: statistics.median(seconds[backend, pass_][1:])
+               dtype=args.dtype, seconds={backend: {pass_: None if (backend, pass_) in full else
+                                                    statistics.median(seconds[backend, pass_][1:])
                                                     for pass_ in ("forward", "both")} for backend in backends})
 
 

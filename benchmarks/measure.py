@@ -5,9 +5,11 @@ import datetime
 import importlib.metadata
 import json
 import os
+import platform
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -114,10 +116,21 @@ class ForwardStep:
         return time.perf_counter() - started
 
 
+def processor() -> str:
+    """The CPU's name, with family and model, since virtual machines may call unlike ones alike."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor()
+    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return ", ".join([said.get("model name", platform.machine()),
+                      *(f"{name} {said[name]}" for name in ("cpu family", "model") if name in said)])
+
+
 def report(**figures) -> None:
     """Prints one JSON line: the figures, and the device, versions and date they belong to."""
     print(json.dumps(figures | {
-        "device": jax.devices()[0].device_kind, "cores": os.cpu_count(),
+        "device": jax.devices()[0].device_kind, "processor": processor(), "cores": os.cpu_count(),
         "malloc": "jemalloc" if "jemalloc" in os.environ.get("LD_PRELOAD", "") else "glibc",
         "date": datetime.date.today().isoformat(),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")}}))
