@@ -80,9 +80,10 @@ class TrainingStep(LoweredStep):
             shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
             self.state = jax.jit(self.init, out_shardings=shardings)()
             rng = np.random.default_rng(0)
-            end = {"video": 256, "index": 1, "label": 400}  # of a mask all are 1
-            self.rows = {name: jax.device_put(rng.integers(name == "mask", end.get(name, 2), leaf.shape)
-                                              .astype(leaf.dtype), leaf.sharding) for name, leaf in self.batch.items()}
+            shapes = {name: leaf.shape for name, leaf in self.batch.items()}
+            self.rows = jax.device_put({
+                "video": rng.integers(0, 256, shapes["video"], np.uint8), "index": np.zeros(shapes["index"], np.int32),
+                "label": rng.integers(0, 400, shapes["label"], np.int32), "mask": np.ones(shapes["mask"], np.float32)})
             jax.block_until_ready(self.state)
         started = time.perf_counter()
         self.state, figures = self.compiled(self.state, self.rows)

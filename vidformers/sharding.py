@@ -114,7 +114,8 @@ def frames_together() -> bool:
 
 
 def _context() -> int:
-    return 1 if _mesh() is None else _mesh().shape["context"]
+    mesh = _mesh()
+    return 1 if mesh is None else mesh.shape["context"]
 
 
 def _mesh():
