@@ -71,7 +71,7 @@ def summarise(config, name):
 
     from vidformers import build
     from vidformers.progress import table
-    from vidformers.summary import summarise as count
+    from vidformers.models.summary import summarise as count
 
     summary = count(partial(build, **config["model"]))
     table(name, [(module, f"{size:,}") for module, size in summary.modules] + [("all", f"{summary.params:,}")])
@@ -159,7 +159,7 @@ def run(argv) -> int:
             summarise(config, Path(workdir).name)
             return 0
         if hosts:
-            from vidformers.hosts import join
+            from vidformers.parallel.processes import join
             join(**hosts)
         return work(config, workdir, mode, flags)
     except (SheetError, ConfigError, DataError) as error:
@@ -171,8 +171,8 @@ def work(config, workdir, mode, flags) -> int:
     """What `mode` asks for."""
     import jax
 
-    from vidformers import train
-    from vidformers.hosts import part
+    from vidformers.training import train
+    from vidformers.parallel.processes import part
 
     cache_compilations(workdir)
     # A batch that was ready when its reader closed is freed by Python's resource tracker, which need not say so.
@@ -181,15 +181,15 @@ def work(config, workdir, mode, flags) -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that on its first start it looks for fonts
     if mode == "predict":
-        from vidformers.predict import predict
+        from vidformers.inference.predict import predict
         predict(config, workdir, **flags)
         return 0
     if mode == "explain":
-        from vidformers.explain.explainer import explain
+        from vidformers.inference.explain.explainer import explain
         explain(config, workdir, **flags)
         return 0
     if mode == "export":
-        from vidformers.export import export
+        from vidformers.inference.export import export
         export(config, workdir, **flags)
         return 0
     code = 0
@@ -205,7 +205,7 @@ def work(config, workdir, mode, flags) -> int:
 
 def one_of_many() -> bool:
     """Whether this process has joined others."""
-    return "vidformers.hosts" in sys.modules and sys.modules["vidformers.hosts"].joined
+    return "vidformers.parallel.processes" in sys.modules and sys.modules["vidformers.parallel.processes"].joined
 
 
 if __name__ == "__main__":
@@ -215,8 +215,8 @@ if __name__ == "__main__":
     except Exception as error:
         if not one_of_many():
             raise
-        code = sys.modules["vidformers.hosts"].failed(error)
+        code = sys.modules["vidformers.parallel.processes"].failed(error)
     sys.stdout.flush()
     if one_of_many():
-        sys.modules["vidformers.hosts"].leave(code)
+        sys.modules["vidformers.parallel.processes"].leave(code)
     sys.exit(code)

@@ -18,8 +18,8 @@ import jax
 from benchmarks.arguments import parse
 from benchmarks.measure import LoweredStep, report, simulate
 from configs import sheet as configs
-from vidformers.models import WHOLE_CLIPS
-from vidformers.sharding import make_mesh, row_parts
+from vidformers.models.registry import WHOLE_CLIPS
+from vidformers.parallel.sharding import make_mesh, row_parts
 
 SHEETS = ("vit_b16", "timesformer_b16", "joint_b16", "mevit_b16", "havit_b16", "msca_b16", "stat_t16", "vtn_vit_b16")
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")

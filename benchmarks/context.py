@@ -14,8 +14,8 @@ import jax
 
 from benchmarks.arguments import parse
 from benchmarks.measure import LoweredStep, report, simulate
-from vidformers import memory
-from vidformers.sharding import make_mesh
+from vidformers.parallel import memory
+from vidformers.parallel.sharding import make_mesh
 
 DEVICES = 8
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.measure import report
 from input_pipeline.motion_clips import CLASSES, ensure
-from vidformers.metrics import read_metrics
+from vidformers.training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST, SECOND = CLASSES[:6], CLASSES[6:]  # slides and sizes; turns and appearing

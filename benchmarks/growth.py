@@ -28,10 +28,10 @@ from vidformers.attention.joint import Joint
 from vidformers.attention.motion import Motion
 from vidformers.attention.shifted import Shifted
 from vidformers.attention.shrinking import ShrinkingAttention
-from vidformers.attention.swin import ShiftedWindowAttention
+from vidformers.attention.shifted_window import ShiftedWindowAttention
 from vidformers.attention.time import Time
-from vidformers.attention.window import Series, WindowAttention
-from vidformers.summary import count_macs
+from vidformers.attention.longformer import Series, WindowAttention
+from vidformers.models.summary import count_macs
 
 WIDTH, HEADS = 128, 2
 FRAMES, GRID = 8, 14  # where they do not grow

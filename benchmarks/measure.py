@@ -17,11 +17,11 @@ import numpy as np
 from flax import nnx
 
 from vidformers import build
-from vidformers.folding import fold
-from vidformers.optim import make_optimizer
-from vidformers.setup import abstract_state, lower
-from vidformers.sharding import abstract_batch, make_mesh
-from vidformers.step import initial_state, make_step
+from vidformers.models.fuse import fold
+from vidformers.training.optim import make_optimizer
+from vidformers.training.setup import abstract_state, lower
+from vidformers.parallel.sharding import abstract_batch, make_mesh
+from vidformers.training.step import initial_state, make_step
 
 # jemalloc, or where it is not installed glibc's malloc, told to keep what is freed.
 _JEMALLOC = ctypes.util.find_library("jemalloc")

@@ -16,7 +16,7 @@ from benchmarks.arguments import parse
 from benchmarks.measure import TrainingStep, keep_memory, report
 from configs import sheet as configs
 from vidformers import build
-from vidformers.summary import summarise
+from vidformers.models.summary import summarise
 
 SHEETS = ("vit_b16", "timesformer_b16", "joint_b16", "mevit_b16", "havit_b16", "havit_s16", "msca_b16",
           "tokenshift_b16", "stat_t16", "stat_t32", "stat_t64", "vtn_vit_b16", "vtn_resnet50", "swin_t", "cvt_13",

@@ -19,7 +19,7 @@ from flax import nnx
 
 from input_pipeline.motion_clips import digit_opacity
 from vidformers import load
-from vidformers.explain.relevance import relevance
+from vidformers.inference.explain.relevance import relevance
 
 
 def boxes(number, index, short_side, size):

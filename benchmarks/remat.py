@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.arguments import parse
 from benchmarks.measure import TrainingStep, keep_memory, report
-from vidformers.encoder import REMAT
+from vidformers.models.encoder import REMAT
 
 
 def show(path: str) -> None:

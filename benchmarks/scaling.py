@@ -110,7 +110,7 @@ def step(cost: Cost, device: Device, count: int, fsdp: int, batch: int, assumed:
 def count_cost(sheet: str) -> Cost:
     from configs import sheet as configs
     from vidformers import build
-    from vidformers.summary import summarise
+    from vidformers.models.summary import summarise
 
     summary = summarise(partial(build, **configs.load(f"configs/{sheet}.py").model.to_dict()))
     return Cost(summary.params, summary.macs_per_view)

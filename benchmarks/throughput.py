@@ -22,7 +22,7 @@ from benchmarks.arguments import parse
 from benchmarks.measure import ForwardStep, TrainingStep, keep_memory, report
 from configs import sheet as configs
 from vidformers import build
-from vidformers.summary import summarise
+from vidformers.models.summary import summarise
 
 SHEETS = ("vit_b16", "timesformer_b16", "mevit_b16", "havit_b16", "msca_b16", "stat_t16", "vtn_vit_b16")
 MODES = {"train": (TrainingStep, 3), "eval": (ForwardStep, 1)}  # what runs it, and its work over a forward pass

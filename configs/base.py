@@ -1,9 +1,9 @@
 """Every field of every section, with its default. An experiment sheet starts from `base(model)` and says what differs.
 
 Each section is the keyword arguments of one callable, so no field goes unread and none can be misspelt:
-data: input_pipeline.Pipeline; model: vidformers.build; init: vidformers.pretrained.Init; train: vidformers.train.Loop;
-optim: vidformers.optim.make_optimizer; eval: vidformers.evaluate.Protocol; mesh: vidformers.sharding.make_mesh;
-checkpoint: vidformers.checkpoint.Checkpoints. Their docstrings say what each field does.
+data: input_pipeline.Pipeline; model: vidformers.build; init: vidformers.pretrained.Init; train: vidformers.training.train.Loop;
+optim: vidformers.training.optim.make_optimizer; eval: vidformers.training.evaluate.Protocol; mesh: vidformers.parallel.sharding.make_mesh;
+checkpoint: vidformers.training.checkpoint.Checkpoints. Their docstrings say what each field does.
 """
 
 import copy

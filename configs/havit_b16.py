@@ -1,7 +1,7 @@
 """HaViT-B/16 x 8 frames: divided attention, each with a dictionary of external tokens, then class attention.
 
 Paper: HaViT, Tables 1-4. Kinetics-400 80.6 / 94.3, four clips x three crops, from ImageNet weights; 16 frames
-81.7 / 95.2. The paper does not say how many tokens its dictionary holds; see `vidformers.models.havit`.
+81.7 / 95.2. The paper does not say how many tokens its dictionary holds; see `vidformers.models.registry.havit`.
 Command: python main.py --config=configs/havit_b16.py --config.data.root=DIR --config.data.num_classes=N
 
 Rows of the paper's ablations are those of configs/havit_s16.py.

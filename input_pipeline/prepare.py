@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from input_pipeline import pieces, transcode
+from input_pipeline import shard_plan as pieces, transcode
 from input_pipeline.commands import command, end
 from input_pipeline.workers import start_pool_process
 

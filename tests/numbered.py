@@ -132,3 +132,18 @@ def without_vui(path):
 def decode_all(path, format="rgb24"):
     with av.open(path) as container:
         return np.stack([frame.to_ndarray(format=format) for frame in container.decode(video=0)])
+
+
+def planes(frames):
+    """Frames as they are decoded, before any conversion of colour: (n, bytes) uint8."""
+    return np.stack([np.frombuffer(frame.to_ndarray().tobytes(), np.uint8) for frame in frames])
+
+
+def decode_planes(path):
+    with av.open(path) as container:
+        return planes(container.decode(video=0))
+
+
+def pictures(video, indices):
+    with video._working():
+        return planes(video._pictures(indices))

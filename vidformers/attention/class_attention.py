@@ -6,7 +6,7 @@ from flax import nnx
 
 from vidformers.attention.core import Noise, Tokens, add_branch, attend, check_heads, square_init
 from vidformers.attention.kernels import softmax
-from vidformers.linear import Linear
+from vidformers.layers.linear import Linear
 
 
 class ClassAttention(nnx.Module):

@@ -8,9 +8,9 @@ from flax import nnx
 from vidformers.attention.core import Noise, Position, Scheme, Tokens, add_branch, attend, check_heads, square_init
 from vidformers.attention.dictionary import Dictionary, views
 from vidformers.attention.kernels import choose
-from vidformers.convolution import Convolution
+from vidformers.layers.convolution import Convolution
 from vidformers.errors import require
-from vidformers.linear import Linear
+from vidformers.layers.linear import Linear
 
 
 class ConvolutionalAttention(nnx.Module):

@@ -19,8 +19,8 @@ from vidformers.attention.dictionary import Dictionary, views
 from vidformers.attention.fused import check_backend, softmax_by
 from vidformers.attention.kernels import KERNELS, Source, choose, softmax
 from vidformers.errors import require
-from vidformers.linear import Linear
-from vidformers.sharding import filled_up, spread, spread_rows
+from vidformers.layers.linear import Linear
+from vidformers.parallel.sharding import filled_up, spread, spread_rows
 
 # Glorot's bound for a square d -> d projection is that of fan-in scaling. Written so, one kernel that holds several
 # square projections side by side starts as each of them would alone.

@@ -10,9 +10,9 @@ from flax import nnx
 from vidformers.attention.core import Noise, Tokens, add_branch, attend, check_heads, square_init
 from vidformers.attention.dictionary import Dictionary, views
 from vidformers.attention.kernels import choose
-from vidformers.convolution import Conv, mean_pool
+from vidformers.layers.convolution import Conv, mean_pool
 from vidformers.errors import require
-from vidformers.linear import Linear
+from vidformers.layers.linear import Linear
 
 
 class ShrinkingAttention(nnx.Module):

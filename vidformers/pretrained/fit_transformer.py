@@ -8,11 +8,11 @@ from vidformers.attention.core import SelfAttention
 from vidformers.attention.motion import Motion
 from vidformers.attention.shifted import TokenShift
 from vidformers.attention.time import Time
-from vidformers.encoder import Encoder, FrameByFrame, Mlp
+from vidformers.models.encoder import Encoder, FrameByFrame, Mlp
 from vidformers.errors import ConfigError, require
 from vidformers.pretrained.fit import Fit, resize, resize_grid, resize_time, with_views
 from vidformers.pretrained.layouts.tokenshift import past_first
-from vidformers.temporal import TemporalEncoder
+from vidformers.models.temporal import TemporalEncoder
 
 
 def backbone(model):

@@ -6,8 +6,8 @@ import numpy as np
 
 from vidformers.errors import ConfigError, require
 from vidformers.pretrained.fit import Fit, with_views
-from vidformers.pyramid import Pyramid
-from vidformers.swin import TubeEmbedding
+from vidformers.models.pyramid import Pyramid
+from vidformers.models.swin import TubeEmbedding
 
 
 class FitWindows(Fit):

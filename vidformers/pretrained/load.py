@@ -8,16 +8,16 @@ import numpy as np
 from flax import nnx
 
 from vidformers.attention.core import SelfAttention
-from vidformers.attention.window import WindowAttention
-from vidformers.encoder import Mlp, gelu
+from vidformers.attention.longformer import WindowAttention
+from vidformers.models.encoder import Mlp, gelu
 from vidformers.errors import ConfigError, require
-from vidformers.pretrained import layouts, own
+from vidformers.pretrained import layouts, native as own
 from vidformers.pretrained.files import File, open_file
 from vidformers.pretrained.fit import Init, Row
 from vidformers.pretrained.fit_transformer import FitTransformer, backbone
 from vidformers.pretrained.fit_windows import FitWindows
 from vidformers.pretrained.still import differences
-from vidformers.temporal import TemporalEncoder
+from vidformers.models.temporal import TemporalEncoder
 
 _FITS = {layouts.Transformer: FitTransformer, layouts.Windows: FitWindows, own.Own: own.FitOwn}
 _TANH = ("gelu_fast", "gelu_new", "gelu_pytorch_tanh")  # names of the GELU by tanh in Hugging Face's configurations

@@ -7,7 +7,7 @@ from vidformers.attention.motion import Motion
 from vidformers.attention.shifted import Shifted, TokenShift
 from vidformers.attention.time import Time
 from vidformers.pretrained.fit_transformer import backbone
-from vidformers.temporal import TemporalEncoder
+from vidformers.models.temporal import TemporalEncoder
 
 
 def differences(model, values) -> list[str]:

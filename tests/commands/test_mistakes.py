@@ -1,0 +1,256 @@
+"""A mistake ends with one sentence that names the field or file, status 2, and nothing written over."""
+
+import json
+import shutil
+
+import pytest
+from command import (
+    BAD,
+    ROOT,
+    TINY,
+    Run,
+    arguments,
+    checkpoint,
+    one_sentence,
+    render,
+    rows,
+)
+from ml_collections import ConfigDict
+
+import main
+from configs import sheet as configs
+from input_pipeline.errors import DataError
+from vidformers.training.checkpoint import Checkpoints
+from vidformers.errors import ConfigError
+from vidformers.training.setup import set_up
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Motion clips, manifests with a mistake each, and videos that will not decode."""
+    root = render(tmp_path_factory.mktemp("mistakes") / "clips")
+    (root / "zero.mp4").touch()
+    (root / "text.mp4").write_text("not a video")
+    for name, text in MANIFESTS.items():
+        (root / name).write_text(text)
+    return root
+
+
+MANIFESTS = {
+    "empty.csv": "", "header.csv": "path,label\n", "columns.csv": "path,label\ntrain/000000.mp4;1\n",
+    "word.csv": "path,label\ntrain/000000.mp4,run\n", "range.csv": "path,label\ntrain/000000.mp4,10\n",
+    "gone.csv": "path,label\ntrain/000000.mp4,1\ntrain/absent.mp4,0\n", "few.csv": "train/000000.mp4,0\n",
+    "zero.csv": "zero.mp4,0\nval/000000.mp4,9\n", "text.csv": "val/000000.mp4,9\ntext.mp4,0\n"}
+
+MISTAKES = {
+    "a misspelt field": (["--config.optim.rl=1"], "did you mean --config.optim.lr?"),
+    "a misspelt section": (["--config.optimizer.lr=1"], "--config.optimizer.lr"),
+    "a word for a number": (["--config.train.batch_size=many"], "--config.train.batch_size=many"),
+    "a fraction for a count": (["--config.train.batch_size=8.5"], "--config.train.batch_size=8.5"),
+    "none where there is no default": (["--config.optim.lr=none"], "--config.optim.lr=none"),
+    "the model's name": (["--config.model.name=mevit"], "--config.model.name"),
+    "a patch that does not divide": (["--config.model.patch_size=7"], "patch_size=7"),
+    "heads that do not divide": (["--config.model.heads=3"], "heads=3"),
+    "no class": (["--config.data.num_classes=0"], "data.num_classes"),
+    "a batch not divisible": (["--config.mesh.data=-1", "--config.train.accumulate=7"], "train.batch_size=8"),
+    "too few devices": (["--config.mesh.fsdp=16", "--config.mesh.data=2"], "mesh.data=2 x mesh.fsdp=16"),
+    "crops nobody takes": (["--config.eval.crops=2"], "eval.crops"),
+    "a score nobody computes": (["--config.checkpoint.best=val/top2@1x1"], "checkpoint.best=val/top2@1x1"),
+    "no checkpoint to keep": (["--config.checkpoint.keep=0"], "checkpoint.keep=0"),
+    "a missing list of training videos": (["--config.data.train=absent.csv"], "absent.csv"),
+    "a module nobody has": (["--config.optim.frozen=('backbone',)"], "optim.frozen='backbone'"),
+    "two durations": (["--config.train.total_epochs=1.0"], "train.total_steps=12 and train.total_epochs=1.0"),
+    "a warm-up without end": (["--config.optim.warmup_steps=12"], "warm-up"),
+    "a missing manifest": (["--config.data.val=absent.csv"], "absent.csv"),
+    "a missing class file": (["--config.data.classes=absent.txt"], "absent.txt"),
+    "an empty manifest": (["--config.data.val=empty.csv"], "empty.csv"),
+    "a manifest of a header": (["--config.data.val=header.csv"], "header.csv"),
+    "one column": (["--config.data.val=columns.csv"], "columns.csv line 2"),
+    "a word for a label": (["--config.data.val=word.csv"], "word.csv line 2"),
+    "a label out of range": (["--config.data.val=range.csv"], "range.csv line 2: label 10"),
+    "a missing video": (["--config.data.val=gone.csv"], "gone.csv line 3"),
+    "more classes than labels": (["--config.data.train=few.csv"], "data.num_classes=1"),
+    "fewer classes than labels": (["--config.data.num_classes=5"], "out of range for data.num_classes=5"),
+}
+
+TRAINING = {"a missing list of training videos", "two durations", "a warm-up without end", "more classes than labels",
+            "a batch not divisible"}
+
+
+@pytest.mark.parametrize("mode, mistake", [
+    (mode, mistake) for mode in ("train", "eval") for mistake in MISTAKES
+    if mode == "train" or mistake not in TRAINING])
+def test_a_mistake_ends_in_one_sentence_and_writes_nothing(mistake, mode, data, tmp_path, capsys):
+    more, words = MISTAKES[mistake]
+    if mode == "eval" and mistake == "no checkpoint to keep":
+        (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    assert main.main(["main.py", *arguments(data, tmp_path / "run", mode=mode), *more]) == 2
+    assert words in one_sentence(capsys.readouterr().err)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size]
+
+
+@pytest.mark.parametrize("command, words", [
+    (["--config=configs/absent.py"], "configs/absent.py"),
+    (["--config=tests"], "tests"),
+    ([f"--config={ROOT}/README.md"], "README.md"),
+    (["--config=configs/base.py"], "get_config"),
+    ([f"--config={ROOT}/configs/demo.py:resnet"], "resnet"),
+    ([f"--config={ROOT}/configs/mevit_b16.py:vit"], "mevit_b16.py"),
+    ([f"--config={ROOT}/configs/demo.py", "--mode=fly"], "--mode=fly"),
+    ([f"--config={ROOT}/configs/demo.py", "--workdri=x"], "--workdri"),
+    ([f"--config={ROOT}/configs/demo.py", "train"], "'train'"),
+    (["--mode=train"], "--config")])
+def test_a_command_line_that_is_not_understood_names_the_flag(command, words, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert main.main(["main.py", *command]) == 2
+    assert words in one_sentence(capsys.readouterr().err)
+
+
+def test_a_sheet_that_cannot_be_loaded_is_named(tmp_path, capsys):
+    (tmp_path / "sheet.py").write_text("def get_config(:\n")
+    assert main.main(["main.py", f"--config={tmp_path}/sheet.py"]) == 2
+    assert "sheet.py" in one_sentence(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_file_in_the_place_of_the_workdir_is_kept(mode, data, tmp_path, capsys):
+    (tmp_path / "run").write_text("mine")
+    assert main.main(["main.py", *arguments(data, tmp_path / "run", mode=mode)]) == 2
+    assert str(tmp_path / "run") in one_sentence(capsys.readouterr().err)
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_evaluating_a_folder_without_checkpoints_is_refused(data, tmp_path, capsys):
+    for folder in (tmp_path / "absent", tmp_path, tmp_path / "run"):
+        (tmp_path / "run" / "checkpoints").mkdir(parents=True, exist_ok=True)
+        assert main.main(["main.py", *arguments(data, folder, mode="eval")]) == 2
+        assert f"--workdir={folder}" in one_sentence(capsys.readouterr().err)
+
+
+def test_nonsense_in_any_field_is_a_sentence_or_works(data):
+    def fresh():
+        config = configs.load(f"{ROOT}/configs/demo.py:mevit")
+        mevit = {"model.motion_blocks": 1, "model.patch_size": 4}
+        for name, value in {**TINY, "data.root": data, **mevit}.items():
+            configs.override(config, name, str(value))
+        return config
+
+    sections = fresh()
+    names = [f"{section}.{field}" for section in sections if isinstance(sections[section], ConfigDict)
+             for field in sections[section]] + ["seed"]
+    for name in sorted(set(names) - {"model.name"}):
+        for value in ("-1", "none"):
+            config = fresh()
+            try:
+                configs.override(config, name, value)
+                set_up(config.to_dict())
+            except (configs.SheetError, ConfigError, DataError) as error:
+                assert "\n" not in str(error), name
+
+
+def test_summary_prints_a_json_object_last(capsys):
+    assert main.main(["main.py", f"--config={ROOT}/configs/demo.py:vit", "--mode=summary"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["config"] == "demo_vit" and found["views"] == 4
+    assert 0 < found["macs_per_view_linear"] < found["macs_per_view"] and found["params"] > 100_000
+
+
+def test_evaluation_gives_the_figures_that_training_ended_with(data, tmp_path):
+    command = {"train.total_steps": 3, "train.eval_every_steps": "none", "data.max_bad_fraction": 1.0,
+               "eval.crops": 3}
+    Run(arguments(data, tmp_path, command)).finish()
+    last = rows(tmp_path)[-1]
+    assert last["val/videos@2x3"] == 10
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    Run(arguments(data, tmp_path, command, mode="eval")).finish()
+    found = json.loads((tmp_path / "eval_2x3.json").read_text())
+    assert {name: found[name] for name in last} == last
+    assert sum(map(sum, found["confusion"])) == 10 and found["skipped"] == []
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A folder with a checkpoint of untrained weights at step 2."""
+    import jax.numpy as jnp
+
+    from vidformers.training.setup import initialise
+    from vidformers.training.workdir import describe, record
+
+    workdir = tmp_path_factory.mktemp("trained")
+    config, *_ = main.parse(["main.py", *arguments(data, workdir)])
+    setup = set_up(config)
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(2, initialise(setup)._replace(step=jnp.int32(2)), {})
+    record(workdir, describe(config, {"train": setup.pipeline.train_manifest.digest}))
+    return workdir
+
+
+def test_another_number_of_frames_is_taken_where_parameters_allow(data):
+    """VTN's positions are a table for any clip; MEViT's are one for each frame of a clip."""
+    for name, allowed in (("vtn", True), ("mevit", False)):
+        config = configs.load(f"configs/demo.py:{name}")
+        config.data.update(source="csv", root=str(data), workers=0)
+        config.eval.frames = 12
+        if allowed:
+            assert set_up(config.to_dict()).protocol.frames == 12
+            continue
+        with pytest.raises(ConfigError, match=r"^eval\.frames=12 .*data\.frames=8.*\.$"):
+            set_up(config.to_dict())
+
+
+def test_a_batch_that_does_not_divide_among_the_devices_is_refused_in_training_alone(data, tmp_path):
+    flags = {"train.batch_size": 20, "train.accumulate": 2, "mesh.data": 8, "eval.batch_size": 8}
+    config, *_ = main.parse(["main.py", *arguments(data, tmp_path, flags)])
+    with pytest.raises(ConfigError, match=r"^train\.batch_size=20 .*: 16 or 32 would be, .*\.$"):
+        set_up(config)
+    assert set_up(config, training=False).mesh.size == 8
+
+
+@pytest.mark.parametrize("name", ["zero", "text"])
+def test_a_video_that_will_not_decode_ends_an_evaluation_or_is_left_out(name, data, trained, capsys):
+    command = arguments(data, trained, {"data.val": f"{name}.csv"}, mode="eval")
+    assert main.main(["main.py", *command]) == 2
+    error = one_sentence(capsys.readouterr().err)
+    assert str(data / f"{name}.mp4") in error and "eval.on_bad=skip" in error
+    assert main.main(["main.py", *command, "--config.eval.on_bad=skip"]) == 0
+    assert f"{name}.mp4" in capsys.readouterr().out
+    assert json.loads((trained / "eval_2x1.json").read_text())["val/videos@2x1"] == 1
+
+
+def test_a_video_that_will_not_decode_ends_the_evaluation_within_training(data, tmp_path):
+    fields = {"data.val": "zero.csv", "train.eval_every_steps": 2, "checkpoint.every_steps": 1}
+    assert "zero.mp4 of data.val will not decode" in Run(arguments(data, tmp_path, fields)).refused()
+    assert checkpoint(tmp_path, 1)[0]
+
+
+def test_another_model_is_not_read_from_a_checkpoint(data, trained, capsys):
+    assert main.main(["main.py", *arguments(data, trained, {"model.width": 32}, mode="eval")]) == 2
+    assert "does not fit the model" in one_sentence(capsys.readouterr().err)
+
+
+def test_a_damaged_checkpoint_is_named(data, trained, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    for path in (workdir / "checkpoints" / "2" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    assert main.main(["main.py", *arguments(data, workdir, mode="eval")]) == 2
+    assert str(workdir / "checkpoints" / "2") in one_sentence(capsys.readouterr().err)
+
+
+def test_a_damaged_description_is_named(data, trained, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    for text in ("{", "{}", "[]"):
+        (workdir / "run.json").write_text(text)
+        assert main.main(["main.py", *arguments(data, workdir)]) == 2
+        assert str(workdir / "run.json") in one_sentence(capsys.readouterr().err)
+
+
+def test_the_real_program_says_one_sentence_too(data, tmp_path):
+    assert "--config.optim.rl" in Run([*arguments(data, tmp_path / "run"), "--config.optim.rl=1"]).refused()
+    mesh = {"mesh.fsdp": 3, "mesh.data": 2}
+    assert "needs 6 devices" in Run(arguments(data, tmp_path / "run", mesh)).refused()
+    assert not (tmp_path / "run").exists()
+    assert (data / BAD).stat().st_size == 500

@@ -1,0 +1,301 @@
+"""Broken files and odd names: a frame is the right one or there is a DecodeError that names the file, and no wait."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import warnings
+
+import av
+import numpy as np
+import pytest
+from numbered import HEIGHT, WIDTH, read_number, silence, write
+
+from input_pipeline import decode
+from input_pipeline.decode import Video
+from input_pipeline.errors import DecodeError
+
+PREPARED = {"bf": "0", "tune": "fastdecode", "x264-params": "keyint=4:min-keyint=4:scenecut=0:open-gop=0"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet():
+    level = av.logging.get_level()
+    av.logging.set_level(None)
+    yield
+    av.logging.set_level(level)
+
+
+def read(path):
+    with open(path, "rb") as file:
+        return bytearray(file.read())
+
+
+def audio_only(path):
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("aac", rate=16000, layout="mono")
+        container.mux(sound.encode(silence(1024)))
+        container.mux(sound.encode())
+
+
+def truncated(path, **kwargs):
+    data = read(write(path, **kwargs))
+    path.write_bytes(data[:len(data) * 6 // 10])
+
+
+def two_sizes(path):
+    """A transport stream may change its size on the way."""
+    path.write_bytes(b"".join(read(write(path.parent / f"{height}.ts", count=5, size=(height, 64)))
+                              for height in (64, 32)))
+
+
+@pytest.mark.parametrize("break_file", [
+    lambda path: path.write_bytes(b""),
+    lambda path: path.write_text("not a video\n" * 100),
+    lambda path: path.write_text("ffconcat version 1.0\nfile other.mp4\n"),
+    lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)),
+    lambda path: truncated(path),  # without its index, at the end
+    lambda path: truncated(path, container_options={"movflags": "faststart"}),  # with it, at the start
+    audio_only,
+    two_sizes,
+    lambda path: None,
+    lambda path: path.mkdir(),
+    lambda path: os.mkfifo(path),
+    lambda path: path.symlink_to(path),
+    lambda path: path.symlink_to("/dev/zero"),
+], ids=["empty", "text", "list", "noise", "no_moov", "truncated", "audio_only", "two_sizes", "missing", "directory",
+        "pipe", "symlink_loop", "device"])
+def test_broken_files_are_decode_errors(tmp_path, break_file):
+    path = tmp_path / "broken.mp4"
+    break_file(path)
+    with pytest.raises(DecodeError, match="broken.mp4") as caught:
+        video = Video(str(path))
+        video.frames(range(len(video.times)))
+    assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
+
+
+def test_text_is_no_video_whatever_its_name(tmp_path):
+    (tmp_path / "notes.txt").write_text("a screen of letters\n" * 100)
+    with pytest.raises(DecodeError, match="no video"):
+        Video(str(tmp_path / "notes.txt"))
+
+
+@pytest.mark.parametrize("name", ["with space.mp4", "größe 漢字.mp4", "a:b.mp4", "100%d.mp4", "-x.mp4", "q?a#b&c.mp4",
+                                  os.fsdecode(b"\xff\xfe.mp4")], ids=ascii)
+def test_names(tmp_path, name, monkeypatch):
+    write(tmp_path / "video.mp4", count=3)
+    os.rename(tmp_path / "video.mp4", tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    for path in (name, os.path.join(tmp_path, name)):
+        assert read_number(Video(path).frames([2])[0]) == 2
+    os.truncate(tmp_path / name, 100)
+    with pytest.raises(DecodeError) as caught:
+        Video(name)
+    assert str(caught.value).startswith(name)
+
+
+def test_metadata_in_another_encoding(tmp_path):
+    path = write(tmp_path / "video.mp4", count=3, metadata={"title": "title of it"})
+    data = read(path)
+    start = data.index(b"title of it")
+    data[start:start + 5] = b"\xff\xfe\xe9\x80\xc3"
+    (tmp_path / "video.mp4").write_bytes(data)
+    with pytest.raises(UnicodeDecodeError):
+        av.open(path)
+    for source in (path, bytes(data)):
+        assert read_number(Video(source).frames([2])[0]) == 2
+
+
+def test_a_file_that_disappears(tmp_path):
+    path = write(tmp_path / "video.mp4", count=3)
+    video = Video(path)
+    os.remove(path)
+    assert read_number(video.frames([2])[0]) == 2  # it is still open
+    with pytest.raises(DecodeError, match="video.mp4: No such file"):
+        video.frames([2])
+
+
+def test_files_are_closed(tmp_path):
+    path = write(tmp_path / "video.mp4", count=3)
+    audio_only(tmp_path / "sound.mp4")
+
+    def opened():
+        return [name for name in map(os.path.realpath, (f"/proc/self/fd/{n}" for n in os.listdir("/proc/self/fd")))
+                if name.startswith(str(tmp_path))]
+
+    with warnings.catch_warnings(action="error"):
+        Video(path)
+        video = Video(path)
+        video.frames([0])
+        video.frames([1])
+        with pytest.raises(DecodeError):
+            Video(str(tmp_path / "sound.mp4"))
+        assert opened() == []
+
+
+def moving(path, count=48, codec="libx264", gop=12, **options):
+    """Pictures with more to them than blocks: bits that are flipped in these change what is seen."""
+    rng = np.random.default_rng(0)
+    texture = np.kron(rng.integers(0, 255, (60, 80, 3), np.uint8), np.ones((3, 3, 1), np.uint8))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt, stream.gop_size = HEIGHT, WIDTH, "yuv420p", gop
+        for i in range(count):
+            image = np.ascontiguousarray(texture[i:i + HEIGHT, 2 * i:2 * i + WIDTH])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return bytes(read(path))
+
+
+# The containers whose index tells what is gone, with the decoders that tell what they conceal.
+@pytest.mark.parametrize("name, codec", [("video.mp4", "libx264"), ("video.mkv", "libx264"), ("video.mp4", "mpeg4"),
+                                         ("video.avi", "mpeg4"), ("video.mpg", "mpeg2video")])
+@pytest.mark.parametrize("place", [0.4, 0.6])
+def test_a_hole_in_the_middle(tmp_path, name, codec, place):
+    path = tmp_path / name
+    data = bytearray(moving(path, codec=codec, bf="0"))  # a B-frame is shown before the damage that it refers to
+    clean = Video(str(path))
+    expected = clean.frames(range(48))
+    start, length = int(len(data) * place), len(data) // 20
+    data[start:start + length] = bytes(length)
+    path.write_bytes(data)
+    refused = 0
+    try:
+        video = Video(str(path))
+    except DecodeError:
+        return
+    for index, time in enumerate(video.times):
+        try:
+            frame = video.frames([index])[0]
+        except DecodeError:
+            refused += 1
+        else:
+            np.testing.assert_array_equal(frame, expected[round(25 * time)])
+    assert 0 < refused + 48 - len(video.times) <= 24  # groups without a hole are there
+
+
+@pytest.mark.parametrize("name, codec", [("video.ts", "libx264"), ("video.webm", "libvpx-vp9"),
+                                         ("hevc.mp4", "libx265"), ("av1.mp4", "libsvtav1")])
+def test_a_hole_where_less_is_known_of_it(tmp_path, name, codec):
+    path = tmp_path / name
+    data = bytearray(moving(path, codec=codec))
+    expected = Video(str(path)).frames([0])
+    start = len(data) // 2
+    data[start:start + len(data) // 10] = bytes(len(data) // 10)
+    path.write_bytes(data)
+    try:
+        video = Video(str(path))
+        np.testing.assert_array_equal(video.frames([0]), expected)
+        video.frames(range(len(video.times)))
+    except DecodeError as error:
+        assert name in str(error)
+
+
+def flipped(data, seed):
+    """A copy with three flipped bits."""
+    damaged = bytearray(data)
+    for bit in np.random.default_rng(seed).integers(8 * len(data), size=3):
+        damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)
+
+
+def test_what_ffmpeg_flags_is_refused(tmp_path):
+    """Flagged frames, and those after them in their group, of 200 files with three flipped bits."""
+    data = moving(tmp_path / "video.mp4", gop=250, bf="0")
+    seen = 0
+    for seed in range(200):
+        damaged = flipped(data, seed)
+        try:
+            with av.open(io.BytesIO(damaged), metadata_errors="replace") as container:
+                flags = [frame.is_corrupt for frame in container.decode(video=0)]
+            video = Video(damaged)
+        except (av.FFmpegError, DecodeError):
+            continue
+        if any(flags) and len(flags) == len(video.times):
+            seen += 1
+            first = flags.index(True)
+            for index in (first, len(flags) - 1):
+                with pytest.raises(DecodeError, match=f"frame {index}"):
+                    video.frames([index])
+            if first:
+                assert video.frames([0]).shape == (1, HEIGHT, WIDTH, 3)
+    assert seen > 20
+
+
+def test_strict_decoding_finds_more(tmp_path):
+    """Of 200 prepared clips with three flipped bits; what it still lets through, a checksum must find."""
+    data = moving(tmp_path / "clip.mp4", gop=4, **PREPARED)
+    found = {strict: {seed for seed in range(200) if refuses(flipped(data, seed), strict)} for strict in (False, True)}
+    assert found[True] > found[False]
+    assert len(found[True]) > 150
+    assert not refuses(data, strict=True)
+
+
+def refuses(data, strict):
+    try:
+        video = Video(data, strict=strict)
+        video.frames(range(len(video.times)))
+    except DecodeError:
+        return True
+    return False
+
+
+def test_damage_never_ends_an_epoch(tmp_path):
+    """Whatever is decoded or not, only DecodeError comes out: StopIteration would end the data set."""
+    data = read(write(tmp_path / "video.mp4", gop=12))
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        damaged = bytearray(data)
+        start = rng.integers(len(data))
+        damaged[start:start + 400] = rng.bytes(len(damaged[start:start + 400]))
+        try:
+            video = Video(bytes(damaged))
+            assert video.frames([0, len(video.times) - 1]).shape[0] == 2
+        except DecodeError:
+            pass
+
+
+@pytest.mark.parametrize("name", ["video.mp4", "video.ts"])
+def test_the_limit_of_time(tmp_path, name):
+    path = write(tmp_path / name)
+    with pytest.raises(DecodeError, match=f"{name}: decoding takes longer than 0 s."):
+        Video(path, limit_seconds=0)
+    video = Video(path)
+    video._limit = 1e-3
+    with pytest.raises(DecodeError, match=f"{name}: decoding takes longer than 0.001 s."):
+        for _ in range(100):  # one time or another is too long
+            video.frames(range(60))
+
+
+def run(code, *arguments):
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60,
+                          cwd=os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
+
+
+def test_a_decode_that_hangs_in_c_ends_its_process(tmp_path):
+    """FFmpeg waits in `open` for the other end of a pipe, where neither Python nor its own timeout reaches it."""
+    path = str(tmp_path / "pipe.mp4")
+    os.mkfifo(path)
+    done = run("import sys; from input_pipeline import decode\n"
+               "decode.stat.S_ISREG = lambda mode: True\n"
+               "decode.end_if_stuck(grace_seconds=0.2)\n"
+               "decode.Video(sys.argv[1], limit_seconds=0.1)\n", path)
+    assert done.returncode == 1
+    assert done.stderr == f"vidformers: {path}: decoding hangs for over 0.3 s; the process ends.\n"
+
+
+def test_a_loop_that_keeps_the_interpreters_lock_ends_its_process():
+    done = run("import itertools; from input_pipeline import decode\n"
+               "decode.end_if_stuck(held_seconds=0.5)\n"
+               "sum(itertools.repeat(0))\n")
+    assert done.returncode == -signal.SIGPROF
+
+
+def test_a_process_that_does_not_hang_goes_on(tmp_path):
+    done = run("import sys, time; from input_pipeline import decode\n"
+               "decode.end_if_stuck(grace_seconds=0.1, held_seconds=30)\n"
+               "decode.Video(sys.argv[1], limit_seconds=0.1).frames([0])\n"
+               "time.sleep(0.5)\n", write(tmp_path / "video.mp4", count=3))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not decode._work

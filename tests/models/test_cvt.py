@@ -1,0 +1,225 @@
+"""CvT on clips: the answers of Hugging Face's frame by frame, attention against its definition, and a dictionary.
+
+goldens/make_pyramids.py writes the archive and says what is in it.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sublayers
+from flax import nnx
+from sublayers import HEADS, WIDTH, draw_tokens, influence, run
+from tiny import quick_jit, randomise
+
+from vidformers import ConfigError
+from vidformers.attention.convolutional import ConvolutionalAttention
+from vidformers.attention.dictionary import HYBRIDS
+from vidformers.attention.frame import Frame
+from vidformers.attention.joint import Joint
+from vidformers.models.cvt import cvt
+from vidformers.models.registry import Parts
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+TINY = dict(num_classes=5, frames=3, image_size=40, patch_size=4, width=8, heads=1, depth=6)
+OWN = dict(depths=(1, 2, 3))
+
+
+def make(own={}, **options):
+    """(graph, random parameters) of a tiny model; nothing is compiled."""
+    build = partial(cvt, **{**OWN, **own})
+    graph, state = nnx.split(nnx.eval_shape(lambda: build(Parts(**{**TINY, **options}), rngs=nnx.Rngs(0))))
+    return graph, randomise(nnx.to_pure_dict(state))
+
+
+@partial(quick_jit, static_argnums=0)
+def logits(graph, parameters, video, key=None):
+    return nnx.merge(graph, parameters)(video, key)
+
+
+def attention(scheme, **options):
+    return sublayers.attention(ConvolutionalAttention, scheme, WIDTH, HEADS, **options)
+
+
+# Hugging Face
+
+
+def linear(arrays, name):
+    """torch's (out, in) -> kernel (in, out)."""
+    return {"kernel": arrays[f"{name}.weight"].T, "bias": arrays[f"{name}.bias"]}
+
+
+def convolution(arrays, name):
+    """torch's (out, in, y, x) -> kernel (y, x, in, out)."""
+    bias = {"bias": arrays[f"{name}.bias"]} if f"{name}.bias" in arrays else {}
+    return {"kernel": arrays[f"{name}.weight"].transpose(2, 3, 1, 0), **bias}
+
+
+def norm(arrays, name):
+    return {"scale": arrays[f"{name}.weight"], "bias": arrays[f"{name}.bias"]}
+
+
+def depthwise(arrays, name):
+    """A convolution with the batch norm behind it, which is a scale and a bias in evaluation."""
+    weight, bias, mean, var = (arrays[f"{name}.normalization.{part}"]
+                               for part in ("weight", "bias", "running_mean", "running_var"))
+    scale = weight / np.sqrt(var + 1e-5)
+    return {"convolution": convolution(arrays, f"{name}.convolution"), "scale": scale, "bias": bias - mean * scale}
+
+
+def block(arrays, layer):
+    inner, parts = f"{layer}.attention.attention", ("query", "key", "value")
+    return {0: {"norm": norm(arrays, f"{layer}.layernorm_before"),
+                "near": {i: depthwise(arrays, f"{inner}.convolution_projection_{part}.convolution_projection")
+                         for i, part in enumerate(parts)},
+                "qkv": {i: linear(arrays, f"{inner}.projection_{part}") for i, part in enumerate(parts)},
+                "out": linear(arrays, f"{layer}.attention.output.dense")},
+            1: {"norm": norm(arrays, f"{layer}.layernorm_after"), "wide": linear(arrays, f"{layer}.intermediate.dense"),
+                "out": linear(arrays, f"{layer}.output.dense")}}
+
+
+def parameters(arrays):
+    """The archive as the parameters of our model."""
+    embeddings, stages = {}, {}
+    for i, depth in enumerate(OWN["depths"]):
+        stage = f"cvt.encoder.stages.{i}"
+        stem = f"{stage}.embedding.convolution_embeddings"
+        embeddings[i] = {"convolution": convolution(arrays, f"{stem}.projection"),
+                         "norm": norm(arrays, f"{stem}.normalization")}
+        blocks = [block(arrays, f"{stage}.layers.{j}") for j in range(depth)]
+        stages[i] = {"layers": {"sublayers": jax.tree.map(lambda *layers: np.stack(layers), *blocks)}}
+    return {"encoder": {"embeddings": embeddings, "stages": stages,
+                        "class_token": arrays["cvt.encoder.stages.2.cls_token"][0, 0],
+                        "norm": norm(arrays, "layernorm")},
+            "head": linear(arrays, "classifier")}
+
+
+def test_logits_frame_by_frame_equal_those_of_hugging_face():
+    with np.load(GOLDENS / "cvt.npz") as file:
+        arrays = dict(file)
+    graph, drawn = make(dict(joint="none"))
+    mapped = parameters(arrays)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.shape, b.shape), drawn, mapped)
+    assert np.abs(arrays["output"]).max() > 0.3
+    found = logits(graph, mapped, arrays["input"])
+    np.testing.assert_allclose(found, arrays["output"].mean(1), rtol=0, atol=1e-4)
+
+
+def count(own={}, **options):
+    """Parameters of a CvT-13 of 1000 classes, unless options say otherwise."""
+    options = {**dict(num_classes=1000, patch_size=4, width=64, heads=1, depth=13), **options}
+    state = nnx.state(nnx.eval_shape(lambda: cvt(Parts(**options), **own, rngs=nnx.Rngs(0))))
+    return sum(leaf.size for leaf in jax.tree.leaves(state))
+
+
+def test_cvt_13_has_as_many_parameters_as_hugging_face_s():
+    assert count(dict(joint="none")) == 19_997_480
+    assert count(dict(joint="last")) == 19_997_480 + 8 * 384, "a table of frames where joint attention begins"
+    assert count(dict(joint="all")) == 19_997_480 + 8 * 64
+
+
+def test_a_dictionary_adds_keys_and_values_of_its_stage_s_width_to_each_layer():
+    assert count(dictionary=112) - count() == 2 * 112 * (64 + 2 * 192 + 10 * 384)
+
+
+# The definition
+
+
+# Scheme and number of class tokens; odd grids, whose keys round up.
+CASES = [(Frame(), 0), (Frame(), 3), (Joint(), 0), (Joint(), 1)]
+
+
+@pytest.mark.parametrize("external", [0, 2])
+@pytest.mark.parametrize("kernel", ["softmax", "relu"])
+@pytest.mark.parametrize("scheme, classes", CASES)
+def test_gathered_equals_masked(float64, scheme, classes, kernel, external):
+    tokens = draw_tokens((3, 3, 4), classes, clips=2)
+    found, expected = (run(*attention(scheme, external=external, kernel=kernel, masked=masked, dtype=jnp.float64),
+                           tokens) for masked in (False, True))
+    assert (found[1] is None) == (classes == 0) and found[0].dtype == np.float64
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), found, expected)
+
+
+@pytest.mark.parametrize("hybrid", HYBRIDS)
+def test_gathered_equals_masked_in_every_hybrid(float64, hybrid):
+    found, expected = (run(*attention(Frame(), external=3, hybrid=hybrid, masked=masked, dtype=jnp.float64),
+                           draw_tokens((3, 2, 2), 3)) for masked in (False, True))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), found, expected)
+
+
+def plain(parameters, frame, scale):
+    """Attention of one frame (y x d) and its dictionary, every convolution and every head written out."""
+    def layer_norm(x):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        return x * parameters["norm"]["scale"] + parameters["norm"]["bias"]
+
+    def project(i, stride):
+        near, padded = parameters["near"][i], np.pad(layer_norm(frame), ((1, 1), (1, 1), (0, 0)))
+        rows = [[(padded[y:y + 3, x:x + 3] * near["convolution"]["kernel"][:, :, 0]).sum((0, 1))
+                 for x in range(0, frame.shape[1], stride)] for y in range(0, frame.shape[0], stride)]
+        convolved = np.array(rows).reshape(-1, WIDTH) * near["scale"] + near["bias"]
+        return convolved @ parameters["qkv"][i]["kernel"].astype(float) + parameters["qkv"][i]["bias"]
+
+    q, k, v = project(0, 1), project(1, 2), project(2, 2)
+    k = np.concatenate([k, parameters["dictionary"]["keys"]])
+    v = np.concatenate([v, parameters["dictionary"]["values"]])
+    out = np.zeros(q.shape)
+    for h in range(HEADS):
+        part = slice(h * WIDTH // HEADS, (h + 1) * WIDTH // HEADS)
+        weights = np.exp(q[:, part] @ k[:, part].T * scale)
+        out[:, part] = weights / weights.sum(-1, keepdims=True) @ v[:, part]
+    return (out @ parameters["out"]["kernel"] + parameters["out"]["bias"]).reshape(frame.shape)
+
+
+@pytest.mark.parametrize("scale, factor", [("width", WIDTH**-0.5), ("heads", (WIDTH / HEADS)**-0.5)])
+def test_a_dictionary_joins_the_projected_keys_and_the_scale_is_as_said(float64, scale, factor):
+    graph, parameters = attention(Frame(), external=3, scale=scale, dtype=jnp.float64)
+    tokens = draw_tokens((2, 3, 4), 0)
+    found, _ = run(graph, parameters, tokens)
+    for t, frame in enumerate(tokens.patches[0]):
+        np.testing.assert_allclose(found[0, t], plain(parameters, frame, factor), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("external", [0, 2])
+@pytest.mark.parametrize("scheme, classes", [(Frame(), 3), (Joint(), 1)])
+def test_a_query_sees_its_frame_or_the_clip(scheme, classes, external):
+    patches, tokens = influence(*attention(scheme, external=external), draw_tokens((3, 3, 3), classes))
+    same = np.eye(3, dtype=bool) if classes == 3 else np.ones((3, 3), bool)
+    own = same if classes == 3 else np.ones((3, 1), bool)  # which class token is in reach of which frame
+
+    def check(found, expected, *shape):
+        np.testing.assert_array_equal(found.reshape(shape), np.broadcast_to(expected, shape))
+
+    # Every patch is in the reach of some key: those of stride 2 have a side of 3.
+    check(patches[0], same[:, None, :, None], 3, 9, 3, 9)
+    check(patches[1], own[:, None], 3, 9, classes)
+    check(tokens[0], own.T[..., None], classes, 3, 9)
+    check(tokens[1], np.eye(classes, dtype=bool), classes, classes)
+
+
+# The model
+
+
+@pytest.mark.parametrize("joint", ["none", "last", "all"])
+def test_joint_models_see_order_and_frame_by_frame_ones_do_not(joint):
+    graph, parameters = make(dict(joint=joint), dictionary=2)
+    video = np.random.default_rng(0).integers(0, 256, (2, 3, 40, 40, 3), np.uint8)
+    there, back = (logits(graph, parameters, clip) for clip in (video, video[:, ::-1]))
+    assert (np.abs(there - back).max() > 1e-2) == (joint != "none")
+    if joint == "none":
+        np.testing.assert_allclose(there, back, atol=1e-4)
+
+
+@pytest.mark.parametrize("own, options, words", [
+    ({}, dict(kernel="cosine"), "model.kernel='cosine'"), (dict(joint="some"), {}, "model.joint='some'"),
+    (dict(scale="clip"), {}, "model.scale='clip'"), (dict(depths=(1, 2)), dict(depth=3), r"model.depths=\(1, 2\)"),
+    ({}, dict(depth=12), "model.depth=12"), ({}, dict(patch_size=16), "model.patch_size=16"),
+    ({}, dict(image_size=3), "model.image_size=3"), ({}, dict(width=9, heads=2), "model.heads=2"),
+    ({}, dict(dictionary=2, hybrid="split_heads"), "model.hybrid=split_heads")])
+def test_mistakes_are_refused_in_a_sentence(own, options, words):
+    with pytest.raises(ConfigError, match=words) as error:
+        make(own, **options)
+    assert str(error.value).endswith(".") and "\n" not in str(error.value)

@@ -1,0 +1,300 @@
+"""What each model is: its size and cost, what it is blind to, and what must not change what it computes."""
+
+import re
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny import SMALL, clips, compiled, initial, make, quick_jit
+
+from configs.sheet import load
+from vidformers import ConfigError, build
+from vidformers.attention.core import Tokens
+from vidformers.models.encoder import stage_noises
+from vidformers.models.summary import summarise
+
+TWELVE = dict(depth=12, motion_blocks=12, class_blocks=0)  # the baseline of MEViT's Tables 1 and 3
+TEMPORAL = {
+    "timesformer": ("timesformer", dict()),
+    "joint": ("joint", dict()),
+    "mevit": ("mevit", dict()),
+    "mevit, early class": ("mevit", dict(class_blocks=0, order="space_motion", temporal_fc=True,
+                                           class_queries_motion=True)),
+    "havit": ("havit", dict()),
+    "havit, linear": ("havit", dict(attention="joint", kernel="relu", hybrid="multi_view", class_token="input")),
+}
+# What of the order of frames does not come from a table.
+ORDERED = {
+    "havit, cosine": ("havit", dict(attention="joint", kernel="cosine")),
+    "msca": ("msca", dict()),
+    "msca, patches": ("msca", dict(direction="patches", moved="QKV", before=3, after=2, boundary="wrap")),
+    "tokenshift": ("tokenshift", dict()),
+    "vtn": ("vtn", dict()),
+    "vtn, resnet": ("vtn", dict(backbone="resnet", depths=(1, 1), stem=4)),
+    "swin": ("swin", dict()),
+    "cvt": ("cvt", dict()),
+    "stat": ("stat", dict()),
+}
+CASES = {"vit": ("vit", dict())} | TEMPORAL | ORDERED
+SHUFFLES = ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1], [1, 0, 2, 3])
+# Frames in another order are summed in another order; logits are of size 1.
+ROUNDING = dict(rtol=1e-4, atol=1e-5)
+
+
+def cost(name, **options):
+    return summarise(partial(build, name, num_classes=400, **options))
+
+
+def same_trees(found, expected, **tolerance):
+    jax.tree.map(partial(np.testing.assert_allclose, **tolerance), found, expected)
+
+
+# Size and cost
+
+
+@pytest.mark.parametrize("name, params, macs, linear", [
+    ("vit_b16", 86_106_256, 140.5, 134.8), ("timesformer_b16", 121_566_352, 195.8, None),
+    ("joint_b16", 86_112_400, 179.6, None), ("mevit_b16", 102_659_728, 156.5, 150.8),
+    ("vivit_b16", 88_954_000, 451.5, None)])
+def test_published_models_have_their_size_and_cost(name, params, macs, linear):
+    summary = summarise(partial(build, **load(f"configs/{name}.py").model.to_dict()))
+    assert summary.params == params == sum(size for _, size in summary.modules)
+    assert summary.macs_per_view / 1e9 == pytest.approx(macs, abs=0.05)
+    assert linear is None or summary.macs_per_view_linear / 1e9 == pytest.approx(linear, abs=0.05)
+
+
+@pytest.mark.parametrize("frames, gmacs", [(8, (184.8, 185.5, 186.9, 195.9, 229.9)),
+                                           (16, (369.9, 372.7, 378.6, 414.3, 550.3))])
+def test_block_size_changes_the_cost_and_not_the_parameters(frames, gmacs):
+    rows = [cost("mevit", frames=frames, block_size=m, **TWELVE) for m in (1, 2, 3, 7, 14)]
+    assert len({row.params for row in rows}) == len({row.macs_per_view_linear for row in rows}) == 1
+    assert [row.macs_per_view / 1e9 for row in rows] == pytest.approx(gmacs, abs=0.05)
+
+
+def test_parameters_follow_the_formulas():
+    d, mlp = 768, 8 * 768**2 + 7 * 768  # an MLP with its norm
+    attention = 4 * d**2 + 6 * d
+    params = {n: cost("mevit", **{**TWELVE, "motion_blocks": n}).params for n in (0, 2, 4, 8, 12)}
+    assert all(params[n] - params[0] == n * attention for n in params)
+    assert cost("mevit", temporal_fc=True, **TWELVE).params - params[12] == 12 * (d**2 + d)
+    twelve, eleven = (cost("mevit", depth=n, motion_blocks=n - 4, class_blocks=1).params for n in (12, 11))
+    assert twelve - eleven == 2 * attention + mlp
+    one, two = (cost("mevit", depth=9, class_blocks=n).params for n in (1, 2))
+    assert two - one == attention + mlp == 12 * d**2 + 13 * d
+    assert cost("vit", size="S").params == 21_819_664
+
+
+def test_linear_macs_of_attention_are_a_multiple_of_its_parameters():
+    tokens, d = 8 * 196 + 8, 768
+    expected = 12 * tokens * 12 * d**2 + 8 * 196 * 768 * d + 400 * d
+    assert cost("vit").macs_per_view_linear == expected
+    assert cost("vit").macs_per_view - expected == 12 * 2 * 8 * 197**2 * d
+
+
+# Order of frames
+
+
+def test_a_frame_wise_model_is_blind_to_order():
+    forward, parameters = compiled("vit")
+    logits = forward(parameters, np.stack([clips(1)[0][order] for order in SHUFFLES]))
+    same_trees(logits, np.broadcast_to(logits[:1], logits.shape), **ROUNDING)
+    assert np.abs(logits - forward(parameters, clips(seed=1))).max() > 0.1, "but not to what they show"
+
+
+@pytest.mark.parametrize("name", [*TEMPORAL, *ORDERED])
+def test_a_temporal_model_tells_orders_apart(name):
+    forward, parameters = compiled(CASES[name][0], **CASES[name][1])
+    logits = np.asarray(forward(parameters, np.stack([clips(1)[0][order] for order in SHUFFLES])))
+    for i in range(1, len(SHUFFLES)):
+        assert np.abs(logits[i] - logits[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", TEMPORAL)
+def test_without_its_temporal_table_a_model_is_blind_to_order(name):
+    forward, parameters = compiled(TEMPORAL[name][0], **TEMPORAL[name][1])
+    encoder = parameters["encoder"]
+    embedding = {**encoder["embedding"], "time": 0 * encoder["embedding"]["time"]}
+    shuffled = np.stack([clips(1)[0][order] for order in SHUFFLES])
+    logits = forward({**parameters, "encoder": {**encoder, "embedding": embedding}}, shuffled)
+    same_trees(logits, np.broadcast_to(logits[:1], logits.shape), **ROUNDING)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_clip_does_not_depend_on_its_batch_mates(name):
+    forward, parameters = compiled(CASES[name][0], **CASES[name][1])
+    first, second = clips(4), clips(4, seed=1)
+    second[2] = first[0]
+    same_trees(forward(parameters, first)[0], forward(parameters, second)[2], rtol=1e-5, atol=1e-6)
+
+
+# What must not change the result
+
+
+def explicit(graph, parameters, video):
+    """The forward pass as a plain loop over layers, from parts of the model."""
+    model = nnx.merge(graph, parameters)
+    encoder = model.encoder
+    patches = encoder.embedding(video)
+    tokens = Tokens(patches, jnp.zeros((len(patches), 0, patches.shape[-1])))
+    for i, stage in enumerate(encoder.stages):
+        if i == encoder.class_enters:
+            tokens = tokens._replace(classes=encoder.classes(tokens.patches))
+        block, stacked = nnx.split(stage.layers)
+        for depth in range(stage.depth):
+            tokens = nnx.merge(block, jax.tree.map(lambda leaf: leaf[depth], stacked))(tokens)
+    return model.head(encoder.norm(tokens.classes).mean(axis=1))
+
+
+SCANNED = dict(depth=3, motion_blocks=2)
+
+
+def test_scan_equals_unrolled_equals_a_plain_loop():
+    forward, parameters = compiled("mevit", **SCANNED)
+    expected = forward(parameters, clips())
+    graph, _ = make("mevit", **SCANNED)
+    same_trees(quick_jit(partial(explicit, graph))(parameters, clips()), expected, **ROUNDING)
+    same_trees(compiled("mevit", unroll=3, **SCANNED)[0](parameters, clips()), expected, **ROUNDING)
+
+
+@cache
+def gradient(name, **options):
+    """(logits, gradient of a mixture of them) and the parameters."""
+    graph, parameters = make(name, **options)
+    mixture = np.random.default_rng(5).normal(size=(2, 5)).astype(np.float32)
+
+    def loss(p):
+        logits = nnx.merge(graph, p)(clips(2))
+        return (logits * mixture).sum(), logits
+
+    gradients, logits = quick_jit(jax.grad(loss, has_aux=True))(parameters)
+    return logits, gradients
+
+
+@pytest.mark.parametrize("remat", ["attention", "dots", "full"])
+def test_remat_changes_nothing(remat):
+    found, expected = gradient("mevit", remat=remat), gradient("mevit")
+    same_trees(found, expected, rtol=1e-3, atol=1e-4)  # gradients sum over tokens and reach 10
+
+
+def split_reached(model, path, leaf):
+    """(what a gradient can reach of a leaf, what it cannot by mathematics), lists of arrays."""
+    if model == "vtn" and "readout" in path and "'qkv'" in path:
+        # Of the last layer the class token alone is read, and it reads by projections of its own.
+        (reached, rest), last = split_reached("", path, leaf[:-1]), leaf[-1]
+        return reached, [*rest, last]
+    if model == "cvt" and "'stages'][2]" in path and "'near'][0]" in path:
+        return [leaf[:-1]], [leaf[-1]]  # likewise: the convolution is of the patches' queries
+    # A bias that all keys share adds the same to every score of a query, which its softmax does not see. External keys
+    # do not share it, nor do those of STAT's stages, which are pooled and normalised or not.
+    if re.search(r"\['qkv'\]\[1\]\['bias'\]|\['stages'\]\[[01]\].*\['near'\]\[1\]\['bias'\]", path):
+        return [], [leaf]  # CvT's keys; in its last stage that of the class token skips the convolution
+    fused = re.search(r"\['(qkv|kv|kv_global)'\]\['bias'\]", path)
+    shared = "'kv'" in path or not SMALL.get(model, {}).get("dictionary")
+    if fused and shared and not (model == "stat" and "'stages'" in path):
+        *queries, keys, values = np.split(leaf, 3 if fused[1] == "qkv" else 2, axis=-1)
+        return [*queries, values], [keys]
+    return [leaf], []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_gradient_reaches_every_parameter_of_every_layer(name):
+    model, options = CASES[name]
+    _, gradients = gradient(model, **options)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+        path, leaf = jax.tree_util.keystr(path), np.abs(leaf)
+        reached, rest = split_reached(model, path, leaf)
+        for part in reached:
+            layers = part.reshape(part.shape[0], -1) if "layers" in path else part.reshape(1, -1)
+            assert (layers.max(-1) > 1e-4).all(), path
+        for part in rest:
+            assert part.max() < 1e-4 * max(1, leaf.max()), path
+        if "'space'" in path or "'time'" in path:
+            assert (leaf.max(-1) > 1e-4).all(), f"every row of {path}"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bfloat16_stays_near_float32(name):
+    model, options = CASES[name]
+    forward, parameters = compiled(model, **options)
+    expected = np.asarray(forward(parameters, clips()))
+    low = compiled(model, dtype="bfloat16", **options)[0](parameters, clips())
+    assert low.dtype == jnp.float32
+    # Eight bits a number: a few parts in a hundred of the spread of the logits after some layers.
+    assert np.abs(low - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_timesformer_starts_as_an_image_model():
+    """Its time attention ends in a projection that starts at zero, and so does its temporal table."""
+    start = initial("timesformer")
+    encoder = start["encoder"]
+    time, space, mlp = (encoder["stages"][0]["layers"]["sublayers"][i] for i in range(3))
+    assert not any(leaf.any() for leaf in jax.tree.leaves((time["extra"], encoder["embedding"]["time"])))
+    forward, _ = compiled("mevit", motion_blocks=0, class_blocks=0)
+    in_space = {**start, "encoder": {**encoder, "stages": {0: {"layers": {"sublayers": {0: space, 1: mlp}}}}}}
+    divided, _ = compiled("timesformer")
+    same_trees(divided(start, clips()), forward(in_space, clips()), **ROUNDING)
+
+
+def test_the_default_initialisation_gives_logits_of_moderate_size():
+    logits = compiled("mevit")[0](initial("mevit"), clips())
+    assert 1e-3 < np.abs(logits).max() < 1
+
+
+@pytest.mark.parametrize("rates", [dict(dropout=0.3), dict(drop_path=0.3)], ids=["dropout", "drop_path"])
+def test_noise_is_a_function_of_the_key_and_absent_without_one(rates):
+    forward, parameters = compiled("mevit", **rates)
+    first, again, other = (forward(parameters, clips(), jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-2
+    expected = compiled("mevit")[0](parameters, clips())
+    np.testing.assert_array_equal(forward(parameters, clips()), expected)
+    assert np.abs(first - expected).max() > 1e-2
+
+
+def test_at_rate_zero_a_key_changes_nothing():
+    forward, parameters = compiled("mevit")
+    same_trees(forward(parameters, clips(), jax.random.key(0)), forward(parameters, clips()), **ROUNDING)
+
+
+def test_stochastic_depth_grows_linearly_over_all_blocks():
+    graph, parameters = make("mevit", depth=3, motion_blocks=2, class_blocks=1, drop_path=0.3)
+    keys = jax.random.split(jax.random.key(0), 3)
+    rates = [noise.drop_path for noise in stage_noises(nnx.merge(graph, parameters).encoder.stages, 0.3, keys)]
+    assert [len(stage) for stage in rates] == [1, 2, 1]
+    np.testing.assert_allclose(np.concatenate(rates), [0, 0.1, 0.2, 0.3], rtol=1e-6)
+
+
+def test_pixels_are_normalised_on_the_way_in():
+    forward, parameters = compiled("vit")
+    floats = (clips() / 255 - 0.5).astype(np.float32) / 0.5
+    same_trees(forward(parameters, floats), forward(parameters, clips()), **ROUNDING)
+
+
+@pytest.mark.parametrize("name, options, field", [
+    ("vit", dict(heads=5), "model.heads=5"), ("vit", dict(heads=0), "model.heads=0"),
+    ("vit", dict(patch_size=15), "model.patch_size=15"), ("vit", dict(frames=0), "model.frames=0"),
+    ("vit", dict(size="XL"), "model.size='XL'"), ("vit", dict(dtype="float16"), "model.dtype='float16'"),
+    ("vit", dict(remat="some"), "model.remat='some'"), ("vit", dict(unroll=0), "model.unroll=0"),
+    ("vit", dict(width=0), "model.width"), ("vit", dict(depth=0), "model.depth"),
+    ("vit", dict(num_classes=0), "model.num_classes=0"), ("vit", dict(dropout=1.0), "model.dropout=1.0"),
+    ("vit", dict(drop_path=-0.1), "model.drop_path=-0.1"), ("vit", dict(std=(1, 1, 0)), "model.std"),
+    ("mevit", dict(motion_blocks=13), "model.motion_blocks=13"),
+    ("mevit", dict(block_size=0), "model.block_size=0"),
+    ("mevit", dict(class_blocks=-1), "model.class_blocks=-1"),
+    ("mevit", dict(order="both"), "model.order='both'"),
+    ("mevit", dict(class_queries_motion=True, class_in_motion=False), "model.class_queries_motion"),
+    ("wit", dict(), "model.name='wit'")])
+def test_a_geometry_that_cannot_work_is_refused_in_one_sentence(name, options, field):
+    with pytest.raises(ConfigError) as refusal:
+        nnx.eval_shape(lambda: build(name, rngs=nnx.Rngs(0), **{"num_classes": 5, **options}))
+    sentence = str(refusal.value)
+    assert field in sentence and sentence.endswith(".") and "\n" not in sentence
+
+
+def test_a_clip_of_another_shape_is_refused():
+    graph, parameters = make("vit")
+    with pytest.raises(ConfigError, match="clips of shape"):
+        jax.eval_shape(lambda p, x: nnx.merge(graph, p)(x), parameters, clips(1, frames=3))

@@ -1,0 +1,210 @@
+"""Video Swin: the answers of torchvision's, windows against their definition, and a dictionary in them.
+
+goldens/make_pyramids.py writes the archives and says what is in them.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sublayers
+from flax import nnx
+from sublayers import HEADS, WIDTH, draw_tokens, influence, run
+from tiny import quick_jit, randomise
+from weights import write
+
+from vidformers import ConfigError
+from vidformers.attention.dictionary import HYBRIDS
+from vidformers.attention.shifted_window import ShiftedWindowAttention
+from vidformers.models.registry import Parts
+from vidformers.pretrained import Init, load
+from vidformers.models.swin import swin
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+TINY = dict(num_classes=5, frames=8, image_size=32, patch_size=4, width=16, heads=2, depth=4)
+OWN = dict(depths=(2, 2), window=(2, 4, 4))
+
+
+def make(own=OWN, **options):
+    """(graph, random parameters) of a tiny model; nothing is compiled."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: swin(Parts(**{**TINY, **options}), **own, rngs=nnx.Rngs(0))))
+    return graph, randomise(nnx.to_pure_dict(state))
+
+
+@partial(quick_jit, static_argnums=0)
+def logits(graph, parameters, video, key=None):
+    return nnx.merge(graph, parameters)(video, key)
+
+
+def attention(window, shifted, **options):
+    return sublayers.attention(ShiftedWindowAttention, WIDTH, HEADS, window=window, shifted=shifted, **options)
+
+
+# Torchvision
+
+
+@pytest.mark.parametrize("golden, own, geometry", [
+    ("swin_whole", dict(patch_frames=2, window=(2, 4, 4)), dict(frames=8, image_size=32)),
+    ("swin_ragged", dict(patch_frames=1, window=(4, 5, 5)), dict(frames=3, image_size=28))])
+def test_logits_equal_those_of_torchvision(golden, own, geometry, tmp_path):
+    with np.load(GOLDENS / f"{golden}.npz") as file:
+        arrays = dict(file)
+    assert json.loads(str(arrays.pop("versions")))["torchvision"]
+    video, expected = arrays.pop("input"), arrays.pop("output")
+    make_model = partial(swin, Parts(**TINY | geometry), **OWN | own)
+    init = Init(weights=write(tmp_path, arrays), head="as_is", allow=("normalisation",))
+    graph, drawn = make(OWN | own, **geometry)
+    mapped = load(init, make_model).into(jax.tree.map(jnp.asarray, drawn))
+    found = logits(graph, mapped, video)
+    assert np.abs(expected).max() > 0.3
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def count(own={}, **options):
+    """Parameters of a Swin-T of 400 classes, unless options say otherwise."""
+    options = {**dict(num_classes=400, frames=16, patch_size=4, width=96, heads=3, depth=12), **options}
+    state = nnx.state(nnx.eval_shape(lambda: swin(Parts(**options), **own, rngs=nnx.Rngs(0))))
+    return sum(leaf.size for leaf in jax.tree.leaves(state))
+
+
+def test_swin_t_has_as_many_parameters_as_torchvision_s():
+    assert count() == 28_158_070
+
+
+def test_a_dictionary_adds_keys_and_values_of_its_stage_s_width_to_each_layer():
+    layers = 2 * 96 + 2 * 192 + 6 * 384 + 2 * 768
+    assert count(dictionary=112) - count() == 2 * 112 * layers
+    views = 2 * 96**2 + 2 * 192**2 + 6 * 384**2 + 2 * 768**2
+    assert count(dictionary=7, hybrid="multi_view", heads=6) - count(heads=6) == 2 * 7 * layers + views
+
+
+# The definition
+
+
+# Shifted on every axis; padded; clipped in time; clipped everywhere; one axis whole.
+GEOMETRIES = [((4, 4, 4), (2, 2, 2)), ((3, 5, 4), (2, 3, 3)), ((2, 4, 6), (4, 3, 3)), ((2, 2, 3), (3, 4, 4)),
+              ((5, 3, 6), (2, 3, 4))]
+CASES = [(*geometry, True, 3) for geometry in GEOMETRIES]
+CASES += [(*geometry, shifted, 0) for geometry in GEOMETRIES[:2] for shifted in (False, True)]
+
+
+@pytest.mark.parametrize("grid, window, shifted, external", CASES)
+def test_gathered_equals_masked_with_its_gradient(float64, grid, window, shifted, external):
+    tokens, cotangent = (draw_tokens(grid, 0, clips=2, seed=seed) for seed in (0, 1))
+
+    def one(masked):
+        graph, parameters = attention(window, shifted, external=external, masked=masked, dtype=jnp.float64)
+        parameters = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), parameters)
+
+        def loss(parameters, tokens):
+            out = nnx.merge(graph, parameters)(tokens).patches
+            return (out * cotangent.patches).sum(), out
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(parameters, tokens)
+
+    gathered, masked = quick_jit(lambda: (one(False), one(True)))()
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), gathered, masked)
+    assert gathered[0][1].dtype == np.float64
+
+
+@pytest.mark.parametrize("hybrid", HYBRIDS)
+def test_gathered_equals_masked_in_every_hybrid(float64, hybrid):
+    found, expected = (run(*attention((2, 3, 3), True, external=3, hybrid=hybrid, masked=masked, dtype=jnp.float64),
+                           draw_tokens((4, 6, 6), 0))[0] for masked in (False, True))
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-11)
+
+
+def plain(parameters, tokens, window):
+    """Attention in the windows of one clip, shifted by half, and over a dictionary, token by token.
+
+    The grid is larger than the window and a multiple of it. A token's window starts at the last of the borders
+    s, s + w, ... up to its place, or at the end of the grid; the bias goes by displacement.
+    """
+    def layer_norm(x):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        return x * parameters["norm"]["scale"] + parameters["norm"]["bias"]
+
+    grid, e = tokens.shape[:3], WIDTH // HEADS
+    qkv = layer_norm(tokens) @ parameters["qkv"]["kernel"].astype(float) + parameters["qkv"]["bias"]
+    q, k, v = np.split(qkv, 3, axis=-1)
+    table = parameters["table"].reshape(*(2 * w - 1 for w in window), HEADS)
+    out = np.zeros(tokens.shape)
+    for query in np.ndindex(grid):
+        def border(place):
+            return tuple(sum(p >= b for b in range(w // 2, n, w)) for p, n, w in zip(place, grid, window))
+
+        keys = [key for key in np.ndindex(grid) if border(key) == border(query)]
+        for h in range(HEADS):
+            part = slice(h * e, (h + 1) * e)
+            inside = [q[query][part] @ k[key][part] / np.sqrt(e)
+                      + table[tuple(a - b + w - 1 for a, b, w in zip(query, key, window))][h] for key in keys]
+            outside = parameters["dictionary"]["keys"][:, part] @ q[query][part] / np.sqrt(e)
+            weights = np.exp(np.concatenate([inside, outside]))
+            values = np.concatenate([[v[key][part] for key in keys], parameters["dictionary"]["values"][:, part]])
+            out[query][part] = weights @ values / weights.sum()
+    return out @ parameters["out"]["kernel"].astype(float) + parameters["out"]["bias"]
+
+
+def test_shifted_windows_with_a_dictionary_equal_a_plain_loop(float64):
+    window, tokens = (2, 2, 3), draw_tokens((4, 4, 6), 0)
+    graph, parameters = attention(window, True, external=3, dtype=jnp.float64)
+    found, _ = run(graph, parameters, tokens)
+    np.testing.assert_allclose(found[0], plain(parameters, tokens.patches[0], window), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("external", [0, 2])
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("grid, window", [((4, 4, 2), (2, 2, 2)), ((2, 5, 4), (2, 2, 3))])
+def test_a_patch_sees_exactly_its_window(grid, window, shifted, external):
+    patches, classes = influence(*attention(window, shifted, external=external), draw_tokens(grid, 0))
+    assert classes is None
+    # Windows begin at these places of each axis; an axis no longer than the window stays whole.
+    borders = [[0] if n <= w else sorted({0, *range(w // 2 if shifted else 0, n, w)}) for n, w in zip(grid, window)]
+    home = [np.searchsorted(border, np.arange(n), side="right") for border, n in zip(borders, grid)]
+    expected = np.ones((1,) * 6, bool)
+    for axis, places in enumerate(home):
+        shape = [1] * 6
+        shape[axis] = shape[axis + 3] = len(places)
+        expected = expected & (places[:, None] == places).reshape(shape)
+    np.testing.assert_array_equal(patches[0].reshape(*grid, *grid), expected)
+
+
+# The model
+
+
+def test_a_scan_equals_a_rematerialised_loop():
+    own = dict(depths=(4,), window=(2, 4, 4))
+    video = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8)
+    found = []
+    for options in (dict(), dict(unroll=2, remat="full")):
+        graph, parameters = make(own, frames=4, image_size=16, drop_path=0.5, **options)
+        gradient = jax.grad(lambda p, graph=graph: nnx.merge(graph, p)(video, jax.random.key(0)).sum())
+        found.append(quick_jit(gradient)(parameters))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *found)
+
+
+def test_bytes_are_normalised_and_noise_is_drawn_only_with_a_key():
+    graph, parameters = make(dict(depths=(2,)), frames=8, image_size=24, depth=2, dictionary=3, dropout=0.1,
+                             drop_path=0.2)
+    video = np.random.default_rng(0).integers(0, 256, (2, 8, 24, 24, 3), np.uint8)
+    still = logits(graph, parameters, video)
+    np.testing.assert_allclose(still, logits(graph, parameters, np.float32(video / 127.5 - 1)), atol=1e-4)
+    assert np.abs(still - logits(graph, parameters, video, jax.random.key(0))).max() > 1e-2
+    assert np.abs(still - logits(graph, parameters, video[:, ::-1])).max() > 1e-2, "order counts"
+
+
+@pytest.mark.parametrize("own, options, words", [
+    ({}, dict(kernel="relu", dictionary=2), "model.kernel='relu'"),
+    ({}, dict(kernel="cosine"), "model.kernel='cosine'"),
+    (dict(depths=(1, 3)), {}, r"model.depths=\(1, 3\)"), ({}, dict(depth=12), "model.depth=12"),
+    (dict(window=(2, 0, 4)), {}, r"model.window=\(2, 0, 4\)"), ({}, dict(image_size=30), "model.patch_size=4"),
+    (dict(patch_frames=3), {}, "model.patch_frames=3"), ({}, dict(width=18, heads=4), "model.heads=4"),
+    ({}, dict(heads=1, dictionary=2, hybrid="split_heads"), "model.hybrid=split_heads")])
+def test_mistakes_are_refused_in_a_sentence(own, options, words):
+    with pytest.raises(ConfigError, match=words) as error:
+        make({**OWN, **own}, **options)
+    assert str(error.value).endswith(".") and "\n" not in str(error.value)

@@ -1,0 +1,146 @@
+"""VTN as a whole: its backbones, frame by frame, and the way to a prediction for a whole video."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from command import Run, arguments, render, rows
+from flax import nnx
+from tiny import clips, compiled, make, maker, quick_jit
+
+from vidformers import ConfigError, build
+from vidformers.training.optim import make_optimizer
+from vidformers.models.resnet import ResNet
+from vidformers.training.step import initial_state, make_step
+from vidformers.models.summary import summarise
+
+RESNET = dict(backbone="resnet", depths=(1, 1), stem=4)
+close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+
+
+def test_published_sizes():
+    assert summarise(partial(build, "vtn", num_classes=400)).params == 113_502_352
+    one, three = (summarise(partial(build, "vtn", num_classes=400, temporal_depth=n)).params for n in (1, 3))
+    assert three - one == 2 * 8_859_648
+    resnet = nnx.eval_shape(lambda: build("vtn", num_classes=400, backbone="resnet", rngs=nnx.Rngs(0))).encoder.encoder
+    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(resnet)))
+    assert count - (2048 + 1) * 768 == 25_557_032 - (2048 + 1) * 1000, "ResNet-50 without its classifier"
+
+
+def folded(arrays, name):
+    """A convolution and its batch normalisation as one affine convolution."""
+    weight, bias, mean, var = (arrays.pop(f"{name}.normalization.{part}")
+                               for part in ("weight", "bias", "running_mean", "running_var"))
+    scale = weight / np.sqrt(var + 1e-5)
+    kernel = arrays.pop(f"{name}.convolution.weight").transpose(2, 3, 1, 0)
+    return {"convolution": {"kernel": kernel}, "scale": scale, "bias": bias - mean * scale}
+
+
+def test_features_equal_those_of_hugging_face_s_resnet():
+    with np.load(Path(__file__).parents[1] / "goldens/resnet.npz") as file:
+        arrays = dict(file)
+    video, expected = arrays.pop("input"), arrays.pop("output")
+    arrays.pop("versions")
+    blocks = []
+    for stage, depth in enumerate((1, 2, 1)):
+        for i in range(depth):
+            name = f"encoder.stages.{stage}.layers.{i}"
+            block = {part: folded(arrays, f"{name}.layer.{j}") for j, part in
+                     enumerate(("reduce", "spatial", "expand"))}
+            if i == 0:
+                block["skip"] = folded(arrays, f"{name}.shortcut")
+            blocks.append(block)
+    mapped = {"stem": folded(arrays, "embedder.embedder"), "blocks": dict(enumerate(blocks)),
+              "out": {"kernel": np.eye(128, dtype=np.float32), "bias": np.zeros(128, np.float32)}}
+    assert not arrays, "every array is used"
+    graph, state = nnx.split(nnx.eval_shape(lambda: ResNet(
+        frames=1, image_size=40, width=128, mean=(0, 0, 0), std=(1, 1, 1), depths=(1, 2, 1), stem=8,
+        rngs=nnx.Rngs(0))))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.shape, b.shape), nnx.to_pure_dict(state), mapped)
+    found = quick_jit(lambda p, x: nnx.merge(graph, p)(x))(mapped, video[:, None])
+    np.testing.assert_allclose(found[:, 0], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, RESNET], ids=["vit", "resnet"])
+@pytest.mark.parametrize("at_once", [1, 3, 16])
+def test_frames_in_chunks_equal_frames_together(options, at_once):
+    forward, parameters = compiled("vtn", **options)
+    chunked, _ = compiled("vtn", frames_at_once=at_once, **options)
+    close(chunked(parameters, clips()), forward(parameters, clips()))
+
+
+def test_memory_does_not_grow_with_the_frames_taken_in_chunks():
+    def temporary(frames, at_once):
+        graph, parameters = make("vtn", frames=frames, frames_at_once=at_once)
+        run = jax.jit(lambda p, x: nnx.merge(graph, p)(x))
+        return run.lower(parameters, jax.ShapeDtypeStruct((1, frames, 32, 32, 3), np.uint8)).compile() \
+            .memory_analysis().temp_size_in_bytes
+    assert temporary(128, None) > 4 * temporary(128, 4)
+    assert temporary(128, 4) < 2 * temporary(32, 4) + 128 * 32 * 32 * 3 * 4, "but for the pixels themselves"
+
+
+def forward(graph, parameters, video, index):
+    return nnx.merge(graph, parameters)(video, None, index)
+
+
+def test_positions_are_those_of_the_video_and_any_number_of_frames_is_taken():
+    graph, parameters = make("vtn")
+    run = quick_jit(partial(forward, graph))
+    index = np.broadcast_to(np.arange(4), (4, 4))
+    logits = run(parameters, clips(), index)
+    close(run(parameters, clips(), None), logits)
+    assert np.abs(run(parameters, clips(), 8 * index) - logits).max() > 1e-2
+    longer, same = make("vtn", frames=11)
+    assert jax.tree.map(np.shape, same) == jax.tree.map(np.shape, parameters)
+    assert np.isfinite(quick_jit(partial(forward, longer))(parameters, clips(frames=11), None)).all()
+
+
+def test_a_wide_window_without_positions_is_blind_to_order_and_a_narrow_one_is_not():
+    orders = range(8), [3, 1, 0, 2, 7, 5, 6, 4], range(7, -1, -1)
+    shuffled = np.stack([clips(1, frames=8)[0][order] for order in orders])
+    for window, blind in ((16, True), (4, False)):
+        graph, parameters = make("vtn", frames=8, window=(window,))
+        parameters["readout"]["position"] = 0 * parameters["readout"]["position"]
+        logits = quick_jit(partial(forward, graph))(parameters, shuffled, None)
+        close(logits[2], logits[0], rtol=1e-4, atol=1e-4)  # a reversal changes no distance
+        assert (np.abs(logits[1] - logits[0]).max() < 1e-4) == blind
+
+
+def test_a_frozen_backbone_keeps_its_parameters_bit_for_bit():
+    optimizer, rate = make_optimizer(10, 1, lr=0.1, weight_decay=0.5, schedule="constant", frozen=("encoder",))
+    graph, _ = make("vtn")
+    state = quick_jit(partial(initial_state, maker("vtn"), optimizer, None, 0))()
+    step = quick_jit(make_step(graph, optimizer, rate, seed=0, frozen=("encoder",)))
+    batch = {"video": clips(2), "label": np.array([0, 1]), "mask": np.ones(2, np.float32)}
+    after, _ = step(state, batch)
+    jax.tree.map(np.testing.assert_array_equal, after.parameters["encoder"], state.parameters["encoder"])
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, after.parameters["readout"], state.parameters["readout"])
+    assert sum(jax.tree.leaves(moved)) > 0.8 * len(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize("options, field", [
+    (dict(backbone="cnn"), "model.backbone='cnn'"), (dict(kernel="relu"), "model.kernel=relu"),
+    (dict(window=(5,)), "model.window=5"), (dict(window=(4, 4)), "model.window=(4, 4)"),
+    (dict(backbone="resnet", depths=()), "model.depths"), (dict(frames_at_once=0), "model.frames_at_once=0"),
+    (dict(frames=0), "model.frames=0")])
+def test_mistakes_are_refused_in_a_sentence(options, field):
+    with pytest.raises(ConfigError) as refusal:
+        nnx.eval_shape(lambda: build("vtn", rngs=nnx.Rngs(0), **{"num_classes": 5, **options}))
+    assert field in str(refusal.value) and str(refusal.value).endswith(".")
+
+
+def test_a_trained_checkpoint_is_evaluated_on_whole_videos(tmp_path):
+    data, workdir = render(tmp_path / "clips"), tmp_path / "run"
+    fields = {"model.temporal_depth": 1, "model.window": "(4,)", "model.frames_at_once": 3, "train.total_steps": 3,
+              "eval.clips": 1, "eval.frames": 8, "eval.batch_size": 2}
+    _, *flags = arguments(data, workdir, fields)
+    flags.insert(0, "--config=configs/demo.py:vtn")
+    Run(flags).finish()
+    trained = rows(workdir)[-1]
+    Run([flag.replace("--mode=train", "--mode=eval") for flag in flags]).finish()
+    whole = json.loads((workdir / "eval_1x1.json").read_text())
+    assert whole["step"] == 3 and whole["val/videos@1x1"] == 10
+    assert {name: value for name, value in whole.items() if name.startswith("val/")}.items() <= trained.items()

@@ -1,0 +1,193 @@
+"""Evaluation against plain numpy: views averaged, every video counted once, on any number of devices.
+
+The model here passes its pixels on as logits, so that every case can be set up exactly.
+"""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from vidformers import ConfigError
+from vidformers.parallel import memory
+from vidformers.training.evaluate import Evaluator, Protocol, batch_sums, scores
+from vidformers.parallel.sharding import make_mesh, replicated
+
+CLASSES = 7
+
+
+class Pixels(nnx.Module):
+    """Logits are the pixels, times one parameter."""
+
+    def __init__(self):
+        self.gain = nnx.Param(np.ones((), np.float32))
+
+    def __call__(self, video, index=None):
+        return video[:, 0, 0, 0] * self.gain[...]
+
+
+GRAPH, STATE = nnx.split(Pixels())
+PARAMETERS = nnx.to_pure_dict(STATE)
+
+
+def rows(logits, label, mask=None, ids=None, errors=None):
+    """A batch of logits (b v k)."""
+    count = len(logits)
+    return {"video": np.asarray(logits, np.float32)[:, :, None, None, None, :],
+            "label": np.asarray(label, np.int32),
+            "mask": np.ones(count, np.float32) if mask is None else np.asarray(mask, np.float32),
+            "id": np.arange(count) if ids is None else np.asarray(ids),
+            "error": np.array(errors or [b""] * count, object)}
+
+
+def draw(seed, videos=16, views=6):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(videos, views, CLASSES)) * 2, rng.integers(0, CLASSES, videos)
+
+
+def evaluate(batches, mesh=None, **protocol):
+    mesh = mesh or make_mesh()
+    protocol = Protocol(**{**dict(clips=2, crops=3, batch_size=8), **protocol})
+    evaluator = Evaluator(GRAPH, mesh, jax.tree.map(lambda _: replicated(mesh), PARAMETERS), protocol)
+    return evaluator(PARAMETERS, batches, lambda id, error: LookupError(f"{id}: {error}"))
+
+
+def average(logits, kind):
+    """(b v k) -> log-probabilities (b k), in float64."""
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    if kind == "probabilities":
+        return np.log(p.mean(1))
+    mean = np.exp(logits.mean(1))
+    return np.log(mean / mean.sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "logits"])
+@pytest.mark.parametrize("at_once", [1, 2, 4, 6, 9])
+def test_views_are_averaged_as_asked_however_many_run_at_once(kind, at_once):
+    logits, label = draw(0)
+    found = jax.jit(partial(scores, average=kind, views_at_once=at_once), static_argnums=0)(
+        Pixels().__call__, rows(logits, label)["video"], None)
+    np.testing.assert_allclose(found, average(logits, kind), rtol=1e-5, atol=1e-5)
+
+
+def test_the_two_averages_differ_where_one_view_is_sure():
+    logits = np.zeros((1, 2, CLASSES))
+    logits[0, 0, 0], logits[0, 1, 1], logits[0, 0, 1] = 1, 6, -20
+    assert [average(logits, kind).argmax() for kind in ("probabilities", "logits")] == [1, 0]
+    for kind, winner in (("probabilities", 1), ("logits", 0)):
+        sums = jax.jit(partial(batch_sums, GRAPH, kind, 1))(PARAMETERS, rows(logits, [winner])
+                                                            | dict(id=None, error=None))
+        assert sums.top1 == 1
+
+
+@pytest.mark.parametrize("mesh", [dict(), dict(data=2, fsdp=4)], ids=["data", "data and fsdp"])
+def test_figures_over_devices_equal_numpy(mesh):
+    logits, label = draw(1)
+    result = evaluate([rows(logits[:8], label[:8]), rows(logits[8:], label[8:])], make_mesh(**mesh))
+    log_p = average(logits, "probabilities")
+    order = np.argsort(-log_p, axis=1)
+    right = order[:, 0] == label
+    confusion = np.zeros((CLASSES, CLASSES), int)
+    np.add.at(confusion, (label, order[:, 0]), 1)
+    expected = {"top1": right.mean(), "top5": (order[:, :5] == label[:, None]).any(1).mean(),
+                "loss": -log_p[np.arange(16), label].mean(), "videos": 16,
+                "mean_class_top1": np.mean([right[label == k].mean() for k in np.unique(label)])}
+    expected = {f"val/{key}@2x3": value for key, value in expected.items()}
+    assert result.figures == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_array_equal(result.confusion, confusion)
+    assert result.skipped == []
+
+
+def test_sums_over_devices_equal_those_of_one():
+    logits, label = draw(2, videos=8)
+    batch = {key: value for key, value in rows(logits, label).items() if key in ("video", "label", "mask")}
+    mesh = make_mesh(data=2, fsdp=4)
+    everywhere = jax.tree.map(lambda _: replicated(mesh), PARAMETERS)
+    evaluator = Evaluator(GRAPH, mesh, everywhere, Protocol(clips=2))
+    one = jax.jit(partial(batch_sums, GRAPH, "probabilities", 1))(PARAMETERS, batch)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), evaluator.step(PARAMETERS, batch), one)
+
+
+def test_rows_that_fill_up_a_batch_count_nowhere():
+    logits, label = draw(3)
+    whole = evaluate([rows(logits[:8], label[:8]), rows(logits[8:], label[8:])])
+    noise, other = draw(4)
+    mask, ids = [1, 1, 0, 0, 0, 0, 0, 0], [0, 1, -1, -1, -1, -1, -1, -1]
+    pieces = [rows(np.concatenate([logits[i:i + 2], noise[:6]]), np.concatenate([label[i:i + 2], other[:6]]),
+                   mask, ids) for i in range(0, 16, 2)]
+    parts = evaluate(pieces)
+    assert parts.figures == pytest.approx(whole.figures, rel=1e-6)
+    np.testing.assert_array_equal(parts.confusion, whole.confusion)
+    assert parts.skipped == []
+
+
+def test_ties_go_to_the_class_that_comes_first():
+    """The same answer for every class is right about class 0 at first, and about classes 0 to 4 in five."""
+    result = evaluate([rows(np.zeros((8, 1, CLASSES)), [0, 1, 2, 3, 4, 5, 6, 6])], clips=1, crops=1)
+    assert result.figures["val/top1@1x1"] == 1 / 8
+    assert result.figures["val/top5@1x1"] == 5 / 8
+    assert result.confusion[:, 0].sum() == 8
+
+
+def test_a_class_without_videos_has_no_part_in_the_mean_over_classes():
+    logits = np.zeros((8, 1, CLASSES))
+    logits[:, 0, 2] = 1
+    result = evaluate([rows(logits, [2] * 6 + [3] * 2)], clips=1, crops=1)
+    assert result.figures["val/mean_class_top1@1x1"] == 0.5
+    assert result.figures["val/top1@1x1"] == 0.75
+
+
+def broken():
+    logits, label = draw(5, videos=8)
+    mask = np.arange(8) != 3
+    errors = [b"" if ok else b"no frames" for ok in mask]
+    return rows(logits, label, mask, ids=np.arange(8) + 10, errors=errors), mask
+
+
+def test_a_bad_video_is_an_error():
+    with pytest.raises(LookupError, match="13: no frames"):
+        evaluate([broken()[0]])
+
+
+def test_a_bad_video_is_left_out_and_named_if_asked():
+    batch, good = broken()
+    result = evaluate([batch], on_bad="skip")
+    assert result.skipped == [(13, "no frames")]
+    assert result.figures["val/videos@2x3"] == 7
+    right = average(batch["video"][good, :, 0, 0, 0], "probabilities").argmax(1) == batch["label"][good]
+    assert result.figures["val/top1@2x3"] == pytest.approx(right.mean())
+
+
+def test_nothing_to_evaluate_is_a_mistake():
+    batch = broken()[0]
+    for batches in ([], [{**batch, "mask": 0 * batch["mask"]}]):
+        with pytest.raises(ConfigError, match="data.val"):
+            evaluate(batches, on_bad="skip")
+
+
+@pytest.mark.parametrize("protocol, field", [
+    (dict(clips=0), "eval.clips=0"), (dict(crops=0), "eval.crops=0"),
+    (dict(views_at_once=0), "eval.views_at_once=0"),
+    (dict(average="max"), "eval.average='max'"), (dict(on_bad="hide"), "eval.on_bad='hide'"),
+    (dict(checkpoint="first"), "eval.checkpoint='first'"), (dict(batch_size=12), "eval.batch_size=12")])
+def test_a_protocol_that_cannot_work_is_refused(protocol, field):
+    with pytest.raises(ConfigError, match=field):
+        evaluate([], **protocol)
+
+
+@pytest.mark.parametrize("room", [0, 1, 3, 20])
+def test_as_many_videos_as_fit_are_taken_at_once(room, monkeypatch):
+    mesh = make_mesh()
+    evaluator = Evaluator(GRAPH, mesh, jax.tree.map(lambda _: replicated(mesh), PARAMETERS), Protocol(clips=2, crops=1))
+    sizes = {count: memory.needed(evaluator.compiled(PARAMETERS, count, 1, 64)) for count in (8, 16, 32, 64, 128)}
+    assert list(sizes.values()) == sorted(sizes.values())
+    each = sizes[16] - sizes[8]  # what a video on each device takes
+    monkeypatch.setattr(memory, "available", lambda: sizes[8] + room * each)
+    at_once = partial(evaluator.videos_at_once, PARAMETERS, 1, 64)
+    assert at_once() == {0: 8, 1: 16, 3: 32, 20: 128}[room]
+    if room == 20:  # less where others hold memory, the host has no room, or workers would go without
+        assert at_once(others=18 * each) == 16
+        assert at_once(room=40 * 2 * 64 * 64 * 3) == 32 and at_once(room=1) == 8
+        assert at_once(most=17) == 16

@@ -1,0 +1,89 @@
+"""Layers updated within the backward pass: the same step, without a gradient of the whole model."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny import clips, make, maker, quick_jit
+
+from vidformers import ConfigError
+from vidformers.training.optim import make_optimizer
+from vidformers.parallel.sharding import make_mesh, on, put_batch, replicated, state_shardings
+from vidformers.training.step import State, initial_state, make_step
+
+
+def batch(seed: int, rows: int = 8):
+    rng = np.random.default_rng(seed)
+    return {"video": clips(rows, seed=seed), "label": rng.integers(0, 5, rows).astype(np.int32),
+            "mask": np.float32(np.arange(rows) != 3)}
+
+
+def step_and_state(name, in_backward, optimizer, **options):
+    graph, parameters = make(name, remat="full", dtype="float64", **options)
+    parameters = jax.tree.map(np.float64, parameters)
+    optimizer, rate = make_optimizer(10, 1, schedule="constant", ema_decay=0.75, **optimizer)
+    step = make_step(graph, optimizer, rate, seed=0, label_smoothing=0.1, ema_decay=0.75, in_backward=in_backward)
+    return step, State(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), parameters)
+
+
+def two_steps(step, state, put=lambda batch: batch):
+    trace = []
+    for seed in range(2):
+        state, figures = step(state, put(batch(seed)))
+        trace.append((state, figures))
+    return trace
+
+
+def same(found, expected):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9), found, expected)
+
+
+NOISY = dict(depth=3, dropout=0.1, drop_path=0.2)
+ADAMW, SGD = dict(name="adamw", lr=1e-3, weight_decay=0.1), dict(name="sgd", lr=0.05, nesterov=True)
+
+
+@pytest.mark.parametrize("name, optimizer, options, mesh", [
+    ("mevit", ADAMW, NOISY | dict(class_blocks=1), dict(data=2, fsdp=2, context=2)), ("vtn", SGD, {}, None)])
+def test_it_is_the_same_step(name, optimizer, options, mesh, float64):
+    step, state = step_and_state(name, False, optimizer, **options)
+    expected = two_steps(quick_jit(step), state)
+    step, _ = step_and_state(name, True, optimizer, **options)
+    if mesh is None:
+        return same(two_steps(quick_jit(step), state), expected)
+    mesh = make_mesh(**mesh)
+    shardings = state_shardings(mesh, jax.eval_shape(lambda: state))
+    step = quick_jit(on(mesh, step), out_shardings=(shardings, replicated(mesh)))
+    same(two_steps(step, jax.device_put(state, shardings), partial(put_batch, mesh)), expected)
+
+
+def test_the_stacks_are_written_in_place_and_the_gradient_never_exists():
+    """Beside the arguments, a step needs less memory than the parameters take; the ordinary one needs more."""
+    needs = {}
+    for in_backward in (False, True):
+        make_model = maker("vit", remat="full", width=128, depth=8)
+        optimizer, rate = make_optimizer(10, 1, schedule="constant")
+        graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
+        state = jax.eval_shape(partial(initial_state, make_model, optimizer, None, 0))
+        step = quick_jit(make_step(graph, optimizer, rate, seed=0, in_backward=in_backward), donate_argnums=0)
+        needs[in_backward] = step.lower(state, batch(0, rows=1)).compile().memory_analysis().temp_size_in_bytes
+    parameters = sum(4 * leaf.size for leaf in jax.tree.leaves(state.parameters))
+    assert needs[False] > parameters and needs[True] < 0.7 * parameters
+
+
+def test_a_layer_whose_gradient_is_not_finite_stays_as_it_was(float64):
+    step, state = step_and_state("vit", True, SGD)
+    broken = batch(0)
+    broken["video"] = np.full(broken["video"].shape, np.nan)
+    new, figures = quick_jit(step)(state, broken)
+    assert not np.isfinite(figures["gradient_norm"]), "which ends the run"
+    stages = [tree["encoder"]["stages"] for tree in (new.parameters, state.parameters)]
+    jax.tree.map(np.testing.assert_array_equal, *stages)
+
+
+@pytest.mark.parametrize("options", [dict(clip_norm=1.0), dict(frozen=("encoder",))], ids=str)
+def test_what_needs_the_whole_gradient_is_refused(options):
+    with pytest.raises(ConfigError, match="optim.in_backward=true .* optim.clip_norm nor optim.frozen"):
+        make_optimizer(10, 1, in_backward=True, **options)

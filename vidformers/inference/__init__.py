@@ -1,0 +1,1 @@
+"""Predictions, explanations and exports of trained models."""

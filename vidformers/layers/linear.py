@@ -1,0 +1,18 @@
+"""Products of tokens with weights."""
+
+from flax import nnx
+
+from vidformers.parallel.sharding import frames_together
+
+
+class Linear(nnx.Linear):
+    """(... inputs) -> (... outputs), as one product of two matrices.
+
+    Of tokens with more axes than two XLA would first turn the cotangent about, a copy as large as the tokens, to make
+    the gradient of the weights. Where frames lie on several devices, which rows of a matrix cannot say, it is left to.
+    """
+
+    def __call__(self, x):
+        if x.ndim <= 2 or not frames_together():
+            return super().__call__(x)
+        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)

@@ -1,0 +1,80 @@
+"""ResNet-50, frame by frame: the convolutional backbone of VTN."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from vidformers.attention.core import square_init
+from vidformers.layers.convolution import Convolution
+from vidformers.layers.embedding import normalise
+from vidformers.errors import require
+from vidformers.layers.linear import Linear
+
+he_convolution = partial(Convolution, kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"))
+
+
+class Bottleneck(nnx.Module):
+    """relu(x + 1x1(relu(3x3(relu(1x1 x))))), the stride in the 3x3 (He et al. 2016, in the form called V1.5).
+
+    The last scale starts at zero, so that without normalisation the depth of the network does not blow up its output.
+    """
+
+    def __init__(self, inputs: int, hidden: int, *, stride: int = 1, dtype=jnp.float32, rngs: nnx.Rngs):
+        options = dict(dtype=dtype, rngs=rngs)
+        self.reduce = he_convolution(inputs, hidden, 1, **options)
+        self.spatial = he_convolution(hidden, hidden, 3, stride=stride, **options)
+        self.expand = he_convolution(hidden, 4 * hidden, 1, scale=0.0, **options)
+        self.skip = nnx.data(None)
+        if stride > 1 or inputs != 4 * hidden:
+            self.skip = he_convolution(inputs, 4 * hidden, 1, stride=stride, **options)
+
+    def __call__(self, x):
+        branch = self.expand(jax.nn.relu(self.spatial(jax.nn.relu(self.reduce(x)))))
+        return jax.nn.relu((x if self.skip is None else self.skip(x)) + branch)
+
+
+class ResNet(nnx.Module):
+    """Video (b t y x 3) -> features of frames (b t d): the mean over the last map, by a linear map to width d (VTN).
+
+    Args:
+        depths: bottleneck blocks of each stage, (3, 4, 6, 3) in ResNet-50; each stage after the first halves the map.
+        stem: channels of the first convolution; stage i has 4 * 2^i * stem.
+        width: d.
+    Raises:
+        ConfigError: no stage, or a number below 1.
+    """
+
+    def __init__(self, *, frames: int, image_size: int, width: int, mean, std, depths: Sequence[int] = (3, 4, 6, 3),
+                 stem: int = 64, dtype=jnp.float32, rngs: nnx.Rngs):
+        require(len(depths) > 0 and min(depths) >= 1 and stem >= 1,
+                f"model.depths={tuple(depths)} and model.stem={stem} must be at least 1.")
+        self.shape, self.mean, self.std, self.dtype = (frames, image_size, image_size, 3), mean, std, dtype
+        self.stem = he_convolution(3, stem, 7, stride=2, dtype=dtype, rngs=rngs)
+        blocks, channels = [], stem
+        for stage, depth in enumerate(depths):
+            for i in range(depth):
+                stride = 2 if stage and i == 0 else 1
+                blocks.append(Bottleneck(channels, stem * 2**stage, stride=stride, dtype=dtype, rngs=rngs))
+                channels = 4 * stem * 2**stage
+        self.blocks = nnx.List(blocks)
+        self.out = Linear(channels, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, video, key=None):
+        return self.features(self.maps(video))
+
+    def features(self, maps):
+        """The last maps of frames (b t y x c) -> their features (b t d)."""
+        return self.out(maps.mean(axis=(2, 3)))
+
+    def maps(self, video):
+        """Video (b t y x 3) -> the last maps of its frames (b t y x c)."""
+        frames = rearrange(normalise(video, self.mean, self.std, self.dtype), "b t y x c -> (b t) y x c")
+        x = jax.nn.relu(self.stem(frames))
+        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for block in self.blocks:
+            x = block(x)
+        return rearrange(x, "(b t) y x c -> b t y x c", b=video.shape[0])

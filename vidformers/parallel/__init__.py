@@ -1,0 +1,1 @@
+"""The device mesh, shardings, processes and device memory."""

@@ -1,0 +1,1 @@
+"""The trainer: loop, step, optimizer, checkpoints, evaluation."""
