@@ -22,64 +22,8 @@ from vidformers.errors import require
 from vidformers.layers.linear import Linear
 from vidformers.parallel.sharding import filled_up, spread, spread_rows
 
-# Glorot's bound for a square d -> d projection is that of fan-in scaling. Written so, one kernel that holds several
-# square projections side by side starts as each of them would alone.
-square_init = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
-
 
 _weights_again = ContextVar("attention weights are computed again in the backward pass", default=False)
-
-
-class Tokens(NamedTuple):
-    """Patch tokens (b t y x d), never flattened between modules, and the class tokens (b c d) beside them."""
-
-    patches: jax.Array
-    classes: jax.Array
-
-
-class Noise(NamedTuple):
-    """What is random in a training pass through one layer; None in its place means evaluation."""
-
-    key: jax.Array
-    drop_path: jax.Array  # chance that a clip skips a residual branch of this layer (stochastic depth)
-
-    def split(self, count: int) -> "list[Noise]":
-        return [Noise(key, self.drop_path) for key in jax.random.split(self.key, count)]
-
-
-class Position(NamedTuple):
-    """Where tokens stand on the grid: integer arrays of one shape. A class token stands with its group."""
-
-    t: np.ndarray
-    y: np.ndarray
-    x: np.ndarray
-
-
-class Scheme:
-    """A partition of the patch grid into groups, inside which every patch sees every patch.
-
-    `fold` and `unfold` are the gathered form, which runs; `visible` is the masked form, which defines it.
-    """
-
-    ordered = True  # whether the keys of a group follow each other in an order that the cosine kernel may weigh by
-    reach = "frame"  # of a group: its 'frame', some patches of every frame ('time'), or the whole 'clip'
-
-    def fold(self, patches):
-        """b t y x ... -> b g n ..., padded with zeros at the end of a group where the grid does not divide."""
-        raise NotImplementedError
-
-    def unfold(self, groups, grid: tuple[int, int, int]):
-        """b g n ... -> b t y x ..., without the padding."""
-        raise NotImplementedError
-
-    def visible(self, query: Position, key: Position) -> np.ndarray:
-        """Whether a token at `query` sees the token at `key`, elementwise."""
-        raise NotImplementedError
-
-    def move(self, patches, classes):
-        """Shifts queries, keys or values in time before they meet: [q, k, v] each (b t y x h e), and the class tokens'
-        each (b g h e) or None. Most schemes leave them in place."""
-        return patches, classes
 
 
 def attend(q, k, v, mask=None, *, bias=None, angle=None, dictionary: Dictionary | None = None, kernel=softmax):
@@ -105,34 +49,6 @@ def weights_again():
         yield
     finally:
         _weights_again.reset(token)
-
-
-def dropout(x, rate: float, noise: Noise | None):
-    """Inverted dropout; the identity in evaluation."""
-    if noise is None or rate == 0.0:
-        return x
-    keep = jax.random.bernoulli(noise.key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
-
-
-def add_branch(tokens: Tokens, patches, classes, rate: float, noise: Noise | None) -> Tokens:
-    """The residual: tokens + dropout(branch), the branch of a clip skipped as a whole by stochastic depth.
-
-    A branch given as None leaves its tokens as they were, bit for bit.
-    """
-    if noise is None:
-        return Tokens(*(x if dx is None else x + dx for x, dx in zip(tokens, (patches, classes))))
-    path, *drops = noise.split(3)
-    keep = 1.0 - noise.drop_path
-    kept = jax.random.bernoulli(path.key, keep, (tokens.patches.shape[0],)) / keep
-
-    def add(x, dx, drop):
-        if dx is None:
-            return x
-        scale = kept.astype(dx.dtype).reshape(-1, *[1] * (dx.ndim - 1))
-        return x + dropout(dx, rate, drop) * scale
-
-    return Tokens(*map(add, tokens, (patches, classes), drops))
 
 
 class SelfAttention(nnx.Module):

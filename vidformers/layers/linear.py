@@ -4,6 +4,11 @@ from flax import nnx
 
 from vidformers.parallel.sharding import frames_together
 
+# Glorot's bound for a square d -> d projection is that of fan-in scaling. Written so, one kernel that holds several
+# square projections side by side starts as each of them would alone.
+square_init = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
+glorot = nnx.initializers.xavier_uniform()
+
 
 class Linear(nnx.Linear):
     """(... inputs) -> (... outputs), as one product of two matrices.

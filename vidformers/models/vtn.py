@@ -124,3 +124,35 @@ class TemporalEncoder(nnx.Module):
 def _noise(keys) -> Noise | None:
     """Noise without stochastic depth, of one key or of several stacked."""
     return None if keys is None else Noise(keys, jnp.zeros(keys.shape))
+
+
+def vtn(parts: Parts, *, backbone: str = "vit", depths: tuple[int, ...] = (3, 4, 6, 3), stem: int = 64,
+        temporal_depth: int = 3, window: tuple[int, ...] = (18,), tie_global: bool = False,
+        temporal_dropout: float = 0.1, head_dropout: float = 0.5, frames_at_once: int | None = None,
+        rngs) -> Classifier:
+    """VTN: a backbone frame by frame, then a Longformer over the features of frames, any number of them.
+
+    `Parts.size`, `width`, `heads` and `depth` are those of the ViT, and `width` and `heads` of the layers over time.
+
+    Args:
+        backbone: 'vit', its class token, or 'resnet' (see `ResNet`, which `depths` and `stem` are of).
+        temporal_depth, window, tie_global, temporal_dropout, head_dropout: see `TemporalEncoder`.
+        frames_at_once: frames of a clip that the backbone takes in one go in evaluation; memory grows with this.
+    Raises:
+        ConfigError: an unknown backbone, or what `TemporalEncoder` and `ResNet` refuse.
+    """
+    require(backbone in ("vit", "resnet"), f"model.backbone={backbone!r} must be vit or resnet.")
+    require(parts.kernel == "softmax", f"model.kernel={parts.kernel} is not one that VTN's window attention has.")
+    if backbone != "vit":
+        parts.own_attention("VTN's window attention")
+    if backbone == "vit":
+        encoder = vit(replace(parts, frames=1), rngs=rngs).encoder
+    else:
+        encoder = ResNet(frames=1, image_size=parts.image_size, width=parts.width, mean=parts.mean, std=parts.std,
+                         depths=depths, stem=stem, dtype=parts.compute["dtype"], rngs=rngs)
+    readout = TemporalEncoder(
+        parts.width, parts.heads, depth=temporal_depth, window=window, mlp_ratio=parts.mlp_ratio,
+        tie_global=tie_global, make_dictionary=parts.external, dropout=temporal_dropout, head_dropout=head_dropout,
+        remat=parts.remat, unroll=parts.unroll, dtype=parts.compute["dtype"], masked=parts.masked, rngs=rngs)
+    return Classifier(FrameByFrame(encoder, parts.frames, frames_at_once), readout, width=parts.width,
+                      num_classes=parts.num_classes, rngs=rngs)
