@@ -70,8 +70,8 @@ def summarise(config, name):
     from functools import partial
 
     from vidformers import build
-    from vidformers.progress import table
     from vidformers.models.summary import summarise as count
+    from vidformers.progress import table
 
     summary = count(partial(build, **config["model"]))
     table(name, [(module, f"{size:,}") for module, size in summary.modules] + [("all", f"{summary.params:,}")])
@@ -159,8 +159,8 @@ def run(argv) -> int:
             summarise(config, Path(workdir).name)
             return 0
         if hosts:
-            from vidformers.parallel.processes import join
-            join(**hosts)
+            from vidformers.parallel.processes import initialize
+            initialize(**hosts)
         return work(config, workdir, mode, flags)
     except (SheetError, ConfigError, DataError) as error:
         print(f"vidformers: {error}", file=sys.stderr)
@@ -171,8 +171,8 @@ def work(config, workdir, mode, flags) -> int:
     """What `mode` asks for."""
     import jax
 
+    from vidformers.parallel.processes import finish
     from vidformers.training import train
-    from vidformers.parallel.processes import part
 
     cache_compilations(workdir)
     # A batch that was ready when its reader closed is freed by Python's resource tracker, which need not say so.
@@ -199,7 +199,7 @@ def work(config, workdir, mode, flags) -> int:
         if jax.process_index() == 0:
             print(stopped)
         code = 128 + stopped.signal
-    part()
+    finish()
     return code
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.arguments import parse
 from benchmarks.measure import keep_memory, report
 from vidformers.attention.core import attend
-from vidformers.attention.fused import BACKENDS, check_backend, softmax_by
+from vidformers.attention.fused import BACKENDS, check_backend, softmax_kernel
 from vidformers.errors import ConfigError
 
 HEADS, WIDTH = 12, 64
@@ -46,7 +46,7 @@ def main():
                       for n in (queries, keys, keys, queries))
         runs, seconds, full = {}, {}, set()
         for backend in backends:
-            def forward(q, k, v, kernel=softmax_by(backend)):
+            def forward(q, k, v, kernel=softmax_kernel(backend)):
                 return attend(q, k, v, kernel=kernel)
             runs[backend, "forward"] = jax.jit(forward), (q, k, v)
             runs[backend, "both"] = jax.jit(lambda q, k, v, g, forward=forward: jax.vjp(forward, q, k, v)[1](g)), (

@@ -19,7 +19,7 @@ from benchmarks.arguments import parse
 from benchmarks.measure import LoweredStep, report, simulate
 from configs import sheet as configs
 from vidformers.models.registry import WHOLE_CLIPS
-from vidformers.parallel.sharding import make_mesh, row_parts
+from vidformers.parallel.mesh import make_mesh, num_batch_shards
 
 SHEETS = ("vit_b16", "timesformer_b16", "joint_b16", "mevit_b16", "havit_b16", "msca_b16", "stat_t16", "vtn_vit_b16")
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -72,7 +72,7 @@ def _size(kind: str, dimensions: str) -> int:
 def measure(sheet: str, mesh_name: str, clips: int) -> None:
     """Prints one line."""
     config, mesh = configs.load(f"configs/{sheet}.py").to_dict(), make_mesh(**MESHES[mesh_name])
-    step = LoweredStep(config["model"] | dict(dtype="float32"), clips * row_parts(mesh), mesh)
+    step = LoweredStep(config["model"] | dict(dtype="float32"), clips * num_batch_shards(mesh), mesh)
     compiled = step.lowered.compile(compiler_options={"xla_backend_optimization_level": 0,
                                                       "xla_cpu_use_fusion_emitters": False})
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(step.abstract))

@@ -15,7 +15,7 @@ import jax
 from benchmarks.arguments import parse
 from benchmarks.measure import LoweredStep, report, simulate
 from vidformers.parallel import memory
-from vidformers.parallel.sharding import make_mesh
+from vidformers.parallel.mesh import make_mesh
 
 DEVICES = 8
 
@@ -24,7 +24,7 @@ def needed(name: str, devices: int, frames: int, size: int, remat: str) -> int:
     """Bytes a device must hold for a step on one clip that so many devices share."""
     mesh = make_mesh(data=1, context=devices, devices=jax.devices()[:devices])
     lowered = LoweredStep(dict(name=name, frames=frames, image_size=size, remat=remat), 1, mesh).lowered
-    return memory.needed(lowered.compile())
+    return memory.program_bytes(lowered.compile())
 
 
 def show(path: str) -> None:

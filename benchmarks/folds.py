@@ -18,11 +18,12 @@ from flax import nnx
 
 from benchmarks.arguments import parse
 from benchmarks.measure import keep_memory, report
-from vidformers.attention.core import SelfAttention, Tokens, attend, merge
+from vidformers.attention.core import SelfAttention, attend, merge_copies
 from vidformers.attention.frame import Frame
 from vidformers.attention.joint import Joint
 from vidformers.attention.motion import Motion
 from vidformers.attention.time import Time
+from vidformers.layers.tokens import Tokens
 
 WIDTH, HEADS = 768, 12
 SCHEMES = {"frame": Frame(), "time": Time(), "motion, M=2": Motion(2), "joint": Joint()}
@@ -39,7 +40,7 @@ class FoldedBefore(SelfAttention):
         classes = [x[:, :, None] for x in self._class_heads(tokens.classes, groups.shape[1])]
         out = attend(*(jnp.concatenate(pair, axis=2) for pair in zip(classes, patches)))
         patches = self.scheme.unfold(self._project(out[:, :, 1:]), grid)
-        return patches, merge(self._project(out[:, :, 0]), tokens.classes)
+        return patches, merge_copies(self._project(out[:, :, 0]), tokens.classes)
 
 
 def main():

@@ -22,15 +22,16 @@ from flax import nnx
 from benchmarks.arguments import parse
 from benchmarks.measure import keep_memory, report
 from vidformers.attention.convolutional import ConvolutionalAttention
-from vidformers.attention.core import SelfAttention, Tokens
+from vidformers.attention.core import SelfAttention
 from vidformers.attention.frame import Frame
 from vidformers.attention.joint import Joint
+from vidformers.attention.longformer import FrameSequence, LongformerAttention
 from vidformers.attention.motion import Motion
 from vidformers.attention.shifted import Shifted
-from vidformers.attention.shrinking import ShrinkingAttention
 from vidformers.attention.shifted_window import ShiftedWindowAttention
+from vidformers.attention.shrinking import ShrinkingAttention
 from vidformers.attention.time import Time
-from vidformers.attention.longformer import Series, WindowAttention
+from vidformers.layers.tokens import Tokens
 from vidformers.models.summary import count_macs
 
 WIDTH, HEADS = 128, 2
@@ -62,7 +63,7 @@ def cases():
 
     def series(frames):
         values = np.random.default_rng(0).normal(size=(1, 1 + frames, WIDTH))
-        return Series(jnp.asarray(values, jnp.float32), jnp.ones((1, 1 + frames), bool))
+        return FrameSequence(jnp.asarray(values, jnp.float32), jnp.ones((1, 1 + frames), bool))
 
     for name, make in SCHEMES.items():
         classes = "frames" if name in PER_FRAME else "none" if "Swin" in name or "CvT" in name else "clip"
@@ -70,7 +71,7 @@ def cases():
             yield name, axis, SIZES[axis], lambda size, axis=axis, make=make, classes=classes: (
                 make, tokens(classes, **{axis: size}))
     yield "motion, block M", "block", SIZES["block"], lambda size: (scheme(Motion(size)), tokens("clip"))
-    window = partial(WindowAttention, WIDTH, HEADS)
+    window = partial(LongformerAttention, WIDTH, HEADS)
     yield "window (VTN)", "frames", (64, 128, 256, 512), lambda size: (partial(window, 32), series(size))
     yield "window (VTN)", "window", SIZES["window"], lambda size: (partial(window, size), series(512))
 

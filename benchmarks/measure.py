@@ -17,10 +17,11 @@ import numpy as np
 from flax import nnx
 
 from vidformers import build
-from vidformers.models.fuse import fold
+from vidformers.models.fuse import fuse_projections
+from vidformers.parallel.batch import abstract_batch
+from vidformers.parallel.mesh import make_mesh
 from vidformers.training.optim import make_optimizer
-from vidformers.training.setup import abstract_state, lower
-from vidformers.parallel.sharding import abstract_batch, make_mesh
+from vidformers.training.setup import abstract_state, lower_step
 from vidformers.training.step import initial_state, make_step
 
 # jemalloc, or where it is not installed glibc's malloc, told to keep what is freed.
@@ -60,7 +61,7 @@ class LoweredStep:
         self.init = partial(initial_state, make_model, optimizer, None, 0)
         self.batch = abstract_batch(mesh, (rows, *nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))).shape))
         step = make_step(graph, optimizer, rate, seed=0, in_backward=in_backward)
-        self.lowered = lower(step, mesh, self.abstract, self.batch)
+        self.lowered = lower_step(step, mesh, self.abstract, self.batch)
 
 
 class TrainingStep(LoweredStep):
@@ -101,7 +102,7 @@ class ForwardStep:
         self.init = lambda: nnx.to_pure_dict(nnx.state(make_model(rngs=nnx.Rngs(0))))
         self.video = jax.ShapeDtypeStruct((batch, *model.shape), jnp.uint8)
         started = time.perf_counter()
-        step = jax.jit(lambda parameters, video: fold(nnx.merge(graph, parameters))(video))
+        step = jax.jit(lambda parameters, video: fuse_projections(nnx.merge(graph, parameters))(video))
         self.compiled = step.lower(jax.eval_shape(self.init), self.video).compile()
         self.compile_seconds = time.perf_counter() - started
         self.temporary_bytes = self.compiled.memory_analysis().temp_size_in_bytes

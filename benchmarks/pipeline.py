@@ -12,8 +12,8 @@ import numpy as np
 from benchmarks.arguments import parse
 from benchmarks.measure import report
 from configs import sheet as configs
+from vidformers.parallel.batch import put_batch
 from vidformers.training.setup import compile_step, initialise, set_up
-from vidformers.parallel.sharding import put_batch
 
 
 def main():

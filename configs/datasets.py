@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from configs.sheet import require
 
 
-def on(sheet: str, **data) -> ConfigDict:
+def with_data(sheet: str, **data) -> ConfigDict:
     """The config of `configs/SHEET.py` on other data.
 
     Args:

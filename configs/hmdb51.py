@@ -6,8 +6,8 @@ Folder: data.root holds the class folders and the files CLASS_test_splitK.txt, t
 Command: python main.py --config=configs/hmdb51.py:mevit_b16 --config.data.root=DIR --config.data.split=1
 """
 
-from configs.datasets import on
+from configs.datasets import with_data
 
 
 def get_config(sheet: str = "mevit_b16"):
-    return on(sheet, source="hmdb51", root="data/hmdb51", num_classes=51)
+    return with_data(sheet, source="hmdb51", root="data/hmdb51", num_classes=51)

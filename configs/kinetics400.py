@@ -7,9 +7,9 @@ lie anywhere below. Classes are numbered alphabetically unless data.classes=FILE
 Command: python main.py --config=configs/kinetics400.py:mevit_b16 --config.data.root=DIR
 """
 
-from configs.datasets import on
+from configs.datasets import with_data
 
 
 def get_config(sheet: str = "mevit_b16", num_classes: int = 400):
-    return on(sheet, source="kinetics", root=f"data/kinetics{num_classes}", num_classes=num_classes,
+    return with_data(sheet, source="kinetics", root=f"data/kinetics{num_classes}", num_classes=num_classes,
               missing="leave_out")

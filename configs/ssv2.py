@@ -10,10 +10,10 @@ Segments of the whole video and one clip of three crops, as papers test on it. N
 have a direction; --config.data.flip=0.5 --config.data.flip_sides=True flips and swaps left with right in the label.
 """
 
-from configs.datasets import on
+from configs.datasets import with_data
 
 
 def get_config(sheet: str = "mevit_b16"):
-    config = on(sheet, source="something", root="data/ssv2", num_classes=174, sampling="uniform", flip=0.0)
+    config = with_data(sheet, source="something", root="data/ssv2", num_classes=174, sampling="uniform", flip=0.0)
     config.eval.update(clips=1, crops=3)
     return config

@@ -6,8 +6,8 @@ the videos in class folders (or in UCF-101/).
 Command: python main.py --config=configs/ucf101.py:mevit_b16 --config.data.root=DIR --config.data.split=1
 """
 
-from configs.datasets import on
+from configs.datasets import with_data
 
 
 def get_config(sheet: str = "mevit_b16"):
-    return on(sheet, source="ucf101", root="data/ucf101", num_classes=101)
+    return with_data(sheet, source="ucf101", root="data/ucf101", num_classes=101)

@@ -17,7 +17,7 @@ from input_pipeline.sampling import Dense, Uniform
 from input_pipeline.sources import SOURCES
 from input_pipeline.sources.something import mirrored
 from input_pipeline.videos import open_video
-from input_pipeline.workers import Batches, room
+from input_pipeline.workers import Batches, max_batch_bytes
 
 _ERROR_DTYPE = "S300"  # of fixed width, to travel through the shared memory between processes
 _PADDING = Record(id=-1, path="", label=0, line=0)
@@ -247,9 +247,9 @@ class Pipeline:
         return Batches(dataset, workers=min(self.workers, count), prefetch=self.prefetch)
 
     @property
-    def room(self) -> float:
+    def max_batch_bytes(self) -> float:
         """Bytes that a batch may have, so that what workers keep ready takes half of the free shared memory at most."""
-        return room(self.workers, self.prefetch)
+        return max_batch_bytes(self.workers, self.prefetch)
 
     def _augment(self, flip_swaps):
         return TrainAugment(

@@ -44,8 +44,9 @@ def prepare(out, todo, runner, flags, workers, **options):
 
 
 def _write(out, settings, split, index):
-    from input_pipeline import shard_plan as pieces, transcode
-    (piece,) = (piece for piece in _plan(settings).pieces if (piece.split, piece.index) == (split, index))
+    from input_pipeline import shard_plan as pieces
+    from input_pipeline import transcode
+    (piece,) = (piece for piece in _plan(settings).jobs if (piece.split, piece.index) == (split, index))
     pieces.write(out, piece, map(transcode.run, piece.tasks))
 
 

@@ -13,7 +13,8 @@ from concurrent.futures.process import BrokenProcessPool
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from input_pipeline import shard_plan as pieces, transcode
+from input_pipeline import shard_plan as pieces
+from input_pipeline import transcode
 from input_pipeline.commands import command, end
 from input_pipeline.workers import start_pool_process
 
@@ -55,7 +56,7 @@ def main(argv):
     plan = make_plan(data, encoding, _whole(flags, "clips_per_shard"))
     part, parts = _part(flags["shard"])
     pieces.claim(out, plan.options)
-    todo = [] if flags["merge"] == "true" else pieces.unfinished(out, plan.pieces[part::parts])
+    todo = [] if flags["merge"] == "true" else pieces.unfinished(out, plan.jobs[part::parts])
     if runner == "local":
         prepare(out, todo, workers)
     else:
@@ -93,7 +94,7 @@ def _part(text):
     return int(part), int(parts)
 
 
-def prepare(out, todo: list[pieces.Piece], workers: int):
+def prepare(out, todo: list[pieces.ShardJob], workers: int):
     """Writes the pieces `todo` into the folder `out` with so many processes, and shows how it goes.
 
     Raises:

@@ -22,7 +22,7 @@ OPTIONS = "prepare.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class ShardJob:
     """Piece number `index` of the `count` pieces of a split, with the videos in it."""
     split: str
     index: int
@@ -52,7 +52,7 @@ class Plan:
       absent: (split, name, why) of the videos that the lists name and that are left out.
       options: all that the pieces follow from.
     """
-    pieces: tuple[Piece, ...]
+    pieces: tuple[ShardJob, ...]
     classes: tuple[str, ...]
     absent: tuple[tuple[str, str, str], ...]
     options: dict
@@ -74,7 +74,7 @@ def plan(pipeline, encoding: Encoding, clips_per_shard: int) -> Plan:
         options[split] = manifest.digest
         tasks = [Task(record, encoding, pipeline.frame_rate) for record in manifest.records]
         starts = range(0, len(tasks), clips_per_shard)
-        pieces += [Piece(split, index, len(starts), tuple(tasks[start:start + clips_per_shard]))
+        pieces += [ShardJob(split, index, len(starts), tuple(tasks[start:start + clips_per_shard]))
                    for index, start in enumerate(starts)]
         absent += [(split, name, "The video is not there.") for name in manifest.missing]
         absent += [(split, name, "data.exclude names it.") for name in manifest.excluded]
@@ -109,7 +109,7 @@ def claim(folder, options):
                                 "choose another folder, or what it was begun with.")
 
 
-def write(folder, piece: Piece, results: Iterable[tuple[dict, bytes | None]]) -> list[dict]:
+def write(folder, piece: ShardJob, results: Iterable[tuple[dict, bytes | None]]) -> list[dict]:
     """Writes a piece, reads it back, and publishes it.
 
     Args:
@@ -152,7 +152,7 @@ def _clips(results, notes):
             yield data
 
 
-def unfinished(folder, pieces: Iterable[Piece]) -> list[Piece]:
+def unfinished(folder, pieces: Iterable[ShardJob]) -> list[ShardJob]:
     """The pieces that are not done yet."""
     there = set(os.listdir(folder))
     return [piece for piece in pieces if os.path.basename(piece.notes(folder)) not in there]
@@ -169,7 +169,7 @@ def merge(folder, plan: Plan) -> dict:
       DataError: pieces are missing, or a shard is not of the size it was written with.
       OSError: a file cannot be read or written.
     """
-    left = [piece.name for piece in unfinished(folder, plan.pieces)]
+    left = [piece.name for piece in unfinished(folder, plan.jobs)]
     if left:
         names = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
         raise DataError(f"--out={folder} lacks {len(left)} of {len(plan.pieces)} pieces, {names}: run prepare for "
@@ -178,7 +178,7 @@ def merge(folder, plan: Plan) -> dict:
     for split in SPLITS:
         clips, shard_bytes = [], 0
         out = [left for left in plan.absent if left[0] == split]
-        for piece in (piece for piece in plan.pieces if piece.split == split):
+        for piece in (piece for piece in plan.jobs if piece.split == split):
             with open(piece.notes(folder), encoding="utf-8") as file:
                 shard, *rows = map(json.loads, file)
             size = os.path.getsize(os.path.join(folder, piece.shard))

@@ -19,7 +19,7 @@ from input_pipeline.decode import end_if_stuck
 from input_pipeline.errors import DataError
 
 
-def room(workers: int, prefetch: int) -> float:
+def max_batch_bytes(workers: int, prefetch: int) -> float:
     """Bytes that a batch may have, so that those that workers keep ready, and as many on their way, take half of the
     shared memory that is free."""
     kept = workers * (2 * prefetch + 1)

@@ -7,8 +7,9 @@ import numpy as np
 from flax import nnx
 from tiny import quick_jit, randomise
 
-from vidformers.attention.core import SelfAttention, Tokens
+from vidformers.attention.core import SelfAttention
 from vidformers.attention.dictionary import Dictionary
+from vidformers.layers.tokens import Tokens
 
 WIDTH, HEADS = 32, 4
 

@@ -7,7 +7,7 @@ from rich.table import Table
 console = Console(highlight=False, soft_wrap=True)
 
 
-def say(sentence: str) -> None:
+def log(sentence: str) -> None:
     console.print(sentence, markup=False)
 
 
@@ -37,11 +37,11 @@ class Bar:
         if self.live:
             self.live.update(self.task, completed=self.done)
 
-    def figures(self, text: str) -> None:
+    def status(self, text: str) -> None:
         if self.live:
             self.live.update(self.task, text=text)
         elif self.shown:
-            say(f"{self.what} {self.done}/{self.total}  {text}")
+            log(f"{self.what} {self.done}/{self.total}  {text}")
 
 
 def table(title: str, rows: list[tuple[str, ...]]) -> None:

@@ -15,11 +15,12 @@ from tiny import make as make_model
 
 from vidformers import ConfigError
 from vidformers.attention.class_attention import ClassAttention
-from vidformers.attention.core import Noise, Tokens, add_branch, attend, dropout
+from vidformers.attention.core import attend
 from vidformers.attention.frame import Frame
 from vidformers.attention.joint import Joint
 from vidformers.attention.motion import Motion
 from vidformers.attention.time import Time
+from vidformers.layers.tokens import Noise, Tokens, add_branch, dropout
 
 PARTS = {"read_and_read_from": dict(), "keys": dict(class_queries=False),
          "absent": dict(class_keys=False, class_queries=False)}
@@ -51,7 +52,7 @@ def test_gathered_equals_masked_with_its_gradient(float64, scheme, part, count):
     def check(grid, m):
         chosen = {"frame": Frame(), "time": Time(), "joint": Joint(), "motion": Motion(m)}[scheme]
         tokens = draw_tokens(grid, grid[0] if count == "frames" else count, clips=2)
-        cotangent = draw_tokens(grid, tokens.classes.shape[1], clips=2, seed=1)
+        cotangent = draw_tokens(grid, tokens.class_tokens.shape[1], clips=2, seed=1)
 
         @quick_jit
         def both(tokens):
@@ -150,7 +151,7 @@ def test_padded_blocks_equal_ragged_ones(float64, m, grid):
         for x in range(0, grid[2], m):
             block = tokens.patches[0, :, y:y + m, x:x + m]
             flat = block.reshape(-1, WIDTH)
-            expected = softmax_attention(parameters, flat, np.concatenate([tokens.classes[0], flat]))
+            expected = softmax_attention(parameters, flat, np.concatenate([tokens.class_tokens[0], flat]))
             expected = expected.reshape(block.shape)
             np.testing.assert_allclose(found[0, :, y:y + m, x:x + m], expected, rtol=1e-9, atol=1e-12)
 
@@ -206,7 +207,7 @@ def test_class_attention_leaves_patches_bit_for_bit():
     graph, parameters = class_attention()
     out = quick_jit(lambda p, x: nnx.merge(graph, p)(x))(parameters, tokens)
     np.testing.assert_array_equal(out.patches, tokens.patches)
-    assert np.abs(out.classes - tokens.classes).max() > 0.1
+    assert np.abs(out.class_tokens - tokens.class_tokens).max() > 0.1
 
 
 def test_class_attention_reads_every_patch_and_not_the_class_token():
@@ -215,7 +216,7 @@ def test_class_attention_reads_every_patch_and_not_the_class_token():
 
     def update(patches, classes, parameters):
         tokens = Tokens(patches, classes)
-        return (nnx.merge(graph, parameters)(tokens).classes - tokens.classes)[0, 0]
+        return (nnx.merge(graph, parameters)(tokens).class_tokens - tokens.class_tokens)[0, 0]
 
     tokens = jax.tree.map(np.float32, draw_tokens((2, 3, 3), 1))
     jacobian = quick_jit(jax.jacrev(update, argnums=(0, 1)))
@@ -248,9 +249,9 @@ def test_softmax_is_taken_in_float32_below_it():
 
 def test_a_dropped_branch_is_dropped_for_a_whole_clip_and_kept_in_the_mean():
     tokens = Tokens(jnp.zeros((256, 1, 2, 2, 3)), jnp.zeros((256, 1, 3)))
-    out = add_branch(tokens, jnp.ones_like(tokens.patches), jnp.ones_like(tokens.classes), 0.0,
+    out = add_branch(tokens, jnp.ones_like(tokens.patches), jnp.ones_like(tokens.class_tokens), 0.0,
                      Noise(jax.random.key(0), jnp.float32(0.25)))
-    whole = np.concatenate([out.patches.reshape(256, -1), out.classes.reshape(256, -1)], axis=1)
+    whole = np.concatenate([out.patches.reshape(256, -1), out.class_tokens.reshape(256, -1)], axis=1)
     assert (whole == whole[:, :1]).all(), "patches and class token share the draw"
     np.testing.assert_allclose(np.unique(whole), [0, 4 / 3], rtol=1e-6)
     assert abs((whole[:, 0] > 0).mean() - 0.75) < 4 * np.sqrt(0.25 * 0.75 / 256)

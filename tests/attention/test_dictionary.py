@@ -15,7 +15,7 @@ from vidformers.attention.core import attend
 from vidformers.attention.dictionary import HYBRIDS, Dictionary
 from vidformers.attention.frame import Frame
 from vidformers.attention.joint import Joint
-from vidformers.attention.kernels import KERNELS, Source, linear, quadratic, softmax
+from vidformers.attention.kernels import KERNELS, Source, linear_attention, quadratic_attention, softmax
 from vidformers.attention.motion import Motion
 from vidformers.attention.time import Time
 from vidformers.models.summary import count_macs, summarise
@@ -71,7 +71,7 @@ def test_cosine_weighs_by_the_distance_in_the_sequence(float64):
     weights = np.maximum(q[:, 0], 0) @ np.maximum(k[:, 0], 0).T * np.cos(np.pi / 2 * distance / n)
     expected = weights @ v[:, 0] / weights.sum(1, keepdims=True)
     angle = (np.arange(n) + 1) * np.pi / 2 / n
-    close(attend(q, k, v, angle=angle[None], kernel=linear)[:, 0], expected)
+    close(attend(q, k, v, angle=angle[None], kernel=linear_attention)[:, 0], expected)
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -79,12 +79,12 @@ def test_linear_equals_quadratic_over_several_sources(float64, turned):
     angle = np.linspace(0.1, 1.5, 6)[None] if turned else None
     hidden = np.array([[1, 1, 0, 1, 1, 1]], bool)
     sources = [Source(draw(2, 6, 8), draw(2, 6, 8, seed=1), hidden, None, angle), Source(draw(2, 3, 8), draw(2, 3, 8))]
-    close(linear(draw(2, 6, 8, seed=2), sources), quadratic(draw(2, 6, 8, seed=2), sources))
+    close(linear_attention(draw(2, 6, 8, seed=2), sources), quadratic_attention(draw(2, 6, 8, seed=2), sources))
 
 
 def test_a_query_without_positive_features_reads_nothing():
     q, k, v = -np.ones((3, 1, 4)), np.ones((3, 1, 4)), np.ones((3, 1, 4))
-    np.testing.assert_array_equal(attend(q, k, v, kernel=linear), 0)
+    np.testing.assert_array_equal(attend(q, k, v, kernel=linear_attention), 0)
 
 
 @pytest.mark.parametrize("name, doubled", [("relu", 2), ("cosine", 2), ("softmax", 4)])
@@ -92,7 +92,7 @@ def test_twice_the_tokens_cost_a_linear_kernel_twice_and_softmax_four_times(name
     def products(n):
         x = jax.ShapeDtypeStruct((n, 3, 8), jnp.float32)
         angle = jnp.ones((1, n)) if name == "cosine" else None
-        kernel = softmax if name == "softmax" else linear
+        kernel = softmax if name == "softmax" else linear_attention
         return count_macs(lambda q, k, v: attend(q, k, v, angle=angle, kernel=kernel), x, x, x).total
 
     assert products(64) == doubled * products(32)
@@ -121,7 +121,7 @@ def test_combined_correlation_is_a_gate_between_internal_and_external(float64):
     close(attend(q, k, v, dictionary=dictionary("combined")), expected)
 
 
-@pytest.mark.parametrize("kernel", [softmax, linear])
+@pytest.mark.parametrize("kernel", [softmax, linear_attention])
 def test_the_other_hybrids_combine_two_attentions(float64, kernel):
     q, k, v = clip()
     keys, values = (x.reshape(3, 2, 8) for x in (draw(3, 16), draw(3, 16, seed=1)))

@@ -15,17 +15,18 @@ from sublayers import HEADS, WIDTH, attention, module
 from tiny import quick_jit
 
 from vidformers import ConfigError, build
-from vidformers.attention.core import Noise, attend
+from vidformers.attention.core import attend
 from vidformers.attention.dictionary import HYBRIDS
-from vidformers.attention.longformer import Series, WindowAttention
+from vidformers.attention.longformer import FrameSequence, LongformerAttention
+from vidformers.layers.tokens import Noise
 from vidformers.models.summary import count_macs
-from vidformers.models.temporal import TemporalEncoder
+from vidformers.models.vtn import TemporalEncoder
 
 
 @cache
 def layer(window, hybrid=None, **options):
     dictionary = {} if hybrid is None else dict(external=5, hybrid=hybrid)
-    return attention(WindowAttention, WIDTH, HEADS, window, **dictionary, **options)
+    return attention(LongformerAttention, WIDTH, HEADS, window, **dictionary, **options)
 
 
 @cache
@@ -33,11 +34,11 @@ def encoder(width=WIDTH, heads=HEADS, **options):
     return module(lambda: TemporalEncoder(width, heads, rngs=nnx.Rngs(0), **options))
 
 
-def draw_series(frames: int, hidden=(), clips: int = 1, seed: int = 0) -> Series:
+def draw_series(frames: int, hidden=(), clips: int = 1, seed: int = 0) -> FrameSequence:
     """Of `frames` frames, those in `hidden` padding in the last clip."""
     valid = np.ones((clips, 1 + frames), bool)
     valid[-1, [1 + frame for frame in hidden]] = False
-    return Series(np.random.default_rng(seed).normal(size=(clips, 1 + frames, WIDTH)), valid)
+    return FrameSequence(np.random.default_rng(seed).normal(size=(clips, 1 + frames, WIDTH)), valid)
 
 
 def branch(graph, parameters, series):
@@ -156,10 +157,10 @@ def test_cost_is_linear_in_the_number_of_frames():
 
 
 def test_memory_is_linear_in_the_number_of_frames_up_to_eight_thousand():
-    graph, state = nnx.split(nnx.eval_shape(lambda: WindowAttention(768, 12, 18, rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(nnx.eval_shape(lambda: LongformerAttention(768, 12, 18, rngs=nnx.Rngs(0))))
 
     def memory(frames):
-        series = Series(jax.ShapeDtypeStruct((1, 1 + frames, 768), jnp.float32),
+        series = FrameSequence(jax.ShapeDtypeStruct((1, 1 + frames, 768), jnp.float32),
                         jax.ShapeDtypeStruct((1, 1 + frames), bool))
         run = quick_jit(lambda p, x: nnx.merge(graph, p)(x).tokens)
         return run.lower(nnx.to_pure_dict(state), series).compile().memory_analysis().temp_size_in_bytes

@@ -11,9 +11,9 @@ from sublayers import HEADS, WIDTH, branch, draw_tokens, influence, layer
 from tiny import clips, compiled, make, quick_jit
 
 from vidformers import ConfigError, build
-from vidformers.attention.core import Tokens
 from vidformers.attention.frame import Frame
 from vidformers.attention.shifted import BOUNDARIES, Shifted, TokenShift
+from vidformers.layers.tokens import Tokens
 from vidformers.models.summary import summarise
 
 MOVED = ("Q", "K", "V", "QK", "QV", "KV", "QKV")
@@ -31,7 +31,7 @@ def neighbour(frames, t, step, boundary):
 
 def by_loops(parameters, tokens, direction, moved, before, after, boundary):
     """MSCA's equations for one clip, an index at a time: the branch's output for tokens (t n d), class token first."""
-    x = np.concatenate([tokens.classes[0][:, None], tokens.patches[0].reshape(GRID[0], -1, WIDTH)], axis=1)
+    x = np.concatenate([tokens.class_tokens[0][:, None], tokens.patches[0].reshape(GRID[0], -1, WIDTH)], axis=1)
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
     x = x * parameters["norm"]["scale"] + parameters["norm"]["bias"]
     projected = (x @ parameters["qkv"]["kernel"] + parameters["qkv"]["bias"]).reshape(*x.shape[:2], 3, HEADS, -1)
@@ -149,10 +149,10 @@ def test_token_shift_moves_a_quarter_of_the_class_channels_each_way(boundary):
     tokens = draw_tokens(GRID, GRID[0])
     shifted = TokenShift(WIDTH, boundary=boundary, rngs=nnx.Rngs(0))(Tokens(*map(jnp.asarray, tokens)))
     np.testing.assert_array_equal(shifted.patches, tokens.patches.astype(np.float32))
-    quarter, classes = WIDTH // 4, tokens.classes[0].astype(np.float32)
+    quarter, classes = WIDTH // 4, tokens.class_tokens[0].astype(np.float32)
     for t in range(GRID[0]):
         expected = [neighbour(list(classes), t, step, boundary) for step in (-1, 1, 0)]
-        found = shifted.classes[0, t]
+        found = shifted.class_tokens[0, t]
         np.testing.assert_array_equal(found[:quarter], expected[0][:quarter])
         np.testing.assert_array_equal(found[quarter:2 * quarter], expected[1][quarter:2 * quarter])
         np.testing.assert_array_equal(found[2 * quarter:], expected[2][2 * quarter:])

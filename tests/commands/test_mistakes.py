@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 import main
 from configs import sheet as configs
 from input_pipeline.errors import DataError
-from vidformers.training.checkpoint import Checkpoints
 from vidformers.errors import ConfigError
+from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.setup import set_up
 
 
@@ -175,14 +175,14 @@ def trained(data, tmp_path_factory):
     import jax.numpy as jnp
 
     from vidformers.training.setup import initialise
-    from vidformers.training.workdir import describe, record
+    from vidformers.training.workdir import describe_run, write_run_json
 
     workdir = tmp_path_factory.mktemp("trained")
     config, *_ = main.parse(["main.py", *arguments(data, workdir)])
     setup = set_up(config)
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(2, initialise(setup)._replace(step=jnp.int32(2)), {})
-    record(workdir, describe(config, {"train": setup.pipeline.train_manifest.digest}))
+    write_run_json(workdir, describe_run(config, {"train": setup.pipeline.train_manifest.digest}))
     return workdir
 
 

@@ -12,7 +12,8 @@ from flax import nnx
 from configs.base import OWN, base
 from configs.sheet import SheetError, load, override
 from vidformers import MODELS, ConfigError, build
-from vidformers.models.registry import DEFAULTS, Parts
+from vidformers.models.config import ModelConfig
+from vidformers.models.registry import DEFAULTS
 from vidformers.models.summary import summarise
 
 CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py") if "def get_config" in path.read_text())
@@ -35,7 +36,7 @@ def test_config_fields_are_exactly_those_of_the_model(name):
     fresh = base(name).model  # a placeholder reads as None
     own |= DEFAULTS.get(name, {})
     assert OWN[name].keys() == own.keys() and {key: fresh[key] for key in own} == own
-    shared = {field.name for field in fields(Parts)} - {"masked"}  # for tests alone
+    shared = {field.name for field in fields(ModelConfig)} - {"masked"}  # for tests alone
     assert set(fresh) == {"name"} | shared | own.keys()
 
 

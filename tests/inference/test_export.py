@@ -19,15 +19,15 @@ import main
 import vidformers.inference.export
 from configs.sheet import SheetError
 from vidformers import MODELS, ConfigError, build, load
-from vidformers.training.checkpoint import Checkpoints
 from vidformers.inference.export import write
-from vidformers.training.optim import make_optimizer
 from vidformers.inference.predict import Predictor
 from vidformers.pretrained import Init
 from vidformers.pretrained import load as load_weights
 from vidformers.pretrained.fit import flatten
+from vidformers.training.checkpoint import Checkpoints
+from vidformers.training.optim import make_optimizer
 from vidformers.training.step import initial_state
-from vidformers.training.workdir import describe, record
+from vidformers.training.workdir import describe_run, write_run_json
 
 NAMES = ("run", "walk", "jump", "sit_down", "fall")
 TIGHT = dict(rtol=0, atol=1e-5)
@@ -228,10 +228,10 @@ def trained(tmp_path_factory):
     config, *_ = main.parse(["main.py", *command(workdir, "out")])
     optimizer, _ = make_optimizer(4, 4, **config["optim"])
     state = quick_jit(partial(initial_state, partial(build, **config["model"]), optimizer, 0.5, 0))()
-    state = state._replace(average=randomise(state.average))
+    state = state._replace(ema=randomise(state.ema))
     with Checkpoints(workdir, **config["checkpoint"]) as checkpoints:
         checkpoints.save(4, state, {})
-    record(workdir, describe(config, {"classes": CLASSES, "train": "digest of train", "val": "digest of val"}))
+    write_run_json(workdir, describe_run(config, {"classes": CLASSES, "train": "digest of train", "val": "digest of val"}))
     return workdir
 
 

@@ -11,8 +11,19 @@ import av
 import numpy as np
 import pytest
 from numbered import (
-    HEIGHT, VFR, WIDTH, decode_all, decode_planes, picture, pictures, planes, read_number, silence, without_vui, write,
-    write_packed)
+    HEIGHT,
+    VFR,
+    WIDTH,
+    decode_all,
+    decode_planes,
+    picture,
+    pictures,
+    read_number,
+    silence,
+    without_vui,
+    write,
+    write_packed,
+)
 
 from input_pipeline import decode
 from input_pipeline.decode import Info, Video

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numbered import VFR, picture, read_number, write
 
-from input_pipeline import shard_plan as pieces, transcode
+from input_pipeline import shard_plan as pieces
+from input_pipeline import transcode
 from input_pipeline.annotations import Record
 from input_pipeline.decode import Video
 from input_pipeline.errors import DataError, DecodeError
@@ -164,7 +165,7 @@ def test_flipped_bits_in_a_clip_are_never_published(tmp_path):
     path = write(tmp_path / "video.mp4", count=12)
     task = Task(Record(0, path, 0, 1, name="video.mp4"), Encoding())
     row, data = transcode.run(task)
-    piece, rng, caught = pieces.Piece("train", 0, 1, (task,)), np.random.default_rng(0), 0
+    piece, rng, caught = pieces.ShardJob("train", 0, 1, (task,)), np.random.default_rng(0), 0
     out = tmp_path / "out"
     out.mkdir()
     for _ in range(FLIPS):

@@ -20,8 +20,8 @@ from vidformers.attention.convolutional import ConvolutionalAttention
 from vidformers.attention.dictionary import HYBRIDS
 from vidformers.attention.frame import Frame
 from vidformers.attention.joint import Joint
+from vidformers.models.config import ModelConfig
 from vidformers.models.cvt import cvt
-from vidformers.models.registry import Parts
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TINY = dict(num_classes=5, frames=3, image_size=40, patch_size=4, width=8, heads=1, depth=6)
@@ -31,7 +31,7 @@ OWN = dict(depths=(1, 2, 3))
 def make(own={}, **options):
     """(graph, random parameters) of a tiny model; nothing is compiled."""
     build = partial(cvt, **{**OWN, **own})
-    graph, state = nnx.split(nnx.eval_shape(lambda: build(Parts(**{**TINY, **options}), rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(nnx.eval_shape(lambda: build(ModelConfig(**{**TINY, **options}), rngs=nnx.Rngs(0))))
     return graph, randomise(nnx.to_pure_dict(state))
 
 
@@ -111,7 +111,7 @@ def test_logits_frame_by_frame_equal_those_of_hugging_face():
 def count(own={}, **options):
     """Parameters of a CvT-13 of 1000 classes, unless options say otherwise."""
     options = {**dict(num_classes=1000, patch_size=4, width=64, heads=1, depth=13), **options}
-    state = nnx.state(nnx.eval_shape(lambda: cvt(Parts(**options), **own, rngs=nnx.Rngs(0))))
+    state = nnx.state(nnx.eval_shape(lambda: cvt(ModelConfig(**options), **own, rngs=nnx.Rngs(0))))
     return sum(leaf.size for leaf in jax.tree.leaves(state))
 
 

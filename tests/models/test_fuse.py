@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from tiny import clips, make, quick_jit
 
-from vidformers.models.fuse import fold
+from vidformers.models.fuse import fuse_projections
 from vidformers.models.summary import count_macs
 
 MODELS = [dict(name="timesformer"), dict(name="mevit", temporal_fc=True), dict(name="havit", temporal_fc=True)]
@@ -23,7 +23,7 @@ def test_answers_and_gradients_are_those_of_the_maps_apart(options, float64):
         return (change(nnx.merge(graph, parameters))(video) * mixture).sum()
 
     apart, joined = (quick_jit(jax.value_and_grad(lambda p, change=change: loss(p, change)))(parameters)
-                     for change in (lambda model: model, fold))
+                     for change in (lambda model: model, fuse_projections))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-8), apart, joined)
 
 
@@ -31,6 +31,6 @@ def test_it_takes_fewer_products_and_leaves_the_parameters_alone():
     graph, parameters = make("timesformer")
     before = jax.tree.map(np.copy, parameters)
     macs = [count_macs(lambda p, change=change: change(nnx.merge(graph, p))(jnp.asarray(clips(8))), parameters).total
-            for change in (lambda model: model, fold)]
+            for change in (lambda model: model, fuse_projections)]
     assert macs[1] < macs[0]
     jax.tree.map(np.testing.assert_array_equal, before, parameters)

@@ -12,7 +12,7 @@ from tiny import SMALL, clips, compiled, initial, make, quick_jit
 
 from configs.sheet import load
 from vidformers import ConfigError, build
-from vidformers.attention.core import Tokens
+from vidformers.layers.tokens import Tokens
 from vidformers.models.encoder import stage_noises
 from vidformers.models.summary import summarise
 
@@ -141,11 +141,11 @@ def explicit(graph, parameters, video):
     tokens = Tokens(patches, jnp.zeros((len(patches), 0, patches.shape[-1])))
     for i, stage in enumerate(encoder.stages):
         if i == encoder.class_enters:
-            tokens = tokens._replace(classes=encoder.classes(tokens.patches))
+            tokens = tokens._replace(class_tokens=encoder.class_tokens(tokens.patches))
         block, stacked = nnx.split(stage.layers)
         for depth in range(stage.depth):
             tokens = nnx.merge(block, jax.tree.map(lambda leaf: leaf[depth], stacked))(tokens)
-    return model.head(encoder.norm(tokens.classes).mean(axis=1))
+    return model.head(encoder.norm(tokens.class_tokens).mean(axis=1))
 
 
 SCANNED = dict(depth=3, motion_blocks=2)

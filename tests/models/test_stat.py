@@ -11,9 +11,9 @@ from sublayers import attention
 from tiny import clips, quick_jit, randomise
 
 from vidformers import ConfigError
-from vidformers.attention.core import Tokens
 from vidformers.attention.shrinking import ShrinkingAttention
-from vidformers.models.registry import Parts
+from vidformers.layers.tokens import Tokens
+from vidformers.models.config import ModelConfig
 from vidformers.models.stat import Stem, TemporalAggregation, WideningMlp, stat
 from vidformers.models.summary import summarise
 
@@ -27,7 +27,7 @@ def model(rngs, **options):
     """STAT with the fields of `Parts` and its own."""
     parts = {name: value for name, value in options.items() if name not in OWN}
     own = {name: value for name, value in options.items() if name in OWN}
-    return stat(Parts(**{"depth": sum(own["depths"]), **parts}), rngs=rngs, **own)
+    return stat(ModelConfig(**{"depth": sum(own["depths"]), **parts}), rngs=rngs, **own)
 
 
 # Size and cost
@@ -140,7 +140,7 @@ def definition(parameters, tokens, kv_stride, pool_queries, around, long_key):
     def qkv(x):
         return np.split(norm(x, parameters["norm"]) @ parameters["qkv"]["kernel"] + parameters["qkv"]["bias"], 3, -1)
 
-    patches, classes = qkv(tokens.patches[0]), qkv(tokens.classes[0])
+    patches, classes = qkv(tokens.patches[0]), qkv(tokens.class_tokens[0])
     frames = range(len(classes[0]))
     current, short, long = [], [], []
     for i, (name, x) in enumerate(zip("kv", patches[1:])):
@@ -210,8 +210,8 @@ def test_a_query_sees_exactly_its_frames(window, long_key, kv_stride, pool_queri
     np.testing.assert_array_equal(seen[0].patches, by_keys | own)
     np.testing.assert_array_equal(seen[1].patches, by_keys)
     all_classes = np.full((t, t), long_key == "class")
-    np.testing.assert_array_equal(seen[0].classes, all_classes)
-    np.testing.assert_array_equal(seen[1].classes, all_classes | np.eye(t, dtype=bool))
+    np.testing.assert_array_equal(seen[0].class_tokens, all_classes)
+    np.testing.assert_array_equal(seen[1].class_tokens, all_classes | np.eye(t, dtype=bool))
 
 
 def test_the_first_stage_reads_400_of_784_patches():
@@ -240,7 +240,7 @@ def test_the_residual_of_pooled_queries_is_max_pooled():
     rows = [slice(max(0, 2 * i - 1), 2 * i + 2) for i in range(2)]
     expected = [[tokens.patches[:, :, r, c].max((2, 3)) for c in rows] for r in rows]
     np.testing.assert_array_equal(patches, np.moveaxis(expected, (0, 1), (2, 3)))
-    np.testing.assert_array_equal(classes, tokens.classes)
+    np.testing.assert_array_equal(classes, tokens.class_tokens)
 
 
 # Between the sublayers

@@ -20,9 +20,9 @@ from weights import write
 from vidformers import ConfigError
 from vidformers.attention.dictionary import HYBRIDS
 from vidformers.attention.shifted_window import ShiftedWindowAttention
-from vidformers.models.registry import Parts
-from vidformers.pretrained import Init, load
+from vidformers.models.config import ModelConfig
 from vidformers.models.swin import swin
+from vidformers.pretrained import Init, load
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TINY = dict(num_classes=5, frames=8, image_size=32, patch_size=4, width=16, heads=2, depth=4)
@@ -31,7 +31,7 @@ OWN = dict(depths=(2, 2), window=(2, 4, 4))
 
 def make(own=OWN, **options):
     """(graph, random parameters) of a tiny model; nothing is compiled."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: swin(Parts(**{**TINY, **options}), **own, rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(nnx.eval_shape(lambda: swin(ModelConfig(**{**TINY, **options}), **own, rngs=nnx.Rngs(0))))
     return graph, randomise(nnx.to_pure_dict(state))
 
 
@@ -55,7 +55,7 @@ def test_logits_equal_those_of_torchvision(golden, own, geometry, tmp_path):
         arrays = dict(file)
     assert json.loads(str(arrays.pop("versions")))["torchvision"]
     video, expected = arrays.pop("input"), arrays.pop("output")
-    make_model = partial(swin, Parts(**TINY | geometry), **OWN | own)
+    make_model = partial(swin, ModelConfig(**TINY | geometry), **OWN | own)
     init = Init(weights=write(tmp_path, arrays), head="as_is", allow=("normalisation",))
     graph, drawn = make(OWN | own, **geometry)
     mapped = load(init, make_model).into(jax.tree.map(jnp.asarray, drawn))
@@ -67,7 +67,7 @@ def test_logits_equal_those_of_torchvision(golden, own, geometry, tmp_path):
 def count(own={}, **options):
     """Parameters of a Swin-T of 400 classes, unless options say otherwise."""
     options = {**dict(num_classes=400, frames=16, patch_size=4, width=96, heads=3, depth=12), **options}
-    state = nnx.state(nnx.eval_shape(lambda: swin(Parts(**options), **own, rngs=nnx.Rngs(0))))
+    state = nnx.state(nnx.eval_shape(lambda: swin(ModelConfig(**options), **own, rngs=nnx.Rngs(0))))
     return sum(leaf.size for leaf in jax.tree.leaves(state))
 
 

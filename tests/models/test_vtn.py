@@ -12,10 +12,10 @@ from flax import nnx
 from tiny import clips, compiled, make, maker, quick_jit
 
 from vidformers import ConfigError, build
-from vidformers.training.optim import make_optimizer
 from vidformers.models.resnet import ResNet
-from vidformers.training.step import initial_state, make_step
 from vidformers.models.summary import summarise
+from vidformers.training.optim import make_optimizer
+from vidformers.training.step import initial_state, make_step
 
 RESNET = dict(backbone="resnet", depths=(1, 1), stem=4)
 close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)

@@ -13,7 +13,7 @@ import pytest
 from command import Run, arguments, render, rows
 
 from vidformers.errors import ConfigError
-from vidformers.parallel.processes import join
+from vidformers.parallel.processes import initialize
 
 FIELDS = {"data.repeats": 2, "data.randaugment": 2, "data.brightness": 0.0, "train.mixup": 0.8, "train.cutmix": 1.0,
           "model.dropout": 0.1, "train.batch_size": 16, "train.total_steps": 6, "data.max_bad_fraction": 0.2}
@@ -98,7 +98,7 @@ def kill_one(data, workdir, victim):
     (dict(coordinator="localhost:1", processes=2, process=2), "--process=2 must be at least 0 and below")], ids=str)
 def test_addresses_that_cannot_be_are_refused(given, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        join(**given)
+        initialize(**given)
 
 
 def test_when_the_first_is_killed_the_other_ends_with_a_sentence(data, tmp_path):

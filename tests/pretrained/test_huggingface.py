@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from tiny import make, quick_jit
 
-from vidformers.attention.core import Tokens
+from vidformers.layers.tokens import Tokens
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 GEOMETRY = dict(num_classes=5, frames=3, image_size=24, patch_size=8, width=32, heads=4, depth=2)

@@ -45,7 +45,7 @@ def test_a_still_clip_is_answered_as_the_image(name, options, folder, of_image, 
     options = dict(frames=FRAMES) | EXACT | options
     run, pretrained = loaded(folder, name, **options)
     np.testing.assert_allclose(run(np.repeat(image(), options["frames"], axis=1))[0], of_image[0], rtol=0, atol=1e-9)
-    assert pretrained.still == [] and json.loads(pretrained.account())["starts_as_image_model"] is True
+    assert pretrained.still == [] and json.loads(pretrained.report())["starts_as_image_model"] is True
     new = [row for row in pretrained.rows if row.how == "new"]
     assert all(row.note == "zero" or "extra" in row.parameter or "dictionary" in row.parameter for row in new)
 
@@ -63,7 +63,7 @@ def test_a_still_clip_is_answered_as_the_image(name, options, folder, of_image, 
 def test_where_a_still_clip_is_not_the_image_the_account_says_why(name, options, time, why, folder, of_image, float64):
     run, pretrained = loaded(folder, name, dict(time=time), frames=FRAMES, **EXACT, **options)
     assert np.abs(run(np.repeat(image(), FRAMES, axis=1))[0] - of_image[0]).max() > 1e-2
-    assert json.loads(pretrained.account())["starts_as_image_model"] is False
+    assert json.loads(pretrained.report())["starts_as_image_model"] is False
     assert any(why in reason for reason in pretrained.still)
     assert any(why in remark for remark in pretrained.remarks)
 

@@ -12,8 +12,9 @@ from flax import nnx
 
 from vidformers import ConfigError
 from vidformers.parallel import memory
-from vidformers.training.evaluate import Evaluator, Protocol, batch_sums, scores
-from vidformers.parallel.sharding import make_mesh, replicated
+from vidformers.parallel.mesh import make_mesh
+from vidformers.parallel.state import replicated_sharding
+from vidformers.training.evaluate import EvalProtocol, Evaluator, batch_sums, log_probabilities
 
 CLASSES = 7
 
@@ -49,8 +50,8 @@ def draw(seed, videos=16, views=6):
 
 def evaluate(batches, mesh=None, **protocol):
     mesh = mesh or make_mesh()
-    protocol = Protocol(**{**dict(clips=2, crops=3, batch_size=8), **protocol})
-    evaluator = Evaluator(GRAPH, mesh, jax.tree.map(lambda _: replicated(mesh), PARAMETERS), protocol)
+    protocol = EvalProtocol(**{**dict(clips=2, crops=3, batch_size=8), **protocol})
+    evaluator = Evaluator(GRAPH, mesh, jax.tree.map(lambda _: replicated_sharding(mesh), PARAMETERS), protocol)
     return evaluator(PARAMETERS, batches, lambda id, error: LookupError(f"{id}: {error}"))
 
 
@@ -67,7 +68,7 @@ def average(logits, kind):
 @pytest.mark.parametrize("at_once", [1, 2, 4, 6, 9])
 def test_views_are_averaged_as_asked_however_many_run_at_once(kind, at_once):
     logits, label = draw(0)
-    found = jax.jit(partial(scores, average=kind, views_at_once=at_once), static_argnums=0)(
+    found = jax.jit(partial(log_probabilities, average=kind, views_at_once=at_once), static_argnums=0)(
         Pixels().__call__, rows(logits, label)["video"], None)
     np.testing.assert_allclose(found, average(logits, kind), rtol=1e-5, atol=1e-5)
 
@@ -95,7 +96,7 @@ def test_figures_over_devices_equal_numpy(mesh):
                 "loss": -log_p[np.arange(16), label].mean(), "videos": 16,
                 "mean_class_top1": np.mean([right[label == k].mean() for k in np.unique(label)])}
     expected = {f"val/{key}@2x3": value for key, value in expected.items()}
-    assert result.figures == pytest.approx(expected, rel=1e-5)
+    assert result.metrics == pytest.approx(expected, rel=1e-5)
     np.testing.assert_array_equal(result.confusion, confusion)
     assert result.skipped == []
 
@@ -104,8 +105,8 @@ def test_sums_over_devices_equal_those_of_one():
     logits, label = draw(2, videos=8)
     batch = {key: value for key, value in rows(logits, label).items() if key in ("video", "label", "mask")}
     mesh = make_mesh(data=2, fsdp=4)
-    everywhere = jax.tree.map(lambda _: replicated(mesh), PARAMETERS)
-    evaluator = Evaluator(GRAPH, mesh, everywhere, Protocol(clips=2))
+    everywhere = jax.tree.map(lambda _: replicated_sharding(mesh), PARAMETERS)
+    evaluator = Evaluator(GRAPH, mesh, everywhere, EvalProtocol(clips=2))
     one = jax.jit(partial(batch_sums, GRAPH, "probabilities", 1))(PARAMETERS, batch)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), evaluator.step(PARAMETERS, batch), one)
 
@@ -118,7 +119,7 @@ def test_rows_that_fill_up_a_batch_count_nowhere():
     pieces = [rows(np.concatenate([logits[i:i + 2], noise[:6]]), np.concatenate([label[i:i + 2], other[:6]]),
                    mask, ids) for i in range(0, 16, 2)]
     parts = evaluate(pieces)
-    assert parts.figures == pytest.approx(whole.figures, rel=1e-6)
+    assert parts.metrics == pytest.approx(whole.metrics, rel=1e-6)
     np.testing.assert_array_equal(parts.confusion, whole.confusion)
     assert parts.skipped == []
 
@@ -126,8 +127,8 @@ def test_rows_that_fill_up_a_batch_count_nowhere():
 def test_ties_go_to_the_class_that_comes_first():
     """The same answer for every class is right about class 0 at first, and about classes 0 to 4 in five."""
     result = evaluate([rows(np.zeros((8, 1, CLASSES)), [0, 1, 2, 3, 4, 5, 6, 6])], clips=1, crops=1)
-    assert result.figures["val/top1@1x1"] == 1 / 8
-    assert result.figures["val/top5@1x1"] == 5 / 8
+    assert result.metrics["val/top1@1x1"] == 1 / 8
+    assert result.metrics["val/top5@1x1"] == 5 / 8
     assert result.confusion[:, 0].sum() == 8
 
 
@@ -135,8 +136,8 @@ def test_a_class_without_videos_has_no_part_in_the_mean_over_classes():
     logits = np.zeros((8, 1, CLASSES))
     logits[:, 0, 2] = 1
     result = evaluate([rows(logits, [2] * 6 + [3] * 2)], clips=1, crops=1)
-    assert result.figures["val/mean_class_top1@1x1"] == 0.5
-    assert result.figures["val/top1@1x1"] == 0.75
+    assert result.metrics["val/mean_class_top1@1x1"] == 0.5
+    assert result.metrics["val/top1@1x1"] == 0.75
 
 
 def broken():
@@ -155,9 +156,9 @@ def test_a_bad_video_is_left_out_and_named_if_asked():
     batch, good = broken()
     result = evaluate([batch], on_bad="skip")
     assert result.skipped == [(13, "no frames")]
-    assert result.figures["val/videos@2x3"] == 7
+    assert result.metrics["val/videos@2x3"] == 7
     right = average(batch["video"][good, :, 0, 0, 0], "probabilities").argmax(1) == batch["label"][good]
-    assert result.figures["val/top1@2x3"] == pytest.approx(right.mean())
+    assert result.metrics["val/top1@2x3"] == pytest.approx(right.mean())
 
 
 def test_nothing_to_evaluate_is_a_mistake():
@@ -180,12 +181,12 @@ def test_a_protocol_that_cannot_work_is_refused(protocol, field):
 @pytest.mark.parametrize("room", [0, 1, 3, 20])
 def test_as_many_videos_as_fit_are_taken_at_once(room, monkeypatch):
     mesh = make_mesh()
-    evaluator = Evaluator(GRAPH, mesh, jax.tree.map(lambda _: replicated(mesh), PARAMETERS), Protocol(clips=2, crops=1))
-    sizes = {count: memory.needed(evaluator.compiled(PARAMETERS, count, 1, 64)) for count in (8, 16, 32, 64, 128)}
+    evaluator = Evaluator(GRAPH, mesh, jax.tree.map(lambda _: replicated_sharding(mesh), PARAMETERS), EvalProtocol(clips=2, crops=1))
+    sizes = {count: memory.program_bytes(evaluator.compiled(PARAMETERS, count, 1, 64)) for count in (8, 16, 32, 64, 128)}
     assert list(sizes.values()) == sorted(sizes.values())
     each = sizes[16] - sizes[8]  # what a video on each device takes
     monkeypatch.setattr(memory, "available", lambda: sizes[8] + room * each)
-    at_once = partial(evaluator.videos_at_once, PARAMETERS, 1, 64)
+    at_once = partial(evaluator.choose_batch_size, PARAMETERS, 1, 64)
     assert at_once() == {0: 8, 1: 16, 3: 32, 20: 128}[room]
     if room == 20:  # less where others hold memory, the host has no room, or workers would go without
         assert at_once(others=18 * each) == 16

@@ -8,8 +8,9 @@ import pytest
 from tiny import clips, quick_jit
 
 from vidformers import ConfigError
+from vidformers.parallel.batch import batch_sharding
+from vidformers.parallel.mesh import make_mesh
 from vidformers.training.mixing import Mixing
-from vidformers.parallel.sharding import batch_sharding, make_mesh
 
 ROWS, SIDE = 16, 32
 MIXUP, CUTMIX = Mixing(mixup=0.8), Mixing(cutmix=1.0)

@@ -317,7 +317,7 @@ def test_a_step_too_large_for_the_device_is_refused_with_a_setting_that_fits(dat
     import re
 
     from vidformers.parallel import memory
-    from vidformers.training.setup import compile_step, compile_to_fit, set_up
+    from vidformers.training.setup import compile_step, compile_within_memory, set_up
 
     def ready(fields):
         config, *_ = main.parse(["main.py", *arguments(data, tmp_path, {
@@ -325,13 +325,13 @@ def test_a_step_too_large_for_the_device_is_refused_with_a_setting_that_fits(dat
         return set_up(config)
 
     setup = ready({})
-    full = memory.needed(compile_step(setup))
-    least = memory.needed(compile_step(setup, remat="full", accumulate=32 // setup.mesh.size))
+    full = memory.program_bytes(compile_step(setup))
+    least = memory.program_bytes(compile_step(setup, remat="full", accumulate=32 // setup.mesh.size))
     limit = (full + least) // 2
     with pytest.raises(ConfigError) as refusal:
-        compile_to_fit(setup, limit)
+        compile_within_memory(setup, limit)
     fields = dict(re.findall(r"(model\.remat|train\.accumulate|optim\.in_backward)=(\w+)", str(refusal.value)))
-    assert fields and memory.needed(compile_to_fit(ready(fields), limit)) <= limit
-    assert "mesh.fsdp" in memory.out_of_memory(1000, full, [("train.accumulate=2", least)])
+    assert fields and memory.program_bytes(compile_within_memory(ready(fields), limit)) <= limit
+    assert "mesh.fsdp" in memory.out_of_memory_message(1000, full, [("train.accumulate=2", least)])
 
 

@@ -17,14 +17,18 @@ from tiny import clips, make, maker, quick_jit
 
 from benchmarks.collectives import collectives
 from vidformers import MODELS, ConfigError
-from vidformers.attention.core import SelfAttention, Tokens
+from vidformers.attention.core import SelfAttention
 from vidformers.attention.motion import Motion
 from vidformers.attention.time import Time
-from vidformers.training.checkpoint import Checkpoints
-from vidformers.training.evaluate import Evaluator, Protocol
+from vidformers.layers.tokens import Tokens
 from vidformers.models.registry import DEFAULTS, WHOLE_CLIPS
-from vidformers.training.optim import decay_mask, in_steps, make_optimizer
-from vidformers.parallel.sharding import batch_sharding, make_mesh, on, put_batch, replicated, spread, state_shardings
+from vidformers.parallel.activations import constrain
+from vidformers.parallel.batch import batch_sharding, put_batch
+from vidformers.parallel.mesh import make_mesh, with_mesh
+from vidformers.parallel.state import replicated_sharding, state_shardings
+from vidformers.training.checkpoint import Checkpoints
+from vidformers.training.evaluate import EvalProtocol, Evaluator
+from vidformers.training.optim import decay_mask, duration_in_steps, make_optimizer
 from vidformers.training.step import State, initial_state, make_step
 
 # SGD: Adam would divide the rounding of a gradient that is zero in truth (key biases) by its own size.
@@ -113,9 +117,9 @@ def test_the_average_follows_its_formula_and_is_what_evaluation_uses():
     average = training("vit")[1].parameters
     for state, _ in two_steps("vit"):
         average = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, average, state.parameters)
-        same(state.average, average, rtol=1e-5, atol=1e-6)
-        assert state.evaluated is state.average
-    assert state._replace(average=()).evaluated is state.parameters
+        same(state.ema, average, rtol=1e-5, atol=1e-6)
+        assert state.eval_parameters is state.ema
+    assert state._replace(ema=()).eval_parameters is state.parameters
     assert state.step == 2
 
 
@@ -166,13 +170,13 @@ def test_clipping_bounds_the_whole_gradient():
 
 
 def test_a_duration_has_one_unit():
-    assert in_steps("optim.warmup", 7, None, 10) == 7
-    assert in_steps("optim.warmup", None, 1.5, 10) == 15
-    assert in_steps("optim.warmup", None, None, 10) is None
+    assert duration_in_steps("optim.warmup", 7, None, 10) == 7
+    assert duration_in_steps("optim.warmup", None, 1.5, 10) == 15
+    assert duration_in_steps("optim.warmup", None, None, 10) is None
     with pytest.raises(ConfigError, match="optim.warmup_steps=7 and optim.warmup_epochs=1"):
-        in_steps("optim.warmup", 7, 1.0, 10)
+        duration_in_steps("optim.warmup", 7, 1.0, 10)
     with pytest.raises(ConfigError, match="optim.warmup_steps"):
-        in_steps("optim.warmup", -1, None, 10)
+        duration_in_steps("optim.warmup", -1, None, 10)
 
 
 @pytest.mark.parametrize("options, field", [
@@ -205,7 +209,7 @@ def test_eight_devices_equal_one_across_a_checkpoint(name, kind, tmp_path):
     abstract = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
                             jax.eval_shape(lambda: state), shardings)
     state = jax.device_put(state, shardings)
-    step = quick_jit(on(mesh, step), out_shardings=(shardings, replicated(mesh)))
+    step = quick_jit(with_mesh(mesh, step), out_shardings=(shardings, replicated_sharding(mesh)))
     step = step.lower(abstract, put_batch(mesh, batch(0))).compile()
     no_more_than_known(f"{name} {kind}", collectives(step))
     for seed, (expected, expected_figures) in enumerate(two_steps(name)):
@@ -249,13 +253,13 @@ def test_groups_that_do_not_divide_are_filled_up_and_part_all_the_same(scheme, o
     weights = Tokens(*(rng.normal(size=x.shape).astype(np.float32) for x in tokens))
 
     def loss(parameters, tokens):
-        out = nnx.merge(graph, parameters)(Tokens(spread(tokens.patches), tokens.classes))
+        out = nnx.merge(graph, parameters)(Tokens(constrain(tokens.patches), tokens.classes))
         return sum((x * weight).sum() for x, weight in zip(out, weights))
 
     mesh = make_mesh(data=2, context=4)
     gradient = jax.value_and_grad(loss, (0, 1))
     laid = jax.device_put(tokens, Tokens(*(NamedSharding(mesh, P("data", axis)) for axis in ("context", None))))
-    spread_out = quick_jit(on(mesh, gradient)).lower(parameters, laid).compile()
+    spread_out = quick_jit(with_mesh(mesh, gradient)).lower(parameters, laid).compile()
     same(spread_out(parameters, laid), quick_jit(gradient)(parameters, tokens))
     found = collectives(spread_out)
     gathered = found.get("all-gather", {"bytes": 0})["bytes"] >= tokens.patches.nbytes // 2
@@ -267,8 +271,8 @@ def test_an_evaluation_on_eight_devices_equals_one(name):
     graph, parameters = make(name)
     rows = batch(0, mask=[1] * 13 + [0] * 3)
     rows["video"] = rows["video"][:, None]
-    protocol = Protocol(clips=1, crops=1, batch_size=16)
-    found, expected = (Evaluator(graph, mesh, replicated(mesh), protocol).step(parameters, put_batch(mesh, rows))
+    protocol = EvalProtocol(clips=1, crops=1, batch_size=16)
+    found, expected = (Evaluator(graph, mesh, replicated_sharding(mesh), protocol).step(parameters, put_batch(mesh, rows))
                        for mesh in (make_mesh(context=1 if name in WHOLE_CLIPS else 2),
                                     make_mesh(devices=jax.devices()[:1])))
     same(found, expected)
@@ -295,7 +299,7 @@ def test_the_state_is_split_over_fsdp_and_never_along_layers(name):
         if "'kernel'" in jax.tree_util.keystr(path):
             assert np.prod(share) * 4 == leaf.size
     assert part <= 1.05 * whole / 4
-    kinds = [jax.tree.map(lambda s: s.spec, tree) for tree in (shardings.parameters, shardings.average)]
+    kinds = [jax.tree.map(lambda s: s.spec, tree) for tree in (shardings.parameters, shardings.ema)]
     assert kinds[0] == kinds[1], "averages lie where their parameters do"
 
 

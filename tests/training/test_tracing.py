@@ -3,14 +3,14 @@
 import pytest
 
 from vidformers.errors import ConfigError
-from vidformers.training.setup import Loop
+from vidformers.training.setup import TrainConfig
 from vidformers.training.tracing import Trace
 
 
 @pytest.mark.parametrize("steps", [(3,), (1.5, 2), ("a", "b")])
 def test_steps_that_are_no_pair_of_whole_numbers_are_refused(steps):
     with pytest.raises(ConfigError, match=r"train\.profile_steps=.* must be a first and a last step"):
-        Loop(profile_steps=steps)
+        TrainConfig(profile_steps=steps)
 
 
 @pytest.mark.parametrize("steps", [(0, 1), (3, 2), (4, 6)])

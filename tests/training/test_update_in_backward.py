@@ -10,8 +10,10 @@ from flax import nnx
 from tiny import clips, make, maker, quick_jit
 
 from vidformers import ConfigError
+from vidformers.parallel.batch import put_batch
+from vidformers.parallel.mesh import make_mesh, with_mesh
+from vidformers.parallel.state import replicated_sharding, state_shardings
 from vidformers.training.optim import make_optimizer
-from vidformers.parallel.sharding import make_mesh, on, put_batch, replicated, state_shardings
 from vidformers.training.step import State, initial_state, make_step
 
 
@@ -55,7 +57,7 @@ def test_it_is_the_same_step(name, optimizer, options, mesh, float64):
         return same(two_steps(quick_jit(step), state), expected)
     mesh = make_mesh(**mesh)
     shardings = state_shardings(mesh, jax.eval_shape(lambda: state))
-    step = quick_jit(on(mesh, step), out_shardings=(shardings, replicated(mesh)))
+    step = quick_jit(with_mesh(mesh, step), out_shardings=(shardings, replicated_sharding(mesh)))
     same(two_steps(step, jax.device_put(state, shardings), partial(put_batch, mesh)), expected)
 
 

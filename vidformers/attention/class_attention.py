@@ -4,9 +4,10 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from vidformers.attention.core import Noise, Tokens, add_branch, attend, check_heads, square_init
+from vidformers.attention.core import attend, check_heads
 from vidformers.attention.kernels import softmax
-from vidformers.layers.linear import Linear
+from vidformers.layers.linear import Linear, square_init
+from vidformers.layers.tokens import Noise, Tokens, add_branch
 
 
 class ClassAttention(nnx.Module):
@@ -32,10 +33,10 @@ class ClassAttention(nnx.Module):
 
     def branch(self, tokens: Tokens):
         """The update without the residual: None for the patches, class tokens (b c d)."""
-        q = rearrange(self.q(self.norm(tokens.classes)), "b c (h e) -> b c h e", h=self.heads)
+        q = rearrange(self.q(self.norm(tokens.class_tokens)), "b c (h e) -> b c h e", h=self.heads)
         kv = self.kv(self.norm(tokens.patches))
         k, v = rearrange(kv, "b t y x (s h e) -> s b (t y x) h e", s=2, h=self.heads)
-        return None, self.out(rearrange(self.read(q, k, v), "b c h e -> b c (h e)"))
+        return None, self.out(rearrange(self.attend(q, k, v), "b c h e -> b c (h e)"))
 
-    def read(self, *qkv):
+    def attend(self, *qkv):
         return attend(*qkv, kernel=self.kernel)

@@ -5,12 +5,14 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from vidformers.attention.core import Noise, Position, Scheme, Tokens, add_branch, attend, check_heads, square_init
-from vidformers.attention.dictionary import Dictionary, views
-from vidformers.attention.kernels import choose
-from vidformers.layers.convolution import Convolution
+from vidformers.attention.core import attend, check_heads
+from vidformers.attention.dictionary import Dictionary, head_multiplier
+from vidformers.attention.kernels import get_kernel
+from vidformers.attention.scheme import Position, Scheme
 from vidformers.errors import require
-from vidformers.layers.linear import Linear
+from vidformers.layers.convolution import Convolution
+from vidformers.layers.linear import Linear, square_init
+from vidformers.layers.tokens import Noise, Tokens, add_branch
 
 
 class ConvolutionalAttention(nnx.Module):
@@ -44,21 +46,21 @@ class ConvolutionalAttention(nnx.Module):
         self.near = nnx.List(Convolution(width, width, 3, stride=s, groups=width, dtype=dtype, rngs=rngs)
                              for s in (1, stride, stride))
         self.qkv = nnx.List(Linear(width, width, kernel_init=square_init, dtype=dtype, rngs=rngs) for _ in "qkv")
-        self.out = Linear(views(dictionary) * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+        self.out = Linear(head_multiplier(dictionary) * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
         return add_branch(tokens, *self.branch(tokens), self.dropout, noise)
 
     def branch(self, tokens: Tokens):
         """The update without the residual: patches (b t y x d), classes (b c d) or None where there are none."""
-        patches, classes = self.norm(tokens.patches), self.norm(tokens.classes)
+        patches, classes = self.norm(tokens.patches), self.norm(tokens.class_tokens)
         patches = [self._heads(project(near(patches))) for near, project in zip(self.near, self.qkv)]
         classes = [self._heads(project(classes)) for project in self.qkv]
         patches[0], classes[0] = patches[0] * self.scale, classes[0] * self.scale
-        patches, classes = (self.out(rearrange(x, "... h e -> ... (h e)")) for x in self.read(patches, classes))
+        patches, classes = (self.out(rearrange(x, "... h e -> ... (h e)")) for x in self.attend(patches, classes))
         return patches, classes if classes.shape[1] else None
 
-    def read(self, patches, classes):
+    def attend(self, patches, classes):
         return (self._masked if self.masked else self._gathered)(patches, classes)
 
     def _heads(self, x):
@@ -71,7 +73,7 @@ class ConvolutionalAttention(nnx.Module):
             shared = groups[0].shape[1]
             require(count == shared, f"{count} class tokens cannot be shared out to {shared} groups.")
             groups = [jnp.concatenate([one[:, :, None], x], axis=2) for one, x in zip(classes, groups)]
-        out = attend(*groups, dictionary=self.dictionary, kernel=choose(self.kernel, masked=False))
+        out = attend(*groups, dictionary=self.dictionary, kernel=get_kernel(self.kernel, masked=False))
         if not count:
             return self.scheme.unfold(out, grid), out[:, :0, 0]
         return self.scheme.unfold(out[:, :, 1:], grid), out[:, :, 0]
@@ -83,5 +85,5 @@ class ConvolutionalAttention(nnx.Module):
         # Class token i stands in frame i; in a joint group it does not matter where. Neither scheme asks for y and x.
         query, key = (np.concatenate([np.arange(count), np.indices(x.shape[1:4])[0].ravel()]) for x in patches[:2])
         mask = self.scheme.visible(Position(*[query[:, None]] * 3), Position(*[key[None]] * 3))
-        out = attend(q, k, v, mask, dictionary=self.dictionary, kernel=choose(self.kernel, masked=True))
+        out = attend(q, k, v, mask, dictionary=self.dictionary, kernel=get_kernel(self.kernel, masked=True))
         return rearrange(out[:, count:], "b (t y x) h e -> b t y x h e", t=grid[0], y=grid[1]), out[:, :count]

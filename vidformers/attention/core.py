@@ -7,7 +7,6 @@ g groups, n tokens of a group, h heads, e width of a head, q queries, k keys.
 import math
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +14,16 @@ import numpy as np
 from einops import rearrange, repeat
 from flax import nnx
 
-from vidformers.attention.dictionary import Dictionary, views
-from vidformers.attention.fused import check_backend, softmax_by
-from vidformers.attention.kernels import KERNELS, Source, choose, softmax
+from vidformers.attention.dictionary import Dictionary, head_multiplier
+from vidformers.attention.fused import check_backend, softmax_kernel
+from vidformers.attention.kernels import KERNELS, Source, get_kernel, softmax
+from vidformers.attention.scheme import Position, Scheme
 from vidformers.errors import require
-from vidformers.layers.linear import Linear
-from vidformers.parallel.sharding import filled_up, spread, spread_rows
+from vidformers.layers.linear import Linear, square_init
+from vidformers.layers.tokens import Noise, Tokens, add_branch
+from vidformers.parallel.activations import constrain, constrain_rows, padded_count
 
-
-_weights_again = ContextVar("attention weights are computed again in the backward pass", default=False)
+_remat_attention = ContextVar("attention weights are computed again in the backward pass", default=False)
 
 
 def attend(q, k, v, mask=None, *, bias=None, angle=None, dictionary: Dictionary | None = None, kernel=softmax):
@@ -38,17 +38,17 @@ def attend(q, k, v, mask=None, *, bias=None, angle=None, dictionary: Dictionary 
         source = Source(k, v, mask, bias, angle)
         return kernel(q, [source]) if dictionary is None else dictionary.attend(kernel, q, source)
 
-    return jnp.swapaxes((jax.checkpoint(read) if _weights_again.get() else read)(q, k, v), -2, -3)
+    return jnp.swapaxes((jax.checkpoint(read) if _remat_attention.get() else read)(q, k, v), -2, -3)
 
 
 @contextmanager
-def weights_again():
+def remat_attention():
     """Within it, `attend` keeps no weights for the backward pass, which computes them from q, k and v again."""
-    token = _weights_again.set(True)
+    token = _remat_attention.set(True)
     try:
         yield
     finally:
-        _weights_again.reset(token)
+        _remat_attention.reset(token)
 
 
 class SelfAttention(nnx.Module):
@@ -90,7 +90,7 @@ class SelfAttention(nnx.Module):
         self.class_keys, self.class_queries = class_keys, class_queries
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.qkv = Linear(width, 3 * width, kernel_init=square_init, dtype=dtype, rngs=rngs)
-        self.out = Linear(views(dictionary) * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+        self.out = Linear(head_multiplier(dictionary) * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
         self.extra = nnx.data(None)
         if extra_projection:
             self.extra = Linear(width, width, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
@@ -102,30 +102,30 @@ class SelfAttention(nnx.Module):
     def branch(self, tokens: Tokens):
         """The update without the residual: patches (b t y x d), classes (b c d) or None where they only are keys."""
         patches, classes = self._heads(tokens.patches), None
-        if self.class_keys and tokens.classes.shape[1]:
-            groups = self.members(tokens.patches.shape[1:4]).shape[0]
-            classes = self._class_heads(tokens.classes, groups)
-        patches, classes = self.read(patches, classes, tokens.patches.shape[1:4])
-        patches = spread(self._project(patches))
+        if self.class_keys and tokens.class_tokens.shape[1]:
+            groups = self.group_mask(tokens.patches.shape[1:4]).shape[0]
+            classes = self._class_heads(tokens.class_tokens, groups)
+        patches, classes = self.attend(patches, classes, tokens.patches.shape[1:4])
+        patches = constrain(self._project(patches))
         if classes is None:
             return patches, None
-        return patches, spread(merge(self._project(classes), tokens.classes))
+        return patches, constrain(merge_copies(self._project(classes), tokens.class_tokens))
 
-    def members(self, grid):
+    def group_mask(self, grid):
         """(g n): False marks padding."""
         return self.scheme.fold(np.ones((1, *grid), bool))[0]
 
-    def read(self, patches, classes, grid):
+    def attend(self, patches, classes, grid):
         """[q, k, v] of patches, each (b t y x h e), and of the class token of each group, (b g h e) or None -> what
         they read; None for class tokens that do not query."""
         patches, classes = self.scheme.move(patches, classes)
         read = self._masked if self.masked else self._gathered
-        return read(patches, classes, self.members(grid), grid)
+        return read(patches, classes, self.group_mask(grid), grid)
 
     def _heads(self, x):
         """(... d) -> q, k, v, each (... h e)."""
         return [rearrange(each, "... (h e) -> ... h e", h=self.heads)
-                for each in jnp.split(spread_rows(self.qkv(self.norm(x))), 3, axis=-1)]
+                for each in jnp.split(constrain_rows(self.qkv(self.norm(x))), 3, axis=-1)]
 
     def _class_heads(self, classes, groups: int):
         """(b c d) -> q, k, v of the class token of each group, each (b g h e)."""
@@ -143,13 +143,13 @@ class SelfAttention(nnx.Module):
     def _gathered(self, patches, classes, members, grid):
         groups, reach = len(members), self.scheme.reach
         angle = self._angles(members, grid) if self.angled else None
-        filled = filled_up(groups) if reach == "time" else 0
+        filled = padded_count(groups) if reach == "time" else 0
         if reach != "frame" and not filled:  # queries stay where their frames are, and read the keys of all
-            patches = [patches[0], *(spread(x, None) for x in patches[1:])]
+            patches = [patches[0], *(constrain(x, None) for x in patches[1:])]
         q, k, v = (self.scheme.fold(x) for x in patches)
         if filled:  # frames come together, and groups part instead
-            q, k, v = (spread(_fill(spread(x, 2), filled), 1) for x in (q, k, v))
-            classes = classes and [spread(_fill(x, filled), 1) for x in classes]
+            q, k, v = (constrain(_fill(constrain(x, 2), filled), 1) for x in (q, k, v))
+            classes = classes and [constrain(_fill(x, filled), 1) for x in classes]
             members, angle = (x if x is None else np.pad(x, ((0, filled - groups), (0, 0)), mode="edge")
                               for x in (members, angle))
         mask = members
@@ -161,13 +161,13 @@ class SelfAttention(nnx.Module):
                 q = jnp.concatenate([extra_q, q], axis=2)
         angle = angle if angle is None else angle[:, None]
         out = attend(q, k, v, None if mask.all() else mask[:, None, None, :], angle=angle, dictionary=self.dictionary,
-                     kernel=softmax_by(self.backend) if self.kernel == "softmax" else choose(self.kernel, masked=False))
-        out, read_by_classes = spread_rows(out), None  # or cotangents come with heads apart, as W_O has them, and move
+                     kernel=softmax_kernel(self.backend) if self.kernel == "softmax" else get_kernel(self.kernel, masked=False))
+        out, read_by_classes = constrain_rows(out), None  # or cotangents come with heads apart, as W_O has them, and move
         if classes is not None and self.class_queries:
             read_by_classes, out = out[:, :groups, 0], out[:, :, 1:]
         if filled:
-            out = spread(spread(out, 1), 2)[:, :groups]
-        return spread(self.scheme.unfold(out, grid)), read_by_classes
+            out = constrain(constrain(out, 1), 2)[:, :groups]
+        return constrain(self.scheme.unfold(out, grid)), read_by_classes
 
     def _angles(self, members, grid):
         """(g n) radians, from above 0 to a right angle over the group or, by `cosine_index`, over the frames."""
@@ -191,7 +191,7 @@ class SelfAttention(nnx.Module):
         angle = None
         if self.angled:
             angle = self.scheme.unfold(self._angles(members, grid)[None], grid).reshape(1, -1)
-        out = attend(q, k, v, mask, angle=angle, dictionary=self.dictionary, kernel=choose(self.kernel, masked=True))
+        out = attend(q, k, v, mask, angle=angle, dictionary=self.dictionary, kernel=get_kernel(self.kernel, masked=True))
         shape = (out.shape[0], *grid, *out.shape[2:])
         if classes is None or not self.class_queries:
             return out.reshape(shape), None
@@ -203,7 +203,7 @@ def _fill(x, groups: int):
     return jnp.pad(x, [(0, 0), (0, groups - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
 
 
-def merge(copies, classes):
+def merge_copies(copies, classes):
     """What the copies of a class token have read (b g ...), as class tokens (b c ...): of one, the mean."""
     return copies.mean(axis=1, keepdims=True) if classes.shape[1] == 1 else copies
 

@@ -51,6 +51,6 @@ class Dictionary(nnx.Module):
         return jnp.concatenate([internal, external], axis=-3)
 
 
-def views(dictionary: Dictionary | None) -> int:
+def head_multiplier(dictionary: Dictionary | None) -> int:
     """Heads that come out of attention for one that goes in."""
     return 2 if dictionary is not None and dictionary.hybrid == "multi_view" else 1

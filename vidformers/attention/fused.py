@@ -11,7 +11,7 @@ from vidformers.errors import require
 BACKENDS = ("auto", "einsum", "xla", "cudnn")
 
 
-def softmax_by(backend: str):
+def softmax_kernel(backend: str):
     """The softmax kernel of a backend, one of `BACKENDS`.
 
     'auto' is 'einsum': on CPUs `benchmarks.attention` found it fastest for groups as large as a frame, and on GPUs and

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from einops import rearrange
 
-from vidformers.attention.core import Scheme
+from vidformers.attention.scheme import Scheme
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 KERNELS = ("softmax", "relu", "cosine")
-_SMALLEST = 1e-6  # divisor where no key is read: all ReLU features of a row may vanish
+_MIN_DIVISOR = 1e-6  # divisor where no key is read: all ReLU features of a row may vanish
 
 
 class Source(NamedTuple):
@@ -37,12 +37,12 @@ def softmax(q, sources):
     scores = _scores(q, sources)
     top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores]))
     weights = [jnp.exp(score - top) for score in scores]
-    return (read(weights, q, sources) / sum(part.sum(-1, keepdims=True) for part in weights)).astype(q.dtype)
+    return (weighted_values(weights, q, sources) / sum(part.sum(-1, keepdims=True) for part in weights)).astype(q.dtype)
 
 
-def thinned_softmax(q, sources, drop):
+def softmax_with_dropout(q, sources, drop):
     """`softmax` with weights that `drop` thins out, those of all sources at once."""
-    return read(softmax_weights(q, sources, drop), q, sources)
+    return weighted_values(softmax_weights(q, sources, drop), q, sources)
 
 
 def softmax_weights(q, sources, drop=lambda weights: weights):
@@ -66,13 +66,13 @@ def _scores(q, sources) -> list:
     return scores
 
 
-def read(weights, q, sources):
+def weighted_values(weights, q, sources):
     """The values of each source by its weights (... h q k), summed up in the type of q: (... h q e)."""
     return sum(jnp.einsum("...qk,...ke->...qe", part.astype(q.dtype), source.v)
                for part, source in zip(weights, sources))
 
 
-def linear(q, sources):
+def linear_attention(q, sources):
     """ReLU(q) ReLU(k) as similarity, by the cosine of the angles where a source has them (HaViT sec. 3.2; cosFormer).
 
     Keys and values are summed up first, so that time and memory grow with q + k and not with q k. A mask must hide a
@@ -87,12 +87,12 @@ def linear(q, sources):
         summed = jnp.einsum("...kf,...ke->...fe", keys, source.v, **wide)
         above += jnp.einsum("...qf,...fe->...qe", features, summed, **wide)
         below += jnp.einsum("...qf,...f->...q", features, keys.sum(-2, dtype=summed.dtype), **wide)
-    return (above / jnp.maximum(below, _SMALLEST)[..., None]).astype(q.dtype)
+    return (above / jnp.maximum(below, _MIN_DIVISOR)[..., None]).astype(q.dtype)
 
 
-def quadratic(q, sources):
+def quadratic_attention(q, sources):
     """What `linear` computes, from the matrix of weights and under any mask: its definition."""
-    return read(quadratic_weights(q, sources), q, sources)
+    return weighted_values(quadratic_weights(q, sources), q, sources)
 
 
 def quadratic_weights(q, sources):
@@ -103,16 +103,16 @@ def quadratic_weights(q, sources):
         if source.angle is not None:
             weights *= jnp.cos(source.angle[..., :, None] - source.angle[..., None, :])
         parts.append(weights if source.mask is None else jnp.where(source.mask, weights, 0))
-    below = jnp.maximum(sum(weights.sum(-1, keepdims=True) for weights in parts), _SMALLEST)
+    below = jnp.maximum(sum(weights.sum(-1, keepdims=True) for weights in parts), _MIN_DIVISOR)
     return [weights / below for weights in parts]
 
 
-def choose(kernel, masked: bool):
+def get_kernel(kernel, masked: bool):
     """The kernel of that name, one of `KERNELS`; `masked` asks for the form that takes any mask. A function is one
     already."""
     if callable(kernel):
         return kernel
-    return softmax if kernel == "softmax" else quadratic if masked else linear
+    return softmax if kernel == "softmax" else quadratic_attention if masked else linear_attention
 
 
 def _features(x, angle):

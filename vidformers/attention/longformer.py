@@ -9,14 +9,15 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from vidformers.attention.core import Noise, attend, check_heads, dropout, square_init
-from vidformers.attention.dictionary import Dictionary, views
-from vidformers.attention.kernels import softmax, thinned_softmax
+from vidformers.attention.core import attend, check_heads
+from vidformers.attention.dictionary import Dictionary, head_multiplier
+from vidformers.attention.kernels import softmax, softmax_with_dropout
 from vidformers.errors import require
-from vidformers.layers.linear import Linear
+from vidformers.layers.linear import Linear, square_init
+from vidformers.layers.tokens import Noise, dropout
 
 
-class Series(NamedTuple):
+class FrameSequence(NamedTuple):
     """A class token and, in order of time, frames, one token each: tokens (b n d) with the class token first.
 
     `valid` (b n) is False where a frame is padding, which nobody sees; the class token is always valid.
@@ -26,7 +27,7 @@ class Series(NamedTuple):
     valid: jax.Array
 
 
-class WindowAttention(nnx.Module):
+class LongformerAttention(nnx.Module):
     """LN(tokens + W_O attend(tokens)), post-norm (Longformer sec. 3.1; the temporal encoder of VTN sec. 3.2).
 
     A frame sees the frames at most w/2 before or after it in the series, and the class token. The class token sees all
@@ -58,26 +59,26 @@ class WindowAttention(nnx.Module):
         self.qkv = linear(width, 3 * width)
         if not tie_global:
             self.q_global, self.kv_global = linear(width, width), linear(width, 2 * width)
-        self.out = linear(views(dictionary) * width, width)
+        self.out = linear(head_multiplier(dictionary) * width, width)
         self.norm = nnx.LayerNorm(width, epsilon=1e-12, dtype=dtype, rngs=rngs)
 
-    def __call__(self, series: Series, noise: Noise | None = None) -> Series:
+    def __call__(self, series: FrameSequence, noise: Noise | None = None) -> FrameSequence:
         noise, *own = (None, None, None) if noise is None else noise.split(3)
         branch = dropout(self.branch(series, *own), self.dropout, noise)
         return series._replace(tokens=self.norm(series.tokens + branch))
 
-    def branch(self, series: Series, of_frames: Noise | None = None, of_token: Noise | None = None):
+    def branch(self, series: FrameSequence, of_frames: Noise | None = None, of_token: Noise | None = None):
         """The update (b n d), without the residual and its norm; the noises thin out attention weights."""
         kernels = [self.kernel if noise is None else partial(
-            thinned_softmax, drop=lambda weights, noise=noise: dropout(weights, self.dropout, noise))
+            softmax_with_dropout, drop=lambda weights, noise=noise: dropout(weights, self.dropout, noise))
             for noise in (of_frames, of_token)]
         tokens, valid = series
         frames = token = self._heads(self.qkv(tokens), 3)
         if not self.tie_global:
             token = (*self._heads(self.q_global(tokens[:, :1]), 1), *self._heads(self.kv_global(tokens), 2))
-        return self.out(rearrange(self.read(frames, token, valid, kernels), "b n h e -> b n (h e)"))
+        return self.out(rearrange(self.attend(frames, token, valid, kernels), "b n h e -> b n (h e)"))
 
-    def read(self, frames, token, valid, kernels):
+    def attend(self, frames, token, valid, kernels):
         """q, k, v (b n h e) each, for the frames and for the class token -> what class token and frames read."""
         attends = [partial(attend, dictionary=self.dictionary, kernel=kernel) for kernel in kernels]
         (q, k, v), read = frames, self._masked if self.masked else self._gathered

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from vidformers.attention.core import Scheme
+from vidformers.attention.scheme import Scheme
 from vidformers.errors import require
 
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from vidformers.attention.core import Noise, Tokens
 from vidformers.attention.frame import Frame
 from vidformers.errors import require
+from vidformers.layers.tokens import Noise, Tokens
 
 BOUNDARIES = ("keep", "zero", "wrap")
 
@@ -89,4 +89,4 @@ class TokenShift(nnx.Module):
         self.width, self.channels, self.boundary = width, width // fold, boundary
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
-        return tokens._replace(classes=shift(tokens.classes, 2, self.channels, self.channels, self.boundary))
+        return tokens._replace(class_tokens=shift(tokens.class_tokens, 2, self.channels, self.channels, self.boundary))

@@ -5,11 +5,12 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from vidformers.attention.core import Noise, Tokens, add_branch, attend, check_heads, square_init
-from vidformers.attention.dictionary import Dictionary, views
+from vidformers.attention.core import attend, check_heads
+from vidformers.attention.dictionary import Dictionary, head_multiplier
 from vidformers.attention.kernels import softmax
 from vidformers.errors import require
-from vidformers.layers.linear import Linear
+from vidformers.layers.linear import Linear, square_init
+from vidformers.layers.tokens import Noise, Tokens, add_branch
 
 table_init = nnx.initializers.truncated_normal(0.02)
 
@@ -45,7 +46,7 @@ class ShiftedWindowAttention(nnx.Module):
         self.dictionary = nnx.data(dictionary)
         self.norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.qkv = Linear(width, 3 * width, kernel_init=square_init, dtype=dtype, rngs=rngs)
-        self.out = Linear(views(dictionary) * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+        self.out = Linear(head_multiplier(dictionary) * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
         self.table = nnx.Param(table_init(rngs.params(), (int(np.prod([2 * w - 1 for w in window])), heads)))
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
@@ -55,7 +56,7 @@ class ShiftedWindowAttention(nnx.Module):
         """The update without the residual: patches (b t y x d), and None for class tokens, which Swin has not."""
         qkv = self.qkv(self.padded(self.norm(tokens.patches)))
         qkv = rearrange(qkv, "b t y x (s h e) -> s b t y x h e", s=3, h=self.heads)
-        out = self.read(*qkv, tokens.patches.shape[1:4])
+        out = self.attend(*qkv, tokens.patches.shape[1:4])
         return self.out(rearrange(out, "b t y x h e -> b t y x (h e)")), None
 
     def padded(self, patches):
@@ -63,7 +64,7 @@ class ShiftedWindowAttention(nnx.Module):
         grid = patches.shape[1:4]
         return jnp.pad(patches, [(0, 0), *((0, -n % w) for n, w in zip(grid, self.clip(grid)[0])), (0, 0)])
 
-    def read(self, q, k, v, grid):
+    def attend(self, q, k, v, grid):
         """Padded (b t y x h e) each -> what they read, on the grid."""
         out = (self._masked if self.masked else self._gathered)(q, k, v, *self.clip(grid))
         return out[:, :grid[0], :grid[1], :grid[2]]

@@ -7,12 +7,13 @@ import numpy as np
 from einops import rearrange, repeat
 from flax import nnx
 
-from vidformers.attention.core import Noise, Tokens, add_branch, attend, check_heads, square_init
-from vidformers.attention.dictionary import Dictionary, views
-from vidformers.attention.kernels import choose
-from vidformers.layers.convolution import Conv, mean_pool
+from vidformers.attention.core import attend, check_heads
+from vidformers.attention.dictionary import Dictionary, head_multiplier
+from vidformers.attention.kernels import get_kernel
 from vidformers.errors import require
-from vidformers.layers.linear import Linear
+from vidformers.layers.convolution import Conv, mean_pool
+from vidformers.layers.linear import Linear, square_init
+from vidformers.layers.tokens import Noise, Tokens, add_branch
 
 
 class ShrinkingAttention(nnx.Module):
@@ -53,7 +54,7 @@ class ShrinkingAttention(nnx.Module):
         self.qkv = Linear(width, 3 * width, kernel_init=square_init, **compute)
         self.pool_q = nnx.data(pool(strides=2) if pool_queries else None)
         self.pool_k, self.pool_v = pool(strides=kv_stride), pool(strides=kv_stride)
-        self.out = Linear(views(dictionary) * width, width, kernel_init=square_init, **compute)
+        self.out = Linear(head_multiplier(dictionary) * width, width, kernel_init=square_init, **compute)
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
         branch, patches = self.branch(tokens), tokens.patches
@@ -65,7 +66,7 @@ class ShrinkingAttention(nnx.Module):
         """The update without the residual: patches (b t y x d), classes (b t d)."""
         patches, classes = (jnp.stack(jnp.split(self.qkv(self.norm(x)), 3, axis=-1)) for x in tokens)
         q = patches[0] if self.pool_q is None else self.pool_q(patches[0])
-        out = self.read(q, classes[0], self.levels(patches[1:], classes[1:], self.pool))
+        out = self.attend(q, classes[0], self.levels(patches[1:], classes[1:], self.pool))
         out = self.out(rearrange(out, "... h e -> ... (h e)"))
         return rearrange(out[:, :, 1:], "b t (y x) d -> b t y x d", y=q.shape[2]), out[:, :, 0]
 
@@ -83,12 +84,12 @@ class ShrinkingAttention(nnx.Module):
         if self.long_key != "none":
             yield (classes if self.long_key == "class" else patches.mean((3, 4)))[:, :, :, None], None
 
-    def read(self, q, classes, levels):
+    def attend(self, q, classes, levels):
         """Queries of patches (b t y x d) and class tokens (b t d), and `levels` -> what they read, (b t 1+n h e)."""
         q = jnp.concatenate([classes[:, :, None], rearrange(q, "b t y x d -> b t (y x) d")], axis=2)
         *qkv, mask = _together(q, levels) if self.masked else _by_frame(q, levels)
         out = attend(*(rearrange(x, "... (h e) -> ... h e", h=self.heads) for x in qkv), mask,
-                     dictionary=self.dictionary, kernel=choose(self.kernel, self.masked))
+                     dictionary=self.dictionary, kernel=get_kernel(self.kernel, self.masked))
         return out.reshape(*q.shape[:3], *out.shape[-2:])
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from einops import rearrange
 
-from vidformers.attention.core import Scheme
+from vidformers.attention.scheme import Scheme
 
 
 @dataclass(frozen=True)

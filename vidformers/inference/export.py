@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from flax import nnx
+from input_pipeline.files import write_bytes, write_text
 
 from vidformers.errors import require
-from vidformers.training.metrics import replace_bytes, replace_text
-from vidformers.inference.predict import CUTTING, announced, described
+from vidformers.inference.predict import CLIP_FIELDS, load_for_command, read_run_json
+from vidformers.models.vtn import TemporalEncoder
 from vidformers.pretrained import native as own
-from vidformers.progress import say
-from vidformers.models.temporal import TemporalEncoder
+from vidformers.progress import log
 
 FORMAT = {"format": "vidformers", "version": "1"}
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -37,11 +37,11 @@ def export(config: dict, workdir, out: str) -> None:
     """
     folder = Path(out).absolute()
     _check_free(folder)
-    run = described(workdir)
-    predictor = announced(config, workdir)
+    run = read_run_json(workdir)
+    predictor = load_for_command(config, workdir)
     about = {
-        "model": own.resolved(config["model"]), "id2label": dict(enumerate(predictor.classes)),
-        "frames": {name: config["data"][name] for name in CUTTING},
+        "model": own.resolve_size(config["model"]), "id2label": dict(enumerate(predictor.classes)),
+        "frames": {name: config["data"][name] for name in CLIP_FIELDS},
         "views": {name: config["eval"][name] for name in ("clips", "crops", "average")},
         "step": predictor.step, "commit": run["commit"],
         "data": {split: run["data"][split] for split in ("train", "val")}}
@@ -49,7 +49,7 @@ def export(config: dict, workdir, out: str) -> None:
     if "frames_at_once" in config["model"]:  # a loop over frames needs to know how many there are
         make_model = partial(make_model, frames_at_once=None)
     write(folder, make_model, predictor.parameters, about)
-    say(f"{workdir} at step {predictor.step} is in {folder}: {folder}/README.md says how to use it.")
+    log(f"{workdir} at step {predictor.step} is in {folder}: {folder}/README.md says how to use it.")
 
 
 def write(folder: Path, make_model, parameters, about: dict) -> None:
@@ -79,11 +79,11 @@ def write(folder: Path, make_model, parameters, about: dict) -> None:
     shutil.rmtree(part, ignore_errors=True)  # of an export that was killed
     part.mkdir(parents=True)
     try:
-        replace_bytes(part / "model.safetensors", safetensors.numpy.save(arrays(parameters), FORMAT))
-        replace_bytes(part / "model.stablehlo", program(model).serialize())
-        replace_text(part / "config.json", json.dumps(config, indent=1) + "\n")
-        replace_text(part / "run.py", (_BESIDE / "run.py").read_text(encoding="utf-8"))
-        replace_text(part / "README.md", readme)
+        write_bytes(part / "model.safetensors", safetensors.numpy.save(arrays(parameters), FORMAT))
+        write_bytes(part / "model.stablehlo", program(model).serialize())
+        write_text(part / "config.json", json.dumps(config, indent=1) + "\n")
+        write_text(part / "run.py", (_BESIDE / "run.py").read_text(encoding="utf-8"))
+        write_text(part / "README.md", readme)
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)

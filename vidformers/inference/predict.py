@@ -13,24 +13,26 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from flax import nnx
+from input_pipeline.files import write_bytes
 
 from input_pipeline import Pipeline
 from input_pipeline.annotations import Record
 from input_pipeline.sources.files import is_video, read_lines
 from vidformers import pretrained
-from vidformers.training.checkpoint import Checkpoints
 from vidformers.errors import ConfigError, require
-from vidformers.training.evaluate import Protocol, answers
-from vidformers.models.fuse import fold
-from vidformers.training.metrics import replace_bytes
+from vidformers.models.fuse import fuse_projections
 from vidformers.models.registry import build
-from vidformers.training.optim import make_optimizer
+from vidformers.parallel.batch import put_batch
+from vidformers.parallel.mesh import make_mesh, num_batch_shards, with_mesh
+from vidformers.parallel.state import replicated_sharding
 from vidformers.pretrained import native as own
-from vidformers.progress import Bar, say, table
+from vidformers.progress import Bar, log, table
+from vidformers.training.checkpoint import Checkpoints
+from vidformers.training.evaluate import EvalProtocol, log_probabilities_and_features
+from vidformers.training.optim import make_optimizer
 from vidformers.training.setup import abstract_state
-from vidformers.parallel.sharding import make_mesh, on, put_batch, replicated, row_parts
 
-CUTTING = ("sampling", "stride", "fps", "test_starts", "frame_rate", "size", "test_short_side")  # of `data`, a clip
+CLIP_FIELDS = ("sampling", "stride", "fps", "test_starts", "frame_rate", "size", "test_short_side")  # of `data`, a clip
 _TOP = 5
 _VIDEOS = 8  # at once, where the run does not say
 
@@ -66,7 +68,7 @@ def load(workdir) -> "Predictor":
     Raises:
         ConfigError: the folder holds no run with a checkpoint, or one of another version.
     """
-    config = described(workdir)["config"]
+    config = read_run_json(workdir)["config"]
     for section in ("model", "data", "eval", "optim", "mesh", "checkpoint", "init"):
         require(section in config, f"{workdir}/run.json has no section {section!r}: another version wrote it.")
     config["model"] |= {"backend": "auto"}  # that of the machine that trained may not be here, nor its devices
@@ -81,7 +83,7 @@ def _with_tuples(tree):
     return tuple(map(_with_tuples, tree)) if isinstance(tree, list) else tree
 
 
-def described(workdir) -> dict:
+def read_run_json(workdir) -> dict:
     """What `run.json` says. Raises ConfigError where there is none."""
     path = Path(workdir) / "run.json"
     try:
@@ -113,13 +115,13 @@ class Predictor:
     def __init__(self, config: dict, workdir):
         published = config["init"]["weights"] is not None and not (Path(workdir) / "checkpoints").is_dir()
         if not published:
-            self._compare(described(workdir), config, workdir)
-        self.protocol, self._data = Protocol(**config["eval"]), config["data"]
+            self._compare(read_run_json(workdir), config, workdir)
+        self.protocol, self._data = EvalProtocol(**config["eval"]), config["data"]
         self._mesh = make_mesh(**config["mesh"])
         frames, context = self.protocol.frames or self._data["frames"], self._mesh.shape["context"]
         require(frames % context == 0, f"The {frames} frames of a clip must be divisible by mesh.context={context}.")
         # As many for each device.
-        self._batch_size = -(-(self.protocol.batch_size or _VIDEOS) // row_parts(self._mesh)) * row_parts(self._mesh)
+        self._batch_size = -(-(self.protocol.batch_size or _VIDEOS) // num_batch_shards(self._mesh)) * num_batch_shards(self._mesh)
         optimizer, _ = make_optimizer(1, 1, **config["optim"] | dict(warmup_steps=None, warmup_epochs=None))
         make_model = partial(build, **config["model"])
         if self.protocol.frames is not None:
@@ -131,18 +133,18 @@ class Predictor:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.parameters)
 
         def answer(parameters, batch):
-            return answers(fold(nnx.merge(graph, parameters)), batch["video"], batch["index"], self.protocol.average,
+            return log_probabilities_and_features(fuse_projections(nnx.merge(graph, parameters)), batch["video"], batch["index"], self.protocol.average,
                            self.protocol.views_at_once)
-        self._answer = jax.jit(on(self._mesh, answer), in_shardings=(shardings, None),
-                               out_shardings=replicated(self._mesh))
+        self._answer = jax.jit(with_mesh(self._mesh, answer), in_shardings=(shardings, None),
+                               out_shardings=replicated_sharding(self._mesh))
 
     def _compare(self, run, config, workdir):
         """Takes the classes of a run and sees whether it is of this model."""
-        for field, before, now in own.differing(run["config"]["model"], config["model"]):
+        for field, before, now in own.model_differences(run["config"]["model"], config["model"]):
             require(False, f"--workdir={workdir} holds a run with model.{field}={before!r}, not {now!r}.")
         self.remarks = [f"Clips are cut with data.{field}={config['data'][field]!r}, in training with {before!r}."
                         for field, before in run["config"]["data"].items()
-                        if field in CUTTING and json.loads(json.dumps(config["data"][field])) != before]
+                        if field in CLIP_FIELDS and json.loads(json.dumps(config["data"][field])) != before]
         self.classes = tuple(run["data"]["classes"])
 
     def _trained(self, section, workdir, abstract):
@@ -152,17 +154,17 @@ class Predictor:
             restored = checkpoints.restore(abstract, self.protocol.checkpoint)
         require(restored is not None, f"{workdir} holds no whole checkpoint to predict with.")
         state, _, self.step = restored
-        return state.evaluated
+        return state.eval_parameters
 
     def _published(self, section, abstract):
         """The parameters of weights from elsewhere, with their own classes in their own order."""
         init = pretrained.Init(**section | {"head": "as_is"})
         found = pretrained.load(init, self.make_model)
-        found.require_whole()
+        found.require_complete()
         self.remarks, self.step = found.remarks, 0
         count = found.values["head", "kernel"].shape[1]
         self.classes = tuple(found.inputs["classes"] or map(str, range(count)))
-        return found.into(abstract.evaluated)
+        return found.place_into(abstract.eval_parameters)
 
     def predict(self, video: str | os.PathLike, top: int = _TOP) -> list[tuple[str, float]]:
         """The names of the `top` likeliest classes of a video with their probabilities.
@@ -225,11 +227,11 @@ def _error(batch, row) -> str:
     return "" if batch["mask"][row] else batch["error"][row].decode("utf-8", "replace")
 
 
-def announced(config: dict, workdir) -> Predictor:
+def load_for_command(config: dict, workdir) -> Predictor:
     """The `Predictor` of a command, which says its remarks."""
     predictor = Predictor(config, workdir)
     for remark in predictor.remarks:
-        say(remark)
+        log(remark)
     return predictor
 
 
@@ -264,8 +266,8 @@ def predict(config: dict, workdir, video: str, out: str | None = None, features:
     done = _done(out, videos) if out else 0
     if features:
         done = 0
-    predictor = announced(config, workdir)
-    say(f"{workdir} at step {predictor.step}, {predictor.protocol.name} views: {len(videos) - done} videos"
+    predictor = load_for_command(config, workdir)
+    log(f"{workdir} at step {predictor.step}, {predictor.protocol.name} views: {len(videos) - done} videos"
         + (f", after the {done} that {out} holds already." if done else "."))
     kept, bad, count, start = {}, 0, 0, time.perf_counter()
     file = open(out, "a" if done else "w", encoding="utf-8") if out else None
@@ -279,7 +281,7 @@ def predict(config: dict, workdir, video: str, out: str | None = None, features:
                         "video": found.video, "top": [{"class": name, "probability": p} for name, p in best]}) + "\n")
                     file.flush()
                 if found.error:
-                    say(f"Left out, it will not decode: {found.error}")
+                    log(f"Left out, it will not decode: {found.error}")
                 elif len(videos) <= 10:
                     table(found.video, [(name, f"{p:.1%}") for name, p in best])
                 if features and not found.error:
@@ -291,14 +293,14 @@ def predict(config: dict, workdir, video: str, out: str | None = None, features:
     if features:
         save_features(features, kept)
     seconds = time.perf_counter() - start
-    say(f"{count} videos in {seconds:.1f} s, {count / seconds:.1f} a second; {bad} would not decode.")
+    log(f"{count} videos in {seconds:.1f} s, {count / seconds:.1f} a second; {bad} would not decode.")
 
 
 def save_features(path: str, kept: dict) -> None:
     """Writes an npz file of `video` (n) names and `features` (n d), whole or not at all."""
     content = io.BytesIO()
     np.savez(content, video=np.array(list(kept)), features=np.array(list(kept.values()), np.float32))
-    replace_bytes(Path(path), content.getvalue())
+    write_bytes(Path(path), content.getvalue())
 
 
 def _done(out, videos) -> int:
@@ -314,5 +316,5 @@ def _done(out, videos) -> int:
         raise ConfigError(f"--out={out} is there and holds something else than predictions.") from None
     require(rows == videos[:len(rows)], f"--out={out} holds predictions of other videos; give another file.")
     if whole != text:
-        replace_bytes(path, whole.encode())
+        write_bytes(path, whole.encode())
     return len(rows)

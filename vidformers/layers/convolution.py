@@ -8,7 +8,7 @@ import numpy as np
 from einops import reduce
 from flax import nnx
 
-from vidformers.parallel.sharding import whole
+from vidformers.parallel.activations import replicate
 
 
 def _convolve(x, kernel, strides, padding, **how):
@@ -16,7 +16,7 @@ def _convolve(x, kernel, strides, padding, **how):
     depthwise = kernel.shape[-2] == 1 < how["feature_group_count"] == kernel.shape[-1]
     if depthwise or len(strides) == 3:
         convolve = _with_gradient_by_places(convolve, strides, padding, depthwise)
-    return convolve(x, whole(kernel))
+    return convolve(x, replicate(kernel))
 
 
 def _with_gradient_by_places(convolve, strides, padding, depthwise: bool):

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from vidformers.attention.core import square_init
 from vidformers.errors import require
-from vidformers.layers.linear import Linear
+from vidformers.layers.linear import Linear, square_init
 
 
 def position_init(key, shape, dtype=jnp.float32):

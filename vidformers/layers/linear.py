@@ -2,7 +2,7 @@
 
 from flax import nnx
 
-from vidformers.parallel.sharding import frames_together
+from vidformers.parallel.activations import has_context
 
 # Glorot's bound for a square d -> d projection is that of fan-in scaling. Written so, one kernel that holds several
 # square projections side by side starts as each of them would alone.
@@ -18,6 +18,6 @@ class Linear(nnx.Linear):
     """
 
     def __call__(self, x):
-        if x.ndim <= 2 or not frames_together():
+        if x.ndim <= 2 or has_context():
             return super().__call__(x)
         return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)

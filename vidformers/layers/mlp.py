@@ -40,5 +40,5 @@ class Mlp(nnx.Module):
             return self.out(dropout(self.activation(self.wide(self.norm(x))), self.dropout, noise))
 
         patches = apply(tokens.patches, inner[0]) if self.patches else None
-        classes = apply(tokens.classes, inner[1]) if tokens.classes.shape[1] else None
+        classes = apply(tokens.class_tokens, inner[1]) if tokens.class_tokens.shape[1] else None
         return add_branch(tokens, patches, classes, self.dropout, branch)

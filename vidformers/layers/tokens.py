@@ -10,7 +10,7 @@ class Tokens(NamedTuple):
     """Patch tokens (b t y x d), never flattened between modules, and the class tokens (b c d) beside them."""
 
     patches: jax.Array
-    classes: jax.Array
+    class_tokens: jax.Array
 
 
 class Noise(NamedTuple):

@@ -27,7 +27,7 @@ SIZES = {"Ti": Size(192, 3, 12), "S": Size(384, 6, 12), "B": Size(768, 12, 12), 
 
 
 @dataclass(kw_only=True)
-class Parts:
+class ModelConfig:
     """The fields all models share, and the sublayers and classifier made to them.
 
     `size` names a row of `SIZES`; `width`, `heads` and `depth` replace a number of it. `dictionary` is the number of
@@ -79,7 +79,7 @@ class Parts:
                 f"model.dtype={self.dtype!r} must be float32, bfloat16 or float64.")
         self.compute = dict(dtype=jnp.dtype(self.dtype), dropout=self.dropout)
 
-    def external(self, rngs) -> Dictionary | None:
+    def make_dictionary(self, rngs) -> Dictionary | None:
         """A dictionary of the model's size, or None without one."""
         if not self.dictionary:
             return None
@@ -88,12 +88,12 @@ class Parts:
     def attention(self, scheme, **options):
         """Makes self-attention with a dictionary of its own, or the one it is given to share."""
         def make(rngs, dictionary=None):
-            return SelfAttention(scheme, self.width, self.heads, dictionary=dictionary or self.external(rngs),
+            return SelfAttention(scheme, self.width, self.heads, dictionary=dictionary or self.make_dictionary(rngs),
                                  kernel=self.kernel, cosine_index=self.cosine_index, backend=self.backend,
                                  masked=self.masked, rngs=rngs, **options, **self.compute)
         return make
 
-    def own_attention(self, what: str) -> None:
+    def require_einsum_backend(self, what: str) -> None:
         """Raises ConfigError where a backend is asked for and attention is not `SelfAttention`."""
         require(self.backend in ("auto", "einsum"), f"model.backend={self.backend} is not one that {what} has.")
 

@@ -8,16 +8,16 @@ from flax import nnx
 from vidformers.attention.convolutional import ConvolutionalAttention
 from vidformers.attention.frame import Frame
 from vidformers.attention.joint import Joint
+from vidformers.errors import require
 from vidformers.layers.convolution import Conv
 from vidformers.layers.embedding import position_init
 from vidformers.models.encoder import Classifier
-from vidformers.errors import require
-from vidformers.models.pyramid import EPSILON, check_depth, pyramid
+from vidformers.models.pyramid import NORM_EPSILON, check_depth, pyramid
 
 WIDTHS, HEADS = (1, 3, 6), (1, 3, 6)  # of the stages, in those of the first
 
 
-class Overlapping(nnx.Module):
+class ConvolutionalEmbedding(nnx.Module):
     """LN conv x, of every frame: (b t y x c) -> (b t y/s x/s d), plus a table of frames (t d) if `frames` are given.
 
     Args:
@@ -28,7 +28,7 @@ class Overlapping(nnx.Module):
                  dtype=jnp.float32, rngs: nnx.Rngs):
         self.convolution = Conv(channels, width, (kernel, kernel), strides=stride, padding=padding, dtype=dtype,
                                 rngs=rngs)
-        self.norm = nnx.LayerNorm(width, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
         self.time = nnx.data(None) if frames is None else nnx.Param(position_init(rngs.params(), (frames, width)))
 
     def __call__(self, patches):
@@ -56,7 +56,7 @@ def cvt(parts, *, depths: tuple[int, int, int] = (1, 2, 10), joint: str = "last"
     require(joint in ("none", "last", "all"), f"model.joint={joint!r} must be none, last or all.")
     require(len(depths) == 3 and min(depths) >= 1, f"model.depths={tuple(depths)} must be three numbers of at least 1.")
     check_depth(parts, depths)
-    parts.own_attention("CvT's attention")
+    parts.require_einsum_backend("CvT's attention")
     require(parts.patch_size == 4, f"model.patch_size={parts.patch_size} must be 4, CvT's first stride.")
     require(parts.image_size >= 4, f"model.image_size={parts.image_size} must be at least 4.")
     dtype, stages, embeddings = parts.compute["dtype"], [], []
@@ -68,12 +68,12 @@ def cvt(parts, *, depths: tuple[int, int, int] = (1, 2, 10), joint: str = "last"
         scheme = Joint() if i >= first_joint else Frame()
 
         def attention(rngs, own=own, scheme=scheme):
-            return ConvolutionalAttention(scheme, own.width, own.heads, scale=scale, dictionary=own.external(rngs),
+            return ConvolutionalAttention(scheme, own.width, own.heads, scale=scale, dictionary=own.make_dictionary(rngs),
                                           kernel=own.kernel, masked=own.masked, rngs=rngs, **own.compute)
 
-        stages.append(own.stage(depth, attention, own.mlp(norm_epsilon=EPSILON)))
-        embeddings.append(Overlapping(channels, own.width, **stem, frames=parts.frames if i == first_joint else None,
+        stages.append(own.stage(depth, attention, own.mlp(norm_epsilon=NORM_EPSILON)))
+        embeddings.append(ConvolutionalEmbedding(channels, own.width, **stem, frames=parts.frames if i == first_joint else None,
                                       dtype=dtype, rngs=rngs))
         channels = own.width
-    return pyramid(parts, embeddings, stages, width=channels, class_tokens=parts.frames if joint == "none" else 1,
+    return pyramid(parts, embeddings, stages, width=channels, num_class_tokens=parts.frames if joint == "none" else 1,
                    rngs=rngs)

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vidformers.attention.core import Noise, Tokens, add_branch, dropout, weights_again
-from vidformers.layers.embedding import position_init
+from vidformers.attention.core import remat_attention
 from vidformers.errors import require
+from vidformers.layers.embedding import position_init
 from vidformers.layers.linear import Linear
-from vidformers.parallel.sharding import spread
-
+from vidformers.layers.tokens import Noise, Tokens, dropout
+from vidformers.parallel.activations import constrain
 
 # What the backward pass keeps of a layer: everything, everything but attention weights, the results of products with
 # parameters, or only its input.
@@ -29,7 +29,7 @@ class Block(nnx.Module):
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
         noises = [None] * len(self.sublayers) if noise is None else noise.split(len(self.sublayers))
         for sublayer, each in zip(self.sublayers, noises):
-            tokens = jax.tree.map(spread, sublayer(tokens, each))
+            tokens = jax.tree.map(constrain, sublayer(tokens, each))
         return tokens
 
 
@@ -54,7 +54,7 @@ class Stage(nnx.Module):
         require(remat in REMAT, f"model.remat={remat!r} must be one of {', '.join(REMAT)}.")
         require(unroll >= 1, f"model.unroll={unroll} must be at least 1.")
         self.depth, self.remat, self.unroll = spec.depth, remat, min(unroll, spec.depth)
-        self.walk = None  # another way through the layers, as `layerwise` gives it one
+        self.layer_loop = None  # another way through the layers, as `layerwise` gives it one
         self.layers = nnx.vmap(lambda key: spec.block(nnx.Rngs(key)))(jax.random.split(rngs.params(), spec.depth))
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
@@ -63,11 +63,11 @@ class Stage(nnx.Module):
 
         def run(tokens, layer):
             parameters, noise = layer
-            with weights_again() if self.remat == "attention" else nullcontext():
+            with remat_attention() if self.remat == "attention" else nullcontext():
                 return nnx.merge(graph, parameters)(tokens, noise), None
 
-        if self.walk is not None:
-            return self.walk(run, parameters, tokens, noise)
+        if self.layer_loop is not None:
+            return self.layer_loop(run, parameters, tokens, noise)
         if self.remat in ("dots", "full"):
             dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             run = jax.checkpoint(run, policy=dots if self.remat == "dots" else None,
@@ -128,7 +128,7 @@ class Encoder(nnx.Module):
         return self.embedding.shape
 
     def __call__(self, video, key=None):
-        patches = spread(self.embedding(video))
+        patches = constrain(self.embedding(video))
         tokens = Tokens(patches, jnp.zeros((patches.shape[0], 0, patches.shape[-1]), patches.dtype))
         noises = [None] * len(self.stages)
         if key is not None:
@@ -137,18 +137,18 @@ class Encoder(nnx.Module):
             noises = stage_noises(self.stages, self.drop_path, keys)
         for i, (stage, noise) in enumerate(zip(self.stages, noises)):
             if i == self.class_enters:
-                tokens = tokens._replace(classes=self.classes(tokens.patches))
+                tokens = tokens._replace(class_tokens=self.initial_class_tokens(tokens.patches))
             tokens = stage(tokens, noise)
-        return self.norm(tokens.classes)
+        return self.norm(tokens.class_tokens)
 
-    def classes(self, patches):
+    def initial_class_tokens(self, patches):
         """The class tokens (b c d) that join patches (b t y x d)."""
         b, t, _, _, d = patches.shape
         token = (self.class_token[...] + self.embedding.class_position()).astype(self.dtype)
         return jnp.broadcast_to(token, (b, t if self.class_per_frame else 1, d))
 
 
-class FrameByFrame(nnx.Module):
+class FramewiseEncoder(nnx.Module):
     """An encoder of single frames, run over all frames of a clip: video (b t y x 3) -> features of frames (b t d).
 
     Args:
@@ -170,7 +170,7 @@ class FrameByFrame(nnx.Module):
         return jnp.moveaxis(features, 0, 1)
 
 
-class Mean(nnx.Module):
+class MeanReadout(nnx.Module):
     """(b c d) -> (b d): the mean over the class tokens."""
 
     def __call__(self, classes, key=None, index=None):
@@ -190,7 +190,7 @@ class Classifier(nnx.Module):
 
     def __init__(self, encoder, readout=None, *, width: int, num_classes: int, rngs: nnx.Rngs):
         require(num_classes >= 1, f"model.num_classes={num_classes} must be at least 1.")
-        self.encoder, self.readout = encoder, readout or Mean()
+        self.encoder, self.readout = encoder, readout or MeanReadout()
         self.head = Linear(width, num_classes, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
 
     @property

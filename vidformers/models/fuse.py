@@ -6,7 +6,7 @@ from flax import nnx
 from vidformers.attention.core import SelfAttention
 
 
-def fold(model):
+def fuse_projections(model):
     """The model, in which W_O and a map after it (TimeSformer's `temporal_fc`) are one map, in place.
 
     Their product costs as much as width tokens would, and saves a product with every token, forward and backward, where

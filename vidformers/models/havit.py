@@ -5,11 +5,11 @@ from vidformers.attention.joint import Joint
 from vidformers.attention.time import Time
 from vidformers.errors import require
 from vidformers.layers.embedding import position_init
-from vidformers.models.config import Parts
+from vidformers.models.config import ModelConfig
 from vidformers.models.encoder import Block, Classifier, StageSpec
 
 
-def havit(parts: Parts, *, attention: str = "divided", class_blocks: int = 2, class_token: str = "late",
+def havit(parts: ModelConfig, *, attention: str = "divided", class_blocks: int = 2, class_token: str = "late",
           temporal_fc: bool = False, share_dictionary: bool = False, rngs) -> Classifier:
     """HaViT: hybrid attention, of patches to patches and to a dictionary of external tokens, then class attention.
 
@@ -38,7 +38,7 @@ def havit(parts: Parts, *, attention: str = "divided", class_blocks: int = 2, cl
     attentions = (time, whole) if attention == "divided" else (whole,)
 
     def block(rngs):
-        shared = parts.external(rngs) if share_dictionary else None
+        shared = parts.make_dictionary(rngs) if share_dictionary else None
         return Block([*(make(rngs, shared) for make in attentions), parts.mlp()(rngs=rngs)])
 
     return parts.classifier(

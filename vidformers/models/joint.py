@@ -5,13 +5,13 @@ from vidformers.errors import require
 from vidformers.layers.embedding import position_init
 from vidformers.layers.mlp import gelu as exact_gelu
 from vidformers.layers.mlp import gelu_tanh
-from vidformers.models.config import Parts
+from vidformers.models.config import ModelConfig
 from vidformers.models.encoder import Classifier
 
-GELUS = {"exact": gelu, "tanh": gelu_tanh}
+GELUS = {"exact": exact_gelu, "tanh": gelu_tanh}
 
 
-def joint(parts: Parts, *, patch_frames: int = 1, positions: str = "separate", gelu: str = "exact", rngs) -> Classifier:
+def joint(parts: ModelConfig, *, patch_frames: int = 1, positions: str = "separate", gelu: str = "exact", rngs) -> Classifier:
     """Joint space-time attention over all tokens of the clip (MEViT eq. 3; TimeSformer's and ViViT's joint model).
 
     Args:

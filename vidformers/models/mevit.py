@@ -4,11 +4,11 @@ from vidformers.attention.frame import Frame
 from vidformers.attention.motion import Motion
 from vidformers.errors import require
 from vidformers.layers.embedding import position_init
-from vidformers.models.config import Parts
+from vidformers.models.config import ModelConfig
 from vidformers.models.encoder import Classifier
 
 
-def mevit(parts: Parts, *, block_size: int = 2, motion_blocks: int = 7, class_blocks: int = 1,
+def mevit(parts: ModelConfig, *, block_size: int = 2, motion_blocks: int = 7, class_blocks: int = 1,
           order: str = "motion_space", class_in_motion: bool = True, class_queries_motion: bool = False,
           temporal_fc: bool = False, rngs) -> Classifier:
     """MEViT: `depth` self-attention blocks, the last `motion_blocks` with motion attention, then class attention.

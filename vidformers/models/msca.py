@@ -3,11 +3,11 @@
 from vidformers.attention.frame import Frame
 from vidformers.attention.shifted import Shifted
 from vidformers.errors import require
-from vidformers.models.config import Parts
+from vidformers.models.config import ModelConfig
 from vidformers.models.encoder import Classifier
 
 
-def msca(parts: Parts, *, direction: str = "heads", moved: str = "KV", before: int = 1, after: int = 1,
+def msca(parts: ModelConfig, *, direction: str = "heads", moved: str = "KV", before: int = 1, after: int = 1,
          shifted_blocks: int | None = None, boundary: str = "keep", rngs) -> Classifier:
     """MSCA: a frame-wise ViT in which some heads or patches attend to the neighbouring frames. No temporal table.
 

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vidformers.attention.core import Noise, Tokens, dropout
-from vidformers.layers.embedding import normalise, position_init
-from vidformers.models.encoder import Classifier, Stage, StageSpec, stage_noises
 from vidformers.errors import require
+from vidformers.layers.embedding import normalise, position_init
+from vidformers.layers.tokens import Noise, Tokens, dropout
+from vidformers.models.encoder import Classifier, Stage, StageSpec, stage_noises
 
-EPSILON = 1e-5  # of the norms of Swin and CvT
+NORM_EPSILON = 1e-5  # of the norms of Swin and CvT
 
 
 class Pyramid(nnx.Module):
@@ -22,19 +22,19 @@ class Pyramid(nnx.Module):
         stages: a `StageSpec` each.
         width: d of the last stage.
         shape: of one clip, (t, y, x, 3).
-        class_tokens: how many join before the last stage; with 0 the mean of the normalised patches stands for one.
+        num_class_tokens: how many join before the last stage; with 0 the mean of the normalised patches stands for one.
         drop_path: stochastic depth of the last block, growing linearly from 0 at the first.
     """
 
     def __init__(self, embeddings: Sequence[nnx.Module], stages: Sequence[StageSpec], *, width: int,
-                 shape: tuple[int, int, int, int], mean, std, class_tokens: int = 0, dropout: float = 0.0,
+                 shape: tuple[int, int, int, int], mean, std, num_class_tokens: int = 0, dropout: float = 0.0,
                  drop_path: float = 0.0, remat: str = "none", unroll: int = 1, dtype=jnp.float32, rngs: nnx.Rngs):
         self.shape, self.mean, self.std, self.dtype = shape, tuple(mean), tuple(std), dtype
-        self.dropout, self.drop_path, self.class_tokens = dropout, drop_path, class_tokens
+        self.dropout, self.drop_path, self.num_class_tokens = dropout, drop_path, num_class_tokens
         self.embeddings = nnx.List(embeddings)
         self.stages = nnx.List(Stage(spec, remat=remat, unroll=unroll, rngs=rngs) for spec in stages)
-        self.class_token = nnx.Param(position_init(rngs.params(), (width,))) if class_tokens else nnx.data(None)
-        self.norm = nnx.LayerNorm(width, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.class_token = nnx.Param(position_init(rngs.params(), (width,))) if num_class_tokens else nnx.data(None)
+        self.norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
 
     def __call__(self, video, key=None):
         patches, first = normalise(video, self.mean, self.std, self.dtype), None
@@ -46,18 +46,18 @@ class Pyramid(nnx.Module):
             patches = embedding(patches)
             if i == 0:
                 patches = dropout(patches, self.dropout, first)
-            patches, classes = stage(Tokens(patches, self.classes(i, patches)), noise)
-        if self.class_tokens:
+            patches, classes = stage(Tokens(patches, self.initial_class_tokens(i, patches)), noise)
+        if self.num_class_tokens:
             return self.norm(classes)
         wide = jnp.promote_types(self.dtype, jnp.float32)
         return self.norm(patches).mean(axis=(1, 2, 3), dtype=wide)[:, None]
 
-    def classes(self, stage: int, patches):
+    def initial_class_tokens(self, stage: int, patches):
         """(b c d): the class tokens that the stage starts with."""
         b, d = patches.shape[0], patches.shape[-1]
-        if not self.class_tokens or stage < len(self.stages) - 1:
+        if not self.num_class_tokens or stage < len(self.stages) - 1:
             return jnp.zeros((b, 0, d), patches.dtype)
-        return jnp.broadcast_to(self.class_token[...].astype(patches.dtype), (b, self.class_tokens, d))
+        return jnp.broadcast_to(self.class_token[...].astype(patches.dtype), (b, self.num_class_tokens, d))
 
 
 def pyramid(parts, embeddings, stages, *, width: int, rngs: nnx.Rngs, **options) -> Classifier:

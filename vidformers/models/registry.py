@@ -1,29 +1,23 @@
 """The table of models: each is a sequence of stages, each stage a block of sublayers."""
 
-from dataclasses import dataclass, fields, replace
-from functools import partial
-from typing import NamedTuple
+from dataclasses import fields
 
-import jax.numpy as jnp
 from flax import nnx
 
-from vidformers.attention.class_attention import ClassAttention
-from vidformers.attention.core import SelfAttention, check_heads
-from vidformers.attention.dictionary import Dictionary
-from vidformers.attention.frame import Frame
-from vidformers.attention.joint import Joint
-from vidformers.attention.motion import Motion
-from vidformers.attention.shifted import Shifted, TokenShift
-from vidformers.attention.time import Time
-from vidformers.models.cvt import cvt
-from vidformers.layers.embedding import Embedding, position_init
-from vidformers.models.encoder import Block, Classifier, Encoder, FrameByFrame, Mlp, StageSpec, gelu, gelu_tanh
 from vidformers.errors import ConfigError, require
-from vidformers.models.resnet import ResNet
+from vidformers.models.config import ModelConfig
+from vidformers.models.cvt import cvt
+from vidformers.models.encoder import Classifier
+from vidformers.models.havit import havit
+from vidformers.models.joint import joint
+from vidformers.models.mevit import mevit
+from vidformers.models.msca import msca
 from vidformers.models.stat import stat
 from vidformers.models.swin import swin
-from vidformers.models.temporal import TemporalEncoder
-
+from vidformers.models.timesformer import timesformer
+from vidformers.models.tokenshift import tokenshift
+from vidformers.models.vit import vit
+from vidformers.models.vtn import vtn
 
 MODELS = {"vit": vit, "timesformer": timesformer, "joint": joint, "mevit": mevit, "havit": havit, "msca": msca,
           "tokenshift": tokenshift, "vtn": vtn, "swin": swin, "cvt": cvt, "stat": stat}
@@ -34,16 +28,16 @@ DEFAULTS = {"swin": dict(size="Swin-T", patch_size=4), "cvt": dict(size="CvT-13"
 
 
 def build(name: str, *, rngs: nnx.Rngs, **options) -> Classifier:
-    """The model `name` of `MODELS` with the fields of `Parts` and its own, as in `build('mevit', num_classes=10)`.
+    """The model `name` of `MODELS` with the fields of `ModelConfig` and its own, as in `build('mevit', num_classes=10)`.
 
     Raises:
         ConfigError: an unknown model, an unknown field, or a geometry that cannot work.
     """
     require(name in MODELS, f"model.name={name!r} must be one of {', '.join(MODELS)}.")
-    shared = {field.name for field in fields(Parts)}
+    shared = {field.name for field in fields(ModelConfig)}
     own = set(MODELS[name].__kwdefaults__ or {})
     for field in options:
         if field not in shared | own:
             raise ConfigError(f"model.{field} is not a field of the model {name!r}.")
-    parts = Parts(**DEFAULTS.get(name, {}) | {key: value for key, value in options.items() if key in shared})
+    parts = ModelConfig(**DEFAULTS.get(name, {}) | {key: value for key, value in options.items() if key in shared})
     return MODELS[name](parts, rngs=rngs, **{key: value for key, value in options.items() if key in own})

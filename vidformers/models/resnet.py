@@ -8,11 +8,10 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from vidformers.attention.core import square_init
+from vidformers.errors import require
 from vidformers.layers.convolution import Convolution
 from vidformers.layers.embedding import normalise
-from vidformers.errors import require
-from vidformers.layers.linear import Linear
+from vidformers.layers.linear import Linear, square_init
 
 he_convolution = partial(Convolution, kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"))
 

@@ -13,14 +13,16 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from vidformers.attention.core import Noise, SelfAttention, Tokens, add_branch, dropout
+from vidformers.attention.core import SelfAttention
 from vidformers.attention.joint import Joint
 from vidformers.attention.shrinking import ShrinkingAttention
+from vidformers.errors import require
 from vidformers.layers.convolution import Conv
 from vidformers.layers.embedding import normalise, position_init
-from vidformers.models.encoder import Block, Classifier, Encoder, Mlp, StageSpec, gelu, glorot
-from vidformers.errors import require
-from vidformers.layers.linear import Linear
+from vidformers.layers.linear import Linear, glorot
+from vidformers.layers.mlp import Mlp, gelu
+from vidformers.layers.tokens import Noise, Tokens, add_branch, dropout
+from vidformers.models.encoder import Block, Classifier, Encoder, StageSpec
 from vidformers.models.pyramid import check_depth
 
 CUBE, HALVE, HALVE_SPACE, KEEP = (3, 3, 3), (2, 2, 2), (1, 2, 2), (1, 1, 1)
@@ -118,7 +120,7 @@ class TemporalAggregation(nnx.Module):
             noises = Noise(key, jnp.zeros(())).split(len(self.blocks))
         for block, noise in zip(self.blocks, noises):
             tokens = block(tokens, noise)
-        return self.norm(tokens.classes[:, 0])
+        return self.norm(tokens.class_tokens[:, 0])
 
     def tokens(self, classes):
         """The tokens (b 1 d) that read class tokens (b t d)."""
@@ -148,7 +150,7 @@ def stat(parts, *, depths: tuple[int, ...] = (2, 11, 2), window: int = 3, long_k
     """
     require(bool(depths) and min(depths) >= 1, f"model.depths={depths} must give each stage at least one block.")
     check_depth(parts, depths)
-    parts.own_attention("STAT's attention")
+    parts.require_einsum_backend("STAT's attention")
     require(aggregation_layers >= 0, f"model.aggregation_layers={aggregation_layers} must be at least 0.")
     width, heads = parts.width, parts.heads
     if stem_convs == 1:
@@ -169,7 +171,7 @@ def stat(parts, *, depths: tuple[int, ...] = (2, 11, 2), window: int = 3, long_k
         at = sizes[level]
         attention = ShrinkingAttention(
             at.width, at.heads, kv_stride=2**(halvings - level), pool_queries=first, window=window, long_key=long_key,
-            dictionary=at.external(rngs), kernel=parts.kernel, masked=parts.masked, rngs=rngs, **parts.compute)
+            dictionary=at.make_dictionary(rngs), kernel=parts.kernel, masked=parts.masked, rngs=rngs, **parts.compute)
         if not last:
             return Block([attention, at.mlp()(rngs=rngs)])
         return Block([attention, WideningMlp(at.width, at.mlp_ratio * at.width, 2 * at.width, rngs=rngs,

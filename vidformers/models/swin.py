@@ -6,21 +6,20 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from vidformers.attention.core import square_init
 from vidformers.attention.shifted_window import ShiftedWindowAttention
-from vidformers.models.encoder import Classifier, glorot
 from vidformers.errors import require
-from vidformers.layers.linear import Linear
-from vidformers.models.pyramid import EPSILON, check_depth, pyramid
+from vidformers.layers.linear import Linear, glorot, square_init
+from vidformers.models.encoder import Classifier
+from vidformers.models.pyramid import NORM_EPSILON, check_depth, pyramid
 
 
-class TubeEmbedding(nnx.Module):
+class TubeletEmbedding(nnx.Module):
     """Pixels (b t y x 3) -> LN E x (b t y x d), a token for every `frames` frames of a square patch."""
 
     def __init__(self, width: int, *, frames: int, patch_size: int, dtype=jnp.float32, rngs: nnx.Rngs):
         self.frames, self.patch_size = frames, patch_size
         self.patch = Linear(3 * frames * patch_size**2, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
-        self.norm = nnx.LayerNorm(width, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
 
     def __call__(self, video):
         patches = rearrange(video, "b (t r) (y p) (x q) c -> b t y x (r p q c)",
@@ -28,11 +27,11 @@ class TubeEmbedding(nnx.Module):
         return self.norm(self.patch(patches))
 
 
-class Merging(nnx.Module):
+class PatchMerging(nnx.Module):
     """Patches (b t y x d) -> W LN of each 2 x 2 of a frame side by side, (b t y/2 x/2 2d); odd grids are padded."""
 
     def __init__(self, width: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        self.norm = nnx.LayerNorm(4 * width, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(4 * width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
         self.out = Linear(4 * width, 2 * width, use_bias=False, kernel_init=glorot, dtype=dtype, rngs=rngs)
 
     def __call__(self, patches):
@@ -60,7 +59,7 @@ def swin(parts, *, depths: tuple[int, ...] = (2, 2, 6, 2), window: tuple[int, in
     require(bool(depths) and all(depth >= 2 and depth % 2 == 0 for depth in depths),
             f"model.depths={tuple(depths)} must be even numbers: whole and shifted windows alternate.")
     check_depth(parts, depths)
-    parts.own_attention("Swin's window attention")
+    parts.require_einsum_backend("Swin's window attention")
     require(parts.patch_size >= 1 and parts.image_size > 0 and parts.image_size % parts.patch_size == 0,
             f"model.patch_size={parts.patch_size} must divide model.image_size={parts.image_size}.")
     require(patch_frames >= 1 and parts.frames % patch_frames == 0,
@@ -72,13 +71,13 @@ def swin(parts, *, depths: tuple[int, ...] = (2, 2, 6, 2), window: tuple[int, in
         def attention(shifted, own=own):
             def make(rngs):
                 return ShiftedWindowAttention(own.width, own.heads, window=window, shifted=shifted,
-                                              dictionary=own.external(rngs), kernel=own.kernel, masked=own.masked,
+                                              dictionary=own.make_dictionary(rngs), kernel=own.kernel, masked=own.masked,
                                               rngs=rngs, **own.compute)
             return make
 
-        mlp = own.mlp(norm_epsilon=EPSILON)
+        mlp = own.mlp(norm_epsilon=NORM_EPSILON)
         stages.append(own.stage(depth // 2, attention(False), mlp, attention(True), mlp))
         embeddings.append(
-            Merging(own.width // 2, dtype=dtype, rngs=rngs) if i else
-            TubeEmbedding(own.width, frames=patch_frames, patch_size=parts.patch_size, dtype=dtype, rngs=rngs))
+            PatchMerging(own.width // 2, dtype=dtype, rngs=rngs) if i else
+            TubeletEmbedding(own.width, frames=patch_frames, patch_size=parts.patch_size, dtype=dtype, rngs=rngs))
     return pyramid(parts, embeddings, stages, width=own.width, rngs=rngs)

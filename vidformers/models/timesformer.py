@@ -5,11 +5,11 @@ from flax import nnx
 from vidformers.attention.frame import Frame
 from vidformers.attention.time import Time
 from vidformers.layers.embedding import position_init
-from vidformers.models.config import Parts
+from vidformers.models.config import ModelConfig
 from vidformers.models.encoder import Classifier
 
 
-def timesformer(parts: Parts, *, starts_as_image: bool = True, rngs) -> Classifier:
+def timesformer(parts: ModelConfig, *, starts_as_image: bool = True, rngs) -> Classifier:
     """TimeSformer, divided: time attention without the class token and with `temporal_fc`, then space, then MLP.
 
     Args:

@@ -4,11 +4,11 @@ from functools import partial
 
 from vidformers.attention.frame import Frame
 from vidformers.attention.shifted import TokenShift
-from vidformers.models.config import Parts
+from vidformers.models.config import ModelConfig
 from vidformers.models.encoder import Classifier
 
 
-def tokenshift(parts: Parts, *, fold: int = 4, boundary: str = "zero", rngs) -> Classifier:
+def tokenshift(parts: ModelConfig, *, fold: int = 4, boundary: str = "zero", rngs) -> Classifier:
     """TokenShift: a frame-wise ViT whose class tokens exchange channels with their neighbours twice a block.
 
     Args:

@@ -1,19 +1,24 @@
 """VTN's temporal encoder: Longformer layers over the features of frames, read by one class token."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vidformers.attention.core import Noise, dropout, square_init
 from vidformers.attention.dictionary import Dictionary
-from vidformers.attention.longformer import Series, WindowAttention
-from vidformers.layers.embedding import position_init
-from vidformers.models.encoder import Block, Stage, StageSpec, gelu, glorot
+from vidformers.attention.longformer import FrameSequence, LongformerAttention
 from vidformers.errors import require
-from vidformers.layers.linear import Linear
+from vidformers.layers.embedding import position_init
+from vidformers.layers.linear import Linear, glorot, square_init
+from vidformers.layers.mlp import gelu
+from vidformers.layers.tokens import Noise, dropout
+from vidformers.models.config import ModelConfig
+from vidformers.models.encoder import Block, Classifier, FramewiseEncoder, Stage, StageSpec
+from vidformers.models.resnet import ResNet
+from vidformers.models.vit import vit
 
 CLASS_POSITION, PADDING_POSITION = 286, 287  # the rows above belong to frames, by index modulo 286
 
@@ -27,7 +32,7 @@ class PostNormMlp(nnx.Module):
         self.out = Linear(hidden, width, kernel_init=glorot, dtype=dtype, rngs=rngs)
         self.norm = nnx.LayerNorm(width, epsilon=1e-12, dtype=dtype, rngs=rngs)
 
-    def __call__(self, series: Series, noise: Noise | None = None) -> Series:
+    def __call__(self, series: FrameSequence, noise: Noise | None = None) -> FrameSequence:
         branch = dropout(self.out(gelu(self.wide(series.tokens))), self.dropout, noise)
         return series._replace(tokens=self.norm(series.tokens + branch))
 
@@ -74,7 +79,7 @@ class TemporalEncoder(nnx.Module):
 
         def layer(window):
             return lambda rngs: Block([
-                WindowAttention(width, heads, window, tie_global=tie_global, dictionary=make_dictionary(rngs),
+                LongformerAttention(width, heads, window, tie_global=tie_global, dictionary=make_dictionary(rngs),
                                 masked=masked, rngs=rngs, **common),
                 PostNormMlp(width, mlp_ratio * width, rngs=rngs, **common)])
 
@@ -90,9 +95,9 @@ class TemporalEncoder(nnx.Module):
         where a frame is padding. A key makes it a training pass.
         """
         first, second = (None, None) if key is None else jax.random.split(key)
-        return dropout(self.read(self.encode(features, first, positions, mask)), self.head_dropout, _noise(second))
+        return dropout(self.attend(self.encode(features, first, positions, mask)), self.head_dropout, _noise(second))
 
-    def read(self, tokens):
+    def attend(self, tokens):
         """Tokens (b 1+t d) after the last layer -> (b d), from the class token."""
         x = tokens[:, 0].astype(jnp.promote_types(tokens.dtype, jnp.float32))
         return gelu(self.head(self.head_norm(x)))
@@ -105,7 +110,7 @@ class TemporalEncoder(nnx.Module):
             series = stage(series, None if each is None else _noise(jax.random.split(each, stage.depth)))
         return series.tokens
 
-    def embed(self, features, key=None, positions=None, mask=None) -> Series:
+    def embed(self, features, key=None, positions=None, mask=None) -> FrameSequence:
         """Features (b t d) -> class token and frames before the first layer."""
         b, t, d = features.shape
         positions = jnp.broadcast_to(jnp.arange(t), (b, t)) if positions is None else positions
@@ -118,7 +123,7 @@ class TemporalEncoder(nnx.Module):
         token = self.class_token + self.position[CLASS_POSITION] + self.token_type[1]
         tokens = jnp.concatenate([jnp.broadcast_to(token, (b, 1, d)), frames], axis=1)
         tokens = dropout(self.norm(tokens), self.dropout, _noise(key))
-        return Series(tokens, jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True))
+        return FrameSequence(tokens, jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True))
 
 
 def _noise(keys) -> Noise | None:
@@ -126,7 +131,7 @@ def _noise(keys) -> Noise | None:
     return None if keys is None else Noise(keys, jnp.zeros(keys.shape))
 
 
-def vtn(parts: Parts, *, backbone: str = "vit", depths: tuple[int, ...] = (3, 4, 6, 3), stem: int = 64,
+def vtn(parts: ModelConfig, *, backbone: str = "vit", depths: tuple[int, ...] = (3, 4, 6, 3), stem: int = 64,
         temporal_depth: int = 3, window: tuple[int, ...] = (18,), tie_global: bool = False,
         temporal_dropout: float = 0.1, head_dropout: float = 0.5, frames_at_once: int | None = None,
         rngs) -> Classifier:
@@ -144,7 +149,7 @@ def vtn(parts: Parts, *, backbone: str = "vit", depths: tuple[int, ...] = (3, 4,
     require(backbone in ("vit", "resnet"), f"model.backbone={backbone!r} must be vit or resnet.")
     require(parts.kernel == "softmax", f"model.kernel={parts.kernel} is not one that VTN's window attention has.")
     if backbone != "vit":
-        parts.own_attention("VTN's window attention")
+        parts.require_einsum_backend("VTN's window attention")
     if backbone == "vit":
         encoder = vit(replace(parts, frames=1), rngs=rngs).encoder
     else:
@@ -152,7 +157,7 @@ def vtn(parts: Parts, *, backbone: str = "vit", depths: tuple[int, ...] = (3, 4,
                          depths=depths, stem=stem, dtype=parts.compute["dtype"], rngs=rngs)
     readout = TemporalEncoder(
         parts.width, parts.heads, depth=temporal_depth, window=window, mlp_ratio=parts.mlp_ratio,
-        tie_global=tie_global, make_dictionary=parts.external, dropout=temporal_dropout, head_dropout=head_dropout,
+        tie_global=tie_global, make_dictionary=parts.make_dictionary, dropout=temporal_dropout, head_dropout=head_dropout,
         remat=parts.remat, unroll=parts.unroll, dtype=parts.compute["dtype"], masked=parts.masked, rngs=rngs)
-    return Classifier(FrameByFrame(encoder, parts.frames, frames_at_once), readout, width=parts.width,
+    return Classifier(FramewiseEncoder(encoder, parts.frames, frames_at_once), readout, width=parts.width,
                       num_classes=parts.num_classes, rngs=rngs)

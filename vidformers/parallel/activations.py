@@ -6,13 +6,13 @@ from jax.sharding import PartitionSpec as P
 from vidformers.parallel.mesh import ROWS, current_mesh
 
 
-def spread(x, axis: int | None = 1):
+def constrain(x, axis: int | None = 1):
     """x (b ...), laid out with its rows over `data` and `fsdp`, `axis` over `context` and all others whole.
 
     Without it the compiler spreads features as their parameters are, and moves activations about instead of these.
     Where nothing says which mesh (`on`), the identity.
     """
-    mesh = _mesh()
+    mesh = current_mesh()
     if mesh is None or x.size == 0:
         return x
     spec = [ROWS] + [None] * (x.ndim - 1)
@@ -24,27 +24,27 @@ def spread(x, axis: int | None = 1):
     return jax.lax.with_sharding_constraint(x, P(*spec))
 
 
-def spread_rows(x):
+def constrain_rows(x):
     """x (b ...), of which nothing but rows is spread; what `context` spreads is left to the compiler."""
-    return spread(x, None) if frames_together() else x
+    return constrain(x, None) if not has_context() else x
 
 
-def whole(x):
+def replicate(x):
     """x, a small parameter, whole on every device: as its parts lie, the compiler would move activations about."""
-    return x if _mesh() is None else jax.lax.with_sharding_constraint(x, P())
+    return x if current_mesh() is None else jax.lax.with_sharding_constraint(x, P())
 
 
-def filled_up(count: int) -> int:
+def padded_count(count: int) -> int:
     """`count`, or little more that `context` divides; 0 where it spreads nothing or most would be filling."""
-    filled = -(-count // _context()) * _context()
-    return filled if _context() > 1 and filled <= 1.25 * count else 0
+    filled = -(-count // context_size()) * context_size()
+    return filled if context_size() > 1 and filled <= 1.25 * count else 0
 
 
-def frames_together() -> bool:
-    """Whether a device holds all frames of its clips."""
-    return _context() == 1
+def has_context() -> bool:
+    """Whether frames are sharded over the mesh axis `context`."""
+    return context_size() > 1
 
 
-def _context() -> int:
-    mesh = _mesh()
+def context_size() -> int:
+    mesh = current_mesh()
     return 1 if mesh is None else mesh.shape["context"]

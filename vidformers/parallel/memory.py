@@ -6,7 +6,7 @@ import os
 import jax
 
 
-def needed(compiled) -> int:
+def program_bytes(compiled) -> int:
     """Bytes a device must hold while the program runs: arguments, results not aliased to them, temporaries; 0 where the
     compiler does not tell."""
     stats = compiled.memory_analysis()
@@ -16,12 +16,12 @@ def needed(compiled) -> int:
             + stats.temp_size_in_bytes)
 
 
-def held(leaf) -> int:
+def shard_bytes(leaf) -> int:
     """Bytes of an array, given by shape, type and sharding, on one device."""
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
-def available() -> float:
+def bytes_available() -> float:
     """Bytes of a device's memory; on the CPU an equal share of the machine's, and where a device tells none, no end."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
@@ -30,7 +30,7 @@ def available() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
 
 
-def out_of_memory(limit: int, have: int | None, options) -> str:
+def out_of_memory_message(limit: int, have: int | None, options) -> str:
     """One sentence on a step that needs `have` bytes of `limit`.
 
     `options` yields (what to set, bytes it would need); the first that fits is named, else that none does.

@@ -39,12 +39,12 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, context: int = 1, devices=None):
     return mesh
 
 
-def row_parts(mesh) -> int:
+def num_batch_shards(mesh) -> int:
     """Parts that the rows of a batch are spread over."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def on(mesh, function):
+def with_mesh(mesh, function):
     """`function`, in which `spread` means this mesh."""
     @functools.wraps(function)
     def run(*args):
@@ -54,7 +54,7 @@ def on(mesh, function):
     return run
 
 
-def _mesh():
+def current_mesh():
     """The mesh of `make_mesh` that `on` has set; None for one device, or under a mesh of somebody else's."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh if mesh.axis_names == AXES and mesh.size > 1 else None

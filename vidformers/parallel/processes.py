@@ -21,10 +21,10 @@ _LOSS = ("gloo", "nccl", "unavailable", "deadline_exceeded", "coordination", "co
 _numbers = itertools.count()
 _parting = threading.Event()
 
-joined = False
+is_initialized = False
 
 
-def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+def initialize(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
     """Makes one run of the processes that a TPU pod, SLURM or Kubernetes started, or of those at given addresses.
 
     From here on this process ends, with a sentence and status 1, when another one does so without `leave`: its
@@ -36,7 +36,7 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
     Raises:
         ConfigError: neither the environment nor the arguments say where the others are, or they cannot be reached.
     """
-    global joined
+    global is_initialized
     given = [value is not None for value in (coordinator, processes, process)]
     require(all(given) or not any(given), "--coordinator, --processes and --process are given together or not at all.")
     if all(given):
@@ -51,14 +51,14 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
         reason = (str(error).splitlines() or [""])[0].rstrip(".")
         raise ConfigError("--distributed=true: the processes of this run cannot find each other; give --coordinator, "
                           f"--processes and --process where no scheduler tells ({reason}).") from None
-    joined = True
+    is_initialized = True
     signal.signal(signal.SIGTERM, before)  # which JAX has taken for its own service, and swallows
     if jax.process_count() > 1:
         _explain_aborts()
         _watcher.start()
 
 
-def meet() -> None:
+def barrier() -> None:
     """Waits until all processes are here. Some compile far slower than others, and what first exchanges something on
     CPUs waits for half a minute only."""
     if jax.process_count() > 1:
@@ -66,25 +66,25 @@ def meet() -> None:
                                                         _PATIENCE_SECONDS * 1000)
 
 
-def tell_all(text: str) -> list[str]:
+def allgather_strings(text: str) -> list[str]:
     """What each process tells at this place, this one `text`, in their order."""
     if jax.process_count() == 1:
         return [text]
     client, place = distributed.global_state.client, f"vidformers/told/{next(_numbers)}"
     client.key_value_set(f"{place}/{jax.process_index():06}", text)
-    meet()
+    barrier()
     return [told for _, told in sorted(client.key_value_dir_get(place))]
 
 
-def part() -> None:
+def finish() -> None:
     """All processes end here, after a success or a stop that they agreed on: none need follow another."""
-    if joined and jax.process_count() > 1:
+    if is_initialized and jax.process_count() > 1:
         _parting.set()
         _watcher.join(timeout=10)
         distributed.global_state.client.key_value_set(f"{_KEY}/{jax.process_index()}", _LEFT, allow_overwrite=True)
 
 
-def leave(code: int) -> None:
+def exit_process(code: int) -> None:
     """The end of a process of many with status `code`. Where they did not `part` it does not return: JAX would wait for
     processes that never come."""
     if jax.process_count() == 1 or _parting.is_set():
@@ -94,7 +94,7 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
-def failed(error: Exception) -> int:
+def report_failure(error: Exception) -> int:
     """Says why this process of many ends; returns its status."""
     if isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error).lower() for word in _LOSS):
         reason = (str(error).splitlines() or [""])[0][:200].rstrip(".")
@@ -105,7 +105,7 @@ def failed(error: Exception) -> int:
     return 1
 
 
-def lost(sentence: str) -> None:
+def abort(sentence: str) -> None:
     """Ends this process, which cannot go on without another."""
     os.write(2, f"vidformers: {sentence} The same commands continue the run.\n".encode())
     os._exit(1)
@@ -119,7 +119,7 @@ def _explain_aborts() -> None:
     """
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def end(_):
-        lost("JAX has ended this process for the reason above, most likely that another one is gone.")
+        abort("JAX has ended this process for the reason above, most likely that another one is gone.")
 
     _explain_aborts.handler = end  # lives as long as the process
     ctypes.CDLL(None).signal(int(signal.SIGABRT), end)
@@ -144,7 +144,7 @@ def _watch() -> None:
             now = said.get(other, last)
             heard[other] = [now, 0 if now != last or now == _LEFT else silent + 1]
             if silent > _LOST_BEATS:
-                lost(f"Process {other.rpartition('/')[2]} of {jax.process_count()} is gone, and this one ends too.")
+                abort(f"Process {other.rpartition('/')[2]} of {jax.process_count()} is gone, and this one ends too.")
         _parting.wait(_BEAT_SECONDS)
 
 

@@ -5,7 +5,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
-def replicated(mesh) -> NamedSharding:
+def replicated_sharding(mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
@@ -18,7 +18,7 @@ def state_shardings(mesh, abstract):
         stacked = any(getattr(part, "key", None) == "layers" for part in path)
         axes = [i for i in range(1 if stacked else 0, leaf.ndim) if leaf.shape[i] % mesh.shape["fsdp"] == 0]
         if not axes or mesh.shape["fsdp"] == 1:
-            return replicated(mesh)
+            return replicated_sharding(mesh)
         split = max(axes, key=lambda i: leaf.shape[i])
         return NamedSharding(mesh, P(*("fsdp" if i == split else None for i in range(leaf.ndim))))
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vidformers.attention.dictionary import views
+from vidformers.attention.dictionary import head_multiplier
 from vidformers.errors import ConfigError, require
 
 TIMES = ("zero", "copy", "draw")
@@ -190,6 +190,6 @@ def resize_patch(kernel, shape):
 def with_views(tree, sublayer):
     """A tree whose output projection takes as many heads as the sublayer has: a dictionary's own are zero at first."""
     kernel = tree["out"]["kernel"]
-    if views(sublayer.dictionary) == 1:
+    if head_multiplier(sublayer.dictionary) == 1:
         return tree
     return tree | {"out": tree["out"] | {"kernel": np.concatenate([kernel, np.zeros_like(kernel)])}}

@@ -8,16 +8,17 @@ from vidformers.attention.core import SelfAttention
 from vidformers.attention.motion import Motion
 from vidformers.attention.shifted import TokenShift
 from vidformers.attention.time import Time
-from vidformers.models.encoder import Encoder, FrameByFrame, Mlp
 from vidformers.errors import ConfigError, require
+from vidformers.layers.mlp import Mlp
+from vidformers.models.encoder import Encoder, FramewiseEncoder
+from vidformers.models.vtn import TemporalEncoder
 from vidformers.pretrained.fit import Fit, resize, resize_grid, resize_time, with_views
 from vidformers.pretrained.layouts.tokenshift import past_first
-from vidformers.models.temporal import TemporalEncoder
 
 
 def backbone(model):
     """(the path of the encoder of patches, that encoder)."""
-    if isinstance(model.encoder, FrameByFrame):
+    if isinstance(model.encoder, FramewiseEncoder):
         return ("encoder", "encoder"), model.encoder.encoder
     return ("encoder",), model.encoder
 

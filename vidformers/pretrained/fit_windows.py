@@ -5,9 +5,9 @@ import math
 import numpy as np
 
 from vidformers.errors import ConfigError, require
-from vidformers.pretrained.fit import Fit, with_views
 from vidformers.models.pyramid import Pyramid
-from vidformers.models.swin import TubeEmbedding
+from vidformers.models.swin import TubeletEmbedding
+from vidformers.pretrained.fit import Fit, with_views
 
 
 class FitWindows(Fit):
@@ -15,7 +15,7 @@ class FitWindows(Fit):
 
     def place(self, model):
         source, encoder = self.source, model.encoder
-        if not isinstance(encoder, Pyramid) or not isinstance(encoder.embeddings[0], TubeEmbedding):
+        if not isinstance(encoder, Pyramid) or not isinstance(encoder.embeddings[0], TubeletEmbedding):
             self.no_place()
         ours, theirs = [2 * stage.depth for stage in encoder.stages], list(map(len, source.stages))
         require(ours == theirs, f"it has {theirs} blocks by stage, and model.depths is {ours}.")

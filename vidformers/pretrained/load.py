@@ -8,18 +8,19 @@ import numpy as np
 from flax import nnx
 
 from vidformers.attention.core import SelfAttention
-from vidformers.attention.longformer import WindowAttention
-from vidformers.models.encoder import Mlp, gelu
+from vidformers.attention.longformer import LongformerAttention
 from vidformers.errors import ConfigError, require
-from vidformers.pretrained import layouts, native as own
+from vidformers.layers.mlp import Mlp, gelu
+from vidformers.models.vtn import TemporalEncoder
+from vidformers.pretrained import layouts
+from vidformers.pretrained import native as own
 from vidformers.pretrained.files import File, open_file
 from vidformers.pretrained.fit import Init, Row
 from vidformers.pretrained.fit_transformer import FitTransformer, backbone
 from vidformers.pretrained.fit_windows import FitWindows
 from vidformers.pretrained.still import differences
-from vidformers.models.temporal import TemporalEncoder
 
-_FITS = {layouts.Transformer: FitTransformer, layouts.Windows: FitWindows, own.Own: own.FitOwn}
+_FITS = {layouts.Transformer: FitTransformer, layouts.Windows: FitWindows, own.NativeWeights: own.FitNative}
 _TANH = ("gelu_fast", "gelu_new", "gelu_pytorch_tanh")  # names of the GELU by tanh in Hugging Face's configurations
 _HEAD_WIDTH = 64  # of all published ViTs, for files that do not say
 
@@ -54,13 +55,13 @@ class Pretrained:
         return {how: sum(row.how == how for row in self.rows) for how in ("loaded", "resized", "new")} | {
             "unused": len(self.unused)}
 
-    def require_whole(self) -> None:
+    def require_complete(self) -> None:
         """Raises ConfigError unless every parameter has its value."""
         drawn = [row.parameter for row in self.rows if row.how == "new"]
         require(not drawn, f"init.weights={self.file.path} can be trained but not used untrained: it lacks "
                            f"{', '.join(drawn[:4])}{' and more' if len(drawn) > 4 else ''}.")
 
-    def account(self) -> str:
+    def report(self) -> str:
         """All of it as JSON."""
         return json.dumps({"weights": str(self.file.path), "sha256": self.file.sha256, "revision": self.file.revision,
                            "layout": self.layout, "counts": self.counts, "remarks": self.remarks, **self.inputs,
@@ -68,7 +69,7 @@ class Pretrained:
                            "parameters": [asdict(row) for row in self.rows], "unused": self.unused,
                            "not_read": list(self.file.others)}, indent=1) + "\n"
 
-    def into(self, parameters):
+    def place_into(self, parameters):
         """A tree of parameters with these values in their places, where each array lies already."""
         def place(tree, path):
             if isinstance(tree, dict):
@@ -130,7 +131,7 @@ def _check_heads(model, source, about, init):
     heads = about.get("num_attention_heads") or (widths // _HEAD_WIDTH if widths % _HEAD_WIDTH == 0 else None)
     for part in (backbone(model)[1], model.readout):
         for sublayer in _sublayers(part):
-            if (isinstance(sublayer, (SelfAttention, WindowAttention)) and heads and sublayer.heads != heads
+            if (isinstance(sublayer, (SelfAttention, LongformerAttention)) and heads and sublayer.heads != heads
                     and "heads" not in init.allow and widths == sublayer.qkv.in_features):
                 raise ConfigError(f"it was trained with {heads} heads, and model.heads is {sublayer.heads}; "
                                   "init.allow=\"('heads',)\" takes it all the same")
@@ -182,7 +183,7 @@ def _class_order(model, source, about, init, class_names):
     count = source.head["kernel"].shape[1]
     over_frames = isinstance(source, layouts.Transformer) and source.readout is not None
     if source.head["kernel"].shape[0] != model.head.in_features or (
-            not isinstance(source, own.Own) and over_frames != isinstance(model.readout, TemporalEncoder)):
+            not isinstance(source, own.NativeWeights) and over_frames != isinstance(model.readout, TemporalEncoder)):
         return None, ["The head of the file reads other features and is left."]
     if init.head == "as_is":
         if count != model.num_classes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vidformers.errors import require
-from vidformers.models.registry import SIZES
+from vidformers.models.config import SIZES
 from vidformers.pretrained.fit import Fit, Init, resize_grid, resize_time
 from vidformers.pretrained.layouts import Names
 
@@ -17,7 +17,7 @@ _FREE = ("frames", "image_size", "num_classes", "size", "dropout", "drop_path", 
 
 
 @dataclass
-class Own:
+class NativeWeights:
     """The arrays of a model here, and its head as `layouts.Transformer` has it."""
     names: Names
     head: dict
@@ -33,22 +33,22 @@ def recognised(arrays) -> bool:
         name.startswith(("encoder.", "readout.", "head.")) for name in arrays)
 
 
-def read(arrays, about) -> tuple[Own, Names]:
+def read(arrays, about) -> tuple[NativeWeights, Names]:
     """As `layouts.read`."""
     names, model = Names(arrays), about.get("model") or {}
     tubes = model["frames"] // model.get("patch_frames", 1) if model.get("positions") == "joint" else 1
-    return Own(names, {name: names(f"head.{name}") for name in ("kernel", "bias")}, tubes), names
+    return NativeWeights(names, {name: names(f"head.{name}") for name in ("kernel", "bias")}, tubes), names
 
 
-def resolved(section: dict) -> dict:
+def resolve_size(section: dict) -> dict:
     """A section `model` with the numbers that `size` stands for in their places."""
     size = SIZES[section["size"]]._asdict() if section.get("size") in SIZES else {}
     return section | {name: number for name, number in size.items() if section.get(name) is None}
 
 
-def differing(before: dict, now: dict):
+def model_differences(before: dict, now: dict):
     """The fields of two sections `model` by which equal parameters would give other answers, with both values."""
-    before, now = (json.loads(json.dumps(resolved(dict(section)))) for section in (before, now))
+    before, now = (json.loads(json.dumps(resolve_size(dict(section)))) for section in (before, now))
     for field in before:
         if field in now and field not in _FREE and before[field] != now[field]:
             yield field, before[field], now[field]
@@ -63,14 +63,14 @@ def check(make_model, about: dict, init: Init) -> list[str]:
     require(init.channels == "rgb", "it takes red, green and blue in this order: init.channels must be rgb")
     if not isinstance(about.get("model"), dict):
         return ["No config.json says of which model they are: its fields must be those of this one."]
-    for field, before, now in differing(about["model"], make_model.keywords):
+    for field, before, now in model_differences(about["model"], make_model.keywords):
         word = "normalisation" if field in ("mean", "std") else field
         require(word in init.allow, f"it was trained with model.{field}={before!r}, and here it is {now!r}; "
                                     f"init.allow=\"('{word}',)\" goes on all the same")
     return []
 
 
-class FitOwn(Fit):
+class FitNative(Fit):
     """An `Own`, each parameter by its name; tables of positions are resized, in space and in time."""
 
     def place(self, model):

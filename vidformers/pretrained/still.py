@@ -6,8 +6,8 @@ from vidformers.attention.joint import Joint
 from vidformers.attention.motion import Motion
 from vidformers.attention.shifted import Shifted, TokenShift
 from vidformers.attention.time import Time
+from vidformers.models.vtn import TemporalEncoder
 from vidformers.pretrained.fit_transformer import backbone
-from vidformers.models.temporal import TemporalEncoder
 
 
 def differences(model, values) -> list[str]:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from input_pipeline import DataError
-from vidformers.progress import say
+from vidformers.progress import log
 from vidformers.training.setup import Setup
 
 
@@ -19,7 +19,7 @@ class BadVideos:
         for row in np.flatnonzero(batch["mask"] == 0):
             path = self.records[int(batch["id"][row])].path
             if path not in known:
-                say(f"Left out, it will not decode: {path}: {batch['error'][row].decode('utf-8', 'replace')}")
+                log(f"Left out, it will not decode: {path}: {batch['error'][row].decode('utf-8', 'replace')}")
             known[path] = known.get(path, 0) + 1
         self.progress = {**self.progress, "bad": known}
 

@@ -11,17 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vidformers.parallel import memory
 from vidformers.errors import require
-from vidformers.models.fuse import fold
-from vidformers.parallel.processes import meet, tell_all
-from vidformers.parallel.sharding import abstract_batch, on, put_batch, replicated, row_parts
+from vidformers.models.fuse import fuse_projections
+from vidformers.parallel import memory
+from vidformers.parallel.batch import abstract_batch, put_batch
+from vidformers.parallel.mesh import num_batch_shards, with_mesh
+from vidformers.parallel.processes import allgather_strings, barrier
+from vidformers.parallel.state import replicated_sharding
 
 _MOST = 32  # videos of a device at once: more make no model faster
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class EvalProtocol:
     """The section `eval`: `clips` x `crops` views a video.
 
     Args:
@@ -57,7 +59,7 @@ class Protocol:
         return f"{self.clips}x{self.crops}"
 
 
-class Sums(NamedTuple):
+class EvalSums(NamedTuple):
     """What a batch adds: videos counted, their summed loss, how many are right, and true x predicted counts."""
 
     count: jax.Array
@@ -67,18 +69,18 @@ class Sums(NamedTuple):
     confusion: jax.Array
 
 
-class Result(NamedTuple):
-    figures: dict  # 'val/top1@4x3' and the like, fractions
+class EvalResult(NamedTuple):
+    metrics: dict  # 'val/top1@4x3' and the like, fractions
     confusion: np.ndarray  # true x predicted, counts
     skipped: list  # (id, error) of videos left out
 
 
-def scores(model, video, index, average: str, views_at_once: int):
+def log_probabilities(model, video, index, average: str, views_at_once: int):
     """Log-probabilities (b k) of videos (b v t y x c), averaged over the views v; index (b v t) or None."""
     return _averaged(_over_views(model, video, index, views_at_once), average)
 
 
-def answers(model, video, index, average: str, views_at_once: int):
+def log_probabilities_and_features(model, video, index, average: str, views_at_once: int):
     """The log-probabilities of `scores`, and what the head reads, the mean over the views (b d)."""
     features = _over_views(model.features, video, index, views_at_once)
     return _averaged(model.head(features), average), features.mean(axis=0)
@@ -97,9 +99,9 @@ def _averaged(logits, average: str):
     return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(len(logits))
 
 
-def batch_sums(graph, average: str, views_at_once: int, parameters, batch) -> Sums:
+def batch_sums(graph, average: str, views_at_once: int, parameters, batch) -> EvalSums:
     """The sums of one batch {video, index, label, mask}; rows of mask 0 count nowhere."""
-    log_p = scores(fold(nnx.merge(graph, parameters)), batch["video"], batch.get("index"), average, views_at_once)
+    log_p = log_probabilities(fuse_projections(nnx.merge(graph, parameters)), batch["video"], batch.get("index"), average, views_at_once)
     label, mask = batch["label"], batch["mask"]
     own = jnp.take_along_axis(log_p, label[:, None], axis=1)[:, 0]
     classes = log_p.shape[1]
@@ -108,24 +110,24 @@ def batch_sums(graph, average: str, views_at_once: int, parameters, batch) -> Su
     lower = jnp.arange(classes) < label[:, None]
     rank = jnp.sum((log_p > own[:, None]) | ((log_p == own[:, None]) & lower), axis=1)
     confusion = jnp.zeros((classes, classes), jnp.float32).at[label, predicted].add(mask)
-    return Sums(mask.sum(), -(own * mask).sum(), ((rank < 1) * mask).sum(), ((rank < 5) * mask).sum(), confusion)
+    return EvalSums(mask.sum(), -(own * mask).sum(), ((rank < 1) * mask).sum(), ((rank < 5) * mask).sum(), confusion)
 
 
 class Evaluator:
     """Evaluates parameters under a protocol; compiled once."""
 
-    def __init__(self, graph, mesh, parameter_shardings, protocol: Protocol):
-        parts = row_parts(mesh)
+    def __init__(self, graph, mesh, parameter_shardings, protocol: EvalProtocol):
+        parts = num_batch_shards(mesh)
         require((protocol.batch_size or 0) % parts == 0, f"eval.batch_size={protocol.batch_size} must be divisible by "
                                                          f"mesh.data x mesh.fsdp={parts} parts.")
         require((protocol.frames or 0) % mesh.shape["context"] == 0,
                 f"eval.frames={protocol.frames} must be divisible by mesh.context={mesh.shape['context']}.")
         self.mesh, self.protocol = mesh, protocol
-        self.step = jax.jit(on(mesh, partial(batch_sums, graph, protocol.average, protocol.views_at_once)),
-                            in_shardings=(parameter_shardings, None), out_shardings=replicated(mesh))
+        self.step = jax.jit(with_mesh(mesh, partial(batch_sums, graph, protocol.average, protocol.views_at_once)),
+                            in_shardings=(parameter_shardings, None), out_shardings=replicated_sharding(mesh))
         self.programs = {}  # by the shape of a batch's video
 
-    def videos_at_once(self, parameters, frames: int, size: int, others: int = 0, room: float = math.inf,
+    def choose_batch_size(self, parameters, frames: int, size: int, others: int = 0, room: float = math.inf,
                        most: float = math.inf) -> int:
         """`eval.batch_size`, or as many videos as fit in memory, of clips (frames size size 3).
 
@@ -139,14 +141,14 @@ class Evaluator:
         if self.protocol.batch_size is not None:
             return self.protocol.batch_size
         # Processes compile what they try, and must try the same: on GPUs each has a share in tuning a program.
-        told = tell_all(json.dumps([memory.available() - others, room]))
+        told = allgather_strings(json.dumps([memory.bytes_available() - others, room]))
         limit, room = map(min, zip(*map(json.loads, told)))
-        parts = row_parts(self.mesh)
+        parts = num_batch_shards(self.mesh)
         video = self.protocol.clips * self.protocol.crops * frames * size * size * 3
 
         def needed(each: int) -> float:
             try:
-                return memory.needed(self.compiled(parameters, each * parts, frames, size))
+                return memory.program_bytes(self.compiled(parameters, each * parts, frames, size))
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
@@ -159,7 +161,7 @@ class Evaluator:
         each = 2 ** (int(max(min(bounds), 1)).bit_length() - 1)
         while each > 1 and needed(each) > limit:
             each //= 2
-        return min(map(int, tell_all(str(each)))) * parts
+        return min(map(int, allgather_strings(str(each)))) * parts
 
     def compiled(self, parameters, videos: int, frames: int, size: int):
         """The program for batches of so many videos."""
@@ -171,10 +173,10 @@ class Evaluator:
         shape = batch["video"].shape
         if shape not in self.programs:
             self.programs[shape] = self.step.lower(parameters, batch).compile()
-            meet()
+            barrier()
         return self.programs[shape](parameters, batch)
 
-    def __call__(self, parameters, batches, bad_video, advance=lambda videos: None) -> Result:
+    def __call__(self, parameters, batches, bad_video, advance=lambda videos: None) -> EvalResult:
         """Runs over `batches` of {video (b v t y x c), label, mask, id, error}.
 
         Raises:
@@ -196,6 +198,6 @@ class Evaluator:
         per_class = np.diag(total.confusion) / np.maximum(total.confusion.sum(axis=1), 1)
         figures["mean_class_top1"] = float(per_class[total.confusion.sum(axis=1) > 0].mean())
         figures["videos"] = float(total.count)
-        skipped = [tuple(video) for told in tell_all(json.dumps(skipped)) for video in json.loads(told)]
-        return Result({f"val/{key}@{self.protocol.name}": value for key, value in figures.items()},
+        skipped = [tuple(video) for told in allgather_strings(json.dumps(skipped)) for video in json.loads(told)]
+        return EvalResult({f"val/{key}@{self.protocol.name}": value for key, value in figures.items()},
                       total.confusion.astype(np.int64), sorted(skipped))

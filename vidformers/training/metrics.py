@@ -1,11 +1,12 @@
 """Where figures go: `metrics.jsonl`, TensorBoard events derived from it, and the two pictures."""
 
 import json
-import os
 import time
 from pathlib import Path
 
 import numpy as np
+
+from input_pipeline.files import write_text
 
 
 class MetricWriter:
@@ -20,7 +21,7 @@ class MetricWriter:
 
         self.path = Path(workdir) / "metrics.jsonl"
         kept = [row for row in read_metrics(workdir) if row["step"] <= step]
-        replace_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         for events in Path(workdir).glob("events.out.tfevents.*"):
             events.unlink()
         self.written = {_names(row) for row in kept}
@@ -64,21 +65,6 @@ def read_metrics(workdir: Path) -> list[dict]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-def replace_text(path: Path, text: str) -> None:
-    """`replace_bytes` of a text."""
-    replace_bytes(path, text.encode("utf-8"))
-
-
-def replace_bytes(path: Path, content: bytes) -> None:
-    """Writes a file so that at any moment it is either the old one or the whole new one."""
-    scratch = path.with_name(path.name + ".part")
-    with open(scratch, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
 
 
 def draw_curves(workdir: Path) -> None:

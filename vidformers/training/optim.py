@@ -6,7 +6,7 @@ import optax
 from vidformers.errors import ConfigError, require
 
 
-def in_steps(field: str, steps, epochs, steps_per_epoch: float) -> int | None:
+def duration_in_steps(field: str, steps, epochs, steps_per_epoch: float) -> int | None:
     """A duration given as `{field}_steps` or `{field}_epochs`, in steps; None where neither is.
 
     Raises ConfigError where both are given, or the one given is negative.
@@ -66,7 +66,7 @@ def make_optimizer(total_steps: int, steps_per_epoch: float, *, name: str = "ada
     require(not in_backward or clip_norm is None and not frozen,
             "optim.in_backward=true updates a layer before the gradient of others is known, which neither "
             "optim.clip_norm nor optim.frozen goes with.")
-    warmup = in_steps("optim.warmup", warmup_steps, warmup_epochs, steps_per_epoch) or 0
+    warmup = duration_in_steps("optim.warmup", warmup_steps, warmup_epochs, steps_per_epoch) or 0
     require(warmup < total_steps, f"The warm-up of {warmup} steps does not end within the {total_steps} steps.")
     if schedule == "cosine":
         after = optax.cosine_decay_schedule(lr, total_steps - warmup)

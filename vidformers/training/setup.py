@@ -10,19 +10,21 @@ from flax import nnx
 
 from input_pipeline import Pipeline
 from input_pipeline.augment import crop_places
-from vidformers.parallel import memory
 from vidformers.errors import ConfigError, require
-from vidformers.training.evaluate import Evaluator, Protocol
-from vidformers.training.mixing import Mixing
 from vidformers.models.registry import WHOLE_CLIPS, build
-from vidformers.training.optim import in_steps, make_optimizer
+from vidformers.parallel import memory
+from vidformers.parallel.batch import abstract_batch
+from vidformers.parallel.mesh import make_mesh, num_batch_shards, with_mesh
+from vidformers.parallel.state import replicated_sharding, state_shardings
 from vidformers.pretrained import Init, Pretrained, load
-from vidformers.parallel.sharding import abstract_batch, make_mesh, on, replicated, row_parts, state_shardings
+from vidformers.training.evaluate import EvalProtocol, Evaluator
+from vidformers.training.mixing import Mixing
+from vidformers.training.optim import duration_in_steps, make_optimizer
 from vidformers.training.step import State, initial_state, make_step
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loop:
+class TrainConfig:
     """The section `train`.
 
     Args:
@@ -80,13 +82,13 @@ class Setup(NamedTuple):
 
     config: dict
     pipeline: Pipeline
-    loop: Loop
-    protocol: Protocol
+    loop: TrainConfig
+    protocol: EvalProtocol
     mesh: jax.sharding.Mesh
     make_model: partial
     graph: nnx.GraphDef
     optimizer: object
-    rate: object
+    learning_rate: object
     abstract: State  # shapes and shardings of the training state
     total_steps: int
     eval_every: int | None
@@ -97,11 +99,11 @@ class Setup(NamedTuple):
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
     @property
-    def quick(self) -> Protocol:
+    def quick_protocol(self) -> EvalProtocol:
         """One centre view: the evaluation on the way."""
         return replace(self.protocol, clips=1, crops=1)
 
-    def evaluator(self, protocol: Protocol) -> Evaluator:
+    def evaluator(self, protocol: EvalProtocol) -> Evaluator:
         """Raises ConfigError where the protocol takes another number of frames than the parameters."""
         graph = self.graph
         if protocol.frames is not None:
@@ -111,7 +113,7 @@ class Setup(NamedTuple):
             require(shapes[0] == shapes[1],
                     f"eval.frames={protocol.frames} asks for other parameters than data.frames="
                     f"{self.config['data']['frames']}: this model takes one number of frames.")
-        return Evaluator(graph, self.mesh, self.shardings.evaluated, protocol)
+        return Evaluator(graph, self.mesh, self.shardings.eval_parameters, protocol)
 
 
 def abstract_state(make_model, optimizer, ema_decay: float | None, mesh):
@@ -133,10 +135,10 @@ def set_up(config: dict, training: bool = True) -> Setup:
     require(config["seed"] >= 0, f"seed={config['seed']} must be at least 0.")
     pipeline = Pipeline(**config["data"])
     pipeline.val_manifest, pipeline.flip_map  # read here to be refused here
-    loop, protocol = Loop(**config["train"]), Protocol(**config["eval"])
+    loop, protocol = TrainConfig(**config["train"]), EvalProtocol(**config["eval"])
     mesh = make_mesh(**config["mesh"])
     if training:
-        loop.check_devices(row_parts(mesh))
+        loop.check_devices(num_batch_shards(mesh))
     require(config["data"]["frames"] % mesh.shape["context"] == 0,
             f"data.frames={config['data']['frames']} must be divisible by mesh.context={mesh.shape['context']}.")
     require(mesh.shape["context"] == 1 or config["model"]["name"] not in WHOLE_CLIPS,
@@ -151,9 +153,9 @@ def set_up(config: dict, training: bool = True) -> Setup:
     per_epoch = clips / loop.batch_size
     require(loop.batch_size % pipeline.repeats == 0,
             f"train.batch_size={loop.batch_size} must be divisible by data.repeats={pipeline.repeats}.")
-    total = in_steps("train.total", loop.total_steps, loop.total_epochs, per_epoch)
+    total = duration_in_steps("train.total", loop.total_steps, loop.total_epochs, per_epoch)
     require(total is not None and total >= 1, "train.total_steps or train.total_epochs must be set, to 1 step or more.")
-    eval_every = in_steps("train.eval_every", loop.eval_every_steps, loop.eval_every_epochs, per_epoch)
+    eval_every = duration_in_steps("train.eval_every", loop.eval_every_steps, loop.eval_every_epochs, per_epoch)
     require(eval_every is None or eval_every >= 1, "train.eval_every_steps or _epochs must come to 1 step or more.")
     known = [f"val/{score}@{shown.name}" for shown in (replace(protocol, clips=1, crops=1), protocol)
              for score in ("top1", "top5", "mean_class_top1")]
@@ -188,8 +190,8 @@ def initialise(setup: Setup, pretrained: Pretrained | None = None) -> State:
     state = jax.jit(init, out_shardings=setup.shardings)()
     if pretrained is None:
         return state
-    average = pretrained.into(state.average) if state.average else state.average
-    return state._replace(parameters=pretrained.into(state.parameters), average=average)
+    ema = pretrained.place_into(state.ema) if state.ema else state.ema
+    return state._replace(parameters=pretrained.place_into(state.parameters), ema=ema)
 
 
 def compile_step(setup: Setup, **changes):
@@ -202,44 +204,44 @@ def compile_step(setup: Setup, **changes):
     if changes:
         make_model = partial(setup.make_model, **changes)
         graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
-    step = make_step(graph, setup.optimizer, setup.rate, seed=setup.config["seed"], accumulate=accumulate,
+    step = make_step(graph, setup.optimizer, setup.learning_rate, seed=setup.config["seed"], accumulate=accumulate,
                      label_smoothing=setup.loop.label_smoothing, ema_decay=optim["ema_decay"], frozen=optim["frozen"],
                      in_backward=in_backward, mixing=setup.loop.mixing)
     data = setup.config["data"]
     video = (setup.loop.batch_size, data["frames"], data["size"], data["size"], 3)
     batch = abstract_batch(setup.mesh, video, stop=jax.process_count() > 1)
-    return lower(step, setup.mesh, setup.abstract, batch).compile()
+    return lower_step(step, setup.mesh, setup.abstract, batch).compile()
 
 
-def lower(step, mesh, abstract: State, batch: dict):
+def lower_step(step, mesh, abstract: State, batch: dict):
     """`step` lowered for a mesh, of a state and a batch that are given by shape, type and sharding."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    jitted = jax.jit(on(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    jitted = jax.jit(with_mesh(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated_sharding(mesh)))
     return jitted.lower(abstract, batch)
 
 
-def compile_to_fit(setup: Setup, limit: int | None = None):
+def compile_within_memory(setup: Setup, limit: int | None = None):
     """`compile_step`, refused with what would fit where a device does not hold it.
 
     Raises:
         ConfigError: the step needs more than `limit` bytes a device, all of the device's memory by default.
     """
-    limit = memory.available() if limit is None else limit
+    limit = memory.bytes_available() if limit is None else limit
     have = None
     try:
         compiled = compile_step(setup)
-        have = memory.needed(compiled)
+        have = memory.program_bytes(compiled)
         if have <= limit:
             return compiled
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-    raise ConfigError(memory.out_of_memory(limit, have, _smaller(setup)))
+    raise ConfigError(memory.out_of_memory_message(limit, have, _smaller(setup)))
 
 
 def _smaller(setup: Setup):
     """Ways to need less memory, mildest first, each with the bytes it would take."""
-    accumulate, clips = setup.loop.accumulate, setup.loop.batch_size // row_parts(setup.mesh)
+    accumulate, clips = setup.loop.accumulate, setup.loop.batch_size // num_batch_shards(setup.mesh)
     if setup.config["optim"]["in_backward"]:
         return
     changes = [("model.remat=full", dict(remat="full"))]
@@ -250,6 +252,6 @@ def _smaller(setup: Setup):
                 and (setup.loop.mixing is None or setup.loop.batch_size >= 2 * k)]
     for words, change in changes:
         try:
-            yield words, memory.needed(compile_step(setup, **change))
+            yield words, memory.program_bytes(compile_step(setup, **change))
         except jax.errors.JaxRuntimeError:
             continue

@@ -8,10 +8,10 @@ import optax
 from einops import rearrange
 from flax import nnx
 
-from vidformers.models.fuse import fold
-from vidformers.training.update_in_backward import value_and_update
+from vidformers.models.fuse import fuse_projections
 from vidformers.training.mixing import Mixing
 from vidformers.training.optim import frozen_mask
+from vidformers.training.update_in_backward import value_and_update
 
 
 class State(NamedTuple):
@@ -19,31 +19,31 @@ class State(NamedTuple):
 
     step: jax.Array
     parameters: Any
-    optimizer: Any
-    average: Any  # moving average of the parameters, or () without one
+    opt_state: Any
+    ema: Any  # moving average of the parameters, or () without one
 
     @property
-    def evaluated(self):
+    def eval_parameters(self):
         """The parameters that evaluation uses."""
-        return self.average or self.parameters
+        return self.ema or self.parameters
 
 
 def initial_state(make_model, optimizer, ema_decay, seed: int) -> State:
     parameters = nnx.to_pure_dict(nnx.state(make_model(rngs=nnx.Rngs(seed))))
-    average = jax.tree.map(jnp.copy, parameters) if ema_decay else ()
-    return State(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), average)
+    ema = jax.tree.map(jnp.copy, parameters) if ema_decay else ()
+    return State(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), ema)
 
 
 def make_step(graph, optimizer, rate, *, seed: int, accumulate: int = 1, label_smoothing: float = 0.0,
               ema_decay: float | None = None, frozen: tuple = (), in_backward: bool = False,
               mixing: Mixing | None = None):
-    """(state, batch {video b t y x c, index b t, label b, mask b}) -> (state, figures), for jit with the state donated.
+    """(state, batch {video b t y x c, index b t, label b, mask b}) -> (state, metrics), for jit with the state donated.
 
-    Of several processes, a batch has `stop` (b) too, 1 from one that was asked to, and the figures say if any was.
+    Of several processes, a batch has `stop` (b) too, 1 from one that was asked to, and the metrics say if any was.
 
     The loss is the cross-entropy of the rows of mask 1, averaged over the whole batch whatever `accumulate`, the
     number of micro-batches whose gradients are summed before the one update. Clips are mixed inside their micro-batch;
-    a mixed clip has no one class, so that `mixing` leaves no top-1 among the figures. `in_backward` updates the layers
+    a mixed clip has no one class, so that `mixing` leaves no top-1 among the metrics. `in_backward` updates the layers
     of each stage within the backward pass, which goes with neither `accumulate` nor `frozen`.
     """
     def loss_sum(model, batch, key):
@@ -56,20 +56,20 @@ def make_step(graph, optimizer, rate, *, seed: int, accumulate: int = 1, label_s
             video, targets = mixing(video, targets, mask, own)
         logits = model(video, key, batch.get("index"))
         losses = optax.softmax_cross_entropy(logits, targets)
-        right = jnp.argmax(logits, axis=-1) == batch["label"]
-        return (losses * mask).sum(), (right * mask).sum()
+        correct = jnp.argmax(logits, axis=-1) == batch["label"]
+        return (losses * mask).sum(), (correct * mask).sum()
 
     def gradient(parameters, batch, key):
         def loss(parameters):
             held = frozen_mask(parameters, frozen)
             parameters = jax.tree.map(lambda x, hold: jax.lax.stop_gradient(x) if hold else x, parameters, held)
-            return loss_sum(fold(nnx.merge(graph, parameters)), batch, key)
+            return loss_sum(fuse_projections(nnx.merge(graph, parameters)), batch, key)
 
-        (loss, right), gradients = jax.value_and_grad(loss, has_aux=True)(parameters)
-        return loss, right, gradients
+        (loss, correct), gradients = jax.value_and_grad(loss, has_aux=True)(parameters)
+        return loss, correct, gradients
 
     def update_after(state, batch, count, key):
-        """(loss, right, norm of the gradient, new parameters, new moments): all of the gradient, then the update."""
+        """(loss, correct, norm of the gradient, new parameters, new opt_state): all of the gradient, then the update."""
         if accumulate == 1:
             sums = gradient(state.parameters, batch, key)
         else:
@@ -79,30 +79,30 @@ def make_step(graph, optimizer, rate, *, seed: int, accumulate: int = 1, label_s
             zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.parameters))
             sums, _ = jax.lax.scan(lambda sums, xs: (jax.tree.map(jnp.add, sums, gradient(state.parameters, *xs)),
                                                      None), zero, (micro, keys))
-        loss, right, gradients = jax.tree.map(lambda x: x / jnp.maximum(count, 1), sums)
-        updates, moments = optimizer.update(gradients, state.optimizer, state.parameters)
-        return loss, right, optax.tree.norm(gradients), optax.apply_updates(state.parameters, updates), moments
+        loss, correct, gradients = jax.tree.map(lambda x: x / jnp.maximum(count, 1), sums)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.parameters)
+        return loss, correct, optax.tree.norm(gradients), optax.apply_updates(state.parameters, updates), opt_state
 
     def update_within(state, batch, count, key):
         """The same, layer by layer within the backward pass."""
         def loss(model):
             return jax.tree.map(lambda x: x / jnp.maximum(count, 1), loss_sum(model, batch, key))
 
-        return value_and_update(loss, graph, optimizer, state.parameters, state.optimizer)
+        return value_and_update(loss, graph, optimizer, state.parameters, state.opt_state)
 
     def step(state: State, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         update = update_within if in_backward else update_after
         count = batch["mask"].sum()
-        loss, right, norm, parameters, moments = update(state, batch, count, key)
-        average = state.average
+        loss, correct, norm, parameters, opt_state = update(state, batch, count, key)
+        ema = state.ema
         if ema_decay:
-            average = optax.incremental_update(parameters, average, 1 - ema_decay)
-        figures = {"loss": loss, "count": count, "gradient_norm": norm, "lr": rate(state.step)}
+            ema = optax.incremental_update(parameters, ema, 1 - ema_decay)
+        metrics = {"loss": loss, "count": count, "gradient_norm": norm, "lr": rate(state.step)}
         if mixing is None:
-            figures["top1"] = right
+            metrics["top1"] = correct
         if "stop" in batch:
-            figures["stop"] = batch["stop"].max()
-        return State(state.step + 1, parameters, moments, average), figures
+            metrics["stop"] = batch["stop"].max()
+        return State(state.step + 1, parameters, opt_state, ema), metrics
 
     return step

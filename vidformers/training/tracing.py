@@ -3,7 +3,7 @@
 import jax
 
 from vidformers.errors import require
-from vidformers.progress import say
+from vidformers.progress import log
 
 
 class Trace:
@@ -19,7 +19,7 @@ class Trace:
 
     def __init__(self, folder, steps, total: int):
         several = jax.process_count() > 1
-        self.folder, self.on = folder / f"process{jax.process_index()}" if several else folder, False
+        self.folder, self.active = folder / f"process{jax.process_index()}" if several else folder, False
         self.first, self.last = steps or (0, 0)
         require(not steps or 1 <= self.first <= self.last <= total,
                 f"train.profile_steps={tuple(steps)} must be a first and a last step from 1 to {total}.")
@@ -29,18 +29,18 @@ class Trace:
         if step == self.first:
             jax.block_until_ready(state)  # steps before are not traced
             jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
-            self.on = True
+            self.active = True
 
     def after(self, step: int, state) -> None:
-        if self.on and step == self.last:
+        if self.active and step == self.last:
             jax.block_until_ready(state)
             self.close()
             if jax.process_index() == 0:
                 steps = f"Step {self.first} is" if self.first == self.last else f"Steps {self.first} to {self.last} are"
-                say(f"{steps} traced in {self.folder}.")
+                log(f"{steps} traced in {self.folder}.")
 
     def close(self) -> None:
         """Ends a trace that is under way."""
-        if self.on:
-            self.on = False
+        if self.active:
+            self.active = False
             jax.profiler.stop_trace()

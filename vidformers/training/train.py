@@ -9,27 +9,28 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from input_pipeline.files import write_text
 
 from input_pipeline import DataError
+from vidformers.errors import require
 from vidformers.parallel import memory
+from vidformers.parallel.batch import put_batch
+from vidformers.parallel.processes import barrier
+from vidformers.pretrained import Pretrained
+from vidformers.progress import Bar, log, table
 from vidformers.training import workdir as folders
 from vidformers.training.bad_videos import BadVideos
 from vidformers.training.checkpoint import Checkpoints
-from vidformers.errors import require
-from vidformers.training.evaluate import Evaluator, Protocol, Result
-from vidformers.parallel.processes import meet
-from vidformers.training.metrics import MetricWriter, draw_confusion, draw_curves, replace_text
-from vidformers.pretrained import Pretrained
-from vidformers.progress import Bar, say, table
-from vidformers.training.setup import Setup, compile_to_fit, initialise, load_weights, set_up
-from vidformers.parallel.sharding import put_batch
+from vidformers.training.evaluate import EvalProtocol, EvalResult, Evaluator
+from vidformers.training.metrics import MetricWriter, draw_confusion, draw_curves
+from vidformers.training.setup import Setup, compile_within_memory, initialise, load_weights, set_up
 from vidformers.training.step import State
 from vidformers.training.tracing import Trace
 
 _SLOW = 0.05  # share of the time spent waiting for data, above which a line says so
 
 
-class Stop:
+class StopSignal:
     """Turns the first SIGTERM or ctrl-C into a wish, so that the loop ends after a whole step; the second kills.
 
     `signal` is that of this process, if it got one; `agreed` says that all processes stop, at the same step.
@@ -49,16 +50,16 @@ class Stop:
             signal.signal(number, handler)
 
     @property
-    def agreed(self) -> bool:
+    def requested(self) -> bool:
         return self.heard if jax.process_count() > 1 else self.signal is not None
 
-    def tell(self, batch: dict) -> dict:
+    def attach_flag(self, batch: dict) -> dict:
         """The batch, which takes the wish of one of many processes to all."""
         if jax.process_count() == 1:
             return batch
         return batch | {"stop": np.full(len(batch["mask"]), self.signal is not None, np.float32)}
 
-    def hear(self, figures: dict) -> None:
+    def read_flag(self, figures: dict) -> None:
         self.heard = self.heard or figures.get("stop", 0) > 0
 
 
@@ -88,8 +89,8 @@ def train(config: dict, path) -> dict:
         for split, manifest in (("train", setup.pipeline.train_manifest), ("val", setup.pipeline.val_manifest)):
             data |= {split: manifest.digest, f"{split}_list": manifest.path, f"{split}_videos": len(manifest.records),
                      f"{split}_missing": list(manifest.missing), f"{split}_excluded": list(manifest.excluded)}
-        run = folders.describe(config, data)
-        changes = folders.compare(workdir, run)
+        run = folders.describe_run(config, data)
+        changes = folders.compare_with_folder(workdir, run)
         checkpoints = stack.enter_context(Checkpoints(workdir, **config["checkpoint"]))
         restored = checkpoints.restore(setup.abstract)
         pretrained = None if restored else load_weights(setup)
@@ -118,47 +119,47 @@ def _train(setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpo
         batches = stack.enter_context(closing(setup.pipeline.train_batches(  # whose workers start meanwhile
             batch_size=setup.loop.batch_size, seed=setup.config["seed"], start=start,
             process_index=jax.process_index(), process_count=jax.process_count())))
-        compiled = compile_to_fit(setup)
+        compiled = compile_within_memory(setup)
     if not restored:
         state = initialise(setup, pretrained)
-    meet()
+    barrier()
     phase("compiling", since)
     if main:
-        folders.record(workdir, run)
+        folders.write_run_json(workdir, run)
         if pretrained:
-            replace_text(workdir / "init.json", pretrained.account())
-            show_account(pretrained)
+            write_text(workdir / "init.json", pretrained.report())
+            print_report(pretrained)
         writer = stack.enter_context(closing(MetricWriter(workdir, start)))
     if restored and main:
-        say(f"Continues {workdir} at step {start} of {setup.total_steps}.")
+        log(f"Continues {workdir} at step {start} of {setup.total_steps}.")
     if main:
         for change in changes:
-            say(change)
-        for sentence in accounts(setup, workdir):
-            say(sentence)
+            log(change)
+        for sentence in data_notes(setup, workdir):
+            log(sentence)
     evaluators = {}
 
-    def evaluate(protocol: Protocol, step: int) -> Result:
+    def evaluate(protocol: EvalProtocol, step: int) -> EvalResult:
         since = time.perf_counter()
         if protocol.name not in evaluators:
             evaluators[protocol.name] = setup.evaluator(protocol)
-        result = run_evaluation(setup, evaluators[protocol.name], state.evaluated, protocol)
+        result = run_evaluation(setup, evaluators[protocol.name], state.eval_parameters, protocol)
         if main:
-            writer.write(step, result.figures)
+            writer.write(step, result.metrics)
         phase("evaluating", since)
         return result
 
-    def due(step: int) -> list[Protocol]:
+    def due(step: int) -> list[EvalProtocol]:
         """The evaluations after `step`. They come before its save: a run killed within one redoes it."""
         last = step == setup.total_steps
         quick = setup.eval_every and (last or step % setup.eval_every == 0)
-        return list(dict.fromkeys([setup.quick] * bool(quick) + [setup.protocol] * last))
+        return list(dict.fromkeys([setup.quick_protocol] * bool(quick) + [setup.protocol] * last))
 
     bad = BadVideos(setup, progress)
-    with Stop() as stop:
+    with StopSignal() as stop:
         def must_know(step: int) -> bool:
             """Whether the state after `step` may be saved, so that all losses up to it must be known to be finite."""
-            return bool(stop.agreed or step % checkpoints.every_steps == 0 or due(step))
+            return bool(stop.requested or step % checkpoints.every_steps == 0 or due(step))
 
         if start == setup.total_steps:
             final = evaluate(setup.protocol, start)
@@ -169,9 +170,9 @@ def _train(setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpo
             if logged and main:
                 writer.write(step, logged)
             results = [evaluate(protocol, step) for protocol in due(step)]
-            asked = pending is not None and stop.agreed
+            asked = pending is not None and stop.requested
             if asked or results or step % checkpoints.every_steps == 0:
-                figures = {name: value for result in results for name, value in result.figures.items()}
+                figures = {name: value for result in results for name, value in result.metrics.items()}
                 checkpoints.save(step, state, {**bad.progress, "pending": pending}, figures)
             if step == setup.total_steps:
                 final = results[-1]
@@ -183,21 +184,21 @@ def _train(setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpo
         phases["training"] -= phases["evaluating"] - before
         checkpoints.wait()
         if main:
-            close(setup, workdir, final, phases, start)
-    return final.figures
+            finish_run(setup, workdir, final, phases, start)
+    return final.metrics
 
 
-def show_account(pretrained: Pretrained) -> None:
+def print_report(pretrained: Pretrained) -> None:
     """What became of each parameter, as a table."""
     counts = ", ".join(f"{count} {how}" for how, count in pretrained.counts.items())
     table(f"{pretrained.file.path}, a {pretrained.layout}: {counts}",
           [(row.parameter, row.how, row.note) for row in pretrained.rows] +
           [(name, "unused", "") for name in pretrained.unused])
     for remark in pretrained.remarks:
-        say(remark)
+        log(remark)
 
 
-def accounts(setup: Setup, workdir: Path):
+def data_notes(setup: Setup, workdir: Path):
     """What a user should know of the data before figures come: videos that are not there, and what a batch holds."""
     for manifest in (setup.pipeline.train_manifest, setup.pipeline.val_manifest):
         if manifest.missing:
@@ -211,7 +212,7 @@ def accounts(setup: Setup, workdir: Path):
                "pass over the videos is as many times longer.")
 
 
-def steps(setup: Setup, compiled, state: State, batches, start: int, pending: list, bad: BadVideos, stop: Stop,
+def steps(setup: Setup, compiled, state: State, batches, start: int, pending: list, bad: BadVideos, stop: StopSignal,
           must_know, trace: Trace):
     """Yields (steps done, state, figures since the last log or None, pending) after each step.
 
@@ -235,7 +236,7 @@ def steps(setup: Setup, compiled, state: State, batches, start: int, pending: li
             waited += time.perf_counter() - asked
             bad.meet(batch)
             decoded += int(batch["decoded"].sum())
-            state, figures = compiled(state, put_batch(setup.mesh, stop.tell(batch)))
+            state, figures = compiled(state, put_batch(setup.mesh, stop.attach_flag(batch)))
             running.append((step, figures))
             whole = step % loop.log_every_steps == 0 or step == setup.total_steps
             known = whole or must_know(step)
@@ -243,7 +244,7 @@ def steps(setup: Setup, compiled, state: State, batches, start: int, pending: li
                 number, figures = running.popleft()
                 done.append(_fetch(number, figures))
                 bad.count(number, done[-1])
-                stop.hear(done[-1])
+                stop.read_flag(done[-1])
             trace.after(step, state)
             bar.advance()
             logged = None
@@ -254,7 +255,7 @@ def steps(setup: Setup, compiled, state: State, batches, start: int, pending: li
                     "train/frames_per_second": decoded * jax.process_count() / seconds,
                     "train/data_wait": waited / seconds}
                 top1 = f"top-1 {logged['train/top1']:.1%}  " if "train/top1" in logged else ""
-                bar.figures(f"loss {logged['train/loss']:.3f}  {top1}"
+                bar.status(f"loss {logged['train/loss']:.3f}  {top1}"
                             f"{logged['train/clips_per_second']:.0f} clips/s  "
                             f"{logged['train/frames_per_second']:.0f} decoded frames/s  "
                             f"data wait {logged['train/data_wait']:.1%}"
@@ -284,14 +285,14 @@ def _log(done: list[dict], batch_size: int) -> dict:
                      "train/bad_rows": len(done) * batch_size - float(weights.sum())}
 
 
-def run_evaluation(setup: Setup, evaluator: Evaluator, parameters, protocol: Protocol) -> Result:
+def run_evaluation(setup: Setup, evaluator: Evaluator, parameters, protocol: EvalProtocol) -> EvalResult:
     """Evaluates parameters on `data.val`. Raises DataError naming a video that will not decode."""
     records = setup.pipeline.val_manifest.records
     data = setup.config["data"]
     frames, size, workers = protocol.frames or data["frames"], data["size"], setup.pipeline.workers
-    others = sum(memory.held(leaf) for leaf in jax.tree.leaves(setup.abstract)) - sum(
-        memory.held(leaf) for leaf in jax.tree.leaves(setup.abstract.evaluated))
-    videos = evaluator.videos_at_once(parameters, frames, size, others, setup.pipeline.room,
+    others = sum(memory.shard_bytes(leaf) for leaf in jax.tree.leaves(setup.abstract)) - sum(
+        memory.shard_bytes(leaf) for leaf in jax.tree.leaves(setup.abstract.eval_parameters))
+    videos = evaluator.choose_batch_size(parameters, frames, size, others, setup.pipeline.max_batch_bytes,
                                       -(-len(records) // max(workers, 1)))
     batches = setup.pipeline.val_batches(
         batch_size=videos, clips=protocol.clips, crops=protocol.crops,
@@ -304,12 +305,12 @@ def run_evaluation(setup: Setup, evaluator: Evaluator, parameters, protocol: Pro
     try:
         with Bar(f"eval {protocol.name}", len(records), shown=jax.process_index() == 0) as bar:
             result = evaluator(parameters, batches, bad_video, bar.advance)
-            bar.figures(f"top-1 {result.figures[f'val/top1@{protocol.name}']:.2%}")
+            bar.status(f"top-1 {result.metrics[f'val/top1@{protocol.name}']:.2%}")
     finally:
         batches.close()
     if jax.process_index() == 0:
         for row, error in result.skipped:
-            say(f"Left out, it will not decode: {records[row].path}: {error}")
+            log(f"Left out, it will not decode: {records[row].path}: {error}")
     return result
 
 
@@ -328,25 +329,25 @@ def evaluate(config: dict, path) -> dict:
             restored = checkpoints.restore(setup.abstract, setup.protocol.checkpoint)
         require(restored is not None, f"--workdir={workdir} holds no whole checkpoint to evaluate.")
         state, _, step = restored
-    result = run_evaluation(setup, setup.evaluator(setup.protocol), state.evaluated, setup.protocol)
+    result = run_evaluation(setup, setup.evaluator(setup.protocol), state.eval_parameters, setup.protocol)
     if jax.process_index() == 0:
-        replace_text(workdir / f"eval_{setup.protocol.name}.json", _as_json(step, result))
+        write_text(workdir / f"eval_{setup.protocol.name}.json", _as_json(step, result))
         _confusion(setup, workdir, result)
         table(f"{workdir} at step {step}", _rows(result))
-    return result.figures
+    return result.metrics
 
 
 def _published(setup: Setup, workdir: Path) -> State:
     """The state of weights from elsewhere, which must be those of the whole model."""
     pretrained = load_weights(setup)
-    pretrained.require_whole()
+    pretrained.require_complete()
     if jax.process_index() == 0:
-        replace_text(workdir / "init.json", pretrained.account())
-        show_account(pretrained)
+        write_text(workdir / "init.json", pretrained.report())
+        print_report(pretrained)
     return initialise(setup, pretrained)
 
 
-def close(setup: Setup, workdir: Path, result: Result, phases: dict, start: int) -> None:
+def finish_run(setup: Setup, workdir: Path, result: EvalResult, phases: dict, start: int) -> None:
     """The pictures and the closing table."""
     since = time.perf_counter()
     draw_curves(workdir)
@@ -360,18 +361,18 @@ def close(setup: Setup, workdir: Path, result: Result, phases: dict, start: int)
     table(str(workdir), rows)
 
 
-def _rows(result: Result) -> list[tuple[str, str]]:
+def _rows(result: EvalResult) -> list[tuple[str, str]]:
     percent = ("top1", "top5", "mean_class_top1")
     return [(name, f"{value:.2%}" if name.split("/")[1].split("@")[0] in percent else f"{value:g}")
-            for name, value in result.figures.items()]
+            for name, value in result.metrics.items()]
 
 
-def _as_json(step: int, result: Result) -> str:
-    return json.dumps({"step": step, **result.figures, "skipped": result.skipped,
+def _as_json(step: int, result: EvalResult) -> str:
+    return json.dumps({"step": step, **result.metrics, "skipped": result.skipped,
                        "confusion": result.confusion.tolist()}) + "\n"
 
 
-def _confusion(setup: Setup, workdir: Path, result: Result) -> None:
+def _confusion(setup: Setup, workdir: Path, result: EvalResult) -> None:
     names = setup.pipeline.class_names
-    top1 = result.figures[f"val/top1@{setup.protocol.name}"]
+    top1 = result.metrics[f"val/top1@{setup.protocol.name}"]
     draw_confusion(workdir, result.confusion, names, f"top-1 {top1:.1%} ({setup.protocol.name} views)")

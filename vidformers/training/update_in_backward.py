@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 REST = ()  # the key of what is not a stage's stacked layers
 
 
-def divide(parameters: dict) -> dict:
+def split_stages(parameters: dict) -> dict:
     """Parameters by the path of each stage of more than one layer, and `REST`."""
     parts = defaultdict(dict)
     for path, leaf in flatten_dict(parameters).items():
@@ -26,7 +26,7 @@ def divide(parameters: dict) -> dict:
     return {path: unflatten_dict(part) for path, part in parts.items()}
 
 
-def join(parts: dict) -> dict:
+def merge_stages(parts: dict) -> dict:
     """The inverse of `divide`."""
     return unflatten_dict({(*path, *inner): leaf for path, part in parts.items()
                            for inner, leaf in flatten_dict(part).items()})
@@ -38,69 +38,69 @@ def _map_parameters(function, *states):
                         is_leaf=lambda node: isinstance(node, dict))
 
 
-def value_and_update(loss, graph, optimizer, parameters, moments):
-    """(loss, right, norm of the gradient, new parameters, new moments).
+def value_and_update(loss, graph, optimizer, parameters, opt_state):
+    """(loss, correct, norm of the gradient, new parameters, new opt_state).
 
     Args:
-        loss: model -> (loss, right).
+        loss: model -> (loss, correct).
         graph: of the model, whose stages of more than one layer are updated within the backward pass, all else after.
-        moments: the state of `optimizer`, an optax transformation that treats each parameter apart.
+        opt_state: the state of `optimizer`, an optax transformation that treats each parameter apart.
 
     Where a gradient is not finite, its layer and all of the stage before it stay as they were.
     """
-    parameters = divide(parameters)
-    moments = {path: _map_parameters(lambda tree: divide(tree)[path], moments) for path in parameters}
-    rest = moments.pop(REST)
+    parameters = split_stages(parameters)
+    opt_state = {path: _map_parameters(lambda tree: split_stages(tree)[path], opt_state) for path in parameters}
+    rest = opt_state.pop(REST)
 
-    def through(parameters, moments, squares):
-        model = nnx.merge(graph, join(parameters))
+    def through(parameters, opt_state, squares):
+        model = nnx.merge(graph, merge_stages(parameters))
         for path, module in nnx.iter_modules(model):
-            if (path := (*path, "layers")) in moments:
-                module.walk = partial(_through, optimizer, moments[path], squares[path])
+            if (path := (*path, "layers")) in opt_state:
+                module.layer_loop = partial(_through, optimizer, opt_state[path], squares[path])
         return loss(model)
 
-    value, pull, right = jax.vjp(through, parameters, moments, dict.fromkeys(moments, jnp.zeros(())), has_aux=True)
+    value, pull, correct = jax.vjp(through, parameters, opt_state, dict.fromkeys(opt_state, jnp.zeros(())), has_aux=True)
     gradient, updated, squares = pull(jnp.ones(()))
-    updated = jax.tree.map(lambda new, old: old if new.dtype == jax.dtypes.float0 else new, updated, moments)
+    updated = jax.tree.map(lambda new, old: old if new.dtype == jax.dtypes.float0 else new, updated, opt_state)
     norm = jnp.sqrt(sum(squares.values()) + optax.tree.norm(gradient[REST], squared=True))
     updates, updated[REST] = optimizer.update(gradient[REST], rest, parameters[REST])
     gradient[REST] = optax.apply_updates(parameters[REST], updates)
-    paths = [REST, *moments]
-    updated = _map_parameters(lambda *trees: join(dict(zip(paths, trees))), *(updated[path] for path in paths))
-    return value, right, norm, join(gradient), updated
+    paths = [REST, *opt_state]
+    updated = _map_parameters(lambda *trees: merge_stages(dict(zip(paths, trees))), *(updated[path] for path in paths))
+    return value, correct, norm, merge_stages(gradient), updated
 
 
-def _through(optimizer, moments, squares, run, parameters, tokens, noise):
+def _through(optimizer, opt_state, squares, run, parameters, tokens, noise):
     """A stage's way through its layers, whose gradients are its new state: of `parameters` what they become, of
-    `moments` likewise, and of the scalar `squares` the sum of squares of the true gradient."""
-    return _walk(run, optimizer, nnx.to_pure_dict(parameters), moments, squares, tokens, noise)
+    `opt_state` likewise, and of the scalar `squares` the sum of squares of the true gradient."""
+    return _walk(run, optimizer, nnx.to_pure_dict(parameters), opt_state, squares, tokens, noise)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _walk(run, optimizer, parameters, moments, squares, tokens, noise):
+def _walk(run, optimizer, parameters, opt_state, squares, tokens, noise):
     return jax.lax.scan(run, tokens, (parameters, noise))[0]
 
 
-def _forward(run, optimizer, parameters, moments, squares, tokens, noise):
+def _forward(run, optimizer, parameters, opt_state, squares, tokens, noise):
     tokens, inputs = jax.lax.scan(lambda tokens, layer: (run(tokens, layer)[0], tokens), tokens, (parameters, noise))
-    return tokens, (parameters, moments, squares, inputs, noise)
+    return tokens, (parameters, opt_state, squares, inputs, noise)
 
 
 def _backward(run, optimizer, kept, cotangent):
-    parameters, moments, squares, inputs, noise = kept
+    parameters, opt_state, squares, inputs, noise = kept
     depth = len(jax.tree.leaves(parameters)[0])
 
     def layer(step, carry):
-        cotangent, parameters, moments, squares = carry
+        cotangent, parameters, opt_state, squares = carry
         i = depth - 1 - step
-        own, own_moments, own_noise, own_inputs = jax.tree.map(
+        own, own_opt_state, own_noise, own_inputs = jax.tree.map(
             lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False) if x.ndim else x,
-            (parameters, moments, noise, inputs))
+            (parameters, opt_state, noise, inputs))
         _, pull = jax.vjp(lambda own, tokens: run(tokens, (own, own_noise))[0], own, own_inputs)
         gradient, cotangent = pull(cotangent)
         squares += optax.tree.norm(gradient, squared=True)
-        updates, own_moments = optimizer.update(gradient, own_moments, own)
-        new = optax.apply_updates(own, updates), own_moments
+        updates, own_opt_state = optimizer.update(gradient, own_opt_state, own)
+        new = optax.apply_updates(own, updates), own_opt_state
 
         def write(stacks):
             return jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, i, 0) if x.ndim else x,
@@ -109,12 +109,12 @@ def _backward(run, optimizer, kept, cotangent):
         # In a branch of its own all writing comes after all reading, so that XLA writes into the stacks which the loop
         # carries; without it, it copies them. What decides must come of all reading, and of nothing that it can guess.
         known = squares + sum(x.ravel()[0] for x in jax.tree.leaves(cotangent) if _real(x) and x.size)
-        parameters, moments = jax.lax.cond(jnp.isfinite(known), write, lambda stacks: stacks, (parameters, moments))
-        return cotangent, parameters, moments, squares
+        parameters, opt_state = jax.lax.cond(jnp.isfinite(known), write, lambda stacks: stacks, (parameters, opt_state))
+        return cotangent, parameters, opt_state, squares
 
-    cotangent, parameters, moments, squares = jax.lax.fori_loop(
-        0, depth, layer, (cotangent, parameters, moments, squares))
-    return parameters, jax.tree.map(_differential, moments), squares, cotangent, None
+    cotangent, parameters, opt_state, squares = jax.lax.fori_loop(
+        0, depth, layer, (cotangent, parameters, opt_state, squares))
+    return parameters, jax.tree.map(_differential, opt_state), squares, cotangent, None
 
 
 def _real(x) -> bool:

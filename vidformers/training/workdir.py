@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 
 import jax
+from input_pipeline.files import write_text
 
 from vidformers.errors import ConfigError, require
-from vidformers.training.metrics import replace_text
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av", "opencv-python-headless", "numpy")
 
@@ -49,7 +49,7 @@ def lock(workdir: Path):
     return file
 
 
-def describe(config: dict, data: dict) -> dict:
+def describe_run(config: dict, data: dict) -> dict:
     """What a run ran: config, digests of its data, commit, versions, devices."""
     return {"config": config, "data": data, "commit": _commit(), "python": sys.version.split()[0],
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -63,12 +63,12 @@ def _commit() -> str | None:
     return git.stdout.strip() if git and git.returncode == 0 else None
 
 
-def record(workdir: Path, run: dict) -> None:
+def write_run_json(workdir: Path, run: dict) -> None:
     """Writes `run.json`."""
-    replace_text(workdir / "run.json", json.dumps(run, indent=1) + "\n")
+    write_text(workdir / "run.json", json.dumps(run, indent=1) + "\n")
 
 
-def compare(workdir: Path, run: dict) -> list[str]:
+def compare_with_folder(workdir: Path, run: dict) -> list[str]:
     """What changes where `run` continues the run that the folder holds, a sentence each.
 
     Raises:

@@ -10,15 +10,15 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from flax import nnx
+from input_pipeline.files import write_bytes
 
 from input_pipeline.show import draw, encode_png
 from vidformers.errors import require
 from vidformers.inference.explain.pictures import draw_lines, encode_mp4, enlarged, overlay
 from vidformers.inference.explain.relevance import relevance
-from vidformers.parallel.memory import available, needed
-from vidformers.training.metrics import replace_bytes
-from vidformers.inference.predict import Clip, Predictor, announced, find_videos
-from vidformers.progress import say, table
+from vidformers.inference.predict import Clip, Predictor, find_videos, load_for_command
+from vidformers.parallel.memory import bytes_available, program_bytes
+from vidformers.progress import log, table
 
 
 class Explanation(NamedTuple):
@@ -77,7 +77,7 @@ class Explainer:
 
     def _compiled(self, run, shapes):
         compiled = jax.jit(run).lower(self._predictor.parameters, *shapes).compile()
-        have, limit = needed(compiled) / 2**30, available() / 2**30
+        have, limit = program_bytes(compiled) / 2**30, bytes_available() / 2**30
         require(have <= limit, f"An explanation holds all attention weights, {have:.1f} GiB of which {limit:.1f} are "
                                "there: take fewer frames with eval.frames or data.frames.")
         return compiled
@@ -121,18 +121,18 @@ def explain(config: dict, workdir, video: str, out: str, target: str | None = No
         ConfigError: no checkpoint, no video, or no such class.
     """
     videos = find_videos(video)
-    predictor = announced(config, workdir)
-    say(f"{workdir} at step {predictor.step}: {len(videos)} videos.")
+    predictor = load_for_command(config, workdir)
+    log(f"{workdir} at step {predictor.step}: {len(videos)} videos.")
     names = [Path(path).stem for path in videos]
     for number, found in enumerate(Explainer(predictor).each(videos, target)):
         if isinstance(found, Clip):
-            say(f"Left out, it will not decode: {found.error}")
+            log(f"Left out, it will not decode: {found.error}")
             continue
         name = names[number] if names.count(names[number]) == 1 else f"{number:04d}_{names[number]}"
         folder = Path(out) / name
         folder.mkdir(parents=True, exist_ok=True)
         for file, content in found.files().items():
-            replace_bytes(folder / file, content)
+            write_bytes(folder / file, content)
         if len(videos) <= 10:
             table(found.clip.video, [(name, f"{p:.1%}") for name, p in predictor.best(found.probabilities)])
-        say(f"{folder}: what counts for {found.target}.")
+        log(f"{folder}: what counts for {found.target}.")

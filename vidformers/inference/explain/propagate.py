@@ -16,22 +16,23 @@ from flax import nnx
 from vidformers.attention import kernels
 from vidformers.attention.class_attention import ClassAttention
 from vidformers.attention.convolutional import ConvolutionalAttention
-from vidformers.attention.core import SelfAttention, Tokens, merge
+from vidformers.attention.core import SelfAttention, merge_copies
+from vidformers.attention.longformer import FrameSequence, LongformerAttention
 from vidformers.attention.shifted import TokenShift
-from vidformers.attention.shrinking import ShrinkingAttention
 from vidformers.attention.shifted_window import ShiftedWindowAttention
-from vidformers.attention.longformer import Series, WindowAttention
+from vidformers.attention.shrinking import ShrinkingAttention
 from vidformers.layers.convolution import mean_pool
+from vidformers.layers.tokens import Tokens
 
 
-class Flow(NamedTuple):
+class Propagated(NamedTuple):
     """What every head of a sublayer reads: patches (b t y x h), class tokens (b c h), None where they do not query; of
     a `Series`, both together as `patches` (b n h)."""
     patches: jnp.ndarray | None
-    classes: jnp.ndarray | None
+    class_tokens: jnp.ndarray | None
 
 
-class Watched:
+class RecordingKernel:
     """A kernel that keeps its weights, (... h q k) of each source, in `seen`, a list for each time it is called.
 
     Args:
@@ -48,10 +49,10 @@ class Watched:
         if self.nudges is not None:
             weights = [each * (1 + nudge) for each, nudge in zip(weights, self.nudges[len(self.seen)])]
         self.seen.append(weights)
-        return kernels.read(weights, q, sources)
+        return kernels.weighted_values(weights, q, sources)
 
 
-class Known:
+class ReplayKernel:
     """A kernel of the weights that a `Watched` one has seen, whatever the queries and keys."""
 
     def __init__(self, seen):
@@ -59,27 +60,27 @@ class Known:
 
     def __call__(self, q, sources):
         self.calls += 1
-        return kernels.read(self.seen[self.calls - 1], q, sources)
+        return kernels.weighted_values(self.seen[self.calls - 1], q, sources)
 
 
-def flow(sublayer, field, seen) -> Flow | None:
+def propagate(sublayer, field, seen) -> Propagated | None:
     """What a sublayer, whose weights are `seen`, reads of a field: patches (b t y x 1) and class tokens (b c 1), or a
     `Series` of (b n 1). None of a sublayer that is no attention. A dictionary holds nothing of a clip: nought."""
     if hasattr(sublayer, "kernel"):
         sublayer = nnx.merge(*nnx.split(sublayer))
-        sublayer.kernel = Known(seen)
+        sublayer.kernel = ReplayKernel(seen)
     if getattr(sublayer, "dictionary", None) is not None:
         sublayer.dictionary.values = nnx.Param(jnp.zeros((sublayer.dictionary.keys.shape[0], sublayer.heads)))
     return _flow(sublayer, field)
 
 
-def carry(sublayer, field):
+def residual(sublayer, field):
     """The field as it passes by a sublayer, on its residual path."""
     if isinstance(sublayer, ShrinkingAttention) and sublayer.pool_q is not None:
         return field._replace(patches=mean_pool(field.patches, 2))
     if isinstance(sublayer, TokenShift):
-        channels = jnp.broadcast_to(field.classes, (*field.classes.shape[:-1], sublayer.width))
-        return field._replace(classes=sublayer(field._replace(classes=channels)).classes.mean(-1, keepdims=True))
+        channels = jnp.broadcast_to(field.class_tokens, (*field.class_tokens.shape[:-1], sublayer.width))
+        return field._replace(class_tokens=sublayer(field._replace(class_tokens=channels)).class_tokens.mean(-1, keepdims=True))
     return field
 
 
@@ -91,48 +92,48 @@ def _flow(sublayer, field):
 @_flow.register
 def _(sublayer: SelfAttention, field: Tokens):
     grid, classes = field.patches.shape[1:4], None
-    patches, count = _heads(sublayer, field.patches), field.classes.shape[1]
+    patches, count = _heads(sublayer, field.patches), field.class_tokens.shape[1]
     if sublayer.class_keys and count:
-        copies = jnp.repeat(field.classes, len(sublayer.members(grid)) // count, axis=1)
+        copies = jnp.repeat(field.class_tokens, len(sublayer.group_mask(grid)) // count, axis=1)
         classes = [_heads(sublayer, copies)] * 3
-    patches, classes = sublayer.read([patches] * 3, classes, grid)
-    return Flow(patches[..., 0], None if classes is None else merge(classes[..., 0], field.classes))
+    patches, classes = sublayer.attend([patches] * 3, classes, grid)
+    return Propagated(patches[..., 0], None if classes is None else merge_copies(classes[..., 0], field.class_tokens))
 
 
 @_flow.register
 def _(sublayer: ClassAttention, field: Tokens):
     patches = rearrange(_heads(sublayer, field.patches), "b t y x h 1 -> b (t y x) h 1")
-    return Flow(None, sublayer.read(_heads(sublayer, field.classes), patches, patches)[..., 0])
+    return Propagated(None, sublayer.attend(_heads(sublayer, field.class_tokens), patches, patches)[..., 0])
 
 
 @_flow.register
 def _(sublayer: ShrinkingAttention, field: Tokens):
     patches, classes = (repeat(x, "... 1 -> ... h", h=sublayer.heads) for x in field)
-    query = carry(sublayer, Tokens(patches, classes)).patches
+    query = residual(sublayer, Tokens(patches, classes)).patches
     levels = sublayer.levels(jnp.stack([patches] * 2), jnp.stack([classes] * 2),
                              lambda pair: mean_pool(pair, sublayer.kv_stride))
-    out = sublayer.read(query, classes, levels)[..., 0]
-    return Flow(out[:, :, 1:].reshape(query.shape), out[:, :, 0])
+    out = sublayer.attend(query, classes, levels)[..., 0]
+    return Propagated(out[:, :, 1:].reshape(query.shape), out[:, :, 0])
 
 
 @_flow.register
 def _(sublayer: ConvolutionalAttention, field: Tokens):
     query, key, classes = (_heads(sublayer, x) for x in (
-        field.patches, mean_pool(field.patches, sublayer.stride), field.classes))
-    patches, classes = sublayer.read([query, key, key], [classes] * 3)
-    return Flow(patches[..., 0], classes[..., 0] if classes.shape[1] else None)
+        field.patches, mean_pool(field.patches, sublayer.stride), field.class_tokens))
+    patches, classes = sublayer.attend([query, key, key], [classes] * 3)
+    return Propagated(patches[..., 0], classes[..., 0] if classes.shape[1] else None)
 
 
 @_flow.register
 def _(sublayer: ShiftedWindowAttention, field: Tokens):
     patches = _heads(sublayer, sublayer.padded(field.patches))
-    return Flow(sublayer.read(patches, patches, patches, field.patches.shape[1:4])[..., 0], None)
+    return Propagated(sublayer.attend(patches, patches, patches, field.patches.shape[1:4])[..., 0], None)
 
 
 @_flow.register
-def _(sublayer: WindowAttention, field: Series):
+def _(sublayer: LongformerAttention, field: FrameSequence):
     tokens = [_heads(sublayer, field.tokens)] * 3
-    return Flow(sublayer.read(tokens, tokens, field.valid, [sublayer.kernel] * 2)[..., 0], None)
+    return Propagated(sublayer.attend(tokens, tokens, field.valid, [sublayer.kernel] * 2)[..., 0], None)
 
 
 def _heads(sublayer, x):

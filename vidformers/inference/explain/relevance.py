@@ -14,16 +14,16 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from vidformers.attention.core import Tokens
-from vidformers.attention.longformer import Series
+from vidformers.attention.longformer import FrameSequence
+from vidformers.inference.explain.propagate import RecordingKernel, propagate, residual
 from vidformers.layers.convolution import mean_pool
 from vidformers.layers.embedding import normalise
-from vidformers.models.encoder import FrameByFrame
-from vidformers.inference.explain.propagate import Watched, carry, flow
+from vidformers.layers.tokens import Tokens
+from vidformers.models.encoder import FramewiseEncoder
 from vidformers.models.pyramid import Pyramid
 from vidformers.models.resnet import ResNet
 from vidformers.models.stat import TemporalAggregation
-from vidformers.models.temporal import TemporalEncoder
+from vidformers.models.vtn import TemporalEncoder
 
 
 class Relevance(NamedTuple):
@@ -76,7 +76,7 @@ def relevance(model, video, index=None, target=None) -> Relevance:
     edges = [_centred(*pair) if isinstance(pair[1], jax.Array) else pair[0] for pair in zip(edges, walk.seen)]
     positive = jax.tree.map(jax.nn.relu, edges)
     gradient, _ = jax.grad(flows, has_aux=True)(field, positive, False)
-    if isinstance(model.encoder, Pyramid) and not model.encoder.class_tokens:
+    if isinstance(model.encoder, Pyramid) and not model.encoder.num_class_tokens:
         silent = [*jax.tree.map(jnp.zeros_like, positive[:-1]), positive[-1]]
         gradient = jnp.maximum(gradient - jax.grad(flows, has_aux=True)(field, silent, False)[0], 0)
     rollout, shares = jax.grad(flows, has_aux=True)(field, walk.seen, True)
@@ -99,14 +99,14 @@ class _Walk:
                 series = self.stage(stage, series)
             return self.head(model, readout.read, series.tokens[:, :1])
         if isinstance(readout, TemporalAggregation):
-            tokens = Tokens(classes[:, :, None, None], self.classes(readout.tokens, classes, 1))
+            tokens = Tokens(classes[:, :, None, None], self.class_tokens(readout.tokens, classes, 1))
             tokens = self.blocks(readout.blocks, tokens)
-            return self.head(model, lambda tokens: readout.norm(tokens[:, 0]), tokens.classes)
+            return self.head(model, lambda tokens: readout.norm(tokens[:, 0]), tokens.class_tokens)
         return self.head(model, readout, classes)
 
     def encoder(self, encoder, x):
         """The class tokens (b c d) of an encoder, normalised."""
-        if isinstance(encoder, FrameByFrame):
+        if isinstance(encoder, FramewiseEncoder):
             b, t = x.shape[:2]
             classes = self.encoder(encoder.encoder, x.reshape(b * t, 1, *x.shape[2:]))
             self.grid = (t, *self.grid[1:])
@@ -120,17 +120,17 @@ class _Walk:
         for i, stage in enumerate(encoder.stages):
             if i == encoder.class_enters:
                 count = patches.shape[1] if encoder.class_per_frame else 1
-                tokens = tokens._replace(classes=self.classes(encoder.classes, tokens.patches, count))
+                tokens = tokens._replace(class_tokens=self.class_tokens(encoder.initial_class_tokens, tokens.patches, count))
             tokens = self.stage(stage, tokens)
-        return self.norm(encoder, tokens.classes)
+        return self.norm(encoder, tokens.class_tokens)
 
     def pyramid(self, encoder, x):
         for i, (embedding, stage) in enumerate(zip(encoder.embeddings, encoder.stages)):
             patches = self.patches(embedding, x, first=i == 0, normalised_by=encoder)
-            count = encoder.class_tokens if i == len(encoder.stages) - 1 else 0
-            classes = self.classes(partial(encoder.classes, i), patches, count)
+            count = encoder.num_class_tokens if i == len(encoder.stages) - 1 else 0
+            classes = self.class_tokens(partial(encoder.initial_class_tokens, i), patches, count)
             x, classes = self.stage(stage, Tokens(patches, classes))
-        return self.norm(encoder, classes) if encoder.class_tokens else self.average(self.norm(encoder, x), _mean)
+        return self.norm(encoder, classes) if encoder.num_class_tokens else self.average(self.norm(encoder, x), _mean)
 
 
 class _Answer(_Walk):
@@ -159,7 +159,7 @@ class _Answer(_Walk):
         nudge = next(self.nudges, None)
         return read(maps if nudge is None else maps * (1 + nudge[..., None]).astype(maps.dtype))
 
-    def classes(self, make, patches, count):
+    def class_tokens(self, make, patches, count):
         return make(patches)
 
     def norm(self, encoder, x):
@@ -206,7 +206,7 @@ class _Field(_Walk):
     def average(self, field, read):
         return (field * next(self.seen)[..., None]).sum(axis=(1, 2, 3))[:, None]
 
-    def classes(self, make, patches, count):
+    def class_tokens(self, make, patches, count):
         return jnp.zeros((len(patches), count, 1))  # nothing of the clip yet
 
     def norm(self, encoder, x):
@@ -214,7 +214,7 @@ class _Field(_Walk):
 
     def series(self, readout, features, index):
         tokens = jnp.pad(features, ((0, 0), (1, 0), (0, 0)))
-        return Series(tokens, jnp.ones(tokens.shape[:2], bool))
+        return FrameSequence(tokens, jnp.ones(tokens.shape[:2], bool))
 
     def head(self, model, read, classes):
         return classes.mean(axis=1)
@@ -234,18 +234,18 @@ def _answer(sublayer, tokens, nudges):
     """(tokens behind a sublayer, the weights of its attention: a list for each call of its kernel)."""
     if not hasattr(sublayer, "kernel"):
         return sublayer(tokens), []
-    sublayer.kernel = watched = Watched(sublayer.kernel, nudges)
+    sublayer.kernel = watched = RecordingKernel(sublayer.kernel, nudges)
     return sublayer(tokens), watched.seen
 
 
 def _flow(half, sublayer, field, seen):
     """(field behind a sublayer, [share of its dictionary (b)] where it has one and shares weights with it)."""
-    read, passing, shares = flow(sublayer, field, seen), carry(sublayer, field), []
+    read, passing, shares = propagate(sublayer, field, seen), residual(sublayer, field), []
     if read is None:
         return passing, shares
     external = sublayer.dictionary if hasattr(sublayer, "dictionary") else None
     if external is not None and external.hybrid == "combined":
-        whole = [each for each in flow(sublayer, jax.tree.map(jnp.ones_like, field), seen) if each is not None]
+        whole = [each for each in propagate(sublayer, jax.tree.map(jnp.ones_like, field), seen) if each is not None]
         shares = [1 - sum(each.reshape(len(each), -1).sum(1) for each in whole) / sum(each[0].size for each in whole)]
 
     def joined(passing, read):
@@ -254,7 +254,7 @@ def _flow(half, sublayer, field, seen):
         read = read.sum(-1, keepdims=True) / sublayer.heads
         return (passing + read) / 2 if half else passing + read
 
-    if isinstance(field, Series):
+    if isinstance(field, FrameSequence):
         return field._replace(tokens=joined(passing.tokens, read.patches)), shares
     return Tokens(*map(joined, passing, read)), shares
 
@@ -308,10 +308,10 @@ def _of_heads(walk, clips):
 
     def read(patches, sublayer, own):
         """(n h): what class tokens read, or all patches where there are none."""
-        found = flow(sublayer, field._replace(patches=patches), own)
-        if found is None or tokens.classes.shape[1] and found.classes is None:
+        found = propagate(sublayer, field._replace(patches=patches), own)
+        if found is None or tokens.class_tokens.shape[1] and found.class_tokens is None:
             return None
-        out = found.classes if tokens.classes.shape[1] else found.patches
+        out = found.class_tokens if tokens.class_tokens.shape[1] else found.patches
         return out.reshape(len(out), -1, out.shape[-1]).mean(axis=1)
 
     last = [pair for pair in zip(sublayers, seen) if read(field.patches, *pair) is not None][-1]

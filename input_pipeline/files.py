@@ -1,0 +1,91 @@
+"""Atomic writing: a file or a folder appears whole under its name, or not at all.
+
+Content goes to a temporary name in the same folder, is flushed to the disk, and is then renamed. A process that is
+killed leaves at most a file or folder whose name starts with a dot and ends in `.tmp`.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+_SUFFIX = ".tmp"
+
+
+@contextlib.contextmanager
+def atomic_file(path) -> Iterator[Path]:
+    """Yields a temporary path to write to, which replaces `path` when the block ends without an error.
+
+    Raises:
+      OSError: the file cannot be flushed or renamed.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path) -> Iterator[Path]:
+    """Yields an empty temporary folder, which is renamed to `path` when the block ends without an error.
+
+    `path` must not exist, or be an empty folder. Folders that killed processes left for the same `path` are removed
+    first, so that callers must exclude each other, for example by a lock.
+
+    Raises:
+      OSError: the folder cannot be made or renamed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{path.name}.*{_SUFFIX}"):
+        shutil.rmtree(stale, ignore_errors=True)
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_bytes(path, content: bytes) -> None:
+    """Writes a file atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path, text: str) -> None:
+    """Writes a text atomically, in UTF-8; bytes of file names that are not UTF-8 pass through (surrogateescape)."""
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
+
+
+def is_temporary(name: str) -> bool:
+    """Whether `name`, without its folder, is a temporary name of this module."""
+    return name.startswith(".") and name.endswith(_SUFFIX)
+
+
+def remove_temporaries(folder) -> None:
+    """Removes the temporary files that killed processes left in `folder`; none may be writing there."""
+    for path in Path(folder).iterdir():
+        if is_temporary(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """Returns a name in the same folder that no other process takes."""
+    return path.with_name(f".{path.name}.{os.urandom(4).hex()}{_SUFFIX}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
