@@ -28,8 +28,14 @@ reads.
 without this library, and a README."""
 
 # The flags of each mode beside those of all, and whether it needs them.
-FLAGS = {"train": {}, "eval": {}, "summary": {}, "predict": {"video": True, "out": False, "features": False},
-         "explain": {"video": True, "out": True, "target": False}, "export": {"out": True}}
+FLAGS = {
+    "train": {},
+    "eval": {},
+    "summary": {},
+    "predict": {"video": True, "out": False, "features": False},
+    "explain": {"video": True, "out": True, "target": False},
+    "export": {"out": True},
+}
 HOSTS = ("coordinator", "processes", "process")  # flags of --distributed
 
 
@@ -42,17 +48,22 @@ def parse(argv):
     from configs.sheet import read_flags, require
 
     own = dict.fromkeys(flag for flags in FLAGS.values() for flag in flags)
-    config, given = read_flags(argv[1:], {"workdir": None, "mode": "train", "distributed": "false",
-                                          **dict.fromkeys(HOSTS), **own})
+    config, given = read_flags(
+        argv[1:], {"workdir": None, "mode": "train", "distributed": "false", **dict.fromkeys(HOSTS), **own}
+    )
     mode = given["mode"]
     require(mode in FLAGS, f"--mode={mode} must be one of {', '.join(FLAGS)}.")
     require(given["distributed"] in ("true", "false"), f"--distributed={given['distributed']} must be true or false.")
-    require(given["distributed"] == "false" or mode in ("train", "eval"),
-            f"--mode={mode} is a command of one process; --distributed=true is for train and eval.")
+    require(
+        given["distributed"] == "false" or mode in ("train", "eval"),
+        f"--mode={mode} is a command of one process; --distributed=true is for train and eval.",
+    )
     for flag in HOSTS:
         require(given["distributed"] == "true" or not given[flag], f"--{flag} is a flag of --distributed=true.")
-        require(flag == "coordinator" or not given[flag] or given[flag].isdigit(),
-                f"--{flag}={given[flag]} must be a whole number.")
+        require(
+            flag == "coordinator" or not given[flag] or given[flag].isdigit(),
+            f"--{flag}={given[flag]} must be a whole number.",
+        )
     hosts = {flag: given[flag] and (given[flag] if flag == "coordinator" else int(given[flag])) for flag in HOSTS}
     for flag in own:
         takers = " or ".join(f"--mode={each}" for each in FLAGS if flag in FLAGS[each])
@@ -60,8 +71,13 @@ def parse(argv):
         require(given[flag] or not FLAGS[mode].get(flag), f"--mode={mode} needs --{flag}; --help shows it.")
     file, _, model = given["config"].partition(":")
     workdir = given["workdir"] or f"runs/{Path(file).stem}" + (f"_{model}" if model else "")
-    return (config.to_dict(), workdir, mode, hosts if given["distributed"] == "true" else None,
-            {flag: given[flag] for flag in FLAGS[mode]})
+    return (
+        config.to_dict(),
+        workdir,
+        mode,
+        hosts if given["distributed"] == "true" else None,
+        {flag: given[flag] for flag in FLAGS[mode]},
+    )
 
 
 def summarise(config, name):
@@ -75,9 +91,17 @@ def summarise(config, name):
 
     summary = count(partial(build, **config["model"]))
     table(name, [(module, f"{size:,}") for module, size in summary.modules] + [("all", f"{summary.params:,}")])
-    print(json.dumps({"config": name, "params": summary.params, "macs_per_view": summary.macs_per_view,
-                      "macs_per_view_linear": summary.macs_per_view_linear,
-                      "views": config["eval"]["clips"] * config["eval"]["crops"]}))
+    print(
+        json.dumps(
+            {
+                "config": name,
+                "params": summary.params,
+                "macs_per_view": summary.macs_per_view,
+                "macs_per_view_linear": summary.macs_per_view_linear,
+                "views": config["eval"]["clips"] * config["eval"]["crops"],
+            }
+        )
+    )
 
 
 def cache_compilations(workdir):
@@ -115,8 +139,10 @@ def main(argv) -> int:
         print("Interrupted; nothing is lost, and the same command goes on.", file=sys.stderr)
         return 128 + wish.args[0]
     except OSError as error:
-        print(f"vidformers: {error.filename or 'a file'} cannot be read or written: {error.strerror or error}.",
-              file=sys.stderr)
+        print(
+            f"vidformers: {error.filename or 'a file'} cannot be read or written: {error.strerror or error}.",
+            file=sys.stderr,
+        )
         return 2
 
 
@@ -136,6 +162,7 @@ class Asked(KeyboardInterrupt):
 
 def heed_signals():
     """Makes an exception of ctrl-C, which a program that was started in the background ignores, and of SIGTERM."""
+
     def ask(number, _):
         raise Asked(number)
 
@@ -160,6 +187,7 @@ def run(argv) -> int:
             return 0
         if hosts:
             from vidformers.parallel.processes import initialize
+
             initialize(**hosts)
         return work(config, workdir, mode, flags)
     except (SheetError, ConfigError, DataError) as error:
@@ -182,14 +210,17 @@ def work(config, workdir, mode, flags) -> int:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that on its first start it looks for fonts
     if mode == "predict":
         from vidformers.inference.predict import predict
+
         predict(config, workdir, **flags)
         return 0
     if mode == "explain":
         from vidformers.inference.explain.explainer import explain
+
         explain(config, workdir, **flags)
         return 0
     if mode == "export":
         from vidformers.inference.export import export
+
         export(config, workdir, **flags)
         return 0
     code = 0

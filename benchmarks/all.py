@@ -47,14 +47,19 @@ def measurements(gpu: bool, peer: str | None) -> dict[str, list[str]]:
 def run(name: str, command: list[str], out: Path, commit: str) -> list[dict]:
     """The lines of one measurement, each also added to `out` as soon as it is there."""
     began, rows = time.perf_counter(), []
-    with open(out, "a", encoding="utf-8") as file, subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with (
+        open(out, "a", encoding="utf-8") as file,
+        subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process,
+    ):
         for line in process.stdout:
             if line.startswith("{"):
                 rows.append(json.loads(line) | {"commit": commit})
                 print(json.dumps(rows[-1]), file=file, flush=True)
-    print(f"{name}: {len(rows)} lines in {time.perf_counter() - began:.0f} s"
-          + (f", then it failed with status {process.returncode}" if process.returncode else ""), flush=True)
+    print(
+        f"{name}: {len(rows)} lines in {time.perf_counter() - began:.0f} s"
+        + (f", then it failed with status {process.returncode}" if process.returncode else ""),
+        flush=True,
+    )
     return rows
 
 
@@ -67,15 +72,20 @@ def draw(rows: list[dict], stem: Path) -> None:
     grown = [row for row in rows if row["benchmark"] == "growth"]
     if grown:
         growth.draw(grown, stem)
-    speeds = {mode: [row for row in rows if row["benchmark"] == "throughput" and row.get("mode") == mode
-                     and row.get("batch")] for mode in ("train", "eval")}
+    speeds = {
+        mode: [row for row in rows if row["benchmark"] == "throughput" and row.get("mode") == mode and row.get("batch")]
+        for mode in ("train", "eval")
+    }
     if any(speeds.values()):
         figure = Figure(figsize=(13, 5.5), layout="constrained")
         panels = figure.subplots(1, 2)
-        for panel, (mode, found) in zip(panels, speeds.items()):
+        for panel, (mode, found) in zip(panels, speeds.items(), strict=True):
             names = [row["model"] for row in found]
-            bars = panel.barh(names, [row["clips_per_second"] for row in found],
-                              color=["tab:gray" if name.startswith("Hugging") else "tab:blue" for name in names])
+            bars = panel.barh(
+                names,
+                [row["clips_per_second"] for row in found],
+                color=["tab:gray" if name.startswith("Hugging") else "tab:blue" for name in names],
+            )
             panel.bar_label(bars, [f"{row['clips_per_second']:.3g}" for row in found], padding=3, fontsize=8)
             panel.set(title=mode, xlabel="clips a second")
             panel.margins(x=0.15)
@@ -96,8 +106,9 @@ def main():
     if args.only:
         unknown = set(args.only.split(",")) - set(chosen)
         if unknown:
-            raise SystemExit(f"--only={args.only}: there is no {', '.join(sorted(unknown))}; choose from "
-                             f"{', '.join(chosen)}.")
+            raise SystemExit(
+                f"--only={args.only}: there is no {', '.join(sorted(unknown))}; choose from {', '.join(chosen)}."
+            )
         chosen = {name: chosen[name] for name in args.only.split(",")}
     out.mkdir(parents=True, exist_ok=True)
     stem = out / f"{device.replace(' ', '-').lower()}-{datetime.date.today().isoformat()}"

@@ -7,7 +7,10 @@ def parse(about: str, **defaults) -> argparse.Namespace:
     """The options `defaults`, each of the type of its default, text where that is None; --help shows `about`."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in defaults.items():
-        kind = dict(choices=["float32", "bfloat16"]) if name == "dtype" else dict(
-            type=str if default is None else type(default))
+        kind = (
+            dict(choices=["float32", "bfloat16"])
+            if name == "dtype"
+            else dict(type=str if default is None else type(default))
+        )
         parser.add_argument(f"--{name.replace('_', '-')}", default=default, **kind)
     return parser.parse_args()

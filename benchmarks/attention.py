@@ -42,15 +42,21 @@ def main():
             print(f"{backend} is left out: {error}")
     for scheme, (groups, queries, keys) in GROUPS.items():
         rng = np.random.default_rng(0)
-        q, k, v, g = (jnp.asarray(rng.normal(size=(args.batch, groups, n, HEADS, WIDTH)), args.dtype)
-                      for n in (queries, keys, keys, queries))
+        q, k, v, g = (
+            jnp.asarray(rng.normal(size=(args.batch, groups, n, HEADS, WIDTH)), args.dtype)
+            for n in (queries, keys, keys, queries)
+        )
         runs, seconds, full = {}, {}, set()
         for backend in backends:
+
             def forward(q, k, v, kernel=softmax_kernel(backend)):
                 return attend(q, k, v, kernel=kernel)
+
             runs[backend, "forward"] = jax.jit(forward), (q, k, v)
-            runs[backend, "both"] = jax.jit(lambda q, k, v, g, forward=forward: jax.vjp(forward, q, k, v)[1](g)), (
-                q, k, v, g)
+            runs[backend, "both"] = (
+                jax.jit(lambda q, k, v, g, forward=forward: jax.vjp(forward, q, k, v)[1](g)),
+                (q, k, v, g),
+            )
         for _ in range(1 + args.rounds):
             for name, (run, arguments) in runs.items():
                 if name not in full:
@@ -60,10 +66,22 @@ def main():
                         if "RESOURCE_EXHAUSTED" not in str(error):
                             raise
                         full.add(name)
-        report(benchmark="attention", scheme=scheme, groups=groups, queries=queries, keys=keys, batch=args.batch,
-               dtype=args.dtype, seconds={backend: {pass_: None if (backend, pass_) in full else
-                                                    statistics.median(seconds[backend, pass_][1:])
-                                                    for pass_ in ("forward", "both")} for backend in backends})
+        report(
+            benchmark="attention",
+            scheme=scheme,
+            groups=groups,
+            queries=queries,
+            keys=keys,
+            batch=args.batch,
+            dtype=args.dtype,
+            seconds={
+                backend: {
+                    pass_: None if (backend, pass_) in full else statistics.median(seconds[backend, pass_][1:])
+                    for pass_ in ("forward", "both")
+                }
+                for backend in backends
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -25,8 +25,21 @@ SHEETS = ("vit_b16", "timesformer_b16", "joint_b16", "mevit_b16", "havit_b16", "
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 MESHES = {"data8": dict(data=8), "fsdp8": dict(fsdp=8), "context4": dict(data=2, context=4)}
 DEVICES = 8
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8,
-          "u64": 8, "f64": 8}
+_BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "s16": 2,
+    "u16": 2,
+    "f16": 2,
+    "bf16": 2,
+    "s32": 4,
+    "u32": 4,
+    "f32": 4,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+}
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$", re.M)
 _CALLED = re.compile(r"(?:body|to_apply|calls|true_computation|false_computation)=%?([\w.-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -41,8 +54,10 @@ def collectives(compiled) -> dict[str, dict[str, int]]:
     """
     text = compiled.as_text()
     starts = [(match.group(1), match.start()) for match in _COMPUTATION.finditer(text)]
-    bodies = {name: text[start:end].splitlines()[1:]
-              for (name, start), (_, end) in zip(starts, starts[1:] + [("", len(text))])}
+    bodies = {
+        name: text[start:end].splitlines()[1:]
+        for (name, start), (_, end) in zip(starts, starts[1:] + [("", len(text))], strict=True)
+    }
     entry = re.search(r"^ENTRY %?([\w.-]+) ", text, re.M).group(1)
     counts, sizes = Counter(), Counter()
 
@@ -73,15 +88,24 @@ def measure(sheet: str, mesh_name: str, clips: int) -> None:
     """Prints one line."""
     config, mesh = configs.load(f"configs/{sheet}.py").to_dict(), make_mesh(**MESHES[mesh_name])
     step = LoweredStep(config["model"] | dict(dtype="float32"), clips * num_batch_shards(mesh), mesh)
-    compiled = step.lowered.compile(compiler_options={"xla_backend_optimization_level": 0,
-                                                      "xla_cpu_use_fusion_emitters": False})
+    compiled = step.lowered.compile(
+        compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    )
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(step.abstract))
-    share = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-                for leaf in jax.tree.leaves(step.abstract))
-    report(benchmark="collectives", config=sheet, mesh=mesh_name, clips_a_device=clips / mesh.shape["context"],
-           parameter_bytes=sum(leaf.size * 4 for leaf in jax.tree.leaves(step.abstract.parameters)),
-           state_over_share=share * mesh.shape["fsdp"] / whole, collectives=collectives(compiled),
-           temporary_mib=compiled.memory_analysis().temp_size_in_bytes / 2**20)
+    share = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(step.abstract)
+    )
+    report(
+        benchmark="collectives",
+        config=sheet,
+        mesh=mesh_name,
+        clips_a_device=clips / mesh.shape["context"],
+        parameter_bytes=sum(leaf.size * 4 for leaf in jax.tree.leaves(step.abstract.parameters)),
+        state_over_share=share * mesh.shape["fsdp"] / whole,
+        collectives=collectives(compiled),
+        temporary_mib=compiled.memory_analysis().temp_size_in_bytes / 2**20,
+    )
 
 
 def show(path: str) -> None:
@@ -90,8 +114,12 @@ def show(path: str) -> None:
     for line in Path(path).read_text().splitlines():
         row = json.loads(line)
         if row["benchmark"] == "collectives":
-            cells = [f"{row['collectives'][kind]['bytes'] / 1e6:,.0f} ({row['collectives'][kind]['count']})"
-                     if kind in row["collectives"] else "" for kind in KINDS]
+            cells = [
+                f"{row['collectives'][kind]['bytes'] / 1e6:,.0f} ({row['collectives'][kind]['count']})"
+                if kind in row["collectives"]
+                else ""
+                for kind in KINDS
+            ]
             print(f"| `{row['config']}` | {row['mesh']} | {row['parameter_bytes'] / 1e6:,.0f} | {' | '.join(cells)} |")
 
 

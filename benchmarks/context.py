@@ -31,8 +31,10 @@ def show(path: str) -> None:
     print("| model | `model.remat` | one device | each of 8 |\n|---|---|---|---|")
     for row in map(json.loads, Path(path).read_text().splitlines()):
         if row["benchmark"] == "context":
-            print(f"| `{row['model']}`, {row['frames']} frames of {row['size']} | `{row['remat']}` | "
-                  f"{row['one_device_bytes'] / 2**30:,.0f} GiB | {row['eight_devices_bytes'] / 2**30:,.0f} GiB |")
+            print(
+                f"| `{row['model']}`, {row['frames']} frames of {row['size']} | `{row['remat']}` | "
+                f"{row['one_device_bytes'] / 2**30:,.0f} GiB | {row['eight_devices_bytes'] / 2**30:,.0f} GiB |"
+            )
 
 
 def main():
@@ -43,8 +45,15 @@ def main():
     for name in args.models.split(","):
         for remat in args.remat.split(","):
             one, eight = (needed(name, devices, args.frames, args.size, remat) for devices in (1, DEVICES))
-            report(benchmark="context", model=name, frames=args.frames, size=args.size, remat=remat,
-                   one_device_bytes=one, eight_devices_bytes=eight)
+            report(
+                benchmark="context",
+                model=name,
+                frames=args.frames,
+                size=args.size,
+                remat=remat,
+                one_device_bytes=one,
+                eight_devices_bytes=eight,
+            )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class Clips(torch.utils.data.IterableDataset):
         for path, indices in itertools.islice(itertools.cycle(self.rows), worker.id, None, worker.num_workers):
             frames = self.decode(path, indices)
             top, left = (frames.shape[1] - self.size) // 2, (frames.shape[2] - self.size) // 2
-            yield frames[:, top:top + self.size, left:left + self.size].contiguous()
+            yield frames[:, top : top + self.size, left : left + self.size].contiguous()
 
 
 def torchcodec_frames(path, indices):
@@ -69,14 +69,20 @@ def main():
     with open(args.list, encoding="utf-8") as file:
         rows = json.load(file)
     loader = torch.utils.data.DataLoader(
-        Clips(rows, args.decoder, args.size), batch_size=args.batch, num_workers=args.workers, prefetch_factor=2,
-        multiprocessing_context="spawn")
+        Clips(rows, args.decoder, args.size),
+        batch_size=args.batch,
+        num_workers=args.workers,
+        prefetch_factor=2,
+        multiprocessing_context="spawn",
+    )
     start = {"torch": torch.__version__, "python": sys.version.split()[0], "decoder": args.decoder}
     if args.decoder == "torchcodec":
         import torchcodec
+
         start["torchcodec"] = torchcodec.__version__
     else:
         import av
+
         start["av"] = av.__version__
     batches = iter(loader)
     next(batches)
@@ -88,8 +94,9 @@ def main():
                     next(batches)
                 started = time.perf_counter()
                 means = [float(np.mean(next(batches).numpy()[:, :, ::16, ::16])) for _ in range(int(count))]
-                print(json.dumps({"seconds": time.perf_counter() - started, "mean": sum(means) / len(means)}),
-                      flush=True)
+                print(
+                    json.dumps({"seconds": time.perf_counter() - started, "mean": sum(means) / len(means)}), flush=True
+                )
             case ["quit"]:
                 break
             case other:

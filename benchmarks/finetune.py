@@ -34,15 +34,25 @@ def subset(data: Path, folder: Path, names) -> list[str]:
             rows = [(data / path, CLASSES[int(label)]) for path, label in list(csv.reader(before))[1:]]
             csv.writer(after).writerows([("path", "label"), *(row for row in rows if row[1] in names)])
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in names))
-    swaps = tuple((name, name.replace("left", "right").replace("turn clock", "turn anticlock")) for name in names
-                  if name in ("slide left", "turn clockwise"))
-    return [f"--config.data.{field}={value}" for field, value in dict(
-        source="csv", root=folder, classes="classes.txt", num_classes=len(names), flip_swaps=swaps).items()]
+    swaps = tuple(
+        (name, name.replace("left", "right").replace("turn clock", "turn anticlock"))
+        for name in names
+        if name in ("slide left", "turn clockwise")
+    )
+    return [
+        f"--config.data.{field}={value}"
+        for field, value in dict(
+            source="csv", root=folder, classes="classes.txt", num_classes=len(names), flip_swaps=swaps
+        ).items()
+    ]
 
 
 def start(workdir: Path, fields) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "main.py", "--config=configs/demo.py", f"--workdir={workdir}", *fields],
-                            cwd=ROOT, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "main.py", "--config=configs/demo.py", f"--workdir={workdir}", *fields],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def finish(process: subprocess.Popen) -> None:
@@ -51,6 +61,7 @@ def finish(process: subprocess.Popen) -> None:
 
 def steps_to(accuracy: float, workdir: Path, fields) -> int | None:
     """Trains until the accuracy is reached, and returns at which step it was; None where it was not."""
+
     def reached():
         return next((row["step"] for row in read_metrics(workdir) if row.get("val/top1@1x1", 0) >= accuracy), None)
 
@@ -84,15 +95,36 @@ def main():
         steps = {"finetuned": [], "scratch": []}
         for seed in range(args.seeds):
             for kind, weights in (("finetuned", [f"--config.init.weights={folder / 'model'}"]), ("scratch", [])):
-                steps[kind].append(steps_to(args.accuracy, folder / f"{kind}{seed}", [
-                    *second, *weights, f"--config.seed={seed}", f"--config.train.total_steps={args.steps}",
-                    f"--config.train.eval_every_steps={args.every}", "--config.eval.clips=1"]))
+                steps[kind].append(
+                    steps_to(
+                        args.accuracy,
+                        folder / f"{kind}{seed}",
+                        [
+                            *second,
+                            *weights,
+                            f"--config.seed={seed}",
+                            f"--config.train.total_steps={args.steps}",
+                            f"--config.train.eval_every_steps={args.every}",
+                            "--config.eval.clips=1",
+                        ],
+                    )
+                )
         last = [row for row in read_metrics(folder / "before") if any(name.startswith("val/top1") for name in row)][-1]
     assert all(steps["finetuned"]), f"fine-tuning did not reach {args.accuracy} in {args.steps} steps: {steps}"
-    ratios = [ours / (scratch or args.steps) for ours, scratch in zip(steps["finetuned"], steps["scratch"])]
-    report(benchmark="finetune", accuracy=args.accuracy, every=args.every, steps=args.steps, pretrain=args.pretrain,
-           pretrained_top1={name: value for name, value in last.items() if name.startswith("val/top1")},
-           steps_to_accuracy=steps, ratios=ratios, median_ratio=statistics.median(ratios))
+    ratios = [
+        ours / (scratch or args.steps) for ours, scratch in zip(steps["finetuned"], steps["scratch"], strict=True)
+    ]
+    report(
+        benchmark="finetune",
+        accuracy=args.accuracy,
+        every=args.every,
+        steps=args.steps,
+        pretrain=args.pretrain,
+        pretrained_top1={name: value for name, value in last.items() if name.startswith("val/top1")},
+        steps_to_accuracy=steps,
+        ratios=ratios,
+        median_ratio=statistics.median(ratios),
+    )
 
 
 if __name__ == "__main__":

@@ -35,10 +35,11 @@ class FoldedBefore(SelfAttention):
     def branch(self, tokens: Tokens):
         grid = tokens.patches.shape[1:4]
         groups = self.scheme.fold(self.norm(tokens.patches))
-        patches = [rearrange(x, "b g n (h e) -> b g n h e", h=self.heads)
-                   for x in jnp.split(self.qkv(groups), 3, axis=-1)]
+        patches = [
+            rearrange(x, "b g n (h e) -> b g n h e", h=self.heads) for x in jnp.split(self.qkv(groups), 3, axis=-1)
+        ]
         classes = [x[:, :, None] for x in self._class_heads(tokens.classes, groups.shape[1])]
-        out = attend(*(jnp.concatenate(pair, axis=2) for pair in zip(classes, patches)))
+        out = attend(*(jnp.concatenate(pair, axis=2) for pair in zip(classes, patches, strict=True)))
         patches = self.scheme.unfold(self._project(out[:, :, 1:]), grid)
         return patches, merge_copies(self._project(out[:, :, 0]), tokens.classes)
 
@@ -47,8 +48,9 @@ def main():
     args = parse(__doc__, batch=1, rounds=9, dtype="float32")
     keep_memory()
     rng = np.random.default_rng(0)
-    tokens = Tokens(*(jnp.asarray(rng.normal(size=(args.batch, *shape, WIDTH)), args.dtype)
-                      for shape in ((8, 14, 14), (1,))))
+    tokens = Tokens(
+        *(jnp.asarray(rng.normal(size=(args.batch, *shape, WIDTH)), args.dtype) for shape in ((8, 14, 14), (1,)))
+    )
     for name, scheme in SCHEMES.items():
         runs, seconds = {}, {}
         for place, kind in (("after", SelfAttention), ("before", FoldedBefore)):
@@ -56,8 +58,10 @@ def main():
             graph, parameters = nnx.split(make)
 
             def loss(parameters, tokens, graph=graph):
-                return sum((leaf.astype(jnp.float32)**2).sum()
-                           for leaf in jax.tree.leaves(nnx.merge(graph, parameters).branch(tokens)))
+                return sum(
+                    (leaf.astype(jnp.float32) ** 2).sum()
+                    for leaf in jax.tree.leaves(nnx.merge(graph, parameters).branch(tokens))
+                )
 
             runs[place] = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(parameters, tokens).compile(), parameters
             seconds[place] = []
@@ -68,8 +72,13 @@ def main():
                 started = time.perf_counter()
                 jax.block_until_ready(run(parameters, tokens))
                 seconds[place].append(time.perf_counter() - started)
-        report(benchmark="folds", scheme=name, batch=args.batch, dtype=args.dtype,
-               seconds={place: statistics.median(times[1:]) for place, times in seconds.items()})
+        report(
+            benchmark="folds",
+            scheme=name,
+            batch=args.batch,
+            dtype=args.dtype,
+            seconds={place: statistics.median(times[1:]) for place, times in seconds.items()},
+        )
 
 
 if __name__ == "__main__":

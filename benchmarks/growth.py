@@ -44,17 +44,22 @@ def scheme(make):
 
 
 SCHEMES = {
-    "frame": scheme(Frame()), "time": scheme(Time()), "joint": scheme(Joint()),
+    "frame": scheme(Frame()),
+    "time": scheme(Time()),
+    "joint": scheme(Joint()),
     "joint, linear (ReLU)": partial(SelfAttention, Joint(), WIDTH, HEADS, kernel="relu"),
-    "motion, M=2": scheme(Motion(2)), "shifted heads (MSCA)": scheme(Shifted("heads", "KV", 1, 1)),
+    "motion, M=2": scheme(Motion(2)),
+    "shifted heads (MSCA)": scheme(Shifted("heads", "KV", 1, 1)),
     "shrinking (STAT)": partial(ShrinkingAttention, WIDTH, HEADS),
     "windows (Swin)": partial(ShiftedWindowAttention, WIDTH, HEADS, window=(8, 7, 7), shifted=True),
-    "convolutional (CvT)": partial(ConvolutionalAttention, Frame(), WIDTH, HEADS)}
+    "convolutional (CvT)": partial(ConvolutionalAttention, Frame(), WIDTH, HEADS),
+}
 PER_FRAME = ("shrinking (STAT)", "shifted heads (MSCA)")  # with a class token a frame
 
 
 def cases():
     """(scheme, axis, sizes, size -> (what makes the sublayer, its tokens))."""
+
     def tokens(classes, frames=FRAMES, grid=GRID):
         rng = np.random.default_rng(0)
         shape = (1, frames, grid, grid, WIDTH)
@@ -68,8 +73,12 @@ def cases():
     for name, make in SCHEMES.items():
         classes = "frames" if name in PER_FRAME else "none" if "Swin" in name or "CvT" in name else "clip"
         for axis in ("frames", "grid"):
-            yield name, axis, SIZES[axis], lambda size, axis=axis, make=make, classes=classes: (
-                make, tokens(classes, **{axis: size}))
+            yield (
+                name,
+                axis,
+                SIZES[axis],
+                lambda size, axis=axis, make=make, classes=classes: (make, tokens(classes, **{axis: size})),
+            )
     yield "motion, block M", "block", SIZES["block"], lambda size: (scheme(Motion(size)), tokens("clip"))
     window = partial(LongformerAttention, WIDTH, HEADS)
     yield "window (VTN)", "frames", (64, 128, 256, 512), lambda size: (partial(window, 32), series(size))
@@ -94,8 +103,11 @@ def measure(make, tokens, seconds: float) -> dict:
         started = time.perf_counter()
         jax.block_until_ready(compiled(parameters, tokens))
         times.append(time.perf_counter() - started)
-    return {"seconds": statistics.median(times), "bytes": compiled.memory_analysis().temp_size_in_bytes,
-            "macs": count_macs(forward, parameters, tokens).total}
+    return {
+        "seconds": statistics.median(times),
+        "bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "macs": count_macs(forward, parameters, tokens).total,
+    }
 
 
 def exponent(sizes, values) -> float:
@@ -114,13 +126,24 @@ def draw(rows: list[dict], stem: Path) -> None:
         sizes = sorted({size for row in own for size in row["sizes"]})
         figure = Figure(figsize=(13, 5.5), layout="constrained")
         panels = figure.subplots(1, 2)
-        for panel, field, unit in zip(panels, ("seconds", "bytes"), ("seconds", "temporary bytes")):
+        for panel, field, unit in zip(panels, ("seconds", "bytes"), ("seconds", "temporary bytes"), strict=True):
             for i, row in enumerate(own):
-                panel.plot(row["sizes"], [point[field] for point in row["points"]], "osv^Dx*P<>+"[i % 11] + "-",
-                           label=f"{row['scheme']}: {row['exponents'][field]:.2f}", linewidth=1.3, markersize=5)
+                panel.plot(
+                    row["sizes"],
+                    [point[field] for point in row["points"]],
+                    "osv^Dx*P<>+"[i % 11] + "-",
+                    label=f"{row['scheme']}: {row['exponents'][field]:.2f}",
+                    linewidth=1.3,
+                    markersize=5,
+                )
             decades = np.log10([point[field] for row in own for point in row["points"]])  # whole ones, to be read off
-            panel.set(xscale="log", yscale="log", xlabel=names[axis], ylabel=unit,
-                      ylim=(10 ** np.floor(decades.min()), 10 ** np.ceil(decades.max())))
+            panel.set(
+                xscale="log",
+                yscale="log",
+                xlabel=names[axis],
+                ylabel=unit,
+                ylim=(10 ** np.floor(decades.min()), 10 ** np.ceil(decades.max())),
+            )
             panel.set_xticks(sizes, map(str, sizes), minor=False)
             panel.minorticks_off()
             panel.grid(alpha=0.3)
@@ -134,8 +157,11 @@ def show(path: str) -> None:
     for line in Path(path).read_text().splitlines():
         row = json.loads(line)
         if row["benchmark"] == "growth":
-            print(f"| {row['scheme']} | {row['axis']} | " +
-                  " | ".join(f"{row['exponents'][field]:.2f}" for field in ("macs", "seconds", "bytes")) + " |")
+            print(
+                f"| {row['scheme']} | {row['axis']} | "
+                + " | ".join(f"{row['exponents'][field]:.2f}" for field in ("macs", "seconds", "bytes"))
+                + " |"
+            )
 
 
 def main():
@@ -147,8 +173,9 @@ def main():
     for name, axis, sizes, make in cases():
         sizes = [size for size in sizes if size <= args.largest * max(sizes)]
         points = [measure(*make(size), args.seconds) for size in sizes]
-        exponents = {field: exponent(sizes, [point[field] for point in points])
-                     for field in ("seconds", "bytes", "macs")}
+        exponents = {
+            field: exponent(sizes, [point[field] for point in points]) for field in ("seconds", "bytes", "macs")
+        }
         row = dict(benchmark="growth", scheme=name, axis=axis, sizes=sizes, points=points, exponents=exponents)
         rows.append(row | {"device": jax.devices()[0].device_kind})
         report(**row)

@@ -17,8 +17,12 @@ from benchmarks.arguments import parse
 from benchmarks.measure import keep_memory, report
 from vidformers import build
 
-KINDS = {"joint": dict(attention="joint"), "linear": dict(attention="joint", kernel="relu"),
-         "cosine": dict(attention="joint", kernel="cosine"), "divided": dict(attention="divided")}
+KINDS = {
+    "joint": dict(attention="joint"),
+    "linear": dict(attention="joint", kernel="relu"),
+    "cosine": dict(attention="joint", kernel="cosine"),
+    "divided": dict(attention="divided"),
+}
 
 
 def forward(video, **options):
@@ -32,6 +36,7 @@ def forward(video, **options):
         started = time.perf_counter()
         jax.block_until_ready(compiled(parameters, video))
         return time.perf_counter() - started
+
     run()
     return run
 
@@ -46,8 +51,15 @@ def main():
         for kind, run in runs.items():
             seconds[kind].append(run())
     medians = {kind: statistics.median(times) for kind, times in seconds.items()}
-    report(benchmark="inference", frames=args.frames, batch=args.batch, dtype=args.dtype, rounds=args.rounds,
-           seconds=medians, faster_than_joint={kind: medians["joint"] / median for kind, median in medians.items()})
+    report(
+        benchmark="inference",
+        frames=args.frames,
+        batch=args.batch,
+        dtype=args.dtype,
+        rounds=args.rounds,
+        seconds=medians,
+        faster_than_joint={kind: medians["joint"] / median for kind, median in medians.items()},
+    )
 
 
 if __name__ == "__main__":

@@ -31,8 +31,11 @@ from input_pipeline.decode import Video
 PEER = Path(__file__).with_name("dataloader.py")
 HEIGHT, WIDTH, RATE, SECONDS, SIZE, BATCH = 256, 340, 25, 10, 224, 8
 GROUPS = {250: "bframes=3", 12: "bframes=0"}
-SAMPLING = {"uniform": dict(frames=8, sampling="uniform"), "dense": dict(frames=16, sampling="dense", stride=4),
-            "whole": dict(frames=64, sampling="uniform")}
+SAMPLING = {
+    "uniform": dict(frames=8, sampling="uniform"),
+    "dense": dict(frames=16, sampling="dense", stride=4),
+    "whole": dict(frames=64, sampling="uniform"),
+}
 SKIP = 12  # batches of a turn that may have been ready before it began
 LOAD = 0.8  # of the rate measured, at which a stand-in for a training step takes clips
 
@@ -45,12 +48,24 @@ def render(folder: Path, group: int, videos: int) -> None:
         if path.exists():
             continue
         rng = np.random.default_rng(number)
-        texture = sum(cv2.resize(rng.normal(0, 16 * 2 ** level, (9 << (4 - level), 12 << (4 - level), 3)), (680, 512),
-                                 interpolation=cv2.INTER_CUBIC) for level in range(4)) + 128
+        texture = (
+            sum(
+                cv2.resize(
+                    rng.normal(0, 16 * 2**level, (9 << (4 - level), 12 << (4 - level), 3)),
+                    (680, 512),
+                    interpolation=cv2.INTER_CUBIC,
+                )
+                for level in range(4)
+            )
+            + 128
+        )
         (dy, dx), turn = rng.uniform(-6, 6, 2), rng.uniform(-0.4, 0.4)
         with av.open(str(path) + ".part", "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=RATE, options={
-                "crf": "23", "x264-params": f"keyint={group}:min-keyint={group}:scenecut=0:{GROUPS[group]}"})
+            stream = container.add_stream(
+                "libx264",
+                rate=RATE,
+                options={"crf": "23", "x264-params": f"keyint={group}:min-keyint={group}:scenecut=0:{GROUPS[group]}"},
+            )
             stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
             for t in range(RATE * SECONDS):
                 view = cv2.getRotationMatrix2D((340, 256), turn * t, 1.0)
@@ -66,9 +81,19 @@ def render(folder: Path, group: int, videos: int) -> None:
 
 def prepare(folder: Path) -> Path:
     out = folder.with_name(folder.name + "_shards")
-    subprocess.run([sys.executable, "-m", "input_pipeline.prepare", "--config=configs/vit_b16.py",
-                    f"--config.data.root={folder}", "--config.data.num_classes=1", f"--out={out}"], check=True,
-                   stdout=sys.stderr)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "input_pipeline.prepare",
+            "--config=configs/vit_b16.py",
+            f"--config.data.root={folder}",
+            "--config.data.num_classes=1",
+            f"--out={out}",
+        ],
+        check=True,
+        stdout=sys.stderr,
+    )
     return out
 
 
@@ -119,8 +144,19 @@ class Peer:
 
     def __init__(self, python, rows, decoder, workers):
         self.process = subprocess.Popen(
-            [python, str(PEER), f"--list={rows}", f"--decoder={decoder}", f"--batch={BATCH}", f"--workers={workers}",
-             f"--size={SIZE}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            [
+                python,
+                str(PEER),
+                f"--list={rows}",
+                f"--decoder={decoder}",
+                f"--batch={BATCH}",
+                f"--workers={workers}",
+                f"--size={SIZE}",
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self.about = json.loads(self.process.stdout.readline())
 
     def run(self, skip, count):
@@ -139,7 +175,7 @@ def settle() -> None:
     while idle < 3:
         before = _times()
         time.sleep(0.2)
-        spent = [after - was for was, after in zip(before, _times())]
+        spent = [after - was for was, after in zip(before, _times(), strict=True)]
         idle = idle + 1 if spent[3] > 0.9 * sum(spent) else 0
 
 
@@ -176,15 +212,24 @@ def measure(group: int, args) -> dict:
     finally:
         for contender in contenders.values():
             contender.close()
-    return {"benchmark": "input", "group": group, "sampling": args.sampling, "clips_per_round": count * BATCH,
-            "rounds": args.rounds, "workers": args.workers,
-            "clips_per_second": middle, "range": {name: [min(values), max(values)] for name, values in rates.items()},
-            "over_torchcodec": {name: middle[name] / middle["torchcodec"] for name in ("files", "shards")},
-            f"waiting_at_{LOAD:.0%}_of_own_rate": waits,
-            "mean_level": {name: statistics.mean(values) for name, values in means.items()},
-            "bytes_per_video": {"files": _bytes(files, "*.mp4") / args.videos,
-                                "shards": _bytes(shards, "val*.array_record") / args.videos},
-            "peers": {name: contenders[name].about for name in ("torchcodec", "pyav")}}
+    return {
+        "benchmark": "input",
+        "group": group,
+        "sampling": args.sampling,
+        "clips_per_round": count * BATCH,
+        "rounds": args.rounds,
+        "workers": args.workers,
+        "clips_per_second": middle,
+        "range": {name: [min(values), max(values)] for name, values in rates.items()},
+        "over_torchcodec": {name: middle[name] / middle["torchcodec"] for name in ("files", "shards")},
+        f"waiting_at_{LOAD:.0%}_of_own_rate": waits,
+        "mean_level": {name: statistics.mean(values) for name, values in means.items()},
+        "bytes_per_video": {
+            "files": _bytes(files, "*.mp4") / args.videos,
+            "shards": _bytes(shards, "val*.array_record") / args.videos,
+        },
+        "peers": {name: contenders[name].about for name in ("torchcodec", "pyav")},
+    }
 
 
 def _bytes(folder, pattern):
@@ -204,10 +249,18 @@ def main():
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         processor = next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
     for group in GROUPS:
-        print(json.dumps(measure(group, args) | {
-            "device": processor, "cores": os.cpu_count(), "date": datetime.date.today().isoformat(),
-            "versions": {name: importlib.metadata.version(name) for name in ("av", "grain", "array_record")}}),
-            flush=True)
+        print(
+            json.dumps(
+                measure(group, args)
+                | {
+                    "device": processor,
+                    "cores": os.cpu_count(),
+                    "date": datetime.date.today().isoformat(),
+                    "versions": {name: importlib.metadata.version(name) for name in ("av", "grain", "array_record")},
+                }
+            ),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

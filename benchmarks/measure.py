@@ -26,9 +26,14 @@ from vidformers.training.step import initial_state, make_step
 
 # jemalloc, or where it is not installed glibc's malloc, told to keep what is freed.
 _JEMALLOC = ctypes.util.find_library("jemalloc")
-_KEEP = {"LD_PRELOAD": _JEMALLOC, "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"} if _JEMALLOC else {
-    "GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.arena_max=1:"
-                      "glibc.malloc.top_pad=1000000000"}
+_KEEP = (
+    {"LD_PRELOAD": _JEMALLOC, "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"}
+    if _JEMALLOC
+    else {
+        "GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.arena_max=1:"
+        "glibc.malloc.top_pad=1000000000"
+    }
+)
 
 
 def keep_memory() -> None:
@@ -82,9 +87,14 @@ class TrainingStep(LoweredStep):
             self.state = jax.jit(self.init, out_shardings=shardings)()
             rng = np.random.default_rng(0)
             shapes = {name: leaf.shape for name, leaf in self.batch.items()}
-            self.rows = jax.device_put({
-                "video": rng.integers(0, 256, shapes["video"], np.uint8), "index": np.zeros(shapes["index"], np.int32),
-                "label": rng.integers(0, 400, shapes["label"], np.int32), "mask": np.ones(shapes["mask"], np.float32)})
+            self.rows = jax.device_put(
+                {
+                    "video": rng.integers(0, 256, shapes["video"], np.uint8),
+                    "index": np.zeros(shapes["index"], np.int32),
+                    "label": rng.integers(0, 400, shapes["label"], np.int32),
+                    "mask": np.ones(shapes["mask"], np.float32),
+                }
+            )
             jax.block_until_ready(self.state)
         started = time.perf_counter()
         self.state, figures = self.compiled(self.state, self.rows)
@@ -125,14 +135,26 @@ def processor() -> str:
     except OSError:
         return platform.processor()
     said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    return ", ".join([said.get("model name", platform.machine()),
-                      *(f"{name} {said[name]}" for name in ("cpu family", "model") if name in said)])
+    return ", ".join(
+        [
+            said.get("model name", platform.machine()),
+            *(f"{name} {said[name]}" for name in ("cpu family", "model") if name in said),
+        ]
+    )
 
 
 def report(**figures) -> None:
     """Prints one JSON line: the figures, and the device, versions and date they belong to."""
-    print(json.dumps(figures | {
-        "device": jax.devices()[0].device_kind, "processor": processor(), "cores": os.cpu_count(),
-        "malloc": "jemalloc" if "jemalloc" in os.environ.get("LD_PRELOAD", "") else "glibc",
-        "date": datetime.date.today().isoformat(),
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")}}))
+    print(
+        json.dumps(
+            figures
+            | {
+                "device": jax.devices()[0].device_kind,
+                "processor": processor(),
+                "cores": os.cpu_count(),
+                "malloc": "jemalloc" if "jemalloc" in os.environ.get("LD_PRELOAD", "") else "glibc",
+                "date": datetime.date.today().isoformat(),
+                "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")},
+            }
+        )
+    )

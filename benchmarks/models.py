@@ -18,9 +18,24 @@ from configs import sheet as configs
 from vidformers import build
 from vidformers.models.summary import summarise
 
-SHEETS = ("vit_b16", "timesformer_b16", "joint_b16", "mevit_b16", "havit_b16", "havit_s16", "msca_b16",
-          "tokenshift_b16", "stat_t16", "stat_t32", "stat_t64", "vtn_vit_b16", "vtn_resnet50", "swin_t", "cvt_13",
-          "vivit_b16")
+SHEETS = (
+    "vit_b16",
+    "timesformer_b16",
+    "joint_b16",
+    "mevit_b16",
+    "havit_b16",
+    "havit_s16",
+    "msca_b16",
+    "tokenshift_b16",
+    "stat_t16",
+    "stat_t32",
+    "stat_t64",
+    "vtn_vit_b16",
+    "vtn_resnet50",
+    "swin_t",
+    "cvt_13",
+    "vivit_b16",
+)
 
 
 def measure(sheet: str, batch: int, steps: int, dtype: str) -> None:
@@ -33,24 +48,43 @@ def measure(sheet: str, batch: int, steps: int, dtype: str) -> None:
     if steps:
         step()
         rate = batch / statistics.median(step() for _ in range(steps))
-    report(benchmark="models", config=sheet, batch=batch, frames=model["frames"], size=model["image_size"],
-           dtype=dtype, params=cost.params, macs_per_view=cost.macs_per_view,
-           macs_per_view_linear=cost.macs_per_view_linear, clips_per_second=rate,
-           temporary_mib=step.temporary_bytes / 2**20, compile_seconds=step.compile_seconds)
+    report(
+        benchmark="models",
+        config=sheet,
+        batch=batch,
+        frames=model["frames"],
+        size=model["image_size"],
+        dtype=dtype,
+        params=cost.params,
+        macs_per_view=cost.macs_per_view,
+        macs_per_view_linear=cost.macs_per_view_linear,
+        clips_per_second=rate,
+        temporary_mib=step.temporary_bytes / 2**20,
+        compile_seconds=step.compile_seconds,
+    )
 
 
 def show(path: str) -> None:
     """Prints recorded lines as a table in Markdown."""
-    heads = ("config", "frames", "parameters", "G multiply-adds a view (linear)", "clips/s", "temporary memory",
-             "compiles in")
+    heads = (
+        "config",
+        "frames",
+        "parameters",
+        "G multiply-adds a view (linear)",
+        "clips/s",
+        "temporary memory",
+        "compiles in",
+    )
     print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for line in Path(path).read_text().splitlines():
         row = json.loads(line)
         if row["benchmark"] == "models":
             rate = f"{row['clips_per_second']:.3g}" if row["clips_per_second"] else ""
-            print(f"| `{row['config']}` | {row['frames']} | {row['params']:,} | {row['macs_per_view'] / 1e9:.1f} "
-                  f"({row['macs_per_view_linear'] / 1e9:.1f}) | {rate} | "
-                  f"{row['temporary_mib']:,.0f} MiB | {row['compile_seconds']:.0f} s |")
+            print(
+                f"| `{row['config']}` | {row['frames']} | {row['params']:,} | {row['macs_per_view'] / 1e9:.1f} "
+                f"({row['macs_per_view_linear'] / 1e9:.1f}) | {rate} | "
+                f"{row['temporary_mib']:,.0f} MiB | {row['compile_seconds']:.0f} s |"
+            )
 
 
 def main():
@@ -62,8 +96,18 @@ def main():
     if len(sheets) == 1:
         return measure(sheets[0], args.batch, args.steps, args.dtype)
     for sheet in sheets:  # a process each, with memory of its own
-        subprocess.run([sys.executable, "-m", "benchmarks.models", f"--batch={args.batch}", f"--steps={args.steps}",
-                        f"--dtype={args.dtype}", f"--only={sheet}"], check=True)
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "benchmarks.models",
+                f"--batch={args.batch}",
+                f"--steps={args.steps}",
+                f"--dtype={args.dtype}",
+                f"--only={sheet}",
+            ],
+            check=True,
+        )
 
 
 if __name__ == "__main__":

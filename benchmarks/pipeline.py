@@ -37,8 +37,14 @@ def main():
         jax.block_until_ready((state, figures))
         seconds.append(time.perf_counter() - started)
     step = size / float(np.median(seconds[2:]))
-    report(benchmark="pipeline", config=args.config, workers=setup.pipeline.workers, pipeline_clips_per_second=pipeline,
-           step_clips_per_second=step, ratio=pipeline / step)
+    report(
+        benchmark="pipeline",
+        config=args.config,
+        workers=setup.pipeline.workers,
+        pipeline_clips_per_second=pipeline,
+        step_clips_per_second=step,
+        ratio=pipeline / step,
+    )
 
 
 if __name__ == "__main__":

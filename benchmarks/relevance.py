@@ -26,10 +26,10 @@ def boxes(number, index, short_side, size):
     """(t y x), true inside the digit's box, in the frames of that index of a clip, as the model sees them."""
     opacity, edge = digit_opacity(number)[index], (short_side - size) // 2
     out = np.zeros((len(index), size, size), bool)
-    for inside, frame in zip(out, opacity):
+    for inside, frame in zip(out, opacity, strict=True):
         frame = cv2.resize(frame, (short_side, short_side), interpolation=cv2.INTER_AREA)[edge:, edge:][:size, :size]
         y, x = np.nonzero(frame >= 0.25 * max(frame.max(), 1e-6))
-        inside[y.min():y.max() + 1, x.min():x.max() + 1] = True
+        inside[y.min() : y.max() + 1, x.min() : x.max() + 1] = True
     return out
 
 
@@ -49,14 +49,16 @@ def measure(folder, clips):
     numbers = np.linspace(0, 499, clips).astype(int)
     videos = [Path(data["root"]) / "val" / f"{number:06d}.mp4" for number in numbers]
     shares = {(weights, map): [] for weights in ("trained", "drawn") for map in ("gradient", "rollout")}
-    for clip, number in zip(predictor.clips(videos), numbers):
+    for clip, number in zip(predictor.clips(videos), numbers, strict=True):
         inside = boxes(number, clip.index, data["test_short_side"], data["size"])
         for weights, parameters in (("trained", predictor.parameters), ("drawn", drawn)):
             found = explain(parameters, clip.frames[None], clip.index[None])
             for map in ("gradient", "rollout"):
                 shares[weights, map].append(spread(np.asarray(getattr(found, map)[0]), inside))
-    found = {f"{weights}_{map}": (lambda mean: float(mean[0] / mean[1]))(np.mean(rows, axis=0))
-             for (weights, map), rows in shares.items()}
+    found = {
+        f"{weights}_{map}": (lambda mean: float(mean[0] / mean[1]))(np.mean(rows, axis=0))
+        for (weights, map), rows in shares.items()
+    }
     return {"area": float(np.mean([area for _, area in shares["trained", "gradient"]])), **found}
 
 
@@ -66,8 +68,18 @@ def main():
     parser.add_argument("--clips", type=int, default=100)
     args = parser.parse_args()
     for folder in sorted(path.parent for path in args.runs.glob("*/run.json")):
-        print(json.dumps({"benchmark": "relevance", "model": folder.name, "clips": args.clips,
-                          **measure(folder, args.clips), "date": str(datetime.date.today())}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "benchmark": "relevance",
+                    "model": folder.name,
+                    "clips": args.clips,
+                    **measure(folder, args.clips),
+                    "date": str(datetime.date.today()),
+                }
+            ),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ class Step(NamedTuple):
     @property
     def overlapped(self) -> float:
         """All but one call a pass, its first gather or last reduction, hides as far as the pass is long enough."""
+
         def both(compute, sending):
             return max(compute, sending * (1 - 1 / self.calls)) + sending / self.calls
 
@@ -103,8 +104,13 @@ def step(cost: Cost, device: Device, count: int, fsdp: int, batch: int, assumed:
     size, run = cost.params * FLOAT, partial(pass_seconds, device, total=count, assumed=assumed)
     gather = run(size, fsdp, 1)
     reduce = gather + 2 * run(size / fsdp, count // fsdp, fsdp)
-    return Step(3 * 2 * cost.macs * batch / (device.flops * assumed.efficiency), gather, reduce,
-                UPDATE * cost.params / fsdp / device.hbm, assumed.calls)
+    return Step(
+        3 * 2 * cost.macs * batch / (device.flops * assumed.efficiency),
+        gather,
+        reduce,
+        UPDATE * cost.params / fsdp / device.hbm,
+        assumed.calls,
+    )
 
 
 def count_cost(sheet: str) -> Cost:
@@ -134,13 +140,36 @@ def main():
             for fsdp in sorted({1, min(device.island, count), count}):  # none, an island, all
                 s = step(costs[sheet], device, count, fsdp, batch, Assumed(*rest))
                 times = (f"{1e3 * x:.1f}" for x in (s.compute, 2 * s.gather + s.reduce, s.overlapped, s.in_turn))
-                rows.append((sheet, count, fsdp, *times, f"{s.compute / s.overlapped:.0%}",
-                             f"{s.compute / s.in_turn:.0%}", max(math.ceil(s.hides_at * batch), 1)))
+                rows.append(
+                    (
+                        sheet,
+                        count,
+                        fsdp,
+                        *times,
+                        f"{s.compute / s.overlapped:.0%}",
+                        f"{s.compute / s.in_turn:.0%}",
+                        max(math.ceil(s.hides_at * batch), 1),
+                    )
+                )
                 if fsdp == 1:
                     clips = count * batch / s.overlapped
                     needs.append((name, sheet, count, *(f"{clips / x:,.0f}" for x in (1, *INPUT.values()))))
-        table(f"{name}, --batch={batch}", ("config", "devices", "`fsdp`", "compute, ms", "sending, ms",
-              "step, ms", "in turn, ms", "computing", "in turn", "hides at"), rows)
+        table(
+            f"{name}, --batch={batch}",
+            (
+                "config",
+                "devices",
+                "`fsdp`",
+                "compute, ms",
+                "sending, ms",
+                "step, ms",
+                "in turn, ms",
+                "computing",
+                "in turn",
+                "hides at",
+            ),
+            rows,
+        )
     table("Input", ("device", "config", "devices", "clips/s", *(f"cores, {kind}" for kind in INPUT)), needs)
 
 

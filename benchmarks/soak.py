@@ -42,13 +42,23 @@ def main():
         if count in marks:
             marks[count] = resident()
     _, half, end = marks.values()
-    print(json.dumps({
-        "benchmark": "soak", "decodes": args.decodes, "videos": len(paths), "frames": args.frames, "base_bytes": base,
-        "bytes_after": {str(count): size for count, size in marks.items()},
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "bytes_a_decode_second_half": (end - half) / (args.decodes - args.decodes // 2), "cores": os.cpu_count(),
-        "date": datetime.date.today().isoformat(),
-        "versions": {name: importlib.metadata.version(name) for name in ("av", "numpy")}}))
+    print(
+        json.dumps(
+            {
+                "benchmark": "soak",
+                "decodes": args.decodes,
+                "videos": len(paths),
+                "frames": args.frames,
+                "base_bytes": base,
+                "bytes_after": {str(count): size for count, size in marks.items()},
+                "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "bytes_a_decode_second_half": (end - half) / (args.decodes - args.decodes // 2),
+                "cores": os.cpu_count(),
+                "date": datetime.date.today().isoformat(),
+                "versions": {name: importlib.metadata.version(name) for name in ("av", "numpy")},
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -24,11 +24,17 @@ ROOT = Path(__file__).resolve().parent.parent
 def start(config: str, folder: str, number: int) -> float:
     """Seconds until the run has made a step."""
     workdir = Path(folder) / f"run{number}"
-    command = [sys.executable, "main.py", f"--config={config}", f"--workdir={workdir}",
-               "--config.train.log_every_steps=1"]
+    command = [
+        sys.executable,
+        "main.py",
+        f"--config={config}",
+        f"--workdir={workdir}",
+        "--config.train.log_every_steps=1",
+    ]
     began = time.perf_counter()
-    with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"XDG_CACHE_HOME": folder},
-                          stdout=subprocess.DEVNULL) as run:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"XDG_CACHE_HOME": folder}, stdout=subprocess.DEVNULL
+    ) as run:
         metrics = workdir / "metrics.jsonl"
         while not (metrics.is_file() and metrics.stat().st_size):
             if run.poll() is not None:
@@ -44,8 +50,13 @@ def main():
     Pipeline(**configs.load(args.config).to_dict()["data"]).val_manifest  # to read it renders what is not there
     with tempfile.TemporaryDirectory(dir=ROOT / "data" if (ROOT / "data").is_dir() else None) as folder:
         first, *later = (start(args.config, folder, number) for number in range(1 + args.rounds))
-    report(benchmark="startup", config=args.config, first_seconds=first, second_seconds=statistics.median(later),
-           second_all=later)
+    report(
+        benchmark="startup",
+        config=args.config,
+        first_seconds=first,
+        second_seconds=statistics.median(later),
+        second_all=later,
+    )
 
 
 if __name__ == "__main__":

@@ -69,15 +69,21 @@ def ours(sheet: str, mode: str, steps: int, dtype: str, backend: str, batch: int
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return None
-    return dict(batch=batch, clips_per_second=rate, flops_per_second=2 * work * macs * rate,
-                temporary_mib=step.temporary_bytes / 2**20, compile_seconds=step.compile_seconds)
+    return dict(
+        batch=batch,
+        clips_per_second=rate,
+        flops_per_second=2 * work * macs * rate,
+        temporary_mib=step.temporary_bytes / 2**20,
+        compile_seconds=step.compile_seconds,
+    )
 
 
 def peer(python: str, name: str, mode: str, steps: int, dtype: str, compiled: bool, batch: int) -> dict | None:
     """The figures of one of Hugging Face's models; None where it ends, by a lack of memory most likely."""
     command = [python, str(PEER), f"--model={name}", f"--dtype={dtype}", f"--batch={batch}", f"--mode={mode}"]
-    with subprocess.Popen(command + ["--compile"] * compiled, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          text=True) as process:
+    with subprocess.Popen(
+        command + ["--compile"] * compiled, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             about, times = json.loads(process.stdout.readline()), []
             for _ in range(2 + steps):
@@ -95,23 +101,47 @@ def show(path: str) -> None:
         if row["benchmark"] == "throughput" and row["batch"]:
             share = f"{row['share_of_peak']:.0%}" if "share_of_peak" in row else ""
             memory = f"{row['temporary_mib']:,.0f} MiB" if "temporary_mib" in row else ""
-            print(f"| {row['model']} | {row['mode']} | {row['batch']} | {row['clips_per_second']:.3g} | {share} | "
-                  f"{memory} |")
+            print(
+                f"| {row['model']} | {row['mode']} | {row['batch']} | {row['clips_per_second']:.3g} | {share} | "
+                f"{memory} |"
+            )
 
 
 def main():
-    args = parse(__doc__, only=",".join(SHEETS), batches="8,16,32,64,128", dtype="bfloat16", product=8192, steps=10,
-                 backend="auto", peer_python=None, table=None)
+    args = parse(
+        __doc__,
+        only=",".join(SHEETS),
+        batches="8,16,32,64,128",
+        dtype="bfloat16",
+        product=8192,
+        steps=10,
+        backend="auto",
+        peer_python=None,
+        table=None,
+    )
     if args.table:
         return show(args.table)
     keep_memory()
     batches = [int(batch) for batch in args.batches.split(",")]
-    theirs = [(name, mode, compiled, best(batches, partial(peer, args.peer_python, name, mode, args.steps, args.dtype,
-                                                           compiled)))
-              for name in (PEERS if args.peer_python else ()) for mode in MODES for compiled in (False, True)]
+    theirs = [
+        (
+            name,
+            mode,
+            compiled,
+            best(batches, partial(peer, args.peer_python, name, mode, args.steps, args.dtype, compiled)),
+        )
+        for name in (PEERS if args.peer_python else ())
+        for mode in MODES
+        for compiled in (False, True)
+    ]
     for name, mode, compiled, found in theirs:
-        report(benchmark="throughput", model=f"Hugging Face {name}{', compiled' if compiled else ''}", mode=mode,
-               dtype=args.dtype, **(found or {"batch": None}))
+        report(
+            benchmark="throughput",
+            model=f"Hugging Face {name}{', compiled' if compiled else ''}",
+            mode=mode,
+            dtype=args.dtype,
+            **(found or {"batch": None}),
+        )
     rate = peak(args.product, args.dtype)
     report(benchmark="peak", side=args.product, dtype=args.dtype, flops_per_second=rate)
     for sheet in args.only.split(","):
@@ -119,8 +149,15 @@ def main():
             found = best(batches, partial(ours, sheet, mode, args.steps, args.dtype, args.backend))
             if found is None:
                 raise SystemExit(f"{sheet}: not even --batches={batches[0]} fits.")
-            report(benchmark="throughput", model=sheet, mode=mode, dtype=args.dtype, backend=args.backend,
-                   share_of_peak=found["flops_per_second"] / rate, **found)
+            report(
+                benchmark="throughput",
+                model=sheet,
+                mode=mode,
+                dtype=args.dtype,
+                backend=args.backend,
+                share_of_peak=found["flops_per_second"] / rate,
+                **found,
+            )
 
 
 if __name__ == "__main__":

@@ -33,10 +33,17 @@ def main():
     args = parser.parse_args()
     keep_memory()
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    command = [args.peer_python, str(PEER), f"--device={device}", f"--dtype={args.dtype}", f"--batch={args.batch}",
-               f"--mode={args.mode}"]
-    peer = subprocess.Popen(command + ["--compile"] * args.compile, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                            text=True)
+    command = [
+        args.peer_python,
+        str(PEER),
+        f"--device={device}",
+        f"--dtype={args.dtype}",
+        f"--batch={args.batch}",
+        f"--mode={args.mode}",
+    ]
+    peer = subprocess.Popen(
+        command + ["--compile"] * args.compile, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     with peer:
         about = json.loads(peer.stdout.readline())  # it is ready, and idle until asked
         kind = TrainingStep if args.mode == "train" else ForwardStep
@@ -49,10 +56,22 @@ def main():
         mine, theirs = mine[WARM_UP:], theirs[WARM_UP:]
         print("quit", file=peer.stdin, flush=True)
     ours_s, peer_s = statistics.median(mine), statistics.median(theirs)
-    report(benchmark="timesformer", mode=args.mode, batch=args.batch, dtype=args.dtype, unroll=args.unroll,
-           rounds=args.rounds, ours_seconds=ours_s, peer_seconds=peer_s, ratio=peer_s / ours_s, ours_all=mine,
-           peer_all=theirs, peer=about, compile_seconds=ours.compile_seconds,
-           temporary_mib=ours.temporary_bytes / 2**20)
+    report(
+        benchmark="timesformer",
+        mode=args.mode,
+        batch=args.batch,
+        dtype=args.dtype,
+        unroll=args.unroll,
+        rounds=args.rounds,
+        ours_seconds=ours_s,
+        peer_seconds=peer_s,
+        ratio=peer_s / ours_s,
+        ours_all=mine,
+        peer_all=theirs,
+        peer=about,
+        compile_seconds=ours.compile_seconds,
+        temporary_mib=ours.temporary_bytes / 2**20,
+    )
 
 
 if __name__ == "__main__":

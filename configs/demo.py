@@ -22,9 +22,18 @@ SMALL = {
 def get_config(model: str = "mevit"):
     config = base(model)
     config.data.update(
-        source="motion_clips", root="data/motion_clips", classes="classes.txt", num_classes=10, frames=8, size=32,
-        short_side=(34, 40), test_short_side=36, flip=0.5, workers=2,
-        flip_swaps=(("slide left", "slide right"), ("turn clockwise", "turn anticlockwise")))
+        source="motion_clips",
+        root="data/motion_clips",
+        classes="classes.txt",
+        num_classes=10,
+        frames=8,
+        size=32,
+        short_side=(34, 40),
+        test_short_side=36,
+        flip=0.5,
+        workers=2,
+        flip_swaps=(("slide left", "slide right"), ("turn clockwise", "turn anticlockwise")),
+    )
     config.model.update(width=64, heads=4, depth=3, patch_size=8, unroll=3, dtype="float32")
     config.model.update(SMALL.get(model, {}))
     config.train.update(total_steps=1400, batch_size=16, log_every_steps=50, eval_every_steps=350)

@@ -11,5 +11,6 @@ from configs.datasets import with_data
 
 
 def get_config(sheet: str = "mevit_b16", num_classes: int = 400):
-    return with_data(sheet, source="kinetics", root=f"data/kinetics{num_classes}", num_classes=num_classes,
-              missing="leave_out")
+    return with_data(
+        sheet, source="kinetics", root=f"data/kinetics{num_classes}", num_classes=num_classes, missing="leave_out"
+    )

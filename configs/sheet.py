@@ -30,8 +30,10 @@ def read_flags(argv: Sequence[str], own: dict[str, str | None]) -> tuple[ConfigD
     flags, fields = {"config": None, **own}, []
     for argument in argv:
         name, equals, value = argument.partition("=")
-        require(bool(equals) and name.startswith("--"),
-                f"{argument!r} is not understood: write --name=value, as --help shows.")
+        require(
+            bool(equals) and name.startswith("--"),
+            f"{argument!r} is not understood: write --name=value, as --help shows.",
+        )
         if name.startswith("--config."):
             fields.append((name.removeprefix("--config."), value))
         else:
@@ -74,12 +76,17 @@ def override(config: ConfigDict, path: str, text: str) -> None:
     Raises:
         SheetError: no such field, the model's name, or a value of another type.
     """
-    known = [f"{section}.{field}" for section in config if isinstance(config[section], ConfigDict)
-             for field in config[section]] + [name for name in config if not isinstance(config[name], ConfigDict)]
+    known = [
+        f"{section}.{field}"
+        for section in config
+        if isinstance(config[section], ConfigDict)
+        for field in config[section]
+    ] + [name for name in config if not isinstance(config[name], ConfigDict)]
     if path not in known:
         near = difflib.get_close_matches(path, known, n=1)
-        raise SheetError(f"--config.{path} is not a field of this config"
-                          + (f"; did you mean --config.{near[0]}?" if near else "."))
+        raise SheetError(
+            f"--config.{path} is not a field of this config" + (f"; did you mean --config.{near[0]}?" if near else ".")
+        )
     require(path != "model.name", "--config.model.name is not overridden: choose another config, or FILE.py:MODEL.")
     section, _, field = path.rpartition(".")
     section = config[section] if section else config

@@ -25,12 +25,14 @@ from configs.base import base
 def get_config(frames: int = 16, window: int = 3):
     config = base("stat")
     config.data.frames = frames
-    config.data.update(test_short_side=256, repeats=2, crop="resized", randaugment=4, magnitude=7.0, magnitude_std=0.5,
-                       erasing=0.25)
+    config.data.update(
+        test_short_side=256, repeats=2, crop="resized", randaugment=4, magnitude=7.0, magnitude_std=0.5, erasing=0.25
+    )
     config.model.window = window
     config.model.drop_path = 0.2
-    config.train.update(total_epochs=200.0, eval_every_epochs=5.0, batch_size=512, label_smoothing=0.1,
-                        mixup=0.8, cutmix=1.0)
+    config.train.update(
+        total_epochs=200.0, eval_every_epochs=5.0, batch_size=512, label_smoothing=0.1, mixup=0.8, cutmix=1.0
+    )
     config.optim.update(lr=1.6e-3, warmup_epochs=30.0, weight_decay=0.05, clip_norm=1.0)
     config.eval.clips, config.eval.crops = 5, 1
     return config

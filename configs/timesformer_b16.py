@@ -14,7 +14,15 @@ def get_config():
     config.model.mean, config.model.std = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
     config.train.total_epochs = 15.0
     config.train.eval_every_epochs = 1.0
-    config.optim.update(name="sgd", lr=5e-3, momentum=0.9, nesterov=True, weight_decay=1e-4, decay="all",
-                        schedule="step", drop_epochs=(11.0, 14.0))
+    config.optim.update(
+        name="sgd",
+        lr=5e-3,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=1e-4,
+        decay="all",
+        schedule="step",
+        drop_epochs=(11.0, 14.0),
+    )
     config.eval.clips, config.eval.crops = 1, 3
     return config

@@ -10,8 +10,9 @@ from configs.base import base
 
 def get_config():
     config = base("vit")
-    config.data.update(sampling="dense", stride=32, short_side=(244, 330), brightness=0.1, saturation=0.1, gamma=0.1,
-                       hue=0.1)
+    config.data.update(
+        sampling="dense", stride=32, short_side=(244, 330), brightness=0.1, saturation=0.1, gamma=0.1, hue=0.1
+    )
     config.train.update(batch_size=420, accumulate=10, total_epochs=12.0, eval_every_epochs=1.0)
     config.optim.update(name="sgd", lr=0.1, momentum=0.9, weight_decay=0.0, schedule="step", drop_epochs=(10.0,))
     config.eval.clips, config.eval.crops = 10, 3

@@ -23,6 +23,7 @@ class Record:
       feature: of a row that TensorFlow Datasets wrote, the name of the one that holds the frames.
       name: identifies the video within the data set, wherever that lies.
     """
+
     id: int
     path: str
     label: int
@@ -47,6 +48,7 @@ class Manifest:
       missing: names of the videos that are not there and were left out.
       excluded: names of the videos that were left out as told.
     """
+
     path: str
     records: tuple[Record, ...]
     classes: tuple[str, ...] | None
@@ -96,13 +98,25 @@ def class_names(lists, *, source="csv", root, num_classes, classes=None, split=1
         return read_classes(classes, root=root, num_classes=num_classes)
     names = _source(source).classes(root, _find(lists, root, split))
     if names is not None and len(names) != num_classes:
-        raise DataError(f"The {source} data in {root} have {len(names)} classes, but data.num_classes is "
-                        f"{num_classes}.")
+        raise DataError(
+            f"The {source} data in {root} have {len(names)} classes, but data.num_classes is {num_classes}."
+        )
     return names
 
 
-def read_manifest(path, *, source="csv", root, num_classes, classes=None, train=(), split=1, complete=False,
-                  missing="error", exclude=None) -> Manifest:
+def read_manifest(
+    path,
+    *,
+    source="csv",
+    root,
+    num_classes,
+    classes=None,
+    train=(),
+    split=1,
+    complete=False,
+    missing="error",
+    exclude=None,
+) -> Manifest:
     """Reads and checks a manifest.
 
     Args:
@@ -146,23 +160,32 @@ def read_manifest(path, *, source="csv", root, num_classes, classes=None, train=
     absent = _absent(entry for entry in listing.entries if entry not in excluded)
     if missing == "error":
         _require_all(path, root, listing, absent)
-    kept = [(entry, label) for entry, label in zip(listing.entries, labels)
-            if entry not in excluded and entry.path not in absent]
+    kept = [
+        (entry, label)
+        for entry, label in zip(listing.entries, labels, strict=True)
+        if entry not in excluded and entry.path not in absent
+    ]
     if not kept:
-        raise DataError(f"{path}: none of its {len(listing.entries) + len(listing.missing)} videos is there"
-                        f"{' and not excluded' if excluded else ''} (data.root={root}).")
+        raise DataError(
+            f"{path}: none of its {len(listing.entries) + len(listing.missing)} videos is there"
+            f"{' and not excluded' if excluded else ''} (data.root={root})."
+        )
     if complete and names is None and max(labels) + 1 != num_classes:
-        raise DataError(f"{path}: the largest label is {max(labels)}, but data.num_classes is {num_classes}: set "
-                        f"data.num_classes={max(labels) + 1}, or give data.classes if some classes have no "
-                        "video.")
-    records = tuple(Record(number, entry.path, label, entry.line, entry.start, entry.end, entry.position,
-                           entry.feature, entry.name)
-                    for number, (entry, label) in enumerate(kept))
+        raise DataError(
+            f"{path}: the largest label is {max(labels)}, but data.num_classes is {num_classes}: set "
+            f"data.num_classes={max(labels) + 1}, or give data.classes if some classes have no "
+            "video."
+        )
+    records = tuple(
+        Record(number, entry.path, label, entry.line, entry.start, entry.end, entry.position, entry.feature, entry.name)
+        for number, (entry, label) in enumerate(kept)
+    )
     written = "".join(f"{entry.name}\0{label}\n" for entry, label in kept)
     digest = hashlib.sha256(written.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     gone = listing.missing + tuple(entry.name for entry in listing.entries if entry.path in absent)
-    return Manifest(path, records, names, digest, gone, tuple(
-        entry.name for entry in listing.entries if entry in excluded))
+    return Manifest(
+        path, records, names, digest, gone, tuple(entry.name for entry in listing.entries if entry in excluded)
+    )
 
 
 def _source(name):
@@ -180,8 +203,10 @@ def _find(names, root, split, source=None):
     paths = [os.path.join(root, name.replace("{split}", str(split))) for name in _several(names)]
     found = [path for path in paths if os.path.exists(path)]
     if source and not found and len(paths) > 1:
-        raise DataError(f"There is no {' or '.join(paths)} (data.source={source}): set data.root to the folder of the "
-                        "data set, or data.train and data.val to its lists.")
+        raise DataError(
+            f"There is no {' or '.join(paths)} (data.source={source}): set data.root to the folder of the "
+            "data set, or data.train and data.val to its lists."
+        )
     return (found or paths)[0]
 
 
@@ -205,12 +230,19 @@ def _number(label, where, num_classes, number_of, classes):
             raise ValueError  # a name that is a number to us need not be its place among the others
         number = int(label)
     except ValueError:
-        kind = ("a number, and data.classes gives no names" if not number_of else
-                "a name of data.classes" if classes is not None else f"one of the {len(number_of)} classes")
+        kind = (
+            "a number, and data.classes gives no names"
+            if not number_of
+            else "a name of data.classes"
+            if classes is not None
+            else f"one of the {len(number_of)} classes"
+        )
         raise DataError(f"{where}: the label {label!r} is not {kind}.") from None
     if not 0 <= number < num_classes:
-        raise DataError(f"{where}: label {number} is out of range for data.num_classes={num_classes} "
-                        f"(labels are 0 to {num_classes - 1}).")
+        raise DataError(
+            f"{where}: label {number} is out of range for data.num_classes={num_classes} "
+            f"(labels are 0 to {num_classes - 1})."
+        )
     return number
 
 
@@ -250,5 +282,7 @@ def _require_all(path, root, listing, absent):
         raise DataError(f"{_where(path, gone[0])}: {gone[0].path} does not exist{others}.")
     if listing.missing:
         count = len(listing.entries) + len(listing.missing)
-        raise DataError(f"{path}: {len(listing.missing)} of {count} videos are not below {root}, the first of them "
-                        f"{listing.missing[0]}; data.missing=leave_out goes on without them.")
+        raise DataError(
+            f"{path}: {len(listing.missing)} of {count} videos are not below {root}, the first of them "
+            f"{listing.missing[0]}; data.missing=leave_out goes on without them."
+        )

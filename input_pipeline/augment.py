@@ -16,8 +16,8 @@ from input_pipeline.randaugment import RandAugment
 # cameras or two hours of the day, so that the colours that tell classes apart survive.
 _BRIGHTNESS = 0.3  # factor of all channels: half a stop
 _SATURATION = 0.4  # factor of the distance from grey
-_GAMMA = 0.3       # exponent, in powers of e: 0.74 to 1.35, the differences between display standards
-_HUE = 0.05        # turns of the colour circle: 18 degrees, beyond which skin looks ill
+_GAMMA = 0.3  # exponent, in powers of e: 0.74 to 1.35, the differences between display standards
+_HUE = 0.05  # turns of the colour circle: 18 degrees, beyond which skin looks ill
 
 _LUMA_CHROMA = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])  # NTSC YIQ
 
@@ -53,6 +53,7 @@ class TrainAugment:
     Raises:
       DataError: one of the fields from `crop` on is out of range, or RandAugment and colour changes are both on.
     """
+
     size: int
     short_side: tuple[int, int]
     flip: float = 0.5
@@ -78,8 +79,11 @@ class TrainAugment:
         require("crop", self.crop in ("jitter", "resized"), "'jitter' or 'resized'")
         require("area", _is_range(self.area, 1), "two ascending numbers above 0 and up to 1")
         require("aspect", _is_range(self.aspect, np.finfo(float).max), "two ascending numbers above 0")
-        require("randaugment", isinstance(layers, numbers.Integral) and not isinstance(layers, bool) and layers >= 0,
-                "a whole number of at least 0")
+        require(
+            "randaugment",
+            isinstance(layers, numbers.Integral) and not isinstance(layers, bool) and layers >= 0,
+            "a whole number of at least 0",
+        )
         for field, most in (("magnitude", 10), ("magnitude_std", 10), ("erasing", 1)):
             value = getattr(self, field)
             require(field, isinstance(value, numbers.Real) and 0 <= value <= most, f"from 0 to {most}")
@@ -166,7 +170,7 @@ def test_crops(frames, size, crops, short_side=None):
     for place in crop_places(crops):
         down, across = (place, 0.5) if height > width else (0.5, place)
         top, left = round(down * (height - side)), round(across * (width - side))
-        views.append(_resize(frames[:, top:top + side, left:left + side], size))
+        views.append(_resize(frames[:, top : top + side, left : left + side], size))
     return np.stack(views)
 
 
@@ -198,12 +202,16 @@ def _widest(height, width, aspect):
 
 def _cut(frames, box):
     top, left, high, wide = box
-    return frames[:, top:top + high, left:left + wide]
+    return frames[:, top : top + high, left : left + wide]
 
 
 def _is_range(bounds, most):
-    return (isinstance(bounds, (tuple, list)) and len(bounds) == 2
-            and all(isinstance(bound, numbers.Real) for bound in bounds) and 0 < bounds[0] <= bounds[1] <= most)
+    return (
+        isinstance(bounds, (tuple, list))
+        and len(bounds) == 2
+        and all(isinstance(bound, numbers.Real) for bound in bounds)
+        and 0 < bounds[0] <= bounds[1] <= most
+    )
 
 
 def _window_side(frames, size, short_side):

@@ -61,6 +61,7 @@ class Pipeline:
     Raises:
       DataError: a field is out of range, or, when first read, a manifest has a mistake.
     """
+
     source: str = "csv"
     root: str = "."
     name: str | None = None
@@ -101,27 +102,46 @@ class Pipeline:
     max_bad_fraction: float = 0.01
 
     def __post_init__(self):
-        for field, choices in (("source", (*SOURCES, "motion_clips")), ("sampling", ("uniform", "dense")),
-                               ("missing", ("error", "leave_out"))):
+        for field, choices in (
+            ("source", (*SOURCES, "motion_clips")),
+            ("sampling", ("uniform", "dense")),
+            ("missing", ("error", "leave_out")),
+        ):
             self._require(field, getattr(self, field) in choices, " or ".join(map(repr, choices)))
-        self._require("name", bool(self.name) == (self.source == "tfds"),
-                      "a data set of TensorFlow Datasets for data.source=tfds, and None for other sources")
-        for field, least in (("num_classes", 1), ("size", 1), ("workers", 0), ("prefetch", 1), ("split", 1),
-                             ("repeats", 1)):
-            self._require(field, _is_whole(getattr(self, field), least),
-                          f"a whole number of at least {least}")
+        self._require(
+            "name",
+            bool(self.name) == (self.source == "tfds"),
+            "a data set of TensorFlow Datasets for data.source=tfds, and None for other sources",
+        )
+        for field, least in (
+            ("num_classes", 1),
+            ("size", 1),
+            ("workers", 0),
+            ("prefetch", 1),
+            ("split", 1),
+            ("repeats", 1),
+        ):
+            self._require(field, _is_whole(getattr(self, field), least), f"a whole number of at least {least}")
         for field in ("flip", "brightness", "saturation", "gamma", "hue", "max_bad_fraction"):
             value = getattr(self, field)
             self._require(field, isinstance(value, numbers.Real) and 0 <= value <= 1, "from 0 to 1")
         bounds = self.short_side
-        self._require("short_side", _is_sequence(bounds, 2) and all(_is_whole(b, self.size) for b in bounds)
-                      and bounds[0] <= bounds[1],
-                      f"two ascending whole numbers of at least data.size={self.size} pixels")
+        self._require(
+            "short_side",
+            _is_sequence(bounds, 2) and all(_is_whole(b, self.size) for b in bounds) and bounds[0] <= bounds[1],
+            f"two ascending whole numbers of at least data.size={self.size} pixels",
+        )
         test_side, swaps = self.test_short_side, self.flip_swaps
-        self._require("test_short_side", test_side is None or _is_whole(test_side, self.size),
-                      f"None or a whole number of at least data.size={self.size} pixels")
-        self._require("flip_swaps", _is_sequence(swaps) and all(_is_sequence(pair, 2) for pair in swaps),
-                      "pairs of class names or of label numbers")
+        self._require(
+            "test_short_side",
+            test_side is None or _is_whole(test_side, self.size),
+            f"None or a whole number of at least data.size={self.size} pixels",
+        )
+        self._require(
+            "flip_swaps",
+            _is_sequence(swaps) and all(_is_sequence(pair, 2) for pair in swaps),
+            "pairs of class names or of label numbers",
+        )
         for field, unit in (("frame_rate", "frames per second"), ("limit_seconds", "seconds")):
             value = getattr(self, field)
             self._require(field, isinstance(value, numbers.Real) and 0 < value < math.inf, f"{unit} above 0")
@@ -144,8 +164,14 @@ class Pipeline:
     @functools.cached_property
     def class_names(self) -> tuple[str, ...]:
         """Names by label: those of the class file or of the source, or the numbers themselves."""
-        names = class_names((*self._lists[0], *self._lists[1]), source=self._kind, root=self._prepared_root,
-                            num_classes=self.num_classes, classes=self.classes, split=self.split)
+        names = class_names(
+            (*self._lists[0], *self._lists[1]),
+            source=self._kind,
+            root=self._prepared_root,
+            num_classes=self.num_classes,
+            classes=self.classes,
+            split=self.split,
+        )
         return names or tuple(map(str, range(self.num_classes)))
 
     @functools.cached_property
@@ -164,8 +190,10 @@ class Pipeline:
             first, second = (number_of.get(entry, entry) for entry in pair)
             for label, other in ((first, second), (second, first)):
                 if not _is_whole(label, 0) or label >= self.num_classes:
-                    raise DataError(f"data.flip_swaps: {label!r} is neither a class name nor a label below "
-                                    f"data.num_classes={self.num_classes}.")
+                    raise DataError(
+                        f"data.flip_swaps: {label!r} is neither a class name nor a label below "
+                        f"data.num_classes={self.num_classes}."
+                    )
                 if label in swapped or first == second:
                     raise DataError(f"data.flip_swaps: {self.class_names[label]!r} appears twice.")
                 swapped[label] = other
@@ -199,18 +227,37 @@ class Pipeline:
         if batch_size % self.repeats:
             raise DataError(f"A batch of {batch_size} clips does not hold data.repeats={self.repeats} of each video.")
         videos = batch_size // self.repeats
-        load = functools.partial(_train_rows, sampler=self.sampler, augment=self._augment(self.flip_map),
-                                 repeats=self.repeats, open_video=self._open)
+        load = functools.partial(
+            _train_rows,
+            sampler=self.sampler,
+            augment=self._augment(self.flip_map),
+            repeats=self.repeats,
+            open_video=self._open,
+        )
         # Shared out only after random_map: before, every process would draw the same numbers for its rows.
         # Batched before the workers divide the work: after it, the order would depend on their number.
-        dataset = (grain.MapDataset.source(self.train_manifest.records).seed(seed).shuffle().repeat()
-                   .random_map(load)[start * videos:])
+        dataset = (
+            grain.MapDataset.source(self.train_manifest.records)
+            .seed(seed)
+            .shuffle()
+            .repeat()
+            .random_map(load)[start * videos :]
+        )
         local_size = _local_size(videos, process_count)
         dataset = _Share(dataset, local_size, process_index, process_count).batch(local_size).map(_flatten)
         return Batches(dataset, workers=self.workers, prefetch=self.prefetch)
 
-    def val_batches(self, *, batch_size, clips, crops, frames=None, process_index=0, process_count=1,
-                    records: Sequence[Record] | None = None) -> Batches:
+    def val_batches(
+        self,
+        *,
+        batch_size,
+        clips,
+        crops,
+        frames=None,
+        process_index=0,
+        process_count=1,
+        records: Sequence[Record] | None = None,
+    ) -> Batches:
         """Every video once, in order, in equally many full batches for every process.
 
         Args:
@@ -240,8 +287,15 @@ class Pipeline:
         count = math.ceil(len(records) / batch_size)
         padded = records + (_PADDING,) * (count * batch_size - len(records))
         sampler = self.sampler if frames is None else Uniform(frames)
-        load = functools.partial(_val_row, sampler=sampler, clips=clips, crops=crops, size=self.size,
-                                 short_side=self.test_short_side, open_video=self._open)
+        load = functools.partial(
+            _val_row,
+            sampler=sampler,
+            clips=clips,
+            crops=crops,
+            size=self.size,
+            short_side=self.test_short_side,
+            open_video=self._open,
+        )
         dataset = _Share(grain.MapDataset.source(padded).map(load), local_size, process_index, process_count)
         dataset = dataset.batch(local_size)
         return Batches(dataset, workers=min(self.workers, count), prefetch=self.prefetch)
@@ -253,10 +307,22 @@ class Pipeline:
 
     def _augment(self, flip_swaps):
         return TrainAugment(
-            size=self.size, short_side=tuple(self.short_side), crop=self.crop, area=tuple(self.area),
-            aspect=tuple(self.aspect), flip=self.flip, flip_swaps=flip_swaps, brightness=self.brightness,
-            saturation=self.saturation, gamma=self.gamma, hue=self.hue, randaugment=self.randaugment,
-            magnitude=self.magnitude, magnitude_std=self.magnitude_std, erasing=self.erasing)
+            size=self.size,
+            short_side=tuple(self.short_side),
+            crop=self.crop,
+            area=tuple(self.area),
+            aspect=tuple(self.aspect),
+            flip=self.flip,
+            flip_swaps=flip_swaps,
+            brightness=self.brightness,
+            saturation=self.saturation,
+            gamma=self.gamma,
+            hue=self.hue,
+            randaugment=self.randaugment,
+            magnitude=self.magnitude,
+            magnitude_std=self.magnitude_std,
+            erasing=self.erasing,
+        )
 
     @property
     def _open(self):
@@ -279,13 +345,23 @@ class Pipeline:
     def _prepared_root(self):
         if self.source == "motion_clips":
             from input_pipeline import motion_clips
+
             motion_clips.ensure(self.root, report=print)
         return self.root
 
     def _manifest(self, path, complete):
-        return read_manifest(path, source=self._kind, root=self._prepared_root, num_classes=self.num_classes,
-                             classes=self.classes, train=self._lists[0], split=self.split, complete=complete,
-                             missing=self.missing, exclude=self.exclude)
+        return read_manifest(
+            path,
+            source=self._kind,
+            root=self._prepared_root,
+            num_classes=self.num_classes,
+            classes=self.classes,
+            train=self._lists[0],
+            split=self.split,
+            complete=complete,
+            missing=self.missing,
+            exclude=self.exclude,
+        )
 
 
 class _Share(grain.MapDataset):
@@ -321,8 +397,10 @@ def _train_rows(record, rng, *, sampler, augment, repeats, open_video):
         rows = [_row(record, empty, np.zeros(sampler.frames), error=error)] * repeats
     else:
         clips = [augment(frames, record.label, rng) for _ in range(repeats)]
-        rows = [_row(dataclasses.replace(record, label=label), clip, index, video.decoded * (number == 0))
-                for number, (clip, label) in enumerate(clips)]
+        rows = [
+            _row(dataclasses.replace(record, label=label), clip, index, video.decoded * (number == 0))
+            for number, (clip, label) in enumerate(clips)
+        ]
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
@@ -345,16 +423,23 @@ def _val_row(record, *, sampler, clips, crops, size, short_side, open_video):
         return _row(record, empty, nowhere, error=error)
     place = place.reshape(clips, sampler.frames)
     views = test_crops(frames, size, crops, short_side)[:, place]
-    return _row(record, views.swapaxes(0, 1).reshape(empty.shape), np.repeat(indices[place], crops, axis=0),
-                video.decoded)
+    return _row(
+        record, views.swapaxes(0, 1).reshape(empty.shape), np.repeat(indices[place], crops, axis=0), video.decoded
+    )
 
 
 def _row(record, video, index, decoded=0, error=None):
     """One row of a batch. With an `error`, even an empty one, it does not count."""
     message = str(error or "").encode("utf-8", "replace")
-    return {"video": video, "index": np.asarray(index, np.int32), "label": np.int32(record.label),
-            "mask": np.float32(error is None), "id": np.int32(record.id), "decoded": np.int32(decoded),
-            "error": np.array(message, _ERROR_DTYPE)}
+    return {
+        "video": video,
+        "index": np.asarray(index, np.int32),
+        "label": np.int32(record.label),
+        "mask": np.float32(error is None),
+        "id": np.int32(record.id),
+        "decoded": np.int32(decoded),
+        "error": np.array(message, _ERROR_DTYPE),
+    }
 
 
 def _local_size(batch_size, process_count):

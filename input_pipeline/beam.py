@@ -27,18 +27,22 @@ def prepare(out, todo, runner, flags, workers, **options):
         import apache_beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
-        raise DataError(f"--runner={runner} needs Apache Beam: pip install -r requirements.txt "
-                        "-r requirements-beam.txt -c constraints-beam.txt.") from None
+        raise DataError(
+            f"--runner={runner} needs Apache Beam: pip install -r requirements.txt "
+            "-r requirements-beam.txt -c constraints-beam.txt."
+        ) from None
     arguments = [f"--runner={runner}", *shlex.split(flags)]
     if runner == "DirectRunner":
         arguments += [f"--direct_num_workers={workers}", "--direct_running_mode=multi_processing"]
     settings = json.dumps(options)
     try:
         with apache_beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
-            (pipeline
-             | "pieces" >> apache_beam.Create(todo)
-             | "spread over the workers" >> apache_beam.Reshuffle()
-             | "transcode and write" >> apache_beam.MapTuple(functools.partial(_write, out, settings)))
+            (
+                pipeline
+                | "pieces" >> apache_beam.Create(todo)
+                | "spread over the workers" >> apache_beam.Reshuffle()
+                | "transcode and write" >> apache_beam.MapTuple(functools.partial(_write, out, settings))
+            )
     except RuntimeError as error:
         raise DataError(f"--runner={runner}: the pipeline failed: {str(error).strip().splitlines()[-1]}") from error
 
@@ -46,6 +50,7 @@ def prepare(out, todo, runner, flags, workers, **options):
 def _write(out, settings, split, index):
     from input_pipeline import shard_plan as pieces
     from input_pipeline import transcode
+
     (piece,) = (piece for piece in _plan(settings).jobs if (piece.split, piece.index) == (split, index))
     pieces.write(out, piece, map(transcode.run, piece.tasks))
 
@@ -53,4 +58,5 @@ def _write(out, settings, split, index):
 @functools.lru_cache(maxsize=1)
 def _plan(settings):
     from input_pipeline.prepare import make_plan
+
     return make_plan(**json.loads(settings))

@@ -37,8 +37,19 @@ checks/NAME by default,
 A check that was stopped goes on when given again; so does one that has ended, with what was broken.
 Exit status: 0, or 1 where videos are broken, or 2 after a mistake."""
 
-COLUMNS = ("path", "codec", "width", "height", "fps", "frames", "seconds", "rotation", "variable_rate", "audio",
-           "error")
+COLUMNS = (
+    "path",
+    "codec",
+    "width",
+    "height",
+    "fps",
+    "frames",
+    "seconds",
+    "rotation",
+    "variable_rate",
+    "audio",
+    "error",
+)
 
 _HANG_SECONDS = 120.0  # without a sign of life from a process; a Video gives up earlier where it can
 _ALL_CLASSES = 30  # at most, to print the count of each
@@ -75,8 +86,10 @@ def main(argv) -> int:
         return 0
     for name, error in list(broken.items())[:5]:
         print(f"  {_printable(name)}: {_printable(error)}")
-    print(f"{len(broken)} of {len(records)} videos are broken: {out / 'report.csv'} says why, "
-          f"--config.data.exclude={out / 'exclude.txt'} leaves them out.")
+    print(
+        f"{len(broken)} of {len(records)} videos are broken: {out / 'report.csv'} says why, "
+        f"--config.data.exclude={out / 'exclude.txt'} leaves them out."
+    )
     return 1
 
 
@@ -101,10 +114,17 @@ def check(records: dict, report: Path, workers: int, examine: Callable, hang_sec
     if len(todo) < len(records):
         print(f"{len(records) - len(todo)} of {len(records)} videos are in {report} as sound already.")
     broken, start, console = {}, time.monotonic(), Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-               TextColumn("{task.fields[speed]:.1f} videos/s, {task.fields[broken]} broken"), TimeRemainingColumn())
-    with (open(report, "a", newline="", encoding="utf-8", errors="surrogateescape") as file,
-          Progress(*columns, console=console, disable=not console.is_terminal) as progress):
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]:.1f} videos/s, {task.fields[broken]} broken"),
+        TimeRemainingColumn(),
+    )
+    with (
+        open(report, "a", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+    ):
         bar = progress.add_task("Checking", total=len(todo), speed=0.0, broken=0)
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         for count, (name, row) in enumerate(_results(todo, workers, examine, hang_seconds), start=1):
@@ -122,11 +142,14 @@ def _restart(report, records):
     if report.exists():
         with open(report, newline="", encoding="utf-8", errors="surrogateescape") as file:
             text = file.read()
-        reader = csv.DictReader(io.StringIO(text[:text.rfind("\n") + 1], newline=""))
+        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
         if reader.fieldnames is not None and tuple(reader.fieldnames) != COLUMNS:
             raise DataError(f"{report} is no report of this command; choose another --out.")
-        rows = [row for row in reader
-                if None not in row.values() and None not in row and not (row["error"] and row["path"] in records)]
+        rows = [
+            row
+            for row in reader
+            if None not in row.values() and None not in row and not (row["error"] and row["path"] in records)
+        ]
     with _replaced(report) as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -140,8 +163,12 @@ def _examine(record, beat, frame_rate) -> dict:
     try:
         video = open_video(record, frame_rate=frame_rate)
         frames = len(video.times)
-        row |= {"frames": frames, "seconds": f"{video.duration:.3f}", "fps": f"{frames / video.duration:.3f}",
-                "variable_rate": "yes" if _varies(video.times) else "no"}
+        row |= {
+            "frames": frames,
+            "seconds": f"{video.duration:.3f}",
+            "fps": f"{frames / video.duration:.3f}",
+            "variable_rate": "yes" if _varies(video.times) else "no",
+        }
         info = video.info()
         row |= {"codec": info.codec, "rotation": info.rotation, "audio": "yes" if info.audio else "no"}
         for number, frame in enumerate(video.each(range(frames))):
@@ -251,8 +278,10 @@ def _print_classes(split, records, names):
     ranked = sorted(range(len(names)), key=lambda label: (-counts[label], label))
     most, least = counts[ranked[0]], min(counts.values())
     classes = "class" if len(counts) == 1 else "classes"
-    print(f"{split}: {len(records)} videos of {len(counts)} {classes}, from {least} to {most} of a class "
-          f"({most / least:.1f} times as many).")
+    print(
+        f"{split}: {len(records)} videos of {len(counts)} {classes}, from {least} to {most} of a class "
+        f"({most / least:.1f} times as many)."
+    )
     if len(names) <= _ALL_CLASSES:
         _print_counts("videos", ranked, names, counts)
     absent = [label for label in ranked if not counts[label]]
@@ -264,8 +293,11 @@ def _print_classes(split, records, names):
 def _print_counts(title, labels, names, counts):
     if labels:
         shown = ", ".join(f"{_printable(names[label])} {counts[label]}" for label in labels[:_ALL_CLASSES])
-        print(f"  {title}: {shown}" + (f" and {len(labels) - _ALL_CLASSES} more"
-                                       if len(labels) > _ALL_CLASSES else "") + ".")
+        print(
+            f"  {title}: {shown}"
+            + (f" and {len(labels) - _ALL_CLASSES} more" if len(labels) > _ALL_CLASSES else "")
+            + "."
+        )
 
 
 def _printable(text):

@@ -15,10 +15,12 @@ def command(usage: str):
     The status is the one that the work returns, 0 if none; 2 after a mistake or where the disk refuses; 130 after an
     interrupt. --help prints `usage`.
     """
+
     def decorate(work: Callable[[list[str]], int | None]) -> Callable[[list[str]], int]:
         @functools.wraps(work)
         def main(argv):
             from configs.sheet import SheetError
+
             try:
                 if "--help" in argv:
                     print(usage)
@@ -30,13 +32,17 @@ def command(usage: str):
                 print(f"vidformers: {error}", file=sys.stderr)
                 return 2
             except OSError as error:
-                print(f"vidformers: {error.filename or 'a file'} cannot be read or written: "
-                      f"{error.strerror or error}.", file=sys.stderr)
+                print(
+                    f"vidformers: {error.filename or 'a file'} cannot be read or written: {error.strerror or error}.",
+                    file=sys.stderr,
+                )
                 return 2
             except KeyboardInterrupt:
                 print("Interrupted; what is done stays, and the same command goes on.", file=sys.stderr)
                 return 128 + signal.SIGINT
+
         return main
+
     return decorate
 
 

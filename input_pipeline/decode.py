@@ -43,6 +43,7 @@ _work = {}  # thread -> what it decodes at the moment
 class Info:
     """What a file says of its video: `codec` by FFmpeg's name, `width` and `height` in pixels as they are stored,
     `rotation` in degrees counterclockwise that it is shown with, and whether there is `audio` beside it."""
+
     codec: str
     width: int
     height: int
@@ -78,8 +79,9 @@ class Video:
         does not), holds no video, or takes too long.
     """
 
-    def __init__(self, source: str | bytes, *, name: str | None = None, strict: bool = False,
-                 limit_seconds: float = 60.0):
+    def __init__(
+        self, source: str | bytes, *, name: str | None = None, strict: bool = False, limit_seconds: float = 60.0
+    ):
         self._source, self._strict, self._limit = source, strict, limit_seconds
         self._name = name or (source if isinstance(source, str) else f"video of {len(source)} bytes")
         self._kept, self.decoded = None, 0
@@ -222,23 +224,29 @@ class Video:
 
     def _index(self, container, stream):
         """[(pts, duration)] of the frames shown; empty where they must be counted."""
-        packets = [(p.pts, p.dts, p.duration, p.is_keyframe, p.is_discard)
-                   for p in self._packets(container, stream) if p.size]
+        packets = [
+            (p.pts, p.dts, p.duration, p.is_keyframe, p.is_discard) for p in self._packets(container, stream) if p.size
+        ]
         entries = [entry for entry in stream.index_entries if entry.size]
         if any(entry.pos + entry.size > container.size for entry in entries):
             raise DecodeError(f"{self._name}: the file is truncated.")
         if container.format.name == "avi" and len(entries) > len(packets):  # all later frames would move
             raise DecodeError(f"{self._name}: {len(entries) - len(packets)} of {len(entries)} frames are damaged.")
-        if (container.format.name in _UNINDEXED_FORMATS or stream.codec_context.name in _UNINDEXED_CODECS
-                or any(pts is None for pts, *_ in packets)):
+        if (
+            container.format.name in _UNINDEXED_FORMATS
+            or stream.codec_context.name in _UNINDEXED_CODECS
+            or any(pts is None for pts, *_ in packets)
+        ):
             return []
         # Where each group of pictures starts: its pts, and a timestamp that no seek to lands after it. Containers index
         # by dts or by pts, and what is indexed by pts is found a group too early by the smaller of them.
-        self._keyframes = sorted((pts, pts if dts is None else min(pts, dts))
-                                 for pts, dts, _, key, _ in packets if key)
+        self._keyframes = sorted((pts, pts if dts is None else min(pts, dts)) for pts, dts, _, key, _ in packets if key)
         # An edit list discards packets; frames before the first keyframe miss their reference.
-        shown = sorted((pts, duration) for pts, _, duration, _, discard in packets
-                       if self._keyframes and not discard and pts >= self._keyframes[0][0])
+        shown = sorted(
+            (pts, duration)
+            for pts, _, duration, _, discard in packets
+            if self._keyframes and not discard and pts >= self._keyframes[0][0]
+        )
         return shown if len({pts for pts, _ in shown}) == len(shown) else []
 
     def _count(self):
@@ -255,7 +263,7 @@ class Video:
         else:
             # What a seek does not lead to, since it lands too late or in a group that needs the one before, is
             # found by one that lands earlier, or by decoding all that is before it.
-            attempts = (self._by_seeking, self._by_seeking_early, self._from_start)[:1 if self._strict else 3]
+            attempts = (self._by_seeking, self._by_seeking_early, self._from_start)[: 1 if self._strict else 3]
         for attempt in attempts:
             for frame in attempt(wanted[found:]):
                 found += 1
@@ -284,7 +292,8 @@ class Video:
         wanted = [self._pts[index] for index in wanted]
         with container:
             for place, group in itertools.groupby(
-                    wanted, lambda pts: bisect.bisect(self._keyframes, (pts, float("inf"))) - 1):
+                wanted, lambda pts: bisect.bisect(self._keyframes, (pts, float("inf"))) - 1
+            ):
                 group, found = list(group), 0
                 try:
                     pts, safe = self._keyframes[place]
@@ -347,6 +356,7 @@ def _image(frame):
 @dataclasses.dataclass
 class _Work:
     """A call that decodes `name` and may take `limit` seconds; it has been seen at it for `seen` seconds."""
+
     name: str
     limit: float
     seen: float = 0.0

@@ -5,6 +5,7 @@ killed leaves at most a file or folder whose name starts with a dot and ends in 
 """
 
 import contextlib
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ def atomic_folder(path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{path.name}.*{_SUFFIX}"):
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*{_SUFFIX}"):
         shutil.rmtree(stale, ignore_errors=True)
     temporary = _temporary(path)
     temporary.mkdir()

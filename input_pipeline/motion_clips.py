@@ -26,8 +26,18 @@ import numpy as np
 from input_pipeline.errors import DataError
 from input_pipeline.workers import start_pool_process
 
-CLASSES = ("slide left", "slide right", "slide up", "slide down", "grow", "shrink",
-           "turn clockwise", "turn anticlockwise", "appear", "vanish")
+CLASSES = (
+    "slide left",
+    "slide right",
+    "slide up",
+    "slide down",
+    "grow",
+    "shrink",
+    "turn clockwise",
+    "turn anticlockwise",
+    "appear",
+    "vanish",
+)
 REVERSED = {label: label ^ 1 for label in range(10)}  # the label of a clip played backwards
 MIRRORED = {label: label ^ (label in (0, 1, 6, 7)) for label in range(10)}  # left and right swapped
 
@@ -46,6 +56,7 @@ class MotionClips:
     A pair is a clip and its reversal; the five pairs of classes take turns. `size` is a frame's side in
     pixels. DataError for values that cannot be rendered, or that leave the classes out of balance.
     """
+
     train_pairs: int = 2000
     val_pairs: int = 250
     seed: int = 0
@@ -93,8 +104,12 @@ def render_frames(label, digit, seed, size=64, frames=40):
 
     `digit` is a grey scan, float (8, 8) between 0 and 16; `seed` whatever `numpy.random.default_rng` takes.
     """
-    return np.stack([np.clip(scene + alpha * (ink - scene) + noise, 0, 255).astype(np.uint8)
-                     for scene, alpha, ink, noise in _layers(label, digit, seed, size, frames)])
+    return np.stack(
+        [
+            np.clip(scene + alpha * (ink - scene) + noise, 0, 255).astype(np.uint8)
+            for scene, alpha, ink, noise in _layers(label, digit, seed, size, frames)
+        ]
+    )
 
 
 def digit_opacity(index, spec=MotionClips()):
@@ -125,8 +140,12 @@ def _layers(label, digit, seed, size, frames):
     for t in range(frames):
         middle = (size - 1) / 2 + shake[t]
         slip = middle + travelled[t] * np.array([np.cos(heading), np.sin(heading)])
-        turn = side[t] * size / detail * np.array([[np.cos(angle[t]), -np.sin(angle[t])],
-                                                  [np.sin(angle[t]), np.cos(angle[t])]])
+        turn = (
+            side[t]
+            * size
+            / detail
+            * np.array([[np.cos(angle[t]), -np.sin(angle[t])], [np.sin(angle[t]), np.cos(angle[t])]])
+        )
         place = middle + size * np.array([x[t], y[t]])
         scene = _warp(texture, np.eye(2), slip, size)
         alpha = opacity[t] * _warp(glyph, turn, place, size)[..., None]
@@ -142,6 +161,7 @@ def _warp(image, linear, centre, size):
 def split_digits(seed):
     """The scans for training clips and those for validation clips, float (n, 8, 8) each, none in both."""
     from sklearn.datasets import load_digits  # a second to import, and only needed to render
+
     scans = np.random.default_rng(seed).permutation(np.unique(load_digits().images, axis=0))
     held_out = len(scans) // 5
     return scans[held_out:], scans[:held_out]
@@ -168,15 +188,15 @@ def _render_pair(task):
 def _render(folder, spec, workers):
     """Renders the whole data set into the empty `folder`."""
     tasks = []
-    for split, (name, pairs, digits) in enumerate(zip(
-            ("train", "val"), (spec.train_pairs, spec.val_pairs), split_digits(spec.seed))):
+    for split, (name, pairs, digits) in enumerate(
+        zip(("train", "val"), (spec.train_pairs, spec.val_pairs), split_digits(spec.seed), strict=True)
+    ):
         (folder / name).mkdir()
         rows = []
         for index in range(pairs):
             label, digit = _subject(index, digits)
             tasks.append((folder / name, spec, split, index, label, digit))
-            rows += [(f"{name}/{2 * index:06d}.mp4", label),
-                     (f"{name}/{2 * index + 1:06d}.mp4", REVERSED[label])]
+            rows += [(f"{name}/{2 * index:06d}.mp4", label), (f"{name}/{2 * index + 1:06d}.mp4", REVERSED[label])]
         with open(folder / f"{name}.csv", "w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([("path", "label"), *rows])
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))

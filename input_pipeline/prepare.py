@@ -33,8 +33,18 @@ are listed in DIR/excluded.csv.
 --runner      an Apache Beam runner instead of processes of this machine: DirectRunner, DataflowRunner, FlinkRunner or
               SparkRunner, with its own flags; all its workers must see the videos and DIR under the same paths"""
 
-OWN = {"out": None, "short_side": "256", "gop": "4", "crf": "23", "clips_per_shard": "256", "workers": "2",
-       "shard": None, "merge": "false", "runner": "local", "runner_flags": ""}
+OWN = {
+    "out": None,
+    "short_side": "256",
+    "gop": "4",
+    "crf": "23",
+    "clips_per_shard": "256",
+    "workers": "2",
+    "shard": None,
+    "merge": "false",
+    "runner": "local",
+    "runner_flags": "",
+}
 RUNNERS = ("local", "DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
 
 
@@ -47,8 +57,10 @@ def main(argv):
     require(bool(out), "--out=DIR is missing; --help shows how to write it.")
     require(flags["merge"] in ("true", "false"), f"--merge={flags['merge']} must be true or false.")
     require(runner in RUNNERS, f"--runner={runner} must be one of {', '.join(RUNNERS)}.")
-    require(flags["shard"] is None or (flags["merge"] == "false" and runner == "local"),
-            "--shard=i/n goes neither with --merge=true nor with another --runner.")
+    require(
+        flags["shard"] is None or (flags["merge"] == "false" and runner == "local"),
+        "--shard=i/n goes neither with --merge=true nor with another --runner.",
+    )
     workers = _whole(flags, "workers")
     require(workers > 0, f"--workers={workers} must be at least 1.")
     data = config.data.to_dict()
@@ -61,36 +73,54 @@ def main(argv):
         prepare(out, todo, workers)
     else:
         from input_pipeline import beam
-        beam.prepare(out, [(piece.split, piece.index) for piece in todo], runner, flags["runner_flags"], workers,
-                     data=data, encoding=encoding, clips_per_shard=plan.options["clips_per_shard"])
+
+        beam.prepare(
+            out,
+            [(piece.split, piece.index) for piece in todo],
+            runner,
+            flags["runner_flags"],
+            workers,
+            data=data,
+            encoding=encoding,
+            clips_per_shard=plan.options["clips_per_shard"],
+        )
     if flags["shard"] is not None:
-        print(f"{out}: the pieces of --shard={flags['shard']} are there; "
-              f"{len(pieces.unfinished(out, plan.pieces))} of {len(plan.pieces)} are missing. "
-              "When none is, --merge=true ends with the lists.")
+        print(
+            f"{out}: the pieces of --shard={flags['shard']} are there; "
+            f"{len(pieces.unfinished(out, plan.pieces))} of {len(plan.pieces)} are missing. "
+            "When none is, --merge=true ends with the lists."
+        )
         return
     for split, numbers in list(pieces.merge(out, plan).items())[1:]:
-        print(f"{split}: {numbers['clips']} clips of {numbers['frames']} frames, "
-              f"{numbers['source_bytes'] / 1e6:.1f} MB before and {numbers['bytes'] / 1e6:.1f} MB after; "
-              f"{numbers['excluded']} videos left out" + (f", see {out}/excluded.csv" if numbers["excluded"] else ""))
+        print(
+            f"{split}: {numbers['clips']} clips of {numbers['frames']} frames, "
+            f"{numbers['source_bytes'] / 1e6:.1f} MB before and {numbers['bytes'] / 1e6:.1f} MB after; "
+            f"{numbers['excluded']} videos left out" + (f", see {out}/excluded.csv" if numbers["excluded"] else "")
+        )
 
 
 def make_plan(data: dict, encoding: dict, clips_per_shard: int) -> pieces.Plan:
     """The plan of a config's section `data`, see `pieces.plan`."""
     from input_pipeline import Pipeline
+
     return pieces.plan(Pipeline(**data), transcode.Encoding(**encoding), clips_per_shard)
 
 
 def _whole(flags, name):
     from configs.sheet import require
+
     require(flags[name].isdecimal(), f"--{name}={flags[name]} must be a whole number.")
     return int(flags[name])
 
 
 def _part(text):
     from configs.sheet import require
+
     part, slash, parts = (text or "0/1").partition("/")
-    require(part.isdecimal() and parts.isdecimal() and int(part) < int(parts),
-            f"--shard={text} must be i/n with i from 0 to n - 1.")
+    require(
+        part.isdecimal() and parts.isdecimal() and int(part) < int(parts),
+        f"--shard={text} must be i/n with i from 0 to n - 1.",
+    )
     return int(part), int(parts)
 
 
@@ -104,10 +134,17 @@ def prepare(out, todo: list[pieces.ShardJob], workers: int):
     if not tasks:
         return
     start, console = time.monotonic(), Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-               TextColumn("{task.fields[speed]:.1f} clips/s"), TimeRemainingColumn())
-    with (contextlib.closing(_results(tasks, workers)) as results,
-          Progress(*columns, console=console, disable=not console.is_terminal) as progress):
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]:.1f} clips/s"),
+        TimeRemainingColumn(),
+    )
+    with (
+        contextlib.closing(_results(tasks, workers)) as results,
+        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+    ):
         bar = progress.add_task("Preparing", total=len(tasks), speed=0.0)
 
         def shown():

@@ -31,6 +31,7 @@ class RandAugment:
       magnitude: 0 to 10, the mean severity.
       std: standard deviation of the severity of one operation; draws beyond 0 and 10 are cut off there.
     """
+
     layers: int
     magnitude: float = 7.0
     std: float = 0.5
@@ -97,7 +98,7 @@ def sharpness(clip, factor):
     kernel = (1 - factor) * _SMOOTH
     kernel[1, 1] += factor
     sharp = clip.copy()
-    for source, target in zip(clip, sharp):
+    for source, target in zip(clip, sharp, strict=True):
         target[1:-1, 1:-1] = cv2.filter2D(source, -1, kernel)[1:-1, 1:-1]
     return sharp
 
@@ -183,6 +184,11 @@ def _warp(clip, source):
     """Moves pixels: `source` (2, 3) says from where, in a plane whose pixels lie between whole coordinates."""
     source = np.array(source, np.float64)
     source[:, 2] += source[:, :2] @ [0.5, 0.5] - 0.5  # OpenCV's pixels lie on whole coordinates
-    move = functools.partial(cv2.warpAffine, M=source, dsize=clip.shape[2:0:-1], borderValue=_GREY,
-                             flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP)
+    move = functools.partial(
+        cv2.warpAffine,
+        M=source,
+        dsize=clip.shape[2:0:-1],
+        borderValue=_GREY,
+        flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
+    )
     return np.stack([move(frame) for frame in clip])

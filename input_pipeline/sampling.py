@@ -27,6 +27,7 @@ class Uniform:
     a fixed one in testing. Segments are intervals of time, not of indices: no frame is left out by rounding,
     and a video with fewer frames than segments shows some of them more than once.
     """
+
     frames: int
 
     def __post_init__(self):
@@ -59,6 +60,7 @@ class Dense:
     `test_starts` is the rule for test clips, see `test`: 'spread', or 'from_first', the one in the code of
     SlowFast, TimeSformer and VTN, with which their figures were made.
     """
+
     frames: int
     stride: int
     fps: float | None = None

@@ -24,6 +24,7 @@ OPTIONS = "prepare.json"
 @dataclasses.dataclass(frozen=True)
 class ShardJob:
     """Piece number `index` of the `count` pieces of a split, with the videos in it."""
+
     split: str
     index: int
     count: int
@@ -52,6 +53,7 @@ class Plan:
       absent: (split, name, why) of the videos that the lists name and that are left out.
       options: all that the pieces follow from.
     """
+
     pieces: tuple[ShardJob, ...]
     classes: tuple[str, ...]
     absent: tuple[tuple[str, str, str], ...]
@@ -67,15 +69,22 @@ def plan(pipeline, encoding: Encoding, clips_per_shard: int) -> Plan:
     if clips_per_shard < 1:
         raise DataError(f"--clips_per_shard must be at least 1, but is {clips_per_shard}.")
     classes = pipeline.class_names
-    options = {"format": FORMAT, **dataclasses.asdict(encoding), "clips_per_shard": clips_per_shard,
-               "frame_rate": pipeline.frame_rate, "classes": _digest("\n".join(classes))[:16]}
+    options = {
+        "format": FORMAT,
+        **dataclasses.asdict(encoding),
+        "clips_per_shard": clips_per_shard,
+        "frame_rate": pipeline.frame_rate,
+        "classes": _digest("\n".join(classes))[:16],
+    }
     pieces, absent = [], []
-    for split, manifest in zip(SPLITS, (pipeline.train_manifest, pipeline.val_manifest)):
+    for split, manifest in zip(SPLITS, (pipeline.train_manifest, pipeline.val_manifest), strict=True):
         options[split] = manifest.digest
         tasks = [Task(record, encoding, pipeline.frame_rate) for record in manifest.records]
         starts = range(0, len(tasks), clips_per_shard)
-        pieces += [ShardJob(split, index, len(starts), tuple(tasks[start:start + clips_per_shard]))
-                   for index, start in enumerate(starts)]
+        pieces += [
+            ShardJob(split, index, len(starts), tuple(tasks[start : start + clips_per_shard]))
+            for index, start in enumerate(starts)
+        ]
         absent += [(split, name, "The video is not there.") for name in manifest.missing]
         absent += [(split, name, "data.exclude names it.") for name in manifest.excluded]
     return Plan(tuple(pieces), classes, tuple(absent), options)
@@ -103,10 +112,16 @@ def claim(folder, options):
                 raise DataError(f"{path} is not what python -m input_pipeline.prepare has written.") from None
         for option, value in options.items():
             if begun.get(option) != value:
-                meant = {"train": "the list data.train", "val": "the list data.val", "classes": "the classes",
-                         "format": "the format"}.get(option, f"--{option}")
-                raise DataError(f"--out={folder} was begun with {meant} {begun.get(option)}, which is {value} now: "
-                                "choose another folder, or what it was begun with.")
+                meant = {
+                    "train": "the list data.train",
+                    "val": "the list data.val",
+                    "classes": "the classes",
+                    "format": "the format",
+                }.get(option, f"--{option}")
+                raise DataError(
+                    f"--out={folder} was begun with {meant} {begun.get(option)}, which is {value} now: "
+                    "choose another folder, or what it was begun with."
+                )
 
 
 def write(folder, piece: ShardJob, results: Iterable[tuple[dict, bytes | None]]) -> list[dict]:
@@ -172,8 +187,9 @@ def merge(folder, plan: Plan) -> dict:
     left = [piece.name for piece in unfinished(folder, plan.jobs)]
     if left:
         names = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
-        raise DataError(f"--out={folder} lacks {len(left)} of {len(plan.pieces)} pieces, {names}: run prepare for "
-                        "them first.")
+        raise DataError(
+            f"--out={folder} lacks {len(left)} of {len(plan.pieces)} pieces, {names}: run prepare for them first."
+        )
     sums, summary, excluded = {}, {"options": plan.options}, []
     for split in SPLITS:
         clips, shard_bytes = [], 0
@@ -183,20 +199,29 @@ def merge(folder, plan: Plan) -> dict:
                 shard, *rows = map(json.loads, file)
             size = os.path.getsize(os.path.join(folder, piece.shard))
             if size != shard["bytes"]:
-                raise DataError(f"{piece.shard} in {folder} has {size} bytes, but was written with {shard['bytes']}: "
-                                f"remove {piece.name}.jsonl and run prepare again.")
+                raise DataError(
+                    f"{piece.shard} in {folder} has {size} bytes, but was written with {shard['bytes']}: "
+                    f"remove {piece.name}.jsonl and run prepare again."
+                )
             sums[piece.shard], shard_bytes = shard["sha256"], shard_bytes + size
             clips += [row for row in rows if "reason" not in row]
             out += [(split, row["path"], row["reason"]) for row in rows if "reason" in row]
-        sums[f"{split}.json"] = _write_list(os.path.join(folder, f"{split}.json"), clips, split,
-                                            plan.options[split])
+        sums[f"{split}.json"] = _write_list(os.path.join(folder, f"{split}.json"), clips, split, plan.options[split])
         excluded += out
-        summary[split] = {"clips": len(clips), "excluded": len(out), "frames": sum(row["frames"] for row in clips),
-                          "source_bytes": sum(row["source_bytes"] for row in clips), "bytes": shard_bytes}
+        summary[split] = {
+            "clips": len(clips),
+            "excluded": len(out),
+            "frames": sum(row["frames"] for row in clips),
+            "source_bytes": sum(row["source_bytes"] for row in clips),
+            "bytes": shard_bytes,
+        }
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([("split", "path", "reason"), *excluded])
-    for name, text in (("classes.txt", "".join(f"{name}\n" for name in plan.classes)),
-                       ("excluded.csv", table.getvalue()), ("summary.json", json.dumps(summary, indent=1) + "\n")):
+    for name, text in (
+        ("classes.txt", "".join(f"{name}\n" for name in plan.classes)),
+        ("excluded.csv", table.getvalue()),
+        ("summary.json", json.dumps(summary, indent=1) + "\n"),
+    ):
         sums[name] = write_text(os.path.join(folder, name), text)
     write_text(os.path.join(folder, "SHA256SUMS"), "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
     for name in os.listdir(folder):  # of processes that were killed: with all pieces done, none is at work

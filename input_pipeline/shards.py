@@ -93,14 +93,17 @@ def read_rows(path) -> list[dict]:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; python -m input_pipeline.prepare writes it last, "
-                        "when every shard is there.") from None
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}; python -m input_pipeline.prepare writes it last, "
+            "when every shard is there."
+        ) from None
     except ValueError as error:
         raise DataError(f"{path} is no list of prepared clips: {error}.") from None
     rows = content.get("clips") if isinstance(content, dict) and content.get("format") == FORMAT else None
     if not isinstance(rows, list):
-        raise DataError(f"{path} is no list of prepared clips in format {FORMAT}, as python -m input_pipeline.prepare "
-                        "writes it.")
+        raise DataError(
+            f"{path} is no list of prepared clips in format {FORMAT}, as python -m input_pipeline.prepare writes it."
+        )
     for line, row in enumerate(rows, start=2):
         if not isinstance(row, dict) or not row.keys() >= set(FIELDS):
             raise DataError(f"{path} line {line}: expected a clip with the fields {', '.join(FIELDS)}.")

@@ -27,8 +27,10 @@ def main(argv):
     require(bool(flags["out"]), "--out=FILE.png is missing; --help shows how to write it.")
     require(flags["split"] in ("train", "val"), f"--split={flags['split']} must be train or val.")
     for name, least in (("rows", 1), ("video", 0)):
-        require(flags[name].isdecimal() and int(flags[name]) >= least,
-                f"--{name}={flags[name]} must be a whole number of at least {least}.")
+        require(
+            flags[name].isdecimal() and int(flags[name]) >= least,
+            f"--{name}={flags[name]} must be a whole number of at least {least}.",
+        )
     from input_pipeline import Pipeline
 
     pipeline = Pipeline(**config.data.to_dict() | {"workers": 0})
@@ -49,8 +51,10 @@ def train_rows(pipeline, rows, seed):
     batch = next(batches)
     batches.close()
     records = pipeline.train_manifest.records
-    labels = [_text(pipeline, records[id], label, error)
-              for id, label, error in zip(batch["id"], batch["label"], batch["error"])]
+    labels = [
+        _text(pipeline, records[id], label, error)
+        for id, label, error in zip(batch["id"], batch["label"], batch["error"], strict=True)
+    ]
     return labels, batch["video"], batch["index"]
 
 
@@ -61,8 +65,10 @@ def val_rows(pipeline, video, clips, crops, frames=None):
     batch = next(batches)
     batches.close()
     text = _text(pipeline, record, batch["label"][0], batch["error"][0])
-    labels = [f"{text}\nclip {view // crops + 1} of {clips}, crop {view % crops + 1} of {crops}"
-              for view in range(clips * crops)]
+    labels = [
+        f"{text}\nclip {view // crops + 1} of {clips}, crop {view % crops + 1} of {crops}"
+        for view in range(clips * crops)
+    ]
     return labels, batch["video"][0], batch["index"][0]
 
 
@@ -106,16 +112,17 @@ def draw(labels, clips, indices) -> np.ndarray:
     picture = np.array(agg.buffer_rgba())[..., :3]
     for n, t, top, left in places:
         if t == 0:
-            picture[top:top + row - _HEAD, _MARGIN:] = 255  # what a text with wide letters covers
-        picture[top:top + height, left:left + width] = cv2.resize(
-            clips[n, t], (width, height), interpolation=cv2.INTER_AREA)
+            picture[top : top + row - _HEAD, _MARGIN:] = 255  # what a text with wide letters covers
+        picture[top : top + height, left : left + width] = cv2.resize(
+            clips[n, t], (width, height), interpolation=cv2.INTER_AREA
+        )
     return picture
 
 
 def _wrapped(text, width=40):
     """Lines of at most so many letters; names of files have no spaces to break at."""
     text = text.encode("utf-8", "replace").decode()
-    return "\n".join(line[start:start + width] for line in text.split("\n") for start in range(0, len(line), width))
+    return "\n".join(line[start : start + width] for line in text.split("\n") for start in range(0, len(line), width))
 
 
 def encode_png(picture) -> bytes:

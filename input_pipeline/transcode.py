@@ -34,6 +34,7 @@ class Encoding:
     Raises:
       DataError: a field is out of range.
     """
+
     short_side: int = 256
     gop: int = 4
     crf: int = 23
@@ -52,6 +53,7 @@ class Encoding:
 @dataclasses.dataclass(frozen=True)
 class Task:
     """A video to transcode and how; `frame_rate` is that of a folder of frames, see `videos.open_video`."""
+
     record: Record
     encoding: Encoding
     frame_rate: float = 30.0
@@ -110,8 +112,14 @@ def transcode(video, encoding: Encoding) -> tuple[dict, bytes]:
     images = (_sized(image, height, width) for image in itertools.chain([first], images))
     data = _encode(images, rate, height, width, encoding)
     verify(data, rate, count, height, width)
-    return {"frames": count, "fps": str(rate), "width": width, "height": height, "bytes": len(data),
-            "sha256": hashlib.sha256(data).hexdigest()}, data
+    return {
+        "frames": count,
+        "fps": str(rate),
+        "width": width,
+        "height": height,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }, data
 
 
 def frame_rate(count, duration) -> fractions.Fraction:
@@ -140,10 +148,18 @@ def _encode(images, rate, height, width, encoding):
     file = io.BytesIO()
     # bitexact: no version and no date in the file. One thread: with more, the bytes would depend on their number.
     with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=rate, options={
-            "crf": str(encoding.crf), "preset": "medium", "tune": "fastdecode", "flags": "+bitexact",
-            "x264-params": f"keyint={encoding.gop}:min-keyint={encoding.gop}:scenecut=0:open-gop=0:bframes=0:"
-                           "threads=1:lookahead-threads=1:colormatrix=smpte170m:range=tv"})
+        stream = container.add_stream(
+            "libx264",
+            rate=rate,
+            options={
+                "crf": str(encoding.crf),
+                "preset": "medium",
+                "tune": "fastdecode",
+                "flags": "+bitexact",
+                "x264-params": f"keyint={encoding.gop}:min-keyint={encoding.gop}:scenecut=0:open-gop=0:bframes=0:"
+                "threads=1:lookahead-threads=1:colormatrix=smpte170m:range=tv",
+            },
+        )
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for number, image in enumerate(images):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p", threads=1)
@@ -166,8 +182,11 @@ def verify(data, rate, count, height, width):
             stream.codec_context.thread_type, stream.codec_context.thread_count = ThreadType.NONE, 1
             stream.codec_context.options = {"err_detect": "explode+aggressive"}
             for number, frame in enumerate(container.decode(stream), start=1):
-                if (frame.is_corrupt or (frame.height, frame.width) != (height, width)
-                        or frame.pts * frame.time_base != (number - 1) / rate):
+                if (
+                    frame.is_corrupt
+                    or (frame.height, frame.width) != (height, width)
+                    or frame.pts * frame.time_base != (number - 1) / rate
+                ):
                     raise DecodeError(f"The transcoded clip is damaged at frame {number - 1}.")
     except DecodeError:
         raise

@@ -38,8 +38,13 @@ def open_video(record: Record, *, frame_rate: float = 30.0, limit_seconds: float
         video = _from_tensorflow_datasets(record, frame_rate)
     elif record.position is not None:
         from input_pipeline import shards  # imports array_record, which only shards need
-        video = Video(shards.read_video(record.path, record.position), name=f"{record.path} row {record.position}",
-                      strict=True, limit_seconds=limit_seconds)
+
+        video = Video(
+            shards.read_video(record.path, record.position),
+            name=f"{record.path} row {record.position}",
+            strict=True,
+            limit_seconds=limit_seconds,
+        )
     elif os.path.isdir(record.path):
         video = FrameFolder(record.path, frame_rate)
     else:
@@ -59,7 +64,7 @@ class Cut:
         self._first = int(np.searchsorted(times, start + _TOLERANCE, side="right")) - 1
         stop = max(int(np.searchsorted(times, end - _TOLERANCE)), self._first + 1)
         self._video, self._path = video, path
-        self.times = times[self._first:stop] - times[self._first]
+        self.times = times[self._first : stop] - times[self._first]
         self.duration = float((times[stop] if stop < len(times) else video.duration) - times[self._first])
 
     def frames(self, indices) -> np.ndarray:
@@ -150,13 +155,14 @@ class FrameFolder(Pictures):
             raise DecodeError(f"{path}: the folder holds frames of several names, {prefixes[0]}* and {prefixes[1]}*.")
         matches.sort(key=lambda match: int(match[2]))
         numbers = [int(match[2]) for match in matches]
-        for expected, (number, match) in enumerate(zip(numbers, matches), start=min(numbers[0], 1)):
+        for expected, (number, match) in enumerate(zip(numbers, matches, strict=True), start=min(numbers[0], 1)):
             if number < expected:
                 raise DecodeError(f"{path}: {match[0]} is there under two names.")
             if number > expected:
                 width = len(matches[0][2])
-                raise DecodeError(f"{path}: the frame {match[1]}{expected:0{width}}{os.path.splitext(match[0])[1]} is "
-                                  "missing.")
+                raise DecodeError(
+                    f"{path}: the frame {match[1]}{expected:0{width}}{os.path.splitext(match[0])[1]} is missing."
+                )
         super().__init__(path, len(matches), frame_rate)
         self._files = [os.path.join(path, match[0]) for match in matches]
 
@@ -214,6 +220,7 @@ class CompressedFrames(Pictures):
 def _from_tensorflow_datasets(record, frame_rate):
     from input_pipeline import shards
     from input_pipeline.sources import tfds
+
     name = f"{record.path} row {record.position}"
     files = tfds.example(shards.read_video(record.path, record.position))[record.feature].bytes_list.value
     return CompressedFrames(files, frame_rate, name)

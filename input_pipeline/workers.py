@@ -64,9 +64,10 @@ class Batches:
         except RuntimeError as error:
             if "terminated unexpectedly" not in str(error):
                 raise
-            raise DataError("A decoding process has ended, by a video that hangs or a lack of memory; python -m "
-                            "input_pipeline.check finds such videos, data.workers=0 decodes in this process."
-                            ) from error
+            raise DataError(
+                "A decoding process has ended, by a video that hangs or a lack of memory; python -m "
+                "input_pipeline.check finds such videos, data.workers=0 decodes in this process."
+            ) from error
 
     def close(self):
         """Ends the workers and drops what they had ready. Waits for a batch that is in the making."""
@@ -94,8 +95,9 @@ class _Ahead:
 
     def __init__(self, iterator):
         self._iterator, self._ready, self._stop = iterator, queue.Queue(maxsize=1), threading.Event()
-        self._thread = threading.Thread(target=_take_over, args=(iterator, self._ready, self._stop),
-                                        name="batches", daemon=True)
+        self._thread = threading.Thread(
+            target=_take_over, args=(iterator, self._ready, self._stop), name="batches", daemon=True
+        )
         with _signals_blocked():
             self._thread.start()
 
@@ -162,6 +164,7 @@ def start_pool_process():
 
 def follow_parent():
     """Has this process, which multiprocessing started, end when its parent ends, even if that was killed."""
+
     # The kernel's parent-death signal follows the thread that started the worker, and grain starts workers
     # from threads that end.
     def follow():

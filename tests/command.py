@@ -20,20 +20,36 @@ FLAGS = [f"--{name}={str(value).lower()}" for name, value in QUICK.items()]
 TIMING = {"time", "train/clips_per_second", "train/frames_per_second", "train/data_wait"}
 BAD = "train/000007.mp4"
 TINY = {
-    "data.source": "csv", "data.frames": 4, "data.size": 16, "data.short_side": "18,20",
-    "data.test_short_side": 18, "data.classes": "none", "data.flip_swaps": "((0, 1), (6, 7))",
-    "data.workers": 0, "data.max_bad_fraction": 0.1, "model.width": 16, "model.heads": 2, "model.depth": 1,
-    "model.unroll": 1, "model.patch_size": 8, "train.total_steps": 12, "train.batch_size": 8,
-    "train.log_every_steps": 2, "train.eval_every_steps": 4, "optim.warmup_steps": 2, "eval.clips": 2,
-    "eval.batch_size": 8, "checkpoint.every_steps": 3}
+    "data.source": "csv",
+    "data.frames": 4,
+    "data.size": 16,
+    "data.short_side": "18,20",
+    "data.test_short_side": 18,
+    "data.classes": "none",
+    "data.flip_swaps": "((0, 1), (6, 7))",
+    "data.workers": 0,
+    "data.max_bad_fraction": 0.1,
+    "model.width": 16,
+    "model.heads": 2,
+    "model.depth": 1,
+    "model.unroll": 1,
+    "model.patch_size": 8,
+    "train.total_steps": 12,
+    "train.batch_size": 8,
+    "train.log_every_steps": 2,
+    "train.eval_every_steps": 4,
+    "optim.warmup_steps": 2,
+    "eval.clips": 2,
+    "eval.batch_size": 8,
+    "checkpoint.every_steps": 3,
+}
 
 
 def render(folder):
     """A data set of 40 training and 10 validation videos; BAD of them will not decode. Returns its folder."""
     from input_pipeline.motion_clips import MotionClips, ensure
 
-    root = ensure(folder, MotionClips(train_pairs=20, val_pairs=5, size=32, frames=8), report=lambda _: None,
-                  workers=1)
+    root = ensure(folder, MotionClips(train_pairs=20, val_pairs=5, size=32, frames=8), report=lambda _: None, workers=1)
     (root / BAD).write_bytes((root / BAD).read_bytes()[:500])
     return root
 
@@ -41,8 +57,12 @@ def render(folder):
 def arguments(data, workdir, fields=(), mode="train"):
     """The command line of a tiny run; `fields` override those of TINY."""
     fields = {"data.root": data, **TINY, **dict(fields)}
-    return [f"--config={ROOT}/configs/demo.py:vit", f"--workdir={workdir}", f"--mode={mode}",
-            *(f"--config.{name}={value}" for name, value in fields.items())]
+    return [
+        f"--config={ROOT}/configs/demo.py:vit",
+        f"--workdir={workdir}",
+        f"--mode={mode}",
+        *(f"--config.{name}={value}" for name, value in fields.items()),
+    ]
 
 
 class Run:
@@ -50,14 +70,24 @@ class Run:
 
     def __init__(self, arguments, devices=1, limit=None, environment=None):
         env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
-        env |= {"XDG_CACHE_HOME": str(CACHE), "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu",
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                "XLA_FLAGS": " ".join([f"--xla_force_host_platform_device_count={devices}", *FLAGS]),
-               **(environment or {})}
+        env |= {
+            "XDG_CACHE_HOME": str(CACHE),
+            "PYTHONUNBUFFERED": "1",
+            "JAX_PLATFORMS": "cpu",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "XLA_FLAGS": " ".join([f"--xla_force_host_platform_device_count={devices}", *FLAGS]),
+            **(environment or {}),
+        }
         capped = [] if limit is None else ["prlimit", f"--fsize={limit}"]
         self.process = subprocess.Popen(
-            [*capped, sys.executable, "main.py", *arguments], cwd=ROOT, env=env, text=True,
-            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            [*capped, sys.executable, "main.py", *arguments],
+            cwd=ROOT,
+            env=env,
+            text=True,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     def until(self, condition):
         """Returns what `condition()` gives as soon as it is true of the live run."""
@@ -129,9 +159,10 @@ def events(workdir):
     data, found = path.read_bytes(), []
     while data:  # length, its checksum, the event, its checksum
         (length,) = struct.unpack("<Q", data[:8])
-        event, data = Event.FromString(data[12:12 + length]), data[16 + length:]
-        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value
-                  if value.tag not in TIMING]
+        event, data = Event.FromString(data[12 : 12 + length]), data[16 + length :]
+        found += [
+            (event.step, value.tag, value.simple_value) for value in event.summary.value if value.tag not in TIMING
+        ]
     return found
 
 
@@ -156,9 +187,11 @@ def checkpoint(workdir, step):
 def assert_same_run(one, other, evaluations=True, step=TINY["train.total_steps"]):
     """Lines, events and the arrays of the last checkpoint agree bit for bit, perhaps but for evaluations."""
     assert [row for row in rows(one) if evaluations or "train/loss" in row] == [
-        row for row in rows(other) if evaluations or "train/loss" in row]
+        row for row in rows(other) if evaluations or "train/loss" in row
+    ]
     assert [event for event in events(one) if evaluations or "train/" in event[1]] == [
-        event for event in events(other) if evaluations or "train/" in event[1]]
+        event for event in events(other) if evaluations or "train/" in event[1]
+    ]
     (arrays, progress), (others, other_progress) = checkpoint(one, step), checkpoint(other, step)
     assert progress == other_progress and arrays.keys() == others.keys() and arrays
     for name, array in arrays.items():

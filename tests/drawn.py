@@ -16,7 +16,8 @@ def draw(name, shape):
             inputs = shape[:2] if "/out/" in name else shape[:1]
         return rng.normal(0, 2.0 * math.prod(inputs) ** -0.5, shape).astype(np.float32)
     scale = name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "scale", "gamma", "lambda1")) or (
-        "norm" in name.lower() and name.endswith("weight"))
+        "norm" in name.lower() and name.endswith("weight")
+    )
     return rng.normal(float(scale), 0.3, shape).astype(np.float32)
 
 

@@ -27,8 +27,21 @@ def silence(samples):
     return tone
 
 
-def write(path, codec="libx264", count=60, gop=30, options=None, pts=None, audio=False, rotation=None,
-          pix_fmt="yuv420p", size=(HEIGHT, WIDTH), types=None, metadata=None, **kwargs):
+def write(
+    path,
+    codec="libx264",
+    count=60,
+    gop=30,
+    options=None,
+    pts=None,
+    audio=False,
+    rotation=None,
+    pix_fmt="yuv420p",
+    size=(HEIGHT, WIDTH),
+    types=None,
+    metadata=None,
+    **kwargs,
+):
     """Encodes `count` numbered frames at 25 frames per second, or at the given pts in milliseconds.
 
     `size` crops them; `types` gives the encoder the type of each picture, as an index of av's PictureType.
@@ -44,7 +57,7 @@ def write(path, codec="libx264", count=60, gop=30, options=None, pts=None, audio
             stream.set_display_rotation(rotation)
         sound = container.add_stream("aac", rate=16000, layout="mono") if audio else None
         for i in range(count):
-            image = np.ascontiguousarray(picture(i)[:size[0], :size[1]])
+            image = np.ascontiguousarray(picture(i)[: size[0], : size[1]])
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts = pts[i] if pts else i
             if types:
@@ -68,7 +81,7 @@ def write_packed(path, count=60):
     vop = b"\0\0\1\xb6"
     kind = [data[data.index(vop) + 4] >> 6 for data in pictures]  # 0: I, 1: P, 2: B
     packets = []
-    for data, coded in zip(pictures, kind):
+    for data, coded in zip(pictures, kind, strict=True):
         if coded == 2:
             packets[-1] += data
             packets.append(vop + b"\x51\0\0")
@@ -92,14 +105,14 @@ def without_vui(path):
     with open(path, "rb") as file:
         data = bytearray(file.read())
     start = data.index(b"avcC") + 12
-    length = int.from_bytes(data[start - 2:start], "big")
-    bits = "".join(f"{byte:08b}" for byte in data[start:start + length].replace(b"\0\0\3", b"\0\0"))
+    length = int.from_bytes(data[start - 2 : start], "big")
+    bits = "".join(f"{byte:08b}" for byte in data[start : start + length].replace(b"\0\0\3", b"\0\0"))
     at = 0
 
     def fixed(count):
         nonlocal at
         at += count
-        return int(bits[at - count:at], 2)
+        return int(bits[at - count : at], 2)
 
     def golomb():
         zeros = bits.index("1", at) - at
@@ -119,11 +132,11 @@ def without_vui(path):
     if fixed(1):
         [golomb() for _ in range(4)]
     assert fixed(1) == 1, "there is no VUI"
-    bits = bits[:at - 1] + "01"
+    bits = bits[: at - 1] + "01"
     bits += "0" * (-len(bits) % 8)
-    short = bytes(int(bits[i:i + 8], 2) for i in range(0, len(bits), 8))
+    short = bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8))
     assert b"\0\0" not in short and len(short) <= length
-    data[start:start + length] = short.ljust(length, b"\0")
+    data[start : start + length] = short.ljust(length, b"\0")
     with open(path, "wb") as file:
         file.write(data)
     return path

@@ -22,6 +22,7 @@ def module(make):
 
 def attention(kind, *arguments, external: int = 0, hybrid: str = "combined", **options):
     """(graph, parameters) of an attention sublayer of that class; `external` is the size of its dictionary."""
+
     def make():
         rngs = nnx.Rngs(0)
         entries = Dictionary(external, WIDTH, HEADS, hybrid=hybrid, rngs=rngs) if external else None

@@ -12,22 +12,28 @@ from vidformers import build
 
 TINY = dict(num_classes=5, frames=4, image_size=32, patch_size=8, width=32, heads=4, depth=2)
 # What a model, or after a colon a variant of it, needs beside that to be tiny and to have all its parts.
-SMALL = {"mevit": dict(motion_blocks=2), "havit": dict(dictionary=3),
-         "vtn": dict(temporal_depth=2, window=(4,), temporal_dropout=0.0, head_dropout=0.0),
-         "vtn:resnet": dict(temporal_depth=2, window=(4,), temporal_dropout=0.0, head_dropout=0.0, backbone="resnet",
-                            depths=(1, 1), stem=8),
-         "swin": dict(patch_size=4, heads=2, width=16, depth=2, depths=(2,), window=(2, 4, 4)),
-         "cvt": dict(patch_size=4, heads=1, width=8, depth=4, depths=(1, 1, 2)),
-         "stat": dict(width=16, heads=2, depth=4, depths=(1, 1, 2))}
+SMALL = {
+    "mevit": dict(motion_blocks=2),
+    "havit": dict(dictionary=3),
+    "vtn": dict(temporal_depth=2, window=(4,), temporal_dropout=0.0, head_dropout=0.0),
+    "vtn:resnet": dict(
+        temporal_depth=2, window=(4,), temporal_dropout=0.0, head_dropout=0.0, backbone="resnet", depths=(1, 1), stem=8
+    ),
+    "swin": dict(patch_size=4, heads=2, width=16, depth=2, depths=(2,), window=(2, 4, 4)),
+    "cvt": dict(patch_size=4, heads=1, width=8, depth=4, depths=(1, 1, 2)),
+    "stat": dict(width=16, heads=2, depth=4, depths=(1, 1, 2)),
+}
 
 
 def _known(options):
     """Those options that this version of XLA has."""
+
     def has(name, value):
         try:
             return jax.jit(lambda x: x, compiler_options={name: value}).lower(0).compile() is not None
         except jax.errors.JaxRuntimeError:
             return False
+
     return {name: value for name, value in options.items() if has(name, value)}
 
 
@@ -42,11 +48,12 @@ def randomise(shapes, seed: int = 0):
 
     Kernels keep the size of what passes them; the rest is normal around 0, a norm's scale around 1.
     """
+
     def draw(path, leaf):
         rng = np.random.default_rng([seed, zlib.crc32(jax.tree_util.keystr(path).encode())])
         kernel, scale = (getattr(path[-1], "key", None) == name for name in ("kernel", "scale"))
         convolution = "convolution" in jax.tree_util.keystr(path)
-        spread = math.prod(leaf.shape[-4 if convolution else -2:-1]) ** -0.5 if kernel else 0.3
+        spread = math.prod(leaf.shape[-4 if convolution else -2 : -1]) ** -0.5 if kernel else 0.3
         return rng.normal(float(scale), spread, leaf.shape).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)

@@ -27,8 +27,9 @@ def arrays_of(golden):
 
 def write(folder, arrays, about=None):
     """A file of safetensors with a config beside it; gives their folder."""
-    safetensors.numpy.save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()},
-                                folder / "model.safetensors")
+    safetensors.numpy.save_file(
+        {key: np.ascontiguousarray(value) for key, value in arrays.items()}, folder / "model.safetensors"
+    )
     (folder / "config.json").write_text(json.dumps(about or {}))
     return str(folder)
 
@@ -55,7 +56,7 @@ def started(weights, name, init=None, class_names=None, **options):
         return [initial[path] for path in left]
 
     rest = draw_left(jax.random.key(0)) if left else []
-    return graph, nested(pretrained.values | dict(zip(left, rest))), pretrained
+    return graph, nested(pretrained.values | dict(zip(left, rest, strict=True))), pretrained
 
 
 def nested(leaves):

@@ -18,9 +18,14 @@ class Bar:
         self.what, self.total, self.done, self.shown = what, total, done, shown
         self.live = None
         if shown and console.is_terminal:
-            self.live = Progress(TextColumn(what), BarColumn(bar_width=24), MofNCompleteColumn(),
-                                 TimeRemainingColumn(compact=True), TextColumn("{task.fields[text]}"),
-                                 console=console)
+            self.live = Progress(
+                TextColumn(what),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[text]}"),
+                console=console,
+            )
             self.task = self.live.add_task(what, total=total, completed=done, text="")
 
     def __enter__(self):

@@ -13,7 +13,17 @@ Both functions raise DataError at the first mistake, with file and line.
 from input_pipeline.sources import csv, folders, frames, hmdb51, kinetics, lists, shards, something, tfds, ucf101
 from input_pipeline.sources.listing import Entry, Listing
 
-SOURCES = {"csv": csv, "lists": lists, "folders": folders, "frames": frames, "kinetics": kinetics,
-           "something": something, "ucf101": ucf101, "hmdb51": hmdb51, "shards": shards, "tfds": tfds}
+SOURCES = {
+    "csv": csv,
+    "lists": lists,
+    "folders": folders,
+    "frames": frames,
+    "kinetics": kinetics,
+    "something": something,
+    "ucf101": ucf101,
+    "hmdb51": hmdb51,
+    "shards": shards,
+    "tfds": tfds,
+}
 
 __all__ = ["SOURCES", "Entry", "Listing"]

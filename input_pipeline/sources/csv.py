@@ -20,8 +20,9 @@ def read(path, *, root, split) -> Listing:
         del rows[0]
     for line, row in rows:
         if len(row) != 2 or not row[0]:
-            raise DataError(f"{path} line {line}: expected two columns, path,label, and found {len(row)}: "
-                            f"{','.join(row)!r}.")
+            raise DataError(
+                f"{path} line {line}: expected two columns, path,label, and found {len(row)}: {','.join(row)!r}."
+            )
     return Listing(tuple(Entry(name, os.path.join(root, name), label.strip(), line) for line, (name, label) in rows))
 
 

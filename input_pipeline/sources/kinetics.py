@@ -26,11 +26,21 @@ def read(path, *, root, split) -> Listing:
     for line, row in _rows(path):
         try:
             start, end = float(row["time_start"]), float(row["time_end"])
-            clips.append((line, row["youtube_id"], start, end, f"{row['youtube_id']}_{int(start):06d}_{int(end):06d}",
-                          row.get("label") or None))
+            clips.append(
+                (
+                    line,
+                    row["youtube_id"],
+                    start,
+                    end,
+                    f"{row['youtube_id']}_{int(start):06d}_{int(end):06d}",
+                    row.get("label") or None,
+                )
+            )
         except (ValueError, OverflowError):
-            raise DataError(f"{path} line {line}: time_start and time_end must be seconds, but are "
-                            f"{row['time_start']!r} and {row['time_end']!r}.") from None
+            raise DataError(
+                f"{path} line {line}: time_start and time_end must be seconds, but are "
+                f"{row['time_start']!r} and {row['time_end']!r}."
+            ) from None
     found = find_videos(root, {video for _, video, *_ in clips} | {name for *_, name, _ in clips})
     entries, missing = [], []
     for line, video, start, end, name, label in clips:
@@ -54,10 +64,13 @@ def _rows(path):
     rows = read_rows(path)
     header = [name.strip() for name in rows[0][1]] if rows else []
     if not set(_NEEDED) <= set(header):
-        raise DataError(f"{path} line 1: expected the header of Kinetics, [label,]{','.join(_NEEDED)},..., and found "
-                        f"{','.join(header)!r}.")
+        raise DataError(
+            f"{path} line 1: expected the header of Kinetics, [label,]{','.join(_NEEDED)},..., and found "
+            f"{','.join(header)!r}."
+        )
     for line, row in rows[1:]:
         if len(row) != len(header):
-            raise DataError(f"{path} line {line}: expected {len(header)} columns, as in the header, and found "
-                            f"{len(row)}.")
-        yield line, {name: text.strip() for name, text in zip(header, row)}
+            raise DataError(
+                f"{path} line {line}: expected {len(header)} columns, as in the header, and found {len(row)}."
+            )
+        yield line, {name: text.strip() for name, text in zip(header, row, strict=True)}

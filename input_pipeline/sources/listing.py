@@ -15,6 +15,7 @@ class Entry(NamedTuple):
       position: row in the shard `path`; None for a file or folder of its own.
       feature: of a row that TensorFlow Datasets wrote, the name of the one that holds the frames.
     """
+
     name: str
     path: str
     label: str | int | None
@@ -27,5 +28,6 @@ class Entry(NamedTuple):
 
 class Listing(NamedTuple):
     """The videos of a list that are there, and the names of those that were looked for and not found."""
+
     entries: tuple[Entry, ...]
     missing: tuple[str, ...] = ()

@@ -28,8 +28,10 @@ def read(path, *, root, split) -> Listing:
         video = os.path.join(root, name)
         before = _LINE.fullmatch(name)
         if before and before[2].isdecimal() and not os.path.exists(video):
-            raise DataError(f"{path} line {line}: {text!r} has a third column, as lists of raw frames have: keep path "
-                            "and label only, and set data.source='frames' where the path is a folder of frames.")
+            raise DataError(
+                f"{path} line {line}: {text!r} has a third column, as lists of raw frames have: keep path "
+                "and label only, and set data.source='frames' where the path is a folder of frames."
+            )
         entries.append(Entry(name, video, label, line))
     return Listing(tuple(entries))
 

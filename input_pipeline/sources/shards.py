@@ -13,10 +13,18 @@ def read(path, *, root, split) -> Listing:
     """The clips of a list. Shards lie beside it; the name of a clip is the one its video had."""
     del root, split
     folder = os.path.dirname(path)
-    return Listing(tuple(
-        Entry(row["name"], os.path.join(folder, row["shard"]), None if row["label"] < 0 else row["label"], line,
-              position=row["position"])
-        for line, row in enumerate(read_rows(path), start=2)))  # the first line holds no clip
+    return Listing(
+        tuple(
+            Entry(
+                row["name"],
+                os.path.join(folder, row["shard"]),
+                None if row["label"] < 0 else row["label"],
+                line,
+                position=row["position"],
+            )
+            for line, row in enumerate(read_rows(path), start=2)
+        )
+    )  # the first line holds no clip
 
 
 def classes(root, train):

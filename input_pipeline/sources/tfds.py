@@ -20,6 +20,7 @@ _INFO, _FORMAT = "dataset_info.json", "array_record"
 def read(path, *, root, split) -> Listing:
     """The records of a split; the name of each is its number in there."""
     from input_pipeline.shards import read_shard
+
     del root, split
     folder, part = _locate(path)
     video, label = _features(folder)
@@ -30,8 +31,16 @@ def read(path, *, root, split) -> Listing:
             for position, data in enumerate(read_shard(file)):
                 if instruction.skip <= position < instruction.skip + instruction.take:
                     numbers = example(data)[label].int64_list.value
-                    entries.append(Entry(f"{part} {len(entries)}", file, numbers[0] if numbers[0] >= 0 else None, 0,
-                                         position=position, feature=video))
+                    entries.append(
+                        Entry(
+                            f"{part} {len(entries)}",
+                            file,
+                            numbers[0] if numbers[0] >= 0 else None,
+                            0,
+                            position=position,
+                            feature=video,
+                        )
+                    )
         except (DecodeError, KeyError, IndexError) as error:
             raise DataError(f"{file}: a record has no {label!r} that can be read: {error}") from None
     return Listing(tuple(entries))
@@ -53,6 +62,7 @@ def example(data):
     """The features by name, `tf.train.Feature`, of a record. DecodeError where it holds none."""
     from google.protobuf.message import DecodeError as Malformed
     from tensorflow_datasets.proto import tf_example_pb2
+
     try:
         return tf_example_pb2.Example.FromString(data).features.feature
     except Malformed as error:
@@ -68,12 +78,16 @@ def _locate(path):
         configuration, version = os.path.split("" if name == "." else name)
         versions.setdefault(configuration, []).append(version)
     if not versions:
-        raise DataError(f"{folder} holds no data set of TensorFlow Datasets (data.source=tfds): data.root is the "
-                        "folder that they are kept in, often ~/tensorflow_datasets, and data.name the one to take.")
+        raise DataError(
+            f"{folder} holds no data set of TensorFlow Datasets (data.source=tfds): data.root is the "
+            "folder that they are kept in, often ~/tensorflow_datasets, and data.name the one to take."
+        )
     if len(versions) > 1:
-        raise DataError(f"{folder} holds several configurations: add one of {', '.join(sorted(versions))} to "
-                        "data.name, after a slash.")
-    (configuration, names), = versions.items()
+        raise DataError(
+            f"{folder} holds several configurations: add one of {', '.join(sorted(versions))} to "
+            "data.name, after a slash."
+        )
+    ((configuration, names),) = versions.items()
     latest = max(names, key=lambda name: [int(number) for number in name.split(".") if number.isdigit()])
     return os.path.join(folder, configuration, latest).rstrip("/"), part
 
@@ -81,6 +95,7 @@ def _locate(path):
 def _features(folder):
     """The names of the feature that holds the frames and of the one that is the label."""
     from tensorflow_datasets.core.proto import feature_generated_pb2
+
     path = os.path.join(folder, "features.json")
     try:
         with open(path, encoding="utf-8") as file:
@@ -92,9 +107,11 @@ def _features(folder):
     for kind in ("video", "class_label"):
         having = [name for name in kinds if kinds[name] == kind]
         if len(having) != 1:
-            raise DataError(f"{path}: a data set must have one feature of the kind {kind}, but "
-                            f"{' and '.join(having) or 'none of its features'} "
-                            f"{'are' if len(having) > 1 else 'is'} one.")
+            raise DataError(
+                f"{path}: a data set must have one feature of the kind {kind}, but "
+                f"{' and '.join(having) or 'none of its features'} "
+                f"{'are' if len(having) > 1 else 'is'} one."
+            )
         names += having
     return names
 
@@ -102,6 +119,7 @@ def _features(folder):
 def _files(folder, part):
     """Which records of which files a split consists of."""
     from tensorflow_datasets.core import dataset_info, naming, splits
+
     try:
         info = dataset_info.read_proto_from_builder_dir(folder)
         template = naming.ShardedFileTemplate(data_dir=folder, dataset_name=info.name, filetype_suffix=_FORMAT)
@@ -110,8 +128,10 @@ def _files(folder, part):
         raise DataError(f"{folder}: {error}") from None
     # Files in the format that was asked for may lie beside those that the data set was first written in.
     if not all(os.path.exists(instruction.filename) for instruction in instructions):
-        raise DataError(f"{folder} is in the format {info.file_format or 'tfrecord'}, which has no random access: have "
-                        f"`tfds build {info.name} --file_format={_FORMAT}` or `tfds convert_format "
-                        f"--dataset_version_dir={folder} --out_file_format={_FORMAT}` write it anew, where TensorFlow "
-                        "(and for the latter Apache Beam) is installed.")
+        raise DataError(
+            f"{folder} is in the format {info.file_format or 'tfrecord'}, which has no random access: have "
+            f"`tfds build {info.name} --file_format={_FORMAT}` or `tfds convert_format "
+            f"--dataset_version_dir={folder} --out_file_format={_FORMAT}` write it anew, where TensorFlow "
+            "(and for the latter Apache Beam) is installed."
+        )
     return instructions

@@ -31,8 +31,9 @@ def read(path, *, root, split) -> Listing:
         if label not in number_of:
             raise DataError(f"{path} line {line}: {text!r} does not start with a class of classInd.txt and a slash.")
         if number and number.strip() != number_of[label]:
-            raise DataError(f"{path} line {line}: {label} is number {number_of[label]} in classInd.txt, not "
-                            f"{number.strip()}.")
+            raise DataError(
+                f"{path} line {line}: {label} is number {number_of[label]} in classInd.txt, not {number.strip()}."
+            )
         entries.append(Entry(name, os.path.join(folder, name), label, line))
     return Listing(tuple(entries))
 

@@ -22,8 +22,11 @@ from vidformers.attention.motion import Motion
 from vidformers.attention.time import Time
 from vidformers.layers.tokens import Noise, Tokens, add_branch, dropout
 
-PARTS = {"read_and_read_from": dict(), "keys": dict(class_queries=False),
-         "absent": dict(class_keys=False, class_queries=False)}
+PARTS = {
+    "read_and_read_from": dict(),
+    "keys": dict(class_queries=False),
+    "absent": dict(class_keys=False, class_queries=False),
+}
 
 
 @cache
@@ -62,7 +65,7 @@ def test_gathered_equals_masked_with_its_gradient(float64, scheme, part, count):
 
                 def loss(parameters, tokens):
                     out = nnx.merge(graph, parameters)(tokens)
-                    return sum((a * b).sum() for a, b in zip(out, cotangent)), out
+                    return sum((a * b).sum() for a, b in zip(out, cotangent, strict=True)), out
 
                 return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(parameters, tokens)
 
@@ -89,8 +92,13 @@ def key_set(scheme, patch, grid):
     if scheme == "time":
         return {(f, y, x) for f in frames}
     top, left = y - y % scheme, x - x % scheme  # a block of side M, cut off at the end of the grid
-    return {(f, r, c) for f in frames for r in range(top, top + scheme) for c in range(left, left + scheme)
-            if r in rows and c in columns}
+    return {
+        (f, r, c)
+        for f in frames
+        for r in range(top, top + scheme)
+        for c in range(left, left + scheme)
+        if r in rows and c in columns
+    }
 
 
 def make_scheme(scheme):
@@ -98,8 +106,18 @@ def make_scheme(scheme):
 
 
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("scheme, grid", [("frame", (2, 4, 4)), ("time", (2, 4, 4)), ("joint", (2, 4, 4)),
-                                          (1, (2, 3, 3)), (2, (2, 4, 4)), (3, (2, 4, 4)), (3, (2, 5, 5))])
+@pytest.mark.parametrize(
+    "scheme, grid",
+    [
+        ("frame", (2, 4, 4)),
+        ("time", (2, 4, 4)),
+        ("joint", (2, 4, 4)),
+        (1, (2, 3, 3)),
+        (2, (2, 4, 4)),
+        (3, (2, 4, 4)),
+        (3, (2, 5, 5)),
+    ],
+)
 def test_a_query_sees_exactly_its_key_set(scheme, grid, part):
     patches, classes = influence(*layer(make_scheme(scheme), **PARTS[part]), draw_tokens(grid, 1))
     expected = np.zeros((*grid, *grid), bool)
@@ -127,13 +145,16 @@ def test_a_class_token_a_frame_stays_in_its_frame():
 
 def softmax_attention(parameters, queries, keys):
     """Multi-head attention of LN queries (n d) over LN keys (m d), W_O included, written plainly."""
+
     def norm(x):
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
         return x * parameters["norm"]["scale"] + parameters["norm"]["bias"]
 
     kernel, bias = parameters["qkv"]["kernel"], parameters["qkv"]["bias"]
-    q, k, v = (norm(x) @ kernel[:, i * WIDTH:][:, :WIDTH] + bias[i * WIDTH:][:WIDTH]
-               for i, x in enumerate((queries, keys, keys)))
+    q, k, v = (
+        norm(x) @ kernel[:, i * WIDTH :][:, :WIDTH] + bias[i * WIDTH :][:WIDTH]
+        for i, x in enumerate((queries, keys, keys))
+    )
     out = np.zeros((len(queries), WIDTH))
     for h in range(HEADS):
         part = slice(h * WIDTH // HEADS, (h + 1) * WIDTH // HEADS)
@@ -149,16 +170,16 @@ def test_padded_blocks_equal_ragged_ones(float64, m, grid):
     found, _ = run(graph, parameters, tokens)
     for y in range(0, grid[1], m):
         for x in range(0, grid[2], m):
-            block = tokens.patches[0, :, y:y + m, x:x + m]
+            block = tokens.patches[0, :, y : y + m, x : x + m]
             flat = block.reshape(-1, WIDTH)
             expected = softmax_attention(parameters, flat, np.concatenate([tokens.class_tokens[0], flat]))
             expected = expected.reshape(block.shape)
-            np.testing.assert_allclose(found[0, :, y:y + m, x:x + m], expected, rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(found[0, :, y : y + m, x : x + m], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_blocks_of_three_on_fourteen_by_fourteen_hold_nine_six_or_four():
     members = Motion(3).fold(np.ones((1, 1, 14, 14), bool))[0].sum(-1)
-    assert dict(zip(*np.unique(members, return_counts=True))) == {9: 16, 6: 8, 4: 1}
+    assert dict(zip(*np.unique(members, return_counts=True), strict=True)) == {9: 16, 6: 8, 4: 1}
 
 
 # Between schemes
@@ -184,8 +205,7 @@ def test_without_querying_motion_in_one_block_is_joint_attention_on_patches():
 
 def same(first, second, options):
     tokens = draw_tokens((2, 4, 4), 1)
-    found, expected = (run(*layer(scheme, **options), tokens)
-                       for scheme in (first, second))
+    found, expected = (run(*layer(scheme, **options), tokens) for scheme in (first, second))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
 
 
@@ -195,7 +215,7 @@ def test_extra_projection_follows_the_output_projection(float64):
     tokens = draw_tokens((2, 2, 2), 1)
     extra = parameters["extra"]
     without = run(layer(Time(), dtype=jnp.float64)[0], plain, tokens)
-    for found, before in zip(run(graph, parameters, tokens), without):
+    for found, before in zip(run(graph, parameters, tokens), without, strict=True):
         np.testing.assert_allclose(found, before @ extra["kernel"].astype(float) + extra["bias"], rtol=1e-9)
 
 
@@ -241,16 +261,24 @@ def test_attention_weights_sum_to_one_and_a_mask_hides():
 def test_softmax_is_taken_in_float32_below_it():
     rng = np.random.default_rng(0)
     q, k, v = rng.normal(size=(3, 1, 64, 1, 8)).astype(jnp.bfloat16)
-    weights = [eqn.invars[0].aval.dtype for eqn in jax.make_jaxpr(attend)(q, k, v).eqns
-               if eqn.primitive.name == "exp" or "softmax" in str(eqn.params.get("name", ""))]
+    weights = [
+        eqn.invars[0].aval.dtype
+        for eqn in jax.make_jaxpr(attend)(q, k, v).eqns
+        if eqn.primitive.name == "exp" or "softmax" in str(eqn.params.get("name", ""))
+    ]
     assert weights and set(weights) == {jnp.dtype("float32")}
     assert attend(q, k, v).dtype == jnp.bfloat16
 
 
 def test_a_dropped_branch_is_dropped_for_a_whole_clip_and_kept_in_the_mean():
     tokens = Tokens(jnp.zeros((256, 1, 2, 2, 3)), jnp.zeros((256, 1, 3)))
-    out = add_branch(tokens, jnp.ones_like(tokens.patches), jnp.ones_like(tokens.class_tokens), 0.0,
-                     Noise(jax.random.key(0), jnp.float32(0.25)))
+    out = add_branch(
+        tokens,
+        jnp.ones_like(tokens.patches),
+        jnp.ones_like(tokens.class_tokens),
+        0.0,
+        Noise(jax.random.key(0), jnp.float32(0.25)),
+    )
     whole = np.concatenate([out.patches.reshape(256, -1), out.class_tokens.reshape(256, -1)], axis=1)
     assert (whole == whole[:, :1]).all(), "patches and class token share the draw"
     np.testing.assert_allclose(np.unique(whole), [0, 4 / 3], rtol=1e-6)
@@ -264,9 +292,11 @@ def test_dropout_keeps_the_mean():
 
 
 def test_mistakes_are_refused_in_a_sentence():
-    for make, words in ((lambda: Motion(0), "model.block_size=0"),
-                        (lambda: layer(Time(), class_keys=False), "class token"),
-                        (lambda: branch(*layer(Time()), draw_tokens((2, 3, 3), 2)), "2 class tokens")):
+    for make, words in (
+        (lambda: Motion(0), "model.block_size=0"),
+        (lambda: layer(Time(), class_keys=False), "class token"),
+        (lambda: branch(*layer(Time()), draw_tokens((2, 3, 3), 2)), "2 class tokens"),
+    ):
         with pytest.raises(ConfigError, match=words):
             make()
 
@@ -274,24 +304,38 @@ def test_mistakes_are_refused_in_a_sentence():
 # Backends
 
 
-@pytest.mark.parametrize("options", [
-    dict(name="mevit", block_size=3), dict(name="havit", dictionary=3), dict(name="msca"),
-    dict(name="havit", dictionary=3, hybrid="multi_view"), dict(name="joint")], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(name="mevit", block_size=3),
+        dict(name="havit", dictionary=3),
+        dict(name="msca"),
+        dict(name="havit", dictionary=3, hybrid="multi_view"),
+        dict(name="joint"),
+    ],
+    ids=str,
+)
 def test_a_fused_program_computes_what_einsums_do(options):
     graph, parameters = make_model(**options)
     fused, _ = make_model(**options, backend="xla")
-    expected, found = (quick_jit(lambda p, graph=each: nnx.merge(graph, p)(clips(2)))(parameters)
-                       for each in (graph, fused))
+    expected, found = (
+        quick_jit(lambda p, graph=each: nnx.merge(graph, p)(clips(2)))(parameters) for each in (graph, fused)
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    assert str(jax.make_jaxpr(nnx.merge(fused, parameters))(clips(2))) != \
-        str(jax.make_jaxpr(nnx.merge(graph, parameters))(clips(2)))
+    assert str(jax.make_jaxpr(nnx.merge(fused, parameters))(clips(2))) != str(
+        jax.make_jaxpr(nnx.merge(graph, parameters))(clips(2))
+    )
 
 
-@pytest.mark.parametrize("name, options, sentence", [
-    ("vit", dict(backend="flash"), "model.backend='flash' must be one of"),
-    ("vit", dict(backend="cudnn"), "model.backend=cudnn is for NVIDIA's GPUs"),
-    ("vit", dict(backend="xla", kernel="relu"), "model.backend=xla computes softmax, not model.kernel=relu"),
-    ("swin", dict(backend="xla"), "model.backend=xla is not one that Swin's window attention has")])
+@pytest.mark.parametrize(
+    "name, options, sentence",
+    [
+        ("vit", dict(backend="flash"), "model.backend='flash' must be one of"),
+        ("vit", dict(backend="cudnn"), "model.backend=cudnn is for NVIDIA's GPUs"),
+        ("vit", dict(backend="xla", kernel="relu"), "model.backend=xla computes softmax, not model.kernel=relu"),
+        ("swin", dict(backend="xla"), "model.backend=xla is not one that Swin's window attention has"),
+    ],
+)
 def test_a_backend_that_cannot_be_is_refused(name, options, sentence):
     with pytest.raises(ConfigError, match=sentence):
         make_model(name, **options)

@@ -54,9 +54,10 @@ def test_gathered_equals_masked_with_its_gradient(float64, scheme, kernel, hybri
 
             def loss(parameters, tokens):
                 out = branch(graph, parameters, tokens)
-                return sum((a * b).sum() for a, b in zip(out, cotangent) if a is not None), out
+                return sum((a * b).sum() for a, b in zip(out, cotangent, strict=True) if a is not None), out
 
             return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(parameters, tokens)
+
         return one(False), one(True)
 
     gathered, masked = both(tokens)
@@ -177,17 +178,24 @@ def test_every_model_takes_a_dictionary():
         assert counts[1] - counts[0] == 12 * attentions * 2 * 7 * 192
 
 
-@pytest.mark.parametrize("name, options, field", [
-    ("havit", dict(dictionary=-1), "model.dictionary=-1"), ("havit", dict(hybrid="sum"), "model.hybrid='sum'"),
-    ("havit", dict(hybrid="split_heads", heads=3, width=48), "model.hybrid=split_heads"),
-    ("havit", dict(kernel="elu"), "model.kernel='elu'"), ("havit", dict(cosine_index="y"), "model.cosine_index='y'"),
-    ("havit", dict(kernel="cosine", class_token="input"), "model.kernel=cosine"),
-    ("vit", dict(kernel="cosine"), "model.kernel=cosine"), ("msca", dict(kernel="cosine"), "model.kernel=cosine"),
-    ("mevit", dict(kernel="cosine", class_blocks=0), "model.kernel=cosine"),
-    ("havit", dict(attention="split"), "model.attention='split'"),
-    ("havit", dict(class_blocks=0), "model.class_blocks=0"),
-    ("havit", dict(class_token="no"), "model.class_token='no'"),
-    ("havit", dict(attention="joint", temporal_fc=True), "model.temporal_fc")])
+@pytest.mark.parametrize(
+    "name, options, field",
+    [
+        ("havit", dict(dictionary=-1), "model.dictionary=-1"),
+        ("havit", dict(hybrid="sum"), "model.hybrid='sum'"),
+        ("havit", dict(hybrid="split_heads", heads=3, width=48), "model.hybrid=split_heads"),
+        ("havit", dict(kernel="elu"), "model.kernel='elu'"),
+        ("havit", dict(cosine_index="y"), "model.cosine_index='y'"),
+        ("havit", dict(kernel="cosine", class_token="input"), "model.kernel=cosine"),
+        ("vit", dict(kernel="cosine"), "model.kernel=cosine"),
+        ("msca", dict(kernel="cosine"), "model.kernel=cosine"),
+        ("mevit", dict(kernel="cosine", class_blocks=0), "model.kernel=cosine"),
+        ("havit", dict(attention="split"), "model.attention='split'"),
+        ("havit", dict(class_blocks=0), "model.class_blocks=0"),
+        ("havit", dict(class_token="no"), "model.class_token='no'"),
+        ("havit", dict(attention="joint", temporal_fc=True), "model.temporal_fc"),
+    ],
+)
 def test_a_combination_that_means_nothing_is_refused_in_a_sentence(name, options, field):
     with pytest.raises(ConfigError) as refusal:
         nnx.eval_shape(lambda: build(name, rngs=nnx.Rngs(0), **{"num_classes": 5, "dictionary": 2, **options}))

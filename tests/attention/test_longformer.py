@@ -58,8 +58,11 @@ def test_gathered_equals_masked_with_its_gradient(float64, options):
 
     @settings(max_examples=5, phases=phases)
     @example(frames=11, window=6, hidden={3, 9, 10})
-    @given(frames=st.integers(1, 20), window=st.integers(2, 8).map(lambda reach: 2 * reach),
-           hidden=st.sets(st.integers(0, 19)))
+    @given(
+        frames=st.integers(1, 20),
+        window=st.integers(2, 8).map(lambda reach: 2 * reach),
+        hidden=st.sets(st.integers(0, 19)),
+    )
     def check(frames, window, hidden):
         series = draw_series(frames, [frame for frame in hidden if frame < frames], clips=2)
         cotangent = np.random.default_rng(1).normal(size=series.tokens.shape)
@@ -160,8 +163,9 @@ def test_memory_is_linear_in_the_number_of_frames_up_to_eight_thousand():
     graph, state = nnx.split(nnx.eval_shape(lambda: LongformerAttention(768, 12, 18, rngs=nnx.Rngs(0))))
 
     def memory(frames):
-        series = FrameSequence(jax.ShapeDtypeStruct((1, 1 + frames, 768), jnp.float32),
-                        jax.ShapeDtypeStruct((1, 1 + frames), bool))
+        series = FrameSequence(
+            jax.ShapeDtypeStruct((1, 1 + frames, 768), jnp.float32), jax.ShapeDtypeStruct((1, 1 + frames), bool)
+        )
         run = quick_jit(lambda p, x: nnx.merge(graph, p)(x).tokens)
         return run.lower(nnx.to_pure_dict(state), series).compile().memory_analysis().temp_size_in_bytes
 
@@ -181,8 +185,10 @@ def test_far_frames_change_nothing_in_eight_thousand():
 
 def linear(arrays, *names):
     """Linear layers side by side: torch's (out, in) -> kernel (in, out)."""
-    return {"kernel": np.concatenate([arrays.pop(f"{name}.weight").T for name in names], axis=1),
-            "bias": np.concatenate([arrays.pop(f"{name}.bias") for name in names])}
+    return {
+        "kernel": np.concatenate([arrays.pop(f"{name}.weight").T for name in names], axis=1),
+        "bias": np.concatenate([arrays.pop(f"{name}.bias") for name in names]),
+    }
 
 
 def norm(arrays, name):
@@ -191,12 +197,20 @@ def norm(arrays, name):
 
 def block(arrays, i):
     own, layer = f"encoder.layer.{i}.attention", f"encoder.layer.{i}"
-    return {0: {"qkv": linear(arrays, *(f"{own}.self.{part}" for part in ("query", "key", "value"))),
-                "q_global": linear(arrays, f"{own}.self.query_global"),
-                "kv_global": linear(arrays, f"{own}.self.key_global", f"{own}.self.value_global"),
-                "out": linear(arrays, f"{own}.output.dense"), "norm": norm(arrays, f"{own}.output.LayerNorm")},
-            1: {"wide": linear(arrays, f"{layer}.intermediate.dense"), "out": linear(arrays, f"{layer}.output.dense"),
-                "norm": norm(arrays, f"{layer}.output.LayerNorm")}}
+    return {
+        0: {
+            "qkv": linear(arrays, *(f"{own}.self.{part}" for part in ("query", "key", "value"))),
+            "q_global": linear(arrays, f"{own}.self.query_global"),
+            "kv_global": linear(arrays, f"{own}.self.key_global", f"{own}.self.value_global"),
+            "out": linear(arrays, f"{own}.output.dense"),
+            "norm": norm(arrays, f"{own}.output.LayerNorm"),
+        },
+        1: {
+            "wide": linear(arrays, f"{layer}.intermediate.dense"),
+            "out": linear(arrays, f"{layer}.output.dense"),
+            "norm": norm(arrays, f"{layer}.output.LayerNorm"),
+        },
+    }
 
 
 def stage(*blocks):
@@ -209,14 +223,18 @@ def test_every_token_and_the_head_equal_those_of_hugging_face():
         arrays = dict(archive)
     arrays.pop("versions")
     features, positions, mask, tokens, output = (
-        arrays.pop(name) for name in ("features", "positions", "mask", "tokens", "output"))
+        arrays.pop(name) for name in ("features", "positions", "mask", "tokens", "output")
+    )
     first, second, third = (block(arrays, i) for i in range(3))
-    mapped = {"class_token": arrays.pop("class_token"),
-              "position": arrays.pop("embeddings.position_embeddings.weight"),
-              "token_type": arrays.pop("embeddings.token_type_embeddings.weight"),
-              "norm": norm(arrays, "embeddings.LayerNorm"),
-              "stages": {0: stage(first, second), 1: stage(third)},
-              "head_norm": norm(arrays, "head.0"), "head": linear(arrays, "head.1")}
+    mapped = {
+        "class_token": arrays.pop("class_token"),
+        "position": arrays.pop("embeddings.position_embeddings.weight"),
+        "token_type": arrays.pop("embeddings.token_type_embeddings.weight"),
+        "norm": norm(arrays, "embeddings.LayerNorm"),
+        "stages": {0: stage(first, second), 1: stage(third)},
+        "head_norm": norm(arrays, "head.0"),
+        "head": linear(arrays, "head.1"),
+    }
     assert not arrays, "every array is used"
     graph, drawn = encoder(window=(4, 4, 8))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.shape, b.shape), drawn, mapped)
@@ -304,21 +322,35 @@ def test_a_key_draws_dropout():
     assert abs((first == 0).mean() - 0.5) < 4 * np.sqrt(0.25 / first.size), "the head drops one half"
 
 
-@pytest.mark.parametrize("options, words", [
-    (dict(window=(5,)), "model.window=5"), (dict(window=(2,)), "model.window=2"),
-    (dict(window=(4, 6, 7)), "model.window=7"),
-    (dict(window=(4, 4)), "model.window=(4, 4)"), (dict(window=(4.5,)), "model.window=4.5"),
-    (dict(depth=0), "model.temporal_depth=0"), (dict(heads=5), "model.heads=5"),
-    (dict(dropout=1.0), "model.temporal_dropout=1.0"), (dict(head_dropout=-0.1), "model.head_dropout=-0.1")])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(window=(5,)), "model.window=5"),
+        (dict(window=(2,)), "model.window=2"),
+        (dict(window=(4, 6, 7)), "model.window=7"),
+        (dict(window=(4, 4)), "model.window=(4, 4)"),
+        (dict(window=(4.5,)), "model.window=4.5"),
+        (dict(depth=0), "model.temporal_depth=0"),
+        (dict(heads=5), "model.heads=5"),
+        (dict(dropout=1.0), "model.temporal_dropout=1.0"),
+        (dict(head_dropout=-0.1), "model.head_dropout=-0.1"),
+    ],
+)
 def test_mistakes_are_refused_in_a_sentence(options, words):
     with pytest.raises(ConfigError, match=re.escape(words)) as error:
         encoder(**options)
     assert "\n" not in str(error.value) and str(error.value).endswith(".")
 
 
-@pytest.mark.parametrize("shape, where", [((2, 4, 8), {}), ((2, 0, WIDTH), {}),
-                                          ((2, 4, WIDTH), dict(positions=np.zeros((2, 3), int))),
-                                          ((2, 4, WIDTH), dict(mask=np.ones((1, 4), bool)))])
+@pytest.mark.parametrize(
+    "shape, where",
+    [
+        ((2, 4, 8), {}),
+        ((2, 0, WIDTH), {}),
+        ((2, 4, WIDTH), dict(positions=np.zeros((2, 3), int))),
+        ((2, 4, WIDTH), dict(mask=np.ones((1, 4), bool))),
+    ],
+)
 def test_features_of_another_shape_are_refused(shape, where):
     graph, parameters = encoder()
     with pytest.raises(ConfigError, match="Frame features"):

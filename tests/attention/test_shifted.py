@@ -55,8 +55,12 @@ def by_loops(parameters, tokens, direction, moved, before, after, boundary):
 
 
 CASES = [(direction, moved, "keep") for direction in ("heads", "patches") for moved in MOVED]
-CASES += [(direction, moved, boundary) for direction in ("heads", "patches") for moved in ("KV", "QKV")
-          for boundary in BOUNDARIES[1:]]
+CASES += [
+    (direction, moved, boundary)
+    for direction in ("heads", "patches")
+    for moved in ("KV", "QKV")
+    for boundary in BOUNDARIES[1:]
+]
 
 
 @pytest.mark.parametrize("direction, moved, boundary", CASES)
@@ -86,6 +90,7 @@ def test_with_nothing_shifted_or_in_a_clip_of_one_frame_it_is_frame_attention(di
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_shifting_all_of_q_k_v_shifts_the_outputs_of_heads_and_not_of_patches(boundary):
     """Seen where each head's output is: before the output projection, which is made the identity."""
+
     def heads(scheme):
         graph, parameters = layer(scheme)
         parameters = parameters | {"out": {"kernel": np.eye(WIDTH, dtype=np.float32), "bias": np.zeros(WIDTH)}}
@@ -94,8 +99,12 @@ def test_shifting_all_of_q_k_v_shifts_the_outputs_of_heads_and_not_of_patches(bo
         return x.reshape(*x.shape[:2], HEADS, -1)
 
     plain = heads(Frame())
-    shifted = np.stack([np.stack([neighbour(list(plain[:, :, h]), t, (-1, 1, 0, 0)[h], boundary)
-                                  for h in range(HEADS)], axis=1) for t in range(GRID[0])])
+    shifted = np.stack(
+        [
+            np.stack([neighbour(list(plain[:, :, h]), t, (-1, 1, 0, 0)[h], boundary) for h in range(HEADS)], axis=1)
+            for t in range(GRID[0])
+        ]
+    )
     np.testing.assert_allclose(heads(Shifted("heads", "QKV", 1, 1, boundary)), shifted, rtol=1e-5, atol=1e-5)
     moved = heads(Shifted("patches", "QKV", 2, 2, boundary))
     outputs = plain.copy()
@@ -154,8 +163,8 @@ def test_token_shift_moves_a_quarter_of_the_class_channels_each_way(boundary):
         expected = [neighbour(list(classes), t, step, boundary) for step in (-1, 1, 0)]
         found = shifted.class_tokens[0, t]
         np.testing.assert_array_equal(found[:quarter], expected[0][:quarter])
-        np.testing.assert_array_equal(found[quarter:2 * quarter], expected[1][quarter:2 * quarter])
-        np.testing.assert_array_equal(found[2 * quarter:], expected[2][2 * quarter:])
+        np.testing.assert_array_equal(found[quarter : 2 * quarter], expected[1][quarter : 2 * quarter])
+        np.testing.assert_array_equal(found[2 * quarter :], expected[2][2 * quarter :])
 
 
 def test_no_variant_has_other_parameters_or_costs_than_vit():
@@ -172,13 +181,21 @@ def test_without_shifted_blocks_msca_is_vit():
     np.testing.assert_array_equal(forward(parameters, clips()), compiled("vit")[0](parameters, clips()))
 
 
-@pytest.mark.parametrize("name, options, field", [
-    ("msca", dict(before=7, after=6), "model.before=7"), ("msca", dict(before=-1), "model.before=-1"),
-    ("msca", dict(direction="patches", before=100, after=98), "model.before=100"),
-    ("msca", dict(direction="rows"), "model.direction='rows'"), ("msca", dict(moved="VK"), "model.moved='VK'"),
-    ("msca", dict(moved=""), "model.moved=''"), ("msca", dict(boundary="mirror"), "model.boundary='mirror'"),
-    ("msca", dict(shifted_blocks=13), "model.shifted_blocks=13"), ("tokenshift", dict(fold=1), "model.fold=1"),
-    ("tokenshift", dict(boundary="mirror"), "model.boundary='mirror'")])
+@pytest.mark.parametrize(
+    "name, options, field",
+    [
+        ("msca", dict(before=7, after=6), "model.before=7"),
+        ("msca", dict(before=-1), "model.before=-1"),
+        ("msca", dict(direction="patches", before=100, after=98), "model.before=100"),
+        ("msca", dict(direction="rows"), "model.direction='rows'"),
+        ("msca", dict(moved="VK"), "model.moved='VK'"),
+        ("msca", dict(moved=""), "model.moved=''"),
+        ("msca", dict(boundary="mirror"), "model.boundary='mirror'"),
+        ("msca", dict(shifted_blocks=13), "model.shifted_blocks=13"),
+        ("tokenshift", dict(fold=1), "model.fold=1"),
+        ("tokenshift", dict(boundary="mirror"), "model.boundary='mirror'"),
+    ],
+)
 def test_an_impossible_shift_is_refused_in_a_sentence(name, options, field):
     with pytest.raises(ConfigError) as refusal:
         nnx.eval_shape(lambda: build(name, rngs=nnx.Rngs(0), num_classes=5, **options))

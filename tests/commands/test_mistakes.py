@@ -37,10 +37,16 @@ def data(tmp_path_factory):
 
 
 MANIFESTS = {
-    "empty.csv": "", "header.csv": "path,label\n", "columns.csv": "path,label\ntrain/000000.mp4;1\n",
-    "word.csv": "path,label\ntrain/000000.mp4,run\n", "range.csv": "path,label\ntrain/000000.mp4,10\n",
-    "gone.csv": "path,label\ntrain/000000.mp4,1\ntrain/absent.mp4,0\n", "few.csv": "train/000000.mp4,0\n",
-    "zero.csv": "zero.mp4,0\nval/000000.mp4,9\n", "text.csv": "val/000000.mp4,9\ntext.mp4,0\n"}
+    "empty.csv": "",
+    "header.csv": "path,label\n",
+    "columns.csv": "path,label\ntrain/000000.mp4;1\n",
+    "word.csv": "path,label\ntrain/000000.mp4,run\n",
+    "range.csv": "path,label\ntrain/000000.mp4,10\n",
+    "gone.csv": "path,label\ntrain/000000.mp4,1\ntrain/absent.mp4,0\n",
+    "few.csv": "train/000000.mp4,0\n",
+    "zero.csv": "zero.mp4,0\nval/000000.mp4,9\n",
+    "text.csv": "val/000000.mp4,9\ntext.mp4,0\n",
+}
 
 MISTAKES = {
     "a misspelt field": (["--config.optim.rl=1"], "did you mean --config.optim.lr?"),
@@ -73,13 +79,24 @@ MISTAKES = {
     "fewer classes than labels": (["--config.data.num_classes=5"], "out of range for data.num_classes=5"),
 }
 
-TRAINING = {"a missing list of training videos", "two durations", "a warm-up without end", "more classes than labels",
-            "a batch not divisible"}
+TRAINING = {
+    "a missing list of training videos",
+    "two durations",
+    "a warm-up without end",
+    "more classes than labels",
+    "a batch not divisible",
+}
 
 
-@pytest.mark.parametrize("mode, mistake", [
-    (mode, mistake) for mode in ("train", "eval") for mistake in MISTAKES
-    if mode == "train" or mistake not in TRAINING])
+@pytest.mark.parametrize(
+    "mode, mistake",
+    [
+        (mode, mistake)
+        for mode in ("train", "eval")
+        for mistake in MISTAKES
+        if mode == "train" or mistake not in TRAINING
+    ],
+)
 def test_a_mistake_ends_in_one_sentence_and_writes_nothing(mistake, mode, data, tmp_path, capsys):
     more, words = MISTAKES[mistake]
     if mode == "eval" and mistake == "no checkpoint to keep":
@@ -89,17 +106,21 @@ def test_a_mistake_ends_in_one_sentence_and_writes_nothing(mistake, mode, data, 
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size]
 
 
-@pytest.mark.parametrize("command, words", [
-    (["--config=configs/absent.py"], "configs/absent.py"),
-    (["--config=tests"], "tests"),
-    ([f"--config={ROOT}/README.md"], "README.md"),
-    (["--config=configs/base.py"], "get_config"),
-    ([f"--config={ROOT}/configs/demo.py:resnet"], "resnet"),
-    ([f"--config={ROOT}/configs/mevit_b16.py:vit"], "mevit_b16.py"),
-    ([f"--config={ROOT}/configs/demo.py", "--mode=fly"], "--mode=fly"),
-    ([f"--config={ROOT}/configs/demo.py", "--workdri=x"], "--workdri"),
-    ([f"--config={ROOT}/configs/demo.py", "train"], "'train'"),
-    (["--mode=train"], "--config")])
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        (["--config=configs/absent.py"], "configs/absent.py"),
+        (["--config=tests"], "tests"),
+        ([f"--config={ROOT}/README.md"], "README.md"),
+        (["--config=configs/base.py"], "get_config"),
+        ([f"--config={ROOT}/configs/demo.py:resnet"], "resnet"),
+        ([f"--config={ROOT}/configs/mevit_b16.py:vit"], "mevit_b16.py"),
+        ([f"--config={ROOT}/configs/demo.py", "--mode=fly"], "--mode=fly"),
+        ([f"--config={ROOT}/configs/demo.py", "--workdri=x"], "--workdri"),
+        ([f"--config={ROOT}/configs/demo.py", "train"], "'train'"),
+        (["--mode=train"], "--config"),
+    ],
+)
 def test_a_command_line_that_is_not_understood_names_the_flag(command, words, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert main.main(["main.py", *command]) == 2
@@ -136,8 +157,12 @@ def test_nonsense_in_any_field_is_a_sentence_or_works(data):
         return config
 
     sections = fresh()
-    names = [f"{section}.{field}" for section in sections if isinstance(sections[section], ConfigDict)
-             for field in sections[section]] + ["seed"]
+    names = [
+        f"{section}.{field}"
+        for section in sections
+        if isinstance(sections[section], ConfigDict)
+        for field in sections[section]
+    ] + ["seed"]
     for name in sorted(set(names) - {"model.name"}):
         for value in ("-1", "none"):
             config = fresh()
@@ -156,8 +181,7 @@ def test_summary_prints_a_json_object_last(capsys):
 
 
 def test_evaluation_gives_the_figures_that_training_ended_with(data, tmp_path):
-    command = {"train.total_steps": 3, "train.eval_every_steps": "none", "data.max_bad_fraction": 1.0,
-               "eval.crops": 3}
+    command = {"train.total_steps": 3, "train.eval_every_steps": "none", "data.max_bad_fraction": 1.0, "eval.crops": 3}
     Run(arguments(data, tmp_path, command)).finish()
     last = rows(tmp_path)[-1]
     assert last["val/videos@2x3"] == 10

@@ -40,9 +40,16 @@ def test_config_fields_are_exactly_those_of_the_model(name):
     assert set(fresh) == {"name"} | shared | own.keys()
 
 
-@pytest.mark.parametrize("name, field", [
-    ("vit", "block_size"), ("joint", "temporal_fc"), ("mevit", "blocksize"), ("timesformer", "order"),
-    ("vit", "compute")])
+@pytest.mark.parametrize(
+    "name, field",
+    [
+        ("vit", "block_size"),
+        ("joint", "temporal_fc"),
+        ("mevit", "blocksize"),
+        ("timesformer", "order"),
+        ("vit", "compute"),
+    ],
+)
 def test_a_foreign_field_is_refused_by_name(name, field):
     with pytest.raises(ConfigError, match=rf"model\.{field}\b.*{name}"):
         build(name, num_classes=5, rngs=nnx.Rngs(0), **{field: 1})
@@ -79,15 +86,20 @@ def variants(sheet):
     text = importlib.import_module(f"configs.{sheet}").__doc__
     text = re.sub(r"\n +(?=--config)", " ", text)  # a line may be continued
     for line in text.splitlines():
-        row = [(path, values.strip('"').split("|")) for path, values in
-               re.findall(r'--config\.(\S+?)=("\(.*?\)"|\S+)', line)]
+        row = [
+            (path, values.strip('"').split("|"))
+            for path, values in re.findall(r'--config\.(\S+?)=("\(.*?\)"|\S+)', line)
+        ]
         if not line.startswith("Command:"):
             for i in range(max((len(values) for _, values in row), default=0)):
                 yield tuple((path, values[i % len(values)]) for path, values in row)
 
 
-DATASETS = [sheet for sheet in CONFIGS if "configs.datasets" in Path(f"configs/{sheet}.py").read_text()
-            or sheet.startswith("kinetics")]
+DATASETS = [
+    sheet
+    for sheet in CONFIGS
+    if "configs.datasets" in Path(f"configs/{sheet}.py").read_text() or sheet.startswith("kinetics")
+]
 
 
 @pytest.mark.parametrize("data", DATASETS)

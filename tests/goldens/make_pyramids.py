@@ -53,8 +53,9 @@ def write(name, model, seed, shape, answer):
         "python": platform.python_version(),
     }
     state = {key: value.numpy() for key, value in model.state_dict().items() if value.dtype.is_floating_point}
-    np.savez_compressed(FOLDER / f"{name}.npz", **state, input=pixels, output=output.numpy(),
-                        versions=np.array(json.dumps(versions)))
+    np.savez_compressed(
+        FOLDER / f"{name}.npz", **state, input=pixels, output=output.numpy(), versions=np.array(json.dumps(versions))
+    )
 
 
 def swin(patch_frames, window):
@@ -66,8 +67,9 @@ def classify_clip(model, video):
 
 
 def cvt():
-    return transformers.CvtForImageClassification(transformers.CvtConfig(
-        embed_dim=(8, 24, 48), num_heads=(1, 3, 6), depth=(1, 2, 3), num_labels=5))
+    return transformers.CvtForImageClassification(
+        transformers.CvtConfig(embed_dim=(8, 24, 48), num_heads=(1, 3, 6), depth=(1, 2, 3), num_labels=5)
+    )
 
 
 def classify_frames(model, video):

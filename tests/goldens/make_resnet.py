@@ -24,9 +24,13 @@ def main():
     with torch.inference_mode():
         pooled = model(images).pooler_output[..., 0, 0]
     arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items() if tensor.ndim}
-    np.savez_compressed(Path(__file__).with_name("resnet.npz"), input=images.permute(0, 2, 3, 1).numpy(),
-                        output=pooled.numpy(), versions=[f"torch {torch.__version__}",
-                                                         f"transformers {transformers.__version__}"], **arrays)
+    np.savez_compressed(
+        Path(__file__).with_name("resnet.npz"),
+        input=images.permute(0, 2, 3, 1).numpy(),
+        output=pooled.numpy(),
+        versions=[f"torch {torch.__version__}", f"transformers {transformers.__version__}"],
+        **arrays,
+    )
     print(*arrays, sep="\n")
 
 

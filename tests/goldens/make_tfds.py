@@ -14,12 +14,19 @@ FOLDER = Path(__file__).with_name("tfds")
 
 class Numbered(tfds.core.GeneratorBasedBuilder):
     """Video number n shows the numbers from 10 n on; its class is n mod 3."""
+
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
-            "video": tfds.features.Video(shape=(None, HEIGHT, WIDTH, 3)),
-            "label": tfds.features.ClassLabel(names=["left", "right", "stay"])}))
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(
+                {
+                    "video": tfds.features.Video(shape=(None, HEIGHT, WIDTH, 3)),
+                    "label": tfds.features.ClassLabel(names=["left", "right", "stay"]),
+                }
+            ),
+        )
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples(range(7)), "test": self._generate_examples(range(7, 10))}

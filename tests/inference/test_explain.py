@@ -12,14 +12,16 @@ from tiny import TINY, clips, make, quick_jit
 from vidformers.inference.explain.relevance import relevance
 from vidformers.models.registry import MODELS
 
-OPTIONS = {"vtn_resnet": ("vtn", dict(backbone="resnet", depths=(1, 1), stem=4)),
-           "vtn_two_attentions": ("vtn", dict(dictionary=2, hybrid="simplified")),
-           "swin_merged": ("swin", dict(depth=4, depths=(2, 2), patch_size=2, dictionary=2)),
-           "motion_with_padding": ("mevit", dict(block_size=3, class_blocks=0)),
-           "cosine": ("havit", dict(attention="joint", kernel="cosine")),
-           "two_views": ("havit", dict(hybrid="multi_view", class_token="input")),
-           "shifted_patches": ("msca", dict(direction="patches", moved="QV")),
-           "mean_keys": ("stat", dict(long_key="mean", window=1, aggregation_layers=0))}
+OPTIONS = {
+    "vtn_resnet": ("vtn", dict(backbone="resnet", depths=(1, 1), stem=4)),
+    "vtn_two_attentions": ("vtn", dict(dictionary=2, hybrid="simplified")),
+    "swin_merged": ("swin", dict(depth=4, depths=(2, 2), patch_size=2, dictionary=2)),
+    "motion_with_padding": ("mevit", dict(block_size=3, class_blocks=0)),
+    "cosine": ("havit", dict(attention="joint", kernel="cosine")),
+    "two_views": ("havit", dict(hybrid="multi_view", class_token="input")),
+    "shifted_patches": ("msca", dict(direction="patches", moved="QV")),
+    "mean_keys": ("stat", dict(long_key="mean", window=1, aggregation_layers=0)),
+}
 ALL = [*MODELS, *OPTIONS]
 
 
@@ -83,8 +85,9 @@ def test_both_maps_of_a_joint_model_are_those_of_the_papers():
         weights = []
         for i in range(TINY["depth"]):
             attention, mlp = (jax.tree.map(lambda leaf: leaf[i], layers[j]) for j in (0, 1))
-            q, k, v = jnp.moveaxis(linear(norm(x, attention["norm"]), attention["qkv"]).reshape(
-                len(x), 3, heads, -1), (1, 2), (0, 1))
+            q, k, v = jnp.moveaxis(
+                linear(norm(x, attention["norm"]), attention["qkv"]).reshape(len(x), 3, heads, -1), (1, 2), (0, 1)
+            )
             weights.append(jax.nn.softmax(q @ jnp.swapaxes(k, 1, 2) / k.shape[-1] ** 0.5, axis=-1))
             read = jnp.moveaxis(weights[-1] * (1 + nudges[i]) @ v, 0, 1).reshape(len(x), -1)
             x = x + linear(read, attention["out"])
@@ -99,7 +102,7 @@ def test_both_maps_of_a_joint_model_are_those_of_the_papers():
     with jax.default_matmul_precision("highest"):
         weights, edges = quick_jit(reference)(clips(2)[1])
     half, whole = np.eye(count), np.eye(count)
-    for attention, edge in zip(np.asarray(weights, np.float64), np.asarray(edges, np.float64)):
+    for attention, edge in zip(np.asarray(weights, np.float64), np.asarray(edges, np.float64), strict=True):
         half = (np.eye(count) + attention.mean(0)) / 2 @ half
         whole = whole + edge.clip(0).mean(0) @ whole
     np.testing.assert_allclose(found.rollout[1].ravel(), half[0, 1:], rtol=1e-3)
@@ -109,10 +112,12 @@ def test_both_maps_of_a_joint_model_are_those_of_the_papers():
 
 def without_scores(parameters):
     """The same parameters with queries and keys of zero: every query reads all its keys alike."""
+
     def change(path, leaf):
         if path[-2].key != "qkv":
             return leaf
         return np.where(np.arange(leaf.shape[-1]) < 2 * leaf.shape[-1] // 3, 0, leaf)
+
     return jax.tree_util.tree_map_with_path(change, parameters)
 
 

@@ -52,8 +52,12 @@ def shell(name, **options):
 
 def put(folder, name, **options):
     """Exports a small model with random parameters; returns the folder."""
-    about = {"model": section(name, **options), "id2label": dict(enumerate(NAMES)), "step": 7,
-             "views": {"average": "probabilities"}}
+    about = {
+        "model": section(name, **options),
+        "id2label": dict(enumerate(NAMES)),
+        "step": 7,
+        "views": {"average": "probabilities"},
+    }
     write(folder, *shell(name, **options)[1:], about)
     return str(folder)
 
@@ -61,14 +65,17 @@ def put(folder, name, **options):
 @pytest.fixture
 def without_program(monkeypatch):
     """Spares the tests that do not run it the tracing of the program."""
+
     class Program:
         def serialize(self):
             return b""
+
     monkeypatch.setattr(vidformers.inference.export, "program", lambda model: Program())
 
 
-@pytest.mark.parametrize("name, options", [
-    *((name, {}) for name in MODELS), ("vtn", dict(backbone="resnet", stem=4, depths=(1, 1)))])
+@pytest.mark.parametrize(
+    "name, options", [*((name, {}) for name in MODELS), ("vtn", dict(backbone="resnet", stem=4, depths=(1, 1)))]
+)
 def test_every_model_answers_as_here_at_any_batch_and_is_read_back_whole(name, options, tmp_path):
     folder = put(tmp_path / "out", name, **options)
     exported = jax.export.deserialize(bytearray(Path(folder, "model.stablehlo").read_bytes()))
@@ -84,7 +91,7 @@ def test_every_model_answers_as_here_at_any_batch_and_is_read_back_whole(name, o
     inputs = [video, index] if "index" in asked else [video]
     run = quick_jit(lambda given, *inputs: [exported.call(given, *(x[:count] for x in inputs)) for count in (3, 1)])
     for logits in run(given, *inputs):
-        np.testing.assert_allclose(logits, expected[:len(logits)], **TIGHT)
+        np.testing.assert_allclose(logits, expected[: len(logits)], **TIGHT)
 
     pretrained = load_weights(Init(weights=folder), make_model, NAMES)
     assert pretrained.counts == {"loaded": len(given), "resized": 0, "new": 0, "unused": 0} and not pretrained.remarks
@@ -107,10 +114,17 @@ def test_classes_of_other_names_draw_the_head(tmp_path, without_program):
     assert drawn.counts["unused"] == 0 and drawn.remarks == ["The head of 5 classes is left."]
 
 
-@pytest.mark.parametrize("name, tables", [
-    ("timesformer", ["encoder.embedding.space", "encoder.embedding.time"]), ("vit", ["encoder.embedding.space"]),
-    ("stat", ["encoder.embedding.space", "encoder.embedding.time"]), ("cvt", ["encoder.embeddings.2.time"]),
-    ("swin", []), ("vtn", ["encoder.encoder.embedding.space"])])
+@pytest.mark.parametrize(
+    "name, tables",
+    [
+        ("timesformer", ["encoder.embedding.space", "encoder.embedding.time"]),
+        ("vit", ["encoder.embedding.space"]),
+        ("stat", ["encoder.embedding.space", "encoder.embedding.time"]),
+        ("cvt", ["encoder.embeddings.2.time"]),
+        ("swin", []),
+        ("vtn", ["encoder.encoder.embedding.space"]),
+    ],
+)
 def test_other_frames_and_another_image_size_resize_the_positions(name, tables, tmp_path, without_program):
     folder, (_, make_model, parameters) = put(tmp_path / "out", name), shell(name)
     pretrained = load_weights(Init(weights=folder), partial(make_model, frames=8, image_size=64), NAMES)
@@ -136,15 +150,24 @@ def test_a_table_over_space_and_time_is_resized_in_both(tmp_path, without_progra
     np.testing.assert_array_equal(found[0], table[0])
 
 
-@pytest.mark.parametrize("name, options, init, sentence", [
-    ("tokenshift", {}, {}, r"trained with model\.name='vit', and here it is 'tokenshift'; init\.allow=\"\('name',\)"),
-    ("swin", {}, {}, r"model\.name='vit', and here it is 'swin'"),
-    ("swin", {}, dict(allow=("name", "width", "heads", "depth", "patch_size")), "is missing"),
-    ("vit", dict(heads=2), {}, r"model\.heads=4, and here it is 2; init\.allow=\"\('heads',\)"),
-    ("vit", dict(mean=(0.5, 0.5, 0.5)), {}, r"\('normalisation',\)"),
-    ("vit", dict(depth=3), dict(allow=("depth",)), r"has the shape \(2, 32\), where the model's has \(3, 32\)"),
-    ("vit", dict(dictionary=2), {}, "'encoder.stages.0.layers.sublayers.0.dictionary.keys' is missing"),
-    ("vit", {}, dict(channels="bgr"), r"init\.channels must be rgb")])
+@pytest.mark.parametrize(
+    "name, options, init, sentence",
+    [
+        (
+            "tokenshift",
+            {},
+            {},
+            r"trained with model\.name='vit', and here it is 'tokenshift'; init\.allow=\"\('name',\)",
+        ),
+        ("swin", {}, {}, r"model\.name='vit', and here it is 'swin'"),
+        ("swin", {}, dict(allow=("name", "width", "heads", "depth", "patch_size")), "is missing"),
+        ("vit", dict(heads=2), {}, r"model\.heads=4, and here it is 2; init\.allow=\"\('heads',\)"),
+        ("vit", dict(mean=(0.5, 0.5, 0.5)), {}, r"\('normalisation',\)"),
+        ("vit", dict(depth=3), dict(allow=("depth",)), r"has the shape \(2, 32\), where the model's has \(3, 32\)"),
+        ("vit", dict(dictionary=2), {}, "'encoder.stages.0.layers.sublayers.0.dictionary.keys' is missing"),
+        ("vit", {}, dict(channels="bgr"), r"init\.channels must be rgb"),
+    ],
+)
 def test_another_model_is_refused_in_a_sentence(name, options, init, sentence, tmp_path, without_program):
     folder, make_model = put(tmp_path / "out", "vit"), shell(name, **options)[1]
     with pytest.raises(ConfigError, match=sentence) as error:
@@ -167,8 +190,10 @@ def test_a_folder_that_is_there_or_a_write_that_fails(tmp_path, monkeypatch, wit
     (tmp_path / ".out.part" / "stray").write_text("of an export that was killed")
     for what in ("rename", "replace"):
         with monkeypatch.context() as patched:
+
             def fail(self, target):
                 raise OSError(28, "No space left on device")
+
             patched.setattr(Path, what, fail)
             with pytest.raises(OSError, match="No space"):
                 put(out, "vit")
@@ -176,16 +201,23 @@ def test_a_folder_that_is_there_or_a_write_that_fails(tmp_path, monkeypatch, wit
     out.mkdir()
     put(out, "vit")
     assert sorted(path.name for path in out.iterdir()) == [
-        "README.md", "config.json", "model.safetensors", "model.stablehlo", "run.py"]
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "model.stablehlo",
+        "run.py",
+    ]
     with pytest.raises(ConfigError, match="is there already and is no empty folder"):
         put(out, "vit")
 
 
 def test_the_flags_of_a_mode():
-    for flags, sentence in ((["--mode=export"], "--mode=export needs --out"),
-                            (["--out=x"], "--out is a flag of --mode=predict or --mode=explain or --mode=export"),
-                            (["--mode=export", "--out=x", "--video=y"], "--video is a flag of --mode=predict"),
-                            (["--mode=nothing"], "--mode=nothing must be one of train, eval")):
+    for flags, sentence in (
+        (["--mode=export"], "--mode=export needs --out"),
+        (["--out=x"], "--out is a flag of --mode=predict or --mode=explain or --mode=export"),
+        (["--mode=export", "--out=x", "--video=y"], "--video is a flag of --mode=predict"),
+        (["--mode=nothing"], "--mode=nothing must be one of train, eval"),
+    ):
         with pytest.raises(SheetError, match=sentence):
             main.parse(["main.py", f"--config={ROOT}/configs/demo.py", *flags])
 
@@ -231,7 +263,9 @@ def trained(tmp_path_factory):
     state = state._replace(ema=randomise(state.ema))
     with Checkpoints(workdir, **config["checkpoint"]) as checkpoints:
         checkpoints.save(4, state, {})
-    write_run_json(workdir, describe_run(config, {"classes": CLASSES, "train": "digest of train", "val": "digest of val"}))
+    write_run_json(
+        workdir, describe_run(config, {"classes": CLASSES, "train": "digest of train", "val": "digest of val"})
+    )
     return workdir
 
 
@@ -274,8 +308,13 @@ def test_it_runs_with_jax_numpy_and_flatbuffers_alone(trained, out, tmp_path):
     video = clips(2, size=16)
     np.save(tmp_path / "views.npy", video)
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", ALONE, str(out / "run.py"), str(tmp_path / "views.npy")], text=True,
-                          capture_output=True, cwd=tmp_path, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(out / "run.py"), str(tmp_path / "views.npy")],
+        text=True,
+        capture_output=True,
+        cwd=tmp_path,
+        env=environment,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     model = load(trained)
     graph, _ = nnx.split(nnx.eval_shape(lambda: model.make_model(rngs=nnx.Rngs(0))))

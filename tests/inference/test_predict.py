@@ -31,8 +31,11 @@ def trained(data, tmp_path_factory):
 
 
 def command(data, workdir, video, *more, mode="predict"):
-    return [*arguments("nowhere", workdir, {**FIELDS, "data.classes": "none", "data.flip_swaps": "()"}, mode=mode),
-            f"--video={video}", *more]
+    return [
+        *arguments("nowhere", workdir, {**FIELDS, "data.classes": "none", "data.flip_swaps": "()"}, mode=mode),
+        f"--video={video}",
+        *more,
+    ]
 
 
 def test_from_python_in_three_lines(data, trained, tmp_path):
@@ -57,7 +60,7 @@ def test_it_agrees_with_the_evaluation_and_compiles_once(data, trained, tmp_path
     assert [each.video for each in found] == [record.path for record in records]
     list(model.each([record.path for record in records[:3]]))
     assert model._answer._cache_size() == 1
-    losses = [-np.log(each.probabilities[record.label]) for each, record in zip(found, records)]
+    losses = [-np.log(each.probabilities[record.label]) for each, record in zip(found, records, strict=True)]
     last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
     key = next(name for name in last if name.startswith("val/loss@2"))
     assert np.mean(losses) == pytest.approx(last[key], rel=1e-5)
@@ -87,10 +90,16 @@ def test_many_videos_from_the_command_line(data, trained, tmp_path):
 
 def test_a_script_without_a_guard(data, trained, tmp_path):
     video = data / "val" / "000000.mp4"
-    (tmp_path / "script.py").write_text(f"from vidformers import load\n"
-                                        f"print(load({str(trained)!r}).predict({str(video)!r}))\n")
-    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=300,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)})
+    (tmp_path / "script.py").write_text(
+        f"from vidformers import load\nprint(load({str(trained)!r}).predict({str(video)!r}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 0 and done.stdout.startswith("[('"), done.stderr
 
 
@@ -102,7 +111,10 @@ def test_what_counts_for_a_class(data, trained, tmp_path):
     assert "Left out, it will not decode" in said and "what counts for grow" in said
     folder = out / "0000_000000"
     assert json.loads((folder / "explanation.json").read_text()) == {
-        "video": f"{data}/val/000000.mp4", "class": "grow", "dictionary": {}}
+        "video": f"{data}/val/000000.mp4",
+        "class": "grow",
+        "dictionary": {},
+    }
     with np.load(folder / "explanation.npz") as arrays:
         frames, grid = arrays["frames"], arrays["gradient"].shape
         assert arrays["rollout"].shape == grid and arrays["heads"].shape == (2, *grid)
@@ -111,18 +123,24 @@ def test_what_counts_for_a_class(data, trained, tmp_path):
         decoded = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert len(decoded) == len(frames)
     side = decoded[0].shape[0]  # the frames themselves come first
-    small = np.stack([cv2.resize(frame[:, :side], frames.shape[1:3], interpolation=cv2.INTER_AREA)
-                      for frame in decoded])
+    small = np.stack(
+        [cv2.resize(frame[:, :side], frames.shape[1:3], interpolation=cv2.INTER_AREA) for frame in decoded]
+    )
     assert np.abs(small.astype(float) - frames).mean() < 8
     strip = cv2.imread(folder / "relevance.png")
     assert strip.shape[1] > len(frames) * side and strip.std() > 20
-    assert "--target=crawl is none of slide left" in Run(
-        command(data, trained, data / "val", f"--out={out}", "--target=crawl", mode="explain")).refused()
+    assert (
+        "--target=crawl is none of slide left"
+        in Run(command(data, trained, data / "val", f"--out={out}", "--target=crawl", mode="explain")).refused()
+    )
 
 
 def test_mistakes(data, trained, tmp_path):
-    for flags, words in (([f"--video={tmp_path}/none.mp4"], "none.mp4 does not exist"),
-                         ([f"--video={tmp_path}"], "holds no videos"), ([], "--mode=predict needs --video")):
+    for flags, words in (
+        ([f"--video={tmp_path}/none.mp4"], "none.mp4 does not exist"),
+        ([f"--video={tmp_path}"], "holds no videos"),
+        ([], "--mode=predict needs --video"),
+    ):
         sentence = Run([*command(data, trained, "x")[:-1], *flags]).refused()
         assert words in sentence
     with pytest.raises(ConfigError, match=r"holds no run: there is no .*run\.json"):

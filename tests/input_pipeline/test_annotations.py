@@ -25,10 +25,10 @@ def folder(tmp_path):
 
 
 def test_paths_labels_and_lines(folder):
-    manifest = folder('path,label\na.mp4,0\n\n"with space, and comma.mp4",2\nsub/d.mp4,1\n'
-                      f'{folder.path}/b.mp4,1\n')
+    manifest = folder(f'path,label\na.mp4,0\n\n"with space, and comma.mp4",2\nsub/d.mp4,1\n{folder.path}/b.mp4,1\n')
     assert [r.path for r in manifest.records] == [
-        f"{folder.path}/{name}" for name in ("a.mp4", "with space, and comma.mp4", "sub/d.mp4", "b.mp4")]
+        f"{folder.path}/{name}" for name in ("a.mp4", "with space, and comma.mp4", "sub/d.mp4", "b.mp4")
+    ]
     assert [(r.id, r.label, r.line) for r in manifest.records] == [(0, 0, 2), (1, 2, 4), (2, 1, 5), (3, 1, 6)]
     assert manifest.classes is None
 
@@ -54,19 +54,22 @@ def test_labels_by_name(folder):
     assert manifest.classes == ("hop", "skip left", "0")
 
 
-@pytest.mark.parametrize("text, parts", [
-    ("", ["list.csv", "no videos"]),
-    ("path,label\n", ["no videos"]),
-    ("a.mp4,0\nb.mp4\n", ["line 2", "two columns"]),
-    ("a.mp4,0\nb.mp4,1,2\n", ["line 2", "found 3"]),
-    ("a.mp4,0\n,1\n", ["line 2"]),
-    ('a.mp4,0\n"b.mp4,1\n', ["line 2"]),
-    ("a.mp4,zero\n", ["line 1", "'zero'", "data.classes"]),
-    ("a.mp4,0\nb.mp4,3\n", ["line 2", "label 3", "data.num_classes=3"]),
-    ("a.mp4,-1\n", ["line 1", "label -1"]),
-    ("a.mp4,0\nb.mp4,1\na.mp4,1\n", ["line 3", "line 1", "a.mp4"]),
-    ("a.mp4,0\nx.mp4,1\ny.mp4,1\nno/z.mp4,1\n", ["line 2", "x.mp4", "2 others"]),
-])
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        ("", ["list.csv", "no videos"]),
+        ("path,label\n", ["no videos"]),
+        ("a.mp4,0\nb.mp4\n", ["line 2", "two columns"]),
+        ("a.mp4,0\nb.mp4,1,2\n", ["line 2", "found 3"]),
+        ("a.mp4,0\n,1\n", ["line 2"]),
+        ('a.mp4,0\n"b.mp4,1\n', ["line 2"]),
+        ("a.mp4,zero\n", ["line 1", "'zero'", "data.classes"]),
+        ("a.mp4,0\nb.mp4,3\n", ["line 2", "label 3", "data.num_classes=3"]),
+        ("a.mp4,-1\n", ["line 1", "label -1"]),
+        ("a.mp4,0\nb.mp4,1\na.mp4,1\n", ["line 3", "line 1", "a.mp4"]),
+        ("a.mp4,0\nx.mp4,1\ny.mp4,1\nno/z.mp4,1\n", ["line 2", "x.mp4", "2 others"]),
+    ],
+)
 def test_mistakes_are_named(folder, text, parts):
     with pytest.raises(DataError) as error:
         folder(text)
@@ -119,18 +122,27 @@ def test_first_list_that_exists(folder):
 
 
 def test_paths_upwards(folder):
-    manifest = folder("../{0}/sub/../a.mp4,0\nsub/../b.mp4,1\n".format(folder.path.name))
+    manifest = folder(f"../{folder.path.name}/sub/../a.mp4,0\nsub/../b.mp4,1\n")
     assert [r.path for r in manifest.records] == [
-        f"{folder.path}/../{folder.path.name}/sub/../a.mp4", f"{folder.path}/sub/../b.mp4"]
+        f"{folder.path}/../{folder.path.name}/sub/../a.mp4",
+        f"{folder.path}/sub/../b.mp4",
+    ]
 
 
 @pytest.fixture
 def numbered_source(monkeypatch, folder):
     """A source whose labels are numbers in its authors' order of the names, as in a shard; one file, three rows."""
-    entries = tuple(Entry(f"clip {row}", str(folder.path / "a.mp4"), label, 0, position=row)
-                    for row, label in enumerate((2, 0, None)))
-    monkeypatch.setitem(SOURCES, "rows", types.SimpleNamespace(
-        read=lambda path, root, split: Listing(entries), classes=lambda root, train: ("hop", "skip", "turn")))
+    entries = tuple(
+        Entry(f"clip {row}", str(folder.path / "a.mp4"), label, 0, position=row)
+        for row, label in enumerate((2, 0, None))
+    )
+    monkeypatch.setitem(
+        SOURCES,
+        "rows",
+        types.SimpleNamespace(
+            read=lambda path, root, split: Listing(entries), classes=lambda root, train: ("hop", "skip", "turn")
+        ),
+    )
     return lambda **kwargs: read_manifest("rows", source="rows", root=str(folder.path), num_classes=3, **kwargs)
 
 

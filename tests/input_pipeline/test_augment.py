@@ -44,8 +44,7 @@ def test_draws_depend_on_the_generator_alone():
 
 def test_flip_swaps_labels_and_mirrors():
     frames = noise(4, 20, 20, 3)
-    plain, flipped = (TrainAugment(size=20, short_side=(20, 20), flip=flip, flip_swaps={1: 2, 2: 1})
-                      for flip in (0, 1))
+    plain, flipped = (TrainAugment(size=20, short_side=(20, 20), flip=flip, flip_swaps={1: 2, 2: 1}) for flip in (0, 1))
     for label, swapped in ((0, 0), (1, 2), (2, 1)):
         clip, same = plain(frames, label, np.random.default_rng(0))
         mirror, other = flipped(frames, label, np.random.default_rng(0))
@@ -91,8 +90,9 @@ def test_test_crops_lie_along_the_longer_side(height, width):
 def test_test_crop_within_a_larger_short_side():
     crop = augment.test_crops(ramp(32, 40), 16, 1, short_side=32)  # scale 1: pixels are copied
     np.testing.assert_array_equal(crop[0], ramp(32, 40)[:, 8:24, 12:28])
-    np.testing.assert_array_equal(augment.test_crops(ramp(32, 40), 16, 3, short_side=32)[2],
-                                  ramp(32, 40)[:, 8:24, 24:40])
+    np.testing.assert_array_equal(
+        augment.test_crops(ramp(32, 40), 16, 3, short_side=32)[2], ramp(32, 40)[:, 8:24, 24:40]
+    )
 
 
 def test_window_and_resize_equal_resizing_the_whole_frame():
@@ -210,8 +210,9 @@ def test_changes_leave_each_others_draws_alone():
         apply = TrainAugment(size=16, short_side=(16, 24), flip_swaps={0: 1}, **options)
         flips.append([apply(frames, 0, np.random.default_rng(seed))[1] for seed in range(60)])
         both = [dataclasses.replace(apply, erasing=erasing) for erasing in (0.0, 0.5)]
-        plain, erased = (np.stack([apply(frames, 0, np.random.default_rng(seed))[0] for seed in range(60)])
-                         for apply in both)
+        plain, erased = (
+            np.stack([apply(frames, 0, np.random.default_rng(seed))[0] for seed in range(60)]) for apply in both
+        )
         boxes.append((plain != erased).any(-1))
     assert all(found == flips[0] for found in flips) and 0 < sum(flips[0]) < 60
     assert 15 <= boxes[0].any((1, 2, 3)).sum() <= 45
@@ -251,9 +252,9 @@ def test_erasing_fills_one_box_with_noise():
     for clip in erased:
         assert (clip == clip[0]).all()
         y, x = (np.flatnonzero(clip[0].any((axis, 2))) for axis in (1, 0))
-        box = clip[0, y[0]:y[-1] + 1, x[0]:x[-1] + 1]
+        box = clip[0, y[0] : y[-1] + 1, x[0] : x[-1] + 1]
         assert box.any(-1).mean() > 0.99, "no holes"
-        seen[y[0]:y[-1] + 1, x[0]:x[-1] + 1] = True
+        seen[y[0] : y[-1] + 1, x[0] : x[-1] + 1] = True
         areas.append(box.shape[0] * box.shape[1] / 1600)
         aspects.append(box.shape[1] / box.shape[0])
         levels += np.bincount(box.ravel(), minlength=256)
@@ -263,14 +264,28 @@ def test_erasing_fills_one_box_with_noise():
     assert levels.min() > 0.8 * levels.mean() and levels.max() < 1.2 * levels.mean()
 
 
-@pytest.mark.parametrize("field, options", [
-    ("crop", dict(crop="random")), ("area", dict(area=(0.0, 1.0))), ("area", dict(area=(0.5, 1.1))),
-    ("area", dict(area=(0.5, 0.4))), ("area", dict(area=0.5)), ("aspect", dict(aspect=(0.75,))),
-    ("aspect", dict(aspect=(-1.0, 1.0))), ("aspect", dict(aspect=(1.0, float("inf")))),
-    ("randaugment", dict(randaugment=-1)), ("randaugment", dict(randaugment=2.0)), ("magnitude", dict(magnitude=11.0)),
-    ("magnitude_std", dict(magnitude_std=-0.5)), ("magnitude", dict(magnitude=float("nan"))),
-    ("erasing", dict(erasing=1.5)), ("erasing", dict(erasing="half")),
-    ("hue", dict(randaugment=4, hue=0.1)), ("brightness", dict(randaugment=1, brightness=0.1))])
+@pytest.mark.parametrize(
+    "field, options",
+    [
+        ("crop", dict(crop="random")),
+        ("area", dict(area=(0.0, 1.0))),
+        ("area", dict(area=(0.5, 1.1))),
+        ("area", dict(area=(0.5, 0.4))),
+        ("area", dict(area=0.5)),
+        ("aspect", dict(aspect=(0.75,))),
+        ("aspect", dict(aspect=(-1.0, 1.0))),
+        ("aspect", dict(aspect=(1.0, float("inf")))),
+        ("randaugment", dict(randaugment=-1)),
+        ("randaugment", dict(randaugment=2.0)),
+        ("magnitude", dict(magnitude=11.0)),
+        ("magnitude_std", dict(magnitude_std=-0.5)),
+        ("magnitude", dict(magnitude=float("nan"))),
+        ("erasing", dict(erasing=1.5)),
+        ("erasing", dict(erasing="half")),
+        ("hue", dict(randaugment=4, hue=0.1)),
+        ("brightness", dict(randaugment=1, brightness=0.1)),
+    ],
+)
 def test_fields_are_checked(field, options):
     with pytest.raises(DataError, match=rf"^data\.{field} must be .*, but is .*\.$"):
         TrainAugment(size=16, short_side=(16, 16), **options)

@@ -41,31 +41,49 @@ def audio_only(path):
 
 def truncated(path, **kwargs):
     data = read(write(path, **kwargs))
-    path.write_bytes(data[:len(data) * 6 // 10])
+    path.write_bytes(data[: len(data) * 6 // 10])
 
 
 def two_sizes(path):
     """A transport stream may change its size on the way."""
-    path.write_bytes(b"".join(read(write(path.parent / f"{height}.ts", count=5, size=(height, 64)))
-                              for height in (64, 32)))
+    path.write_bytes(
+        b"".join(read(write(path.parent / f"{height}.ts", count=5, size=(height, 64))) for height in (64, 32))
+    )
 
 
-@pytest.mark.parametrize("break_file", [
-    lambda path: path.write_bytes(b""),
-    lambda path: path.write_text("not a video\n" * 100),
-    lambda path: path.write_text("ffconcat version 1.0\nfile other.mp4\n"),
-    lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)),
-    lambda path: truncated(path),  # without its index, at the end
-    lambda path: truncated(path, container_options={"movflags": "faststart"}),  # with it, at the start
-    audio_only,
-    two_sizes,
-    lambda path: None,
-    lambda path: path.mkdir(),
-    lambda path: os.mkfifo(path),
-    lambda path: path.symlink_to(path),
-    lambda path: path.symlink_to("/dev/zero"),
-], ids=["empty", "text", "list", "noise", "no_moov", "truncated", "audio_only", "two_sizes", "missing", "directory",
-        "pipe", "symlink_loop", "device"])
+@pytest.mark.parametrize(
+    "break_file",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("not a video\n" * 100),
+        lambda path: path.write_text("ffconcat version 1.0\nfile other.mp4\n"),
+        lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)),
+        lambda path: truncated(path),  # without its index, at the end
+        lambda path: truncated(path, container_options={"movflags": "faststart"}),  # with it, at the start
+        audio_only,
+        two_sizes,
+        lambda path: None,
+        lambda path: path.mkdir(),
+        lambda path: os.mkfifo(path),
+        lambda path: path.symlink_to(path),
+        lambda path: path.symlink_to("/dev/zero"),
+    ],
+    ids=[
+        "empty",
+        "text",
+        "list",
+        "noise",
+        "no_moov",
+        "truncated",
+        "audio_only",
+        "two_sizes",
+        "missing",
+        "directory",
+        "pipe",
+        "symlink_loop",
+        "device",
+    ],
+)
 def test_broken_files_are_decode_errors(tmp_path, break_file):
     path = tmp_path / "broken.mp4"
     break_file(path)
@@ -81,8 +99,11 @@ def test_text_is_no_video_whatever_its_name(tmp_path):
         Video(str(tmp_path / "notes.txt"))
 
 
-@pytest.mark.parametrize("name", ["with space.mp4", "größe 漢字.mp4", "a:b.mp4", "100%d.mp4", "-x.mp4", "q?a#b&c.mp4",
-                                  os.fsdecode(b"\xff\xfe.mp4")], ids=ascii)
+@pytest.mark.parametrize(
+    "name",
+    ["with space.mp4", "größe 漢字.mp4", "a:b.mp4", "100%d.mp4", "-x.mp4", "q?a#b&c.mp4", os.fsdecode(b"\xff\xfe.mp4")],
+    ids=ascii,
+)
 def test_names(tmp_path, name, monkeypatch):
     write(tmp_path / "video.mp4", count=3)
     os.rename(tmp_path / "video.mp4", tmp_path / name)
@@ -99,7 +120,7 @@ def test_metadata_in_another_encoding(tmp_path):
     path = write(tmp_path / "video.mp4", count=3, metadata={"title": "title of it"})
     data = read(path)
     start = data.index(b"title of it")
-    data[start:start + 5] = b"\xff\xfe\xe9\x80\xc3"
+    data[start : start + 5] = b"\xff\xfe\xe9\x80\xc3"
     (tmp_path / "video.mp4").write_bytes(data)
     with pytest.raises(UnicodeDecodeError):
         av.open(path)
@@ -121,8 +142,11 @@ def test_files_are_closed(tmp_path):
     audio_only(tmp_path / "sound.mp4")
 
     def opened():
-        return [name for name in map(os.path.realpath, (f"/proc/self/fd/{n}" for n in os.listdir("/proc/self/fd")))
-                if name.startswith(str(tmp_path))]
+        return [
+            name
+            for name in map(os.path.realpath, (f"/proc/self/fd/{n}" for n in os.listdir("/proc/self/fd")))
+            if name.startswith(str(tmp_path))
+        ]
 
     with warnings.catch_warnings(action="error"):
         Video(path)
@@ -142,15 +166,23 @@ def moving(path, count=48, codec="libx264", gop=12, **options):
         stream = container.add_stream(codec, rate=25, options=options)
         stream.height, stream.width, stream.pix_fmt, stream.gop_size = HEIGHT, WIDTH, "yuv420p", gop
         for i in range(count):
-            image = np.ascontiguousarray(texture[i:i + HEIGHT, 2 * i:2 * i + WIDTH])
+            image = np.ascontiguousarray(texture[i : i + HEIGHT, 2 * i : 2 * i + WIDTH])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
     return bytes(read(path))
 
 
 # The containers whose index tells what is gone, with the decoders that tell what they conceal.
-@pytest.mark.parametrize("name, codec", [("video.mp4", "libx264"), ("video.mkv", "libx264"), ("video.mp4", "mpeg4"),
-                                         ("video.avi", "mpeg4"), ("video.mpg", "mpeg2video")])
+@pytest.mark.parametrize(
+    "name, codec",
+    [
+        ("video.mp4", "libx264"),
+        ("video.mkv", "libx264"),
+        ("video.mp4", "mpeg4"),
+        ("video.avi", "mpeg4"),
+        ("video.mpg", "mpeg2video"),
+    ],
+)
 @pytest.mark.parametrize("place", [0.4, 0.6])
 def test_a_hole_in_the_middle(tmp_path, name, codec, place):
     path = tmp_path / name
@@ -158,7 +190,7 @@ def test_a_hole_in_the_middle(tmp_path, name, codec, place):
     clean = Video(str(path))
     expected = clean.frames(range(48))
     start, length = int(len(data) * place), len(data) // 20
-    data[start:start + length] = bytes(length)
+    data[start : start + length] = bytes(length)
     path.write_bytes(data)
     refused = 0
     try:
@@ -175,14 +207,16 @@ def test_a_hole_in_the_middle(tmp_path, name, codec, place):
     assert 0 < refused + 48 - len(video.times) <= 24  # groups without a hole are there
 
 
-@pytest.mark.parametrize("name, codec", [("video.ts", "libx264"), ("video.webm", "libvpx-vp9"),
-                                         ("hevc.mp4", "libx265"), ("av1.mp4", "libsvtav1")])
+@pytest.mark.parametrize(
+    "name, codec",
+    [("video.ts", "libx264"), ("video.webm", "libvpx-vp9"), ("hevc.mp4", "libx265"), ("av1.mp4", "libsvtav1")],
+)
 def test_a_hole_where_less_is_known_of_it(tmp_path, name, codec):
     path = tmp_path / name
     data = bytearray(moving(path, codec=codec))
     expected = Video(str(path)).frames([0])
     start = len(data) // 2
-    data[start:start + len(data) // 10] = bytes(len(data) // 10)
+    data[start : start + len(data) // 10] = bytes(len(data) // 10)
     path.write_bytes(data)
     try:
         video = Video(str(path))
@@ -248,7 +282,7 @@ def test_damage_never_ends_an_epoch(tmp_path):
     for _ in range(40):
         damaged = bytearray(data)
         start = rng.integers(len(data))
-        damaged[start:start + 400] = rng.bytes(len(damaged[start:start + 400]))
+        damaged[start : start + 400] = rng.bytes(len(damaged[start : start + 400]))
         try:
             video = Video(bytes(damaged))
             assert video.frames([0, len(video.times) - 1]).shape[0] == 2
@@ -269,33 +303,46 @@ def test_the_limit_of_time(tmp_path, name):
 
 
 def run(code, *arguments):
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60,
-                          cwd=os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=os.path.dirname(os.path.dirname(os.path.dirname(__file__))),
+    )
 
 
 def test_a_decode_that_hangs_in_c_ends_its_process(tmp_path):
     """FFmpeg waits in `open` for the other end of a pipe, where neither Python nor its own timeout reaches it."""
     path = str(tmp_path / "pipe.mp4")
     os.mkfifo(path)
-    done = run("import sys; from input_pipeline import decode\n"
-               "decode.stat.S_ISREG = lambda mode: True\n"
-               "decode.end_if_stuck(grace_seconds=0.2)\n"
-               "decode.Video(sys.argv[1], limit_seconds=0.1)\n", path)
+    done = run(
+        "import sys; from input_pipeline import decode\n"
+        "decode.stat.S_ISREG = lambda mode: True\n"
+        "decode.end_if_stuck(grace_seconds=0.2)\n"
+        "decode.Video(sys.argv[1], limit_seconds=0.1)\n",
+        path,
+    )
     assert done.returncode == 1
     assert done.stderr == f"vidformers: {path}: decoding hangs for over 0.3 s; the process ends.\n"
 
 
 def test_a_loop_that_keeps_the_interpreters_lock_ends_its_process():
-    done = run("import itertools; from input_pipeline import decode\n"
-               "decode.end_if_stuck(held_seconds=0.5)\n"
-               "sum(itertools.repeat(0))\n")
+    done = run(
+        "import itertools; from input_pipeline import decode\n"
+        "decode.end_if_stuck(held_seconds=0.5)\n"
+        "sum(itertools.repeat(0))\n"
+    )
     assert done.returncode == -signal.SIGPROF
 
 
 def test_a_process_that_does_not_hang_goes_on(tmp_path):
-    done = run("import sys, time; from input_pipeline import decode\n"
-               "decode.end_if_stuck(grace_seconds=0.1, held_seconds=30)\n"
-               "decode.Video(sys.argv[1], limit_seconds=0.1).frames([0])\n"
-               "time.sleep(0.5)\n", write(tmp_path / "video.mp4", count=3))
+    done = run(
+        "import sys, time; from input_pipeline import decode\n"
+        "decode.end_if_stuck(grace_seconds=0.1, held_seconds=30)\n"
+        "decode.Video(sys.argv[1], limit_seconds=0.1).frames([0])\n"
+        "time.sleep(0.5)\n",
+        write(tmp_path / "video.mp4", count=3),
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert not decode._work

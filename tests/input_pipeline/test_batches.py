@@ -1,5 +1,6 @@
 """Batches are a function of the seed and their number alone, and no process is left behind."""
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -44,22 +45,34 @@ def folder(tmp_path_factory):
 
 
 def pipeline(folder, **changes):
-    return Pipeline(**{**dict(root=folder, num_classes=3, frames=4, size=24, short_side=(24, 32), workers=0,
-                              brightness=0.5, saturation=0.5), **changes})
+    return Pipeline(
+        **{
+            **dict(
+                root=folder,
+                num_classes=3,
+                frames=4,
+                size=24,
+                short_side=(24, 32),
+                workers=0,
+                brightness=0.5,
+                saturation=0.5,
+            ),
+            **changes,
+        }
+    )
 
 
 def take(batches, count):
     """Copies of the first batches, or of all of them; ends the workers."""
     try:
-        return [{key: np.array(value) for key, value in batch.items()}
-                for _, batch in zip(range(count), batches)]
+        return [{key: np.array(value) for key, value in batch.items()} for batch in itertools.islice(batches, count)]
     finally:
         batches.close()
 
 
 def assert_equal(actual, expected):
     assert len(actual) == len(expected)
-    for a, e in zip(actual, expected):
+    for a, e in zip(actual, expected, strict=True):
         assert a.keys() == e.keys() == FIELDS
         for key in FIELDS:
             np.testing.assert_array_equal(a[key], e[key])
@@ -67,7 +80,7 @@ def assert_equal(actual, expected):
 
 def joined(parts):
     """The rows of the processes follow each other in the global batch."""
-    return [{key: np.concatenate([part[key] for part in step]) for key in FIELDS} for step in zip(*parts)]
+    return [{key: np.concatenate([part[key] for part in step]) for key in FIELDS} for step in zip(*parts, strict=True)]
 
 
 @pytest.fixture(scope="session")
@@ -84,19 +97,18 @@ def test_train_batch_layout(reference):
 
 
 def test_undecodable_videos_are_masked_rows(reference):
-    ids, mask, error, video = (np.concatenate([b[key] for b in reference])
-                               for key in ("id", "mask", "error", "video"))
+    ids, mask, error, video = (np.concatenate([b[key] for b in reference]) for key in ("id", "mask", "error", "video"))
     bad = np.isin(ids, BAD)
     assert bad.sum() >= 4
     np.testing.assert_array_equal(mask, ~bad)
     assert (video[bad] == 0).all() and (video[~bad].reshape(-1, 4 * 24 * 24 * 3).max(1) > 0).all()
-    for i, message in zip(ids, error):
+    for i, message in zip(ids, error, strict=True):
         assert f"{i}.mp4".encode() in message if i in BAD else message == b""
 
 
 def test_epochs_hold_every_video_once_in_another_order(reference):
     ids = np.concatenate([batch["id"] for batch in reference])
-    first, second = ids[:CLIPS], ids[CLIPS:2 * CLIPS]
+    first, second = ids[:CLIPS], ids[CLIPS : 2 * CLIPS]
     assert sorted(first) == sorted(second) == list(range(CLIPS))
     assert (first != second).any() and (first != np.sort(first)).any()
 
@@ -104,14 +116,14 @@ def test_epochs_hold_every_video_once_in_another_order(reference):
 def test_epochs_draw_anew(reference):
     rows = {}
     for batch in reference:
-        for i, video in zip(batch["id"], batch["video"]):
+        for i, video in zip(batch["id"], batch["video"], strict=True):
             rows.setdefault(i, []).append(video)
     assert all((first != second).any() for i, (first, second, *_) in rows.items() if i not in BAD)
 
 
 def test_seeds_differ(folder, reference):
     other = take(pipeline(folder).train_batches(batch_size=4, seed=6), 2)
-    assert any((a["id"] != b["id"]).any() for a, b in zip(other, reference))
+    assert any((a["id"] != b["id"]).any() for a, b in zip(other, reference, strict=True))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -121,18 +133,24 @@ def test_batches_do_not_depend_on_workers(folder, reference, workers):
 
 
 def test_batches_do_not_depend_on_the_number_of_processes(folder, reference):
-    parts = [take(pipeline(folder).train_batches(batch_size=4, seed=5, process_index=p, process_count=2), 12)
-             for p in range(2)]
+    parts = [
+        take(pipeline(folder).train_batches(batch_size=4, seed=5, process_index=p, process_count=2), 12)
+        for p in range(2)
+    ]
     assert parts[0][0]["video"].shape[0] == 2
     assert_equal(joined(parts), reference)
 
 
 @pytest.mark.parametrize("start", [1, 7])
 def test_start_equals_skipping(folder, reference, start):
-    assert_equal(take(pipeline(folder).train_batches(batch_size=4, seed=5, start=start), 12 - start),
-                 reference[start:])
-    parts = [take(pipeline(folder).train_batches(batch_size=4, seed=5, start=start, process_index=p,
-                                                 process_count=4), 12 - start) for p in range(4)]
+    assert_equal(take(pipeline(folder).train_batches(batch_size=4, seed=5, start=start), 12 - start), reference[start:])
+    parts = [
+        take(
+            pipeline(folder).train_batches(batch_size=4, seed=5, start=start, process_index=p, process_count=4),
+            12 - start,
+        )
+        for p in range(4)
+    ]
     assert_equal(joined(parts), reference[start:])
 
 
@@ -141,8 +159,9 @@ def test_repeats_are_clips_of_the_same_frames(folder, repeats):
     data = pipeline(folder, repeats=repeats)
     batches = take(data.train_batches(batch_size=8, seed=5), 12)
     for batch in batches:
-        ids, index, decoded, clips = (batch[key].reshape(-1, repeats, *batch[key].shape[1:])
-                                      for key in ("id", "index", "decoded", "video"))
+        ids, index, decoded, clips = (
+            batch[key].reshape(-1, repeats, *batch[key].shape[1:]) for key in ("id", "index", "decoded", "video")
+        )
         assert (ids == ids[:, :1]).all() and (index == index[:, :1]).all()
         good = batch["mask"].reshape(-1, repeats)[:, 0] > 0
         assert (decoded[good, 0] >= 4).all() and not decoded[:, 1:].any(), "and decoded once"
@@ -162,14 +181,21 @@ def test_a_batch_must_hold_all_repeats_of_a_video(folder):
 @pytest.mark.parametrize("process_count", [1, 2])
 def test_validation_counts_every_video_once(folder, batch_size, workers, process_count):
     batch_size *= process_count
-    parts = [take(pipeline(folder, workers=workers).val_batches(
-        batch_size=batch_size, clips=2, crops=3, process_index=p, process_count=process_count), 99)
-        for p in range(process_count)]
+    parts = [
+        take(
+            pipeline(folder, workers=workers).val_batches(
+                batch_size=batch_size, clips=2, crops=3, process_index=p, process_count=process_count
+            ),
+            99,
+        )
+        for p in range(process_count)
+    ]
     steps = -(-11 // batch_size)
     assert [len(part) for part in parts] == [steps] * process_count
     batches = joined(parts)
-    ids, mask, label, error, video = (np.concatenate([b[key] for b in batches])
-                                      for key in ("id", "mask", "label", "error", "video"))
+    ids, mask, label, error, video = (
+        np.concatenate([b[key] for b in batches]) for key in ("id", "mask", "label", "error", "video")
+    )
     assert video.shape == (steps * batch_size, 6, 4, 24, 24, 3)
     assert ids.tolist() == list(range(11)) + [-1] * (len(ids) - 11)
     np.testing.assert_array_equal(mask, (ids >= 0) & ~np.isin(ids, BAD))
@@ -207,8 +233,9 @@ def test_validation_views_are_clip_major(folder):
 def test_validation_of_chosen_records(folder):
     chosen = [Record(7, f"{folder}/4.mp4", 1, 1)]
     for workers in (0, 2):
-        batch, = take(pipeline(folder, workers=workers).val_batches(batch_size=2, clips=1, crops=1,
-                                                                    records=chosen), 9)
+        (batch,) = take(
+            pipeline(folder, workers=workers).val_batches(batch_size=2, clips=1, crops=1, records=chosen), 9
+        )
         assert batch["id"].tolist() == [7, -1] and batch["mask"].tolist() == [1, 0]
 
 
@@ -216,18 +243,41 @@ def test_validation_of_chosen_records(folder):
 def test_flip_swaps_by_name_and_number(folder, swaps):
     data = pipeline(folder, classes="classes.txt", flip_swaps=swaps, flip=1.0)
     assert data.flip_map == {0: 1, 1: 0} and data.class_names == ("left", "right", "stay")
-    batch, = take(data.train_batches(batch_size=20, seed=0), 1)
+    (batch,) = take(data.train_batches(batch_size=20, seed=0), 1)
     good = batch["mask"] > 0
     np.testing.assert_array_equal(batch["label"][good], np.array([1, 0, 2])[batch["id"][good] % 3])
 
 
-@pytest.mark.parametrize("field, value", [
-    ("source", "wmv"), ("name", "ucf101"), ("sampling", "sparse"), ("num_classes", 0), ("frames", 0), ("size", 24.0),
-    ("short_side", 24), ("short_side", (32, 24)), ("short_side", (16, 32)), ("test_short_side", 16),
-    ("flip", 1.5), ("hue", -0.1), ("workers", -1), ("prefetch", 0), ("max_bad_fraction", 2),
-    ("flip_swaps", ("left", "right")), ("split", 0), ("missing", "ignore"), ("repeats", 0), ("frame_rate", 0.0),
-    ("limit_seconds", -1.0), ("crop", "random"), ("area", (0.5,)), ("randaugment", -1), ("erasing", 2.0),
-])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("source", "wmv"),
+        ("name", "ucf101"),
+        ("sampling", "sparse"),
+        ("num_classes", 0),
+        ("frames", 0),
+        ("size", 24.0),
+        ("short_side", 24),
+        ("short_side", (32, 24)),
+        ("short_side", (16, 32)),
+        ("test_short_side", 16),
+        ("flip", 1.5),
+        ("hue", -0.1),
+        ("workers", -1),
+        ("prefetch", 0),
+        ("max_bad_fraction", 2),
+        ("flip_swaps", ("left", "right")),
+        ("split", 0),
+        ("missing", "ignore"),
+        ("repeats", 0),
+        ("frame_rate", 0.0),
+        ("limit_seconds", -1.0),
+        ("crop", "random"),
+        ("area", (0.5,)),
+        ("randaugment", -1),
+        ("erasing", 2.0),
+    ],
+)
 def test_fields_are_checked_at_construction(folder, field, value):
     with pytest.raises(DataError, match=rf"data\.{field} "):
         pipeline(folder, **{field: value})
@@ -238,8 +288,9 @@ def test_dense_fields_are_checked_at_construction(folder):
         pipeline(folder, sampling="dense", stride=0)
 
 
-@pytest.mark.parametrize("swaps, part", [((("left", "up"),), "'up'"), (((0, 3),), "3"), (((0, 0),), "twice"),
-                                         (((0, 1), (1, 2)), "twice")])
+@pytest.mark.parametrize(
+    "swaps, part", [((("left", "up"),), "'up'"), (((0, 3),), "3"), (((0, 0),), "twice"), (((0, 1), (1, 2)), "twice")]
+)
 def test_flip_swaps_are_checked(folder, swaps, part):
     with pytest.raises(DataError, match=rf"data\.flip_swaps.*{part}"):
         pipeline(folder, classes="classes.txt", flip_swaps=swaps).flip_map
@@ -260,7 +311,7 @@ def test_arguments_are_refused_before_workers_start(folder):
 def test_the_end_of_a_worker_is_told(folder):
     batches = pipeline(folder, workers=1, prefetch=1).train_batches(batch_size=4, seed=0)
     next(batches)
-    worker, = multiprocessing.active_children()
+    (worker,) = multiprocessing.active_children()
     worker.kill()
     with pytest.raises(DataError, match="decoding process has ended"):
         for _ in range(20):  # some are ready
@@ -276,9 +327,9 @@ def test_lists_and_classes_are_found_under_the_names_of_the_source(folder, tmp_p
             (place / f"{number}.mp4").symlink_to(f"{folder}/{number}.mp4")
     data = pipeline(str(tmp_path), source="folders", num_classes=2)
     assert data.class_names == ("even", "odd")
-    batch, = take(data.val_batches(batch_size=2, clips=1, crops=1), 1)
+    (batch,) = take(data.val_batches(batch_size=2, clips=1, crops=1), 1)
     assert batch["label"].tolist() == [0, 1] and batch["mask"].all()
-    batch, = take(data.train_batches(batch_size=4, seed=0), 1)
+    (batch,) = take(data.train_batches(batch_size=4, seed=0), 1)
     assert sorted(batch["label"].tolist()) == [0, 0, 0, 1]
 
 
@@ -319,9 +370,15 @@ def parent(folder, tmp_path):
     """A running program with two workers, in a process group of its own, and the workers' ids."""
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "parent"}
-    process = subprocess.Popen([sys.executable, str(tmp_path / "script.py"), folder, "parent"], text=True,
-                               env=environment, start_new_session=True, stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py"), folder, "parent"],
+        text=True,
+        env=environment,
+        start_new_session=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     process.workers = [int(pid) for pid in process.stdout.readline().split()]
     assert len(process.workers) == 2 and all(map(alive, process.workers)), process.stderr.read()
     yield process

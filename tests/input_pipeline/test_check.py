@@ -30,8 +30,10 @@ def data(tmp_path_factory):
     (root / "text.mp4").write_text("no video")
     (root / "half.mp4").write_bytes((root / "plain.mp4").read_bytes()[:1000])
     os.mkfifo(root / "pipe.mp4")
-    (root / "train.csv").write_text('path,label\nplain.mp4,0\nvfr.mkv,0\nturned.mp4,0\n"with space, größe.webm",0\n'
-                                    "empty.mp4,0\ntext.mp4,1\nhalf.mp4,2\n")
+    (root / "train.csv").write_text(
+        'path,label\nplain.mp4,0\nvfr.mkv,0\nturned.mp4,0\n"with space, größe.webm",0\n'
+        "empty.mp4,0\ntext.mp4,1\nhalf.mp4,2\n"
+    )
     (root / "val.csv").write_text("path,label\nother.avi,2\nplain.mp4,0\npipe.mp4,1\n")
     return root
 
@@ -40,9 +42,16 @@ BROKEN = ["empty.mp4", "text.mp4", "half.mp4", "pipe.mp4"]
 
 
 def command(data, out, *more):
-    return [f"--config={ROOT}/configs/demo.py:vit", "--config.data.source=csv", f"--config.data.root={data}",
-            "--config.data.classes=none", "--config.data.num_classes=3", "--config.data.flip_swaps=()",
-            f"--out={out}", *more]
+    return [
+        f"--config={ROOT}/configs/demo.py:vit",
+        "--config.data.source=csv",
+        f"--config.data.root={data}",
+        "--config.data.classes=none",
+        "--config.data.num_classes=3",
+        "--config.data.flip_swaps=()",
+        f"--out={out}",
+        *more,
+    ]
 
 
 def rows(out):
@@ -58,7 +67,8 @@ def test_the_report(data, tmp_path, capsys):
         "plain.mp4": ("h264", "96", "64", "25.000", "10", "0.400", "0", "no", "yes", ""),
         "turned.mp4": ("h264", "64", "96", "25.000", "3", "0.120", "90", "no", "no", ""),
         "with space, größe.webm": ("vp9", "48", "32", "25.000", "5", "0.200", "0", "no", "no", ""),
-        "other.avi": ("mpeg4", "96", "64", "25.000", "4", "0.160", "0", "no", "no", "")}
+        "other.avi": ("mpeg4", "96", "64", "25.000", "4", "0.160", "0", "no", "no", ""),
+    }
     assert {name: tuple(report[name].values())[1:] for name in expected} == expected
     assert (report["vfr.mkv"]["variable_rate"], report["vfr.mkv"]["frames"]) == ("yes", "20")
     assert report.keys() == expected.keys() | {"vfr.mkv", *BROKEN}
@@ -78,7 +88,11 @@ def test_what_it_excludes_is_left_out_of_a_run(data, tmp_path):
     options = dict(root=str(data), num_classes=3)
     kept = read_manifest("train.csv", exclude=exclude, complete=False, **options)
     assert [os.path.basename(record.path) for record in kept.records] == [
-        "plain.mp4", "vfr.mkv", "turned.mp4", "with space, größe.webm"]
+        "plain.mp4",
+        "vfr.mkv",
+        "turned.mp4",
+        "with space, größe.webm",
+    ]
     assert kept.excluded == ("empty.mp4", "text.mp4", "half.mp4") and kept.missing == ()
     assert kept.digest != read_manifest("train.csv", **options).digest
     with pytest.raises(DataError, match=r"none\.txt \(data\.exclude\) cannot be read"):
@@ -92,8 +106,10 @@ def test_it_goes_on_where_it_was_stopped(data, tmp_path, capsys):
     report = tmp_path / "report.csv"
     head = ",".join(check.COLUMNS)
     # As a kill leaves it: two whole rows, of which one is of another list, a broken one, and a half.
-    report.write_text(f"{head}\nplain.mp4,old,1,2,3,4,5,0,no,no,\nelsewhere.mp4,,,,,,,,,,gone\n"
-                      "text.mp4,,,,,,,,,,broken then\nvfr.mkv,h26")
+    report.write_text(
+        f"{head}\nplain.mp4,old,1,2,3,4,5,0,no,no,\nelsewhere.mp4,,,,,,,,,,gone\n"
+        "text.mp4,,,,,,,,,,broken then\nvfr.mkv,h26"
+    )
     assert check.main(command(data, tmp_path)) == 1
     found = rows(tmp_path)
     assert "1 of 9 videos are in" in capsys.readouterr().out
@@ -142,19 +158,24 @@ def test_videos_that_end_or_hang_their_process(tmp_path):
     names = ["fine", "crash", "slow", "hang", "exit", "last"]
     records = {name: Record(i, name, 0, i) for i, name in enumerate(names)}
     broken = check.check(records, tmp_path / "report.csv", 2, misbehave, hang_seconds=0.5)
-    assert broken == {"crash": "The process that decoded it ended with SIGSEGV.",
-                      "hang": "Decoding hangs for over 0.5 s.",
-                      "exit": "The process that decoded it ended with exit status 3."}
+    assert broken == {
+        "crash": "The process that decoded it ended with SIGSEGV.",
+        "hang": "Decoding hangs for over 0.5 s.",
+        "exit": "The process that decoded it ended with exit status 3.",
+    }
     report = rows(tmp_path)
     assert report.keys() == set(names)
     assert {name for name in names if report[name]["codec"] == name} == {"fine", "slow", "last"}
 
 
-@pytest.mark.parametrize("flags, sentence", [
-    (["--workers=0"], "--workers=0 must be a whole number of at least 1."),
-    (["--worker=2"], "--worker is not a flag; --help shows them."),
-    (["--config.data.train=nowhere.csv"], "nowhere.csv"),
-])
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        (["--workers=0"], "--workers=0 must be a whole number of at least 1."),
+        (["--worker=2"], "--worker is not a flag; --help shows them."),
+        (["--config.data.train=nowhere.csv"], "nowhere.csv"),
+    ],
+)
 def test_mistakes(data, tmp_path, flags, sentence, capsys):
     assert check.main(command(data, tmp_path, *flags)) == 2
     error = capsys.readouterr().err
@@ -171,9 +192,14 @@ def test_another_file_is_kept(data, tmp_path, capsys):
 
 
 def test_an_interrupt_loses_nothing(data, tmp_path):
-    process = subprocess.Popen([sys.executable, "-m", "input_pipeline.check", *command(data, tmp_path), "--workers=1"],
-                               cwd=ROOT, start_new_session=True, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "input_pipeline.check", *command(data, tmp_path), "--workers=1"],
+        cwd=ROOT,
+        start_new_session=True,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     end = time.monotonic() + 60
     while not ((tmp_path / "report.csv").exists() and len((tmp_path / "report.csv").read_text().splitlines()) > 1):
         assert process.poll() is None and time.monotonic() < end

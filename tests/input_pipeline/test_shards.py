@@ -77,8 +77,10 @@ def test_damage_anywhere_is_never_silent(tmp_path):
     assert raised
 
 
-@pytest.mark.parametrize("content, position", [
-    (b"", 0), (b"no shard at all\n" * 100, 0), (None, 0), ("half", 0), ("whole", 10), ("whole", -1)])
+@pytest.mark.parametrize(
+    "content, position",
+    [(b"", 0), (b"no shard at all\n" * 100, 0), (None, 0), ("half", 0), ("whole", 10), ("whole", -1)],
+)
 def test_what_cannot_be_read_is_a_decode_error(tmp_path, content, position):
     path = tmp_path / "bad.array_record"
     if isinstance(content, bytes):
@@ -86,7 +88,7 @@ def test_what_cannot_be_read_is_a_decode_error(tmp_path, content, position):
     elif content:
         write_shard(str(path), videos())
         data = path.read_bytes()
-        path.write_bytes(data[:len(data) // 2] if content == "half" else data)
+        path.write_bytes(data[: len(data) // 2] if content == "half" else data)
     with pytest.raises(DecodeError, match=r"bad\.array_record"):
         read_video(str(path), position)
 
@@ -123,10 +125,18 @@ def test_the_source_gives_the_entries_of_a_list(tmp_path):
     assert source.classes(str(tmp_path), path) == ("zero", "one", "two")
 
 
-@pytest.mark.parametrize("content, sentence", [
-    (None, "No such file"), ("", "is no list"), ("[1, 2]", "is no list"), ('{"format": 99, "clips": []}', "format 1"),
-    ('{"format": 1, "clips": 3}', "is no list"), ('{"format": 1, "clips": [\n{"name": "a"}\n]}', "line 2: expected"),
-    (b"\xff\xfe", "is no list")])
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        (None, "No such file"),
+        ("", "is no list"),
+        ("[1, 2]", "is no list"),
+        ('{"format": 99, "clips": []}', "format 1"),
+        ('{"format": 1, "clips": 3}', "is no list"),
+        ('{"format": 1, "clips": [\n{"name": "a"}\n]}', "line 2: expected"),
+        (b"\xff\xfe", "is no list"),
+    ],
+)
 def test_other_lists_are_refused(tmp_path, content, sentence):
     path = tmp_path / "train.json"
     if content is not None:

@@ -24,23 +24,40 @@ def data(tmp_path_factory):
 
 
 def command(data, out, *more):
-    return [f"--config={ROOT}/configs/demo.py:vit", "--config.data.source=csv", f"--config.data.root={data}",
-            "--config.data.num_classes=2", "--config.data.flip_swaps=()", "--config.data.frames=4",
-            f"--out={out}", *more]
+    return [
+        f"--config={ROOT}/configs/demo.py:vit",
+        "--config.data.source=csv",
+        f"--config.data.root={data}",
+        "--config.data.num_classes=2",
+        "--config.data.flip_swaps=()",
+        "--config.data.frames=4",
+        f"--out={out}",
+        *more,
+    ]
 
 
 def pipeline(data):
-    return Pipeline(root=str(data), train="train.csv", val="val.csv", classes="classes.txt", num_classes=2, frames=4,
-                    size=32, short_side=(34, 40), test_short_side=36, workers=0)
+    return Pipeline(
+        root=str(data),
+        train="train.csv",
+        val="val.csv",
+        classes="classes.txt",
+        num_classes=2,
+        frames=4,
+        size=32,
+        short_side=(34, 40),
+        test_short_side=36,
+        workers=0,
+    )
 
 
 def holds(picture, clip):
     """Whether the frames of a clip are in the picture, pixel by pixel, beside each other."""
     strip = np.full((32, 36 * len(clip), 3), 255, np.uint8)
     for t, frame in enumerate(clip):
-        strip[:, 36 * t:36 * t + 32] = frame
-    found = picture[:, show._MARGIN:show._MARGIN + strip.shape[1]]
-    return any(np.array_equal(found[top:top + 32], strip) for top in range(len(found) - 31))
+        strip[:, 36 * t : 36 * t + 32] = frame
+    found = picture[:, show._MARGIN : show._MARGIN + strip.shape[1]]
+    return any(np.array_equal(found[top : top + 32], strip) for top in range(len(found) - 31))
 
 
 def test_a_training_batch(data, tmp_path, capsys):
@@ -81,17 +98,20 @@ def test_any_text_is_drawn():
     clip = np.random.default_rng(0).integers(0, 256, (1, 2, 32, 32, 3), np.uint8)
     picture = show.draw([text], clip, np.zeros((1, 2), int))
     assert holds(picture, clip[0])
-    assert (picture[:, :show._MARGIN] < 128).any()  # letters
+    assert (picture[:, : show._MARGIN] < 128).any()  # letters
 
 
-@pytest.mark.parametrize("flags, sentence", [
-    (["--out="], "--out=FILE.png is missing"),
-    (["--split=test"], "--split=test must be train or val."),
-    (["--rows=0"], "--rows=0 must be a whole number of at least 1."),
-    (["--split=val", "--video=2"], "--video=2 must be below 2"),
-    (["--out=/nowhere/batch.png"], "/nowhere/batch.png"),
-    (["--config.data.train=nowhere.csv"], "nowhere.csv"),
-])
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        (["--out="], "--out=FILE.png is missing"),
+        (["--split=test"], "--split=test must be train or val."),
+        (["--rows=0"], "--rows=0 must be a whole number of at least 1."),
+        (["--split=val", "--video=2"], "--video=2 must be below 2"),
+        (["--out=/nowhere/batch.png"], "/nowhere/batch.png"),
+        (["--config.data.train=nowhere.csv"], "nowhere.csv"),
+    ],
+)
 def test_mistakes(data, tmp_path, flags, sentence, capsys):
     assert show.main(command(data, tmp_path / "batch.png", *flags)) == 2
     error = capsys.readouterr().err

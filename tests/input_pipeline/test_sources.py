@@ -33,6 +33,7 @@ def clips(tmp_path_factory):
 @pytest.fixture
 def tree(tmp_path, clips):
     """Makes the root of a data set: `texts` are its lists by name, `videos` the names of its videos."""
+
     def make(texts, videos=()):
         for name, text in texts.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -45,6 +46,7 @@ def tree(tmp_path, clips):
             else:
                 shutil.copy(clips.get(extension, clips[".mp4"]), tmp_path / name)
         return str(tmp_path)
+
     return make
 
 
@@ -80,11 +82,14 @@ def refusal(source, root, part="VAL", **kwargs):
 
 
 def test_lists_split_at_the_last_separator(tree):
-    root = tree({"train.txt": "a.mp4 0\nwith space, and comma.mp4 1\n\nb c.mp4,1\nsub/d.mp4\t0 \n"},
-                ["a.mp4", "with space, and comma.mp4", "b c.mp4", "sub/d.mp4"])
+    root = tree(
+        {"train.txt": "a.mp4 0\nwith space, and comma.mp4 1\n\nb c.mp4,1\nsub/d.mp4\t0 \n"},
+        ["a.mp4", "with space, and comma.mp4", "b c.mp4", "sub/d.mp4"],
+    )
     manifest = read("lists", root, "TRAIN", num_classes=2)
-    assert summary(manifest) == under(root, ("a.mp4", 0), ("with space, and comma.mp4", 1), ("b c.mp4", 1),
-                                      ("sub/d.mp4", 0))
+    assert summary(manifest) == under(
+        root, ("a.mp4", 0), ("with space, and comma.mp4", 1), ("b c.mp4", 1), ("sub/d.mp4", 0)
+    )
     assert [record.line for record in manifest.records] == [1, 2, 4, 5]
 
 
@@ -94,17 +99,20 @@ def test_lists_with_names_and_absolute_paths(tree):
     assert summary(read("lists", root, num_classes=2, classes="names.txt")) == under(root, ("a.mp4", "skip"))
 
 
-@pytest.mark.parametrize("text, parts", [
-    ("a.mp4 0\na.mp4\n", ["line 2", "path and a label", "'a.mp4'"]),
-    ("a.mp4 0\nclip_7 120 1\n", ["line 2", "third column", "'clip_7 120 1'", "data.source='frames'"]),
-    ("a.mp4 0 1\n", ["line 1", "third column"]),
-    ("a.mp4,0,1\n", ["line 1", "third column"]),
-    ("a.mp4 2\n", ["line 1", "label 2", "data.num_classes=2"]),
-    ("a.mp4 hop\n", ["line 1", "'hop'"]),
-    ("a.mp4 0\na.mp4 1\n", ["line 2", "line 1"]),
-    ("b.mp4 0\n", ["line 1", "b.mp4 does not exist"]),
-    ("", ["no videos"]),
-])
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        ("a.mp4 0\na.mp4\n", ["line 2", "path and a label", "'a.mp4'"]),
+        ("a.mp4 0\nclip_7 120 1\n", ["line 2", "third column", "'clip_7 120 1'", "data.source='frames'"]),
+        ("a.mp4 0 1\n", ["line 1", "third column"]),
+        ("a.mp4,0,1\n", ["line 1", "third column"]),
+        ("a.mp4 2\n", ["line 1", "label 2", "data.num_classes=2"]),
+        ("a.mp4 hop\n", ["line 1", "'hop'"]),
+        ("a.mp4 0\na.mp4 1\n", ["line 2", "line 1"]),
+        ("b.mp4 0\n", ["line 1", "b.mp4 does not exist"]),
+        ("", ["no videos"]),
+    ],
+)
 def test_mistakes_in_lists(tree, text, parts):
     root = tree({"val.txt": text}, ["a.mp4"])
     assert all(part in refusal("lists", root) for part in parts)
@@ -116,8 +124,9 @@ def test_folder_names_that_end_in_numbers(tree):
     assert summary(read("frames", root, num_classes=2)) == under(root, ("person 12", 1))
 
 
-@pytest.mark.parametrize("name, text", [("val.csv", "path,label\nvideo/7,1\nvideo/8/,0\n"),
-                                        ("val.txt", "video/7 1\nvideo/8/ 0\n")])
+@pytest.mark.parametrize(
+    "name, text", [("val.csv", "path,label\nvideo/7,1\nvideo/8/,0\n"), ("val.txt", "video/7 1\nvideo/8/ 0\n")]
+)
 def test_frames(tree, name, text):
     root = tree({name: text}, ["video/7", "video/8"])
     assert summary(read("frames", root, num_classes=2)) == under(root, ("video/7", 1), ("video/8/", 0))
@@ -128,8 +137,13 @@ def test_folders(tree):
     names = ("hop", "skip", "turn")
     manifest = read("folders", root, "TRAIN", num_classes=3)
     assert manifest.classes == names
-    assert summary(manifest) == under(root, ("train/hop/a.mp4", "hop"), ("train/hop/c d.AVI", "hop"),
-                                      ("train/skip/b.mp4", "skip"), ("train/turn/f", "turn"))
+    assert summary(manifest) == under(
+        root,
+        ("train/hop/a.mp4", "hop"),
+        ("train/hop/c d.AVI", "hop"),
+        ("train/skip/b.mp4", "skip"),
+        ("train/turn/f", "turn"),
+    )
     assert summary(read("folders", root, num_classes=3)) == under(root, ("val/skip/e.webm", "skip"))
     manifest = read("folders", root, path="train/skip/..", num_classes=3)
     assert summary(manifest)[-1] == (f"{root}/train/skip/../turn/f", "turn")
@@ -155,23 +169,31 @@ def test_mistakes_in_folders(tree):
 
 
 HEADER = "label,youtube_id,time_start,time_end,split"
-KINETICS = (f"{HEADER},is_cc\nriding a bike,-a_1,12,22,train,0\n\"massaging person's head\",b2,0,10,train,1\n"
-            "riding a bike,c3,114,124,train,0\n")
+KINETICS = (
+    f'{HEADER},is_cc\nriding a bike,-a_1,12,22,train,0\n"massaging person\'s head",b2,0,10,train,1\n'
+    "riding a bike,c3,114,124,train,0\n"
+)
 BIKE, HEAD = "riding a bike", "massaging person's head"
 
 
-@pytest.mark.parametrize("videos", [
-    ("-a_1_000012_000022.mp4", "b2_000000_000010.mp4", "c3_000114_000124.mp4"),
-    ("train/riding a bike/-a_1_000012_000022.mp4", "train/massaging person's head/b2.mkv",
-     "train/riding a bike/c3.webm"),
-    ("train/riding_a_bike/-a_1.mp4", "train/massaging_person's_head/b2_000000_000010.mp4.webm", "train/c3.MP4"),
-    ("frames/-a_1_000012_000022", "frames/b2_000000_000010", "frames/c3"),
-])
+@pytest.mark.parametrize(
+    "videos",
+    [
+        ("-a_1_000012_000022.mp4", "b2_000000_000010.mp4", "c3_000114_000124.mp4"),
+        (
+            "train/riding a bike/-a_1_000012_000022.mp4",
+            "train/massaging person's head/b2.mkv",
+            "train/riding a bike/c3.webm",
+        ),
+        ("train/riding_a_bike/-a_1.mp4", "train/massaging_person's_head/b2_000000_000010.mp4.webm", "train/c3.MP4"),
+        ("frames/-a_1_000012_000022", "frames/b2_000000_000010", "frames/c3"),
+    ],
+)
 def test_kinetics_layouts(tree, videos):
     root = tree({"train.csv": KINETICS}, videos)
     manifest = read("kinetics", root, "TRAIN", num_classes=2)
     assert manifest.classes == (HEAD, BIKE) and manifest.missing == ()
-    assert summary(manifest) == under(root, *zip(videos, (BIKE, HEAD, BIKE)))
+    assert summary(manifest) == under(root, *zip(videos, (BIKE, HEAD, BIKE), strict=True))
     assert [record.line for record in manifest.records] == [2, 3, 4]
 
 
@@ -203,7 +225,8 @@ def test_kinetics_lists(tree):
         os.remove(f"{root}/val/v4.mp4")
     tree({"test.csv": "youtube_id,time_start,time_end,split\nt5,3,13,test\n"}, ["test/t5_000003_000013.mp4"])
     assert summary(read("kinetics", root, path="test.csv", num_classes=2)) == under(
-        root, ("test/t5_000003_000013.mp4", -1))
+        root, ("test/t5_000003_000013.mp4", -1)
+    )
 
 
 def test_kinetics_without_a_training_list_takes_the_classes_of_the_list_itself(tree):
@@ -243,17 +266,20 @@ def test_kinetics_two_files_of_one_video(tree):
     assert "train/b2.mp4" in sentence and "small/b2.mp4" in sentence and "same video" in sentence
 
 
-@pytest.mark.parametrize("text, parts", [
-    ("", ["line 1", "header"]),
-    ("path,label\na.mp4,0\n", ["line 1", "header", "'path,label'"]),
-    (f"{HEADER}\nhop,a,3\n", ["line 2", "5 columns", "found 3"]),
-    (f"{HEADER}\nhop,a,3,soon,train\n", ["line 2", "'soon'"]),
-    (f"{HEADER}\nhop,a,nan,5,train\n", ["line 2", "'nan'"]),
-    (f"{HEADER}\nhop,a,3,13,train\nskip,a,3,13,train\n", ["line 3", "line 2"]),
-    (f"{HEADER}\nhop,a,3,13,train\n,b,3,13,train\n", ["have 1 classes", "data.num_classes is 2"]),
-    (f"{HEADER}\nhop,a,3,13,train\nskip,b,3,13,train\n,c,3,13,train\n", ["line 4", "must give a label"]),
-    (HEADER, ["no videos"]),
-])
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        ("", ["line 1", "header"]),
+        ("path,label\na.mp4,0\n", ["line 1", "header", "'path,label'"]),
+        (f"{HEADER}\nhop,a,3\n", ["line 2", "5 columns", "found 3"]),
+        (f"{HEADER}\nhop,a,3,soon,train\n", ["line 2", "'soon'"]),
+        (f"{HEADER}\nhop,a,nan,5,train\n", ["line 2", "'nan'"]),
+        (f"{HEADER}\nhop,a,3,13,train\nskip,a,3,13,train\n", ["line 3", "line 2"]),
+        (f"{HEADER}\nhop,a,3,13,train\n,b,3,13,train\n", ["have 1 classes", "data.num_classes is 2"]),
+        (f"{HEADER}\nhop,a,3,13,train\nskip,b,3,13,train\n,c,3,13,train\n", ["line 4", "must give a label"]),
+        (HEADER, ["no videos"]),
+    ],
+)
 def test_mistakes_in_kinetics(tree, text, parts):
     root = tree({"train.csv": text}, ["a.mp4", "b.mp4", "c.mp4"])
     sentence = refusal("kinetics", root, "TRAIN")
@@ -265,23 +291,49 @@ def test_kinetics_label_that_the_training_list_lacks(tree):
     assert "val.csv line 2: the label 'riding bike' is not one of the 2 classes" in refusal("kinetics", root)
 
 
-LABELS = {"Pushing something from left to right": "1", "Pushing something from right to left": "0",
-          "Holding something next to something": "2"}
-ITEMS = [{"id": "78687", "label": "holding potato next to vicks bottle",
-          "template": "Holding [something] next to [something]", "placeholders": ["potato", "vicks bottle"]},
-         {"id": "42", "label": "pushing a pen from left to right",
-          "template": "Pushing [something] from left to right", "placeholders": ["a pen"]}]
-NAMES = ("Pushing something from right to left", "Pushing something from left to right",
-         "Holding something next to something")
+LABELS = {
+    "Pushing something from left to right": "1",
+    "Pushing something from right to left": "0",
+    "Holding something next to something": "2",
+}
+ITEMS = [
+    {
+        "id": "78687",
+        "label": "holding potato next to vicks bottle",
+        "template": "Holding [something] next to [something]",
+        "placeholders": ["potato", "vicks bottle"],
+    },
+    {
+        "id": "42",
+        "label": "pushing a pen from left to right",
+        "template": "Pushing [something] from left to right",
+        "placeholders": ["a pen"],
+    },
+]
+NAMES = (
+    "Pushing something from right to left",
+    "Pushing something from left to right",
+    "Holding something next to something",
+)
 
 
-@pytest.mark.parametrize("name", ["something-something-v2-{}.json", "{}.json", "labels/{}.json",
-                                  "labels/something-something-v2-{}.json"])
+@pytest.mark.parametrize(
+    "name", ["something-something-v2-{}.json", "{}.json", "labels/{}.json", "labels/something-something-v2-{}.json"]
+)
 @pytest.mark.parametrize("video", ["20bn-something-something-v2/{}.webm", "{}.webm", "a/frames/{}"])
 def test_something(tree, name, video):
-    root = tree({name.format(part): json.dumps(content) for part, content in (
-        ("labels", LABELS), ("train", ITEMS), ("validation", ITEMS[:1]), ("test", [{"id": "7"}]))},
-        [video.format(number) for number in ("78687", "42", "7")])
+    root = tree(
+        {
+            name.format(part): json.dumps(content)
+            for part, content in (
+                ("labels", LABELS),
+                ("train", ITEMS),
+                ("validation", ITEMS[:1]),
+                ("test", [{"id": "7"}]),
+            )
+        },
+        [video.format(number) for number in ("78687", "42", "7")],
+    )
     manifest = read("something", root, "TRAIN", num_classes=3)
     assert manifest.classes == NAMES
     assert summary(manifest) == under(root, (video.format("78687"), NAMES[2]), (video.format("42"), NAMES[1]))
@@ -291,21 +343,29 @@ def test_something(tree, name, video):
     assert [(record.path, record.label) for record in test.records] == under(root, (video.format("7"), -1))
 
 
-@pytest.mark.parametrize("texts, parts", [
-    ({"train.json": "[", "labels.json": "{}"}, ["train.json line 1", "not JSON"]),
-    ({"train.json": "{}"}, ["train.json", "list", "dict"]),
-    ({"train.json": '[{"id": "42"}, {"id": 7}]'}, ["item 2", "no id"]),
-    ({"train.json": '[{"id": "42"}]', "labels.json": json.dumps(LABELS)}, ["train.json: 42", "must give a label"]),
-    ({"train.json": json.dumps(ITEMS[1:])}, ["labels.json", "cannot be read"]),
-    ({"train.json": json.dumps(ITEMS[1:]), "labels.json": '{"a": "0", "b": "two"}'}, ["labels.json", "0, 1, 2"]),
-    ({"train.json": json.dumps(ITEMS[1:]), "labels.json": '{"a": "1", "b": "2"}'}, ["labels.json", "0, 1, 2"]),
-    ({"train.json": json.dumps(ITEMS[1:]), "labels.json": '{"a": "0"}'}, ["have 1 classes", "data.num_classes is 3"]),
-    ({"train.json": json.dumps(ITEMS[1:]), "labels.json": '{"a": "0", "b": "1", "c": "2"}'},
-     ["train.json: 42", "'Pushing something from left to right'", "3 classes"]),
-    ({"train.json": json.dumps(ITEMS[1:] * 2), "labels.json": json.dumps(LABELS)}, ["42: it is there twice"]),
-    ({"train.json": json.dumps(ITEMS), "labels.json": json.dumps(LABELS)}, ["1 of 2 videos", "78687"]),
-    ({}, ["There is no", "train.json", "data.source=something"]),
-])
+@pytest.mark.parametrize(
+    "texts, parts",
+    [
+        ({"train.json": "[", "labels.json": "{}"}, ["train.json line 1", "not JSON"]),
+        ({"train.json": "{}"}, ["train.json", "list", "dict"]),
+        ({"train.json": '[{"id": "42"}, {"id": 7}]'}, ["item 2", "no id"]),
+        ({"train.json": '[{"id": "42"}]', "labels.json": json.dumps(LABELS)}, ["train.json: 42", "must give a label"]),
+        ({"train.json": json.dumps(ITEMS[1:])}, ["labels.json", "cannot be read"]),
+        ({"train.json": json.dumps(ITEMS[1:]), "labels.json": '{"a": "0", "b": "two"}'}, ["labels.json", "0, 1, 2"]),
+        ({"train.json": json.dumps(ITEMS[1:]), "labels.json": '{"a": "1", "b": "2"}'}, ["labels.json", "0, 1, 2"]),
+        (
+            {"train.json": json.dumps(ITEMS[1:]), "labels.json": '{"a": "0"}'},
+            ["have 1 classes", "data.num_classes is 3"],
+        ),
+        (
+            {"train.json": json.dumps(ITEMS[1:]), "labels.json": '{"a": "0", "b": "1", "c": "2"}'},
+            ["train.json: 42", "'Pushing something from left to right'", "3 classes"],
+        ),
+        ({"train.json": json.dumps(ITEMS[1:] * 2), "labels.json": json.dumps(LABELS)}, ["42: it is there twice"]),
+        ({"train.json": json.dumps(ITEMS), "labels.json": json.dumps(LABELS)}, ["1 of 2 videos", "78687"]),
+        ({}, ["There is no", "train.json", "data.source=something"]),
+    ],
+)
 def test_mistakes_in_something(tree, texts, parts):
     root = tree(texts, ["videos/42.webm"])
     sentence = refusal("something", root, "TRAIN", num_classes=3)
@@ -314,8 +374,15 @@ def test_mistakes_in_something(tree, texts, parts):
 
 def test_mirrored_classes():
     camera = ("Turning the camera left while filming something", "Turning the camera right while filming something")
-    classes = (camera[1], *NAMES, "Turning the camera downwards while filming something", camera[0],
-               "Moving something to the left", "Lifting something with something bright on it", "Copyright left over")
+    classes = (
+        camera[1],
+        *NAMES,
+        "Turning the camera downwards while filming something",
+        camera[0],
+        "Moving something to the left",
+        "Lifting something with something bright on it",
+        "Copyright left over",
+    )
     assert mirrored(classes) == (camera[::-1], (NAMES[0], NAMES[1]))
 
 
@@ -327,9 +394,15 @@ UCF_TEST = "ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi"
 @pytest.mark.parametrize("lists", ["ucfTrainTestlist/", ""])
 @pytest.mark.parametrize("videos", ["UCF-101/", ""])
 def test_ucf101(tree, lists, videos):
-    root = tree({f"{lists}classInd.txt": INDEX.replace("\n", "\r\n"),
-                 f"{lists}trainlist01.txt": f"{UCF[0]} 1\r\n{UCF[1]} 2\r\n", f"{lists}testlist01.txt": UCF_TEST,
-                 f"{lists}trainlist02.txt": f"{UCF_TEST} 1\n"}, [videos + name for name in (*UCF, UCF_TEST)])
+    root = tree(
+        {
+            f"{lists}classInd.txt": INDEX.replace("\n", "\r\n"),
+            f"{lists}trainlist01.txt": f"{UCF[0]} 1\r\n{UCF[1]} 2\r\n",
+            f"{lists}testlist01.txt": UCF_TEST,
+            f"{lists}trainlist02.txt": f"{UCF_TEST} 1\n",
+        },
+        [videos + name for name in (*UCF, UCF_TEST)],
+    )
     manifest = read("ucf101", root, "TRAIN", num_classes=2)
     assert manifest.classes == ("ApplyEyeMakeup", "HandstandPushups")
     assert summary(manifest) == under(root, (videos + UCF[0], "ApplyEyeMakeup"), (videos + UCF[1], "HandstandPushups"))
@@ -338,15 +411,18 @@ def test_ucf101(tree, lists, videos):
     assert summary(second) == under(root, (videos + UCF_TEST, "ApplyEyeMakeup"))
 
 
-@pytest.mark.parametrize("texts, kwargs, parts", [
-    ({"trainlist01.txt": f"{UCF[0]} 2\n"}, {}, ["trainlist01.txt line 1", "number 1", "not 2"]),
-    ({"trainlist01.txt": "Skipping/v.avi 1\n"}, {}, ["trainlist01.txt line 1", "classInd.txt"]),
-    ({"trainlist01.txt": f"{UCF[1]} 2\n"}, {}, ["line 1", "HandStandPushups_g09_c02.avi does not exist"]),
-    ({"classInd.txt": "0 ApplyEyeMakeup\n"}, {}, ["classInd.txt line 1", "'0 ApplyEyeMakeup'"]),
-    ({"classInd.txt": ""}, {}, ["trainlist01.txt line 1", "a class of classInd.txt"]),
-    ({}, dict(split=4), ["trainlist04.txt"]),
-    ({}, dict(num_classes=101), ["have 2 classes", "data.num_classes is 101"]),
-])
+@pytest.mark.parametrize(
+    "texts, kwargs, parts",
+    [
+        ({"trainlist01.txt": f"{UCF[0]} 2\n"}, {}, ["trainlist01.txt line 1", "number 1", "not 2"]),
+        ({"trainlist01.txt": "Skipping/v.avi 1\n"}, {}, ["trainlist01.txt line 1", "classInd.txt"]),
+        ({"trainlist01.txt": f"{UCF[1]} 2\n"}, {}, ["line 1", "HandStandPushups_g09_c02.avi does not exist"]),
+        ({"classInd.txt": "0 ApplyEyeMakeup\n"}, {}, ["classInd.txt line 1", "'0 ApplyEyeMakeup'"]),
+        ({"classInd.txt": ""}, {}, ["trainlist01.txt line 1", "a class of classInd.txt"]),
+        ({}, dict(split=4), ["trainlist04.txt"]),
+        ({}, dict(num_classes=101), ["have 2 classes", "data.num_classes is 101"]),
+    ],
+)
 def test_mistakes_in_ucf101(tree, texts, kwargs, parts):
     root = tree({"classInd.txt": INDEX, "trainlist01.txt": f"{UCF[0]} 1\n", **texts}, UCF[:1])
     sentence = refusal("ucf101", root, "TRAIN", **kwargs)
@@ -359,11 +435,16 @@ HMDB = ("April_09_brush_hair_u_nm_np1_ba_goo_0.avi", "#20_Rhythm_clap_u_nm_np5_f
 @pytest.mark.parametrize("lists", ["testTrainMulti_7030_splits/", "", "splits/"])
 @pytest.mark.parametrize("videos", ["", "hmdb51_org/"])
 def test_hmdb51(tree, lists, videos):
-    paths = [f"{videos}{folder}/{name}" for folder, name in zip(("brush_hair", "clap", "clap"), HMDB)]
-    root = tree({f"{lists}brush_hair_test_split1.txt": f"{HMDB[0]} 1 \n",
-                 f"{lists}clap_test_split1.txt": f"{HMDB[1]} 2 \n{HMDB[2]} 0 \n",
-                 f"{lists}brush_hair_test_split2.txt": f"{HMDB[0]} 2 \n",
-                 f"{lists}clap_test_split2.txt": f"{HMDB[1]} 1 \n{HMDB[2]} 1 \n"}, paths)
+    paths = [f"{videos}{folder}/{name}" for folder, name in zip(("brush_hair", "clap", "clap"), HMDB, strict=True)]
+    root = tree(
+        {
+            f"{lists}brush_hair_test_split1.txt": f"{HMDB[0]} 1 \n",
+            f"{lists}clap_test_split1.txt": f"{HMDB[1]} 2 \n{HMDB[2]} 0 \n",
+            f"{lists}brush_hair_test_split2.txt": f"{HMDB[0]} 2 \n",
+            f"{lists}clap_test_split2.txt": f"{HMDB[1]} 1 \n{HMDB[2]} 1 \n",
+        },
+        paths,
+    )
     manifest = read("hmdb51", root, "TRAIN", num_classes=2)
     assert manifest.classes == ("brush_hair", "clap")
     assert summary(manifest) == under(root, (paths[0], "brush_hair"))
@@ -372,14 +453,17 @@ def test_hmdb51(tree, lists, videos):
     assert summary(second) == under(root, (paths[1], "clap"), (paths[2], "clap"))
 
 
-@pytest.mark.parametrize("text, kwargs, parts", [
-    ("x.avi 3 \n", {}, ["clap_test_split1.txt line 1", "'x.avi 3'"]),
-    ("x.avi\n", {}, ["clap_test_split1.txt line 1"]),
-    ("x.avi 1\n", dict(split=4), ["CLASS_test_split4.txt", "data.split=4"]),
-    ("x.avi 1\n", dict(path="training"), ["'training'"]),
-    ("x.avi 1\n", {}, ["clap/x.avi does not exist"]),
-    ("x.avi 0\n", {}, ["no videos"]),
-])
+@pytest.mark.parametrize(
+    "text, kwargs, parts",
+    [
+        ("x.avi 3 \n", {}, ["clap_test_split1.txt line 1", "'x.avi 3'"]),
+        ("x.avi\n", {}, ["clap_test_split1.txt line 1"]),
+        ("x.avi 1\n", dict(split=4), ["CLASS_test_split4.txt", "data.split=4"]),
+        ("x.avi 1\n", dict(path="training"), ["'training'"]),
+        ("x.avi 1\n", {}, ["clap/x.avi does not exist"]),
+        ("x.avi 0\n", {}, ["no videos"]),
+    ],
+)
 def test_mistakes_in_hmdb51(tree, text, kwargs, parts):
     root = tree({"clap_test_split1.txt": text})
     sentence = refusal("hmdb51", root, "TRAIN", **{"num_classes": 1, **kwargs})

@@ -19,8 +19,21 @@ VERSION = Path("numbered", "1.0.0")
 
 
 def pipeline(root=ROOT, **kwargs):
-    return Pipeline(**{**dict(source="tfds", root=str(root), name="numbered", num_classes=3, frames=4, size=16,
-                              short_side=(16, 20), workers=0), **kwargs})
+    return Pipeline(
+        **{
+            **dict(
+                source="tfds",
+                root=str(root),
+                name="numbered",
+                num_classes=3,
+                frames=4,
+                size=16,
+                short_side=(16, 20),
+                workers=0,
+            ),
+            **kwargs,
+        }
+    )
 
 
 @pytest.fixture
@@ -77,20 +90,29 @@ def test_a_batch_with_workers():
 
 
 def test_tensorflow_is_not_needed():
-    script = ("import sys\n"
-              "from test_tfds import test_every_frame_of_every_record\n"
-              "test_every_frame_of_every_record()\n"
-              "assert 'tensorflow_datasets' in sys.modules and 'tensorflow' not in sys.modules")
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2],
-                   env={"PYTHONPATH": ".:tests:tests/input_pipeline", "PATH": ""})
+    script = (
+        "import sys\n"
+        "from test_tfds import test_every_frame_of_every_record\n"
+        "test_every_frame_of_every_record()\n"
+        "assert 'tensorflow_datasets' in sys.modules and 'tensorflow' not in sys.modules"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script],
+        check=True,
+        cwd=Path(__file__).parents[2],
+        env={"PYTHONPATH": ".:tests:tests/input_pipeline", "PATH": ""},
+    )
 
 
-@pytest.mark.parametrize("change, sentence", [
-    (dict(name="kinetics"), r"kinetics holds no data set .* data\.root is the folder"),
-    (dict(train="training"), "Unknown split 'training'. Should be one of"),
-    (dict(num_classes=4), "have 3 classes, but data.num_classes is 4"),
-    (dict(name=None), r"data\.name must be a data set"),
-])
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (dict(name="kinetics"), r"kinetics holds no data set .* data\.root is the folder"),
+        (dict(train="training"), "Unknown split 'training'. Should be one of"),
+        (dict(num_classes=4), "have 3 classes, but data.num_classes is 4"),
+        (dict(name=None), r"data\.name must be a data set"),
+    ],
+)
 def test_mistakes_in_the_config(change, sentence):
     with pytest.raises(DataError, match=sentence):
         pipeline(**change).train_manifest

@@ -35,8 +35,11 @@ def numbers(video, indices=None):
 def packets(data):
     with av.open(io.BytesIO(data)) as container:
         stream = container.streams.video[0]
-        return [(packet.pts, packet.dts, packet.is_keyframe, bytes(packet))
-                for packet in container.demux(stream) if packet.size]
+        return [
+            (packet.pts, packet.dts, packet.is_keyframe, bytes(packet))
+            for packet in container.demux(stream)
+            if packet.size
+        ]
 
 
 def nal_types(packet):
@@ -45,13 +48,20 @@ def nal_types(packet):
     while packet:
         length = int.from_bytes(packet[:4])
         types.append(packet[4] & 31)
-        packet = packet[4 + length:]
+        packet = packet[4 + length :]
     return types
 
 
-@pytest.mark.parametrize("kind", [
-    dict(), dict(gop=3, options={"bf": "2"}), dict(audio=True), dict(count=1), dict(codec="libx265", options={
-        "x265-params": "log-level=none:keyint=12:open-gop=1"})])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        dict(),
+        dict(gop=3, options={"bf": "2"}),
+        dict(audio=True),
+        dict(count=1),
+        dict(codec="libx265", options={"x265-params": "log-level=none:keyint=12:open-gop=1"}),
+    ],
+)
 def test_a_constant_rate_keeps_every_frame_once_at_its_time(tmp_path, kind):
     path = write(tmp_path / "video.mp4", **kind)
     facts, data = clip_of(path)
@@ -59,8 +69,14 @@ def test_a_constant_rate_keeps_every_frame_once_at_its_time(tmp_path, kind):
     assert numbers(clip) == list(range(len(source.times)))
     np.testing.assert_allclose(clip.times, source.times, atol=1e-9)
     assert clip.duration == pytest.approx(source.duration, abs=1e-9)
-    assert facts == {"frames": len(source.times), "fps": "25", "width": 96, "height": 64, "bytes": len(data),
-                     "sha256": hashlib.sha256(data).hexdigest()}
+    assert facts == {
+        "frames": len(source.times),
+        "fps": "25",
+        "width": 96,
+        "height": 64,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
     difference = clip.frames(range(len(clip.times))).astype(float) - source.frames(range(len(clip.times)))
     assert np.abs(difference).mean() < 3
 
@@ -92,9 +108,21 @@ def test_a_variable_rate_becomes_constant(tmp_path, name):
     assert numbers(clip) == shown.tolist() and len(set(shown)) < 60
 
 
-@pytest.mark.parametrize("count, duration, rate", [
-    (250, 10.0, "25"), (300, 10.01, "30000/1001"), (240, 10.01, "24000/1001"), (10, 0.8, "25/2"), (1, 0.04, "25"),
-    (1, 10.0, "1/10"), (173, 10.0, "173/10"), (1, 1e5, "1/1001"), (2500, 100.0005, "25"), (500, 25.0250, "20000/1001")])
+@pytest.mark.parametrize(
+    "count, duration, rate",
+    [
+        (250, 10.0, "25"),
+        (300, 10.01, "30000/1001"),
+        (240, 10.01, "24000/1001"),
+        (10, 0.8, "25/2"),
+        (1, 0.04, "25"),
+        (1, 10.0, "1/10"),
+        (173, 10.0, "173/10"),
+        (1, 1e5, "1/1001"),
+        (2500, 100.0005, "25"),
+        (500, 25.0250, "20000/1001"),
+    ],
+)
 def test_rates(count, duration, rate):
     assert frame_rate(count, duration) == fractions.Fraction(rate)
 
@@ -133,9 +161,18 @@ def test_rotation_is_applied(tmp_path):
     assert [read_number(frame) for frame in turned] == list(range(5))
 
 
-@pytest.mark.parametrize("height, width, size", [
-    (65, 97, (64, 96)), (1, 33, (2, 32)), (256, 340, (256, 340)), (300, 257, (298, 256)), (720, 1280, (256, 454)),
-    (1280, 720, (454, 256)), (101, 75, (100, 74))])
+@pytest.mark.parametrize(
+    "height, width, size",
+    [
+        (65, 97, (64, 96)),
+        (1, 33, (2, 32)),
+        (256, 340, (256, 340)),
+        (300, 257, (298, 256)),
+        (720, 1280, (256, 454)),
+        (1280, 720, (454, 256)),
+        (101, 75, (100, 74)),
+    ],
+)
 def test_sizes_are_even_and_never_larger(tmp_path, height, width, size):
     assert Encoding().size(height, width) == size
     path = str(tmp_path / "video.mkv")

@@ -67,14 +67,17 @@ def test_other_files_beside_the_frames(tmp_path):
     assert len(FrameFolder(path).times) == 12
 
 
-@pytest.mark.parametrize("pattern, first, change, missing", [
-    ("img_{:05d}.jpg", 1, lambda v: os.remove(f"{v}/img_00007.jpg"), "img_00007.jpg is missing"),
-    ("{}.jpg", 0, lambda v: os.remove(f"{v}/10.jpg"), "the frame 10.jpg is missing"),
-    ("{:03d}.jpg", 2, lambda v: None, "001.jpg is missing"),
-    ("{:03d}.jpg", 0, lambda v: os.link(f"{v}/003.jpg", f"{v}/3.jpg"), "under two names"),
-    ("img_{:03d}.jpg", 0, lambda v: os.link(f"{v}/img_003.jpg", f"{v}/flow_x_003.jpg"), r"flow_x_\* and img_\*"),
-    ("picture.jpg", 0, lambda v: None, "no numbered JPEG frames"),
-])
+@pytest.mark.parametrize(
+    "pattern, first, change, missing",
+    [
+        ("img_{:05d}.jpg", 1, lambda v: os.remove(f"{v}/img_00007.jpg"), "img_00007.jpg is missing"),
+        ("{}.jpg", 0, lambda v: os.remove(f"{v}/10.jpg"), "the frame 10.jpg is missing"),
+        ("{:03d}.jpg", 2, lambda v: None, "001.jpg is missing"),
+        ("{:03d}.jpg", 0, lambda v: os.link(f"{v}/003.jpg", f"{v}/3.jpg"), "under two names"),
+        ("img_{:03d}.jpg", 0, lambda v: os.link(f"{v}/img_003.jpg", f"{v}/flow_x_003.jpg"), r"flow_x_\* and img_\*"),
+        ("picture.jpg", 0, lambda v: None, "no numbered JPEG frames"),
+    ],
+)
 def test_gaps_in_the_numbering(tmp_path, pattern, first, change, missing):
     path = write_frames(tmp_path / "video 7", pattern, first)
     change(path)
@@ -87,10 +90,18 @@ def with_thumbnail(data):
     return data[:2] + b"\xff\xe1" + (len(data) + 2).to_bytes(2, "big") + data + data[2:]
 
 
-@pytest.mark.parametrize("damage", [
-    lambda data: b"", lambda data: b"text", lambda data: data[:-2], lambda data: data[:len(data) * 3 // 4],
-    lambda data: with_thumbnail(data)[:-len(data) // 4], None,
-], ids=["empty", "text", "no end", "truncated", "truncated with a thumbnail", "gone"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"text",
+        lambda data: data[:-2],
+        lambda data: data[: len(data) * 3 // 4],
+        lambda data: with_thumbnail(data)[: -len(data) // 4],
+        None,
+    ],
+    ids=["empty", "text", "no end", "truncated", "truncated with a thumbnail", "gone"],
+)
 def test_broken_frames(tmp_path, damage):
     path = write_frames(tmp_path / "v", "{:03d}.jpg", count=3)
     video, name = FrameFolder(path), f"{path}/001.jpg"
@@ -140,10 +151,14 @@ def movie(tmp_path_factory):
 @pytest.mark.parametrize("kind", ["file", "part of a file", "folder", "in memory"])
 def test_frames_one_at_a_time(movie, tmp_path, kind):
     folder = write_frames(tmp_path / "v", "{:03d}.jpg", count=20)
-    video = {"file": lambda: Video(movie), "folder": lambda: FrameFolder(folder),
-             "part of a file": lambda: open_video(record(movie, start=1.0, end=2.0)),
-             "in memory": lambda: CompressedFrames([cv2.imencode(".png", picture(i))[1].tobytes() for i in range(20)],
-                                                   30.0, "clip")}[kind]()
+    video = {
+        "file": lambda: Video(movie),
+        "folder": lambda: FrameFolder(folder),
+        "part of a file": lambda: open_video(record(movie, start=1.0, end=2.0)),
+        "in memory": lambda: CompressedFrames(
+            [cv2.imencode(".png", picture(i))[1].tobytes() for i in range(20)], 30.0, "clip"
+        ),
+    }[kind]()
     wanted = [0, 0, 3, 4, 4, 4, 17]
     frames = list(video.each(wanted))
     np.testing.assert_array_equal(frames, video.frames(wanted))
@@ -157,13 +172,16 @@ def test_files_open_as_they_are(movie):
     assert video.duration == expected.duration and numbers(video, [99, 0]) == [99, 0]
 
 
-@pytest.mark.parametrize("start, end, first, last", [
-    (1.0, 2.0, 25, 49),
-    (0.0, 2.5, 0, 62),
-    (1.01, 1.99, 25, 49),  # what is on screen at the start, and before the end
-    (3.0, 5.0, 75, 99),    # the file ends first
-    (3.99, 6.0, 99, 99),
-])
+@pytest.mark.parametrize(
+    "start, end, first, last",
+    [
+        (1.0, 2.0, 25, 49),
+        (0.0, 2.5, 0, 62),
+        (1.01, 1.99, 25, 49),  # what is on screen at the start, and before the end
+        (3.0, 5.0, 75, 99),  # the file ends first
+        (3.99, 6.0, 99, 99),
+    ],
+)
 def test_clip_of_a_longer_file(movie, start, end, first, last):
     video = open_video(record(movie, start=start, end=end))
     assert numbers(video) == list(range(first, last + 1))

@@ -10,12 +10,17 @@ from tiny import quick_jit
 from vidformers.layers.convolution import Conv
 
 
-@pytest.mark.parametrize("side, channels, width, size, options", [
-    ((5, 8), 6, 6, (3, 3), dict(padding=1, feature_group_count=6)),
-    ((7, 6), 6, 6, (3, 3), dict(padding=1, feature_group_count=6, strides=2)),
-    ((1, 1), 6, 6, (3, 3), dict(padding=1, feature_group_count=6, strides=2)),
-    ((4, 6, 7), 3, 5, (3, 3, 3), dict(padding=((1, 1),) * 3, strides=(2, 2, 2))),
-    ((4, 9, 8), 3, 5, (3, 7, 7), dict(padding=((1, 1), (3, 3), (3, 3)), strides=(2, 4, 4)))], ids=str)
+@pytest.mark.parametrize(
+    "side, channels, width, size, options",
+    [
+        ((5, 8), 6, 6, (3, 3), dict(padding=1, feature_group_count=6)),
+        ((7, 6), 6, 6, (3, 3), dict(padding=1, feature_group_count=6, strides=2)),
+        ((1, 1), 6, 6, (3, 3), dict(padding=1, feature_group_count=6, strides=2)),
+        ((4, 6, 7), 3, 5, (3, 3, 3), dict(padding=((1, 1),) * 3, strides=(2, 2, 2))),
+        ((4, 9, 8), 3, 5, (3, 7, 7), dict(padding=((1, 1), (3, 3), (3, 3)), strides=(2, 4, 4))),
+    ],
+    ids=str,
+)
 def test_a_gradient_by_places_is_that_of_the_convolution(side, channels, width, size, options):
     rng = np.random.default_rng(0)
     own = Conv(channels, width, size, **options, rngs=nnx.Rngs(0))
@@ -26,8 +31,10 @@ def test_a_gradient_by_places_is_that_of_the_convolution(side, channels, width, 
     def loss(parameters, x, graph):
         return (nnx.merge(graph, parameters)(x) * weights).sum()
 
-    found, expected = (quick_jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)(parameters, x, graph)
-                       for graph, parameters in map(nnx.split, (own, plain)))
+    found, expected = (
+        quick_jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)(parameters, x, graph)
+        for graph, parameters in map(nnx.split, (own, plain))
+    )
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4), found, expected)
     assert np.abs(np.asarray(jax.tree.leaves(found[1][0])[-1])).max() > 0
 

@@ -64,21 +64,31 @@ def norm(arrays, name):
 
 def depthwise(arrays, name):
     """A convolution with the batch norm behind it, which is a scale and a bias in evaluation."""
-    weight, bias, mean, var = (arrays[f"{name}.normalization.{part}"]
-                               for part in ("weight", "bias", "running_mean", "running_var"))
+    weight, bias, mean, var = (
+        arrays[f"{name}.normalization.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
+    )
     scale = weight / np.sqrt(var + 1e-5)
     return {"convolution": convolution(arrays, f"{name}.convolution"), "scale": scale, "bias": bias - mean * scale}
 
 
 def block(arrays, layer):
     inner, parts = f"{layer}.attention.attention", ("query", "key", "value")
-    return {0: {"norm": norm(arrays, f"{layer}.layernorm_before"),
-                "near": {i: depthwise(arrays, f"{inner}.convolution_projection_{part}.convolution_projection")
-                         for i, part in enumerate(parts)},
-                "qkv": {i: linear(arrays, f"{inner}.projection_{part}") for i, part in enumerate(parts)},
-                "out": linear(arrays, f"{layer}.attention.output.dense")},
-            1: {"norm": norm(arrays, f"{layer}.layernorm_after"), "wide": linear(arrays, f"{layer}.intermediate.dense"),
-                "out": linear(arrays, f"{layer}.output.dense")}}
+    return {
+        0: {
+            "norm": norm(arrays, f"{layer}.layernorm_before"),
+            "near": {
+                i: depthwise(arrays, f"{inner}.convolution_projection_{part}.convolution_projection")
+                for i, part in enumerate(parts)
+            },
+            "qkv": {i: linear(arrays, f"{inner}.projection_{part}") for i, part in enumerate(parts)},
+            "out": linear(arrays, f"{layer}.attention.output.dense"),
+        },
+        1: {
+            "norm": norm(arrays, f"{layer}.layernorm_after"),
+            "wide": linear(arrays, f"{layer}.intermediate.dense"),
+            "out": linear(arrays, f"{layer}.output.dense"),
+        },
+    }
 
 
 def parameters(arrays):
@@ -87,14 +97,21 @@ def parameters(arrays):
     for i, depth in enumerate(OWN["depths"]):
         stage = f"cvt.encoder.stages.{i}"
         stem = f"{stage}.embedding.convolution_embeddings"
-        embeddings[i] = {"convolution": convolution(arrays, f"{stem}.projection"),
-                         "norm": norm(arrays, f"{stem}.normalization")}
+        embeddings[i] = {
+            "convolution": convolution(arrays, f"{stem}.projection"),
+            "norm": norm(arrays, f"{stem}.normalization"),
+        }
         blocks = [block(arrays, f"{stage}.layers.{j}") for j in range(depth)]
         stages[i] = {"layers": {"sublayers": jax.tree.map(lambda *layers: np.stack(layers), *blocks)}}
-    return {"encoder": {"embeddings": embeddings, "stages": stages,
-                        "class_token": arrays["cvt.encoder.stages.2.cls_token"][0, 0],
-                        "norm": norm(arrays, "layernorm")},
-            "head": linear(arrays, "classifier")}
+    return {
+        "encoder": {
+            "embeddings": embeddings,
+            "stages": stages,
+            "class_token": arrays["cvt.encoder.stages.2.cls_token"][0, 0],
+            "norm": norm(arrays, "layernorm"),
+        },
+        "head": linear(arrays, "classifier"),
+    }
 
 
 def test_logits_frame_by_frame_equal_those_of_hugging_face():
@@ -137,29 +154,39 @@ CASES = [(Frame(), 0), (Frame(), 3), (Joint(), 0), (Joint(), 1)]
 @pytest.mark.parametrize("scheme, classes", CASES)
 def test_gathered_equals_masked(float64, scheme, classes, kernel, external):
     tokens = draw_tokens((3, 3, 4), classes, clips=2)
-    found, expected = (run(*attention(scheme, external=external, kernel=kernel, masked=masked, dtype=jnp.float64),
-                           tokens) for masked in (False, True))
+    found, expected = (
+        run(*attention(scheme, external=external, kernel=kernel, masked=masked, dtype=jnp.float64), tokens)
+        for masked in (False, True)
+    )
     assert (found[1] is None) == (classes == 0) and found[0].dtype == np.float64
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), found, expected)
 
 
 @pytest.mark.parametrize("hybrid", HYBRIDS)
 def test_gathered_equals_masked_in_every_hybrid(float64, hybrid):
-    found, expected = (run(*attention(Frame(), external=3, hybrid=hybrid, masked=masked, dtype=jnp.float64),
-                           draw_tokens((3, 2, 2), 3)) for masked in (False, True))
+    found, expected = (
+        run(*attention(Frame(), external=3, hybrid=hybrid, masked=masked, dtype=jnp.float64), draw_tokens((3, 2, 2), 3))
+        for masked in (False, True)
+    )
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), found, expected)
 
 
 def plain(parameters, frame, scale):
     """Attention of one frame (y x d) and its dictionary, every convolution and every head written out."""
+
     def layer_norm(x):
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
         return x * parameters["norm"]["scale"] + parameters["norm"]["bias"]
 
     def project(i, stride):
         near, padded = parameters["near"][i], np.pad(layer_norm(frame), ((1, 1), (1, 1), (0, 0)))
-        rows = [[(padded[y:y + 3, x:x + 3] * near["convolution"]["kernel"][:, :, 0]).sum((0, 1))
-                 for x in range(0, frame.shape[1], stride)] for y in range(0, frame.shape[0], stride)]
+        rows = [
+            [
+                (padded[y : y + 3, x : x + 3] * near["convolution"]["kernel"][:, :, 0]).sum((0, 1))
+                for x in range(0, frame.shape[1], stride)
+            ]
+            for y in range(0, frame.shape[0], stride)
+        ]
         convolved = np.array(rows).reshape(-1, WIDTH) * near["scale"] + near["bias"]
         return convolved @ parameters["qkv"][i]["kernel"].astype(float) + parameters["qkv"][i]["bias"]
 
@@ -174,7 +201,7 @@ def plain(parameters, frame, scale):
     return (out @ parameters["out"]["kernel"] + parameters["out"]["bias"]).reshape(frame.shape)
 
 
-@pytest.mark.parametrize("scale, factor", [("width", WIDTH**-0.5), ("heads", (WIDTH / HEADS)**-0.5)])
+@pytest.mark.parametrize("scale, factor", [("width", WIDTH**-0.5), ("heads", (WIDTH / HEADS) ** -0.5)])
 def test_a_dictionary_joins_the_projected_keys_and_the_scale_is_as_said(float64, scale, factor):
     graph, parameters = attention(Frame(), external=3, scale=scale, dtype=jnp.float64)
     tokens = draw_tokens((2, 3, 4), 0)
@@ -213,12 +240,20 @@ def test_joint_models_see_order_and_frame_by_frame_ones_do_not(joint):
         np.testing.assert_allclose(there, back, atol=1e-4)
 
 
-@pytest.mark.parametrize("own, options, words", [
-    ({}, dict(kernel="cosine"), "model.kernel='cosine'"), (dict(joint="some"), {}, "model.joint='some'"),
-    (dict(scale="clip"), {}, "model.scale='clip'"), (dict(depths=(1, 2)), dict(depth=3), r"model.depths=\(1, 2\)"),
-    ({}, dict(depth=12), "model.depth=12"), ({}, dict(patch_size=16), "model.patch_size=16"),
-    ({}, dict(image_size=3), "model.image_size=3"), ({}, dict(width=9, heads=2), "model.heads=2"),
-    ({}, dict(dictionary=2, hybrid="split_heads"), "model.hybrid=split_heads")])
+@pytest.mark.parametrize(
+    "own, options, words",
+    [
+        ({}, dict(kernel="cosine"), "model.kernel='cosine'"),
+        (dict(joint="some"), {}, "model.joint='some'"),
+        (dict(scale="clip"), {}, "model.scale='clip'"),
+        (dict(depths=(1, 2)), dict(depth=3), r"model.depths=\(1, 2\)"),
+        ({}, dict(depth=12), "model.depth=12"),
+        ({}, dict(patch_size=16), "model.patch_size=16"),
+        ({}, dict(image_size=3), "model.image_size=3"),
+        ({}, dict(width=9, heads=2), "model.heads=2"),
+        ({}, dict(dictionary=2, hybrid="split_heads"), "model.hybrid=split_heads"),
+    ],
+)
 def test_mistakes_are_refused_in_a_sentence(own, options, words):
     with pytest.raises(ConfigError, match=words) as error:
         make(own, **options)

@@ -22,15 +22,19 @@ def test_answers_and_gradients_are_those_of_the_maps_apart(options, float64):
     def loss(parameters, change):
         return (change(nnx.merge(graph, parameters))(video) * mixture).sum()
 
-    apart, joined = (quick_jit(jax.value_and_grad(lambda p, change=change: loss(p, change)))(parameters)
-                     for change in (lambda model: model, fuse_projections))
+    apart, joined = (
+        quick_jit(jax.value_and_grad(lambda p, change=change: loss(p, change)))(parameters)
+        for change in (lambda model: model, fuse_projections)
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-8), apart, joined)
 
 
 def test_it_takes_fewer_products_and_leaves_the_parameters_alone():
     graph, parameters = make("timesformer")
     before = jax.tree.map(np.copy, parameters)
-    macs = [count_macs(lambda p, change=change: change(nnx.merge(graph, p))(jnp.asarray(clips(8))), parameters).total
-            for change in (lambda model: model, fuse_projections)]
+    macs = [
+        count_macs(lambda p, change=change: change(nnx.merge(graph, p))(jnp.asarray(clips(8))), parameters).total
+        for change in (lambda model: model, fuse_projections)
+    ]
     assert macs[1] < macs[0]
     jax.tree.map(np.testing.assert_array_equal, before, parameters)

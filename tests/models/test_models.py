@@ -21,8 +21,10 @@ TEMPORAL = {
     "timesformer": ("timesformer", dict()),
     "joint": ("joint", dict()),
     "mevit": ("mevit", dict()),
-    "mevit, early class": ("mevit", dict(class_blocks=0, order="space_motion", temporal_fc=True,
-                                           class_queries_motion=True)),
+    "mevit, early class": (
+        "mevit",
+        dict(class_blocks=0, order="space_motion", temporal_fc=True, class_queries_motion=True),
+    ),
     "havit": ("havit", dict()),
     "havit, linear": ("havit", dict(attention="joint", kernel="relu", hybrid="multi_view", class_token="input")),
 }
@@ -55,10 +57,16 @@ def same_trees(found, expected, **tolerance):
 # Size and cost
 
 
-@pytest.mark.parametrize("name, params, macs, linear", [
-    ("vit_b16", 86_106_256, 140.5, 134.8), ("timesformer_b16", 121_566_352, 195.8, None),
-    ("joint_b16", 86_112_400, 179.6, None), ("mevit_b16", 102_659_728, 156.5, 150.8),
-    ("vivit_b16", 88_954_000, 451.5, None)])
+@pytest.mark.parametrize(
+    "name, params, macs, linear",
+    [
+        ("vit_b16", 86_106_256, 140.5, 134.8),
+        ("timesformer_b16", 121_566_352, 195.8, None),
+        ("joint_b16", 86_112_400, 179.6, None),
+        ("mevit_b16", 102_659_728, 156.5, 150.8),
+        ("vivit_b16", 88_954_000, 451.5, None),
+    ],
+)
 def test_published_models_have_their_size_and_cost(name, params, macs, linear):
     summary = summarise(partial(build, **load(f"configs/{name}.py").model.to_dict()))
     assert summary.params == params == sum(size for _, size in summary.modules)
@@ -66,8 +74,9 @@ def test_published_models_have_their_size_and_cost(name, params, macs, linear):
     assert linear is None or summary.macs_per_view_linear / 1e9 == pytest.approx(linear, abs=0.05)
 
 
-@pytest.mark.parametrize("frames, gmacs", [(8, (184.8, 185.5, 186.9, 195.9, 229.9)),
-                                           (16, (369.9, 372.7, 378.6, 414.3, 550.3))])
+@pytest.mark.parametrize(
+    "frames, gmacs", [(8, (184.8, 185.5, 186.9, 195.9, 229.9)), (16, (369.9, 372.7, 378.6, 414.3, 550.3))]
+)
 def test_block_size_changes_the_cost_and_not_the_parameters(frames, gmacs):
     rows = [cost("mevit", frames=frames, block_size=m, **TWELVE) for m in (1, 2, 3, 7, 14)]
     assert len({row.params for row in rows}) == len({row.macs_per_view_linear for row in rows}) == 1
@@ -273,20 +282,31 @@ def test_pixels_are_normalised_on_the_way_in():
     same_trees(forward(parameters, floats), forward(parameters, clips()), **ROUNDING)
 
 
-@pytest.mark.parametrize("name, options, field", [
-    ("vit", dict(heads=5), "model.heads=5"), ("vit", dict(heads=0), "model.heads=0"),
-    ("vit", dict(patch_size=15), "model.patch_size=15"), ("vit", dict(frames=0), "model.frames=0"),
-    ("vit", dict(size="XL"), "model.size='XL'"), ("vit", dict(dtype="float16"), "model.dtype='float16'"),
-    ("vit", dict(remat="some"), "model.remat='some'"), ("vit", dict(unroll=0), "model.unroll=0"),
-    ("vit", dict(width=0), "model.width"), ("vit", dict(depth=0), "model.depth"),
-    ("vit", dict(num_classes=0), "model.num_classes=0"), ("vit", dict(dropout=1.0), "model.dropout=1.0"),
-    ("vit", dict(drop_path=-0.1), "model.drop_path=-0.1"), ("vit", dict(std=(1, 1, 0)), "model.std"),
-    ("mevit", dict(motion_blocks=13), "model.motion_blocks=13"),
-    ("mevit", dict(block_size=0), "model.block_size=0"),
-    ("mevit", dict(class_blocks=-1), "model.class_blocks=-1"),
-    ("mevit", dict(order="both"), "model.order='both'"),
-    ("mevit", dict(class_queries_motion=True, class_in_motion=False), "model.class_queries_motion"),
-    ("wit", dict(), "model.name='wit'")])
+@pytest.mark.parametrize(
+    "name, options, field",
+    [
+        ("vit", dict(heads=5), "model.heads=5"),
+        ("vit", dict(heads=0), "model.heads=0"),
+        ("vit", dict(patch_size=15), "model.patch_size=15"),
+        ("vit", dict(frames=0), "model.frames=0"),
+        ("vit", dict(size="XL"), "model.size='XL'"),
+        ("vit", dict(dtype="float16"), "model.dtype='float16'"),
+        ("vit", dict(remat="some"), "model.remat='some'"),
+        ("vit", dict(unroll=0), "model.unroll=0"),
+        ("vit", dict(width=0), "model.width"),
+        ("vit", dict(depth=0), "model.depth"),
+        ("vit", dict(num_classes=0), "model.num_classes=0"),
+        ("vit", dict(dropout=1.0), "model.dropout=1.0"),
+        ("vit", dict(drop_path=-0.1), "model.drop_path=-0.1"),
+        ("vit", dict(std=(1, 1, 0)), "model.std"),
+        ("mevit", dict(motion_blocks=13), "model.motion_blocks=13"),
+        ("mevit", dict(block_size=0), "model.block_size=0"),
+        ("mevit", dict(class_blocks=-1), "model.class_blocks=-1"),
+        ("mevit", dict(order="both"), "model.order='both'"),
+        ("mevit", dict(class_queries_motion=True, class_in_motion=False), "model.class_queries_motion"),
+        ("wit", dict(), "model.name='wit'"),
+    ],
+)
 def test_a_geometry_that_cannot_work_is_refused_in_one_sentence(name, options, field):
     with pytest.raises(ConfigError) as refusal:
         nnx.eval_shape(lambda: build(name, rngs=nnx.Rngs(0), **{"num_classes": 5, **options}))

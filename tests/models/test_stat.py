@@ -48,17 +48,29 @@ def test_what_is_read_changes_no_parameter():
     assert len({cost(**options).params for options in (CA, SA, LA, dict(), dict(long_key="mean"))}) == 1
 
 
-@pytest.mark.parametrize("options, gmacs", [
-    (CA, 58.00), (SA, 58.74), (LA, 58.155), (dict(), 58.895),
-    *[(dict(frames=32, window=w), g) for w, g in ((3, 118.09), (5, 119.57), (7, 121.05), (9, 122.53))],
-    *[(dict(frames=64, window=w), g) for w, g in ((5, 240.38), (7, 243.34))]])
+@pytest.mark.parametrize(
+    "options, gmacs",
+    [
+        (CA, 58.00),
+        (SA, 58.74),
+        (LA, 58.155),
+        (dict(), 58.895),
+        *[(dict(frames=32, window=w), g) for w, g in ((3, 118.09), (5, 119.57), (7, 121.05), (9, 122.53))],
+        *[(dict(frames=64, window=w), g) for w, g in ((5, 240.38), (7, 243.34))],
+    ],
+)
 def test_cost_agrees_with_tables_1_2_and_6(options, gmacs):
     assert cost(**options).macs_per_view / 1e9 == pytest.approx(gmacs, abs=0.006)
 
 
-@pytest.mark.parametrize("options", [
-    dict(stem_convs=1, patch_size=4), dict(stem_convs=5, depths=(2, 7, 2)),
-    dict(stem_convs=5, stem_strides="literal", patch_size=32, width=768, heads=8, depths=(33,))])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(stem_convs=1, patch_size=4),
+        dict(stem_convs=5, depths=(2, 7, 2)),
+        dict(stem_convs=5, stem_strides="literal", patch_size=32, width=768, heads=8, depths=(33,)),
+    ],
+)
 def test_other_stems_cost_the_same(options):
     assert cost(**options).macs_per_view / 1e9 == pytest.approx(58.895, rel=0.02)
 
@@ -90,10 +102,20 @@ def branch(graph, parameters, tokens):
 run = quick_jit(branch, static_argnums=0)
 
 
-@pytest.mark.parametrize("options, grid", [
-    (dict(), (4, 5, 7)), (CA, (3, 4, 4)), (SA, (3, 4, 4)), (LA, (3, 4, 4)), (dict(long_key="mean"), (3, 4, 4)),
-    (dict(window=7, kv_stride=4, pool_queries=True), (3, 8, 8)), (dict(hybrid="combined"), (3, 4, 4)),
-    (dict(hybrid="multi_view", kernel="relu"), (3, 4, 4)), (dict(kernel="relu", pool_queries=True), (4, 6, 6))])
+@pytest.mark.parametrize(
+    "options, grid",
+    [
+        (dict(), (4, 5, 7)),
+        (CA, (3, 4, 4)),
+        (SA, (3, 4, 4)),
+        (LA, (3, 4, 4)),
+        (dict(long_key="mean"), (3, 4, 4)),
+        (dict(window=7, kv_stride=4, pool_queries=True), (3, 8, 8)),
+        (dict(hybrid="combined"), (3, 4, 4)),
+        (dict(hybrid="multi_view", kernel="relu"), (3, 4, 4)),
+        (dict(kernel="relu", pool_queries=True), (4, 6, 6)),
+    ],
+)
 def test_gathered_equals_masked_with_its_gradient(float64, options, grid):
     tokens = draw_tokens(grid, count=2)
 
@@ -122,49 +144,64 @@ def norm(x, parameters):
 
 def pool(x, parameters, stride):
     """Depthwise 3 x 3 convolution of one frame (y x d), zeros around it."""
-    rows, columns = (range(0, size, stride) if size % stride else range(0, size - stride + 1, stride)
-                     for size in x.shape[:2])
+    rows, columns = (
+        range(0, size, stride) if size % stride else range(0, size - stride + 1, stride) for size in x.shape[:2]
+    )
     x = np.pad(x, ((1, 1), (1, 1), (0, 0)))
     kernel = parameters["kernel"][:, :, 0]
-    return np.array([[(x[r:r + 3, c:c + 3] * kernel).sum((0, 1)) for c in columns] for r in rows])
+    return np.array([[(x[r : r + 3, c : c + 3] * kernel).sum((0, 1)) for c in columns] for r in rows])
 
 
 def average(x):
     """2 x 2 cells of (y x d) averaged, cut off at an odd end."""
-    return np.array([[x[r:r + 2, c:c + 2].mean((0, 1)) for c in range(0, x.shape[1], 2)]
-                     for r in range(0, x.shape[0], 2)])
+    return np.array(
+        [[x[r : r + 2, c : c + 2].mean((0, 1)) for c in range(0, x.shape[1], 2)] for r in range(0, x.shape[0], 2)]
+    )
 
 
 def definition(parameters, tokens, kv_stride, pool_queries, around, long_key):
     """Equations 1 to 8 for one clip, query by query; `around(i)` are the frames that frame i sees averaged."""
+
     def qkv(x):
         return np.split(norm(x, parameters["norm"]) @ parameters["qkv"]["kernel"] + parameters["qkv"]["bias"], 3, -1)
 
     patches, classes = qkv(tokens.patches[0]), qkv(tokens.class_tokens[0])
     frames = range(len(classes[0]))
     current, short, long = [], [], []
-    for i, (name, x) in enumerate(zip("kv", patches[1:])):
-        current.append([norm(pool(frame, parameters[f"pool_{name}"], kv_stride), parameters[f"norm_{name}"])
-                        for frame in x])
+    for i, (name, x) in enumerate(zip("kv", patches[1:], strict=True)):
+        current.append(
+            [norm(pool(frame, parameters[f"pool_{name}"], kv_stride), parameters[f"norm_{name}"]) for frame in x]
+        )
         short.append([average(frame) for frame in current[-1]])
         long.append({"class": classes[1 + i], "mean": x.mean((1, 2)), "none": np.zeros((0, WIDTH))}[long_key])
     outputs = []
     for i in frames:
         q = patches[0][i] if not pool_queries else pool(patches[0][i], parameters["pool_q"], 2)
         q = np.concatenate([classes[0][i][None], q.reshape(-1, WIDTH)])
-        k, v = (np.concatenate([current[s][i].reshape(-1, WIDTH), *(short[s][j].reshape(-1, WIDTH) for j in around(i)),
-                                long[s]]) for s in (0, 1))
+        k, v = (
+            np.concatenate(
+                [current[s][i].reshape(-1, WIDTH), *(short[s][j].reshape(-1, WIDTH) for j in around(i)), long[s]]
+            )
+            for s in (0, 1)
+        )
         heads = []
-        for q, k, v in zip(*(np.split(x, HEADS, -1) for x in (q, k, v))):
+        for q, k, v in zip(*(np.split(x, HEADS, -1) for x in (q, k, v)), strict=True):
             weights = np.exp(q @ k.T / np.sqrt(WIDTH // HEADS))
             heads.append(weights / weights.sum(-1, keepdims=True) @ v)
         outputs.append(np.concatenate(heads, -1) @ parameters["out"]["kernel"] + parameters["out"]["bias"])
     return np.array(outputs)
 
 
-@pytest.mark.parametrize("options, grid", [
-    (dict(), (4, 6, 6)), (dict(kv_stride=1, long_key="mean"), (2, 5, 3)), (dict(window=9), (4, 6, 6)),
-    (dict(kv_stride=4, pool_queries=True, window=5), (4, 8, 8)), (dict(window=1, long_key="none"), (2, 4, 4))])
+@pytest.mark.parametrize(
+    "options, grid",
+    [
+        (dict(), (4, 6, 6)),
+        (dict(kv_stride=1, long_key="mean"), (2, 5, 3)),
+        (dict(window=9), (4, 6, 6)),
+        (dict(kv_stride=4, pool_queries=True, window=5), (4, 8, 8)),
+        (dict(window=1, long_key="none"), (2, 4, 4)),
+    ],
+)
 def test_attention_is_that_of_the_equations(float64, options, grid):
     options, t = options_of(**options), grid[0]
     tokens = draw_tokens(grid)
@@ -226,8 +263,7 @@ def test_keys_have_the_published_counts(side, stride, counts):
         module = nnx.merge(graph, parameters)
         return [level for level, _ in module.levels(*tokens, module.pool)]
 
-    shapes = jax.eval_shape(levels, parameters, np.zeros((2, 1, 8, side, side, WIDTH)),
-                            np.zeros((2, 1, 8, WIDTH)))
+    shapes = jax.eval_shape(levels, parameters, np.zeros((2, 1, 8, side, side, WIDTH)), np.zeros((2, 1, 8, WIDTH)))
     assert tuple(level.shape[3] for level in shapes) == counts
     assert counts[0] + 2 * counts[1] + 8 * counts[2] == 89 or side == 28 and stride == 2
 
@@ -254,7 +290,7 @@ def random_module(make):
 def test_the_last_mlp_of_a_stage_doubles_the_width():
     mlp = random_module(lambda: WideningMlp(WIDTH, 48, 2 * WIDTH, rngs=nnx.Rngs(0)))
     tokens = jax.tree.map(np.float32, draw_tokens((2, 2, 2)))
-    for x, found in zip(tokens, mlp(tokens)):
+    for x, found in zip(tokens, mlp(tokens), strict=True):
         x = mlp.norm(x)
         expected = mlp.skip(x) + mlp.out(jax.nn.gelu(mlp.wide(x), approximate=False))
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
@@ -265,9 +301,15 @@ def stem(**options):
     return random_module(lambda: Stem(24, rngs=nnx.Rngs(0), **options))
 
 
-@pytest.mark.parametrize("options, grid", [
-    (dict(), (4, 4, 4)), (dict(convolutions=1), (4, 8, 8)), (dict(convolutions=5), (4, 4, 4)),
-    (dict(convolutions=5, strides="literal"), (2, 1, 1))])
+@pytest.mark.parametrize(
+    "options, grid",
+    [
+        (dict(), (4, 4, 4)),
+        (dict(convolutions=1), (4, 8, 8)),
+        (dict(convolutions=5), (4, 4, 4)),
+        (dict(convolutions=5, strides="literal"), (2, 1, 1)),
+    ],
+)
 def test_stems_leave_the_grid_of_table_5(options, grid):
     module = stem(**options)
     out = jax.eval_shape(module, clips(1, frames=8))
@@ -282,8 +324,14 @@ def test_the_stem_normalises_pixels_and_adds_both_positions():
     found = run(state, video)
     normalised = ((video / 255 - 0.4) / 0.2).astype(np.float32)
     np.testing.assert_allclose(found, run(state, normalised), rtol=1e-3, atol=1e-3)
-    without = run({**state, "space": jax.tree.map(jnp.zeros_like, state["space"]),
-                   "time": jax.tree.map(jnp.zeros_like, state["time"])}, video)
+    without = run(
+        {
+            **state,
+            "space": jax.tree.map(jnp.zeros_like, state["space"]),
+            "time": jax.tree.map(jnp.zeros_like, state["time"]),
+        },
+        video,
+    )
     expected = module.space[1:].reshape(4, 4, 24) + module.time[:, None, None]
     np.testing.assert_allclose(found - without, np.broadcast_to(expected, found.shape), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(module.class_position(), module.space[0] + module.time[...], rtol=1e-6)
@@ -342,17 +390,31 @@ def test_without_aggregation_the_class_tokens_are_averaged():
     np.testing.assert_allclose(shape.readout(classes), classes.mean(1), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("options, words", [
-    (dict(window=4), "model.window=4"), (dict(window=0), "model.window=0"), (dict(window=-1), "model.window=-1"),
-    (dict(image_size=40), "model.image_size=40 gives a grid of side 5"), (dict(image_size=36), "model.image_size=36"),
-    (dict(image_size=48), "cannot halve 2 times"), (dict(frames=7), "model.frames=7"),
-    (dict(frames=6, stem_convs=5, stem_strides="literal", depths=(1,)), "model.frames=6"),
-    (dict(stem_convs=2), "model.stem_convs=2"), (dict(stem_convs=3, stem_strides="literal"), "model.stem_strides"),
-    (dict(stem_convs=1, heads=1), "model.heads=1"), (dict(heads=3), "model.heads=3"), (dict(width=2), "model.width=2"),
-    (dict(long_key="max"), "model.long_key"), (dict(kernel="cosine"), "model.kernel"),
-    (dict(depth=5), "model.depth=5 must be the sum"), (dict(patch_size=16), "model.patch_size=16 must be 8"),
-    (dict(depths=()), "model.depths"), (dict(depths=(1, 0, 1)), "model.depths"),
-    (dict(aggregation_layers=-1), "model.aggregation_layers=-1")])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(window=4), "model.window=4"),
+        (dict(window=0), "model.window=0"),
+        (dict(window=-1), "model.window=-1"),
+        (dict(image_size=40), "model.image_size=40 gives a grid of side 5"),
+        (dict(image_size=36), "model.image_size=36"),
+        (dict(image_size=48), "cannot halve 2 times"),
+        (dict(frames=7), "model.frames=7"),
+        (dict(frames=6, stem_convs=5, stem_strides="literal", depths=(1,)), "model.frames=6"),
+        (dict(stem_convs=2), "model.stem_convs=2"),
+        (dict(stem_convs=3, stem_strides="literal"), "model.stem_strides"),
+        (dict(stem_convs=1, heads=1), "model.heads=1"),
+        (dict(heads=3), "model.heads=3"),
+        (dict(width=2), "model.width=2"),
+        (dict(long_key="max"), "model.long_key"),
+        (dict(kernel="cosine"), "model.kernel"),
+        (dict(depth=5), "model.depth=5 must be the sum"),
+        (dict(patch_size=16), "model.patch_size=16 must be 8"),
+        (dict(depths=()), "model.depths"),
+        (dict(depths=(1, 0, 1)), "model.depths"),
+        (dict(aggregation_layers=-1), "model.aggregation_layers=-1"),
+    ],
+)
 def test_mistakes_are_refused_in_a_sentence(options, words):
     with pytest.raises(ConfigError, match=words.replace("(", r"\(")):
         nnx.eval_shape(lambda: model(nnx.Rngs(0), **{**TINY, **options}))

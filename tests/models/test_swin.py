@@ -47,9 +47,13 @@ def attention(window, shifted, **options):
 # Torchvision
 
 
-@pytest.mark.parametrize("golden, own, geometry", [
-    ("swin_whole", dict(patch_frames=2, window=(2, 4, 4)), dict(frames=8, image_size=32)),
-    ("swin_ragged", dict(patch_frames=1, window=(4, 5, 5)), dict(frames=3, image_size=28))])
+@pytest.mark.parametrize(
+    "golden, own, geometry",
+    [
+        ("swin_whole", dict(patch_frames=2, window=(2, 4, 4)), dict(frames=8, image_size=32)),
+        ("swin_ragged", dict(patch_frames=1, window=(4, 5, 5)), dict(frames=3, image_size=28)),
+    ],
+)
 def test_logits_equal_those_of_torchvision(golden, own, geometry, tmp_path):
     with np.load(GOLDENS / f"{golden}.npz") as file:
         arrays = dict(file)
@@ -86,8 +90,13 @@ def test_a_dictionary_adds_keys_and_values_of_its_stage_s_width_to_each_layer():
 
 
 # Shifted on every axis; padded; clipped in time; clipped everywhere; one axis whole.
-GEOMETRIES = [((4, 4, 4), (2, 2, 2)), ((3, 5, 4), (2, 3, 3)), ((2, 4, 6), (4, 3, 3)), ((2, 2, 3), (3, 4, 4)),
-              ((5, 3, 6), (2, 3, 4))]
+GEOMETRIES = [
+    ((4, 4, 4), (2, 2, 2)),
+    ((3, 5, 4), (2, 3, 3)),
+    ((2, 4, 6), (4, 3, 3)),
+    ((2, 2, 3), (3, 4, 4)),
+    ((5, 3, 6), (2, 3, 4)),
+]
 CASES = [(*geometry, True, 3) for geometry in GEOMETRIES]
 CASES += [(*geometry, shifted, 0) for geometry in GEOMETRIES[:2] for shifted in (False, True)]
 
@@ -113,8 +122,13 @@ def test_gathered_equals_masked_with_its_gradient(float64, grid, window, shifted
 
 @pytest.mark.parametrize("hybrid", HYBRIDS)
 def test_gathered_equals_masked_in_every_hybrid(float64, hybrid):
-    found, expected = (run(*attention((2, 3, 3), True, external=3, hybrid=hybrid, masked=masked, dtype=jnp.float64),
-                           draw_tokens((4, 6, 6), 0))[0] for masked in (False, True))
+    found, expected = (
+        run(
+            *attention((2, 3, 3), True, external=3, hybrid=hybrid, masked=masked, dtype=jnp.float64),
+            draw_tokens((4, 6, 6), 0),
+        )[0]
+        for masked in (False, True)
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-11)
 
 
@@ -124,6 +138,7 @@ def plain(parameters, tokens, window):
     The grid is larger than the window and a multiple of it. A token's window starts at the last of the borders
     s, s + w, ... up to its place, or at the end of the grid; the bias goes by displacement.
     """
+
     def layer_norm(x):
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
         return x * parameters["norm"]["scale"] + parameters["norm"]["bias"]
@@ -134,14 +149,18 @@ def plain(parameters, tokens, window):
     table = parameters["table"].reshape(*(2 * w - 1 for w in window), HEADS)
     out = np.zeros(tokens.shape)
     for query in np.ndindex(grid):
+
         def border(place):
-            return tuple(sum(p >= b for b in range(w // 2, n, w)) for p, n, w in zip(place, grid, window))
+            return tuple(sum(p >= b for b in range(w // 2, n, w)) for p, n, w in zip(place, grid, window, strict=True))
 
         keys = [key for key in np.ndindex(grid) if border(key) == border(query)]
         for h in range(HEADS):
             part = slice(h * e, (h + 1) * e)
-            inside = [q[query][part] @ k[key][part] / np.sqrt(e)
-                      + table[tuple(a - b + w - 1 for a, b, w in zip(query, key, window))][h] for key in keys]
+            inside = [
+                q[query][part] @ k[key][part] / np.sqrt(e)
+                + table[tuple(a - b + w - 1 for a, b, w in zip(query, key, window, strict=True))][h]
+                for key in keys
+            ]
             outside = parameters["dictionary"]["keys"][:, part] @ q[query][part] / np.sqrt(e)
             weights = np.exp(np.concatenate([inside, outside]))
             values = np.concatenate([[v[key][part] for key in keys], parameters["dictionary"]["values"][:, part]])
@@ -163,8 +182,11 @@ def test_a_patch_sees_exactly_its_window(grid, window, shifted, external):
     patches, classes = influence(*attention(window, shifted, external=external), draw_tokens(grid, 0))
     assert classes is None
     # Windows begin at these places of each axis; an axis no longer than the window stays whole.
-    borders = [[0] if n <= w else sorted({0, *range(w // 2 if shifted else 0, n, w)}) for n, w in zip(grid, window)]
-    home = [np.searchsorted(border, np.arange(n), side="right") for border, n in zip(borders, grid)]
+    borders = [
+        [0] if n <= w else sorted({0, *range(w // 2 if shifted else 0, n, w)})
+        for n, w in zip(grid, window, strict=True)
+    ]
+    home = [np.searchsorted(border, np.arange(n), side="right") for border, n in zip(borders, grid, strict=True)]
     expected = np.ones((1,) * 6, bool)
     for axis, places in enumerate(home):
         shape = [1] * 6
@@ -188,8 +210,9 @@ def test_a_scan_equals_a_rematerialised_loop():
 
 
 def test_bytes_are_normalised_and_noise_is_drawn_only_with_a_key():
-    graph, parameters = make(dict(depths=(2,)), frames=8, image_size=24, depth=2, dictionary=3, dropout=0.1,
-                             drop_path=0.2)
+    graph, parameters = make(
+        dict(depths=(2,)), frames=8, image_size=24, depth=2, dictionary=3, dropout=0.1, drop_path=0.2
+    )
     video = np.random.default_rng(0).integers(0, 256, (2, 8, 24, 24, 3), np.uint8)
     still = logits(graph, parameters, video)
     np.testing.assert_allclose(still, logits(graph, parameters, np.float32(video / 127.5 - 1)), atol=1e-4)
@@ -197,13 +220,20 @@ def test_bytes_are_normalised_and_noise_is_drawn_only_with_a_key():
     assert np.abs(still - logits(graph, parameters, video[:, ::-1])).max() > 1e-2, "order counts"
 
 
-@pytest.mark.parametrize("own, options, words", [
-    ({}, dict(kernel="relu", dictionary=2), "model.kernel='relu'"),
-    ({}, dict(kernel="cosine"), "model.kernel='cosine'"),
-    (dict(depths=(1, 3)), {}, r"model.depths=\(1, 3\)"), ({}, dict(depth=12), "model.depth=12"),
-    (dict(window=(2, 0, 4)), {}, r"model.window=\(2, 0, 4\)"), ({}, dict(image_size=30), "model.patch_size=4"),
-    (dict(patch_frames=3), {}, "model.patch_frames=3"), ({}, dict(width=18, heads=4), "model.heads=4"),
-    ({}, dict(heads=1, dictionary=2, hybrid="split_heads"), "model.hybrid=split_heads")])
+@pytest.mark.parametrize(
+    "own, options, words",
+    [
+        ({}, dict(kernel="relu", dictionary=2), "model.kernel='relu'"),
+        ({}, dict(kernel="cosine"), "model.kernel='cosine'"),
+        (dict(depths=(1, 3)), {}, r"model.depths=\(1, 3\)"),
+        ({}, dict(depth=12), "model.depth=12"),
+        (dict(window=(2, 0, 4)), {}, r"model.window=\(2, 0, 4\)"),
+        ({}, dict(image_size=30), "model.patch_size=4"),
+        (dict(patch_frames=3), {}, "model.patch_frames=3"),
+        ({}, dict(width=18, heads=4), "model.heads=4"),
+        ({}, dict(heads=1, dictionary=2, hybrid="split_heads"), "model.hybrid=split_heads"),
+    ],
+)
 def test_mistakes_are_refused_in_a_sentence(own, options, words):
     with pytest.raises(ConfigError, match=words) as error:
         make({**OWN, **own}, **options)

@@ -32,8 +32,9 @@ def test_published_sizes():
 
 def folded(arrays, name):
     """A convolution and its batch normalisation as one affine convolution."""
-    weight, bias, mean, var = (arrays.pop(f"{name}.normalization.{part}")
-                               for part in ("weight", "bias", "running_mean", "running_var"))
+    weight, bias, mean, var = (
+        arrays.pop(f"{name}.normalization.{part}") for part in ("weight", "bias", "running_mean", "running_var")
+    )
     scale = weight / np.sqrt(var + 1e-5)
     kernel = arrays.pop(f"{name}.convolution.weight").transpose(2, 3, 1, 0)
     return {"convolution": {"kernel": kernel}, "scale": scale, "bias": bias - mean * scale}
@@ -48,17 +49,32 @@ def test_features_equal_those_of_hugging_face_s_resnet():
     for stage, depth in enumerate((1, 2, 1)):
         for i in range(depth):
             name = f"encoder.stages.{stage}.layers.{i}"
-            block = {part: folded(arrays, f"{name}.layer.{j}") for j, part in
-                     enumerate(("reduce", "spatial", "expand"))}
+            block = {
+                part: folded(arrays, f"{name}.layer.{j}") for j, part in enumerate(("reduce", "spatial", "expand"))
+            }
             if i == 0:
                 block["skip"] = folded(arrays, f"{name}.shortcut")
             blocks.append(block)
-    mapped = {"stem": folded(arrays, "embedder.embedder"), "blocks": dict(enumerate(blocks)),
-              "out": {"kernel": np.eye(128, dtype=np.float32), "bias": np.zeros(128, np.float32)}}
+    mapped = {
+        "stem": folded(arrays, "embedder.embedder"),
+        "blocks": dict(enumerate(blocks)),
+        "out": {"kernel": np.eye(128, dtype=np.float32), "bias": np.zeros(128, np.float32)},
+    }
     assert not arrays, "every array is used"
-    graph, state = nnx.split(nnx.eval_shape(lambda: ResNet(
-        frames=1, image_size=40, width=128, mean=(0, 0, 0), std=(1, 1, 1), depths=(1, 2, 1), stem=8,
-        rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(
+        nnx.eval_shape(
+            lambda: ResNet(
+                frames=1,
+                image_size=40,
+                width=128,
+                mean=(0, 0, 0),
+                std=(1, 1, 1),
+                depths=(1, 2, 1),
+                stem=8,
+                rngs=nnx.Rngs(0),
+            )
+        )
+    )
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.shape, b.shape), nnx.to_pure_dict(state), mapped)
     found = quick_jit(lambda p, x: nnx.merge(graph, p)(x))(mapped, video[:, None])
     np.testing.assert_allclose(found[:, 0], expected, rtol=0, atol=1e-4)
@@ -76,8 +92,13 @@ def test_memory_does_not_grow_with_the_frames_taken_in_chunks():
     def temporary(frames, at_once):
         graph, parameters = make("vtn", frames=frames, frames_at_once=at_once)
         run = jax.jit(lambda p, x: nnx.merge(graph, p)(x))
-        return run.lower(parameters, jax.ShapeDtypeStruct((1, frames, 32, 32, 3), np.uint8)).compile() \
-            .memory_analysis().temp_size_in_bytes
+        return (
+            run.lower(parameters, jax.ShapeDtypeStruct((1, frames, 32, 32, 3), np.uint8))
+            .compile()
+            .memory_analysis()
+            .temp_size_in_bytes
+        )
+
     assert temporary(128, None) > 4 * temporary(128, 4)
     assert temporary(128, 4) < 2 * temporary(32, 4) + 128 * 32 * 32 * 3 * 4, "but for the pixels themselves"
 
@@ -121,11 +142,18 @@ def test_a_frozen_backbone_keeps_its_parameters_bit_for_bit():
     assert sum(jax.tree.leaves(moved)) > 0.8 * len(jax.tree.leaves(moved))
 
 
-@pytest.mark.parametrize("options, field", [
-    (dict(backbone="cnn"), "model.backbone='cnn'"), (dict(kernel="relu"), "model.kernel=relu"),
-    (dict(window=(5,)), "model.window=5"), (dict(window=(4, 4)), "model.window=(4, 4)"),
-    (dict(backbone="resnet", depths=()), "model.depths"), (dict(frames_at_once=0), "model.frames_at_once=0"),
-    (dict(frames=0), "model.frames=0")])
+@pytest.mark.parametrize(
+    "options, field",
+    [
+        (dict(backbone="cnn"), "model.backbone='cnn'"),
+        (dict(kernel="relu"), "model.kernel=relu"),
+        (dict(window=(5,)), "model.window=5"),
+        (dict(window=(4, 4)), "model.window=(4, 4)"),
+        (dict(backbone="resnet", depths=()), "model.depths"),
+        (dict(frames_at_once=0), "model.frames_at_once=0"),
+        (dict(frames=0), "model.frames=0"),
+    ],
+)
 def test_mistakes_are_refused_in_a_sentence(options, field):
     with pytest.raises(ConfigError) as refusal:
         nnx.eval_shape(lambda: build("vtn", rngs=nnx.Rngs(0), **{"num_classes": 5, **options}))
@@ -134,8 +162,15 @@ def test_mistakes_are_refused_in_a_sentence(options, field):
 
 def test_a_trained_checkpoint_is_evaluated_on_whole_videos(tmp_path):
     data, workdir = render(tmp_path / "clips"), tmp_path / "run"
-    fields = {"model.temporal_depth": 1, "model.window": "(4,)", "model.frames_at_once": 3, "train.total_steps": 3,
-              "eval.clips": 1, "eval.frames": 8, "eval.batch_size": 2}
+    fields = {
+        "model.temporal_depth": 1,
+        "model.window": "(4,)",
+        "model.frames_at_once": 3,
+        "train.total_steps": 3,
+        "eval.clips": 1,
+        "eval.frames": 8,
+        "eval.batch_size": 2,
+    }
     _, *flags = arguments(data, workdir, fields)
     flags.insert(0, "--config=configs/demo.py:vtn")
     Run(flags).finish()

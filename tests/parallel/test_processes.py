@@ -15,8 +15,17 @@ from command import Run, arguments, render, rows
 from vidformers.errors import ConfigError
 from vidformers.parallel.processes import initialize
 
-FIELDS = {"data.repeats": 2, "data.randaugment": 2, "data.brightness": 0.0, "train.mixup": 0.8, "train.cutmix": 1.0,
-          "model.dropout": 0.1, "train.batch_size": 16, "train.total_steps": 6, "data.max_bad_fraction": 0.2}
+FIELDS = {
+    "data.repeats": 2,
+    "data.randaugment": 2,
+    "data.brightness": 0.0,
+    "train.mixup": 0.8,
+    "train.cutmix": 1.0,
+    "model.dropout": 0.1,
+    "train.batch_size": 16,
+    "train.total_steps": 6,
+    "data.max_bad_fraction": 0.2,
+}
 
 
 def free_job():
@@ -31,9 +40,20 @@ def free_job():
 def scheduled(arguments, count, devices):
     """Runs of as many processes, with the variables that SLURM sets."""
     job = free_job()
-    runs = [Run([*arguments, "--distributed=true"], devices, environment={
-        "SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count),
-        "SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)}) for number in range(count)]
+    runs = [
+        Run(
+            [*arguments, "--distributed=true"],
+            devices,
+            environment={
+                "SLURM_JOB_ID": str(job),
+                "SLURM_STEP_NODELIST": "localhost",
+                "SLURM_NTASKS": str(count),
+                "SLURM_PROCID": str(number),
+                "SLURM_LOCALID": str(number),
+            },
+        )
+        for number in range(count)
+    ]
     return runs
 
 
@@ -41,8 +61,19 @@ def addressed(arguments, count, devices):
     """Runs of as many processes, told where they are."""
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
-    return [Run([*arguments, "--distributed=true", f"--coordinator=localhost:{port}", f"--processes={count}",
-                 f"--process={number}"], devices) for number in range(count)]
+    return [
+        Run(
+            [
+                *arguments,
+                "--distributed=true",
+                f"--coordinator=localhost:{port}",
+                f"--processes={count}",
+                f"--process={number}",
+            ],
+            devices,
+        )
+        for number in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +90,7 @@ def test_two_processes_of_four_devices_are_one_of_eight(data, tmp_path):
     assert "train 6/6" in said[0][1] and "train 6/6" not in said[1][1], "one of them speaks"
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert [row.keys() for row in one] == [row.keys() for row in two] and len(one) > 3
-    for expected, actual in zip(one, two):
+    for expected, actual in zip(one, two, strict=True):
         for name in expected:
             np.testing.assert_allclose(actual[name], expected[name], rtol=1e-4, err_msg=name)
     for folder in ("one/profile", "two/profile/process0", "two/profile/process1"):
@@ -71,8 +102,14 @@ def test_two_processes_of_four_devices_are_one_of_eight(data, tmp_path):
 
 
 # Without mixing, which sends rows from device to device: on CPUs Gloo's collective permutes hang once in some hundred.
-LONG = FIELDS | {"train.mixup": 0.0, "train.cutmix": 0.0, "train.total_steps": 100000, "train.log_every_steps": 1,
-                 "train.eval_every_steps": "none", "checkpoint.every_steps": 5}
+LONG = FIELDS | {
+    "train.mixup": 0.0,
+    "train.cutmix": 0.0,
+    "train.total_steps": 100000,
+    "train.log_every_steps": 1,
+    "train.eval_every_steps": "none",
+    "checkpoint.every_steps": 5,
+}
 
 
 def logged(workdir, step):
@@ -91,11 +128,16 @@ def kill_one(data, workdir, victim):
     assert len(sentences) == 1 and "continue" in sentences[0], said
 
 
-@pytest.mark.parametrize("given, sentence", [
-    (dict(coordinator="localhost:1"), "are given together or not at all"),
-    (dict(coordinator="1234", processes=2, process=0), "--coordinator=1234 must be HOST:PORT"),
-    (dict(coordinator="localhost:x", processes=2, process=0), "--coordinator=localhost:x must be HOST:PORT"),
-    (dict(coordinator="localhost:1", processes=2, process=2), "--process=2 must be at least 0 and below")], ids=str)
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        (dict(coordinator="localhost:1"), "are given together or not at all"),
+        (dict(coordinator="1234", processes=2, process=0), "--coordinator=1234 must be HOST:PORT"),
+        (dict(coordinator="localhost:x", processes=2, process=0), "--coordinator=localhost:x must be HOST:PORT"),
+        (dict(coordinator="localhost:1", processes=2, process=2), "--process=2 must be at least 0 and below"),
+    ],
+    ids=str,
+)
 def test_addresses_that_cannot_be_are_refused(given, sentence):
     with pytest.raises(ConfigError, match=sentence):
         initialize(**given)

@@ -31,7 +31,7 @@ def test_one_device_sends_nothing(device, batch):
 def test_bytes_of_a_ring(count):
     """An all-reduce done by hand: in each of 2 (count - 1) rounds every device hands one chunk to its neighbour."""
     values, sent = [[10**d + chunk for chunk in range(count)] for d in range(count)], 0
-    total = [sum(column) for column in zip(*values)]
+    total = [sum(column) for column in zip(*values, strict=True)]
     for turn in range(2 * (count - 1)):
         adding = turn < count - 1  # afterwards whole sums are handed on
         handed = [((d - turn) % count, values[d][(d - turn) % count]) for d in range(count)]

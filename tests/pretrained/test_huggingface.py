@@ -25,8 +25,10 @@ def archive(name):
 
 def linear(arrays, *names):
     """Linear layers side by side: torch's (out, in) -> kernel (in, out)."""
-    return {"kernel": np.concatenate([arrays[f"{name}.weight"].T for name in names], axis=1),
-            "bias": np.concatenate([arrays[f"{name}.bias"] for name in names])}
+    return {
+        "kernel": np.concatenate([arrays[f"{name}.weight"].T for name in names], axis=1),
+        "bias": np.concatenate([arrays[f"{name}.bias"] for name in names]),
+    }
 
 
 def norm(arrays, name):
@@ -39,38 +41,60 @@ def block(arrays, layer):
     if f"{layer}.attention.attention.qkv.weight" in arrays:
         qkv = [f"{layer}.attention.attention.qkv"]
     sublayers = [
-        {"norm": norm(arrays, f"{layer}.layernorm_before"), "qkv": linear(arrays, *qkv),
-         "out": linear(arrays, f"{layer}.attention.output.dense")},
-        {"norm": norm(arrays, f"{layer}.layernorm_after"),
-         "wide": linear(arrays, f"{layer}.intermediate.dense"),
-         "out": linear(arrays, f"{layer}.output.dense")}]
+        {
+            "norm": norm(arrays, f"{layer}.layernorm_before"),
+            "qkv": linear(arrays, *qkv),
+            "out": linear(arrays, f"{layer}.attention.output.dense"),
+        },
+        {
+            "norm": norm(arrays, f"{layer}.layernorm_after"),
+            "wide": linear(arrays, f"{layer}.intermediate.dense"),
+            "out": linear(arrays, f"{layer}.output.dense"),
+        },
+    ]
     if f"{layer}.temporal_dense.weight" in arrays:
         time = f"{layer}.temporal_attention"
-        sublayers.insert(0, {"norm": norm(arrays, f"{layer}.temporal_layernorm"),
-                             "qkv": linear(arrays, f"{time}.attention.qkv"),
-                             "out": linear(arrays, f"{time}.output.dense"),
-                             "extra": linear(arrays, f"{layer}.temporal_dense")})
+        sublayers.insert(
+            0,
+            {
+                "norm": norm(arrays, f"{layer}.temporal_layernorm"),
+                "qkv": linear(arrays, f"{time}.attention.qkv"),
+                "out": linear(arrays, f"{time}.output.dense"),
+                "extra": linear(arrays, f"{layer}.temporal_dense"),
+            },
+        )
     return dict(enumerate(sublayers))
 
 
 def parameters(arrays, prefix=""):
     """An archive as the parameters of our model; every array of it is used."""
+
     def part(name):
         return arrays[f"{prefix}{name}"]
 
     patch = part("embeddings.patch_embeddings.projection.weight")
     blocks = [block(arrays, f"{prefix}encoder.layer.{i}") for i in range(2)]
-    embedding = {"patch": {"kernel": patch.transpose(2, 3, 1, 0).reshape(-1, len(patch)),
-                           "bias": part("embeddings.patch_embeddings.projection.bias")},
-                 "space": part("embeddings.position_embeddings")[0]}
+    embedding = {
+        "patch": {
+            "kernel": patch.transpose(2, 3, 1, 0).reshape(-1, len(patch)),
+            "bias": part("embeddings.patch_embeddings.projection.bias"),
+        },
+        "space": part("embeddings.position_embeddings")[0],
+    }
     if f"{prefix}embeddings.time_embeddings" in arrays:
         embedding["time"] = part("embeddings.time_embeddings")[0]
-    encoder = {"embedding": embedding, "class_token": part("embeddings.cls_token")[0, 0],
-               "stages": {0: {"layers": {"sublayers": jax.tree.map(lambda *layers: np.stack(layers), *blocks)}}},
-               "norm": norm(arrays, f"{prefix}layernorm")}
-    return {"encoder": encoder,
-            "head": linear(arrays, "classifier") if "classifier.weight" in arrays else
-            {"kernel": np.zeros((32, 5), np.float32), "bias": np.zeros(5, np.float32)}}
+    encoder = {
+        "embedding": embedding,
+        "class_token": part("embeddings.cls_token")[0, 0],
+        "stages": {0: {"layers": {"sublayers": jax.tree.map(lambda *layers: np.stack(layers), *blocks)}}},
+        "norm": norm(arrays, f"{prefix}layernorm"),
+    }
+    return {
+        "encoder": encoder,
+        "head": linear(arrays, "classifier")
+        if "classifier.weight" in arrays
+        else {"kernel": np.zeros((32, 5), np.float32), "bias": np.zeros(5, np.float32)},
+    }
 
 
 def ours(name, arrays, prefix="", **options):
@@ -86,8 +110,7 @@ def logits(graph, parameters, video):
     return nnx.merge(graph, parameters)(video)
 
 
-@pytest.mark.parametrize("golden, name", [("timesformer_divided", "timesformer"),
-                                          ("timesformer_joint", "joint")])
+@pytest.mark.parametrize("golden, name", [("timesformer_divided", "timesformer"), ("timesformer_joint", "joint")])
 def test_logits_equal_those_of_hugging_face(golden, name):
     arrays = archive(golden)
     graph, mapped = ours(name, arrays, "timesformer.")

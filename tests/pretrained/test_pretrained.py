@@ -19,17 +19,25 @@ from vidformers.pretrained.files import open_file
 from vidformers.pretrained.fit import resize, resize_patch
 
 # Of HuggingFace's file, as the authors of TimeSformer name the same arrays.
-AUTHORS = ((r"^timesformer\.embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
-           (r"^timesformer\.embeddings\.cls_token", "cls_token"),
-           (r"^timesformer\.embeddings\.position_embeddings", "pos_embed"),
-           (r"^timesformer\.embeddings\.time_embeddings", "time_embed"),
-           (r"^timesformer\.encoder\.layer\.", "blocks."),
-           (r"\.temporal_attention\.attention\.qkv", ".temporal_attn.qkv"),
-           (r"\.temporal_attention\.output\.dense", ".temporal_attn.proj"), (r"\.temporal_dense", ".temporal_fc"),
-           (r"\.temporal_layernorm", ".temporal_norm1"), (r"\.attention\.attention\.qkv", ".attn.qkv"),
-           (r"\.attention\.output\.dense", ".attn.proj"), (r"\.layernorm_before", ".norm1"),
-           (r"\.layernorm_after", ".norm2"), (r"\.intermediate\.dense", ".mlp.fc1"), (r"\.output\.dense", ".mlp.fc2"),
-           (r"^timesformer\.layernorm", "norm"), (r"^classifier", "head"))
+AUTHORS = (
+    (r"^timesformer\.embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
+    (r"^timesformer\.embeddings\.cls_token", "cls_token"),
+    (r"^timesformer\.embeddings\.position_embeddings", "pos_embed"),
+    (r"^timesformer\.embeddings\.time_embeddings", "time_embed"),
+    (r"^timesformer\.encoder\.layer\.", "blocks."),
+    (r"\.temporal_attention\.attention\.qkv", ".temporal_attn.qkv"),
+    (r"\.temporal_attention\.output\.dense", ".temporal_attn.proj"),
+    (r"\.temporal_dense", ".temporal_fc"),
+    (r"\.temporal_layernorm", ".temporal_norm1"),
+    (r"\.attention\.attention\.qkv", ".attn.qkv"),
+    (r"\.attention\.output\.dense", ".attn.proj"),
+    (r"\.layernorm_before", ".norm1"),
+    (r"\.layernorm_after", ".norm2"),
+    (r"\.intermediate\.dense", ".mlp.fc1"),
+    (r"\.output\.dense", ".mlp.fc2"),
+    (r"^timesformer\.layernorm", "norm"),
+    (r"^classifier", "head"),
+)
 
 
 @pytest.fixture
@@ -49,19 +57,28 @@ def authors(arrays):
 def google(arrays):
     """The arrays of a timm ViT as Google's archives name and shape them (from the layout of its code)."""
     width, heads = 192, 3
-    found = {"cls": arrays["cls_token"], "Transformer/posembed_input/pos_embedding": arrays["pos_embed"],
-             "embedding/kernel": arrays["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
-             "embedding/bias": arrays["patch_embed.proj.bias"], "head/kernel": arrays["head.weight"].T,
-             "head/bias": arrays["head.bias"], "Transformer/encoder_norm/scale": arrays["norm.weight"],
-             "Transformer/encoder_norm/bias": arrays["norm.bias"]}
+    found = {
+        "cls": arrays["cls_token"],
+        "Transformer/posembed_input/pos_embedding": arrays["pos_embed"],
+        "embedding/kernel": arrays["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
+        "embedding/bias": arrays["patch_embed.proj.bias"],
+        "head/kernel": arrays["head.weight"].T,
+        "head/bias": arrays["head.bias"],
+        "Transformer/encoder_norm/scale": arrays["norm.weight"],
+        "Transformer/encoder_norm/bias": arrays["norm.bias"],
+    }
     for i in range(3):
         at, to = f"blocks.{i}", f"Transformer/encoderblock_{i}"
         for norm, number in (("norm1", 0), ("norm2", 2)):
             found[f"{to}/LayerNorm_{number}/scale"] = arrays[f"{at}.{norm}.weight"]
             found[f"{to}/LayerNorm_{number}/bias"] = arrays[f"{at}.{norm}.bias"]
         attention = f"{to}/MultiHeadDotProductAttention_1"
-        for part, kernel, bias in zip(("query", "key", "value"), np.split(arrays[f"{at}.attn.qkv.weight"], 3),
-                                      np.split(arrays[f"{at}.attn.qkv.bias"], 3)):
+        for part, kernel, bias in zip(
+            ("query", "key", "value"),
+            np.split(arrays[f"{at}.attn.qkv.weight"], 3),
+            np.split(arrays[f"{at}.attn.qkv.bias"], 3),
+            strict=True,
+        ):
             found[f"{attention}/{part}/kernel"] = kernel.T.reshape(width, heads, -1)
             found[f"{attention}/{part}/bias"] = bias.reshape(heads, -1)
         found[f"{attention}/out/kernel"] = arrays[f"{at}.attn.proj.weight"].T.reshape(heads, -1, width)
@@ -72,9 +89,18 @@ def google(arrays):
     return found
 
 
-@pytest.mark.parametrize("golden, name", [
-    ("timm_vit", "vit"), ("timm_deit", "vit"), ("timm_dinov2", "vit"), ("hf_vit", "vit"), ("hf_dinov2", "vit"),
-    ("hf_timesformer", "timesformer"), ("hf_timesformer_joint", "joint")])
+@pytest.mark.parametrize(
+    "golden, name",
+    [
+        ("timm_vit", "vit"),
+        ("timm_deit", "vit"),
+        ("timm_dinov2", "vit"),
+        ("hf_vit", "vit"),
+        ("hf_dinov2", "vit"),
+        ("hf_timesformer", "timesformer"),
+        ("hf_timesformer_joint", "joint"),
+    ],
+)
 def test_answers_equal_those_of_the_library_it_comes_from(golden, name, save):
     frames, said = (1, clip((2, SIDE, SIDE, 3))[:, None]) if name == "vit" else (4, clip((2, 4, SIDE, SIDE, 3)))
     folder = save(arrays_of(golden), GOLDENS[golden].get("about"))
@@ -97,15 +123,24 @@ def test_google_s_archives(tmp_path):
 
 def test_timesformer_as_its_authors_name_it(save):
     """A fixture from the layout of their code."""
-    run, pretrained = loaded(save({f"model.{name}": array for name, array in
-                                   authors(arrays_of("hf_timesformer")).items()}), "timesformer", frames=4)
+    run, pretrained = loaded(
+        save({f"model.{name}": array for name, array in authors(arrays_of("hf_timesformer")).items()}),
+        "timesformer",
+        frames=4,
+    )
     np.testing.assert_allclose(run(clip((2, 4, SIDE, SIDE, 3)))[0], GOLDENS["hf_timesformer"]["logits"], **TIGHT)
     assert pretrained.layout == "TimeSformer"
 
 
-
-@pytest.mark.parametrize("name, options", [("mevit", dict(motion_blocks=2)), ("joint", {}),
-                                           ("havit", dict(dictionary=4)), ("havit", dict(attention="joint"))])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("mevit", dict(motion_blocks=2)),
+        ("joint", {}),
+        ("havit", dict(dictionary=4)),
+        ("havit", dict(attention="joint")),
+    ],
+)
 def test_every_model_with_a_vit_inside_starts_from_one(name, options, save):
     run, pretrained = loaded(save(arrays_of("timm_vit")), name, frames=2, **options)
     assert np.isfinite(run(clip((1, 2, SIDE, SIDE, 3)))[0]).all()
@@ -162,31 +197,56 @@ def test_blue_green_red(save):
 def test_classes_in_another_order_are_put_in_ours(save):
     names = ["draw a line", "b", "c", "d", "e", "f", "g"]
     about = {"id2label": {str(i): name for i, name in enumerate(names)}}
-    run, _ = loaded(save(arrays_of("timm_vit"), about), "vit", dict(head="auto"),
-                    ["g", "Draw_a_line", "b", "c", "d", "e", "f"], frames=1)
+    run, _ = loaded(
+        save(arrays_of("timm_vit"), about),
+        "vit",
+        dict(head="auto"),
+        ["g", "Draw_a_line", "b", "c", "d", "e", "f"],
+        frames=1,
+    )
     found = run(clip((2, SIDE, SIDE, 3))[:, None])[0]
     np.testing.assert_allclose(found, np.roll(GOLDENS["timm_vit"]["logits"], 1, axis=1), **TIGHT)
 
 
-@pytest.mark.parametrize("change, name, init, options, sentence", [
-    (lambda a: a.pop("norm.bias"), "vit", {}, {}, r"the array 'norm\.bias' is missing"),
-    (lambda a: a.pop("blocks.1.attn.qkv.bias"), "vit", {}, {}, r"the array 'blocks\.1\.attn\.qkv\.bias' is missing"),
-    (lambda a: a.update(stray=np.zeros(3, np.float32)), "vit", {}, {}, r"nothing in the model takes stray; init\."),
-    (lambda a: a.update({"blocks.1.mlp.fc1.weight": a["norm.weight"]}), "vit", {}, {}, "shape"),
-    (lambda a: a["norm.weight"].__setitem__(0, np.nan), "vit", {}, {}, r"'norm\.weight' holds numbers that are not"),
-    (lambda a: a.clear() or a.update(foo=np.zeros(3, np.float32)), "vit", {}, {}, r"its names \(foo, \.\.\.\) are"),
-    (lambda a: None, "vit", {}, dict(depth=2), r"no place for its layers 2 to 2; init\.allow"),
-    (lambda a: None, "vit", {}, dict(depth=4), "it has 3 layers, and the model needs 4"),
-    (lambda a: None, "vit", {}, dict(heads=4), r"trained with 3 heads, and model\.heads is 4"),
-    (lambda a: None, "vit", {}, dict(width=128, heads=2), "has the shape"),
-    (lambda a: None, "vit", {}, dict(patch_size=8), r"16 pixels a side, and model\.patch_size is 8; init\.pa"),
-    (lambda a: None, "vit", dict(head="auto"), {}, "as many classes as the model, but it does not name them"),
-    (lambda a: None, "vit", dict(head="as_is"), dict(num_classes=5), "its head has 7 classes, the model 5"),
-    (lambda a: a.update({"reg_token": np.zeros((1, 4, 192), np.float32)}), "vit", {}, {}, "register tokens"),
-    (lambda a: None, "stat", {}, dict(width=16, heads=2, depth=4, depths=(1, 1, 2), patch_size=8), "no place for"),
-    (lambda a: None, "swin", {}, dict(width=16, heads=2, depth=2, depths=(2,), window=(2, 4, 4), patch_size=4),
-     "no place for"),
-])
+@pytest.mark.parametrize(
+    "change, name, init, options, sentence",
+    [
+        (lambda a: a.pop("norm.bias"), "vit", {}, {}, r"the array 'norm\.bias' is missing"),
+        (
+            lambda a: a.pop("blocks.1.attn.qkv.bias"),
+            "vit",
+            {},
+            {},
+            r"the array 'blocks\.1\.attn\.qkv\.bias' is missing",
+        ),
+        (lambda a: a.update(stray=np.zeros(3, np.float32)), "vit", {}, {}, r"nothing in the model takes stray; init\."),
+        (lambda a: a.update({"blocks.1.mlp.fc1.weight": a["norm.weight"]}), "vit", {}, {}, "shape"),
+        (
+            lambda a: a["norm.weight"].__setitem__(0, np.nan),
+            "vit",
+            {},
+            {},
+            r"'norm\.weight' holds numbers that are not",
+        ),
+        (lambda a: a.clear() or a.update(foo=np.zeros(3, np.float32)), "vit", {}, {}, r"its names \(foo, \.\.\.\) are"),
+        (lambda a: None, "vit", {}, dict(depth=2), r"no place for its layers 2 to 2; init\.allow"),
+        (lambda a: None, "vit", {}, dict(depth=4), "it has 3 layers, and the model needs 4"),
+        (lambda a: None, "vit", {}, dict(heads=4), r"trained with 3 heads, and model\.heads is 4"),
+        (lambda a: None, "vit", {}, dict(width=128, heads=2), "has the shape"),
+        (lambda a: None, "vit", {}, dict(patch_size=8), r"16 pixels a side, and model\.patch_size is 8; init\.pa"),
+        (lambda a: None, "vit", dict(head="auto"), {}, "as many classes as the model, but it does not name them"),
+        (lambda a: None, "vit", dict(head="as_is"), dict(num_classes=5), "its head has 7 classes, the model 5"),
+        (lambda a: a.update({"reg_token": np.zeros((1, 4, 192), np.float32)}), "vit", {}, {}, "register tokens"),
+        (lambda a: None, "stat", {}, dict(width=16, heads=2, depth=4, depths=(1, 1, 2), patch_size=8), "no place for"),
+        (
+            lambda a: None,
+            "swin",
+            {},
+            dict(width=16, heads=2, depth=2, depths=(2,), window=(2, 4, 4), patch_size=4),
+            "no place for",
+        ),
+    ],
+)
 def test_what_does_not_fit_is_refused(change, name, init, options, sentence, save):
     arrays = arrays_of("timm_vit")
     change(arrays)
@@ -199,7 +259,8 @@ def test_what_does_not_fit_is_refused(change, name, init, options, sentence, sav
 def test_normalisation_follows_the_weights(save):
     folder = save(arrays_of("timm_vit"))
     Path(folder, "preprocessor_config.json").write_text(
-        json.dumps({"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}))
+        json.dumps({"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]})
+    )
     with pytest.raises(ConfigError, match=r"model\.mean=\(0\.485, 0\.456, 0\.406\) and model\.std=\(0\.229"):
         loaded(folder, "vit", dict(allow=()), frames=1)
     loaded(folder, "vit", dict(allow=()), frames=1, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -212,10 +273,16 @@ def test_time_that_the_model_has_no_place_for(save):
     loaded(folder, "vit", dict(allow=("time",)), frames=4)
 
 
-@pytest.mark.parametrize("content, sentence", [
-    (b"", "in no format of weights"), (b"text that is long enough", "in no format"),
-    (b"\x10\0\0\0\0\0\0\0{\"a\":", "is damaged, or no file of safetensors"), (b"PK\x03\x04garbage", "is damaged"),
-    (b"\x80\x02}q\x00.", "no file of torch.save")])
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        (b"", "in no format of weights"),
+        (b"text that is long enough", "in no format"),
+        (b'\x10\0\0\0\0\0\0\0{"a":', "is damaged, or no file of safetensors"),
+        (b"PK\x03\x04garbage", "is damaged"),
+        (b"\x80\x02}q\x00.", "no file of torch.save"),
+    ],
+)
 def test_damaged_files(content, sentence, tmp_path):
     path = tmp_path / "weights"
     path.write_bytes(content)
@@ -268,12 +335,31 @@ def test_parts_named_by_an_index(tmp_path):
 
 def small_timm():
     """A ViT of timm as small as the tiny runs of `command`, with the ten classes of their data."""
-    block = {"norm1.weight": (16,), "norm1.bias": (16,), "attn.qkv.weight": (48, 16), "attn.qkv.bias": (48,),
-             "attn.proj.weight": (16, 16), "attn.proj.bias": (16,), "norm2.weight": (16,), "norm2.bias": (16,),
-             "mlp.fc1.weight": (64, 16), "mlp.fc1.bias": (64,), "mlp.fc2.weight": (16, 64), "mlp.fc2.bias": (16,)}
-    shapes = {"cls_token": (1, 1, 16), "pos_embed": (1, 5, 16), "patch_embed.proj.weight": (16, 3, 8, 8),
-              "patch_embed.proj.bias": (16,), "norm.weight": (16,), "norm.bias": (16,), "head.weight": (10, 16),
-              "head.bias": (10,), **{f"blocks.0.{name}": shape for name, shape in block.items()}}
+    block = {
+        "norm1.weight": (16,),
+        "norm1.bias": (16,),
+        "attn.qkv.weight": (48, 16),
+        "attn.qkv.bias": (48,),
+        "attn.proj.weight": (16, 16),
+        "attn.proj.bias": (16,),
+        "norm2.weight": (16,),
+        "norm2.bias": (16,),
+        "mlp.fc1.weight": (64, 16),
+        "mlp.fc1.bias": (64,),
+        "mlp.fc2.weight": (16, 64),
+        "mlp.fc2.bias": (16,),
+    }
+    shapes = {
+        "cls_token": (1, 1, 16),
+        "pos_embed": (1, 5, 16),
+        "patch_embed.proj.weight": (16, 3, 8, 8),
+        "patch_embed.proj.bias": (16,),
+        "norm.weight": (16,),
+        "norm.bias": (16,),
+        "head.weight": (10, 16),
+        "head.bias": (10,),
+        **{f"blocks.0.{name}": shape for name, shape in block.items()},
+    }
     return {name: draw(name, shape) for name, shape in shapes.items()}
 
 

@@ -35,12 +35,23 @@ def image():
     return clip((2, SIDE, SIDE, 3))[:, None]
 
 
-@pytest.mark.parametrize("name, options", [
-    ("vit", {}), ("timesformer", dict(starts_as_image=False)), ("mevit", EARLY),
-    ("mevit", EARLY | dict(temporal_fc=True, class_queries_motion=True)), ("mevit", EARLY | dict(order="space_motion")),
-    ("havit", INPUT), ("havit", INPUT | dict(dictionary=4, hybrid="multi_view")), ("msca", {}),
-    ("msca", dict(direction="patches", boundary="wrap")), ("tokenshift", dict(boundary="keep")),
-    ("joint", dict(frames=1)), ("joint", dict(patch_frames=FRAMES, positions="joint"))])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("vit", {}),
+        ("timesformer", dict(starts_as_image=False)),
+        ("mevit", EARLY),
+        ("mevit", EARLY | dict(temporal_fc=True, class_queries_motion=True)),
+        ("mevit", EARLY | dict(order="space_motion")),
+        ("havit", INPUT),
+        ("havit", INPUT | dict(dictionary=4, hybrid="multi_view")),
+        ("msca", {}),
+        ("msca", dict(direction="patches", boundary="wrap")),
+        ("tokenshift", dict(boundary="keep")),
+        ("joint", dict(frames=1)),
+        ("joint", dict(patch_frames=FRAMES, positions="joint")),
+    ],
+)
 def test_a_still_clip_is_answered_as_the_image(name, options, folder, of_image, float64):
     options = dict(frames=FRAMES) | EXACT | options
     run, pretrained = loaded(folder, name, **options)
@@ -50,16 +61,20 @@ def test_a_still_clip_is_answered_as_the_image(name, options, folder, of_image, 
     assert all(row.note == "zero" or "extra" in row.parameter or "dictionary" in row.parameter for row in new)
 
 
-@pytest.mark.parametrize("name, options, time, why", [
-    ("joint", {}, "zero", "each patch is a key once for every frame, the class token once"),
-    ("mevit", dict(motion_blocks=2), "zero", "its class token enters late"),
-    ("havit", INPUT | dict(dictionary=4), "zero", "its dictionary is drawn"),
-    ("havit", INPUT | dict(kernel="relu"), "zero", "has the kernel relu"),
-    ("havit", INPUT | dict(attention="joint"), "zero", "the class token once"),
-    ("msca", dict(boundary="zero"), "zero", "beyond the ends of the clip are zeros"),
-    ("tokenshift", {}, "zero", "beyond the ends of the clip are zeros"),
-    ("mevit", EARLY, "copy", "its positions of frames are drawn"),
-    ("mevit", EARLY, "draw", "its attention over time is no silent one")])
+@pytest.mark.parametrize(
+    "name, options, time, why",
+    [
+        ("joint", {}, "zero", "each patch is a key once for every frame, the class token once"),
+        ("mevit", dict(motion_blocks=2), "zero", "its class token enters late"),
+        ("havit", INPUT | dict(dictionary=4), "zero", "its dictionary is drawn"),
+        ("havit", INPUT | dict(kernel="relu"), "zero", "has the kernel relu"),
+        ("havit", INPUT | dict(attention="joint"), "zero", "the class token once"),
+        ("msca", dict(boundary="zero"), "zero", "beyond the ends of the clip are zeros"),
+        ("tokenshift", {}, "zero", "beyond the ends of the clip are zeros"),
+        ("mevit", EARLY, "copy", "its positions of frames are drawn"),
+        ("mevit", EARLY, "draw", "its attention over time is no silent one"),
+    ],
+)
 def test_where_a_still_clip_is_not_the_image_the_account_says_why(name, options, time, why, folder, of_image, float64):
     run, pretrained = loaded(folder, name, dict(time=time), frames=FRAMES, **EXACT, **options)
     assert np.abs(run(np.repeat(image(), FRAMES, axis=1))[0] - of_image[0]).max() > 1e-2

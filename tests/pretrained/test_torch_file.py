@@ -21,10 +21,18 @@ GOLDENS = Path(__file__).parents[1] / "goldens"
 def test_every_tensor_of_a_checkpoint(form):
     arrays, others = torch_file.read(GOLDENS / f"{form}.pth")
     whole = np.arange(60, dtype=np.float32)
-    expected = {"plain": whole[:6].reshape(2, 3), "turned": whole[6:18].reshape(3, 4).T,
-                "strided": whole[20:].reshape(4, 10)[:, ::3], "half": np.arange(4) / 4, "brain": np.arange(4) / 4,
-                "double": np.arange(3) / 7, "count": np.array(12), "mask": np.array([True, False]),
-                "empty": np.zeros((0, 3)), "parameter": np.ones((2, 2))}
+    expected = {
+        "plain": whole[:6].reshape(2, 3),
+        "turned": whole[6:18].reshape(3, 4).T,
+        "strided": whole[20:].reshape(4, 10)[:, ::3],
+        "half": np.arange(4) / 4,
+        "brain": np.arange(4) / 4,
+        "double": np.arange(3) / 7,
+        "count": np.array(12),
+        "mask": np.array([True, False]),
+        "empty": np.zeros((0, 3)),
+        "parameter": np.ones((2, 2)),
+    }
     assert list(arrays) == list(expected), "without the prefixes of wrappers"
     for name, array in expected.items():
         np.testing.assert_array_equal(arrays[name], array, err_msg=name)
@@ -64,11 +72,29 @@ class Named:
 
 def tensor(key="0", count=4, offset=0, shape=(2, 2), strides=(2, 1), storage="FloatStorage"):
     """The pickle of {'weight': a tensor of that description}."""
+
     def put(value):
         return pickle.dumps(value, 2)[2:-1]
-    parts = [b"\x80\x02}", put("weight"), b"ctorch._utils\n_rebuild_tensor_v2\n(", b"(", put("storage"),
-             f"ctorch\n{storage}\n".encode(), put(key), put("cpu"), put(count), b"tQ", put(offset), put(shape),
-             put(strides), b"\x89", b"ccollections\nOrderedDict\n)R", b"tR", b"s."]
+
+    parts = [
+        b"\x80\x02}",
+        put("weight"),
+        b"ctorch._utils\n_rebuild_tensor_v2\n(",
+        b"(",
+        put("storage"),
+        f"ctorch\n{storage}\n".encode(),
+        put(key),
+        put("cpu"),
+        put(count),
+        b"tQ",
+        put(offset),
+        put(shape),
+        put(strides),
+        b"\x89",
+        b"ccollections\nOrderedDict\n)R",
+        b"tR",
+        b"s.",
+    ]
     return b"".join(parts)
 
 
@@ -85,13 +111,21 @@ def test_a_tensor_beside_the_weights_is_not_taken_for_one_of_them(tmp_path):
     assert list(arrays) == ["weight"] and others == ("best_a: a tensor",)
 
 
-@pytest.mark.parametrize("change, sentence", [
-    (dict(offset=1), "does not lie within its storage"), (dict(offset=-1), "a number of a tensor is -1"),
-    (dict(strides=(2, 2)), "does not lie within"), (dict(strides=(-1, 1)), "a number of a tensor is -1"),
-    (dict(shape=(1 << 40, 1 << 40), strides=(0, 0)), "does not lie within"),
-    (dict(shape=(2, 2), strides=(1,)), "does not lie within"), (dict(shape=(True, 2)), "number of a tensor is True"),
-    (dict(count=1 << 60), "is truncated within 'weight'"), (dict(key="9"), "is damaged"),
-    (dict(storage="QInt8Storage"), "a storage is of the type torch.QInt8Storage")])
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (dict(offset=1), "does not lie within its storage"),
+        (dict(offset=-1), "a number of a tensor is -1"),
+        (dict(strides=(2, 2)), "does not lie within"),
+        (dict(strides=(-1, 1)), "a number of a tensor is -1"),
+        (dict(shape=(1 << 40, 1 << 40), strides=(0, 0)), "does not lie within"),
+        (dict(shape=(2, 2), strides=(1,)), "does not lie within"),
+        (dict(shape=(True, 2)), "number of a tensor is True"),
+        (dict(count=1 << 60), "is truncated within 'weight'"),
+        (dict(key="9"), "is damaged"),
+        (dict(storage="QInt8Storage"), "a storage is of the type torch.QInt8Storage"),
+    ],
+)
 def test_tensors_that_lie_outside_their_storage(tmp_path, change, sentence):
     path = archive(tmp_path / "a.pth", tensor(**change), [("0", bytes(16))])
     with pytest.raises(ConfigError, match=sentence):
@@ -101,8 +135,15 @@ def test_tensors_that_lie_outside_their_storage(tmp_path, change, sentence):
 def test_nothing_is_run(tmp_path):
     harm, weights = tmp_path / "harm", [("0", bytes(16))]
     state = tensor()[2:-1]
-    beside = b"\x80\x02}" + pickle.dumps("evil", 2)[2:-1] + pickle.dumps(Runs(harm), 2)[2:-1] + b"s" + pickle.dumps(
-        "state_dict", 2)[2:-1] + state + b"s."
+    beside = (
+        b"\x80\x02}"
+        + pickle.dumps("evil", 2)[2:-1]
+        + pickle.dumps(Runs(harm), 2)[2:-1]
+        + b"s"
+        + pickle.dumps("state_dict", 2)[2:-1]
+        + state
+        + b"s."
+    )
     arrays, others = torch_file.read(archive(tmp_path / "a.pth", beside, weights))
     assert arrays["weight"].shape == (2, 2) and not harm.exists()
     assert any(other.startswith("evil: ") and other.endswith(".system") for other in others)
@@ -116,8 +157,17 @@ def test_nothing_is_run(tmp_path):
     assert not harm.exists()
 
 
-@pytest.mark.parametrize("name", ["builtins eval", "builtins getattr", "importlib import_module", "numpy load",
-                                  "torch.storage _load_from_bytes", "vidformers.pretrained.torch_file _tensor"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "builtins eval",
+        "builtins getattr",
+        "importlib import_module",
+        "numpy load",
+        "torch.storage _load_from_bytes",
+        "vidformers.pretrained.torch_file _tensor",
+    ],
+)
 def test_functions_are_inert(tmp_path, name):
     module, function = name.split()
     call = f"c{module}\n{function}\n".encode() + pickle.dumps(("1 + 1",), 2)[2:-1] + b"R."
@@ -133,7 +183,7 @@ def test_what_may_be_called_cannot_be_changed(tmp_path):
 
 
 def test_numbers_that_would_fill_the_memory(tmp_path):
-    huge = b"\x80\x02}r" + struct.pack("<I", 2 ** 31 - 1) + b"."
+    huge = b"\x80\x02}r" + struct.pack("<I", 2**31 - 1) + b"."
     with pytest.raises(ConfigError, match="numbers more objects than it can hold"):
         torch_file.read(archive(tmp_path / "a.pth", huge))
     with pytest.raises(ConfigError, match="its parts are compressed"):

@@ -16,8 +16,12 @@ from vidformers.pretrained.fit import resize
 VIVIT = dict(frames=8, patch_frames=2, positions="joint", gelu="tanh")
 VTN = dict(frames=7, window=(4,), temporal_depth=2, temporal_dropout=0.0, head_dropout=0.0)
 SWIN = dict(frames=8, image_size=32, patch_size=4, width=64, heads=2, depth=4, depths=(2, 2), window=(2, 4, 4))
-CASES = {"hf_vivit": ("joint", VIVIT), "tokenshift": ("tokenshift", dict(frames=4)), "vtn": ("vtn", VTN),
-         "torchvision_swin": ("swin", SWIN)}
+CASES = {
+    "hf_vivit": ("joint", VIVIT),
+    "tokenshift": ("tokenshift", dict(frames=4)),
+    "vtn": ("vtn", VTN),
+    "torchvision_swin": ("swin", SWIN),
+}
 LAYERS = ("encoder", "stages", 0, "layers", "sublayers")
 
 
@@ -61,11 +65,15 @@ def test_answers_equal_those_of_the_library_it_comes_from(golden, save):
 
 
 @pytest.mark.parametrize("golden", CASES)
-@pytest.mark.parametrize("change, sentence", [
-    (lambda arrays, name: arrays.pop(name), "is missing"),
-    (lambda arrays, name: arrays.update({name: arrays[name][:-1]}), "shape|has no place|no square"),
-    (lambda arrays, name: arrays[name].__setitem__(..., np.inf), "holds numbers that are not finite"),
-    (lambda arrays, name: arrays.update(stray=np.zeros(2)), "nothing in the model takes stray; init.allow")])
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (lambda arrays, name: arrays.pop(name), "is missing"),
+        (lambda arrays, name: arrays.update({name: arrays[name][:-1]}), "shape|has no place|no square"),
+        (lambda arrays, name: arrays[name].__setitem__(..., np.inf), "holds numbers that are not finite"),
+        (lambda arrays, name: arrays.update(stray=np.zeros(2)), "nothing in the model takes stray; init.allow"),
+    ],
+)
 def test_files_that_are_not_whole_are_refused(golden, change, sentence, save):
     (name, options), arrays = CASES[golden], as_published(golden)
     change(arrays, list(arrays)[len(arrays) // 2])
@@ -77,10 +85,15 @@ def test_files_that_are_not_whole_are_refused(golden, change, sentence, save):
 # ViViT
 
 
-@pytest.mark.parametrize("options, field", [
-    (dict(patch_frames=3), "model.patch_frames=3 must divide model.frames=8"),
-    (dict(patch_frames=0), "model.patch_frames=0"), (dict(positions="both"), "model.positions='both'"),
-    (dict(gelu="fast"), "model.gelu='fast'")])
+@pytest.mark.parametrize(
+    "options, field",
+    [
+        (dict(patch_frames=3), "model.patch_frames=3 must divide model.frames=8"),
+        (dict(patch_frames=0), "model.patch_frames=0"),
+        (dict(positions="both"), "model.positions='both'"),
+        (dict(gelu="fast"), "model.gelu='fast'"),
+    ],
+)
 def test_impossible_fields_are_refused(options, field):
     with pytest.raises(ConfigError, match=field):
         nnx.eval_shape(lambda: build("joint", **SHAPE | dict(frames=8) | options, rngs=nnx.Rngs(0)))
@@ -122,11 +135,15 @@ def test_over_how_many_frames_positions_are(save):
         fitted(save(arrays, dict(num_frames=6)), "joint", **VIVIT)
 
 
-@pytest.mark.parametrize("name, options, sentence", [
-    ("vit", dict(frames=8), "its patches span 2 frames, those of the model 1"),
-    ("joint", VIVIT | dict(patch_frames=4), "its patches span 2 frames, those of the model 4"),
-    ("joint", VIVIT | dict(positions="separate"), "its positions are of space and time at once"),
-    ("swin", SWIN, "the layout is that of a ViViT of Hugging Face, which this model has no place for")])
+@pytest.mark.parametrize(
+    "name, options, sentence",
+    [
+        ("vit", dict(frames=8), "its patches span 2 frames, those of the model 1"),
+        ("joint", VIVIT | dict(patch_frames=4), "its patches span 2 frames, those of the model 4"),
+        ("joint", VIVIT | dict(positions="separate"), "its positions are of space and time at once"),
+        ("swin", SWIN, "the layout is that of a ViViT of Hugging Face, which this model has no place for"),
+    ],
+)
 def test_tubelets_in_models_of_other_patches(name, options, sentence, save):
     with pytest.raises(ConfigError, match=sentence):
         fitted(save(as_published("hf_vivit"), GOLDENS["hf_vivit"]["about"]), name, **options)
@@ -135,8 +152,10 @@ def test_tubelets_in_models_of_other_patches(name, options, sentence, save):
 def test_kernels_of_images_in_tubelets(save):
     folder = save(arrays_of("timm_vit"))
     kernel = arrays_of("timm_vit")["patch_embed.proj.weight"].transpose(2, 3, 1, 0)
-    centre, average = (fitted(folder, "joint", dict(tube=tube), **VIVIT | dict(frames=9, patch_frames=3)) for tube in
-                       ("centre", "average"))
+    centre, average = (
+        fitted(folder, "joint", dict(tube=tube), **VIVIT | dict(frames=9, patch_frames=3))
+        for tube in ("centre", "average")
+    )
     found = centre.values["encoder", "embedding", "patch", "kernel"].reshape(3, *kernel.shape)
     np.testing.assert_array_equal(found, np.stack([0 * kernel, kernel, 0 * kernel]))
     found = average.values["encoder", "embedding", "patch", "kernel"].reshape(3, *kernel.shape)
@@ -179,13 +198,21 @@ def test_other_models_take_tokenshift_s_vit(save):
 # VTN
 
 
-@pytest.mark.parametrize("name, options, sentence", [
-    ("vit", dict(frames=2), r"no place for its layers over frames; init\.allow=\"\('time',\)\""),
-    ("vtn", VTN | dict(temporal_depth=1), r"no place for its layers over frames 1 to 1; init\.allow=\"\('layers',\)"),
-    ("vtn", VTN | dict(temporal_depth=3), "it has 2 layers over frames, and the model needs 3"),
-    ("vtn", VTN | dict(tie_global=True), "model.tie_global=True has no place"),
-    ("vtn", VTN | dict(heads=4), "trained with 3 heads, and model.heads is 4"),
-    ("vtn", VTN | dict(backbone="resnet", depths=(1,), stem=4), "the layout is that of a VTN, which this model")])
+@pytest.mark.parametrize(
+    "name, options, sentence",
+    [
+        ("vit", dict(frames=2), r"no place for its layers over frames; init\.allow=\"\('time',\)\""),
+        (
+            "vtn",
+            VTN | dict(temporal_depth=1),
+            r"no place for its layers over frames 1 to 1; init\.allow=\"\('layers',\)",
+        ),
+        ("vtn", VTN | dict(temporal_depth=3), "it has 2 layers over frames, and the model needs 3"),
+        ("vtn", VTN | dict(tie_global=True), "model.tie_global=True has no place"),
+        ("vtn", VTN | dict(heads=4), "trained with 3 heads, and model.heads is 4"),
+        ("vtn", VTN | dict(backbone="resnet", depths=(1,), stem=4), "the layout is that of a VTN, which this model"),
+    ],
+)
 def test_models_that_are_no_such_vtn(name, options, sentence, save):
     with pytest.raises(ConfigError, match=sentence):
         fitted(save(as_published("vtn")), name, **options)
@@ -212,14 +239,18 @@ def test_classes_in_another_order_are_put_in_ours(save):
 # Video Swin
 
 
-@pytest.mark.parametrize("options, sentence", [
-    (dict(window=(2, 2, 2)), r"other windows than model.window=\(2, 2, 2\)"),
-    (dict(window=(4, 2, 4)), r"other windows than model.window=\(4, 2, 4\)"),  # a table as long
-    (dict(depth=6, depths=(2, 4)), r"\[2, 2\] blocks by stage, and model.depths is \[2, 4\]"),
-    (dict(heads=4), "it has 2 heads where the model has 4"),
-    (dict(patch_frames=1), "its patches span 2 frames, those of the model 1"),
-    (dict(patch_size=2), "its patches have 4 pixels a side, and model.patch_size is 2"),
-    (dict(width=32), "has the shape")])
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (dict(window=(2, 2, 2)), r"other windows than model.window=\(2, 2, 2\)"),
+        (dict(window=(4, 2, 4)), r"other windows than model.window=\(4, 2, 4\)"),  # a table as long
+        (dict(depth=6, depths=(2, 4)), r"\[2, 2\] blocks by stage, and model.depths is \[2, 4\]"),
+        (dict(heads=4), "it has 2 heads where the model has 4"),
+        (dict(patch_frames=1), "its patches span 2 frames, those of the model 1"),
+        (dict(patch_size=2), "its patches have 4 pixels a side, and model.patch_size is 2"),
+        (dict(width=32), "has the shape"),
+    ],
+)
 def test_another_swin_is_refused(options, sentence, save):
     with pytest.raises(ConfigError, match=sentence):
         fitted(save(as_published("torchvision_swin")), "swin", **SWIN | options)
@@ -233,9 +264,13 @@ def test_a_swin_is_no_vit(save):
 # DeiT
 
 
-@pytest.mark.parametrize("golden, token, head, layout", [
-    ("timm_deit", "dist_token", "head_dist.weight", "DeiT, distilled"),
-    ("hf_vit", "vit.embeddings.distillation_token", "distillation_classifier.weight", "DeiT of Hugging Face")])
+@pytest.mark.parametrize(
+    "golden, token, head, layout",
+    [
+        ("timm_deit", "dist_token", "head_dist.weight", "DeiT, distilled"),
+        ("hf_vit", "vit.embeddings.distillation_token", "distillation_classifier.weight", "DeiT of Hugging Face"),
+    ],
+)
 def test_the_second_token_of_a_distilled_deit_is_left_only_when_told(golden, token, head, layout, save):
     arrays = arrays_of(golden)
     place = "pos_embed" if golden == "timm_deit" else "vit.embeddings.position_embeddings"

@@ -36,11 +36,13 @@ PARAMETERS = nnx.to_pure_dict(STATE)
 def rows(logits, label, mask=None, ids=None, errors=None):
     """A batch of logits (b v k)."""
     count = len(logits)
-    return {"video": np.asarray(logits, np.float32)[:, :, None, None, None, :],
-            "label": np.asarray(label, np.int32),
-            "mask": np.ones(count, np.float32) if mask is None else np.asarray(mask, np.float32),
-            "id": np.arange(count) if ids is None else np.asarray(ids),
-            "error": np.array(errors or [b""] * count, object)}
+    return {
+        "video": np.asarray(logits, np.float32)[:, :, None, None, None, :],
+        "label": np.asarray(label, np.int32),
+        "mask": np.ones(count, np.float32) if mask is None else np.asarray(mask, np.float32),
+        "id": np.arange(count) if ids is None else np.asarray(ids),
+        "error": np.array(errors or [b""] * count, object),
+    }
 
 
 def draw(seed, videos=16, views=6):
@@ -69,7 +71,8 @@ def average(logits, kind):
 def test_views_are_averaged_as_asked_however_many_run_at_once(kind, at_once):
     logits, label = draw(0)
     found = jax.jit(partial(log_probabilities, average=kind, views_at_once=at_once), static_argnums=0)(
-        Pixels().__call__, rows(logits, label)["video"], None)
+        Pixels().__call__, rows(logits, label)["video"], None
+    )
     np.testing.assert_allclose(found, average(logits, kind), rtol=1e-5, atol=1e-5)
 
 
@@ -78,8 +81,9 @@ def test_the_two_averages_differ_where_one_view_is_sure():
     logits[0, 0, 0], logits[0, 1, 1], logits[0, 0, 1] = 1, 6, -20
     assert [average(logits, kind).argmax() for kind in ("probabilities", "logits")] == [1, 0]
     for kind, winner in (("probabilities", 1), ("logits", 0)):
-        sums = jax.jit(partial(batch_sums, GRAPH, kind, 1))(PARAMETERS, rows(logits, [winner])
-                                                            | dict(id=None, error=None))
+        sums = jax.jit(partial(batch_sums, GRAPH, kind, 1))(
+            PARAMETERS, rows(logits, [winner]) | dict(id=None, error=None)
+        )
         assert sums.top1 == 1
 
 
@@ -92,9 +96,13 @@ def test_figures_over_devices_equal_numpy(mesh):
     right = order[:, 0] == label
     confusion = np.zeros((CLASSES, CLASSES), int)
     np.add.at(confusion, (label, order[:, 0]), 1)
-    expected = {"top1": right.mean(), "top5": (order[:, :5] == label[:, None]).any(1).mean(),
-                "loss": -log_p[np.arange(16), label].mean(), "videos": 16,
-                "mean_class_top1": np.mean([right[label == k].mean() for k in np.unique(label)])}
+    expected = {
+        "top1": right.mean(),
+        "top5": (order[:, :5] == label[:, None]).any(1).mean(),
+        "loss": -log_p[np.arange(16), label].mean(),
+        "videos": 16,
+        "mean_class_top1": np.mean([right[label == k].mean() for k in np.unique(label)]),
+    }
     expected = {f"val/{key}@2x3": value for key, value in expected.items()}
     assert result.metrics == pytest.approx(expected, rel=1e-5)
     np.testing.assert_array_equal(result.confusion, confusion)
@@ -116,8 +124,10 @@ def test_rows_that_fill_up_a_batch_count_nowhere():
     whole = evaluate([rows(logits[:8], label[:8]), rows(logits[8:], label[8:])])
     noise, other = draw(4)
     mask, ids = [1, 1, 0, 0, 0, 0, 0, 0], [0, 1, -1, -1, -1, -1, -1, -1]
-    pieces = [rows(np.concatenate([logits[i:i + 2], noise[:6]]), np.concatenate([label[i:i + 2], other[:6]]),
-                   mask, ids) for i in range(0, 16, 2)]
+    pieces = [
+        rows(np.concatenate([logits[i : i + 2], noise[:6]]), np.concatenate([label[i : i + 2], other[:6]]), mask, ids)
+        for i in range(0, 16, 2)
+    ]
     parts = evaluate(pieces)
     assert parts.metrics == pytest.approx(whole.metrics, rel=1e-6)
     np.testing.assert_array_equal(parts.confusion, whole.confusion)
@@ -168,11 +178,18 @@ def test_nothing_to_evaluate_is_a_mistake():
             evaluate(batches, on_bad="skip")
 
 
-@pytest.mark.parametrize("protocol, field", [
-    (dict(clips=0), "eval.clips=0"), (dict(crops=0), "eval.crops=0"),
-    (dict(views_at_once=0), "eval.views_at_once=0"),
-    (dict(average="max"), "eval.average='max'"), (dict(on_bad="hide"), "eval.on_bad='hide'"),
-    (dict(checkpoint="first"), "eval.checkpoint='first'"), (dict(batch_size=12), "eval.batch_size=12")])
+@pytest.mark.parametrize(
+    "protocol, field",
+    [
+        (dict(clips=0), "eval.clips=0"),
+        (dict(crops=0), "eval.crops=0"),
+        (dict(views_at_once=0), "eval.views_at_once=0"),
+        (dict(average="max"), "eval.average='max'"),
+        (dict(on_bad="hide"), "eval.on_bad='hide'"),
+        (dict(checkpoint="first"), "eval.checkpoint='first'"),
+        (dict(batch_size=12), "eval.batch_size=12"),
+    ],
+)
 def test_a_protocol_that_cannot_work_is_refused(protocol, field):
     with pytest.raises(ConfigError, match=field):
         evaluate([], **protocol)
@@ -181,8 +198,12 @@ def test_a_protocol_that_cannot_work_is_refused(protocol, field):
 @pytest.mark.parametrize("room", [0, 1, 3, 20])
 def test_as_many_videos_as_fit_are_taken_at_once(room, monkeypatch):
     mesh = make_mesh()
-    evaluator = Evaluator(GRAPH, mesh, jax.tree.map(lambda _: replicated_sharding(mesh), PARAMETERS), EvalProtocol(clips=2, crops=1))
-    sizes = {count: memory.program_bytes(evaluator.compiled(PARAMETERS, count, 1, 64)) for count in (8, 16, 32, 64, 128)}
+    evaluator = Evaluator(
+        GRAPH, mesh, jax.tree.map(lambda _: replicated_sharding(mesh), PARAMETERS), EvalProtocol(clips=2, crops=1)
+    )
+    sizes = {
+        count: memory.program_bytes(evaluator.compiled(PARAMETERS, count, 1, 64)) for count in (8, 16, 32, 64, 128)
+    }
     assert list(sizes.values()) == sorted(sizes.values())
     each = sizes[16] - sizes[8]  # what a video on each device takes
     monkeypatch.setattr(memory, "available", lambda: sizes[8] + room * each)

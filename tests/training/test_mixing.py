@@ -25,7 +25,7 @@ def compiled(mixing):
 def marked(rows):
     """Clips that are black, white where their partner is black; the targets tell the rows apart."""
     video = np.zeros((rows, 2, SIDE, 24, 3), np.uint8)
-    video[rows // 2:] = 255
+    video[rows // 2 :] = 255
     return video, np.eye(rows, dtype=np.float32)
 
 
@@ -38,7 +38,7 @@ def shares(targets):
 def many(mixing, rows=4000):
     """(shares from the targets, shares from the pixels) of many draws."""
     video = np.zeros((rows, 1, SIDE, SIDE, 1), np.uint8)
-    video[rows // 2:] = 255
+    video[rows // 2 :] = 255
     targets = np.repeat(np.eye(2, dtype=np.float32), rows // 2, axis=0)
     mixed, targets = compiled(mixing)(video, targets, np.ones(rows), jax.random.key(3))
     foreign = np.abs(np.asarray(mixed).astype(float) - video)
@@ -76,8 +76,10 @@ def test_cutmix_takes_one_box_of_all_frames_in_the_share_of_its_area():
         assert (foreign == foreign[:, :1, :, :, :1]).all(), "all frames and channels alike"
         foreign = foreign[:, 0, :, :, 0]
         np.testing.assert_allclose(shares(soft) * SIDE * 24, foreign.sum((1, 2)), rtol=1e-6)  # whole pixels
-        np.testing.assert_array_equal(np.asarray(mixed)[foreign[:, None].repeat(2, 1)],
-                                      np.roll(video, ROWS // 2, 0)[foreign[:, None].repeat(2, 1)])
+        np.testing.assert_array_equal(
+            np.asarray(mixed)[foreign[:, None].repeat(2, 1)],
+            np.roll(video, ROWS // 2, 0)[foreign[:, None].repeat(2, 1)],
+        )
         for box in foreign:
             y, x = box.any(1), box.any(0)
             np.testing.assert_array_equal(box, y[:, None] & x)
@@ -155,7 +157,7 @@ def test_eight_devices_mix_as_one_and_none_holds_the_whole_batch(data, fsdp):
     expected = compiled(BOTH)(*arguments, jax.random.key(7))
     spread = tuple(jax.device_put(x, rows) for x in arguments)
     step = quick_jit(BOTH, out_shardings=rows).lower(*spread, jax.random.key(7)).compile()
-    for found, one in zip(step(*spread, jax.random.key(7)), expected):
+    for found, one in zip(step(*spread, jax.random.key(7)), expected, strict=True):
         np.testing.assert_array_equal(found, one)
     gathered = [line for line in step.as_text().splitlines() if "all-gather" in line and f"[{ROWS},4,32,32,3]" in line]
     assert not gathered
@@ -170,10 +172,16 @@ def test_nothing_happens_where_nothing_is_mixed():
     assert MIXUP.active and CUTMIX.active
 
 
-@pytest.mark.parametrize("field, options", [
-    ("train.mixup=-0.1", dict(mixup=-0.1)), ("train.mixup=nan", dict(mixup=float("nan"))),
-    ("train.cutmix=inf", dict(cutmix=float("inf"))), ("train.mix_probability=1.5", dict(probability=1.5)),
-    ("train.mix_switch=-1", dict(switch=-1))])
+@pytest.mark.parametrize(
+    "field, options",
+    [
+        ("train.mixup=-0.1", dict(mixup=-0.1)),
+        ("train.mixup=nan", dict(mixup=float("nan"))),
+        ("train.cutmix=inf", dict(cutmix=float("inf"))),
+        ("train.mix_probability=1.5", dict(probability=1.5)),
+        ("train.mix_switch=-1", dict(switch=-1)),
+    ],
+)
 def test_fields_are_checked(field, options):
     with pytest.raises(ConfigError, match=field):
         Mixing(**options)

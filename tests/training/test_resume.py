@@ -78,8 +78,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment, workers", [("compiling", 0), ("first steps", 1), ("saving", 2),
-                                             ("evaluating", 0)])
+@pytest.mark.parametrize("moment, workers", [("compiling", 0), ("first steps", 1), ("saving", 2), ("evaluating", 0)])
 def test_a_run_killed_at_any_moment_continues_bit_for_bit(moment, workers, reference, data, tmp_path):
     command = arguments(data, tmp_path, with_workers(workers))
     for _ in range(5 if moment == "saving" else 1):  # a save may end between the look and the kill
@@ -263,8 +262,10 @@ def test_a_folder_in_use_is_refused_and_can_be_evaluated(halfway, data, tmp_path
     assert "Continues" in run.finish()
 
 
-@pytest.mark.parametrize("field, value", [("model.width", 32), ("seed", 1), ("train.batch_size", 16),
-                                          ("data.train", "other.csv"), ("data.flip", 0.25)])
+@pytest.mark.parametrize(
+    "field, value",
+    [("model.width", 32), ("seed", 1), ("train.batch_size", 16), ("data.train", "other.csv"), ("data.flip", 0.25)],
+)
 def test_the_folder_of_another_run_is_refused_saying_what_differs(field, value, halfway, data, capsys):
     listed = (data / "train.csv").read_text().splitlines()
     (data / "other.csv").write_text("\n".join([listed[0], *listed[:0:-1]]) + "\n")
@@ -282,8 +283,7 @@ def test_the_list_of_another_run_is_refused_even_under_its_old_name(halfway, dat
     assert "train.csv" in said and json.loads((halfway / "run.json").read_text())["data"]["train"] in said
 
 
-@pytest.mark.parametrize("options", [
-    {"optim.ema_decay": 0.9, "train.accumulate": 2, "optim.name": "sgd"}, {}])
+@pytest.mark.parametrize("options", [{"optim.ema_decay": 0.9, "train.accumulate": 2, "optim.name": "sgd"}, {}])
 def test_a_state_survives_saving_and_restoring_onto_any_mesh(options, data, tmp_path):
     import jax
 
@@ -320,8 +320,9 @@ def test_a_step_too_large_for_the_device_is_refused_with_a_setting_that_fits(dat
     from vidformers.training.setup import compile_step, compile_within_memory, set_up
 
     def ready(fields):
-        config, *_ = main.parse(["main.py", *arguments(data, tmp_path, {
-            "train.batch_size": 32, "model.depth": 3, **fields})])
+        config, *_ = main.parse(
+            ["main.py", *arguments(data, tmp_path, {"train.batch_size": 32, "model.depth": 3, **fields})]
+        )
         return set_up(config)
 
     setup = ready({})
@@ -333,5 +334,3 @@ def test_a_step_too_large_for_the_device_is_refused_with_a_setting_that_fits(dat
     fields = dict(re.findall(r"(model\.remat|train\.accumulate|optim\.in_backward)=(\w+)", str(refusal.value)))
     assert fields and memory.program_bytes(compile_within_memory(ready(fields), limit)) <= limit
     assert "mesh.fsdp" in memory.out_of_memory_message(1000, full, [("train.accumulate=2", least)])
-
-

@@ -40,9 +40,11 @@ CLOSE = dict(rtol=1e-4, atol=1e-5)
 def batch(seed: int, rows: int = 16, mask=None):
     """Noise and labels; the pixels are floats, which unlike bytes can be told to be NaN."""
     rng = np.random.default_rng(seed)
-    return {"video": (clips(rows, seed=seed) / 127.5 - 1).astype(np.float32),
-            "label": rng.integers(0, 5, rows).astype(np.int32),
-            "mask": np.ones(rows, np.float32) if mask is None else np.float32(mask)}
+    return {
+        "video": (clips(rows, seed=seed) / 127.5 - 1).astype(np.float32),
+        "label": rng.integers(0, 5, rows).astype(np.int32),
+        "mask": np.ones(rows, np.float32) if mask is None else np.float32(mask),
+    }
 
 
 @cache
@@ -50,10 +52,12 @@ def training(name, accumulate=1):
     """(step not compiled, state of random parameters)."""
     graph, parameters = make(name)
     optimizer, rate = make_optimizer(10, 1, **SGD)
-    step = make_step(graph, optimizer, rate, seed=0, accumulate=accumulate, label_smoothing=SMOOTHING,
-                     ema_decay=SGD["ema_decay"])
-    return step, State(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters),
-                       jax.tree.map(np.copy, parameters))
+    step = make_step(
+        graph, optimizer, rate, seed=0, accumulate=accumulate, label_smoothing=SMOOTHING, ema_decay=SGD["ema_decay"]
+    )
+    return step, State(
+        jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), jax.tree.map(np.copy, parameters)
+    )
 
 
 @cache
@@ -85,8 +89,11 @@ def test_a_masked_row_has_no_influence_whatever_its_pixels():
     first = batch(0, mask=mask)
     expected = compiled_step("vit")(training("vit")[1], first)
     for pixels in (batch(9)["video"], np.float32(np.nan)):
-        other = {**first, "video": np.where(mask[:, None, None, None, None], first["video"], pixels),
-                 "label": np.where(mask, first["label"], 0).astype(np.int32)}
+        other = {
+            **first,
+            "video": np.where(mask[:, None, None, None, None], first["video"], pixels),
+            "label": np.where(mask, first["label"], 0).astype(np.int32),
+        }
         same(compiled_step("vit")(training("vit")[1], other), expected, rtol=0, atol=0)
     assert expected[1]["count"] == mask.sum()
 
@@ -98,8 +105,10 @@ def test_the_loss_is_the_mean_over_the_rows_that_count():
     found = compiled_step("vit")(training("vit")[1], rows)[1]
     twice = {key: np.concatenate([value[:8]] * 2) for key, value in rows.items()}
     expected = compiled_step("vit")(training("vit")[1], twice)[1]
-    same((found["loss"], found["top1"], found["gradient_norm"]),
-         (expected["loss"], expected["top1"], expected["gradient_norm"]))
+    same(
+        (found["loss"], found["top1"], found["gradient_norm"]),
+        (expected["loss"], expected["top1"], expected["gradient_norm"]),
+    )
 
 
 def test_label_smoothing_mixes_the_labels_with_the_uniform_distribution():
@@ -162,8 +171,9 @@ def test_a_constant_rate_needs_no_warm_up():
 
 
 def test_clipping_bounds_the_whole_gradient():
-    optimizer, _ = make_optimizer(10, 1, name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0,
-                                  schedule="constant", clip_norm=2.0)
+    optimizer, _ = make_optimizer(
+        10, 1, name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, schedule="constant", clip_norm=2.0
+    )
     gradients = {"a": jnp.full(8, 3.0), "b": jnp.full(8, 4.0)}
     updates, _ = optimizer.update(gradients, optimizer.init(gradients), gradients)
     same(optax.tree.norm(updates), 2.0)
@@ -179,12 +189,20 @@ def test_a_duration_has_one_unit():
         duration_in_steps("optim.warmup", -1, None, 10)
 
 
-@pytest.mark.parametrize("options, field", [
-    (dict(name="adam"), "optim.name='adam'"), (dict(schedule="linear"), "optim.schedule='linear'"),
-    (dict(lr=0.0), "optim.lr=0.0"), (dict(decay="none"), "optim.decay='none'"),
-    (dict(b1=1.0), "optim.b1=1.0"),
-    (dict(ema_decay=1.0), "optim.ema_decay=1.0"), (dict(clip_norm=0.0), "optim.clip_norm=0.0"),
-    (dict(weight_decay=-1.0), "optim.weight_decay=-1.0"), (dict(warmup_steps=10), "warm-up of 10 steps")])
+@pytest.mark.parametrize(
+    "options, field",
+    [
+        (dict(name="adam"), "optim.name='adam'"),
+        (dict(schedule="linear"), "optim.schedule='linear'"),
+        (dict(lr=0.0), "optim.lr=0.0"),
+        (dict(decay="none"), "optim.decay='none'"),
+        (dict(b1=1.0), "optim.b1=1.0"),
+        (dict(ema_decay=1.0), "optim.ema_decay=1.0"),
+        (dict(clip_norm=0.0), "optim.clip_norm=0.0"),
+        (dict(weight_decay=-1.0), "optim.weight_decay=-1.0"),
+        (dict(warmup_steps=10), "warm-up of 10 steps"),
+    ],
+)
 def test_an_optimiser_that_cannot_work_is_refused(options, field):
     with pytest.raises(ConfigError, match=field):
         make_optimizer(10, 1, **options)
@@ -194,20 +212,34 @@ def test_an_optimiser_that_cannot_work_is_refused(options, field):
 
 
 SAVED = ("vit", "vtn", "stat")  # how a state is saved does not depend on the model, and takes long
-MESHES = {"data": dict(data=8), "fsdp": dict(data=2, fsdp=4), "all": dict(data=2, fsdp=2, context=2),
-          "context": dict(data=2, context=4)}
+MESHES = {
+    "data": dict(data=8),
+    "fsdp": dict(data=2, fsdp=4),
+    "all": dict(data=2, fsdp=2, context=2),
+    "context": dict(data=2, context=4),
+}
 EXCHANGED = Path(__file__).parents[1] / "goldens" / "collectives.json"
 
 
-@pytest.mark.parametrize("name, kind", [
-    ("vit", "data"), ("vit", "fsdp"), ("mevit", "context"), ("vtn:resnet", "all"),
-    *((name, "fsdp" if name in WHOLE_CLIPS else "all") for name in MODELS)])
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("vit", "data"),
+        ("vit", "fsdp"),
+        ("mevit", "context"),
+        ("vtn:resnet", "all"),
+        *((name, "fsdp" if name in WHOLE_CLIPS else "all") for name in MODELS),
+    ],
+)
 def test_eight_devices_equal_one_across_a_checkpoint(name, kind, tmp_path):
     mesh = make_mesh(**MESHES[kind])
     step, state = training(name)
     shardings = state_shardings(mesh, jax.eval_shape(lambda: state))
-    abstract = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                            jax.eval_shape(lambda: state), shardings)
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(lambda: state),
+        shardings,
+    )
     state = jax.device_put(state, shardings)
     step = quick_jit(with_mesh(mesh, step), out_shardings=(shardings, replicated_sharding(mesh)))
     step = step.lower(abstract, put_batch(mesh, batch(0))).compile()
@@ -242,9 +274,17 @@ def no_more_than_known(case, found):
             assert amount["count"] <= most["count"] and amount["bytes"] <= most["bytes"], (case, kind, amount, most)
 
 
-@pytest.mark.parametrize("scheme, options", [
-    (Time(), dict(class_keys=False, class_queries=False)), (Time(), {}), (Motion(2), {}), (Motion(3), {}),
-    (Motion(2), dict(class_keys=False, class_queries=False, kernel="cosine", cosine_index="t"))], ids=str)
+@pytest.mark.parametrize(
+    "scheme, options",
+    [
+        (Time(), dict(class_keys=False, class_queries=False)),
+        (Time(), {}),
+        (Motion(2), {}),
+        (Motion(3), {}),
+        (Motion(2), dict(class_keys=False, class_queries=False, kernel="cosine", cosine_index="t")),
+    ],
+    ids=str,
+)
 def test_groups_that_do_not_divide_are_filled_up_and_part_all_the_same(scheme, options):
     """49, 16 and 9 groups over 4 devices: nothing of patches is gathered but where 9 would become 12."""
     rng = np.random.default_rng(0)
@@ -254,7 +294,7 @@ def test_groups_that_do_not_divide_are_filled_up_and_part_all_the_same(scheme, o
 
     def loss(parameters, tokens):
         out = nnx.merge(graph, parameters)(Tokens(constrain(tokens.patches), tokens.classes))
-        return sum((x * weight).sum() for x, weight in zip(out, weights))
+        return sum((x * weight).sum() for x, weight in zip(out, weights, strict=True))
 
     mesh = make_mesh(data=2, context=4)
     gradient = jax.value_and_grad(loss, (0, 1))
@@ -272,9 +312,10 @@ def test_an_evaluation_on_eight_devices_equals_one(name):
     rows = batch(0, mask=[1] * 13 + [0] * 3)
     rows["video"] = rows["video"][:, None]
     protocol = EvalProtocol(clips=1, crops=1, batch_size=16)
-    found, expected = (Evaluator(graph, mesh, replicated_sharding(mesh), protocol).step(parameters, put_batch(mesh, rows))
-                       for mesh in (make_mesh(context=1 if name in WHOLE_CLIPS else 2),
-                                    make_mesh(devices=jax.devices()[:1])))
+    found, expected = (
+        Evaluator(graph, mesh, replicated_sharding(mesh), protocol).step(parameters, put_batch(mesh, rows))
+        for mesh in (make_mesh(context=1 if name in WHOLE_CLIPS else 2), make_mesh(devices=jax.devices()[:1]))
+    )
     same(found, expected)
     assert found.count == 13 and found.confusion.sum() == 13
 
@@ -284,14 +325,17 @@ def test_the_state_is_split_over_fsdp_and_never_along_layers(name):
     """By shape alone, at the width of ViT-Ti, or of a first stage of 48."""
     mesh = make_mesh(data=2, fsdp=4)
     optimizer, _ = make_optimizer(10, 1, **{**SGD, "name": "adamw"})
-    wide = dict(num_classes=400, width=48, heads=4) if name in DEFAULTS else \
-        dict(num_classes=400, width=192, heads=3, depth=4)
+    wide = (
+        dict(num_classes=400, width=48, heads=4)
+        if name in DEFAULTS
+        else dict(num_classes=400, width=192, heads=3, depth=4)
+    )
     make_model = maker(name, **wide)
     abstract = jax.eval_shape(partial(initial_state, make_model, optimizer, 0.9, 0))
     shardings = state_shardings(mesh, abstract)
     whole = part = 0
     leaves = jax.tree_util.tree_leaves_with_path(abstract)
-    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings)):
+    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
         share = sharding.shard_shape(leaf.shape)
         whole, part = whole + leaf.size, part + np.prod(share, dtype=int)
         if "'layers'" in jax.tree_util.keystr(path):
@@ -316,8 +360,12 @@ def test_a_device_holds_its_share_of_the_bytes():
     state = jax.device_put(state, state_shardings(mesh, jax.eval_shape(lambda: state)))
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state.parameters))
     for device in mesh.devices.flat:
-        held = sum(shard.data.nbytes for leaf in jax.tree.leaves(state.parameters)
-                   for shard in leaf.addressable_shards if shard.device == device)
+        held = sum(
+            shard.data.nbytes
+            for leaf in jax.tree.leaves(state.parameters)
+            for shard in leaf.addressable_shards
+            if shard.device == device
+        )
         assert held <= 1.05 * whole / 4
 
 
@@ -333,4 +381,4 @@ def test_a_mesh_covers_the_devices_or_is_refused_in_a_sentence():
     assert batch_sharding(parted, "label", 1).spec == P(("data", "fsdp"))
     for mesh in ((3, 1, 1), (-1, 3, 1), (8, 2, 1), (0, 1, 1), (-1, 0, 1), (-1, 16, 1), (-1, 1, 3), (-1, 1, 0)):
         with pytest.raises(ConfigError, match=r"^mesh\.data=.* mesh\.fsdp=.* mesh\.context=.*\.$"):
-            make_mesh(**dict(zip(("data", "fsdp", "context"), mesh)))
+            make_mesh(**dict(zip(("data", "fsdp", "context"), mesh, strict=True)))

@@ -19,8 +19,11 @@ from vidformers.training.step import State, initial_state, make_step
 
 def batch(seed: int, rows: int = 8):
     rng = np.random.default_rng(seed)
-    return {"video": clips(rows, seed=seed), "label": rng.integers(0, 5, rows).astype(np.int32),
-            "mask": np.float32(np.arange(rows) != 3)}
+    return {
+        "video": clips(rows, seed=seed),
+        "label": rng.integers(0, 5, rows).astype(np.int32),
+        "mask": np.float32(np.arange(rows) != 3),
+    }
 
 
 def step_and_state(name, in_backward, optimizer, **options):
@@ -47,8 +50,10 @@ NOISY = dict(depth=3, dropout=0.1, drop_path=0.2)
 ADAMW, SGD = dict(name="adamw", lr=1e-3, weight_decay=0.1), dict(name="sgd", lr=0.05, nesterov=True)
 
 
-@pytest.mark.parametrize("name, optimizer, options, mesh", [
-    ("mevit", ADAMW, NOISY | dict(class_blocks=1), dict(data=2, fsdp=2, context=2)), ("vtn", SGD, {}, None)])
+@pytest.mark.parametrize(
+    "name, optimizer, options, mesh",
+    [("mevit", ADAMW, NOISY | dict(class_blocks=1), dict(data=2, fsdp=2, context=2)), ("vtn", SGD, {}, None)],
+)
 def test_it_is_the_same_step(name, optimizer, options, mesh, float64):
     step, state = step_and_state(name, False, optimizer, **options)
     expected = two_steps(quick_jit(step), state)

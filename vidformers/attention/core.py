@@ -72,18 +72,34 @@ class SelfAttention(nnx.Module):
         ConfigError: the heads do not divide the width, or a kernel or a backend that is unknown or does not fit.
     """
 
-    def __init__(self, scheme: Scheme, width: int, heads: int, *, class_keys: bool = True, class_queries: bool = True,
-                 extra_projection: bool = False, dictionary: Dictionary | None = None, kernel: str = "softmax",
-                 cosine_index: str = "sequence", backend: str = "auto", dropout: float = 0.0, dtype=jnp.float32,
-                 masked: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        scheme: Scheme,
+        width: int,
+        heads: int,
+        *,
+        class_keys: bool = True,
+        class_queries: bool = True,
+        extra_projection: bool = False,
+        dictionary: Dictionary | None = None,
+        kernel: str = "softmax",
+        cosine_index: str = "sequence",
+        backend: str = "auto",
+        dropout: float = 0.0,
+        dtype=jnp.float32,
+        masked: bool = False,
+        rngs: nnx.Rngs,
+    ):
         check_heads(width, heads)
         check_backend(backend, kernel, dtype, width // heads)
         require(class_keys or not class_queries, "A class token that queries must be among the keys it reads.")
         require(kernel in KERNELS, f"model.kernel={kernel!r} must be one of {', '.join(KERNELS)}.")
         require(cosine_index in ("sequence", "t"), f"model.cosine_index={cosine_index!r} must be sequence or t.")
-        require(kernel != "cosine" or scheme.ordered and not class_keys,
-                "model.kernel=cosine weighs keys by their distance in a sequence, in which a class token and shifted "
-                "keys have no place.")
+        require(
+            kernel != "cosine" or scheme.ordered and not class_keys,
+            "model.kernel=cosine weighs keys by their distance in a sequence, in which a class token and shifted "
+            "keys have no place.",
+        )
         self.scheme, self.heads, self.dropout, self.masked = scheme, heads, dropout, masked
         self.kernel, self.angled, self.cosine_index, self.backend = kernel, kernel == "cosine", cosine_index, backend
         self.dictionary = nnx.data(dictionary)
@@ -124,8 +140,10 @@ class SelfAttention(nnx.Module):
 
     def _heads(self, x):
         """(... d) -> q, k, v, each (... h e)."""
-        return [rearrange(each, "... (h e) -> ... h e", h=self.heads)
-                for each in jnp.split(constrain_rows(self.qkv(self.norm(x))), 3, axis=-1)]
+        return [
+            rearrange(each, "... (h e) -> ... h e", h=self.heads)
+            for each in jnp.split(constrain_rows(self.qkv(self.norm(x))), 3, axis=-1)
+        ]
 
     def _class_heads(self, classes, groups: int):
         """(b c d) -> q, k, v of the class token of each group, each (b g h e)."""
@@ -150,8 +168,9 @@ class SelfAttention(nnx.Module):
         if filled:  # frames come together, and groups part instead
             q, k, v = (constrain(_fill(constrain(x, 2), filled), 1) for x in (q, k, v))
             classes = classes and [constrain(_fill(x, filled), 1) for x in classes]
-            members, angle = (x if x is None else np.pad(x, ((0, filled - groups), (0, 0)), mode="edge")
-                              for x in (members, angle))
+            members, angle = (
+                x if x is None else np.pad(x, ((0, filled - groups), (0, 0)), mode="edge") for x in (members, angle)
+            )
         mask = members
         if classes is not None:
             extra_q, extra_k, extra_v = (each[:, :, None] for each in classes)
@@ -160,9 +179,19 @@ class SelfAttention(nnx.Module):
             if self.class_queries:
                 q = jnp.concatenate([extra_q, q], axis=2)
         angle = angle if angle is None else angle[:, None]
-        out = attend(q, k, v, None if mask.all() else mask[:, None, None, :], angle=angle, dictionary=self.dictionary,
-                     kernel=softmax_kernel(self.backend) if self.kernel == "softmax" else get_kernel(self.kernel, masked=False))
-        out, read_by_classes = constrain_rows(out), None  # or cotangents come with heads apart, as W_O has them, and move
+        out = attend(
+            q,
+            k,
+            v,
+            None if mask.all() else mask[:, None, None, :],
+            angle=angle,
+            dictionary=self.dictionary,
+            kernel=softmax_kernel(self.backend) if self.kernel == "softmax" else get_kernel(self.kernel, masked=False),
+        )
+        out, read_by_classes = (
+            constrain_rows(out),
+            None,
+        )  # or cotangents come with heads apart, as W_O has them, and move
         if classes is not None and self.class_queries:
             read_by_classes, out = out[:, :groups, 0], out[:, :, 1:]
         if filled:
@@ -183,7 +212,7 @@ class SelfAttention(nnx.Module):
         q, k, v = (rearrange(each, "b t y x h e -> b (t y x) h e") for each in patches)
         if classes is not None:  # the class token of a group stands where the group's first patch does
             homes = Position(*(self.scheme.fold(p[None])[0, :, 0] for p in where))
-            keys = Position(*map(np.concatenate, zip(homes, keys)))
+            keys = Position(*map(np.concatenate, zip(homes, keys, strict=True)))
             k, v = jnp.concatenate([classes[1], k], axis=1), jnp.concatenate([classes[2], v], axis=1)
             if self.class_queries:
                 queries, q = keys, jnp.concatenate([classes[0], q], axis=1)
@@ -191,7 +220,9 @@ class SelfAttention(nnx.Module):
         angle = None
         if self.angled:
             angle = self.scheme.unfold(self._angles(members, grid)[None], grid).reshape(1, -1)
-        out = attend(q, k, v, mask, angle=angle, dictionary=self.dictionary, kernel=get_kernel(self.kernel, masked=True))
+        out = attend(
+            q, k, v, mask, angle=angle, dictionary=self.dictionary, kernel=get_kernel(self.kernel, masked=True)
+        )
         shape = (out.shape[0], *grid, *out.shape[2:])
         if classes is None or not self.class_queries:
             return out.reshape(shape), None

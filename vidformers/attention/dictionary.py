@@ -29,16 +29,19 @@ class Dictionary(nnx.Module):
     def __init__(self, size: int, width: int, heads: int, *, hybrid: str = "combined", rngs: nnx.Rngs):
         require(size >= 1, f"model.dictionary={size} must be at least 0.")
         require(hybrid in HYBRIDS, f"model.hybrid={hybrid!r} must be one of {', '.join(HYBRIDS)}.")
-        require(hybrid != "split_heads" or heads % 2 == 0,
-                f"model.hybrid=split_heads halves the heads, but model.heads={heads} is odd.")
+        require(
+            hybrid != "split_heads" or heads % 2 == 0,
+            f"model.hybrid=split_heads halves the heads, but model.heads={heads} is odd.",
+        )
         self.heads, self.hybrid = heads, hybrid
         self.keys = nnx.Param(entry_init(rngs.params(), (size, width)))
         self.values = nnx.Param(entry_init(rngs.params(), (size, width)))
 
     def attend(self, kernel, q, internal: Source) -> jax.Array:
         """(... h q e) -> (... h q e), or (... 2h q e) of 'multi_view', internal heads first."""
-        keys, values = (rearrange(x[...], "m (h e) -> h m e", h=self.heads).astype(q.dtype)
-                        for x in (self.keys, self.values))
+        keys, values = (
+            rearrange(x[...], "m (h e) -> h m e", h=self.heads).astype(q.dtype) for x in (self.keys, self.values)
+        )
         external = Source(keys, values)
         if self.hybrid == "combined":
             return kernel(q, [internal, external])

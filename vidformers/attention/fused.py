@@ -23,16 +23,22 @@ def softmax_kernel(backend: str):
 def check_backend(backend: str, kernel: str, dtype, head_width: int) -> None:
     """Raises ConfigError where attention of this kernel, type and width of a head has not that backend."""
     require(backend in BACKENDS, f"model.backend={backend!r} must be one of {', '.join(BACKENDS)}.")
-    require(backend in ("auto", "einsum") or kernel == "softmax",
-            f"model.backend={backend} computes softmax, not model.kernel={kernel}.")
+    require(
+        backend in ("auto", "einsum") or kernel == "softmax",
+        f"model.backend={backend} computes softmax, not model.kernel={kernel}.",
+    )
     if backend == "cudnn":
         here = jax.default_backend()
         require(here == "gpu", f"model.backend=cudnn is for NVIDIA's GPUs, and this machine computes on {here}.")
-        require(dtype == jnp.bfloat16,
-                f"model.backend=cudnn computes in bfloat16: set model.dtype, which is {jnp.dtype(dtype).name}.")
-        require(head_width % 8 == 0 and head_width <= 128,
-                f"model.backend=cudnn takes heads whose width is a multiple of 8 up to 128, not model.width / "
-                f"model.heads={head_width}.")
+        require(
+            dtype == jnp.bfloat16,
+            f"model.backend=cudnn computes in bfloat16: set model.dtype, which is {jnp.dtype(dtype).name}.",
+        )
+        require(
+            head_width % 8 == 0 and head_width <= 128,
+            f"model.backend=cudnn takes heads whose width is a multiple of 8 up to 128, not model.width / "
+            f"model.heads={head_width}.",
+        )
 
 
 def _fused(implementation: str, q, sources):
@@ -41,8 +47,9 @@ def _fused(implementation: str, q, sources):
     cuDNN's function takes neither masks of an odd size nor, on several devices, keys that lie otherwise than queries,
     as those of a dictionary do: such attention stays with einsums.
     """
-    if implementation == "cudnn" and (len(sources) > 1 or sources[0].mask is not None
-                                      or sources[0].k.shape[:-2] != q.shape[:-2]):
+    if implementation == "cudnn" and (
+        len(sources) > 1 or sources[0].mask is not None or sources[0].k.shape[:-2] != q.shape[:-2]
+    ):
         return softmax(q, sources)
     lead, (_, queries, _) = q.shape[:-3], q.shape[-3:]
 
@@ -58,8 +65,13 @@ def _fused(implementation: str, q, sources):
         parts = [jnp.asarray(True if source.mask is None else source.mask) for source in sources]
         parts = [part.reshape((1,) * (3 - part.ndim) + part.shape) for part in parts]
         heads = max(part.shape[-3] for part in parts)
-        return jnp.concatenate([flat(jnp.broadcast_to(part, (*part.shape[:-3], heads, queries, source.k.shape[-2])))
-                                for part, source in zip(parts, sources)], axis=-1)
+        return jnp.concatenate(
+            [
+                flat(jnp.broadcast_to(part, (*part.shape[:-3], heads, queries, source.k.shape[-2])))
+                for part, source in zip(parts, sources, strict=True)
+            ],
+            axis=-1,
+        )
 
     k, v = (jnp.concatenate([flat(getattr(source, name)) for source in sources], axis=-2) for name in "kv")
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (flat(q), k, v))  # to (b n h e)

@@ -68,8 +68,10 @@ def _scores(q, sources) -> list:
 
 def weighted_values(weights, q, sources):
     """The values of each source by its weights (... h q k), summed up in the type of q: (... h q e)."""
-    return sum(jnp.einsum("...qk,...ke->...qe", part.astype(q.dtype), source.v)
-               for part, source in zip(weights, sources))
+    return sum(
+        jnp.einsum("...qk,...ke->...qe", part.astype(q.dtype), source.v)
+        for part, source in zip(weights, sources, strict=True)
+    )
 
 
 def linear_attention(q, sources):

@@ -44,12 +44,24 @@ class LongformerAttention(nnx.Module):
         ConfigError: the heads do not divide the width, or a window that is odd or below 4.
     """
 
-    def __init__(self, width: int, heads: int, window: int, *, tie_global: bool = False,
-                 dictionary: Dictionary | None = None, dropout: float = 0.0, dtype=jnp.float32, masked: bool = False,
-                 rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        window: int,
+        *,
+        tie_global: bool = False,
+        dictionary: Dictionary | None = None,
+        dropout: float = 0.0,
+        dtype=jnp.float32,
+        masked: bool = False,
+        rngs: nnx.Rngs,
+    ):
         check_heads(width, heads)
-        require(isinstance(window, int) and window >= 4 and window % 2 == 0,
-                f"model.window={window} must be an even number of frames, at least 4.")
+        require(
+            isinstance(window, int) and window >= 4 and window % 2 == 0,
+            f"model.window={window} must be an even number of frames, at least 4.",
+        )
         self.heads, self.reach, self.dropout, self.masked = heads, window // 2, dropout, masked
         self.tie_global, self.kernel, self.dictionary = tie_global, softmax, nnx.data(dictionary)
 
@@ -69,9 +81,12 @@ class LongformerAttention(nnx.Module):
 
     def branch(self, series: FrameSequence, of_frames: Noise | None = None, of_token: Noise | None = None):
         """The update (b n d), without the residual and its norm; the noises thin out attention weights."""
-        kernels = [self.kernel if noise is None else partial(
-            softmax_with_dropout, drop=lambda weights, noise=noise: dropout(weights, self.dropout, noise))
-            for noise in (of_frames, of_token)]
+        kernels = [
+            self.kernel
+            if noise is None
+            else partial(softmax_with_dropout, drop=lambda weights, noise=noise: dropout(weights, self.dropout, noise))
+            for noise in (of_frames, of_token)
+        ]
         tokens, valid = series
         frames = token = self._heads(self.qkv(tokens), 3)
         if not self.tie_global:

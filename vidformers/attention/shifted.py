@@ -57,14 +57,21 @@ class Shifted(Frame):
 
     def __post_init__(self):
         require(self.direction in ("heads", "patches"), f"model.direction={self.direction!r} must be heads or patches.")
-        require(bool(self.moved) and "".join(x for x in "QKV" if x in self.moved) == self.moved,
-                f"model.moved={self.moved!r} must be one of Q, K, V, QK, QV, KV, QKV.")
-        require(self.before >= 0 and self.after >= 0,
-                f"model.before={self.before} and model.after={self.after} must be at least 0.")
+        require(
+            bool(self.moved) and "".join(x for x in "QKV" if x in self.moved) == self.moved,
+            f"model.moved={self.moved!r} must be one of Q, K, V, QK, QV, KV, QKV.",
+        )
+        require(
+            self.before >= 0 and self.after >= 0,
+            f"model.before={self.before} and model.after={self.after} must be at least 0.",
+        )
         check_boundary(self.boundary)
 
     def move(self, patches, classes):
-        pairs = [self._move(*pair) if name in self.moved else pair for name, *pair in zip("QKV", patches, classes)]
+        pairs = [
+            self._move(*pair) if name in self.moved else pair
+            for name, *pair in zip("QKV", patches, classes, strict=True)
+        ]
         return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
     def _move(self, patches, classes):

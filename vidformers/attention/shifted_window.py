@@ -33,14 +33,30 @@ class ShiftedWindowAttention(nnx.Module):
         ConfigError: the heads do not divide the width, an impossible window, or another kernel than softmax.
     """
 
-    def __init__(self, width: int, heads: int, *, window: tuple[int, int, int], shifted: bool,
-                 dictionary: Dictionary | None = None, kernel: str = "softmax", dropout: float = 0.0,
-                 dtype=jnp.float32, masked: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        window: tuple[int, int, int],
+        shifted: bool,
+        dictionary: Dictionary | None = None,
+        kernel: str = "softmax",
+        dropout: float = 0.0,
+        dtype=jnp.float32,
+        masked: bool = False,
+        rngs: nnx.Rngs,
+    ):
         check_heads(width, heads)
-        require(len(window) == 3 and min(window) >= 1,
-                f"model.window={tuple(window)} must be three numbers (t, y, x) of at least 1 patch.")
-        require(kernel == "softmax", f"model.kernel={kernel!r} has no scores to which window attention could add its "
-                                     "position bias: use model.kernel=softmax.")
+        require(
+            len(window) == 3 and min(window) >= 1,
+            f"model.window={tuple(window)} must be three numbers (t, y, x) of at least 1 patch.",
+        )
+        require(
+            kernel == "softmax",
+            f"model.kernel={kernel!r} has no scores to which window attention could add its "
+            "position bias: use model.kernel=softmax.",
+        )
         self.heads, self.window, self.shifted = heads, tuple(window), shifted
         self.dropout, self.masked, self.kernel = dropout, masked, softmax
         self.dictionary = nnx.data(dictionary)
@@ -62,17 +78,17 @@ class ShiftedWindowAttention(nnx.Module):
     def padded(self, patches):
         """Patches (b t y x d) of a grid that the window divides."""
         grid = patches.shape[1:4]
-        return jnp.pad(patches, [(0, 0), *((0, -n % w) for n, w in zip(grid, self.clip(grid)[0])), (0, 0)])
+        return jnp.pad(patches, [(0, 0), *((0, -n % w) for n, w in zip(grid, self.clip(grid)[0], strict=True)), (0, 0)])
 
     def attend(self, q, k, v, grid):
         """Padded (b t y x h e) each -> what they read, on the grid."""
         out = (self._masked if self.masked else self._gathered)(q, k, v, *self.clip(grid))
-        return out[:, :grid[0], :grid[1], :grid[2]]
+        return out[:, : grid[0], : grid[1], : grid[2]]
 
     def clip(self, grid):
         """The window (t, y, x) on this grid and how far it is shifted."""
         window = tuple(map(min, grid, self.window))
-        return window, tuple(w // 2 if self.shifted and n > w else 0 for n, w in zip(grid, self.window))
+        return window, tuple(w // 2 if self.shifted and n > w else 0 for n, w in zip(grid, self.window, strict=True))
 
     def _gathered(self, q, k, v, window, shift):
         grid = q.shape[1:4]
@@ -81,16 +97,18 @@ class ShiftedWindowAttention(nnx.Module):
         home, _ = _places(grid, window, shift)
         home = _fold(np.roll(home, [-s for s in shift], (0, 1, 2))[None], window)[0]
         mask = (home[:, :, None] == home[:, None, :])[:, None] if any(shift) else None
-        out = attend(q, k, v, mask, bias=self._bias(np.arange(np.prod(window))), dictionary=self.dictionary,
-                     kernel=self.kernel)
+        out = attend(
+            q, k, v, mask, bias=self._bias(np.arange(np.prod(window))), dictionary=self.dictionary, kernel=self.kernel
+        )
         return jnp.roll(_unfold(out, grid, window), shift, (1, 2, 3))
 
     def _masked(self, q, k, v, window, shift):
         grid = q.shape[1:4]
         home, entry = (each.ravel() for each in _places(grid, window, shift))
         q, k, v = (rearrange(each, "b t y x h e -> b (t y x) h e") for each in (q, k, v))
-        out = attend(q, k, v, home[:, None] == home, bias=self._bias(entry), dictionary=self.dictionary,
-                     kernel=self.kernel)
+        out = attend(
+            q, k, v, home[:, None] == home, bias=self._bias(entry), dictionary=self.dictionary, kernel=self.kernel
+        )
         return rearrange(out, "b (t y x) h e -> b t y x h e", t=grid[0], y=grid[1])
 
     def _bias(self, entry):
@@ -112,14 +130,14 @@ def _fold(patches, window):
 
 def _unfold(windows, grid, window):
     """b g n ... -> b t y x ..."""
-    (t, y, _), (i, j, k) = (n // w for n, w in zip(grid, window)), window
+    (t, y, _), (i, j, k) = (n // w for n, w in zip(grid, window, strict=True)), window
     return rearrange(windows, "b (t y x) (i j k) ... -> b (t i) (y j) (x k) ...", t=t, y=y, i=i, j=j, k=k)
 
 
 def _places(grid, window, shift):
     """For every patch of the grid (t y x), which window it is in and as which entry of it."""
-    where = [np.arange(n) - s for n, s in zip(grid, shift)]
-    homes = np.meshgrid(*(p // w + 1 for p, w in zip(where, window)), indexing="ij")
-    entries = np.meshgrid(*(p % w for p, w in zip(where, window)), indexing="ij")
-    counts = [n // w + 2 for n, w in zip(grid, window)]
+    where = [np.arange(n) - s for n, s in zip(grid, shift, strict=True)]
+    homes = np.meshgrid(*(p // w + 1 for p, w in zip(where, window, strict=True)), indexing="ij")
+    entries = np.meshgrid(*(p % w for p, w in zip(where, window, strict=True)), indexing="ij")
+    counts = [n // w + 2 for n, w in zip(grid, window, strict=True)]
     return np.ravel_multi_index(homes, counts), np.ravel_multi_index(entries, window)

@@ -38,9 +38,22 @@ class ShrinkingAttention(nnx.Module):
         ConfigError: the heads do not divide the width, an even window, an unknown long_key or kernel.
     """
 
-    def __init__(self, width: int, heads: int, *, kv_stride: int = 1, pool_queries: bool = False, window: int = 3,
-                 long_key: str = "class", dictionary: Dictionary | None = None, kernel: str = "softmax",
-                 dropout: float = 0.0, dtype=jnp.float32, masked: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        kv_stride: int = 1,
+        pool_queries: bool = False,
+        window: int = 3,
+        long_key: str = "class",
+        dictionary: Dictionary | None = None,
+        kernel: str = "softmax",
+        dropout: float = 0.0,
+        dtype=jnp.float32,
+        masked: bool = False,
+        rngs: nnx.Rngs,
+    ):
         check_heads(width, heads)
         require(window >= 1 and window % 2 == 1, f"model.window={window} must be odd and at least 1.")
         require(long_key in ("class", "mean", "none"), f"model.long_key={long_key!r} must be class, mean or none.")
@@ -88,8 +101,12 @@ class ShrinkingAttention(nnx.Module):
         """Queries of patches (b t y x d) and class tokens (b t d), and `levels` -> what they read, (b t 1+n h e)."""
         q = jnp.concatenate([classes[:, :, None], rearrange(q, "b t y x d -> b t (y x) d")], axis=2)
         *qkv, mask = _together(q, levels) if self.masked else _by_frame(q, levels)
-        out = attend(*(rearrange(x, "... (h e) -> ... h e", h=self.heads) for x in qkv), mask,
-                     dictionary=self.dictionary, kernel=get_kernel(self.kernel, self.masked))
+        out = attend(
+            *(rearrange(x, "... (h e) -> ... h e", h=self.heads) for x in qkv),
+            mask,
+            dictionary=self.dictionary,
+            kernel=get_kernel(self.kernel, self.masked),
+        )
         return out.reshape(*q.shape[:3], *out.shape[-2:])
 
 
@@ -103,7 +120,7 @@ def _by_frame(q, levels):
             continue
         r = max(offsets)
         padded = jnp.pad(level, [(0, 0), (0, 0), (r, r), (0, 0), (0, 0)])
-        keys += [padded[:, :, r + offset:][:, :, :t] for offset in offsets]
+        keys += [padded[:, :, r + offset :][:, :, :t] for offset in offsets]
         frames = np.arange(t)[:, None] + offsets
         visible.append(np.repeat((frames >= 0) & (frames < t), level.shape[3], axis=1))
     mask = np.concatenate(visible, axis=1)

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from flax import nnx
-from input_pipeline.files import write_bytes, write_text
 
+from input_pipeline.files import write_bytes, write_text
 from vidformers.errors import require
 from vidformers.inference.predict import CLIP_FIELDS, load_for_command, read_run_json
 from vidformers.models.vtn import TemporalEncoder
@@ -40,11 +40,14 @@ def export(config: dict, workdir, out: str) -> None:
     run = read_run_json(workdir)
     predictor = load_for_command(config, workdir)
     about = {
-        "model": own.resolve_size(config["model"]), "id2label": dict(enumerate(predictor.classes)),
+        "model": own.resolve_size(config["model"]),
+        "id2label": dict(enumerate(predictor.classes)),
         "frames": {name: config["data"][name] for name in CLIP_FIELDS},
         "views": {name: config["eval"][name] for name in ("clips", "crops", "average")},
-        "step": predictor.step, "commit": run["commit"],
-        "data": {split: run["data"][split] for split in ("train", "val")}}
+        "step": predictor.step,
+        "commit": run["commit"],
+        "data": {split: run["data"][split] for split in ("train", "val")},
+    }
     make_model = predictor.make_model
     if "frames_at_once" in config["model"]:  # a loop over frames needs to know how many there are
         make_model = partial(make_model, frames_at_once=None)
@@ -66,14 +69,28 @@ def write(folder: Path, make_model, parameters, about: dict) -> None:
     _check_free(folder)
     model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
     mean, std = about["model"]["mean"], about["model"]["std"]
-    config = FORMAT | about | {
-        "inputs": inputs(model), "colours": "rgb", "range": [0, 255],
-        "normalisation": "inside the program: (video / 255 - image_mean) / image_std", "image_mean": mean,
-        "image_std": std}
-    words = {"model": about["model"]["name"], "classes": len(about["id2label"]), "step": about["step"],
-             "shape": " x ".join(map(str, model.shape)), "jax": jax.__version__, "platforms": ", ".join(PLATFORMS),
-             "flatbuffers": importlib.metadata.version("flatbuffers"), "arguments": " ".join(
-                 f"{name}.npy" for name in config["inputs"])}
+    config = (
+        FORMAT
+        | about
+        | {
+            "inputs": inputs(model),
+            "colours": "rgb",
+            "range": [0, 255],
+            "normalisation": "inside the program: (video / 255 - image_mean) / image_std",
+            "image_mean": mean,
+            "image_std": std,
+        }
+    )
+    words = {
+        "model": about["model"]["name"],
+        "classes": len(about["id2label"]),
+        "step": about["step"],
+        "shape": " x ".join(map(str, model.shape)),
+        "jax": jax.__version__,
+        "platforms": ", ".join(PLATFORMS),
+        "flatbuffers": importlib.metadata.version("flatbuffers"),
+        "arguments": " ".join(f"{name}.npy" for name in config["inputs"]),
+    }
     readme = Template((_BESIDE / "README.md").read_text(encoding="utf-8")).substitute(words)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of an export that was killed
@@ -90,8 +107,10 @@ def write(folder: Path, make_model, parameters, about: dict) -> None:
 
 
 def _check_free(folder: Path) -> None:
-    require(not folder.exists() or folder.is_dir() and not any(folder.iterdir()),
-            f"--out={folder} is there already and is no empty folder.")
+    require(
+        not folder.exists() or folder.is_dir() and not any(folder.iterdir()),
+        f"--out={folder} is there already and is no empty folder.",
+    )
 
 
 def inputs(model) -> dict:
@@ -104,8 +123,10 @@ def inputs(model) -> dict:
 
 def arrays(parameters) -> dict[str, np.ndarray]:
     """A tree of parameters as float32 by path, its parts joined by dots."""
-    return {_name(path): np.ascontiguousarray(jax.device_get(leaf), np.float32)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(parameters)}
+    return {
+        _name(path): np.ascontiguousarray(jax.device_get(leaf), np.float32)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(parameters)
+    }
 
 
 def program(model) -> jax.export.Exported:

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from flax import nnx
-from input_pipeline.files import write_bytes
 
 from input_pipeline import Pipeline
 from input_pipeline.annotations import Record
+from input_pipeline.files import write_bytes
 from input_pipeline.sources.files import is_video, read_lines
 from vidformers import pretrained
 from vidformers.errors import ConfigError, require
@@ -121,30 +121,47 @@ class Predictor:
         frames, context = self.protocol.frames or self._data["frames"], self._mesh.shape["context"]
         require(frames % context == 0, f"The {frames} frames of a clip must be divisible by mesh.context={context}.")
         # As many for each device.
-        self._batch_size = -(-(self.protocol.batch_size or _VIDEOS) // num_batch_shards(self._mesh)) * num_batch_shards(self._mesh)
+        self._batch_size = -(-(self.protocol.batch_size or _VIDEOS) // num_batch_shards(self._mesh)) * num_batch_shards(
+            self._mesh
+        )
         optimizer, _ = make_optimizer(1, 1, **config["optim"] | dict(warmup_steps=None, warmup_epochs=None))
         make_model = partial(build, **config["model"])
         if self.protocol.frames is not None:
             make_model = partial(make_model, frames=self.protocol.frames)
         self.make_model = make_model
         graph, abstract = abstract_state(make_model, optimizer, config["optim"]["ema_decay"], self._mesh)
-        self.graph, self.parameters = graph, (self._published(config["init"], abstract) if published else
-                                              self._trained(config["checkpoint"], workdir, abstract))
+        self.graph, self.parameters = (
+            graph,
+            (
+                self._published(config["init"], abstract)
+                if published
+                else self._trained(config["checkpoint"], workdir, abstract)
+            ),
+        )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.parameters)
 
         def answer(parameters, batch):
-            return log_probabilities_and_features(fuse_projections(nnx.merge(graph, parameters)), batch["video"], batch["index"], self.protocol.average,
-                           self.protocol.views_at_once)
-        self._answer = jax.jit(with_mesh(self._mesh, answer), in_shardings=(shardings, None),
-                               out_shardings=replicated_sharding(self._mesh))
+            return log_probabilities_and_features(
+                fuse_projections(nnx.merge(graph, parameters)),
+                batch["video"],
+                batch["index"],
+                self.protocol.average,
+                self.protocol.views_at_once,
+            )
+
+        self._answer = jax.jit(
+            with_mesh(self._mesh, answer), in_shardings=(shardings, None), out_shardings=replicated_sharding(self._mesh)
+        )
 
     def _compare(self, run, config, workdir):
         """Takes the classes of a run and sees whether it is of this model."""
         for field, before, now in own.model_differences(run["config"]["model"], config["model"]):
             require(False, f"--workdir={workdir} holds a run with model.{field}={before!r}, not {now!r}.")
-        self.remarks = [f"Clips are cut with data.{field}={config['data'][field]!r}, in training with {before!r}."
-                        for field, before in run["config"]["data"].items()
-                        if field in CLIP_FIELDS and json.loads(json.dumps(config["data"][field])) != before]
+        self.remarks = [
+            f"Clips are cut with data.{field}={config['data'][field]!r}, in training with {before!r}."
+            for field, before in run["config"]["data"].items()
+            if field in CLIP_FIELDS and json.loads(json.dumps(config["data"][field])) != before
+        ]
         self.classes = tuple(run["data"]["classes"])
 
     def _trained(self, section, workdir, abstract):
@@ -189,12 +206,15 @@ class Predictor:
     @cached_property
     def _explainer(self):
         from vidformers.inference.explain.explainer import Explainer  # draws pictures, which predictions do without
+
         return Explainer(self)
 
     def best(self, probabilities, top: int = _TOP) -> list[tuple[str, float]]:
         """The names of the `top` likeliest classes with their probabilities, the likeliest first."""
-        return [(self.classes[label], float(probabilities[label]))
-                for label in np.argsort(-probabilities, kind="stable")[:top]]
+        return [
+            (self.classes[label], float(probabilities[label]))
+            for label in np.argsort(-probabilities, kind="stable")[:top]
+        ]
 
     def each(self, videos: Sequence) -> Iterator[Prediction]:
         """A `Prediction` of each video, in order, decoded by `data.workers` processes and computed in batches."""
@@ -206,21 +226,27 @@ class Predictor:
                 log_p, features = jax.device_get(self._answer(self.parameters, rows))
                 for row in np.flatnonzero(batch["id"] >= 0):
                     path, error = os.fspath(videos[batch["id"][row]]), _error(batch, row)
-                    yield (Prediction(path, None, None, error) if error else
-                           Prediction(path, np.exp(log_p[row]), features[row], ""))
+                    yield (
+                        Prediction(path, None, None, error)
+                        if error
+                        else Prediction(path, np.exp(log_p[row]), features[row], "")
+                    )
 
     def clips(self, videos: Sequence) -> Iterator[Clip]:
         """The `Clip` in the middle of each video, in order, as the model sees it."""
         with self._batches(videos, 1, 1, 1) as batches:
-            for video, batch in zip(videos, batches):
+            for video, batch in zip(videos, batches, strict=True):
                 yield Clip(os.fspath(video), batch["video"][0, 0], batch["index"][0, 0], _error(batch, 0))
 
     def _batches(self, videos, batch_size, clips, crops):
         records = [Record(number, os.fspath(video), 0, 0) for number, video in enumerate(videos)]
         # One video is decoded here: starting a process takes longer, and asks scripts for their __main__ guard.
         pipeline = Pipeline(**self._data | {"workers": 0} if len(videos) == 1 else self._data)
-        return closing(pipeline.val_batches(batch_size=batch_size, clips=clips, crops=crops,
-                                            frames=self.protocol.frames, records=records))
+        return closing(
+            pipeline.val_batches(
+                batch_size=batch_size, clips=clips, crops=crops, frames=self.protocol.frames, records=records
+            )
+        )
 
 
 def _error(batch, row) -> str:
@@ -242,8 +268,12 @@ def find_videos(source: str) -> list[str]:
         ConfigError: there are none.
     """
     if os.path.isdir(source):
-        found = sorted(os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names
-                       if is_video(name) and not name.startswith("."))
+        found = sorted(
+            os.path.join(folder, name)
+            for folder, _, names in os.walk(source)
+            for name in names
+            if is_video(name) and not name.startswith(".")
+        )
     elif source.endswith((".txt", ".csv")):
         folder = os.path.dirname(source)
         found = [os.path.join(folder, line) for _, line in read_lines(source)]
@@ -267,8 +297,10 @@ def predict(config: dict, workdir, video: str, out: str | None = None, features:
     if features:
         done = 0
     predictor = load_for_command(config, workdir)
-    log(f"{workdir} at step {predictor.step}, {predictor.protocol.name} views: {len(videos) - done} videos"
-        + (f", after the {done} that {out} holds already." if done else "."))
+    log(
+        f"{workdir} at step {predictor.step}, {predictor.protocol.name} views: {len(videos) - done} videos"
+        + (f", after the {done} that {out} holds already." if done else ".")
+    )
     kept, bad, count, start = {}, 0, 0, time.perf_counter()
     file = open(out, "a" if done else "w", encoding="utf-8") if out else None
     try:
@@ -277,8 +309,14 @@ def predict(config: dict, workdir, video: str, out: str | None = None, features:
                 bad += bool(found.error)
                 best = None if found.error else predictor.best(found.probabilities)
                 if file:
-                    file.write(json.dumps({"video": found.video, "error": found.error} if found.error else {
-                        "video": found.video, "top": [{"class": name, "probability": p} for name, p in best]}) + "\n")
+                    file.write(
+                        json.dumps(
+                            {"video": found.video, "error": found.error}
+                            if found.error
+                            else {"video": found.video, "top": [{"class": name, "probability": p} for name, p in best]}
+                        )
+                        + "\n"
+                    )
                     file.flush()
                 if found.error:
                     log(f"Left out, it will not decode: {found.error}")
@@ -309,12 +347,12 @@ def _done(out, videos) -> int:
     if not path.exists():
         return 0
     text = path.read_text(encoding="utf-8")
-    whole = text[:text.rfind("\n") + 1]
+    whole = text[: text.rfind("\n") + 1]
     try:
         rows = [json.loads(line)["video"] for line in whole.splitlines()]
     except (ValueError, LookupError, TypeError):
         raise ConfigError(f"--out={out} is there and holds something else than predictions.") from None
-    require(rows == videos[:len(rows)], f"--out={out} holds predictions of other videos; give another file.")
+    require(rows == videos[: len(rows)], f"--out={out} holds predictions of other videos; give another file.")
     if whole != text:
         write_bytes(path, whole.encode())
     return len(rows)

@@ -22,13 +22,14 @@ def _convolve(x, kernel, strides, padding, **how):
 def _with_gradient_by_places(convolve, strides, padding, depthwise: bool):
     """`convolve` of x (b y x d) or (b t y x d), with a gradient of its own on CPUs: that of a sum of products, one for
     each place in the kernel. XLA's own gradient of such convolutions is a loop over numbers there, 20 times as slow."""
+
     def by_places(x, kernel):
         wide = jnp.promote_types(x.dtype, jnp.float32)
         padded, kernel = jnp.pad(x.astype(wide), ((0, 0), *padding, (0, 0))), kernel.astype(wide)
-        ends = [side - size + 1 for side, size in zip(padded.shape[1:-1], kernel.shape)]
+        ends = [side - size + 1 for side, size in zip(padded.shape[1:-1], kernel.shape[:-2], strict=True)]
 
         def product(place):
-            read = padded[:, *(slice(i, i + end, stride) for i, end, stride in zip(place, ends, strides))]
+            read = padded[:, *(slice(i, i + end, stride) for i, end, stride in zip(place, ends, strides, strict=True))]
             return read * kernel[place] if depthwise else read @ kernel[place]
 
         return sum(map(product, np.ndindex(kernel.shape[:-2]))).astype(x.dtype)
@@ -37,9 +38,12 @@ def _with_gradient_by_places(convolve, strides, padding, depthwise: bool):
         return jax.vjp(function, x, kernel)[1](cotangent)
 
     run = jax.custom_vjp(convolve)
-    run.defvjp(lambda x, kernel: (convolve(x, kernel), (x, kernel)),
-               lambda saved, cotangent: jax.lax.platform_dependent(
-                   *saved, cotangent, cpu=partial(gradient, by_places), default=partial(gradient, convolve)))
+    run.defvjp(
+        lambda x, kernel: (convolve(x, kernel), (x, kernel)),
+        lambda saved, cotangent: jax.lax.platform_dependent(
+            *saved, cotangent, cpu=partial(gradient, by_places), default=partial(gradient, convolve)
+        ),
+    )
     return run
 
 
@@ -61,11 +65,31 @@ class Convolution(nnx.Module):
         scale: that each channel starts with.
     """
 
-    def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1, groups: int = 1, scale: float = 1.0,
-                 kernel_init=nnx.initializers.lecun_normal(), dtype=jnp.float32, rngs: nnx.Rngs):
-        self.convolution = Conv(inputs, outputs, (size, size), strides=stride, padding=size // 2,
-                                feature_group_count=groups, use_bias=False, kernel_init=kernel_init, dtype=dtype,
-                                rngs=rngs)
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        scale: float = 1.0,
+        kernel_init=nnx.initializers.lecun_normal(),
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.convolution = Conv(
+            inputs,
+            outputs,
+            (size, size),
+            strides=stride,
+            padding=size // 2,
+            feature_group_count=groups,
+            use_bias=False,
+            kernel_init=kernel_init,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.scale = nnx.Param(jnp.full(outputs, scale))
         self.bias = nnx.Param(jnp.zeros(outputs))
 

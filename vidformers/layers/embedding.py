@@ -35,19 +35,35 @@ class Embedding(nnx.Module):
         ConfigError: the patch does not divide the clip, or an unknown choice of positions.
     """
 
-    def __init__(self, width: int, *, frames: int, image_size: int, patch_size: int, temporal, mean, std,
-                 patch_frames: int = 1, positions: str = "separate", dtype=jnp.float32, rngs: nnx.Rngs):
-        require(patch_size >= 1 and image_size % patch_size == 0 and image_size > 0,
-                f"model.patch_size={patch_size} must divide model.image_size={image_size}.")
-        require(patch_frames >= 1 and frames % patch_frames == 0,
-                f"model.patch_frames={patch_frames} must divide model.frames={frames}.")
+    def __init__(
+        self,
+        width: int,
+        *,
+        frames: int,
+        image_size: int,
+        patch_size: int,
+        temporal,
+        mean,
+        std,
+        patch_frames: int = 1,
+        positions: str = "separate",
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        require(
+            patch_size >= 1 and image_size % patch_size == 0 and image_size > 0,
+            f"model.patch_size={patch_size} must divide model.image_size={image_size}.",
+        )
+        require(
+            patch_frames >= 1 and frames % patch_frames == 0,
+            f"model.patch_frames={patch_frames} must divide model.frames={frames}.",
+        )
         require(positions in ("separate", "joint"), f"model.positions={positions!r} must be separate or joint.")
         side, self.joint = image_size // patch_size, positions == "joint"
         self.shape, self.patch_size, self.patch_frames = (frames, image_size, image_size, 3), patch_size, patch_frames
         self.grid = (frames // patch_frames, side, side)
         self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
-        self.patch = Linear(3 * patch_frames * patch_size**2, width, kernel_init=square_init, dtype=dtype,
-                                rngs=rngs)
+        self.patch = Linear(3 * patch_frames * patch_size**2, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
         places = side**2 * (self.grid[0] if self.joint else 1)
         self.space = nnx.Param(position_init(rngs.params(), (1 + places, width)))
         self.time = nnx.data(None)
@@ -56,8 +72,13 @@ class Embedding(nnx.Module):
 
     def __call__(self, video):
         video = normalise(video, self.mean, self.std, self.dtype)
-        patches = rearrange(video, "b (t r) (y p) (x q) c -> b t y x (r p q c)",
-                            r=self.patch_frames, p=self.patch_size, q=self.patch_size)
+        patches = rearrange(
+            video,
+            "b (t r) (y p) (x q) c -> b t y x (r p q c)",
+            r=self.patch_frames,
+            p=self.patch_size,
+            q=self.patch_size,
+        )
         patches = self.patch(patches)
         _, y, x = self.grid
         patches += rearrange(self.space[1:], "(t y x) d -> t y x d", y=y, x=x).astype(self.dtype)

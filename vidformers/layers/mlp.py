@@ -26,8 +26,18 @@ def gelu_tanh(x):
 class Mlp(nnx.Module):
     """tokens + W_2 GELU(W_1 LN tokens), on patches and class tokens alike, or on class tokens alone (MEViT eq. 5)."""
 
-    def __init__(self, width: int, hidden: int, *, patches: bool = True, norm_epsilon: float = 1e-6, activation=gelu,
-                 dropout: float = 0.0, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        patches: bool = True,
+        norm_epsilon: float = 1e-6,
+        activation=gelu,
+        dropout: float = 0.0,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.patches, self.dropout, self.activation = patches, dropout, activation
         self.norm = nnx.LayerNorm(width, epsilon=norm_epsilon, dtype=dtype, rngs=rngs)
         self.wide = Linear(width, hidden, kernel_init=glorot, dtype=dtype, rngs=rngs)

@@ -37,7 +37,7 @@ def add_branch(tokens: Tokens, patches, classes, rate: float, noise: Noise | Non
     A branch given as None leaves its tokens as they were, bit for bit.
     """
     if noise is None:
-        return Tokens(*(x if dx is None else x + dx for x, dx in zip(tokens, (patches, classes))))
+        return Tokens(*(x if dx is None else x + dx for x, dx in zip(tokens, (patches, classes), strict=True)))
     path, *drops = noise.split(3)
     keep = 1.0 - noise.drop_path
     kept = jax.random.bernoulli(path.key, keep, (tokens.patches.shape[0],)) / keep

@@ -22,8 +22,15 @@ class Size(NamedTuple):
     depth: int
 
 
-SIZES = {"Ti": Size(192, 3, 12), "S": Size(384, 6, 12), "B": Size(768, 12, 12), "L": Size(1024, 16, 24),
-         "Swin-T": Size(96, 3, 12), "CvT-13": Size(64, 1, 13), "STAT": Size(192, 2, 15)}
+SIZES = {
+    "Ti": Size(192, 3, 12),
+    "S": Size(384, 6, 12),
+    "B": Size(768, 12, 12),
+    "L": Size(1024, 16, 24),
+    "Swin-T": Size(96, 3, 12),
+    "CvT-13": Size(64, 1, 13),
+    "STAT": Size(192, 2, 15),
+}
 
 
 @dataclass(kw_only=True)
@@ -65,18 +72,24 @@ class ModelConfig:
         self.width = width if self.width is None else self.width
         self.heads = heads if self.heads is None else self.heads
         self.depth = depth if self.depth is None else self.depth
-        require(self.width > 0 and self.mlp_ratio > 0 and self.depth >= 0,
-                "model.width and model.mlp_ratio must be positive, model.depth at least 0.")
+        require(
+            self.width > 0 and self.mlp_ratio > 0 and self.depth >= 0,
+            "model.width and model.mlp_ratio must be positive, model.depth at least 0.",
+        )
         check_heads(self.width, self.heads)
         require(self.frames >= 1, f"model.frames={self.frames} must be at least 1.")
-        require(len(self.mean) == len(self.std) == 3 and all(s > 0 for s in self.std),
-                "model.mean and model.std must each hold three numbers, those of model.std above 0.")
+        require(
+            len(self.mean) == len(self.std) == 3 and all(s > 0 for s in self.std),
+            "model.mean and model.std must each hold three numbers, those of model.std above 0.",
+        )
         for name in ("dropout", "drop_path"):
             rate = getattr(self, name)
             require(0.0 <= rate < 1.0, f"model.{name}={rate} must be at least 0 and below 1.")
         require(self.dictionary >= 0, f"model.dictionary={self.dictionary} must be at least 0.")
-        require(self.dtype in ("float32", "bfloat16", "float64"),
-                f"model.dtype={self.dtype!r} must be float32, bfloat16 or float64.")
+        require(
+            self.dtype in ("float32", "bfloat16", "float64"),
+            f"model.dtype={self.dtype!r} must be float32, bfloat16 or float64.",
+        )
         self.compute = dict(dtype=jnp.dtype(self.dtype), dropout=self.dropout)
 
     def make_dictionary(self, rngs) -> Dictionary | None:
@@ -87,10 +100,22 @@ class ModelConfig:
 
     def attention(self, scheme, **options):
         """Makes self-attention with a dictionary of its own, or the one it is given to share."""
+
         def make(rngs, dictionary=None):
-            return SelfAttention(scheme, self.width, self.heads, dictionary=dictionary or self.make_dictionary(rngs),
-                                 kernel=self.kernel, cosine_index=self.cosine_index, backend=self.backend,
-                                 masked=self.masked, rngs=rngs, **options, **self.compute)
+            return SelfAttention(
+                scheme,
+                self.width,
+                self.heads,
+                dictionary=dictionary or self.make_dictionary(rngs),
+                kernel=self.kernel,
+                cosine_index=self.cosine_index,
+                backend=self.backend,
+                masked=self.masked,
+                rngs=rngs,
+                **options,
+                **self.compute,
+            )
+
         return make
 
     def require_einsum_backend(self, what: str) -> None:
@@ -107,11 +132,31 @@ class ModelConfig:
     def stage(depth, *sublayers, **options) -> StageSpec:
         return StageSpec(lambda rngs: Block([make(rngs=rngs) for make in sublayers]), depth, **options)
 
-    def classifier(self, *stages, temporal, rngs: nnx.Rngs, readout=None, patch_frames=1, positions="separate",
-                   **options) -> Classifier:
-        embedding = Embedding(self.width, frames=self.frames, image_size=self.image_size, patch_size=self.patch_size,
-                              temporal=temporal, mean=self.mean, std=self.std, patch_frames=patch_frames,
-                              positions=positions, dtype=self.compute["dtype"], rngs=rngs)
-        encoder = Encoder(embedding, stages, width=self.width, drop_path=self.drop_path, remat=self.remat,
-                          unroll=self.unroll, rngs=rngs, **options, **self.compute)
+    def classifier(
+        self, *stages, temporal, rngs: nnx.Rngs, readout=None, patch_frames=1, positions="separate", **options
+    ) -> Classifier:
+        embedding = Embedding(
+            self.width,
+            frames=self.frames,
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+            temporal=temporal,
+            mean=self.mean,
+            std=self.std,
+            patch_frames=patch_frames,
+            positions=positions,
+            dtype=self.compute["dtype"],
+            rngs=rngs,
+        )
+        encoder = Encoder(
+            embedding,
+            stages,
+            width=self.width,
+            drop_path=self.drop_path,
+            remat=self.remat,
+            unroll=self.unroll,
+            rngs=rngs,
+            **options,
+            **self.compute,
+        )
         return Classifier(encoder, readout, width=self.width, num_classes=self.num_classes, rngs=rngs)

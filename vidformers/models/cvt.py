@@ -24,10 +24,21 @@ class ConvolutionalEmbedding(nnx.Module):
         kernel, stride, padding: in pixels or patches.
     """
 
-    def __init__(self, channels: int, width: int, *, kernel: int, stride: int, padding: int, frames: int | None = None,
-                 dtype=jnp.float32, rngs: nnx.Rngs):
-        self.convolution = Conv(channels, width, (kernel, kernel), strides=stride, padding=padding, dtype=dtype,
-                                rngs=rngs)
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        *,
+        kernel: int,
+        stride: int,
+        padding: int,
+        frames: int | None = None,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.convolution = Conv(
+            channels, width, (kernel, kernel), strides=stride, padding=padding, dtype=dtype, rngs=rngs
+        )
         self.norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
         self.time = nnx.data(None) if frames is None else nnx.Param(position_init(rngs.params(), (frames, width)))
 
@@ -36,8 +47,9 @@ class ConvolutionalEmbedding(nnx.Module):
         return patches if self.time is None else patches + self.time[:, None, None].astype(patches.dtype)
 
 
-def cvt(parts, *, depths: tuple[int, int, int] = (1, 2, 10), joint: str = "last", scale: str = "width",
-        rngs) -> Classifier:
+def cvt(
+    parts, *, depths: tuple[int, int, int] = (1, 2, 10), joint: str = "last", scale: str = "width", rngs
+) -> Classifier:
     """CvT, a host of HaViT's dictionary: three stages, class tokens in the last one alone.
 
     `parts` give width and heads of the first stage, which the second has 3 and the third 6 times (CvT-13: 64 and 1);
@@ -63,17 +75,30 @@ def cvt(parts, *, depths: tuple[int, int, int] = (1, 2, 10), joint: str = "last"
     first_joint = {"none": 3, "last": 2, "all": 0}[joint]
     stems = (dict(kernel=7, stride=4, padding=2), *[dict(kernel=3, stride=2, padding=1)] * 2)
     channels = 3
-    for i, (depth, stem) in enumerate(zip(depths, stems)):
+    for i, (depth, stem) in enumerate(zip(depths, stems, strict=True)):
         own = replace(parts, width=parts.width * WIDTHS[i], heads=parts.heads * HEADS[i])
         scheme = Joint() if i >= first_joint else Frame()
 
         def attention(rngs, own=own, scheme=scheme):
-            return ConvolutionalAttention(scheme, own.width, own.heads, scale=scale, dictionary=own.make_dictionary(rngs),
-                                          kernel=own.kernel, masked=own.masked, rngs=rngs, **own.compute)
+            return ConvolutionalAttention(
+                scheme,
+                own.width,
+                own.heads,
+                scale=scale,
+                dictionary=own.make_dictionary(rngs),
+                kernel=own.kernel,
+                masked=own.masked,
+                rngs=rngs,
+                **own.compute,
+            )
 
         stages.append(own.stage(depth, attention, own.mlp(norm_epsilon=NORM_EPSILON)))
-        embeddings.append(ConvolutionalEmbedding(channels, own.width, **stem, frames=parts.frames if i == first_joint else None,
-                                      dtype=dtype, rngs=rngs))
+        embeddings.append(
+            ConvolutionalEmbedding(
+                channels, own.width, **stem, frames=parts.frames if i == first_joint else None, dtype=dtype, rngs=rngs
+            )
+        )
         channels = own.width
-    return pyramid(parts, embeddings, stages, width=channels, num_class_tokens=parts.frames if joint == "none" else 1,
-                   rngs=rngs)
+    return pyramid(
+        parts, embeddings, stages, width=channels, num_class_tokens=parts.frames if joint == "none" else 1, rngs=rngs
+    )

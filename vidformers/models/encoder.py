@@ -28,7 +28,7 @@ class Block(nnx.Module):
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
         noises = [None] * len(self.sublayers) if noise is None else noise.split(len(self.sublayers))
-        for sublayer, each in zip(self.sublayers, noises):
+        for sublayer, each in zip(self.sublayers, noises, strict=True):
             tokens = jax.tree.map(constrain, sublayer(tokens, each))
         return tokens
 
@@ -70,8 +70,9 @@ class Stage(nnx.Module):
             return self.layer_loop(run, parameters, tokens, noise)
         if self.remat in ("dots", "full"):
             dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            run = jax.checkpoint(run, policy=dots if self.remat == "dots" else None,
-                                 prevent_cse=self.unroll == self.depth)
+            run = jax.checkpoint(
+                run, policy=dots if self.remat == "dots" else None, prevent_cse=self.unroll == self.depth
+            )
         if self.unroll < self.depth:
             return jax.lax.scan(run, tokens, (parameters, noise), unroll=self.unroll)[0]
         # A loop knows which tokens of its last block nobody reads, and leaves out their gradient; and a single block
@@ -85,14 +86,14 @@ def _unstack(tree, count: int) -> list:
     """A tree of arrays stacked along axis 0 as `count` trees; gradients come back by one concatenation."""
     leaves, structure = jax.tree.flatten(tree)
     parts = [[part.squeeze(0) for part in jax.lax.split(leaf, [1] * count)] for leaf in leaves]
-    return [structure.unflatten(each) for each in zip(*parts)]
+    return [structure.unflatten(each) for each in zip(*parts, strict=True)]
 
 
 def stage_noises(stages, drop_path: float, keys):
     """The noise of each stage, of a key a stage; stochastic depth grows linearly over all blocks, from 0."""
     depths = [stage.depth for stage in stages]
     rates = jnp.linspace(0.0, drop_path, sum(depths))
-    for key, depth in zip(keys, depths):
+    for key, depth in zip(keys, depths, strict=True):
         yield Noise(jax.random.split(key, depth), rates[:depth])
         rates = rates[depth:]
 
@@ -109,9 +110,21 @@ class Encoder(nnx.Module):
         drop_path: stochastic depth of the last block, growing linearly from 0 at the first.
     """
 
-    def __init__(self, embedding, stages: Sequence[StageSpec], *, width: int, out_width: int | None = None,
-                 class_per_frame: bool = False, dropout: float = 0.0, drop_path: float = 0.0, remat: str = "none",
-                 unroll: int = 1, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        embedding,
+        stages: Sequence[StageSpec],
+        *,
+        width: int,
+        out_width: int | None = None,
+        class_per_frame: bool = False,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        remat: str = "none",
+        unroll: int = 1,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         stages = [spec for spec in stages if spec.depth > 0]
         require(bool(stages), "The model needs at least one block: raise model.depth or model.class_blocks.")
         self.embedding, self.dropout, self.drop_path, self.dtype = embedding, dropout, drop_path, dtype
@@ -135,7 +148,7 @@ class Encoder(nnx.Module):
             first, *keys = jax.random.split(key, 1 + len(self.stages))
             tokens = tokens._replace(patches=dropout(patches, self.dropout, Noise(first, jnp.zeros(()))))
             noises = stage_noises(self.stages, self.drop_path, keys)
-        for i, (stage, noise) in enumerate(zip(self.stages, noises)):
+        for i, (stage, noise) in enumerate(zip(self.stages, noises, strict=True)):
             if i == self.class_enters:
                 tokens = tokens._replace(class_tokens=self.initial_class_tokens(tokens.patches))
             tokens = stage(tokens, noise)
@@ -165,8 +178,11 @@ class FramewiseEncoder(nnx.Module):
         b, t = video.shape[:2]
         if self.at_once is None or key is not None:
             return self.encoder(video.reshape(b * t, 1, *video.shape[2:]), key).reshape(b, t, -1)
-        features = jax.lax.map(lambda frames: self.encoder(frames[:, None])[:, 0], jnp.moveaxis(video, 1, 0),
-                               batch_size=min(self.at_once, t))  # and not along rows, which devices have apart
+        features = jax.lax.map(
+            lambda frames: self.encoder(frames[:, None])[:, 0],
+            jnp.moveaxis(video, 1, 0),
+            batch_size=min(self.at_once, t),
+        )  # and not along rows, which devices have apart
         return jnp.moveaxis(features, 0, 1)
 
 
@@ -207,8 +223,10 @@ class Classifier(nnx.Module):
 
     def features(self, video, key=None, index=None):
         """Video (b t y x 3) -> what the head reads, (b d) in float32."""
-        require(video.shape[1:] == self.shape,
-                f"The model takes clips of shape {self.shape} (t y x c), not {video.shape[1:]}.")
+        require(
+            video.shape[1:] == self.shape,
+            f"The model takes clips of shape {self.shape} (t y x c), not {video.shape[1:]}.",
+        )
         first, second = (None, None) if key is None else jax.random.split(key)
         classes = self.encoder(video, first)
         return self.readout(classes.astype(jnp.promote_types(classes.dtype, jnp.float32)), second, index)

@@ -9,8 +9,16 @@ from vidformers.models.config import ModelConfig
 from vidformers.models.encoder import Block, Classifier, StageSpec
 
 
-def havit(parts: ModelConfig, *, attention: str = "divided", class_blocks: int = 2, class_token: str = "late",
-          temporal_fc: bool = False, share_dictionary: bool = False, rngs) -> Classifier:
+def havit(
+    parts: ModelConfig,
+    *,
+    attention: str = "divided",
+    class_blocks: int = 2,
+    class_token: str = "late",
+    temporal_fc: bool = False,
+    share_dictionary: bool = False,
+    rngs,
+) -> Classifier:
     """HaViT: hybrid attention, of patches to patches and to a dictionary of external tokens, then class attention.
 
     The paper's size of the dictionary, `Parts.dictionary`, and its number of class-attention layers are unknown: 112
@@ -28,9 +36,11 @@ def havit(parts: ModelConfig, *, attention: str = "divided", class_blocks: int =
     """
     require(attention in ("divided", "joint"), f"model.attention={attention!r} must be divided or joint.")
     require(class_token in ("late", "input"), f"model.class_token={class_token!r} must be late or input.")
-    require(class_blocks >= (class_token == "late"),
-            f"model.class_blocks={class_blocks} must be at least {int(class_token == 'late')} with "
-            f"model.class_token={class_token}.")
+    require(
+        class_blocks >= (class_token == "late"),
+        f"model.class_blocks={class_blocks} must be at least {int(class_token == 'late')} with "
+        f"model.class_token={class_token}.",
+    )
     require(not temporal_fc or attention == "divided", "model.temporal_fc=True needs model.attention=divided.")
     early = class_token == "input"
     whole = parts.attention(Frame() if attention == "divided" else Joint(), class_keys=early, class_queries=early)
@@ -44,4 +54,6 @@ def havit(parts: ModelConfig, *, attention: str = "divided", class_blocks: int =
     return parts.classifier(
         StageSpec(block, parts.depth),
         parts.stage(class_blocks, parts.class_attention(), parts.mlp(patches=False), late_class=not early),
-        temporal=position_init, rngs=rngs)
+        temporal=position_init,
+        rngs=rngs,
+    )

@@ -11,7 +11,9 @@ from vidformers.models.encoder import Classifier
 GELUS = {"exact": exact_gelu, "tanh": gelu_tanh}
 
 
-def joint(parts: ModelConfig, *, patch_frames: int = 1, positions: str = "separate", gelu: str = "exact", rngs) -> Classifier:
+def joint(
+    parts: ModelConfig, *, patch_frames: int = 1, positions: str = "separate", gelu: str = "exact", rngs
+) -> Classifier:
     """Joint space-time attention over all tokens of the clip (MEViT eq. 3; TimeSformer's and ViViT's joint model).
 
     Args:

@@ -8,9 +8,18 @@ from vidformers.models.config import ModelConfig
 from vidformers.models.encoder import Classifier
 
 
-def mevit(parts: ModelConfig, *, block_size: int = 2, motion_blocks: int = 7, class_blocks: int = 1,
-          order: str = "motion_space", class_in_motion: bool = True, class_queries_motion: bool = False,
-          temporal_fc: bool = False, rngs) -> Classifier:
+def mevit(
+    parts: ModelConfig,
+    *,
+    block_size: int = 2,
+    motion_blocks: int = 7,
+    class_blocks: int = 1,
+    order: str = "motion_space",
+    class_in_motion: bool = True,
+    class_queries_motion: bool = False,
+    temporal_fc: bool = False,
+    rngs,
+) -> Classifier:
     """MEViT: `depth` self-attention blocks, the last `motion_blocks` with motion attention, then class attention.
 
     With `class_blocks` > 0 the class token enters after the self-attention blocks (MEViT sec. 3.4); with 0 it is there
@@ -28,20 +37,28 @@ def mevit(parts: ModelConfig, *, block_size: int = 2, motion_blocks: int = 7, cl
     Raises:
         ConfigError: more motion blocks than blocks, a negative count, or an unknown order.
     """
-    require(0 <= motion_blocks <= parts.depth,
-            f"model.motion_blocks={motion_blocks} must be between 0 and model.depth={parts.depth}.")
+    require(
+        0 <= motion_blocks <= parts.depth,
+        f"model.motion_blocks={motion_blocks} must be between 0 and model.depth={parts.depth}.",
+    )
     require(class_blocks >= 0, f"model.class_blocks={class_blocks} must be at least 0.")
-    require(order in ("motion_space", "space_motion"),
-            f"model.order={order!r} must be motion_space or space_motion.")
-    require(class_in_motion or not class_queries_motion,
-            "model.class_queries_motion=True needs model.class_in_motion=True.")
+    require(order in ("motion_space", "space_motion"), f"model.order={order!r} must be motion_space or space_motion.")
+    require(
+        class_in_motion or not class_queries_motion, "model.class_queries_motion=True needs model.class_in_motion=True."
+    )
     early = class_blocks == 0  # the class token is there while patches attend to each other
     space = parts.attention(Frame(), class_keys=early, class_queries=early)
-    motion = parts.attention(Motion(block_size), class_keys=early and class_in_motion,
-                             class_queries=early and class_queries_motion, extra_projection=temporal_fc)
+    motion = parts.attention(
+        Motion(block_size),
+        class_keys=early and class_in_motion,
+        class_queries=early and class_queries_motion,
+        extra_projection=temporal_fc,
+    )
     both = (motion, space) if order == "motion_space" else (space, motion)
     return parts.classifier(
         parts.stage(parts.depth - motion_blocks, space, parts.mlp()),
         parts.stage(motion_blocks, *both, parts.mlp()),
         parts.stage(class_blocks, parts.class_attention(), parts.mlp(patches=False), late_class=True),
-        temporal=position_init, rngs=rngs)
+        temporal=position_init,
+        rngs=rngs,
+    )

@@ -7,8 +7,17 @@ from vidformers.models.config import ModelConfig
 from vidformers.models.encoder import Classifier
 
 
-def msca(parts: ModelConfig, *, direction: str = "heads", moved: str = "KV", before: int = 1, after: int = 1,
-         shifted_blocks: int | None = None, boundary: str = "keep", rngs) -> Classifier:
+def msca(
+    parts: ModelConfig,
+    *,
+    direction: str = "heads",
+    moved: str = "KV",
+    before: int = 1,
+    after: int = 1,
+    shifted_blocks: int | None = None,
+    boundary: str = "keep",
+    rngs,
+) -> Classifier:
     """MSCA: a frame-wise ViT in which some heads or patches attend to the neighbouring frames. No temporal table.
 
     Args:
@@ -24,12 +33,19 @@ def msca(parts: ModelConfig, *, direction: str = "heads", moved: str = "KV", bef
     """
     attention = Shifted(direction, moved, before, after, boundary)
     count = parts.heads if direction == "heads" else 1 + (parts.image_size // parts.patch_size) ** 2
-    require(before + after <= count,
-            f"model.before={before} and model.after={after} are more than the {count} {direction} there are.")
+    require(
+        before + after <= count,
+        f"model.before={before} and model.after={after} are more than the {count} {direction} there are.",
+    )
     blocks = parts.depth if shifted_blocks is None else shifted_blocks
-    require(0 <= blocks <= parts.depth,
-            f"model.shifted_blocks={shifted_blocks} must be between 0 and model.depth={parts.depth}.")
+    require(
+        0 <= blocks <= parts.depth,
+        f"model.shifted_blocks={shifted_blocks} must be between 0 and model.depth={parts.depth}.",
+    )
     return parts.classifier(
         parts.stage(parts.depth - blocks, parts.attention(Frame()), parts.mlp()),
         parts.stage(blocks, parts.attention(attention), parts.mlp()),
-        temporal=None, class_per_frame=True, rngs=rngs)
+        temporal=None,
+        class_per_frame=True,
+        rngs=rngs,
+    )

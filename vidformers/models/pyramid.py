@@ -26,9 +26,23 @@ class Pyramid(nnx.Module):
         drop_path: stochastic depth of the last block, growing linearly from 0 at the first.
     """
 
-    def __init__(self, embeddings: Sequence[nnx.Module], stages: Sequence[StageSpec], *, width: int,
-                 shape: tuple[int, int, int, int], mean, std, num_class_tokens: int = 0, dropout: float = 0.0,
-                 drop_path: float = 0.0, remat: str = "none", unroll: int = 1, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        embeddings: Sequence[nnx.Module],
+        stages: Sequence[StageSpec],
+        *,
+        width: int,
+        shape: tuple[int, int, int, int],
+        mean,
+        std,
+        num_class_tokens: int = 0,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        remat: str = "none",
+        unroll: int = 1,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.shape, self.mean, self.std, self.dtype = shape, tuple(mean), tuple(std), dtype
         self.dropout, self.drop_path, self.num_class_tokens = dropout, drop_path, num_class_tokens
         self.embeddings = nnx.List(embeddings)
@@ -42,7 +56,7 @@ class Pyramid(nnx.Module):
         if key is not None:
             key, *keys = jax.random.split(key, 1 + len(self.stages))
             first, noises = Noise(key, jnp.zeros(())), stage_noises(self.stages, self.drop_path, keys)
-        for i, (embedding, stage, noise) in enumerate(zip(self.embeddings, self.stages, noises)):
+        for i, (embedding, stage, noise) in enumerate(zip(self.embeddings, self.stages, noises, strict=True)):
             patches = embedding(patches)
             if i == 0:
                 patches = dropout(patches, self.dropout, first)
@@ -63,9 +77,20 @@ class Pyramid(nnx.Module):
 def pyramid(parts, embeddings, stages, *, width: int, rngs: nnx.Rngs, **options) -> Classifier:
     """The classifier of these embeddings and stages, the rest as `parts` (`models.Parts`) say."""
     shape = (parts.frames, parts.image_size, parts.image_size, 3)
-    encoder = Pyramid(embeddings, stages, width=width, shape=shape, mean=parts.mean, std=parts.std,
-                      drop_path=parts.drop_path, remat=parts.remat, unroll=parts.unroll, rngs=rngs,
-                      **options, **parts.compute)
+    encoder = Pyramid(
+        embeddings,
+        stages,
+        width=width,
+        shape=shape,
+        mean=parts.mean,
+        std=parts.std,
+        drop_path=parts.drop_path,
+        remat=parts.remat,
+        unroll=parts.unroll,
+        rngs=rngs,
+        **options,
+        **parts.compute,
+    )
     return Classifier(encoder, width=width, num_classes=parts.num_classes, rngs=rngs)
 
 

@@ -19,12 +19,26 @@ from vidformers.models.tokenshift import tokenshift
 from vidformers.models.vit import vit
 from vidformers.models.vtn import vtn
 
-MODELS = {"vit": vit, "timesformer": timesformer, "joint": joint, "mevit": mevit, "havit": havit, "msca": msca,
-          "tokenshift": tokenshift, "vtn": vtn, "swin": swin, "cvt": cvt, "stat": stat}
+MODELS = {
+    "vit": vit,
+    "timesformer": timesformer,
+    "joint": joint,
+    "mevit": mevit,
+    "havit": havit,
+    "msca": msca,
+    "tokenshift": tokenshift,
+    "vtn": vtn,
+    "swin": swin,
+    "cvt": cvt,
+    "stat": stat,
+}
 WHOLE_CLIPS = ("cvt", "stat")  # those that keep the frames of a clip on one device
 # The shared fields whose defaults are other ones.
-DEFAULTS = {"swin": dict(size="Swin-T", patch_size=4), "cvt": dict(size="CvT-13", patch_size=4),
-            "stat": dict(size="STAT", patch_size=8)}
+DEFAULTS = {
+    "swin": dict(size="Swin-T", patch_size=4),
+    "cvt": dict(size="CvT-13", patch_size=4),
+    "stat": dict(size="STAT", patch_size=8),
+}
 
 
 def build(name: str, *, rngs: nnx.Rngs, **options) -> Classifier:

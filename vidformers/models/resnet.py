@@ -47,10 +47,23 @@ class ResNet(nnx.Module):
         ConfigError: no stage, or a number below 1.
     """
 
-    def __init__(self, *, frames: int, image_size: int, width: int, mean, std, depths: Sequence[int] = (3, 4, 6, 3),
-                 stem: int = 64, dtype=jnp.float32, rngs: nnx.Rngs):
-        require(len(depths) > 0 and min(depths) >= 1 and stem >= 1,
-                f"model.depths={tuple(depths)} and model.stem={stem} must be at least 1.")
+    def __init__(
+        self,
+        *,
+        frames: int,
+        image_size: int,
+        width: int,
+        mean,
+        std,
+        depths: Sequence[int] = (3, 4, 6, 3),
+        stem: int = 64,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        require(
+            len(depths) > 0 and min(depths) >= 1 and stem >= 1,
+            f"model.depths={tuple(depths)} and model.stem={stem} must be at least 1.",
+        )
         self.shape, self.mean, self.std, self.dtype = (frames, image_size, image_size, 3), mean, std, dtype
         self.stem = he_convolution(3, stem, 7, stride=2, dtype=dtype, rngs=rngs)
         blocks, channels = [], stem

@@ -58,15 +58,30 @@ class TemporalEncoder(nnx.Module):
             rate out of range. When called: features, positions or a mask of the wrong shape.
     """
 
-    def __init__(self, width: int, heads: int, *, depth: int = 3, window: Sequence[int] = (18,),
-                 mlp_ratio: int = 4, tie_global: bool = False,
-                 make_dictionary: Callable[[nnx.Rngs], Dictionary | None] = lambda rngs: None, dropout: float = 0.1,
-                 head_dropout: float = 0.5, remat: str = "none", unroll: int = 1, dtype=jnp.float32,
-                 masked: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        depth: int = 3,
+        window: Sequence[int] = (18,),
+        mlp_ratio: int = 4,
+        tie_global: bool = False,
+        make_dictionary: Callable[[nnx.Rngs], Dictionary | None] = lambda rngs: None,
+        dropout: float = 0.1,
+        head_dropout: float = 0.5,
+        remat: str = "none",
+        unroll: int = 1,
+        dtype=jnp.float32,
+        masked: bool = False,
+        rngs: nnx.Rngs,
+    ):
         require(depth >= 1, f"model.temporal_depth={depth} must be at least 1.")
         windows = tuple(window) * (depth if len(window) == 1 else 1)
-        require(len(windows) == depth,
-                f"model.window={windows} must be one number, or one for each of model.temporal_depth={depth} layers.")
+        require(
+            len(windows) == depth,
+            f"model.window={windows} must be one number, or one for each of model.temporal_depth={depth} layers.",
+        )
         for name, rate in (("temporal_dropout", dropout), ("head_dropout", head_dropout)):
             require(0.0 <= rate < 1.0, f"model.{name}={rate} must be at least 0 and below 1.")
         self.width, self.dropout, self.head_dropout = width, dropout, head_dropout
@@ -78,13 +93,26 @@ class TemporalEncoder(nnx.Module):
         common = dict(dropout=dropout, dtype=dtype)
 
         def layer(window):
-            return lambda rngs: Block([
-                LongformerAttention(width, heads, window, tie_global=tie_global, dictionary=make_dictionary(rngs),
-                                masked=masked, rngs=rngs, **common),
-                PostNormMlp(width, mlp_ratio * width, rngs=rngs, **common)])
+            return lambda rngs: Block(
+                [
+                    LongformerAttention(
+                        width,
+                        heads,
+                        window,
+                        tie_global=tie_global,
+                        dictionary=make_dictionary(rngs),
+                        masked=masked,
+                        rngs=rngs,
+                        **common,
+                    ),
+                    PostNormMlp(width, mlp_ratio * width, rngs=rngs, **common),
+                ]
+            )
 
-        self.stages = nnx.List(Stage(StageSpec(layer(window), len(list(run))), remat=remat, unroll=unroll, rngs=rngs)
-                               for window, run in groupby(windows))
+        self.stages = nnx.List(
+            Stage(StageSpec(layer(window), len(list(run))), remat=remat, unroll=unroll, rngs=rngs)
+            for window, run in groupby(windows)
+        )
         self.head_norm = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.head = Linear(width, width, kernel_init=square_init, rngs=rngs)
 
@@ -106,7 +134,7 @@ class TemporalEncoder(nnx.Module):
         """Features (b t d) -> tokens (b 1+t d) of class token and frames after the last layer."""
         first, *keys = [None] * (1 + len(self.stages)) if key is None else jax.random.split(key, 1 + len(self.stages))
         series = self.embed(features, first, positions, mask)
-        for stage, each in zip(self.stages, keys):
+        for stage, each in zip(self.stages, keys, strict=True):
             series = stage(series, None if each is None else _noise(jax.random.split(each, stage.depth)))
         return series.tokens
 
@@ -115,9 +143,11 @@ class TemporalEncoder(nnx.Module):
         b, t, d = features.shape
         positions = jnp.broadcast_to(jnp.arange(t), (b, t)) if positions is None else positions
         mask = jnp.ones((b, t), bool) if mask is None else mask
-        require(d == self.width and t > 0 and positions.shape == mask.shape == (b, t),
-                f"Frame features {features.shape} must be (b t d) with t > 0 and d={self.width}, positions "
-                f"{positions.shape} and mask {mask.shape} (b t).")
+        require(
+            d == self.width and t > 0 and positions.shape == mask.shape == (b, t),
+            f"Frame features {features.shape} must be (b t d) with t > 0 and d={self.width}, positions "
+            f"{positions.shape} and mask {mask.shape} (b t).",
+        )
         rows = jnp.where(mask, positions % CLASS_POSITION, PADDING_POSITION)
         frames = features + self.position[rows] + self.token_type[0]
         token = self.class_token + self.position[CLASS_POSITION] + self.token_type[1]
@@ -131,10 +161,20 @@ def _noise(keys) -> Noise | None:
     return None if keys is None else Noise(keys, jnp.zeros(keys.shape))
 
 
-def vtn(parts: ModelConfig, *, backbone: str = "vit", depths: tuple[int, ...] = (3, 4, 6, 3), stem: int = 64,
-        temporal_depth: int = 3, window: tuple[int, ...] = (18,), tie_global: bool = False,
-        temporal_dropout: float = 0.1, head_dropout: float = 0.5, frames_at_once: int | None = None,
-        rngs) -> Classifier:
+def vtn(
+    parts: ModelConfig,
+    *,
+    backbone: str = "vit",
+    depths: tuple[int, ...] = (3, 4, 6, 3),
+    stem: int = 64,
+    temporal_depth: int = 3,
+    window: tuple[int, ...] = (18,),
+    tie_global: bool = False,
+    temporal_dropout: float = 0.1,
+    head_dropout: float = 0.5,
+    frames_at_once: int | None = None,
+    rngs,
+) -> Classifier:
     """VTN: a backbone frame by frame, then a Longformer over the features of frames, any number of them.
 
     `Parts.size`, `width`, `heads` and `depth` are those of the ViT, and `width` and `heads` of the layers over time.
@@ -153,11 +193,37 @@ def vtn(parts: ModelConfig, *, backbone: str = "vit", depths: tuple[int, ...] = 
     if backbone == "vit":
         encoder = vit(replace(parts, frames=1), rngs=rngs).encoder
     else:
-        encoder = ResNet(frames=1, image_size=parts.image_size, width=parts.width, mean=parts.mean, std=parts.std,
-                         depths=depths, stem=stem, dtype=parts.compute["dtype"], rngs=rngs)
+        encoder = ResNet(
+            frames=1,
+            image_size=parts.image_size,
+            width=parts.width,
+            mean=parts.mean,
+            std=parts.std,
+            depths=depths,
+            stem=stem,
+            dtype=parts.compute["dtype"],
+            rngs=rngs,
+        )
     readout = TemporalEncoder(
-        parts.width, parts.heads, depth=temporal_depth, window=window, mlp_ratio=parts.mlp_ratio,
-        tie_global=tie_global, make_dictionary=parts.make_dictionary, dropout=temporal_dropout, head_dropout=head_dropout,
-        remat=parts.remat, unroll=parts.unroll, dtype=parts.compute["dtype"], masked=parts.masked, rngs=rngs)
-    return Classifier(FramewiseEncoder(encoder, parts.frames, frames_at_once), readout, width=parts.width,
-                      num_classes=parts.num_classes, rngs=rngs)
+        parts.width,
+        parts.heads,
+        depth=temporal_depth,
+        window=window,
+        mlp_ratio=parts.mlp_ratio,
+        tie_global=tie_global,
+        make_dictionary=parts.make_dictionary,
+        dropout=temporal_dropout,
+        head_dropout=head_dropout,
+        remat=parts.remat,
+        unroll=parts.unroll,
+        dtype=parts.compute["dtype"],
+        masked=parts.masked,
+        rngs=rngs,
+    )
+    return Classifier(
+        FramewiseEncoder(encoder, parts.frames, frames_at_once),
+        readout,
+        width=parts.width,
+        num_classes=parts.num_classes,
+        rngs=rngs,
+    )

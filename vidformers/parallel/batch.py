@@ -22,10 +22,16 @@ def batch_sharding(mesh, name: str, ndim: int) -> NamedSharding:
 def abstract_batch(mesh, video: tuple[int, ...], stop: bool = False) -> dict:
     """A batch whose video has this shape (b ... t y x c), by shape, type and sharding; the field `stop` on demand."""
     rows = video[:1]
-    shapes = {"video": (video, np.uint8), "index": (video[:-3], np.int32), "label": (rows, np.int32),
-              "mask": (rows, np.float32)} | ({"stop": (rows, np.float32)} if stop else {})
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh, name, len(shape)))
-            for name, (shape, dtype) in shapes.items()}
+    shapes = {
+        "video": (video, np.uint8),
+        "index": (video[:-3], np.int32),
+        "label": (rows, np.int32),
+        "mask": (rows, np.float32),
+    } | ({"stop": (rows, np.float32)} if stop else {})
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh, name, len(shape)))
+        for name, (shape, dtype) in shapes.items()
+    }
 
 
 def put_batch(mesh, batch: dict) -> dict:
@@ -33,5 +39,8 @@ def put_batch(mesh, batch: dict) -> dict:
 
     The transfer is asynchronous.
     """
-    return {name: jax.make_array_from_process_local_data(batch_sharding(mesh, name, batch[name].ndim), batch[name])
-            for name in FIELDS if name in batch}
+    return {
+        name: jax.make_array_from_process_local_data(batch_sharding(mesh, name, batch[name].ndim), batch[name])
+        for name in FIELDS
+        if name in batch
+    }

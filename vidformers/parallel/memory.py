@@ -12,8 +12,9 @@ def program_bytes(compiled) -> int:
     stats = compiled.memory_analysis()
     if stats is None:
         return 0
-    return (stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-            + stats.temp_size_in_bytes)
+    return (
+        stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes + stats.temp_size_in_bytes
+    )
 
 
 def shard_bytes(leaf) -> int:
@@ -38,7 +39,11 @@ def out_of_memory_message(limit: int, have: int | None, options) -> str:
     asks = f"{have / 2**30:.2f} GiB a device" if have is not None else "more memory than a device has"
     for change, bytes_needed in options:
         if bytes_needed <= limit:
-            return (f"The training step needs {asks} and {limit / 2**30:.2f} GiB are there; with {change} it would "
-                    f"need {bytes_needed / 2**30:.2f} GiB.")
-    return (f"The training step needs {asks} and {limit / 2**30:.2f} GiB are there; no accumulation or "
-            "rematerialisation makes it fit: use more devices with mesh.fsdp, or a smaller model.")
+            return (
+                f"The training step needs {asks} and {limit / 2**30:.2f} GiB are there; with {change} it would "
+                f"need {bytes_needed / 2**30:.2f} GiB."
+            )
+    return (
+        f"The training step needs {asks} and {limit / 2**30:.2f} GiB are there; no accumulation or "
+        "rematerialisation makes it fit: use more devices with mesh.fsdp, or a smaller model."
+    )

@@ -23,11 +23,16 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, context: int = 1, devices=None):
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
-    require(fsdp >= 1 and context >= 1 and (data == -1 or data >= 1),
-            f"mesh.data={data}, mesh.fsdp={fsdp} and mesh.context={context} must be at least 1.")
+    require(
+        fsdp >= 1 and context >= 1 and (data == -1 or data >= 1),
+        f"mesh.data={data}, mesh.fsdp={fsdp} and mesh.context={context} must be at least 1.",
+    )
     data = max(count // (fsdp * context), 1) if data == -1 else data
-    require(data * fsdp * context == count, f"mesh.data={data} x mesh.fsdp={fsdp} x mesh.context={context} needs "
-                                            f"{data * fsdp * context} devices; there are {count}.")
+    require(
+        data * fsdp * context == count,
+        f"mesh.data={data} x mesh.fsdp={fsdp} x mesh.context={context} needs "
+        f"{data * fsdp * context} devices; there are {count}.",
+    )
     local = sum(device.process_index == jax.process_index() for device in devices)
     require(local % context == 0, f"mesh.context={context} must divide the {local} devices of a process.")
     kind = dict(axis_types=(AxisType.Auto,) * 3)
@@ -46,6 +51,7 @@ def num_batch_shards(mesh) -> int:
 
 def with_mesh(mesh, function):
     """`function`, in which `spread` means this mesh."""
+
     @functools.wraps(function)
     def run(*args):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

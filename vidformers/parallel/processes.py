@@ -49,8 +49,10 @@ def initialize(coordinator: str | None = None, processes: int | None = None, pro
         jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=60)
     except (ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0].rstrip(".")
-        raise ConfigError("--distributed=true: the processes of this run cannot find each other; give --coordinator, "
-                          f"--processes and --process where no scheduler tells ({reason}).") from None
+        raise ConfigError(
+            "--distributed=true: the processes of this run cannot find each other; give --coordinator, "
+            f"--processes and --process where no scheduler tells ({reason})."
+        ) from None
     is_initialized = True
     signal.signal(signal.SIGTERM, before)  # which JAX has taken for its own service, and swallows
     if jax.process_count() > 1:
@@ -62,8 +64,9 @@ def barrier() -> None:
     """Waits until all processes are here. Some compile far slower than others, and what first exchanges something on
     CPUs waits for half a minute only."""
     if jax.process_count() > 1:
-        distributed.global_state.client.wait_at_barrier(f"vidformers/meetings/{next(_numbers)}",
-                                                        _PATIENCE_SECONDS * 1000)
+        distributed.global_state.client.wait_at_barrier(
+            f"vidformers/meetings/{next(_numbers)}", _PATIENCE_SECONDS * 1000
+        )
 
 
 def allgather_strings(text: str) -> list[str]:
@@ -98,8 +101,11 @@ def report_failure(error: Exception) -> int:
     """Says why this process of many ends; returns its status."""
     if isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error).lower() for word in _LOSS):
         reason = (str(error).splitlines() or [""])[0][:200].rstrip(".")
-        print(f"vidformers: An exchange with the other processes has failed ({reason}). If one of them has ended, the "
-              "same commands continue the run.", file=sys.stderr)
+        print(
+            f"vidformers: An exchange with the other processes has failed ({reason}). If one of them has ended, the "
+            "same commands continue the run.",
+            file=sys.stderr,
+        )
     else:
         traceback.print_exception(error)
     return 1
@@ -117,6 +123,7 @@ def _explain_aborts() -> None:
     It gives no other chance: its callback cannot be called from Python, and Python's own signal handlers wait for the
     main thread, which an abort does not return to.
     """
+
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def end(_):
         abort("JAX has ended this process for the reason above, most likely that another one is gone.")

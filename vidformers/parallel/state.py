@@ -14,6 +14,7 @@ def state_shardings(mesh, abstract):
 
     The largest axis that `fsdp` divides is split; of a stacked layer's arrays never axis 0, which a scan walks along.
     """
+
     def place(path, leaf):
         stacked = any(getattr(part, "key", None) == "layers" for part in path)
         axes = [i for i in range(1 if stacked else 0, leaf.ndim) if leaf.shape[i] % mesh.shape["fsdp"] == 0]

@@ -13,8 +13,17 @@ from vidformers.errors import ConfigError
 from vidformers.pretrained import torch_file
 
 # What a folder may hold, in the order of preference.
-_NAMES = ("model.safetensors", "model.safetensors.index.json", "*.safetensors", "*.npz", "pytorch_model.bin", "*.pth",
-          "*.pyth", "*.pt", "*.bin")
+_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "*.safetensors",
+    "*.npz",
+    "pytorch_model.bin",
+    "*.pth",
+    "*.pyth",
+    "*.pt",
+    "*.bin",
+)
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -30,6 +39,7 @@ class File:
       revision: commit of the repository it came from, where it did.
       others: what else a file of PyTorch holds, which was not read.
     """
+
     arrays: dict[str, np.ndarray]
     path: Path
     sha256: str
@@ -67,13 +77,15 @@ def _download(source):
     """The folder of a repository in the cache, and its commit."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
     repository, _, revision = source.partition("@")
     try:
         names = ["*.json", "*.safetensors", "*.npz", "*.bin", "*.pth", "*.pyth"]
         folder = Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=names))
     except LocalEntryNotFoundError:
-        raise ConfigError(f"init.weights={source} is not in the cache of huggingface_hub, and Hugging Face cannot be "
-                          "reached.") from None
+        raise ConfigError(
+            f"init.weights={source} is not in the cache of huggingface_hub, and Hugging Face cannot be reached."
+        ) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ConfigError(f"init.weights={source} cannot be had from Hugging Face: {reason}.") from None
@@ -86,8 +98,10 @@ def _choose(folder, source):
         if len(found) == 1:
             return found[0]
         if found:
-            raise ConfigError(f"init.weights={source} holds several files of weights, {found[0].name} and "
-                              f"{found[1].name} among them: name one.")
+            raise ConfigError(
+                f"init.weights={source} holds several files of weights, {found[0].name} and "
+                f"{found[1].name} among them: name one."
+            )
     if (folder / "run.json").exists():
         raise ConfigError(f"init.weights={source} is the folder of a run: --mode=export makes weights of it.")
     raise ConfigError(f"init.weights={source} is a folder that holds no file of weights.")
@@ -116,6 +130,7 @@ def _read_safetensors(path):
     import ml_dtypes  # noqa: F401  (NumPy learns of bfloat16)
     import safetensors
     from safetensors.numpy import load_file
+
     try:
         return load_file(path)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OSError) as error:

@@ -43,15 +43,23 @@ class Init:
     allow: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name, choices in (("time", TIMES), ("tube", ("centre", "average")), ("patch", ("refuse", "resize")),
-                              ("head", ("auto", "as_is", "draw")), ("channels", ("rgb", "bgr"))):
-            require(getattr(self, name) in choices,
-                    f"init.{name}={getattr(self, name)!r} must be one of {', '.join(choices)}.")
+        for name, choices in (
+            ("time", TIMES),
+            ("tube", ("centre", "average")),
+            ("patch", ("refuse", "resize")),
+            ("head", ("auto", "as_is", "draw")),
+            ("channels", ("rgb", "bgr")),
+        ):
+            require(
+                getattr(self, name) in choices,
+                f"init.{name}={getattr(self, name)!r} must be one of {', '.join(choices)}.",
+            )
 
 
 @dataclass(frozen=True)
 class Row:
     """What became of one parameter: `how` is loaded, resized or new; `note` says from what or how."""
+
     parameter: str
     how: str
     note: str = ""
@@ -128,12 +136,15 @@ class Fit:
         if self.init.channels == "bgr":
             kernel = kernel[..., ::-1, :]
         if kernel.shape[-4:-2] != (size, size):
-            require(self.init.patch == "resize",
-                    f"its patches have {kernel.shape[-3]} pixels a side, and model.patch_size is {size}; "
-                    "init.patch=resize takes them all the same.")
+            require(
+                self.init.patch == "resize",
+                f"its patches have {kernel.shape[-3]} pixels a side, and model.patch_size is {size}; "
+                "init.patch=resize takes them all the same.",
+            )
             kernels = kernel.reshape(-1, *kernel.shape[-4:])
             kernel = np.stack([resize_patch(each, (size, size)) for each in kernels]).reshape(
-                *kernel.shape[:-4], size, size, *kernel.shape[-2:])
+                *kernel.shape[:-4], size, size, *kernel.shape[-2:]
+            )
             how = "resized"
         if kernel.ndim == 4 and frames > 1:
             kernel, how = inflate(kernel, frames, self.init.tube), "resized"

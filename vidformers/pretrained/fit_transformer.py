@@ -30,8 +30,12 @@ class FitTransformer(Fit):
         source, (root, encoder) = self.source, backbone(model)
         if not isinstance(encoder, Encoder) or not hasattr(encoder.embedding, "patch_size"):
             self.no_place()
-        shifts = [sublayer for stage in encoder.stages for sublayer in stage.layers.sublayers
-                  if isinstance(sublayer, TokenShift)]
+        shifts = [
+            sublayer
+            for stage in encoder.stages
+            for sublayer in stage.layers.sublayers
+            if isinstance(sublayer, TokenShift)
+        ]
         if source.future_first and shifts:
             past_first(source, shifts[0].channels)
         self._embed(root, encoder)
@@ -50,7 +54,7 @@ class FitTransformer(Fit):
         self.patch((*at, "patch"), embedding.patch_frames, embedding.patch_size)
         self.put((*root, "class_token"), source.classes[0], "loaded", "class token")
         grid = self._grid(embedding.grid)
-        note = f"positions of {' x '.join(map(str, grid.shape[0 if source.joint else 1:3]))} patches"
+        note = f"positions of {' x '.join(map(str, grid.shape[0 if source.joint else 1 : 3]))} patches"
         shape, table = (len(grid), *embedding.grid[1:]), grid
         if grid.shape[:3] != shape:
             table = resize(table, shape)
@@ -69,12 +73,16 @@ class FitTransformer(Fit):
         table, tubes = self.source.space[1:], 1
         if self.source.joint:
             tubes = self.source.tubes or (ours[0] if len(table) == math.prod(ours) else 0)
-            require(tubes > 0, f"it does not say over how many frames its {len(table)} positions are: the config.json "
-                               "that belongs to it does.")
+            require(
+                tubes > 0,
+                f"it does not say over how many frames its {len(table)} positions are: the config.json "
+                "that belongs to it does.",
+            )
         side = math.isqrt(len(table) // tubes)
         if tubes * side**2 != len(table):
-            raise ConfigError(f"its {len(table)} positions are no square" + (f" in each of {tubes} frames" if tubes > 1
-                                                                            else ""))
+            raise ConfigError(
+                f"its {len(table)} positions are no square" + (f" in each of {tubes} frames" if tubes > 1 else "")
+            )
         return table.reshape(tubes, side, side, -1)
 
     def _joint(self, table, grid):
@@ -86,8 +94,12 @@ class FitTransformer(Fit):
     def _times(self, path, frames):
         if self.source.time is not None:
             count = len(self.source.time)
-            self.put(path, resize_time(self.source.time, frames), "loaded" if count == frames else "resized",
-                     f"positions of {count} frames")
+            self.put(
+                path,
+                resize_time(self.source.time, frames),
+                "loaded" if count == frames else "resized",
+                f"positions of {count} frames",
+            )
         elif self.init.time == "zero":
             self.zero(path)
 
@@ -117,7 +129,7 @@ class FitTransformer(Fit):
     def _chosen(self, blocks, number, depth, what):
         if number + depth > len(blocks):
             raise ConfigError(f"it has {len(blocks)} {what}, and the model needs {number + depth} or more of them")
-        return blocks[number:number + depth]
+        return blocks[number : number + depth]
 
     def _rest(self, blocks, number, what):
         self.allow("layers", f"{what} {number} to {len(blocks) - 1}" if number < len(blocks) else "")
@@ -136,8 +148,10 @@ class FitTransformer(Fit):
             if sublayer.extra is None:  # W (V x + b) + c is one product
                 for tree in trees:
                     out, extra = tree["out"], tree.pop("extra")
-                    tree["out"] = {"kernel": out["kernel"] @ extra["kernel"],
-                                   "bias": out["bias"] @ extra["kernel"] + extra["bias"]}
+                    tree["out"] = {
+                        "kernel": out["kernel"] @ extra["kernel"],
+                        "bias": out["bias"] @ extra["kernel"] + extra["bias"],
+                    }
             return "time", [with_views(tree, sublayer) for tree in trees]
         if self.init.time == "draw":
             return None
@@ -151,11 +165,15 @@ class FitTransformer(Fit):
         self.tree(("readout",), tree, "readout")
         for place, stage in enumerate(readout.stages):
             if stage.layers.sublayers[0].tie_global:
-                raise ConfigError("its class token reads by projections of its own, for which model.tie_global=True "
-                                  "has no place")
+                raise ConfigError(
+                    "its class token reads by projections of its own, for which model.tie_global=True has no place"
+                )
             chosen = self._chosen(layers, number, stage.depth, "layers over frames")
             for j, kind in enumerate(("window", "mlp")):
-                self.stack(("readout", "stages", place, "layers", "sublayers", j), [layer[j] for layer in chosen],
-                           f"layers over frames {number} to {number + stage.depth - 1}, {kind}")
+                self.stack(
+                    ("readout", "stages", place, "layers", "sublayers", j),
+                    [layer[j] for layer in chosen],
+                    f"layers over frames {number} to {number + stage.depth - 1}, {kind}",
+                )
             number += stage.depth
         self._rest(layers, number, "layers over frames")

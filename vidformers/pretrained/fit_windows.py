@@ -21,24 +21,32 @@ class FitWindows(Fit):
         require(ours == theirs, f"it has {theirs} blocks by stage, and model.depths is {ours}.")
         first = encoder.embeddings[0]
         self.patch(("encoder", "embeddings", 0, "patch"), first.frames, first.patch_size)
-        for i, (stage, blocks) in enumerate(zip(encoder.stages, source.stages)):
+        for i, (stage, blocks) in enumerate(zip(encoder.stages, source.stages, strict=True)):
             self.tree(("encoder", "embeddings", i), source.embeddings[i], f"embedding {i}")
             for j, sublayer in enumerate(stage.layers.sublayers):
                 kind = "mlp" if j % 2 else "attention"
-                trees = [block[kind] for block in blocks[j // 2::2]]
+                trees = [block[kind] for block in blocks[j // 2 :: 2]]
                 if kind == "attention":
                     self._check(sublayer, trees[0]["table"])
                     trees = [with_views(tree, sublayer) for tree in trees]
-                self.stack(("encoder", "stages", i, "layers", "sublayers", j), trees,
-                           f"stage {i}, {'shifted' if j // 2 else 'whole'} windows, {kind}")
+                self.stack(
+                    ("encoder", "stages", i, "layers", "sublayers", j),
+                    trees,
+                    f"stage {i}, {'shifted' if j // 2 else 'whole'} windows, {kind}",
+                )
         self.tree(("encoder", "norm"), source.norm, "norm")
 
     def _check(self, sublayer, table):
         """Refuses tables of other windows, which may be as long, and of another number of heads."""
         rows = sublayer.rows(np.arange(math.prod(sublayer.window)))
-        if len(table) != rows.max() + 1 or self.source.rows is not None and not np.array_equal(
-                self.source.rows.ravel(), rows.ravel()):
+        if (
+            len(table) != rows.max() + 1
+            or self.source.rows is not None
+            and not np.array_equal(self.source.rows.ravel(), rows.ravel())
+        ):
             raise ConfigError(f"its tables of positions are those of other windows than model.window={sublayer.window}")
-        require(table.shape[1] == sublayer.heads,
-                f"it has {table.shape[1]} heads where the model has {sublayer.heads}: model.heads is that of its first "
-                "stage.")
+        require(
+            table.shape[1] == sublayer.heads,
+            f"it has {table.shape[1]} heads where the model has {sublayer.heads}: model.heads is that of its first "
+            "stage.",
+        )

@@ -53,24 +53,43 @@ class Pretrained:
     @property
     def counts(self) -> dict[str, int]:
         return {how: sum(row.how == how for row in self.rows) for how in ("loaded", "resized", "new")} | {
-            "unused": len(self.unused)}
+            "unused": len(self.unused)
+        }
 
     def require_complete(self) -> None:
         """Raises ConfigError unless every parameter has its value."""
         drawn = [row.parameter for row in self.rows if row.how == "new"]
-        require(not drawn, f"init.weights={self.file.path} can be trained but not used untrained: it lacks "
-                           f"{', '.join(drawn[:4])}{' and more' if len(drawn) > 4 else ''}.")
+        require(
+            not drawn,
+            f"init.weights={self.file.path} can be trained but not used untrained: it lacks "
+            f"{', '.join(drawn[:4])}{' and more' if len(drawn) > 4 else ''}.",
+        )
 
     def report(self) -> str:
         """All of it as JSON."""
-        return json.dumps({"weights": str(self.file.path), "sha256": self.file.sha256, "revision": self.file.revision,
-                           "layout": self.layout, "counts": self.counts, "remarks": self.remarks, **self.inputs,
-                           "starts_as_image_model": None if self.still is None else not self.still,
-                           "parameters": [asdict(row) for row in self.rows], "unused": self.unused,
-                           "not_read": list(self.file.others)}, indent=1) + "\n"
+        return (
+            json.dumps(
+                {
+                    "weights": str(self.file.path),
+                    "sha256": self.file.sha256,
+                    "revision": self.file.revision,
+                    "layout": self.layout,
+                    "counts": self.counts,
+                    "remarks": self.remarks,
+                    **self.inputs,
+                    "starts_as_image_model": None if self.still is None else not self.still,
+                    "parameters": [asdict(row) for row in self.rows],
+                    "unused": self.unused,
+                    "not_read": list(self.file.others),
+                },
+                indent=1,
+            )
+            + "\n"
+        )
 
     def place_into(self, parameters):
         """A tree of parameters with these values in their places, where each array lies already."""
+
         def place(tree, path):
             if isinstance(tree, dict):
                 return {name: place(child, (*path, name)) for name, child in tree.items()}
@@ -78,6 +97,7 @@ class Pretrained:
                 return tree
             value = self.values[path].astype(tree.dtype)
             return jax.make_array_from_callback(value.shape, tree.sharding, lambda index: value[index])
+
         return place(parameters, ())
 
 
@@ -99,30 +119,41 @@ def load(init: Init, make_model, class_names=None) -> Pretrained:
         source, names = own.read(file.arrays, file.about) if ours else layouts.read(file.arrays, file.about)
         if isinstance(source, layouts.Transformer):
             _check_heads(model, source, file.about, init)
-        remarks = own.check(make_model, file.about, init) if ours else (
-            _check_normalisation(model, source, file.about, init) + _check_gelu(model, file.about))
+        remarks = (
+            own.check(make_model, file.about, init)
+            if ours
+            else (_check_normalisation(model, source, file.about, init) + _check_gelu(model, file.about))
+        )
         order, remark = _class_order(model, source, file.about, init, class_names)
         fit = _FITS[type(source)](model, shapes, source, init, order)
         unused = names.unused()
         stray = [name for name in unused if not name.startswith(tuple(init.allow))] if init.allow else unused
         if stray:
             some = ", ".join(stray[:4]) + (f" and {len(stray) - 4} more" if len(stray) > 4 else "")
-            raise ConfigError(f"nothing in the model takes {some}; init.allow=\"('{stray[0]}',)\" goes "
-                              "on without")
+            raise ConfigError(f"nothing in the model takes {some}; init.allow=\"('{stray[0]}',)\" goes on without")
     except ConfigError as error:
         raise ConfigError(f"init.weights={init.weights}: {str(error).rstrip('.')}.") from None
     except (ValueError, LookupError, TypeError) as error:  # of NumPy, which was asked to turn or to stack them
-        raise ConfigError(f"init.weights={init.weights}: its arrays do not have the shapes of their layout "
-                          f"({' '.join(str(error).split()).rstrip('.')}).") from None
+        raise ConfigError(
+            f"init.weights={init.weights}: its arrays do not have the shapes of their layout "
+            f"({' '.join(str(error).split()).rstrip('.')})."
+        ) from None
     remarks += [f"Left: {what}." for what in (*source.left, *fit.left)] + [*remark, *source.unsaid]
     still = None
     if isinstance(source, layouts.Transformer) and source.of_images:
         still = differences(model, fit.values)
-        remarks.append("A still clip is to it what the image is to the image model." if not still else
-                       f"A still clip is not to it what the image is to the image model: {'; '.join(still)}.")
+        remarks.append(
+            "A still clip is to it what the image is to the image model."
+            if not still
+            else f"A still clip is not to it what the image is to the image model: {'; '.join(still)}."
+        )
     mean, std = _normalisation(source, file.about, init)
-    inputs = {"channels": init.channels, "mean": mean, "std": std,
-              "classes": source.head and _their_names(file.about, source.head["kernel"].shape[1])}
+    inputs = {
+        "channels": init.channels,
+        "mean": mean,
+        "std": std,
+        "classes": source.head and _their_names(file.about, source.head["kernel"].shape[1]),
+    }
     return Pretrained(fit.values, fit.rows, unused, file, source.layout, remarks, inputs, still)
 
 
@@ -131,10 +162,17 @@ def _check_heads(model, source, about, init):
     heads = about.get("num_attention_heads") or (widths // _HEAD_WIDTH if widths % _HEAD_WIDTH == 0 else None)
     for part in (backbone(model)[1], model.readout):
         for sublayer in _sublayers(part):
-            if (isinstance(sublayer, (SelfAttention, LongformerAttention)) and heads and sublayer.heads != heads
-                    and "heads" not in init.allow and widths == sublayer.qkv.in_features):
-                raise ConfigError(f"it was trained with {heads} heads, and model.heads is {sublayer.heads}; "
-                                  "init.allow=\"('heads',)\" takes it all the same")
+            if (
+                isinstance(sublayer, (SelfAttention, LongformerAttention))
+                and heads
+                and sublayer.heads != heads
+                and "heads" not in init.allow
+                and widths == sublayer.qkv.in_features
+            ):
+                raise ConfigError(
+                    f"it was trained with {heads} heads, and model.heads is {sublayer.heads}; "
+                    "init.allow=\"('heads',)\" takes it all the same"
+                )
 
 
 def _sublayers(part):
@@ -145,8 +183,10 @@ def _sublayers(part):
 def _check_gelu(model, about):
     mlps = [sublayer for sublayer in _sublayers(backbone(model)[1]) if isinstance(sublayer, Mlp)]
     if any(mlp.activation is gelu for mlp in mlps) and about.get("hidden_act") in _TANH:
-        return ["It was trained with the GELU by tanh, which is up to 5e-4 from the exact one that the model has (a "
-                "joint model has model.gelu=tanh)."]
+        return [
+            "It was trained with the GELU by tanh, which is up to 5e-4 from the exact one that the model has (a "
+            "joint model has model.gelu=tanh)."
+        ]
     return []
 
 
@@ -158,8 +198,10 @@ def _check_normalisation(model, source, about, init):
         return ["The file does not say how its pixels were normalised: model.mean and model.std must."]
     have = (embedding.mean, embedding.std)
     if not np.allclose(have, known, atol=1e-3) and "normalisation" not in init.allow:
-        raise ConfigError(f"it was trained on pixels normalised with model.mean={tuple(known[0])} and model.std="
-                          f"{tuple(known[1])}: set these")
+        raise ConfigError(
+            f"it was trained on pixels normalised with model.mean={tuple(known[0])} and model.std="
+            f"{tuple(known[1])}: set these"
+        )
     return []
 
 
@@ -183,7 +225,8 @@ def _class_order(model, source, about, init, class_names):
     count = source.head["kernel"].shape[1]
     over_frames = isinstance(source, layouts.Transformer) and source.readout is not None
     if source.head["kernel"].shape[0] != model.head.in_features or (
-            not isinstance(source, own.NativeWeights) and over_frames != isinstance(model.readout, TemporalEncoder)):
+        not isinstance(source, own.NativeWeights) and over_frames != isinstance(model.readout, TemporalEncoder)
+    ):
         return None, ["The head of the file reads other features and is left."]
     if init.head == "as_is":
         if count != model.num_classes:
@@ -194,10 +237,17 @@ def _class_order(model, source, about, init, class_names):
         return np.array([theirs.index(_plain(name)) for name in class_names]), []
     if count != model.num_classes:
         return None, [f"The head of {count} classes is left."]
-    why = ("it does not name them" if theirs is None else "the data set does not name its own" if class_names is None
-           else "they are others")
-    raise ConfigError(f"its head has as many classes as the model, but {why}: init.head=as_is takes it by number, "
-                      "init.head=draw leaves it")
+    why = (
+        "it does not name them"
+        if theirs is None
+        else "the data set does not name its own"
+        if class_names is None
+        else "they are others"
+    )
+    raise ConfigError(
+        f"its head has as many classes as the model, but {why}: init.head=as_is takes it by number, "
+        "init.head=draw leaves it"
+    )
 
 
 def _their_names(about, count):

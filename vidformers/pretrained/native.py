@@ -12,13 +12,29 @@ from vidformers.pretrained.fit import Fit, Init, resize_grid, resize_time
 from vidformers.pretrained.layouts import Names
 
 # Fields of the section `model` that may differ: those that shapes show, and those that change no parameter's meaning.
-_FREE = ("frames", "image_size", "num_classes", "size", "dropout", "drop_path", "temporal_dropout", "head_dropout",
-         "dtype", "remat", "unroll", "masked", "backend", "frames_at_once", "starts_as_image")
+_FREE = (
+    "frames",
+    "image_size",
+    "num_classes",
+    "size",
+    "dropout",
+    "drop_path",
+    "temporal_dropout",
+    "head_dropout",
+    "dtype",
+    "remat",
+    "unroll",
+    "masked",
+    "backend",
+    "frames_at_once",
+    "starts_as_image",
+)
 
 
 @dataclass
 class NativeWeights:
     """The arrays of a model here, and its head as `layouts.Transformer` has it."""
+
     names: Names
     head: dict
     tubes: int  # t of a table of positions (1 + t y x, d) over space and time; 1 where it is of space alone
@@ -30,7 +46,8 @@ class NativeWeights:
 def recognised(arrays) -> bool:
     """Whether these are the names of a model here."""
     return {"head.kernel", "head.bias"} <= arrays.keys() and all(
-        name.startswith(("encoder.", "readout.", "head.")) for name in arrays)
+        name.startswith(("encoder.", "readout.", "head.")) for name in arrays
+    )
 
 
 def read(arrays, about) -> tuple[NativeWeights, Names]:
@@ -65,8 +82,11 @@ def check(make_model, about: dict, init: Init) -> list[str]:
         return ["No config.json says of which model they are: its fields must be those of this one."]
     for field, before, now in model_differences(about["model"], make_model.keywords):
         word = "normalisation" if field in ("mean", "std") else field
-        require(word in init.allow, f"it was trained with model.{field}={before!r}, and here it is {now!r}; "
-                                    f"init.allow=\"('{word}',)\" goes on all the same")
+        require(
+            word in init.allow,
+            f"it was trained with model.{field}={before!r}, and here it is {now!r}; "
+            f"init.allow=\"('{word}',)\" goes on all the same",
+        )
     return []
 
 

@@ -42,8 +42,11 @@ def _of(sublayer, out, frames):
     if isinstance(sublayer, ClassAttention):
         yield "its class token enters late, by class attention, which is drawn"
     ends = sublayer.scheme if isinstance(sublayer, SelfAttention) else sublayer
-    if isinstance(ends, TokenShift) and ends.boundary == "zero" or (
-            isinstance(ends, Shifted) and ends.boundary == "zero" and ends.before + ends.after > 0):
+    if (
+        isinstance(ends, TokenShift)
+        and ends.boundary == "zero"
+        or (isinstance(ends, Shifted) and ends.boundary == "zero" and ends.before + ends.after > 0)
+    ):
         yield "beyond the ends of the clip are zeros (model.boundary=keep has the frames at the ends there)"
     if not isinstance(sublayer, SelfAttention):
         return

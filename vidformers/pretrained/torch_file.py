@@ -16,16 +16,35 @@ import numpy as np
 
 from vidformers.errors import ConfigError
 
-_DTYPES = {"FloatStorage": np.float32, "HalfStorage": np.float16, "DoubleStorage": np.float64,
-           "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32,
-           "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_}
+_DTYPES = {
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "DoubleStorage": np.float64,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
 
-_LEGACY_MAGIC = 0x1950a86a20f9469cfc6c  # what a file of the old form starts with, as a pickle of its own
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what a file of the old form starts with, as a pickle of its own
 _LEGACY_PROTOCOL = 1001
 
 # Under which keys training code keeps the weights, averaged ones first; a file may hold several.
-_STATES = ("model_ema", "ema", "state_dict_ema", "state_dict", "model_state", "model_state_dict", "model", "teacher",
-           "module", "net")
+_STATES = (
+    "model_ema",
+    "ema",
+    "state_dict_ema",
+    "state_dict",
+    "model_state",
+    "model_state_dict",
+    "model",
+    "teacher",
+    "module",
+    "net",
+)
 _PREFIXES = ("module.", "model.", "backbone.")
 
 
@@ -43,6 +62,7 @@ class _Storage:
 @dataclass(frozen=True)
 class _Tensor:
     """A view into a storage, checked to lie within it."""
+
     storage: _Storage
     offset: int
     shape: tuple[int, ...]
@@ -118,9 +138,14 @@ def _tensor(storage, offset, shape, strides, *_):
         raise Malformed("a tensor has no storage")
     offset, shape, strides = _whole(offset), tuple(map(_whole, shape)), tuple(map(_whole, strides))
     count = math.prod(shape)
-    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides))
-    if len(shape) != len(strides) or len(shape) > 16 or count > storage.count or (
-            count and last >= storage.count) or offset > storage.count:
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=False))
+    if (
+        len(shape) != len(strides)
+        or len(shape) > 16
+        or count > storage.count
+        or (count and last >= storage.count)
+        or offset > storage.count
+    ):
         raise Malformed(f"a tensor of shape {shape} does not lie within its storage of {storage.count}")
     return _Tensor(storage, offset, shape, strides)
 
@@ -200,8 +225,7 @@ def read(path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     except RecursionError:
         raise ConfigError(f"{path} cannot be taken for weights of PyTorch: it is nested too deeply.") from None
     except Exception as error:  # a damaged pickle raises whatever its bytes lead to
-        raise ConfigError(f"{path} is damaged, or no file of torch.save "
-                          f"({type(error).__name__}: {error}).") from None
+        raise ConfigError(f"{path} is damaged, or no file of torch.save ({type(error).__name__}: {error}).") from None
 
 
 def _read(path):
@@ -229,6 +253,7 @@ def _read_zip(archive, storages):
 
     def data(storage):
         return archive.read(f"{folder}data/{storage.key}")
+
     return content, data
 
 
@@ -255,6 +280,7 @@ def _read_legacy(file, storages):
             raise Malformed(f"the storage {storage.key} is missing")
         file.seek(places[storage.key])
         return file.read(storage.count * storage.dtype.itemsize)
+
     return content, data
 
 
@@ -275,7 +301,7 @@ def _gather(content, data):
             if len(content) < storage.count * storage.dtype.itemsize:
                 raise Malformed(f"it is truncated within {name!r}")
             buffers[storage.key] = np.frombuffer(content, storage.dtype, storage.count)
-        flat = buffers[storage.key][value.offset:]
+        flat = buffers[storage.key][value.offset :]
         strides = [stride * storage.dtype.itemsize for stride in value.strides]
         arrays[name] = np.lib.stride_tricks.as_strided(flat, value.shape, strides, writeable=False).copy()
     prefix = ""
@@ -287,21 +313,25 @@ def _gather(content, data):
 def _find(content, where=""):
     if not isinstance(content, dict):
         raise Malformed(f"it holds {_described(content)} instead of a dictionary of tensors")
-    inner = [key for key in (*_STATES, *content) if isinstance(content.get(key), dict)
-             and _holds_tensors(content[key])]
+    inner = [key for key in (*_STATES, *content) if isinstance(content.get(key), dict) and _holds_tensors(content[key])]
     # Training code may keep a best accuracy, a tensor, beside the weights.
     if any(isinstance(value, _Tensor) for value in content.values()) and not set(inner) & set(_STATES):
         return content, ()
     if not inner:
         raise Malformed("it holds no dictionary of tensors")
     state, others = _find(content[inner[0]], f"{where}{inner[0]}.")
-    return state, (*(f"{where}{key}: {_described(value)}" for key, value in content.items() if key != inner[0]),
-                   *others)
+    return state, (
+        *(f"{where}{key}: {_described(value)}" for key, value in content.items() if key != inner[0]),
+        *others,
+    )
 
 
 def _holds_tensors(content, depth=3):
-    return isinstance(content, dict) and depth > 0 and any(
-        isinstance(value, _Tensor) or _holds_tensors(value, depth - 1) for value in content.values())
+    return (
+        isinstance(content, dict)
+        and depth > 0
+        and any(isinstance(value, _Tensor) or _holds_tensors(value, depth - 1) for value in content.values())
+    )
 
 
 def _described(value):

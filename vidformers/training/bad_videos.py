@@ -34,5 +34,7 @@ class BadVideos:
         most = self.setup.pipeline.max_bad_fraction
         if count > most * len(self.records):
             one = f"; one of them: {list(self.progress['bad'])[-1]}" if self.progress["bad"] else ""
-            raise DataError(f"{count} of {len(self.records)} videos of this pass would not decode, more than "
-                            f"data.max_bad_fraction={most} allows{one}.")
+            raise DataError(
+                f"{count} of {len(self.records)} videos of this pass would not decode, more than "
+                f"data.max_bad_fraction={most} allows{one}."
+            )

@@ -23,17 +23,26 @@ class Checkpoints:
     A save killed half-way leaves the one before it as the latest.
     """
 
-    def __init__(self, workdir: Path, *, every_steps: int = 1000, keep: int = 2, best: str = "val/top1@1x1",
-                 read_only: bool = False):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        every_steps: int = 1000,
+        keep: int = 2,
+        best: str = "val/top1@1x1",
+        read_only: bool = False,
+    ):
         require(every_steps >= 1, f"checkpoint.every_steps={every_steps} must be at least 1.")
         require(keep >= 1, f"checkpoint.keep={keep} must be at least 1.")
         self.every_steps, self.best, self.folder = every_steps, best, Path(workdir).absolute() / "checkpoints"
         self.saving = None
         keep_best = policies.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
         self.orbax = ocp.training.Checkpointer(
-            self.folder, save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            self.folder,
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), keep_best]),
-            cleanup_tmp_directories=not read_only)
+            cleanup_tmp_directories=not read_only,
+        )
 
     def __enter__(self):
         return self
@@ -55,8 +64,11 @@ class Checkpoints:
             ConfigError: the file system refuses; the sentence says why, and which checkpoint is whole.
         """
         self.wait()
-        self.saving = self._write(lambda: self.orbax.save_checkpointables_async(
-            step, {"state": state}, force=True, metrics=figures or None, custom_metadata=progress))
+        self.saving = self._write(
+            lambda: self.orbax.save_checkpointables_async(
+                step, {"state": state}, force=True, metrics=figures or None, custom_metadata=progress
+            )
+        )
 
     def wait(self) -> None:
         """Returns when nothing is left to write; raises like `save`."""
@@ -74,8 +86,10 @@ class Checkpoints:
                 raise
         whole = max((int(path.name) for path in self.folder.iterdir() if path.name.isdigit()), default=None)
         kept = "no checkpoint is there yet" if whole is None else f"the checkpoint of step {whole} is whole"
-        raise ConfigError(f"A checkpoint cannot be written to {self.folder}: {reason}; {kept}, and the same command "
-                          "continues when this is remedied.")
+        raise ConfigError(
+            f"A checkpoint cannot be written to {self.folder}: {reason}; {kept}, and the same command "
+            "continues when this is remedied."
+        )
 
     def restore(self, abstract_state, which: str = "latest"):
         """(state, progress, step) of the latest or best checkpoint, laid out as `abstract_state` says; None if none.
@@ -96,11 +110,16 @@ class Checkpoints:
         except ConfigError:
             raise
         except Exception as error:
-            require(chosen.path.is_dir(), f"The checkpoint of step {chosen.step} in {self.folder} was replaced by a "
-                                          "newer one while it was read: run the same command again.")
+            require(
+                chosen.path.is_dir(),
+                f"The checkpoint of step {chosen.step} in {self.folder} was replaced by a "
+                "newer one while it was read: run the same command again.",
+            )
             reason = (str(error).splitlines() or [""])[0][:200].rstrip(".")
-            raise ConfigError(f"The checkpoint {chosen.path} cannot be read ({type(error).__name__}: {reason}); if it "
-                              "is damaged, delete this folder to continue from the one before.") from error
+            raise ConfigError(
+                f"The checkpoint {chosen.path} cannot be read ({type(error).__name__}: {reason}); if it "
+                "is damaged, delete this folder to continue from the one before."
+            ) from error
         return state, dict(metadata.custom_metadata or {}), chosen.step
 
     def _check(self, stored, wanted, step: int) -> None:
@@ -109,8 +128,10 @@ class Checkpoints:
             raise ValueError("no arrays are listed")
         for name in sorted(stored.keys() | wanted.keys()):
             if stored.get(name) != wanted.get(name):
-                raise ConfigError(f"The checkpoint of step {step} in {self.folder} does not fit the model: {name} is "
-                                  f"{stored.get(name, 'absent')} there and {wanted.get(name, 'absent')} here.")
+                raise ConfigError(
+                    f"The checkpoint of step {step} in {self.folder} does not fit the model: {name} is "
+                    f"{stored.get(name, 'absent')} there and {wanted.get(name, 'absent')} here."
+                )
 
 
 def _refusal(error: BaseException | None) -> str | None:
@@ -128,5 +149,9 @@ def _refusal(error: BaseException | None) -> str | None:
 def _shapes(tree) -> dict:
     """Names joined by slashes -> shapes; namedtuples, tuples and dicts name their members alike."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(str(getattr(part, "key", getattr(part, "idx", getattr(part, "name", part)))) for part in path):
-            tuple(leaf.shape) for path, leaf in leaves}
+    return {
+        "/".join(str(getattr(part, "key", getattr(part, "idx", getattr(part, "name", part)))) for part in path): tuple(
+            leaf.shape
+        )
+        for path, leaf in leaves
+    }

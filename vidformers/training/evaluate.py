@@ -49,10 +49,14 @@ class EvalProtocol:
         for name in ("clips", "crops", "batch_size", "views_at_once", "frames"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"eval.{name}={value} must be at least 1.")
-        for name, choices in (("average", ("probabilities", "logits")), ("on_bad", ("error", "skip")),
-                              ("checkpoint", ("latest", "best"))):
-            require(getattr(self, name) in choices,
-                    f"eval.{name}={getattr(self, name)!r} must be {' or '.join(choices)}.")
+        for name, choices in (
+            ("average", ("probabilities", "logits")),
+            ("on_bad", ("error", "skip")),
+            ("checkpoint", ("latest", "best")),
+        ):
+            require(
+                getattr(self, name) in choices, f"eval.{name}={getattr(self, name)!r} must be {' or '.join(choices)}."
+            )
 
     @property
     def name(self) -> str:
@@ -101,7 +105,9 @@ def _averaged(logits, average: str):
 
 def batch_sums(graph, average: str, views_at_once: int, parameters, batch) -> EvalSums:
     """The sums of one batch {video, index, label, mask}; rows of mask 0 count nowhere."""
-    log_p = log_probabilities(fuse_projections(nnx.merge(graph, parameters)), batch["video"], batch.get("index"), average, views_at_once)
+    log_p = log_probabilities(
+        fuse_projections(nnx.merge(graph, parameters)), batch["video"], batch.get("index"), average, views_at_once
+    )
     label, mask = batch["label"], batch["mask"]
     own = jnp.take_along_axis(log_p, label[:, None], axis=1)[:, 0]
     classes = log_p.shape[1]
@@ -118,17 +124,25 @@ class Evaluator:
 
     def __init__(self, graph, mesh, parameter_shardings, protocol: EvalProtocol):
         parts = num_batch_shards(mesh)
-        require((protocol.batch_size or 0) % parts == 0, f"eval.batch_size={protocol.batch_size} must be divisible by "
-                                                         f"mesh.data x mesh.fsdp={parts} parts.")
-        require((protocol.frames or 0) % mesh.shape["context"] == 0,
-                f"eval.frames={protocol.frames} must be divisible by mesh.context={mesh.shape['context']}.")
+        require(
+            (protocol.batch_size or 0) % parts == 0,
+            f"eval.batch_size={protocol.batch_size} must be divisible by mesh.data x mesh.fsdp={parts} parts.",
+        )
+        require(
+            (protocol.frames or 0) % mesh.shape["context"] == 0,
+            f"eval.frames={protocol.frames} must be divisible by mesh.context={mesh.shape['context']}.",
+        )
         self.mesh, self.protocol = mesh, protocol
-        self.step = jax.jit(with_mesh(mesh, partial(batch_sums, graph, protocol.average, protocol.views_at_once)),
-                            in_shardings=(parameter_shardings, None), out_shardings=replicated_sharding(mesh))
+        self.step = jax.jit(
+            with_mesh(mesh, partial(batch_sums, graph, protocol.average, protocol.views_at_once)),
+            in_shardings=(parameter_shardings, None),
+            out_shardings=replicated_sharding(mesh),
+        )
         self.programs = {}  # by the shape of a batch's video
 
-    def choose_batch_size(self, parameters, frames: int, size: int, others: int = 0, room: float = math.inf,
-                       most: float = math.inf) -> int:
+    def choose_batch_size(
+        self, parameters, frames: int, size: int, others: int = 0, room: float = math.inf, most: float = math.inf
+    ) -> int:
         """`eval.batch_size`, or as many videos as fit in memory, of clips (frames size size 3).
 
         What two small batches need, by the compiler's account, says what any would. All processes come to the same.
@@ -142,7 +156,7 @@ class Evaluator:
             return self.protocol.batch_size
         # Processes compile what they try, and must try the same: on GPUs each has a share in tuning a program.
         told = allgather_strings(json.dumps([memory.bytes_available() - others, room]))
-        limit, room = map(min, zip(*map(json.loads, told)))
+        limit, room = map(min, zip(*map(json.loads, told), strict=True))
         parts = num_batch_shards(self.mesh)
         video = self.protocol.clips * self.protocol.crops * frames * size * size * 3
 
@@ -199,5 +213,8 @@ class Evaluator:
         figures["mean_class_top1"] = float(per_class[total.confusion.sum(axis=1) > 0].mean())
         figures["videos"] = float(total.count)
         skipped = [tuple(video) for told in allgather_strings(json.dumps(skipped)) for video in json.loads(told)]
-        return EvalResult({f"val/{key}@{self.protocol.name}": value for key, value in figures.items()},
-                      total.confusion.astype(np.int64), sorted(skipped))
+        return EvalResult(
+            {f"val/{key}@{self.protocol.name}": value for key, value in figures.items()},
+            total.confusion.astype(np.int64),
+            sorted(skipped),
+        )

@@ -76,7 +76,7 @@ def draw_curves(workdir: Path) -> None:
     for axes, part in ((losses, "loss"), (accuracies, "top1")):
         for name in (name for name in names if name.split("@")[0].endswith("/" + part)):
             points = [(row["step"], row[name]) for row in rows if name in row]
-            axes.plot(*zip(*points), label=name, marker="o" if len(points) < 30 else None, markersize=3)
+            axes.plot(*zip(*points, strict=True), label=name, marker="o" if len(points) < 30 else None, markersize=3)
         axes.set(xlabel="step", ylabel=part)
         axes.grid(alpha=0.3)
         if axes.lines:
@@ -101,8 +101,15 @@ def draw_confusion(workdir: Path, confusion: np.ndarray, names, title: str) -> N
         axes.set_yticks(range(count), names)
         for (i, j), share in np.ndenumerate(shares):
             if confusion[i, j]:
-                axes.text(j, i, int(confusion[i, j]), ha="center", va="center", fontsize=8,
-                          color="white" if share > 0.5 else "black")
+                axes.text(
+                    j,
+                    i,
+                    int(confusion[i, j]),
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if share > 0.5 else "black",
+                )
     figure.savefig(Path(workdir) / "confusion.png", dpi=120)
     plt.close(figure)
 

@@ -27,17 +27,35 @@ def decay_mask(parameters, which: str):
 
 def frozen_mask(parameters, names: tuple):
     """True where a parameter belongs to one of the modules `names`, given as they stand in the model ('encoder')."""
+
     def frozen(path, _):
         return path[0].key in names
+
     return jax.tree_util.tree_map_with_path(frozen, parameters)
 
 
-def make_optimizer(total_steps: int, steps_per_epoch: float, *, name: str = "adamw", lr: float = 2.5e-4,
-                   weight_decay: float = 0.05, decay: str = "kernels", b1: float = 0.9, b2: float = 0.999,
-                   momentum: float = 0.9, nesterov: bool = False, schedule: str = "cosine",
-                   warmup_steps: int | None = None, warmup_epochs: float | None = None, drop_epochs: tuple = (),
-                   drop_factor: float = 0.1, clip_norm: float | None = None, ema_decay: float | None = None,
-                   frozen: tuple = (), in_backward: bool = False):
+def make_optimizer(
+    total_steps: int,
+    steps_per_epoch: float,
+    *,
+    name: str = "adamw",
+    lr: float = 2.5e-4,
+    weight_decay: float = 0.05,
+    decay: str = "kernels",
+    b1: float = 0.9,
+    b2: float = 0.999,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    schedule: str = "cosine",
+    warmup_steps: int | None = None,
+    warmup_epochs: float | None = None,
+    drop_epochs: tuple = (),
+    drop_factor: float = 0.1,
+    clip_norm: float | None = None,
+    ema_decay: float | None = None,
+    frozen: tuple = (),
+    in_backward: bool = False,
+):
     """(optax transformation, schedule) of the section `optim`.
 
     Args:
@@ -59,13 +77,17 @@ def make_optimizer(total_steps: int, steps_per_epoch: float, *, name: str = "ada
     for field, value in (("b1", b1), ("b2", b2), ("momentum", momentum)):
         require(0 <= value < 1, f"optim.{field}={value} must be at least 0 and below 1.")
     require(drop_factor > 0, f"optim.drop_factor={drop_factor} must be positive.")
-    require(all(isinstance(epoch, (int, float)) for epoch in drop_epochs),
-            f"optim.drop_epochs={drop_epochs} must be numbers of epochs.")
+    require(
+        all(isinstance(epoch, (int, float)) for epoch in drop_epochs),
+        f"optim.drop_epochs={drop_epochs} must be numbers of epochs.",
+    )
     require(clip_norm is None or clip_norm > 0, f"optim.clip_norm={clip_norm} must be positive.")
     require(ema_decay is None or 0 < ema_decay < 1, f"optim.ema_decay={ema_decay} must be between 0 and 1.")
-    require(not in_backward or clip_norm is None and not frozen,
-            "optim.in_backward=true updates a layer before the gradient of others is known, which neither "
-            "optim.clip_norm nor optim.frozen goes with.")
+    require(
+        not in_backward or clip_norm is None and not frozen,
+        "optim.in_backward=true updates a layer before the gradient of others is known, which neither "
+        "optim.clip_norm nor optim.frozen goes with.",
+    )
     warmup = duration_in_steps("optim.warmup", warmup_steps, warmup_epochs, steps_per_epoch) or 0
     require(warmup < total_steps, f"The warm-up of {warmup} steps does not end within the {total_steps} steps.")
     if schedule == "cosine":

@@ -55,13 +55,19 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("batch_size", "accumulate", "log_every_steps"):
             require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)} must be at least 1.")
-        require(len(self.profile_steps) in (0, 2) and all(isinstance(step, int) for step in self.profile_steps),
-                f"train.profile_steps={self.profile_steps} must be a first and a last step, such as (20,24).")
-        require(0 <= self.label_smoothing < 1,
-                f"train.label_smoothing={self.label_smoothing} must be at least 0 and below 1.")
-        require(self.mixing is None or self.batch_size >= 2 * self.accumulate,
-                f"train.batch_size={self.batch_size} leaves clips without another to be mixed with: set train.mixup "
-                "and train.cutmix to 0.")
+        require(
+            len(self.profile_steps) in (0, 2) and all(isinstance(step, int) for step in self.profile_steps),
+            f"train.profile_steps={self.profile_steps} must be a first and a last step, such as (20,24).",
+        )
+        require(
+            0 <= self.label_smoothing < 1,
+            f"train.label_smoothing={self.label_smoothing} must be at least 0 and below 1.",
+        )
+        require(
+            self.mixing is None or self.batch_size >= 2 * self.accumulate,
+            f"train.batch_size={self.batch_size} leaves clips without another to be mixed with: set train.mixup "
+            "and train.cutmix to 0.",
+        )
 
     @property
     def mixing(self) -> Mixing | None:
@@ -72,9 +78,11 @@ class TrainConfig:
         unit = parts * self.accumulate
         below = self.batch_size // unit * unit
         near = f"{below} or {below + unit}" if below else unit
-        require(self.batch_size % unit == 0,
-                f"train.batch_size={self.batch_size} must be divisible by mesh.data x mesh.fsdp={parts} parts x "
-                f"train.accumulate={self.accumulate}: {near} would be, with optim.lr to match.")
+        require(
+            self.batch_size % unit == 0,
+            f"train.batch_size={self.batch_size} must be divisible by mesh.data x mesh.fsdp={parts} parts x "
+            f"train.accumulate={self.accumulate}: {near} would be, with optim.lr to match.",
+        )
 
 
 class Setup(NamedTuple):
@@ -110,9 +118,11 @@ class Setup(NamedTuple):
             model = nnx.eval_shape(lambda: self.make_model(rngs=nnx.Rngs(0), frames=protocol.frames))
             graph, state = nnx.split(model)
             shapes = [jax.tree.map(jnp.shape, tree) for tree in (nnx.to_pure_dict(state), self.abstract.parameters)]
-            require(shapes[0] == shapes[1],
-                    f"eval.frames={protocol.frames} asks for other parameters than data.frames="
-                    f"{self.config['data']['frames']}: this model takes one number of frames.")
+            require(
+                shapes[0] == shapes[1],
+                f"eval.frames={protocol.frames} asks for other parameters than data.frames="
+                f"{self.config['data']['frames']}: this model takes one number of frames.",
+            )
         return Evaluator(graph, self.mesh, self.shardings.eval_parameters, protocol)
 
 
@@ -120,8 +130,11 @@ def abstract_state(make_model, optimizer, ema_decay: float | None, mesh):
     """The graph of the model, and the training state by shape, type and sharding."""
     graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
     shapes = jax.eval_shape(partial(initial_state, make_model, optimizer, ema_decay, 0))
-    return graph, jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                               shapes, state_shardings(mesh, shapes))
+    return graph, jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings(mesh, shapes),
+    )
 
 
 def set_up(config: dict, training: bool = True) -> Setup:
@@ -139,11 +152,15 @@ def set_up(config: dict, training: bool = True) -> Setup:
     mesh = make_mesh(**config["mesh"])
     if training:
         loop.check_devices(num_batch_shards(mesh))
-    require(config["data"]["frames"] % mesh.shape["context"] == 0,
-            f"data.frames={config['data']['frames']} must be divisible by mesh.context={mesh.shape['context']}.")
-    require(mesh.shape["context"] == 1 or config["model"]["name"] not in WHOLE_CLIPS,
-            f"mesh.context={mesh.shape['context']} does not go with model.name={config['model']['name']}: XLA (jaxlib "
-            "0.10) gets the gradient of its convolutions wrong where frames are spread; use mesh.fsdp.")
+    require(
+        config["data"]["frames"] % mesh.shape["context"] == 0,
+        f"data.frames={config['data']['frames']} must be divisible by mesh.context={mesh.shape['context']}.",
+    )
+    require(
+        mesh.shape["context"] == 1 or config["model"]["name"] not in WHOLE_CLIPS,
+        f"mesh.context={mesh.shape['context']} does not go with model.name={config['model']['name']}: XLA (jaxlib "
+        "0.10) gets the gradient of its convolutions wrong where frames are spread; use mesh.fsdp.",
+    )
     crop_places(protocol.crops)
     optim = config["optim"]
     if not training:
@@ -151,27 +168,51 @@ def set_up(config: dict, training: bool = True) -> Setup:
         optim = optim | dict(warmup_steps=None, warmup_epochs=None)
     clips = pipeline.repeats * len(pipeline.train_manifest.records) if training else loop.batch_size
     per_epoch = clips / loop.batch_size
-    require(loop.batch_size % pipeline.repeats == 0,
-            f"train.batch_size={loop.batch_size} must be divisible by data.repeats={pipeline.repeats}.")
+    require(
+        loop.batch_size % pipeline.repeats == 0,
+        f"train.batch_size={loop.batch_size} must be divisible by data.repeats={pipeline.repeats}.",
+    )
     total = duration_in_steps("train.total", loop.total_steps, loop.total_epochs, per_epoch)
     require(total is not None and total >= 1, "train.total_steps or train.total_epochs must be set, to 1 step or more.")
     eval_every = duration_in_steps("train.eval_every", loop.eval_every_steps, loop.eval_every_epochs, per_epoch)
     require(eval_every is None or eval_every >= 1, "train.eval_every_steps or _epochs must come to 1 step or more.")
-    known = [f"val/{score}@{shown.name}" for shown in (replace(protocol, clips=1, crops=1), protocol)
-             for score in ("top1", "top5", "mean_class_top1")]
-    require(config["checkpoint"]["best"] in known,
-            f"checkpoint.best={config['checkpoint']['best']} must be one of {', '.join(dict.fromkeys(known))}.")
+    known = [
+        f"val/{score}@{shown.name}"
+        for shown in (replace(protocol, clips=1, crops=1), protocol)
+        for score in ("top1", "top5", "mean_class_top1")
+    ]
+    require(
+        config["checkpoint"]["best"] in known,
+        f"checkpoint.best={config['checkpoint']['best']} must be one of {', '.join(dict.fromkeys(known))}.",
+    )
     optimizer, rate = make_optimizer(total, per_epoch, **optim)
-    require(not optim["in_backward"] or loop.accumulate == 1 and config["model"]["remat"] == "full",
-            "optim.in_backward=true keeps nothing of a layer but its input and updates after every batch: it needs "
-            f"model.remat=full, not {config['model']['remat']}, and train.accumulate=1, not {loop.accumulate}.")
+    require(
+        not optim["in_backward"] or loop.accumulate == 1 and config["model"]["remat"] == "full",
+        "optim.in_backward=true keeps nothing of a layer but its input and updates after every batch: it needs "
+        f"model.remat=full, not {config['model']['remat']}, and train.accumulate=1, not {loop.accumulate}.",
+    )
     make_model = partial(build, **config["model"])
     graph, abstract = abstract_state(make_model, optimizer, optim["ema_decay"], mesh)
     for name in optim["frozen"]:
-        require(name in abstract.parameters,
-                f"optim.frozen={name!r} must name modules of the model: {', '.join(abstract.parameters)}.")
-    setup = Setup(config, pipeline, loop, protocol, mesh, make_model, graph, optimizer, rate, abstract, total,
-                  eval_every, Init(**config["init"]))
+        require(
+            name in abstract.parameters,
+            f"optim.frozen={name!r} must name modules of the model: {', '.join(abstract.parameters)}.",
+        )
+    setup = Setup(
+        config,
+        pipeline,
+        loop,
+        protocol,
+        mesh,
+        make_model,
+        graph,
+        optimizer,
+        rate,
+        abstract,
+        total,
+        eval_every,
+        Init(**config["init"]),
+    )
     setup.evaluator(protocol)  # refuses an eval.batch_size that does not divide among the devices
     return setup
 
@@ -185,8 +226,9 @@ def load_weights(setup: Setup) -> Pretrained | None:
 
 def initialise(setup: Setup, pretrained: Pretrained | None = None) -> State:
     """The state of step 0, each array made where it lies."""
-    init = partial(initial_state, setup.make_model, setup.optimizer, setup.config["optim"]["ema_decay"],
-                   setup.config["seed"])
+    init = partial(
+        initial_state, setup.make_model, setup.optimizer, setup.config["optim"]["ema_decay"], setup.config["seed"]
+    )
     state = jax.jit(init, out_shardings=setup.shardings)()
     if pretrained is None:
         return state
@@ -204,9 +246,18 @@ def compile_step(setup: Setup, **changes):
     if changes:
         make_model = partial(setup.make_model, **changes)
         graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
-    step = make_step(graph, setup.optimizer, setup.learning_rate, seed=setup.config["seed"], accumulate=accumulate,
-                     label_smoothing=setup.loop.label_smoothing, ema_decay=optim["ema_decay"], frozen=optim["frozen"],
-                     in_backward=in_backward, mixing=setup.loop.mixing)
+    step = make_step(
+        graph,
+        setup.optimizer,
+        setup.learning_rate,
+        seed=setup.config["seed"],
+        accumulate=accumulate,
+        label_smoothing=setup.loop.label_smoothing,
+        ema_decay=optim["ema_decay"],
+        frozen=optim["frozen"],
+        in_backward=in_backward,
+        mixing=setup.loop.mixing,
+    )
     data = setup.config["data"]
     video = (setup.loop.batch_size, data["frames"], data["size"], data["size"], 3)
     batch = abstract_batch(setup.mesh, video, stop=jax.process_count() > 1)
@@ -247,9 +298,11 @@ def _smaller(setup: Setup):
     changes = [("model.remat=full", dict(remat="full"))]
     if accumulate == 1 and setup.config["optim"]["clip_norm"] is None and not setup.config["optim"]["frozen"]:
         changes += [("model.remat=full and optim.in_backward=true", dict(remat="full", in_backward=True))]
-    changes += [(f"model.remat=full and train.accumulate={k}", dict(remat="full", accumulate=k))
-                for k in (2 * accumulate, 4 * accumulate, clips) if clips % k == 0 and k > accumulate
-                and (setup.loop.mixing is None or setup.loop.batch_size >= 2 * k)]
+    changes += [
+        (f"model.remat=full and train.accumulate={k}", dict(remat="full", accumulate=k))
+        for k in (2 * accumulate, 4 * accumulate, clips)
+        if clips % k == 0 and k > accumulate and (setup.loop.mixing is None or setup.loop.batch_size >= 2 * k)
+    ]
     for words, change in changes:
         try:
             yield words, memory.program_bytes(compile_step(setup, **change))

@@ -34,9 +34,19 @@ def initial_state(make_model, optimizer, ema_decay, seed: int) -> State:
     return State(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), ema)
 
 
-def make_step(graph, optimizer, rate, *, seed: int, accumulate: int = 1, label_smoothing: float = 0.0,
-              ema_decay: float | None = None, frozen: tuple = (), in_backward: bool = False,
-              mixing: Mixing | None = None):
+def make_step(
+    graph,
+    optimizer,
+    rate,
+    *,
+    seed: int,
+    accumulate: int = 1,
+    label_smoothing: float = 0.0,
+    ema_decay: float | None = None,
+    frozen: tuple = (),
+    in_backward: bool = False,
+    mixing: Mixing | None = None,
+):
     """(state, batch {video b t y x c, index b t, label b, mask b}) -> (state, metrics), for jit with the state donated.
 
     Of several processes, a batch has `stop` (b) too, 1 from one that was asked to, and the metrics say if any was.
@@ -46,6 +56,7 @@ def make_step(graph, optimizer, rate, *, seed: int, accumulate: int = 1, label_s
     a mixed clip has no one class, so that `mixing` leaves no top-1 among the metrics. `in_backward` updates the layers
     of each stage within the backward pass, which goes with neither `accumulate` nor `frozen`.
     """
+
     def loss_sum(model, batch, key):
         mask = batch["mask"]
         # Blank before the model, not after: even a NaN in a masked row must reach neither the loss nor a gradient.
@@ -77,14 +88,18 @@ def make_step(graph, optimizer, rate, *, seed: int, accumulate: int = 1, label_s
             micro = jax.tree.map(lambda x: rearrange(x, "(b a) ... -> a b ...", a=accumulate), batch)
             keys = jax.random.split(key, accumulate)
             zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.parameters))
-            sums, _ = jax.lax.scan(lambda sums, xs: (jax.tree.map(jnp.add, sums, gradient(state.parameters, *xs)),
-                                                     None), zero, (micro, keys))
+            sums, _ = jax.lax.scan(
+                lambda sums, xs: (jax.tree.map(jnp.add, sums, gradient(state.parameters, *xs)), None),
+                zero,
+                (micro, keys),
+            )
         loss, correct, gradients = jax.tree.map(lambda x: x / jnp.maximum(count, 1), sums)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.parameters)
         return loss, correct, optax.tree.norm(gradients), optax.apply_updates(state.parameters, updates), opt_state
 
     def update_within(state, batch, count, key):
         """The same, layer by layer within the backward pass."""
+
         def loss(model):
             return jax.tree.map(lambda x: x / jnp.maximum(count, 1), loss_sum(model, batch, key))
 

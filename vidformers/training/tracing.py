@@ -21,8 +21,10 @@ class Trace:
         several = jax.process_count() > 1
         self.folder, self.active = folder / f"process{jax.process_index()}" if several else folder, False
         self.first, self.last = steps or (0, 0)
-        require(not steps or 1 <= self.first <= self.last <= total,
-                f"train.profile_steps={tuple(steps)} must be a first and a last step from 1 to {total}.")
+        require(
+            not steps or 1 <= self.first <= self.last <= total,
+            f"train.profile_steps={tuple(steps)} must be a first and a last step from 1 to {total}.",
+        )
 
     def before(self, step: int, state) -> None:
         """Before `step`, which takes `state`."""

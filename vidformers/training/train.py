@@ -9,9 +9,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from input_pipeline.files import write_text
 
 from input_pipeline import DataError
+from input_pipeline.files import write_text
 from vidformers.errors import require
 from vidformers.parallel import memory
 from vidformers.parallel.batch import put_batch
@@ -87,8 +87,13 @@ def train(config: dict, path) -> dict:
             stack.enter_context(folders.lock(workdir))
         data = {"classes": list(setup.pipeline.class_names)}
         for split, manifest in (("train", setup.pipeline.train_manifest), ("val", setup.pipeline.val_manifest)):
-            data |= {split: manifest.digest, f"{split}_list": manifest.path, f"{split}_videos": len(manifest.records),
-                     f"{split}_missing": list(manifest.missing), f"{split}_excluded": list(manifest.excluded)}
+            data |= {
+                split: manifest.digest,
+                f"{split}_list": manifest.path,
+                f"{split}_videos": len(manifest.records),
+                f"{split}_missing": list(manifest.missing),
+                f"{split}_excluded": list(manifest.excluded),
+            }
         run = folders.describe_run(config, data)
         changes = folders.compare_with_folder(workdir, run)
         checkpoints = stack.enter_context(Checkpoints(workdir, **config["checkpoint"]))
@@ -98,8 +103,9 @@ def train(config: dict, path) -> dict:
         return _train(setup, workdir, run, changes, checkpoints, restored, pretrained, phases, stack)
 
 
-def _train(setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpoints, restored, pretrained, phases,
-           stack) -> dict:
+def _train(
+    setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpoints, restored, pretrained, phases, stack
+) -> dict:
     """`train` in a folder that is ours; nothing is written there before all is known to fit."""
     main = jax.process_index() == 0
 
@@ -111,14 +117,25 @@ def _train(setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpo
     if restored:
         state, saved, start = restored
         progress |= saved
-        require(start <= setup.total_steps, f"--workdir={workdir} holds step {start}, beyond the {setup.total_steps} "
-                                            "steps of train.total_steps or total_epochs.")
+        require(
+            start <= setup.total_steps,
+            f"--workdir={workdir} holds step {start}, beyond the {setup.total_steps} "
+            "steps of train.total_steps or total_epochs.",
+        )
     trace = Trace(workdir / "profile", setup.loop.profile_steps, setup.total_steps)
     compiled = batches = None
     if start < setup.total_steps:
-        batches = stack.enter_context(closing(setup.pipeline.train_batches(  # whose workers start meanwhile
-            batch_size=setup.loop.batch_size, seed=setup.config["seed"], start=start,
-            process_index=jax.process_index(), process_count=jax.process_count())))
+        batches = stack.enter_context(
+            closing(
+                setup.pipeline.train_batches(  # whose workers start meanwhile
+                    batch_size=setup.loop.batch_size,
+                    seed=setup.config["seed"],
+                    start=start,
+                    process_index=jax.process_index(),
+                    process_count=jax.process_count(),
+                )
+            )
+        )
         compiled = compile_within_memory(setup)
     if not restored:
         state = initialise(setup, pretrained)
@@ -157,6 +174,7 @@ def _train(setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpo
 
     bad = BadVideos(setup, progress)
     with StopSignal() as stop:
+
         def must_know(step: int) -> bool:
             """Whether the state after `step` may be saved, so that all losses up to it must be known to be finite."""
             return bool(stop.requested or step % checkpoints.every_steps == 0 or due(step))
@@ -165,8 +183,9 @@ def _train(setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpo
             final = evaluate(setup.protocol, start)
         since, before = time.perf_counter(), phases.get("evaluating", 0.0)
         trace = stack.enter_context(closing(trace))
-        for step, state, logged, pending in steps(setup, compiled, state, batches, start, progress["pending"], bad,
-                                                  stop, must_know, trace):
+        for step, state, logged, pending in steps(
+            setup, compiled, state, batches, start, progress["pending"], bad, stop, must_know, trace
+        ):
             if logged and main:
                 writer.write(step, logged)
             results = [evaluate(protocol, step) for protocol in due(step)]
@@ -178,8 +197,10 @@ def _train(setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpo
                 final = results[-1]
             elif asked:
                 checkpoints.wait()
-                raise Interrupted(f"Stopped at step {step} of {setup.total_steps}, which is saved: the same command "
-                                  "continues.", stop.signal or signal.SIGTERM)
+                raise Interrupted(
+                    f"Stopped at step {step} of {setup.total_steps}, which is saved: the same command continues.",
+                    stop.signal or signal.SIGTERM,
+                )
         phase("training", since)
         phases["training"] -= phases["evaluating"] - before
         checkpoints.wait()
@@ -191,9 +212,11 @@ def _train(setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpo
 def print_report(pretrained: Pretrained) -> None:
     """What became of each parameter, as a table."""
     counts = ", ".join(f"{count} {how}" for how, count in pretrained.counts.items())
-    table(f"{pretrained.file.path}, a {pretrained.layout}: {counts}",
-          [(row.parameter, row.how, row.note) for row in pretrained.rows] +
-          [(name, "unused", "") for name in pretrained.unused])
+    table(
+        f"{pretrained.file.path}, a {pretrained.layout}: {counts}",
+        [(row.parameter, row.how, row.note) for row in pretrained.rows]
+        + [(name, "unused", "") for name in pretrained.unused],
+    )
     for remark in pretrained.remarks:
         log(remark)
 
@@ -202,18 +225,32 @@ def data_notes(setup: Setup, workdir: Path):
     """What a user should know of the data before figures come: videos that are not there, and what a batch holds."""
     for manifest in (setup.pipeline.train_manifest, setup.pipeline.val_manifest):
         if manifest.missing:
-            yield (f"{len(manifest.missing)} of {len(manifest.missing) + len(manifest.records)} videos of "
-                   f"{manifest.path} are not there; {workdir}/run.json lists them.")
+            yield (
+                f"{len(manifest.missing)} of {len(manifest.missing) + len(manifest.records)} videos of "
+                f"{manifest.path} are not there; {workdir}/run.json lists them."
+            )
         if manifest.excluded:
             yield f"{len(manifest.excluded)} videos of {manifest.path} are left out, as data.exclude says."
     repeats, size = setup.pipeline.repeats, setup.loop.batch_size
     if repeats > 1:
-        yield (f"A batch of {size} clips holds {size // repeats} videos, {repeats} clips of each (data.repeats); a "
-               "pass over the videos is as many times longer.")
+        yield (
+            f"A batch of {size} clips holds {size // repeats} videos, {repeats} clips of each (data.repeats); a "
+            "pass over the videos is as many times longer."
+        )
 
 
-def steps(setup: Setup, compiled, state: State, batches, start: int, pending: list, bad: BadVideos, stop: StopSignal,
-          must_know, trace: Trace):
+def steps(
+    setup: Setup,
+    compiled,
+    state: State,
+    batches,
+    start: int,
+    pending: list,
+    bad: BadVideos,
+    stop: StopSignal,
+    must_know,
+    trace: Trace,
+):
     """Yields (steps done, state, figures since the last log or None, pending) after each step.
 
     Figures are fetched late, so that the host runs ahead of the devices by two steps at most. `pending` holds those of
@@ -253,13 +290,16 @@ def steps(setup: Setup, compiled, state: State, batches, start: int, pending: li
                 logged = _log(done, loop.batch_size) | {
                     "train/clips_per_second": (step - logged_at) * loop.batch_size / seconds,
                     "train/frames_per_second": decoded * jax.process_count() / seconds,
-                    "train/data_wait": waited / seconds}
+                    "train/data_wait": waited / seconds,
+                }
                 top1 = f"top-1 {logged['train/top1']:.1%}  " if "train/top1" in logged else ""
-                bar.status(f"loss {logged['train/loss']:.3f}  {top1}"
-                            f"{logged['train/clips_per_second']:.0f} clips/s  "
-                            f"{logged['train/frames_per_second']:.0f} decoded frames/s  "
-                            f"data wait {logged['train/data_wait']:.1%}"
-                            + ("  (reading is slower than training)" if logged["train/data_wait"] > _SLOW else ""))
+                bar.status(
+                    f"loss {logged['train/loss']:.3f}  {top1}"
+                    f"{logged['train/clips_per_second']:.0f} clips/s  "
+                    f"{logged['train/frames_per_second']:.0f} decoded frames/s  "
+                    f"data wait {logged['train/data_wait']:.1%}"
+                    + ("  (reading is slower than training)" if logged["train/data_wait"] > _SLOW else "")
+                )
                 done = []
             paused = time.perf_counter()
             yield step, state, logged, list(done) if known else None
@@ -271,18 +311,26 @@ def steps(setup: Setup, compiled, state: State, batches, start: int, pending: li
 def _fetch(step: int, figures: dict) -> dict:
     figures = {name: float(value) for name, value in figures.items()}
     for name in ("loss", "gradient_norm"):
-        require(np.isfinite(figures[name]),
-                f"The {name.replace('_', ' ')} is {figures[name]} at step {step}: lower optim.lr, set optim.clip_norm, "
-                "or use model.dtype=float32; checkpoints of steps before are kept.")
+        require(
+            np.isfinite(figures[name]),
+            f"The {name.replace('_', ' ')} is {figures[name]} at step {step}: lower optim.lr, set optim.clip_norm, "
+            "or use model.dtype=float32; checkpoints of steps before are kept.",
+        )
     return figures
 
 
 def _log(done: list[dict], batch_size: int) -> dict:
     weights = np.array([figures["count"] for figures in done])
-    logged = {f"train/{name}": float(np.average([f[name] for f in done], weights=weights if weights.any() else None))
-              for name in ("loss", "top1") if name in done[-1]}
-    return logged | {"train/gradient_norm": done[-1]["gradient_norm"], "train/lr": done[-1]["lr"],
-                     "train/bad_rows": len(done) * batch_size - float(weights.sum())}
+    logged = {
+        f"train/{name}": float(np.average([f[name] for f in done], weights=weights if weights.any() else None))
+        for name in ("loss", "top1")
+        if name in done[-1]
+    }
+    return logged | {
+        "train/gradient_norm": done[-1]["gradient_norm"],
+        "train/lr": done[-1]["lr"],
+        "train/bad_rows": len(done) * batch_size - float(weights.sum()),
+    }
 
 
 def run_evaluation(setup: Setup, evaluator: Evaluator, parameters, protocol: EvalProtocol) -> EvalResult:
@@ -291,16 +339,24 @@ def run_evaluation(setup: Setup, evaluator: Evaluator, parameters, protocol: Eva
     data = setup.config["data"]
     frames, size, workers = protocol.frames or data["frames"], data["size"], setup.pipeline.workers
     others = sum(memory.shard_bytes(leaf) for leaf in jax.tree.leaves(setup.abstract)) - sum(
-        memory.shard_bytes(leaf) for leaf in jax.tree.leaves(setup.abstract.eval_parameters))
-    videos = evaluator.choose_batch_size(parameters, frames, size, others, setup.pipeline.max_batch_bytes,
-                                      -(-len(records) // max(workers, 1)))
+        memory.shard_bytes(leaf) for leaf in jax.tree.leaves(setup.abstract.eval_parameters)
+    )
+    videos = evaluator.choose_batch_size(
+        parameters, frames, size, others, setup.pipeline.max_batch_bytes, -(-len(records) // max(workers, 1))
+    )
     batches = setup.pipeline.val_batches(
-        batch_size=videos, clips=protocol.clips, crops=protocol.crops,
-        frames=protocol.frames, process_index=jax.process_index(), process_count=jax.process_count())
+        batch_size=videos,
+        clips=protocol.clips,
+        crops=protocol.crops,
+        frames=protocol.frames,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
     def bad_video(row: int, error: str) -> DataError:
-        return DataError(f"{records[row].path} of data.val will not decode: {error}; eval.on_bad=skip leaves such "
-                         "videos out.")
+        return DataError(
+            f"{records[row].path} of data.val will not decode: {error}; eval.on_bad=skip leaves such videos out."
+        )
 
     try:
         with Bar(f"eval {protocol.name}", len(records), shown=jax.process_index() == 0) as bar:
@@ -363,13 +419,17 @@ def finish_run(setup: Setup, workdir: Path, result: EvalResult, phases: dict, st
 
 def _rows(result: EvalResult) -> list[tuple[str, str]]:
     percent = ("top1", "top5", "mean_class_top1")
-    return [(name, f"{value:.2%}" if name.split("/")[1].split("@")[0] in percent else f"{value:g}")
-            for name, value in result.metrics.items()]
+    return [
+        (name, f"{value:.2%}" if name.split("/")[1].split("@")[0] in percent else f"{value:g}")
+        for name, value in result.metrics.items()
+    ]
 
 
 def _as_json(step: int, result: EvalResult) -> str:
-    return json.dumps({"step": step, **result.metrics, "skipped": result.skipped,
-                       "confusion": result.confusion.tolist()}) + "\n"
+    return (
+        json.dumps({"step": step, **result.metrics, "skipped": result.skipped, "confusion": result.confusion.tolist()})
+        + "\n"
+    )
 
 
 def _confusion(setup: Setup, workdir: Path, result: EvalResult) -> None:

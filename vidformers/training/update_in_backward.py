@@ -28,14 +28,18 @@ def split_stages(parameters: dict) -> dict:
 
 def merge_stages(parts: dict) -> dict:
     """The inverse of `divide`."""
-    return unflatten_dict({(*path, *inner): leaf for path, part in parts.items()
-                           for inner, leaf in flatten_dict(part).items()})
+    return unflatten_dict(
+        {(*path, *inner): leaf for path, part in parts.items() for inner, leaf in flatten_dict(part).items()}
+    )
 
 
 def _map_parameters(function, *states):
     """`function` of the trees of parameters, which are the dicts, in an optimiser's state; of all else the first."""
-    return jax.tree.map(lambda *nodes: function(*nodes) if isinstance(nodes[0], dict) else nodes[0], *states,
-                        is_leaf=lambda node: isinstance(node, dict))
+    return jax.tree.map(
+        lambda *nodes: function(*nodes) if isinstance(nodes[0], dict) else nodes[0],
+        *states,
+        is_leaf=lambda node: isinstance(node, dict),
+    )
 
 
 def value_and_update(loss, graph, optimizer, parameters, opt_state):
@@ -59,14 +63,18 @@ def value_and_update(loss, graph, optimizer, parameters, opt_state):
                 module.layer_loop = partial(_through, optimizer, opt_state[path], squares[path])
         return loss(model)
 
-    value, pull, correct = jax.vjp(through, parameters, opt_state, dict.fromkeys(opt_state, jnp.zeros(())), has_aux=True)
+    value, pull, correct = jax.vjp(
+        through, parameters, opt_state, dict.fromkeys(opt_state, jnp.zeros(())), has_aux=True
+    )
     gradient, updated, squares = pull(jnp.ones(()))
     updated = jax.tree.map(lambda new, old: old if new.dtype == jax.dtypes.float0 else new, updated, opt_state)
     norm = jnp.sqrt(sum(squares.values()) + optax.tree.norm(gradient[REST], squared=True))
     updates, updated[REST] = optimizer.update(gradient[REST], rest, parameters[REST])
     gradient[REST] = optax.apply_updates(parameters[REST], updates)
     paths = [REST, *opt_state]
-    updated = _map_parameters(lambda *trees: merge_stages(dict(zip(paths, trees))), *(updated[path] for path in paths))
+    updated = _map_parameters(
+        lambda *trees: merge_stages(dict(zip(paths, trees, strict=True))), *(updated[path] for path in paths)
+    )
     return value, correct, norm, merge_stages(gradient), updated
 
 
@@ -95,7 +103,8 @@ def _backward(run, optimizer, kept, cotangent):
         i = depth - 1 - step
         own, own_opt_state, own_noise, own_inputs = jax.tree.map(
             lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False) if x.ndim else x,
-            (parameters, opt_state, noise, inputs))
+            (parameters, opt_state, noise, inputs),
+        )
         _, pull = jax.vjp(lambda own, tokens: run(tokens, (own, own_noise))[0], own, own_inputs)
         gradient, cotangent = pull(cotangent)
         squares += optax.tree.norm(gradient, squared=True)
@@ -103,8 +112,9 @@ def _backward(run, optimizer, kept, cotangent):
         new = optax.apply_updates(own, updates), own_opt_state
 
         def write(stacks):
-            return jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, i, 0) if x.ndim else x,
-                                stacks, new)
+            return jax.tree.map(
+                lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, i, 0) if x.ndim else x, stacks, new
+            )
 
         # In a branch of its own all writing comes after all reading, so that XLA writes into the stacks which the loop
         # carries; without it, it copies them. What decides must come of all reading, and of nothing that it can guess.
@@ -113,7 +123,8 @@ def _backward(run, optimizer, kept, cotangent):
         return cotangent, parameters, opt_state, squares
 
     cotangent, parameters, opt_state, squares = jax.lax.fori_loop(
-        0, depth, layer, (cotangent, parameters, opt_state, squares))
+        0, depth, layer, (cotangent, parameters, opt_state, squares)
+    )
     return parameters, jax.tree.map(_differential, opt_state), squares, cotangent, None
 
 
@@ -127,4 +138,3 @@ def _differential(x):
 
 
 _walk.defvjp(_forward, _backward)
-

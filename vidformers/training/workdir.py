@@ -9,17 +9,36 @@ import tempfile
 from pathlib import Path
 
 import jax
-from input_pipeline.files import write_text
 
+from input_pipeline.files import write_text
 from vidformers.errors import ConfigError, require
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av", "opencv-python-headless", "numpy")
 
 # Of these a resumed run must have the same values, or it would not continue the run that the folder holds.
 # How it is computed may change.
-IDENTITY = ("seed", "model", "train.batch_size", "data.train", "data.frames", "data.sampling", "data.stride",
-            "data.fps", "data.size", "data.short_side", "data.flip", "data.source", "data.crop", "data.repeats",
-            "data.randaugment", "data.erasing", "train.mixup", "train.cutmix", "optim.name", "optim.ema_decay")
+IDENTITY = (
+    "seed",
+    "model",
+    "train.batch_size",
+    "data.train",
+    "data.frames",
+    "data.sampling",
+    "data.stride",
+    "data.fps",
+    "data.size",
+    "data.short_side",
+    "data.flip",
+    "data.source",
+    "data.crop",
+    "data.repeats",
+    "data.randaugment",
+    "data.erasing",
+    "train.mixup",
+    "train.cutmix",
+    "optim.name",
+    "optim.ema_decay",
+)
 COMPUTED = ("model.remat", "model.unroll", "model.dtype", "model.backend")
 
 
@@ -51,15 +70,25 @@ def lock(workdir: Path):
 
 def describe_run(config: dict, data: dict) -> dict:
     """What a run ran: config, digests of its data, commit, versions, devices."""
-    return {"config": config, "data": data, "commit": _commit(), "python": sys.version.split()[0],
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
+    return {
+        "config": config,
+        "data": data,
+        "commit": _commit(),
+        "python": sys.version.split()[0],
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
 
 
 def _commit() -> str | None:
     here = Path(__file__).parents[2]
-    git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=here, capture_output=True,
-                         text=True) if (here / ".git").exists() else None
+    git = (
+        subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=here, capture_output=True, text=True
+        )
+        if (here / ".git").exists()
+        else None
+    )
     return git.stdout.strip() if git and git.returncode == 0 else None
 
 
@@ -86,11 +115,16 @@ def compare_with_folder(workdir: Path, run: dict) -> list[str]:
     changed = sorted(field for field in old.keys() | new.keys() if old.get(field) != new.get(field))
     for field in changed:
         same = any(field == name or field.startswith(name + ".") for name in IDENTITY) and field not in COMPUTED
-        require(not same, f"--workdir={workdir} holds a run with {field}={old.get(field)!r}, not "
-                          f"{new.get(field)!r}: give another workdir.")
-    require(old_digest == run["data"]["train"],
-            f"--workdir={workdir} holds a run on another manifest: the list in {run['data']['train_list']} "
-            f"has hash {run['data']['train']}, the run's had {old_digest}.")
+        require(
+            not same,
+            f"--workdir={workdir} holds a run with {field}={old.get(field)!r}, not "
+            f"{new.get(field)!r}: give another workdir.",
+        )
+    require(
+        old_digest == run["data"]["train"],
+        f"--workdir={workdir} holds a run on another manifest: the list in {run['data']['train_list']} "
+        f"has hash {run['data']['train']}, the run's had {old_digest}.",
+    )
     return [f"Continues with {field}={new.get(field)!r} (was {old.get(field)!r})." for field in changed]
 
 

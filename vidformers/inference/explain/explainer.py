@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from flax import nnx
-from input_pipeline.files import write_bytes
 
+from input_pipeline.files import write_bytes
 from input_pipeline.show import draw, encode_png
 from vidformers.errors import require
 from vidformers.inference.explain.pictures import draw_lines, encode_mp4, enlarged, overlay
@@ -55,9 +55,12 @@ class Explanation(NamedTuple):
         arrays, about = io.BytesIO(), self._asdict() | self.clip._asdict()
         np.savez(arrays, **{name: value for name, value in about.items() if isinstance(value, np.ndarray)})
         about = {"video": self.clip.video, "class": self.target, "dictionary": self.dictionary}
-        files = {"relevance.png": encode_png(strip),
-                 "relevance.mp4": encode_mp4(video), "explanation.npz": arrays.getvalue(),
-                 "explanation.json": (json.dumps(about, indent=1) + "\n").encode()}
+        files = {
+            "relevance.png": encode_png(strip),
+            "relevance.mp4": encode_mp4(video),
+            "explanation.npz": arrays.getvalue(),
+            "explanation.json": (json.dumps(about, indent=1) + "\n").encode(),
+        }
         if self.time is not None:
             files["time.png"] = draw_lines({"": self.time}, "frame", "attention of the class token")
         if self.dictionary:
@@ -73,13 +76,17 @@ class Explainer:
 
         def run(parameters, *clip):
             return relevance(nnx.merge(predictor.graph, parameters), *clip)
+
         self._relevance = cache(lambda *shapes: self._compiled(run, shapes))
 
     def _compiled(self, run, shapes):
         compiled = jax.jit(run).lower(self._predictor.parameters, *shapes).compile()
         have, limit = program_bytes(compiled) / 2**30, bytes_available() / 2**30
-        require(have <= limit, f"An explanation holds all attention weights, {have:.1f} GiB of which {limit:.1f} are "
-                               "there: take fewer frames with eval.frames or data.frames.")
+        require(
+            have <= limit,
+            f"An explanation holds all attention weights, {have:.1f} GiB of which {limit:.1f} are "
+            "there: take fewer frames with eval.frames or data.frames.",
+        )
         return compiled
 
     def each(self, videos: Sequence, target: str | None = None) -> Iterator[Explanation | Clip]:
@@ -90,8 +97,10 @@ class Explainer:
             ConfigError: there is no such class, or memory will not do.
         """
         classes = self._predictor.classes
-        require(target is None or target in classes,
-                f"--target={target} is none of {', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}.")
+        require(
+            target is None or target in classes,
+            f"--target={target} is none of {', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}.",
+        )
         label = None if target is None else np.array([classes.index(target)])
         for clip in self._predictor.clips(videos):
             if clip.error:
@@ -101,9 +110,16 @@ class Explainer:
             run = self._relevance(*(None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays))
             found = jax.device_get(run(self._predictor.parameters, *arrays))
             logits = found.logits[0].astype(np.float64)
-            yield Explanation(clip, classes[found.target[0]], np.exp(logits - np.logaddexp.reduce(logits)),
-                              found.rollout[0], found.gradient[0], _first(found.heads), _first(found.frames),
-                              {name: share[:, 0].tolist() for name, share in found.dictionary.items()})
+            yield Explanation(
+                clip,
+                classes[found.target[0]],
+                np.exp(logits - np.logaddexp.reduce(logits)),
+                found.rollout[0],
+                found.gradient[0],
+                _first(found.heads),
+                _first(found.frames),
+                {name: share[:, 0].tolist() for name, share in found.dictionary.items()},
+            )
 
 
 def _first(rows):

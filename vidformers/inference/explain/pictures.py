@@ -19,7 +19,7 @@ def overlay(frames, maps) -> np.ndarray:
     maps = np.repeat(np.asarray(maps, np.float32), len(frames) // len(maps), axis=0)
     top = maps.max()
     out = []
-    for image, heat in zip(frames, maps / top if top > 0 else maps):
+    for image, heat in zip(frames, maps / top if top > 0 else maps, strict=True):
         heat = cv2.resize(heat, image.shape[1::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1)[..., None]
         colour = cv2.applyColorMap(np.uint8(255 * heat), cv2.COLORMAP_JET)[..., ::-1]
         out.append((image * (1 - 0.6 * heat) + colour * 0.6 * heat).astype(np.uint8))
@@ -34,7 +34,7 @@ def enlarged(frames) -> np.ndarray:
 
 def encode_mp4(frames) -> bytes:
     """Frames uint8 (t y x 3) as a video; an odd side loses its last pixel, which the format has no place for."""
-    frames = frames[:, :frames.shape[1] // 2 * 2, :frames.shape[2] // 2 * 2]
+    frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
     content = io.BytesIO()
     with av.open(content, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=_RATE, options={"crf": "18", "x264-params": "threads=1"})

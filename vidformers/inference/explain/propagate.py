@@ -28,6 +28,7 @@ from vidformers.layers.tokens import Tokens
 class Propagated(NamedTuple):
     """What every head of a sublayer reads: patches (b t y x h), class tokens (b c h), None where they do not query; of
     a `Series`, both together as `patches` (b n h)."""
+
     patches: jnp.ndarray | None
     class_tokens: jnp.ndarray | None
 
@@ -47,7 +48,7 @@ class RecordingKernel:
     def __call__(self, q, sources):
         weights = self.weigh(q, sources)
         if self.nudges is not None:
-            weights = [each * (1 + nudge) for each, nudge in zip(weights, self.nudges[len(self.seen)])]
+            weights = [each * (1 + nudge) for each, nudge in zip(weights, self.nudges[len(self.seen)], strict=True)]
         self.seen.append(weights)
         return kernels.weighted_values(weights, q, sources)
 
@@ -80,7 +81,9 @@ def residual(sublayer, field):
         return field._replace(patches=mean_pool(field.patches, 2))
     if isinstance(sublayer, TokenShift):
         channels = jnp.broadcast_to(field.class_tokens, (*field.class_tokens.shape[:-1], sublayer.width))
-        return field._replace(class_tokens=sublayer(field._replace(class_tokens=channels)).class_tokens.mean(-1, keepdims=True))
+        return field._replace(
+            class_tokens=sublayer(field._replace(class_tokens=channels)).class_tokens.mean(-1, keepdims=True)
+        )
     return field
 
 
@@ -110,16 +113,18 @@ def _(sublayer: ClassAttention, field: Tokens):
 def _(sublayer: ShrinkingAttention, field: Tokens):
     patches, classes = (repeat(x, "... 1 -> ... h", h=sublayer.heads) for x in field)
     query = residual(sublayer, Tokens(patches, classes)).patches
-    levels = sublayer.levels(jnp.stack([patches] * 2), jnp.stack([classes] * 2),
-                             lambda pair: mean_pool(pair, sublayer.kv_stride))
+    levels = sublayer.levels(
+        jnp.stack([patches] * 2), jnp.stack([classes] * 2), lambda pair: mean_pool(pair, sublayer.kv_stride)
+    )
     out = sublayer.attend(query, classes, levels)[..., 0]
     return Propagated(out[:, :, 1:].reshape(query.shape), out[:, :, 0])
 
 
 @_flow.register
 def _(sublayer: ConvolutionalAttention, field: Tokens):
-    query, key, classes = (_heads(sublayer, x) for x in (
-        field.patches, mean_pool(field.patches, sublayer.stride), field.class_tokens))
+    query, key, classes = (
+        _heads(sublayer, x) for x in (field.patches, mean_pool(field.patches, sublayer.stride), field.class_tokens)
+    )
     patches, classes = sublayer.attend([query, key, key], [classes] * 3)
     return Propagated(patches[..., 0], classes[..., 0] if classes.shape[1] else None)
 

@@ -45,6 +45,7 @@ class Relevance(NamedTuple):
         dictionary: by attention sublayer with a dictionary in combined correlation, (layers b), the share of its
             weights that goes to it.
     """
+
     logits: jax.Array
     target: jax.Array
     rollout: jax.Array
@@ -73,7 +74,9 @@ def relevance(model, video, index=None, target=None) -> Relevance:
 
     edges = jax.grad(score)(jax.tree.map(jnp.zeros_like, walk.seen))
     field = jnp.zeros((len(video), *walk.grid, 1))
-    edges = [_centred(*pair) if isinstance(pair[1], jax.Array) else pair[0] for pair in zip(edges, walk.seen)]
+    edges = [
+        _centred(*pair) if isinstance(pair[1], jax.Array) else pair[0] for pair in zip(edges, walk.seen, strict=True)
+    ]
     positive = jax.tree.map(jax.nn.relu, edges)
     gradient, _ = jax.grad(flows, has_aux=True)(field, positive, False)
     if isinstance(model.encoder, Pyramid) and not model.encoder.num_class_tokens:
@@ -81,9 +84,15 @@ def relevance(model, video, index=None, target=None) -> Relevance:
         gradient = jnp.maximum(gradient - jax.grad(flows, has_aux=True)(field, silent, False)[0], 0)
     rollout, shares = jax.grad(flows, has_aux=True)(field, walk.seen, True)
     over_time = isinstance(model.readout, TemporalEncoder)
-    return Relevance(logits, target, rollout[..., 0], gradient[..., 0], _of_heads(walk, len(video)),
-                     _of_frames(walk.seen[-1]) if over_time else None,
-                     {name: share.reshape(len(share), len(video), -1).mean(-1) for name, share in shares.items()})
+    return Relevance(
+        logits,
+        target,
+        rollout[..., 0],
+        gradient[..., 0],
+        _of_heads(walk, len(video)),
+        _of_frames(walk.seen[-1]) if over_time else None,
+        {name: share.reshape(len(share), len(video), -1).mean(-1) for name, share in shares.items()},
+    )
 
 
 class _Walk:
@@ -120,12 +129,14 @@ class _Walk:
         for i, stage in enumerate(encoder.stages):
             if i == encoder.class_enters:
                 count = patches.shape[1] if encoder.class_per_frame else 1
-                tokens = tokens._replace(class_tokens=self.class_tokens(encoder.initial_class_tokens, tokens.patches, count))
+                tokens = tokens._replace(
+                    class_tokens=self.class_tokens(encoder.initial_class_tokens, tokens.patches, count)
+                )
             tokens = self.stage(stage, tokens)
         return self.norm(encoder, tokens.class_tokens)
 
     def pyramid(self, encoder, x):
-        for i, (embedding, stage) in enumerate(zip(encoder.embeddings, encoder.stages)):
+        for i, (embedding, stage) in enumerate(zip(encoder.embeddings, encoder.stages, strict=True)):
             patches = self.patches(embedding, x, first=i == 0, normalised_by=encoder)
             count = encoder.num_class_tokens if i == len(encoder.stages) - 1 else 0
             classes = self.class_tokens(partial(encoder.initial_class_tokens, i), patches, count)
@@ -221,7 +232,7 @@ class _Field(_Walk):
 
     def stage(self, stage, field):
         field, shares = _through(stage, field, self.step, next(self.seen))
-        for sublayer, share in zip(stage.layers.sublayers, shares):
+        for sublayer, share in zip(stage.layers.sublayers, shares, strict=True):
             if share:
                 self.shares[f"{len(self.shares)} {_name(sublayer)}"] = share[0]
         return field
@@ -314,7 +325,7 @@ def _of_heads(walk, clips):
         out = found.class_tokens if tokens.class_tokens.shape[1] else found.patches
         return out.reshape(len(out), -1, out.shape[-1]).mean(axis=1)
 
-    last = [pair for pair in zip(sublayers, seen) if read(field.patches, *pair) is not None][-1]
+    last = [pair for pair in zip(sublayers, seen, strict=True) if read(field.patches, *pair) is not None][-1]
     maps = jax.jacobian(lambda patches: read(patches, *last).sum(axis=0))(field.patches)[..., 0]  # h n t y x
     frames = len(field.patches) // clips  # of a clip, where the encoder takes them one by one
     return rearrange(maps, "h (b f) t y x -> b h (f t) y x", f=frames)

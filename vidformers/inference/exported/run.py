@@ -18,8 +18,13 @@ def read_parameters(path):
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
-    return {name: np.frombuffer(content, np.float32, math.prod(entry["shape"]), start + entry["data_offsets"][0])
-            .reshape(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    return {
+        name: np.frombuffer(content, np.float32, math.prod(entry["shape"]), start + entry["data_offsets"][0]).reshape(
+            entry["shape"]
+        )
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
 def load():
@@ -35,11 +40,13 @@ def main(paths):
     if len(paths) != len(config["inputs"]):
         sys.exit("usage: python run.py " + " ".join(f"{name}.npy" for name in config["inputs"]))
     views = []
-    for path, (name, asked) in zip(paths, config["inputs"].items()):
+    for path, (name, asked) in zip(paths, config["inputs"].items(), strict=True):
         array, shape = np.load(path), tuple(asked["shape"])
-        if array.shape[-len(shape):] != shape or array.ndim > 1 + len(shape) or array.dtype != asked["type"]:
-            sys.exit(f"{path}: {name} must be {asked['type']} of shape {shape} ({asked['axes']}), or several views of "
-                     f"a video, one behind the other; it is {array.dtype} of shape {array.shape}.")
+        if array.shape[-len(shape) :] != shape or array.ndim > 1 + len(shape) or array.dtype != asked["type"]:
+            sys.exit(
+                f"{path}: {name} must be {asked['type']} of shape {shape} ({asked['axes']}), or several views of "
+                f"a video, one behind the other; it is {array.dtype} of shape {array.shape}."
+            )
         views.append(array.reshape(-1, *shape))
     logits = np.asarray(run(*views))
     if config["views"]["average"] == "logits":

@@ -22,5 +22,7 @@ def read(arrays, about=None) -> tuple[Transformer | Windows, Names]:
             names = Names(arrays, prefix, about or {})
             return layout.read(names), names
     some = ", ".join(list(arrays)[:3])
-    raise ConfigError(f"its names ({some}, ...) are those of no layout that is known: ViT of Google, timm or Hugging "
-                      "Face, DeiT, DINOv2, TimeSformer, ViViT, TokenShift, VTN, Video Swin of torchvision")
+    raise ConfigError(
+        f"its names ({some}, ...) are those of no layout that is known: ViT of Google, timm or Hugging "
+        "Face, DeiT, DINOv2, TimeSformer, ViViT, TokenShift, VTN, Video Swin of torchvision"
+    )

@@ -20,20 +20,33 @@ def read(names) -> Transformer:
         parts = [f"{qkv}.{part}" for part in ("query", "key", "value")]
         if f"{qkv}.qkv.weight" in names:
             parts = [f"{qkv}.qkv"]
-        scales = [names(f"{at}.layer_scale{i}.lambda1") if f"{at}.layer_scale{i}.lambda1" in names else None
-                  for i in (1, 2)]
-        before, after, wide, out = (f"{at}.{name}" for name in (
-            ("norm1", "norm2", "mlp.fc1", "mlp.fc2") if new else
-            ("layernorm_before", "layernorm_after", "intermediate.dense", "output.dense")))
-        found = {"space": {"norm": names.norm(before), "qkv": names.linear(*parts),
-                           "out": names.linear(f"{at}.attention.output.dense", scale=scales[0])},
-                 "mlp": {"norm": names.norm(after), "wide": names.linear(wide),
-                         "out": names.linear(out, scale=scales[1])}}
+        scales = [
+            names(f"{at}.layer_scale{i}.lambda1") if f"{at}.layer_scale{i}.lambda1" in names else None for i in (1, 2)
+        ]
+        before, after, wide, out = (
+            f"{at}.{name}"
+            for name in (
+                ("norm1", "norm2", "mlp.fc1", "mlp.fc2")
+                if new
+                else ("layernorm_before", "layernorm_after", "intermediate.dense", "output.dense")
+            )
+        )
+        found = {
+            "space": {
+                "norm": names.norm(before),
+                "qkv": names.linear(*parts),
+                "out": names.linear(f"{at}.attention.output.dense", scale=scales[0]),
+            },
+            "mlp": {"norm": names.norm(after), "wide": names.linear(wide), "out": names.linear(out, scale=scales[1])},
+        }
         if f"{at}.temporal_dense.weight" in names:
             time = f"{at}.temporal_attention"
-            found["time"] = {"norm": names.norm(f"{at}.temporal_layernorm"),
-                             "qkv": names.linear(f"{time}.attention.qkv"), "out": names.linear(f"{time}.output.dense"),
-                             "extra": names.linear(f"{at}.temporal_dense")}
+            found["time"] = {
+                "norm": names.norm(f"{at}.temporal_layernorm"),
+                "qkv": names.linear(f"{time}.attention.qkv"),
+                "out": names.linear(f"{time}.output.dense"),
+                "extra": names.linear(f"{at}.temporal_dense"),
+            }
         return found
 
     blocks = [block(i) for i in range(names.count(r"encoder\.layer\.(\d+)\."))]
@@ -52,7 +65,17 @@ def read(names) -> Transformer:
     elif "time" in blocks[0] or time is not None:
         layout = "TimeSformer of Hugging Face"
     outer = Names(names.arrays, used=names.used)  # the head lies outside of the prefix
-    return Transformer(layout=layout, patch=patch, classes=names("embeddings.cls_token")[0], space=space, blocks=blocks,
-                       norm=names.norm("layernorm"), head=outer.head("classifier") or outer.head("cls_classifier"),
-                       joint=patch["kernel"].ndim == 5, tubes=tubes, time=time, normalisation=normalisation,
-                       left=pretraining(names))
+    return Transformer(
+        layout=layout,
+        patch=patch,
+        classes=names("embeddings.cls_token")[0],
+        space=space,
+        blocks=blocks,
+        norm=names.norm("layernorm"),
+        head=outer.head("classifier") or outer.head("cls_classifier"),
+        joint=patch["kernel"].ndim == 5,
+        tubes=tubes,
+        time=time,
+        normalisation=normalisation,
+        left=pretraining(names),
+    )

@@ -35,6 +35,7 @@ class Transformer:
       left: what the file holds that has no place in any model here, in words.
       unsaid: what the file does not say and a model must, a sentence each.
     """
+
     layout: str
     patch: dict
     classes: np.ndarray
@@ -69,6 +70,7 @@ class Windows:
       stages: of each its blocks, each with 'attention' and 'mlp', trees as those of `ShiftedWindowAttention` and `Mlp`.
       rows: (n n), the row of the table of positions for each two tokens of a window, or None where there is none.
     """
+
     layout: str
     patch: dict
     embeddings: list[dict]
@@ -84,6 +86,7 @@ class Windows:
 @dataclass
 class Names:
     """The arrays of a file, which remembers which ones were asked for, and the configuration beside it."""
+
     arrays: dict[str, np.ndarray]
     prefix: str = ""
     about: dict = field(default_factory=dict)
@@ -123,7 +126,8 @@ class Names:
         """Zero for queries, keys or values where no layer of the file has one."""
         part = name.rpartition(".")[2]
         if part in ("qkv", "query", "key", "value") and not any(
-                other.endswith(f".{part}.bias") for other in self.arrays):
+            other.endswith(f".{part}.bias") for other in self.arrays
+        ):
             return np.zeros(len(self(f"{name}.weight")), np.float32)
         return self(f"{name}.bias")
 
@@ -140,6 +144,7 @@ class Names:
 
 def has(*endings):
     """A function of arrays that gives the prefix before all of these names, or None."""
+
     def recognised(arrays):
         for name in arrays:
             if name.endswith(endings[0]):
@@ -147,13 +152,17 @@ def has(*endings):
                 if prefix.count(".") <= 3 and all(prefix + ending in arrays for ending in endings):
                     return prefix
         return None
+
     return recognised
 
 
 def pretraining(names):
     """What only pretraining used."""
-    found = [name for name in ("mask_token", "embeddings.mask_token", "pooler.dense.weight", "pooler.dense.bias")
-             if name in names]
+    found = [
+        name
+        for name in ("mask_token", "embeddings.mask_token", "pooler.dense.weight", "pooler.dense.bias")
+        if name in names
+    ]
     for name in found:
         names(name)
     return tuple(found)

@@ -18,14 +18,25 @@ def read(names) -> Transformer:
     def block(number):
         at = f"blocks.{number}"
         scales = [names(f"{at}.ls{i}.gamma") if f"{at}.ls{i}.gamma" in names else None for i in (1, 2)]
-        found = {"space": {"norm": names.norm(f"{at}.norm1"), "qkv": names.linear(f"{at}.attn.qkv"),
-                           "out": names.linear(f"{at}.attn.proj", scale=scales[0])},
-                 "mlp": {"norm": names.norm(f"{at}.norm2"), "wide": names.linear(f"{at}.mlp.fc1"),
-                         "out": names.linear(f"{at}.mlp.fc2", scale=scales[1])}}
+        found = {
+            "space": {
+                "norm": names.norm(f"{at}.norm1"),
+                "qkv": names.linear(f"{at}.attn.qkv"),
+                "out": names.linear(f"{at}.attn.proj", scale=scales[0]),
+            },
+            "mlp": {
+                "norm": names.norm(f"{at}.norm2"),
+                "wide": names.linear(f"{at}.mlp.fc1"),
+                "out": names.linear(f"{at}.mlp.fc2", scale=scales[1]),
+            },
+        }
         if f"{at}.temporal_attn.qkv.weight" in names:
-            found["time"] = {"norm": names.norm(f"{at}.temporal_norm1"), "qkv": names.linear(f"{at}.temporal_attn.qkv"),
-                             "out": names.linear(f"{at}.temporal_attn.proj"),
-                             "extra": names.linear(f"{at}.temporal_fc")}
+            found["time"] = {
+                "norm": names.norm(f"{at}.temporal_norm1"),
+                "qkv": names.linear(f"{at}.temporal_attn.qkv"),
+                "out": names.linear(f"{at}.temporal_attn.proj"),
+                "extra": names.linear(f"{at}.temporal_fc"),
+            }
         return found
 
     blocks = [block(i) for i in range(names.count(r"blocks\.(\d+)\."))]
@@ -39,6 +50,15 @@ def read(names) -> Transformer:
     elif math.isqrt(len(space)) ** 2 == len(space):
         space = np.concatenate([np.zeros_like(space[:1]), space])  # the class token has no position
     time = names("time_embed")[0] if "time_embed" in names else None
-    return Transformer(layout=layout, patch=names.convolution("patch_embed.proj"), classes=classes, space=space,
-                       blocks=blocks, norm=names.norm("norm"), head=names.head("head"), time=time,
-                       normalisation=normalisation, left=pretraining(names))
+    return Transformer(
+        layout=layout,
+        patch=names.convolution("patch_embed.proj"),
+        classes=classes,
+        space=space,
+        blocks=blocks,
+        norm=names.norm("norm"),
+        head=names.head("head"),
+        time=time,
+        normalisation=normalisation,
+        left=pretraining(names),
+    )

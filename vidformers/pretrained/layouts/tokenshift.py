@@ -9,21 +9,38 @@ recognised = has("transformer.encoder.layer.0.attn.query.weight", "transformer.e
 
 def read(names) -> Transformer:
     """Shifts have no arrays, so that a ViT and a TokenShift look the same."""
+
     def block(number):
         at = f"transformer.encoder.layer.{number}"
-        return {"space": {"norm": names.norm(f"{at}.attention_norm"), "out": names.linear(f"{at}.attn.out"),
-                          "qkv": names.linear(*(f"{at}.attn.{part}" for part in ("query", "key", "value")))},
-                "mlp": {"norm": names.norm(f"{at}.ffn_norm"), "wide": names.linear(f"{at}.ffn.fc1"),
-                        "out": names.linear(f"{at}.ffn.fc2")}}
+        return {
+            "space": {
+                "norm": names.norm(f"{at}.attention_norm"),
+                "out": names.linear(f"{at}.attn.out"),
+                "qkv": names.linear(*(f"{at}.attn.{part}" for part in ("query", "key", "value"))),
+            },
+            "mlp": {
+                "norm": names.norm(f"{at}.ffn_norm"),
+                "wide": names.linear(f"{at}.ffn.fc1"),
+                "out": names.linear(f"{at}.ffn.fc2"),
+            },
+        }
 
     blocks = [block(i) for i in range(names.count(r"transformer\.encoder\.layer\.(\d+)\."))]
     at = "transformer.embeddings"
-    return Transformer(layout="TokenShift", patch=names.convolution(f"{at}.patch_embeddings"),
-                       classes=names(f"{at}.cls_token")[0], space=names(f"{at}.position_embeddings")[0], blocks=blocks,
-                       norm=names.norm("transformer.encoder.encoder_norm"), head=names.head("head"),
-                       future_first=True, normalisation=HALF,
-                       unsaid=("The file does not say what share of the channels was shifted: model.fold must, 4 in "
-                               "its authors' configs.",))
+    return Transformer(
+        layout="TokenShift",
+        patch=names.convolution(f"{at}.patch_embeddings"),
+        classes=names(f"{at}.cls_token")[0],
+        space=names(f"{at}.position_embeddings")[0],
+        blocks=blocks,
+        norm=names.norm("transformer.encoder.encoder_norm"),
+        head=names.head("head"),
+        future_first=True,
+        normalisation=HALF,
+        unsaid=(
+            "The file does not say what share of the channels was shifted: model.fold must, 4 in its authors' configs.",
+        ),
+    )
 
 
 def past_first(source: Transformer, channels: int) -> None:
@@ -32,7 +49,7 @@ def past_first(source: Transformer, channels: int) -> None:
     The order of a transformer's channels has no meaning beside that, as long as all its arrays keep the same one.
     """
     order = np.arange(source.classes.shape[-1])
-    order[:2 * channels] = np.roll(order[:2 * channels], channels)
+    order[: 2 * channels] = np.roll(order[: 2 * channels], channels)
 
     def norm(tree):
         return {name: array[order] for name, array in tree.items()}
@@ -46,6 +63,10 @@ def past_first(source: Transformer, channels: int) -> None:
     source.patch, source.norm = columns(source.patch), norm(source.norm)
     source.classes, source.space = source.classes[:, order], source.space[:, order]
     source.head = source.head and rows(source.head)
-    source.blocks = [{kind: {"norm": norm(tree["norm"]), first: rows(tree[first]), "out": columns(tree["out"])}
-                      for kind, first, tree in (("space", "qkv", block["space"]), ("mlp", "wide", block["mlp"]))}
-                     for block in source.blocks]
+    source.blocks = [
+        {
+            kind: {"norm": norm(tree["norm"]), first: rows(tree[first]), "out": columns(tree["out"])}
+            for kind, first, tree in (("space", "qkv", block["space"]), ("mlp", "wide", block["mlp"]))
+        }
+        for block in source.blocks
+    ]
