@@ -236,7 +236,9 @@ def work(config, workdir, mode, flags) -> int:
 
 def one_of_many() -> bool:
     """Whether this process has joined others."""
-    return "vidformers.parallel.processes" in sys.modules and sys.modules["vidformers.parallel.processes"].joined
+    return (
+        "vidformers.parallel.processes" in sys.modules and sys.modules["vidformers.parallel.processes"].is_initialized
+    )
 
 
 if __name__ == "__main__":
@@ -246,8 +248,8 @@ if __name__ == "__main__":
     except Exception as error:
         if not one_of_many():
             raise
-        code = sys.modules["vidformers.parallel.processes"].failed(error)
+        code = sys.modules["vidformers.parallel.processes"].report_failure(error)
     sys.stdout.flush()
     if one_of_many():
-        sys.modules["vidformers.parallel.processes"].leave(code)
+        sys.modules["vidformers.parallel.processes"].exit_process(code)
     sys.exit(code)

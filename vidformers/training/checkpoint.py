@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -10,6 +11,15 @@ from orbax.checkpoint import v1 as ocp
 from vidformers.errors import ConfigError, require
 
 policies = ocp.training.preservation_policies
+
+
+class _StoredState(NamedTuple):
+    """The fields of `State` under the names that checkpoints keep."""
+
+    step: Any
+    parameters: Any
+    optimizer: Any
+    average: Any
 
 
 class Checkpoints:
@@ -66,7 +76,7 @@ class Checkpoints:
         self.wait()
         self.saving = self._write(
             lambda: self.orbax.save_checkpointables_async(
-                step, {"state": state}, force=True, metrics=figures or None, custom_metadata=progress
+                step, {"state": _StoredState(*state)}, force=True, metrics=figures or None, custom_metadata=progress
             )
         )
 
@@ -105,8 +115,9 @@ class Checkpoints:
             return None
         try:
             metadata = self.orbax.checkpointables_metadata(chosen)
-            self._check(metadata.metadata["state"], abstract_state, chosen.step)
-            state = self.orbax.load_checkpointables(chosen, {"state": abstract_state})["state"]
+            stored = _StoredState(*abstract_state)
+            self._check(metadata.metadata["state"], stored, chosen.step)
+            state = type(abstract_state)(*self.orbax.load_checkpointables(chosen, {"state": stored})["state"])
         except ConfigError:
             raise
         except Exception as error:
