@@ -150,7 +150,7 @@ def explicit(graph, parameters, video):
     tokens = Tokens(patches, jnp.zeros((len(patches), 0, patches.shape[-1])))
     for i, stage in enumerate(encoder.stages):
         if i == encoder.class_enters:
-            tokens = tokens._replace(class_tokens=encoder.class_tokens(tokens.patches))
+            tokens = tokens._replace(class_tokens=encoder.initial_class_tokens(tokens.patches))
         block, stacked = nnx.split(stage.layers)
         for depth in range(stage.depth):
             tokens = nnx.merge(block, jax.tree.map(lambda leaf: leaf[depth], stacked))(tokens)

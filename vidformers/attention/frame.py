@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from einops import rearrange
 
+from vidformers.attention.registry import register
 from vidformers.attention.scheme import Scheme
 
 
@@ -19,3 +20,11 @@ class Frame(Scheme):
 
     def visible(self, query, key):
         return query.t == key.t
+
+
+def _keys(grid, t, y, x):
+    """All patches of frame t."""
+    return [(t, j, i) for j in range(grid[1]) for i in range(grid[2])]
+
+
+register("frame", Frame, grid=(3, 2, 4), keys=_keys)

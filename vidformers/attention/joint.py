@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from einops import rearrange
 
+from vidformers.attention.registry import register
 from vidformers.attention.scheme import Scheme
 
 
@@ -22,3 +23,11 @@ class Joint(Scheme):
 
     def visible(self, query, key):
         return np.broadcast_to(True, np.broadcast_shapes(query.t.shape, key.t.shape))
+
+
+def _keys(grid, t, y, x):
+    """All patches of all frames."""
+    return [(s, j, i) for s in range(grid[0]) for j in range(grid[1]) for i in range(grid[2])]
+
+
+register("joint", Joint, grid=(3, 2, 4), keys=_keys)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from vidformers.attention.registry import register
 from vidformers.attention.scheme import Scheme
 from vidformers.errors import require
 
@@ -45,3 +46,20 @@ class Motion(Scheme):
     def visible(self, query, key):
         m = self.size
         return (query.y // m == key.y // m) & (query.x // m == key.x // m)
+
+
+def _block_of_2(grid, t, y, x):
+    """Rows and columns 0 and 1, 2 and 3, ... belong together, in every frame."""
+    rows, columns = (y - y % 2, y - y % 2 + 1), (x - x % 2, x - x % 2 + 1)
+    return [(s, j, i) for s in range(grid[0]) for j in rows for i in columns]
+
+
+def _ragged_block_of_3(grid, t, y, x):
+    """On a side of 4 or 5, the places from 3 on are a smaller block, in every frame."""
+    rows = (0, 1, 2) if y < 3 else range(3, grid[1])
+    columns = (0, 1, 2) if x < 3 else range(3, grid[2])
+    return [(s, j, i) for s in range(grid[0]) for j in rows for i in columns]
+
+
+register("motion", lambda: Motion(2), grid=(2, 4, 6), keys=_block_of_2)
+register("motion_ragged", lambda: Motion(3), grid=(2, 4, 5), keys=_ragged_block_of_3)

@@ -7,6 +7,7 @@ from einops import rearrange
 from flax import nnx
 
 from vidformers.attention.frame import Frame
+from vidformers.attention.registry import register
 from vidformers.errors import require
 from vidformers.layers.tokens import Noise, Tokens
 
@@ -97,3 +98,12 @@ class TokenShift(nnx.Module):
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
         return tokens._replace(class_tokens=shift(tokens.class_tokens, 2, self.channels, self.channels, self.boundary))
+
+
+def _keys(grid, t, y, x):
+    """The frame and the frames before and after it."""
+    frames = [s for s in (t - 1, t, t + 1) if 0 <= s < grid[0]]
+    return [(s, j, i) for s in frames for j in range(grid[1]) for i in range(grid[2])]
+
+
+register("shifted_heads", lambda: Shifted("heads", "KV", 1, 1), grid=(4, 2, 3), keys=_keys, class_tokens="frame")

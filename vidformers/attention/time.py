@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from einops import rearrange
 
+from vidformers.attention.registry import register
 from vidformers.attention.scheme import Scheme
 
 
@@ -21,3 +22,11 @@ class Time(Scheme):
 
     def visible(self, query, key):
         return (query.y == key.y) & (query.x == key.x)
+
+
+def _keys(grid, t, y, x):
+    """The same place in every frame."""
+    return [(s, y, x) for s in range(grid[0])]
+
+
+register("time", Time, grid=(3, 2, 4), keys=_keys)
