@@ -27,4 +27,4 @@ def _keys(grid, t, y, x):
     return [(t, j, i) for j in range(grid[1]) for i in range(grid[2])]
 
 
-register("frame", Frame, grid=(3, 2, 4), keys=_keys)
+register("frame", Frame, grid=(4, 3, 3), keys=_keys, class_tokens=("none", "clip", "frame"))

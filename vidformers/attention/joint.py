@@ -30,4 +30,4 @@ def _keys(grid, t, y, x):
     return [(s, j, i) for s in range(grid[0]) for j in range(grid[1]) for i in range(grid[2])]
 
 
-register("joint", Joint, grid=(3, 2, 4), keys=_keys)
+register("joint", Joint, grid=(4, 3, 3), keys=_keys)

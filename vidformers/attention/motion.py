@@ -48,18 +48,19 @@ class Motion(Scheme):
         return (query.y // m == key.y // m) & (query.x // m == key.x // m)
 
 
-def _block_of_2(grid, t, y, x):
-    """Rows and columns 0 and 1, 2 and 3, ... belong together, in every frame."""
-    rows, columns = (y - y % 2, y - y % 2 + 1), (x - x % 2, x - x % 2 + 1)
+def _block_of_3(grid, t, y, x):
+    """On a side of 6: rows and columns 0 to 2 form one block, 3 to 5 the next, in every frame."""
+    rows = (0, 1, 2) if y < 3 else (3, 4, 5)
+    columns = (0, 1, 2) if x < 3 else (3, 4, 5)
     return [(s, j, i) for s in range(grid[0]) for j in rows for i in columns]
 
 
-def _ragged_block_of_3(grid, t, y, x):
-    """On a side of 4 or 5, the places from 3 on are a smaller block, in every frame."""
-    rows = (0, 1, 2) if y < 3 else range(3, grid[1])
-    columns = (0, 1, 2) if x < 3 else range(3, grid[2])
+def _ragged_block_of_2(grid, t, y, x):
+    """On a side of 5: rows and columns 0 and 1 form one block, 2 and 3 the next, 4 the last, in every frame."""
+    rows = {0: (0, 1), 1: (0, 1), 2: (2, 3), 3: (2, 3), 4: (4,)}[y]
+    columns = {0: (0, 1), 1: (0, 1), 2: (2, 3), 3: (2, 3), 4: (4,)}[x]
     return [(s, j, i) for s in range(grid[0]) for j in rows for i in columns]
 
 
-register("motion", lambda: Motion(2), grid=(2, 4, 6), keys=_block_of_2)
-register("motion_ragged", lambda: Motion(3), grid=(2, 4, 5), keys=_ragged_block_of_3)
+register("motion", lambda: Motion(3), grid=(4, 6, 6), keys=_block_of_3)
+register("motion_ragged", lambda: Motion(2), grid=(4, 5, 5), keys=_ragged_block_of_2)

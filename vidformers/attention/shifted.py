@@ -106,4 +106,4 @@ def _keys(grid, t, y, x):
     return [(s, j, i) for s in frames for j in range(grid[1]) for i in range(grid[2])]
 
 
-register("shifted_heads", lambda: Shifted("heads", "KV", 1, 1), grid=(4, 2, 3), keys=_keys, class_tokens="frame")
+register("shifted_heads", lambda: Shifted("heads", "KV", 1, 1), grid=(4, 3, 3), keys=_keys, class_tokens=("frame",))

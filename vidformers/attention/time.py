@@ -29,4 +29,4 @@ def _keys(grid, t, y, x):
     return [(s, y, x) for s in range(grid[0])]
 
 
-register("time", Time, grid=(3, 2, 4), keys=_keys)
+register("time", Time, grid=(4, 3, 3), keys=_keys)
