@@ -19,7 +19,7 @@ from vidformers.training.setup import compile_step, initialise, set_up
 def main():
     args = parse(__doc__, config="configs/demo.py", batches=60)
     setup = set_up(configs.load(args.config).to_dict())
-    size = setup.loop.batch_size
+    size = setup.train_config.batch_size
     batches = setup.pipeline.train_batches(batch_size=size, seed=0)
     for _ in range(10):  # workers have started and their buffers were emptied once
         batch = next(batches)

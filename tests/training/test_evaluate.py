@@ -206,7 +206,7 @@ def test_as_many_videos_as_fit_are_taken_at_once(room, monkeypatch):
     }
     assert list(sizes.values()) == sorted(sizes.values())
     each = sizes[16] - sizes[8]  # what a video on each device takes
-    monkeypatch.setattr(memory, "available", lambda: sizes[8] + room * each)
+    monkeypatch.setattr(memory, "bytes_available", lambda: sizes[8] + room * each)
     at_once = partial(evaluator.choose_batch_size, PARAMETERS, 1, 64)
     assert at_once() == {0: 8, 1: 16, 3: 32, 20: 128}[room]
     if room == 20:  # less where others hold memory, the host has no room, or workers would go without

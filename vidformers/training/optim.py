@@ -1,4 +1,6 @@
-"""Optimisers, schedules, and the one conversion of durations to steps."""
+"""Optimizers, learning-rate schedules, and the conversion of durations to steps."""
+
+from dataclasses import dataclass
 
 import jax
 import optax
@@ -7,9 +9,10 @@ from vidformers.errors import ConfigError, require
 
 
 def duration_in_steps(field: str, steps, epochs, steps_per_epoch: float) -> int | None:
-    """A duration given as `{field}_steps` or `{field}_epochs`, in steps; None where neither is.
+    """Returns a duration in steps, given as `{field}_steps` or `{field}_epochs`, or None if neither is given.
 
-    Raises ConfigError where both are given, or the one given is negative.
+    Raises:
+        ConfigError: both are given, or the one that is given is negative.
     """
     if steps is not None and epochs is not None:
         raise ConfigError(f"{field}_steps={steps} and {field}_epochs={epochs} are both set; give one.")
@@ -21,94 +24,138 @@ def duration_in_steps(field: str, steps, epochs, steps_per_epoch: float) -> int 
 
 
 def decay_mask(parameters, which: str):
-    """True where weight decay applies: 'kernels' spares biases, norms, tokens and position tables; 'all' nothing."""
+    """Returns a tree of bools that is True where weight decay applies.
+
+    `which='kernels'` excludes biases, norms, tokens and position tables. `which='all'` excludes nothing.
+    """
     return jax.tree_util.tree_map_with_path(lambda path, _: which == "all" or path[-1].key == "kernel", parameters)
 
 
 def frozen_mask(parameters, names: tuple):
-    """True where a parameter belongs to one of the modules `names`, given as they stand in the model ('encoder')."""
-
-    def frozen(path, _):
-        return path[0].key in names
-
-    return jax.tree_util.tree_map_with_path(frozen, parameters)
+    """Returns a tree of bools that is True for the parameters of the top-level modules `names`, such as 'encoder'."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key in names, parameters)
 
 
-def make_optimizer(
-    total_steps: int,
-    steps_per_epoch: float,
-    *,
-    name: str = "adamw",
-    lr: float = 2.5e-4,
-    weight_decay: float = 0.05,
-    decay: str = "kernels",
-    b1: float = 0.9,
-    b2: float = 0.999,
-    momentum: float = 0.9,
-    nesterov: bool = False,
-    schedule: str = "cosine",
-    warmup_steps: int | None = None,
-    warmup_epochs: float | None = None,
-    drop_epochs: tuple = (),
-    drop_factor: float = 0.1,
-    clip_norm: float | None = None,
-    ema_decay: float | None = None,
-    frozen: tuple = (),
-    in_backward: bool = False,
-):
-    """(optax transformation, schedule) of the section `optim`.
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The config section `optim`.
 
     Args:
-        name: 'adamw' (b1, b2, decoupled decay) or 'sgd' (momentum, decay added to the gradient).
-        schedule: 'cosine' to 0, 'step' (times `drop_factor` at each of `drop_epochs`) or 'constant', after a linear
-            warm-up from 0.
-        clip_norm: largest norm of the whole gradient.
-        ema_decay: read by the training step, which keeps the moving average.
-        frozen: modules of the model that keep their parameters, as 'encoder' under a readout; no gradient is computed.
-        in_backward: read by the training step, which updates each layer as soon as its gradient is known and never
-            holds the whole gradient; goes with model.remat=full and without clip_norm, frozen and train.accumulate.
+        name: 'adamw' (`b1`, `b2`, decoupled weight decay) or 'sgd' (`momentum`, weight decay added to the gradient).
+        lr: the learning rate after the warm-up.
+        weight_decay: its factor.
+        decay: which parameters decay, 'kernels' or 'all'; see `decay_mask`.
+        b1, b2: decay rates of Adam's moment estimates.
+        momentum, nesterov: the momentum of SGD.
+        schedule: 'cosine' (to 0 at the last step), 'step' (multiplied by `drop_factor` at each of `drop_epochs`) or
+            'constant', each after a linear warm-up from 0.
+        warmup_steps, warmup_epochs: the length of the warm-up; give at most one.
+        clip_norm: the largest norm of the whole gradient; None does not clip.
+        ema_decay: the decay of the parameters' EMA, which the training step updates; None keeps no EMA.
+        frozen: top-level modules whose parameters stay as they are, for example 'encoder' to train only a readout.
+            Their gradient is not computed.
+        in_backward: updates each layer in the backward pass as soon as its gradient is known, so that the whole
+            gradient never exists. Needs model.remat=full, and excludes clip_norm, frozen and train.accumulate.
+
     Raises:
         ConfigError: an unknown name or a number out of range.
     """
-    require(name in ("adamw", "sgd"), f"optim.name={name!r} must be adamw or sgd.")
-    require(decay in ("kernels", "all"), f"optim.decay={decay!r} must be kernels or all.")
-    require(lr > 0, f"optim.lr={lr} must be positive.")
-    require(weight_decay >= 0, f"optim.weight_decay={weight_decay} must be at least 0.")
-    for field, value in (("b1", b1), ("b2", b2), ("momentum", momentum)):
-        require(0 <= value < 1, f"optim.{field}={value} must be at least 0 and below 1.")
-    require(drop_factor > 0, f"optim.drop_factor={drop_factor} must be positive.")
-    require(
-        all(isinstance(epoch, (int, float)) for epoch in drop_epochs),
-        f"optim.drop_epochs={drop_epochs} must be numbers of epochs.",
-    )
-    require(clip_norm is None or clip_norm > 0, f"optim.clip_norm={clip_norm} must be positive.")
-    require(ema_decay is None or 0 < ema_decay < 1, f"optim.ema_decay={ema_decay} must be between 0 and 1.")
-    require(
-        not in_backward or clip_norm is None and not frozen,
-        "optim.in_backward=true updates a layer before the gradient of others is known, which neither "
-        "optim.clip_norm nor optim.frozen goes with.",
-    )
-    warmup = duration_in_steps("optim.warmup", warmup_steps, warmup_epochs, steps_per_epoch) or 0
-    require(warmup < total_steps, f"The warm-up of {warmup} steps does not end within the {total_steps} steps.")
-    if schedule == "cosine":
-        after = optax.cosine_decay_schedule(lr, total_steps - warmup)
-    elif schedule == "step":
-        drops = {max(round(epoch * steps_per_epoch) - warmup, 0): drop_factor for epoch in drop_epochs}
-        after = optax.piecewise_constant_schedule(lr, drops)
-    else:
-        require(schedule == "constant", f"optim.schedule={schedule!r} must be cosine, step or constant.")
-        after = optax.constant_schedule(lr)
-    rate = optax.join_schedules([optax.linear_schedule(0.0, lr, max(warmup, 1)), after], [warmup])
 
+    name: str = "adamw"
+    lr: float = 2.5e-4
+    weight_decay: float = 0.05
+    decay: str = "kernels"
+    b1: float = 0.9
+    b2: float = 0.999
+    momentum: float = 0.9
+    nesterov: bool = False
+    schedule: str = "cosine"
+    warmup_steps: int | None = None
+    warmup_epochs: float | None = None
+    drop_epochs: tuple = ()
+    drop_factor: float = 0.1
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+    frozen: tuple = ()
+    in_backward: bool = False
+
+    def __post_init__(self):
+        require(self.name in ("adamw", "sgd"), f"optim.name={self.name!r} must be adamw or sgd.")
+        require(self.decay in ("kernels", "all"), f"optim.decay={self.decay!r} must be kernels or all.")
+        require(
+            self.schedule in ("cosine", "step", "constant"),
+            f"optim.schedule={self.schedule!r} must be cosine, step or constant.",
+        )
+        require(self.lr > 0, f"optim.lr={self.lr} must be positive.")
+        require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay} must be at least 0.")
+        for field in ("b1", "b2", "momentum"):
+            value = getattr(self, field)
+            require(0 <= value < 1, f"optim.{field}={value} must be at least 0 and below 1.")
+        require(self.drop_factor > 0, f"optim.drop_factor={self.drop_factor} must be positive.")
+        require(
+            all(isinstance(epoch, int | float) for epoch in self.drop_epochs),
+            f"optim.drop_epochs={self.drop_epochs} must be numbers of epochs.",
+        )
+        require(self.clip_norm is None or self.clip_norm > 0, f"optim.clip_norm={self.clip_norm} must be positive.")
+        require(
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            f"optim.ema_decay={self.ema_decay} must be between 0 and 1.",
+        )
+        require(
+            not self.in_backward or self.clip_norm is None and not self.frozen,
+            "optim.in_backward=true updates a layer before the gradients of other layers are known. Set "
+            "optim.clip_norm=none and optim.frozen=().",
+        )
+
+
+def make_optimizer(total_steps: int, steps_per_epoch: float, **section):
+    """Returns (optax transformation, schedule: step -> learning rate).
+
+    Args:
+        total_steps: the length of the run.
+        steps_per_epoch: converts the fields that are given in epochs.
+        **section: the fields of `OptimConfig`.
+
+    Raises:
+        ConfigError: a field that `OptimConfig` refuses, or a warm-up that is not shorter than the run.
+    """
+    config = OptimConfig(**section)
+    schedule = _make_schedule(config, total_steps, steps_per_epoch)
+    return _make_transformation(config, schedule), schedule
+
+
+def _make_schedule(config: OptimConfig, total_steps: int, steps_per_epoch: float):
+    warmup = duration_in_steps("optim.warmup", config.warmup_steps, config.warmup_epochs, steps_per_epoch) or 0
+    require(
+        warmup < total_steps,
+        f"The warm-up of {warmup} steps (optim.warmup_steps or optim.warmup_epochs) must be shorter than the run of "
+        f"{total_steps} steps.",
+    )
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(config.lr, total_steps - warmup)
+    elif config.schedule == "step":
+        # Epochs count from the start of the run, the steps of a joined schedule from the end of the warm-up.
+        drops = {max(round(epoch * steps_per_epoch) - warmup, 0): config.drop_factor for epoch in config.drop_epochs}
+        after = optax.piecewise_constant_schedule(config.lr, drops)
+    else:
+        after = optax.constant_schedule(config.lr)
+    return optax.join_schedules([optax.linear_schedule(0.0, config.lr, max(warmup, 1)), after], [warmup])
+
+
+def _make_transformation(config: OptimConfig, schedule):
     def mask(parameters):
-        return decay_mask(parameters, decay)
+        return decay_mask(parameters, config.decay)
 
-    # One link without clipping too: a run may continue with or without it.
-    steps = [optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)]
-    if name == "adamw":
-        steps += [optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask)]
+    # Keep the length of the chain, with an identity in place of clipping: the tree of the optimizer state is then the
+    # same, and a run can be resumed with or without clipping.
+    chain = [optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)]
+    if config.name == "adamw":
+        chain += [optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=mask)]
     else:
-        steps += [optax.add_decayed_weights(weight_decay, mask), optax.sgd(rate, momentum, nesterov)]
-    if frozen:
-        steps += [optax.masked(optax.set_to_zero(), lambda parameters: frozen_mask(parameters, frozen))]
-    return optax.chain(*steps), rate
+        chain += [
+            optax.add_decayed_weights(config.weight_decay, mask),
+            optax.sgd(schedule, config.momentum, config.nesterov),
+        ]
+    if config.frozen:
+        chain += [optax.masked(optax.set_to_zero(), lambda parameters: frozen_mask(parameters, config.frozen))]
+    return optax.chain(*chain)

@@ -90,7 +90,7 @@ class Setup(NamedTuple):
 
     config: dict
     pipeline: Pipeline
-    loop: TrainConfig
+    train_config: TrainConfig
     protocol: EvalProtocol
     mesh: jax.sharding.Mesh
     make_model: partial
@@ -240,7 +240,7 @@ def compile_step(setup: Setup, **changes):
     """The training step, compiled ahead of time for this mesh; `changes` replace model fields, `accumulate` or
     `in_backward`."""
     optim = setup.config["optim"]
-    accumulate = changes.pop("accumulate", setup.loop.accumulate)
+    accumulate = changes.pop("accumulate", setup.train_config.accumulate)
     in_backward = changes.pop("in_backward", optim["in_backward"])
     graph = setup.graph
     if changes:
@@ -252,14 +252,14 @@ def compile_step(setup: Setup, **changes):
         setup.learning_rate,
         seed=setup.config["seed"],
         accumulate=accumulate,
-        label_smoothing=setup.loop.label_smoothing,
+        label_smoothing=setup.train_config.label_smoothing,
         ema_decay=optim["ema_decay"],
         frozen=optim["frozen"],
         in_backward=in_backward,
-        mixing=setup.loop.mixing,
+        mixing=setup.train_config.mixing,
     )
     data = setup.config["data"]
-    video = (setup.loop.batch_size, data["frames"], data["size"], data["size"], 3)
+    video = (setup.train_config.batch_size, data["frames"], data["size"], data["size"], 3)
     batch = abstract_batch(setup.mesh, video, stop=jax.process_count() > 1)
     return lower_step(step, setup.mesh, setup.abstract, batch).compile()
 
@@ -292,7 +292,7 @@ def compile_within_memory(setup: Setup, limit: int | None = None):
 
 def _smaller(setup: Setup):
     """Ways to need less memory, mildest first, each with the bytes it would take."""
-    accumulate, clips = setup.loop.accumulate, setup.loop.batch_size // num_batch_shards(setup.mesh)
+    accumulate, clips = setup.train_config.accumulate, setup.train_config.batch_size // num_batch_shards(setup.mesh)
     if setup.config["optim"]["in_backward"]:
         return
     changes = [("model.remat=full", dict(remat="full"))]
@@ -301,7 +301,9 @@ def _smaller(setup: Setup):
     changes += [
         (f"model.remat=full and train.accumulate={k}", dict(remat="full", accumulate=k))
         for k in (2 * accumulate, 4 * accumulate, clips)
-        if clips % k == 0 and k > accumulate and (setup.loop.mixing is None or setup.loop.batch_size >= 2 * k)
+        if clips % k == 0
+        and k > accumulate
+        and (setup.train_config.mixing is None or setup.train_config.batch_size >= 2 * k)
     ]
     for words, change in changes:
         try:

@@ -1,5 +1,7 @@
-"""The training state and the one step that advances it."""
+"""The training state and the training step."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +17,12 @@ from vidformers.training.update_in_backward import value_and_update
 
 
 class State(NamedTuple):
-    """All that training carries from step to step. Randomness is a function of the seed and `step` alone."""
+    """The arrays that training carries from step to step. All randomness derives from the seed and `step`."""
 
     step: jax.Array
     parameters: Any
     opt_state: Any
-    ema: Any  # moving average of the parameters, or () without one
+    ema: Any  # exponential moving average of the parameters, or () without one
 
     @property
     def eval_parameters(self):
@@ -29,95 +31,121 @@ class State(NamedTuple):
 
 
 def initial_state(make_model, optimizer, ema_decay, seed: int) -> State:
+    """Returns the state before the first step, with the parameters that `make_model` draws from `seed`."""
     parameters = nnx.to_pure_dict(nnx.state(make_model(rngs=nnx.Rngs(seed))))
     ema = jax.tree.map(jnp.copy, parameters) if ema_decay else ()
     return State(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), ema)
 
 
-def make_step(
-    graph,
-    optimizer,
-    rate,
-    *,
-    seed: int,
-    accumulate: int = 1,
-    label_smoothing: float = 0.0,
-    ema_decay: float | None = None,
-    frozen: tuple = (),
-    in_backward: bool = False,
-    mixing: Mixing | None = None,
-):
-    """(state, batch {video b t y x c, index b t, label b, mask b}) -> (state, metrics), for jit with the state donated.
+def make_step(graph, optimizer, schedule, **options):
+    """Returns the training step (state, batch) -> (state, metrics), to be jitted with the state donated.
 
-    Of several processes, a batch has `stop` (b) too, 1 from one that was asked to, and the metrics say if any was.
+    The batch is {video (b t y x c), index (b t), label (b), mask (b)}. In a run of several processes it also holds
+    `stop` (b), which is 1 in the rows of a process that was asked to stop. The metrics then say if any was.
 
-    The loss is the cross-entropy of the rows of mask 1, averaged over the whole batch whatever `accumulate`, the
-    number of micro-batches whose gradients are summed before the one update. Clips are mixed inside their micro-batch;
-    a mixed clip has no one class, so that `mixing` leaves no top-1 among the metrics. `in_backward` updates the layers
-    of each stage within the backward pass, which goes with neither `accumulate` nor `frozen`.
+    The loss is the cross-entropy averaged over the rows of the whole batch that have mask 1.
+
+    Args:
+        graph: the graph definition of the model.
+        optimizer: the optax transformation.
+        schedule: step -> learning rate, for the metrics.
+        **options: the fields of `_Step` below, of which only `seed` must be given.
+    """
+    return _Step(graph, optimizer, schedule, **options).step
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """The training step with its options.
+
+    Args:
+        seed: seeds dropout, stochastic depth and mixing, together with the number of the step.
+        accumulate: the number of micro-batches. Their gradients are summed before the one update, so the number does
+            not change the loss.
+        label_smoothing: the share of the target that is spread over all classes.
+        ema_decay: the decay of the EMA of the parameters, or None.
+        frozen: the top-level modules whose gradient is not computed.
+        in_backward: updates the layers of each stage in the backward pass. Excludes `accumulate` and `frozen`.
+        mixing: Mixup and CutMix, within each micro-batch. A mixed clip has no single class, so the metrics then hold
+            no top-1.
     """
 
-    def loss_sum(model, batch, key):
-        mask = batch["mask"]
-        # Blank before the model, not after: even a NaN in a masked row must reach neither the loss nor a gradient.
-        video = jnp.where(mask[:, None, None, None, None] > 0, batch["video"], 0)
-        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], model.num_classes), label_smoothing)
-        if mixing is not None:
-            key, own = jax.random.split(key)
-            video, targets = mixing(video, targets, mask, own)
-        logits = model(video, key, batch.get("index"))
-        losses = optax.softmax_cross_entropy(logits, targets)
-        correct = jnp.argmax(logits, axis=-1) == batch["label"]
-        return (losses * mask).sum(), (correct * mask).sum()
+    graph: nnx.GraphDef
+    optimizer: optax.GradientTransformation
+    schedule: Callable
+    seed: int
+    accumulate: int = 1
+    label_smoothing: float = 0.0
+    ema_decay: float | None = None
+    frozen: tuple = ()
+    in_backward: bool = False
+    mixing: Mixing | None = None
 
-    def gradient(parameters, batch, key):
-        def loss(parameters):
-            held = frozen_mask(parameters, frozen)
-            parameters = jax.tree.map(lambda x, hold: jax.lax.stop_gradient(x) if hold else x, parameters, held)
-            return loss_sum(fuse_projections(nnx.merge(graph, parameters)), batch, key)
-
-        (loss, correct), gradients = jax.value_and_grad(loss, has_aux=True)(parameters)
-        return loss, correct, gradients
-
-    def update_after(state, batch, count, key):
-        """(loss, correct, norm of the gradient, new parameters, new opt_state): all of the gradient, then the update."""
-        if accumulate == 1:
-            sums = gradient(state.parameters, batch, key)
-        else:
-            # Every accumulate-th row forms a micro-batch, so that each device keeps its own rows.
-            micro = jax.tree.map(lambda x: rearrange(x, "(b a) ... -> a b ...", a=accumulate), batch)
-            keys = jax.random.split(key, accumulate)
-            zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.parameters))
-            sums, _ = jax.lax.scan(
-                lambda sums, xs: (jax.tree.map(jnp.add, sums, gradient(state.parameters, *xs)), None),
-                zero,
-                (micro, keys),
-            )
-        loss, correct, gradients = jax.tree.map(lambda x: x / jnp.maximum(count, 1), sums)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.parameters)
-        return loss, correct, optax.tree.norm(gradients), optax.apply_updates(state.parameters, updates), opt_state
-
-    def update_within(state, batch, count, key):
-        """The same, layer by layer within the backward pass."""
-
-        def loss(model):
-            return jax.tree.map(lambda x: x / jnp.maximum(count, 1), loss_sum(model, batch, key))
-
-        return value_and_update(loss, graph, optimizer, state.parameters, state.opt_state)
-
-    def step(state: State, batch):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        update = update_within if in_backward else update_after
+    def step(self, state: State, batch):
+        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        update = self.update_in_backward if self.in_backward else self.update_after_backward
         count = batch["mask"].sum()
         loss, correct, norm, parameters, opt_state = update(state, batch, count, key)
         ema = state.ema
-        if ema_decay:
-            ema = optax.incremental_update(parameters, ema, 1 - ema_decay)
-        metrics = {"loss": loss, "count": count, "gradient_norm": norm, "lr": rate(state.step)}
-        if mixing is None:
+        if self.ema_decay:
+            ema = optax.incremental_update(parameters, ema, 1 - self.ema_decay)
+        metrics = {"loss": loss, "count": count, "gradient_norm": norm, "lr": self.schedule(state.step)}
+        if self.mixing is None:
             metrics["top1"] = correct
         if "stop" in batch:
             metrics["stop"] = batch["stop"].max()
         return State(state.step + 1, parameters, opt_state, ema), metrics
 
-    return step
+    def update_after_backward(self, state: State, batch, count, key):
+        """Returns (loss, correct, gradient norm, new parameters, new opt_state), updating with the whole gradient."""
+        sums = self.accumulated_sums(state.parameters, batch, key)
+        loss, correct, gradients = jax.tree.map(lambda x: x / jnp.maximum(count, 1), sums)
+        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.parameters)
+        return loss, correct, optax.tree.norm(gradients), optax.apply_updates(state.parameters, updates), opt_state
+
+    def update_in_backward(self, state: State, batch, count, key):
+        """Returns the same as `update_after_backward`, updating layer by layer in the backward pass."""
+
+        def loss(model):
+            return jax.tree.map(lambda x: x / jnp.maximum(count, 1), self.loss_sums(model, batch, key))
+
+        return value_and_update(loss, self.graph, self.optimizer, state.parameters, state.opt_state)
+
+    def accumulated_sums(self, parameters, batch, key):
+        """Returns (loss, correct, gradient), each summed over the rows of all micro-batches."""
+        if self.accumulate == 1:
+            return self.sums(parameters, batch, key)
+        # A micro-batch takes every accumulate-th row, so that the rows of each device stay on this device.
+        micro = jax.tree.map(lambda x: rearrange(x, "(b a) ... -> a b ...", a=self.accumulate), batch)
+        keys = jax.random.split(key, self.accumulate)
+        zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, parameters))
+        return jax.lax.scan(
+            lambda sums, xs: (jax.tree.map(jnp.add, sums, self.sums(parameters, *xs)), None), zero, (micro, keys)
+        )[0]
+
+    def sums(self, parameters, batch, key):
+        """Returns (loss, correct, gradient), each summed over the rows of one micro-batch."""
+
+        def loss(parameters):
+            is_frozen = frozen_mask(parameters, self.frozen)
+            parameters = jax.tree.map(
+                lambda x, frozen: jax.lax.stop_gradient(x) if frozen else x, parameters, is_frozen
+            )
+            return self.loss_sums(fuse_projections(nnx.merge(self.graph, parameters)), batch, key)
+
+        (loss, correct), gradients = jax.value_and_grad(loss, has_aux=True)(parameters)
+        return loss, correct, gradients
+
+    def loss_sums(self, model, batch, key):
+        """Returns (loss, correct predictions), each summed over the rows of mask 1."""
+        mask = batch["mask"]
+        # Blank the masked rows before the model: a NaN in their pixels must reach neither the loss nor a gradient.
+        video = jnp.where(mask[:, None, None, None, None] > 0, batch["video"], 0)
+        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], model.num_classes), self.label_smoothing)
+        if self.mixing is not None:
+            key, mixing_key = jax.random.split(key)
+            video, targets = self.mixing(video, targets, mask, mixing_key)
+        logits = model(video, key, batch.get("index"))
+        losses = optax.softmax_cross_entropy(logits, targets)
+        correct = jnp.argmax(logits, axis=-1) == batch["label"]
+        return (losses * mask).sum(), (correct * mask).sum()

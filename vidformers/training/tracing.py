@@ -1,4 +1,4 @@
-"""A trace of a few training steps: what host and devices did, and when."""
+"""The profiler trace of a few training steps."""
 
 import jax
 
@@ -7,14 +7,18 @@ from vidformers.progress import log
 
 
 class Trace:
-    """Traces the steps `first` to `last`, and what is between them, into a folder, for Perfetto and XProf.
+    """Traces the steps from `first` to `last` with the JAX profiler, for Perfetto and XProf.
+
+    All that happens between these steps is in the trace too, such as an evaluation.
 
     Args:
-        folder: for `plugins/profile/DATE/`; of many processes each has a folder in it.
-        steps: (first, last), counted from 1; empty for none. A run that continues after the first traces none.
-        total: steps of the run.
+        folder: the trace is written to `plugins/profile/DATE/` below it. In a run of several processes, each process
+            writes to a folder of its own below `folder`.
+        steps: (first, last), counted from 1, or empty for no trace. A run that is resumed after `first` traces nothing.
+        total: the number of steps of the run.
+
     Raises:
-        ConfigError: steps that the run has not.
+        ConfigError: the run does not have these steps.
     """
 
     def __init__(self, folder, steps, total: int):
@@ -27,13 +31,14 @@ class Trace:
         )
 
     def before(self, step: int, state) -> None:
-        """Before `step`, which takes `state`."""
+        """Starts the trace if `step` is the first step of it. `state` is the input of `step`."""
         if step == self.first:
-            jax.block_until_ready(state)  # steps before are not traced
+            jax.block_until_ready(state)  # or the end of the step before would be in the trace
             jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
             self.active = True
 
     def after(self, step: int, state) -> None:
+        """Ends the trace if `step` is the last step of it. `state` is the output of `step`."""
         if self.active and step == self.last:
             jax.block_until_ready(state)
             self.close()
@@ -42,7 +47,7 @@ class Trace:
                 log(f"{steps} traced in {self.folder}.")
 
     def close(self) -> None:
-        """Ends a trace that is under way."""
+        """Ends the trace if one is active."""
         if self.active:
             self.active = False
             jax.profiler.stop_trace()

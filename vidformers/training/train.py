@@ -122,13 +122,13 @@ def _train(
             f"--workdir={workdir} holds step {start}, beyond the {setup.total_steps} "
             "steps of train.total_steps or total_epochs.",
         )
-    trace = Trace(workdir / "profile", setup.loop.profile_steps, setup.total_steps)
+    trace = Trace(workdir / "profile", setup.train_config.profile_steps, setup.total_steps)
     compiled = batches = None
     if start < setup.total_steps:
         batches = stack.enter_context(
             closing(
                 setup.pipeline.train_batches(  # whose workers start meanwhile
-                    batch_size=setup.loop.batch_size,
+                    batch_size=setup.train_config.batch_size,
                     seed=setup.config["seed"],
                     start=start,
                     process_index=jax.process_index(),
@@ -231,7 +231,7 @@ def data_notes(setup: Setup, workdir: Path):
             )
         if manifest.excluded:
             yield f"{len(manifest.excluded)} videos of {manifest.path} are left out, as data.exclude says."
-    repeats, size = setup.pipeline.repeats, setup.loop.batch_size
+    repeats, size = setup.pipeline.repeats, setup.train_config.batch_size
     if repeats > 1:
         yield (
             f"A batch of {size} clips holds {size // repeats} videos, {repeats} clips of each (data.repeats); a "
@@ -260,7 +260,7 @@ def steps(
     Raises:
         ConfigError: a loss or a gradient that is not finite, naming its step.
     """
-    loop = setup.loop
+    loop = setup.train_config
     if start == setup.total_steps:
         return
     running, done, waited, since, logged_at = deque(), list(pending), 0.0, time.perf_counter(), start
@@ -271,7 +271,7 @@ def steps(
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
-            bad.meet(batch)
+            bad.note_bad_rows(batch)
             decoded += int(batch["decoded"].sum())
             state, figures = compiled(state, put_batch(setup.mesh, stop.attach_flag(batch)))
             running.append((step, figures))
@@ -280,7 +280,7 @@ def steps(
             while len(running) > (0 if known else 2):
                 number, figures = running.popleft()
                 done.append(_fetch(number, figures))
-                bad.count(number, done[-1])
+                bad.count_bad_rows(number, done[-1])
                 stop.read_flag(done[-1])
             trace.after(step, state)
             bar.advance()
@@ -410,7 +410,7 @@ def finish_run(setup: Setup, workdir: Path, result: EvalResult, phases: dict, st
     _confusion(setup, workdir, result)
     phases["drawing"] = time.perf_counter() - since
     rows = _rows(result)
-    clips = (setup.total_steps - start) * setup.loop.batch_size
+    clips = (setup.total_steps - start) * setup.train_config.batch_size
     if clips and "training" in phases:
         rows += [("clips/s in training", f"{clips / phases['training']:.0f}")]
     rows += [(name, f"{seconds:.1f} s") for name, seconds in phases.items()]

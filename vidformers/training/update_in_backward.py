@@ -1,7 +1,19 @@
-"""The update of each layer within the backward pass, so that the gradient of a whole model never exists.
+"""Updates the layers in the backward pass, so that the gradient of the whole model never exists.
 
-Known from LOMO (arXiv 2306.09782) and from optimiser steps fused into the backward pass elsewhere. An update that needs
-the whole gradient at once, as clipping by its norm does, or that of several micro-batches, cannot be made so.
+Each stage of stacked layers is run by a scan with a custom_vjp. The "cotangents" that this custom_vjp returns are not
+gradients: they are the updated parameters, the updated optimizer state, and the squared norm of the true gradient. The
+backward rule walks the layers from last to first, computes the gradient of one layer, applies the optimizer to this
+layer, and writes the result over its old values. The gradient of one layer is all that exists at a time.
+
+Why so: `jax.grad` returns the gradients of all layers together, and its scan stacks them, which takes as much memory as
+the parameters. A custom_vjp is the one place where JAX hands over a layer's cotangent inside the backward pass.
+`test_the_stacks_are_written_in_place_and_the_gradient_never_exists` in tests/training/test_update_in_backward.py
+compiles a step and holds that its temporary memory stays below the size of the parameters;
+`test_it_is_the_same_step` holds that the results equal those of the ordinary step.
+
+The method is known from LOMO (arXiv 2306.09782) and from optimizer steps fused into the backward pass in other
+libraries. It excludes updates that need the whole gradient at once, such as clipping by its norm, and the sum over
+several micro-batches.
 """
 
 from collections import defaultdict
@@ -14,27 +26,28 @@ import optax
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-REST = ()  # the key of what is not a stage's stacked layers
+REST = ()  # the key of all parameters outside the stacked layers of a stage
 
 
 def split_stages(parameters: dict) -> dict:
-    """Parameters by the path of each stage of more than one layer, and `REST`."""
-    parts = defaultdict(dict)
+    """Returns {path of a stage: its stacked layers}, for stages of more than one layer, with all else under `REST`."""
+    stages = defaultdict(dict)
     for path, leaf in flatten_dict(parameters).items():
         cut = path.index("layers") + 1 if "layers" in path and len(leaf) > 1 else 0
-        parts[path[:cut]][path[cut:]] = leaf
-    return {path: unflatten_dict(part) for path, part in parts.items()}
+        stages[path[:cut]][path[cut:]] = leaf
+    return {path: unflatten_dict(stage) for path, stage in stages.items()}
 
 
-def merge_stages(parts: dict) -> dict:
-    """The inverse of `divide`."""
+def merge_stages(stages: dict) -> dict:
+    """Returns the parameters that `split_stages` split."""
     return unflatten_dict(
-        {(*path, *inner): leaf for path, part in parts.items() for inner, leaf in flatten_dict(part).items()}
+        {(*path, *inner): leaf for path, stage in stages.items() for inner, leaf in flatten_dict(stage).items()}
     )
 
 
-def _map_parameters(function, *states):
-    """`function` of the trees of parameters, which are the dicts, in an optimiser's state; of all else the first."""
+def _map_parameter_trees(function, *states):
+    """Maps `function` over the parameter trees of optimizer states, which are the dicts; keeps all else of the first
+    state."""
     return jax.tree.map(
         lambda *nodes: function(*nodes) if isinstance(nodes[0], dict) else nodes[0],
         *states,
@@ -43,98 +56,111 @@ def _map_parameters(function, *states):
 
 
 def value_and_update(loss, graph, optimizer, parameters, opt_state):
-    """(loss, correct, norm of the gradient, new parameters, new opt_state).
+    """Returns (loss, correct, gradient norm, new parameters, new opt_state).
+
+    Stages of more than one layer are updated in the backward pass, all other parameters after it. If a gradient is not
+    finite, its layer and all earlier layers of the stage keep their values.
 
     Args:
         loss: model -> (loss, correct).
-        graph: of the model, whose stages of more than one layer are updated within the backward pass, all else after.
-        opt_state: the state of `optimizer`, an optax transformation that treats each parameter apart.
-
-    Where a gradient is not finite, its layer and all of the stage before it stay as they were.
+        graph: the graph definition of the model.
+        optimizer: an optax transformation that treats each parameter separately.
+        parameters, opt_state: the values before the update.
     """
     parameters = split_stages(parameters)
-    opt_state = {path: _map_parameters(lambda tree: split_stages(tree)[path], opt_state) for path in parameters}
-    rest = opt_state.pop(REST)
+    opt_state = {path: _map_parameter_trees(lambda tree: split_stages(tree)[path], opt_state) for path in parameters}
+    rest_opt_state = opt_state.pop(REST)
 
-    def through(parameters, opt_state, squares):
+    def loss_of_stages(parameters, opt_state, squared_norms):
         model = nnx.merge(graph, merge_stages(parameters))
         for path, module in nnx.iter_modules(model):
             if (path := (*path, "layers")) in opt_state:
-                module.layer_loop = partial(_through, optimizer, opt_state[path], squares[path])
+                module.layer_loop = partial(_run_layers, optimizer, opt_state[path], squared_norms[path])
         return loss(model)
 
-    value, pull, correct = jax.vjp(
-        through, parameters, opt_state, dict.fromkeys(opt_state, jnp.zeros(())), has_aux=True
+    zeros = dict.fromkeys(opt_state, jnp.zeros(()))
+    value, pullback, correct = jax.vjp(loss_of_stages, parameters, opt_state, zeros, has_aux=True)
+    # These three are updated values in the place of cotangents, but for the entry REST of the first: a true gradient.
+    new_parameters, new_opt_state, squared_norms = pullback(jnp.ones(()))
+    rest_gradient = new_parameters[REST]
+    new_opt_state = jax.tree.map(
+        lambda new, old: old if new.dtype == jax.dtypes.float0 else new, new_opt_state, opt_state
     )
-    gradient, updated, squares = pull(jnp.ones(()))
-    updated = jax.tree.map(lambda new, old: old if new.dtype == jax.dtypes.float0 else new, updated, opt_state)
-    norm = jnp.sqrt(sum(squares.values()) + optax.tree.norm(gradient[REST], squared=True))
-    updates, updated[REST] = optimizer.update(gradient[REST], rest, parameters[REST])
-    gradient[REST] = optax.apply_updates(parameters[REST], updates)
+    norm = jnp.sqrt(sum(squared_norms.values()) + optax.tree.norm(rest_gradient, squared=True))
+    updates, new_opt_state[REST] = optimizer.update(rest_gradient, rest_opt_state, parameters[REST])
+    new_parameters[REST] = optax.apply_updates(parameters[REST], updates)
     paths = [REST, *opt_state]
-    updated = _map_parameters(
-        lambda *trees: merge_stages(dict(zip(paths, trees, strict=True))), *(updated[path] for path in paths)
+    merged_opt_state = _map_parameter_trees(
+        lambda *trees: merge_stages(dict(zip(paths, trees, strict=True))), *(new_opt_state[path] for path in paths)
     )
-    return value, correct, norm, merge_stages(gradient), updated
+    return value, correct, norm, merge_stages(new_parameters), merged_opt_state
 
 
-def _through(optimizer, opt_state, squares, run, parameters, tokens, noise):
-    """A stage's way through its layers, whose gradients are its new state: of `parameters` what they become, of
-    `opt_state` likewise, and of the scalar `squares` the sum of squares of the true gradient."""
-    return _walk(run, optimizer, nnx.to_pure_dict(parameters), opt_state, squares, tokens, noise)
+def _run_layers(optimizer, opt_state, squared_norm, run, parameters, tokens, noise):
+    """Runs the layers of a stage as `Stage.layer_loop`. `squared_norm` is a zero whose cotangent is the result."""
+    return _scan_with_update(run, optimizer, nnx.to_pure_dict(parameters), opt_state, squared_norm, tokens, noise)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _walk(run, optimizer, parameters, opt_state, squares, tokens, noise):
+def _scan_with_update(run, optimizer, parameters, opt_state, squared_norm, tokens, noise):
     return jax.lax.scan(run, tokens, (parameters, noise))[0]
 
 
-def _forward(run, optimizer, parameters, opt_state, squares, tokens, noise):
+def _scan_forward(run, optimizer, parameters, opt_state, squared_norm, tokens, noise):
+    """Runs the layers and keeps the input of each, as model.remat=full does."""
     tokens, inputs = jax.lax.scan(lambda tokens, layer: (run(tokens, layer)[0], tokens), tokens, (parameters, noise))
-    return tokens, (parameters, opt_state, squares, inputs, noise)
+    return tokens, (parameters, opt_state, squared_norm, inputs, noise)
 
 
-def _backward(run, optimizer, kept, cotangent):
-    parameters, opt_state, squares, inputs, noise = kept
+def _scan_backward(run, optimizer, residuals, cotangent):
+    """Returns the updated parameters, the updated optimizer state, the squared gradient norm, and the one true
+    cotangent, that of the tokens."""
+    parameters, opt_state, squared_norm, inputs, noise = residuals
     depth = len(jax.tree.leaves(parameters)[0])
 
-    def layer(step, carry):
-        cotangent, parameters, opt_state, squares = carry
+    def update_layer(step, carry):
+        cotangent, parameters, opt_state, squared_norm = carry
         i = depth - 1 - step
-        own, own_opt_state, own_noise, own_inputs = jax.tree.map(
+        layer, layer_opt_state, layer_noise, layer_input = jax.tree.map(
             lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False) if x.ndim else x,
             (parameters, opt_state, noise, inputs),
         )
-        _, pull = jax.vjp(lambda own, tokens: run(tokens, (own, own_noise))[0], own, own_inputs)
-        gradient, cotangent = pull(cotangent)
-        squares += optax.tree.norm(gradient, squared=True)
-        updates, own_opt_state = optimizer.update(gradient, own_opt_state, own)
-        new = optax.apply_updates(own, updates), own_opt_state
+        _, pullback = jax.vjp(lambda layer, tokens: run(tokens, (layer, layer_noise))[0], layer, layer_input)
+        gradient, cotangent = pullback(cotangent)
+        squared_norm += optax.tree.norm(gradient, squared=True)
+        updates, layer_opt_state = optimizer.update(gradient, layer_opt_state, layer)
+        new = optax.apply_updates(layer, updates), layer_opt_state
 
         def write(stacks):
             return jax.tree.map(
                 lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, i, 0) if x.ndim else x, stacks, new
             )
 
-        # In a branch of its own all writing comes after all reading, so that XLA writes into the stacks which the loop
-        # carries; without it, it copies them. What decides must come of all reading, and of nothing that it can guess.
-        known = squares + sum(x.ravel()[0] for x in jax.tree.leaves(cotangent) if _real(x) and x.size)
-        parameters, opt_state = jax.lax.cond(jnp.isfinite(known), write, lambda stacks: stacks, (parameters, opt_state))
-        return cotangent, parameters, opt_state, squares
+        # XLA updates the carried stacks in place only if it can prove that all reads of them come before the writes,
+        # and copies them otherwise. A branch of lax.cond starts after its predicate is known. So the writes stand in a
+        # branch, and the predicate depends on every read: the gradient's norm and the cotangent need all that was read.
+        # XLA cannot fold the predicate to a constant, since whether these are finite is known only at run time.
+        depends_on_reads = squared_norm + sum(
+            x.ravel()[0] for x in jax.tree.leaves(cotangent) if _is_inexact(x) and x.size
+        )
+        parameters, opt_state = jax.lax.cond(
+            jnp.isfinite(depends_on_reads), write, lambda stacks: stacks, (parameters, opt_state)
+        )
+        return cotangent, parameters, opt_state, squared_norm
 
-    cotangent, parameters, opt_state, squares = jax.lax.fori_loop(
-        0, depth, layer, (cotangent, parameters, opt_state, squares)
+    cotangent, parameters, opt_state, squared_norm = jax.lax.fori_loop(
+        0, depth, update_layer, (cotangent, parameters, opt_state, squared_norm)
     )
-    return parameters, jax.tree.map(_differential, opt_state), squares, cotangent, None
+    return parameters, jax.tree.map(_as_cotangent, opt_state), squared_norm, cotangent, None
 
 
-def _real(x) -> bool:
+def _is_inexact(x) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
-def _differential(x):
-    """What stands for `x` among gradients, where integers have none."""
-    return x if _real(x) else np.zeros(x.shape, jax.dtypes.float0)
+def _as_cotangent(x):
+    """Returns `x`, or for integers, which have no cotangent, the float0 zeros that JAX asks for in their place."""
+    return x if _is_inexact(x) else np.zeros(x.shape, jax.dtypes.float0)
 
 
-_walk.defvjp(_forward, _backward)
+_scan_with_update.defvjp(_scan_forward, _scan_backward)
