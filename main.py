@@ -214,7 +214,7 @@ def work(config, workdir, mode, flags) -> int:
         predict(config, workdir, **flags)
         return 0
     if mode == "explain":
-        from vidformers.inference.explain.explainer import explain
+        from vidformers.inference.explain_videos import explain
 
         explain(config, workdir, **flags)
         return 0

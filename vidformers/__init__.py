@@ -7,7 +7,7 @@ __all__ = ["MODELS", "ConfigError", "build", "load"]
 
 
 def load(workdir):
-    """The model of a run with its classes, see `predict.load`: `load("runs/demo").predict("clip.mp4")`."""
-    from vidformers.inference.predict import load  # imports the pipeline, which models do without
+    """Loads the model of a run: `load("runs/demo").predict("clip.mp4")`. See `vidformers.inference.predictor.load`."""
+    from vidformers.inference.predictor import load  # imported here: the input pipeline is not needed to build models
 
     return load(workdir)

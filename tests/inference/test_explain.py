@@ -81,7 +81,7 @@ def test_both_maps_of_a_joint_model_are_those_of_the_papers():
 
     def forward(video, nudges):
         patches = model.encoder.embedding(video[None])
-        x = jnp.concatenate([model.encoder.classes(patches)[0], patches[0].reshape(-1, patches.shape[-1])])
+        x = jnp.concatenate([model.encoder.initial_class_tokens(patches)[0], patches[0].reshape(-1, patches.shape[-1])])
         weights = []
         for i in range(TINY["depth"]):
             attention, mlp = (jax.tree.map(lambda leaf: leaf[i], layers[j]) for j in (0, 1))

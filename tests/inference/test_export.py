@@ -19,8 +19,8 @@ import main
 import vidformers.inference.export
 from configs.sheet import SheetError
 from vidformers import MODELS, ConfigError, build, load
-from vidformers.inference.export import write
-from vidformers.inference.predict import Predictor
+from vidformers.inference.export import write_export
+from vidformers.inference.predictor import Predictor
 from vidformers.pretrained import Init
 from vidformers.pretrained import load as load_weights
 from vidformers.pretrained.fit import flatten
@@ -58,7 +58,7 @@ def put(folder, name, **options):
         "step": 7,
         "views": {"average": "probabilities"},
     }
-    write(folder, *shell(name, **options)[1:], about)
+    write_export(folder, *shell(name, **options)[1:], about)
     return str(folder)
 
 
@@ -70,7 +70,7 @@ def without_program(monkeypatch):
         def serialize(self):
             return b""
 
-    monkeypatch.setattr(vidformers.inference.export, "program", lambda model: Program())
+    monkeypatch.setattr(vidformers.inference.export, "export_program", lambda model: Program())
 
 
 @pytest.mark.parametrize(

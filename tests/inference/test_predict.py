@@ -56,10 +56,10 @@ def test_from_python_in_three_lines(data, trained, tmp_path):
 def test_it_agrees_with_the_evaluation_and_compiles_once(data, trained, tmp_path):
     model = load(trained)
     records = read_manifest("val.csv", root=str(data), num_classes=10).records
-    found = list(model.each([record.path for record in records]))
+    found = list(model.predict_many([record.path for record in records]))
     assert [each.video for each in found] == [record.path for record in records]
-    list(model.each([record.path for record in records[:3]]))
-    assert model._answer._cache_size() == 1
+    list(model.predict_many([record.path for record in records[:3]]))
+    assert model._predict._cache_size() == 1
     losses = [-np.log(each.probabilities[record.label]) for each, record in zip(found, records, strict=True)]
     last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
     key = next(name for name in last if name.startswith("val/loss@2"))

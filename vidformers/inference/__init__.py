@@ -1,1 +1,1 @@
-"""Predictions, explanations and exports of trained models."""
+"""Predicts, explains and exports with trained models."""

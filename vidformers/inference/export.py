@@ -1,8 +1,7 @@
-"""A trained model for elsewhere: its parameters, a program that runs without this library, and what both are of."""
+"""Exports a trained model to a folder that runs without vidformers, and the command `--mode=export`."""
 
 import importlib.metadata
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 from string import Template
@@ -14,33 +13,37 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from input_pipeline.files import write_bytes, write_text
+from input_pipeline.files import atomic_folder, write_bytes, write_text
 from vidformers.errors import require
-from vidformers.inference.predict import CLIP_FIELDS, load_for_command, read_run_json
+from vidformers.inference.commands import load_and_log
+from vidformers.inference.predictor import CLIP_FIELDS, read_run_json
 from vidformers.models.vtn import TemporalEncoder
-from vidformers.pretrained import native as own
+from vidformers.pretrained.native import resolve_size
 from vidformers.progress import log
 
 FORMAT = {"format": "vidformers", "version": "1"}
 PLATFORMS = ("cpu", "cuda", "tpu")
-_BESIDE = Path(__file__).parent / "exported"  # run.py and README.md as they go along
+_TEMPLATES = Path(__file__).parent / "exported"
 
 
 def export(config: dict, workdir, out: str) -> None:
-    """`--mode=export`: the folder `out`, of the parameters that a prediction would use.
+    """Exports the parameters that `--mode=predict` would use to the folder `out`.
 
-    It holds model.safetensors (every parameter in float32 by its path), model.stablehlo (see `program`), config.json
-    (what both are, the classes and how clips are cut), and a run.py and README.md for those who have nothing else.
+    The folder holds:
+        model.safetensors: every parameter in float32 by its path.
+        model.stablehlo: the model as a program, see `export_program`.
+        config.json: the fields of the model, the inputs of the program, the class names and how clips are cut.
+        run.py, README.md: a program that runs the model, and instructions for users without vidformers.
 
     Raises:
-        ConfigError: no checkpoint, one of another model, or an `out` that holds something.
+        ConfigError: there is no checkpoint, it is of another model, or `out` is not an empty folder.
     """
     folder = Path(out).absolute()
-    _check_free(folder)
+    _require_empty(folder)
     run = read_run_json(workdir)
-    predictor = load_for_command(config, workdir)
+    predictor = load_and_log(config, workdir)
     about = {
-        "model": own.resolve_size(config["model"]),
+        "model": resolve_size(config["model"]),
         "id2label": dict(enumerate(predictor.classes)),
         "frames": {name: config["data"][name] for name in CLIP_FIELDS},
         "views": {name: config["eval"][name] for name in ("clips", "crops", "average")},
@@ -49,39 +52,38 @@ def export(config: dict, workdir, out: str) -> None:
         "data": {split: run["data"][split] for split in ("train", "val")},
     }
     make_model = predictor.make_model
-    if "frames_at_once" in config["model"]:  # a loop over frames needs to know how many there are
+    if "frames_at_once" in config["model"]:  # a loop over frames cannot be exported for a symbolic batch size
         make_model = partial(make_model, frames_at_once=None)
-    write(folder, make_model, predictor.parameters, about)
-    log(f"{workdir} at step {predictor.step} is in {folder}: {folder}/README.md says how to use it.")
+    write_export(folder, make_model, predictor.parameters, about)
+    log(f"Exported {workdir} at step {predictor.step} to {folder}. {folder}/README.md describes its use.")
 
 
-def write(folder: Path, make_model, parameters, about: dict) -> None:
-    """Makes `folder`, whole or not at all.
+def write_export(folder: Path, make_model, parameters, about: dict) -> None:
+    """Writes an export atomically.
 
     Args:
-        folder: absolute; not there yet, or empty.
+        folder: an absolute path that does not exist, or of an empty folder.
         make_model: rngs -> the model.
-        parameters: its tree of arrays.
-        about: what config.json says besides the inputs and their normalisation.
+        parameters: the parameters of the model as a tree of arrays.
+        about: the contents of config.json, except for the inputs and their normalisation.
     Raises:
-        ConfigError: the folder holds something.
+        ConfigError: the folder is not empty.
     """
-    _check_free(folder)
+    _require_empty(folder)
     model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
-    mean, std = about["model"]["mean"], about["model"]["std"]
     config = (
         FORMAT
         | about
         | {
-            "inputs": inputs(model),
+            "inputs": input_specs(model),
             "colours": "rgb",
             "range": [0, 255],
             "normalisation": "inside the program: (video / 255 - image_mean) / image_std",
-            "image_mean": mean,
-            "image_std": std,
+            "image_mean": about["model"]["mean"],
+            "image_std": about["model"]["std"],
         }
     )
-    words = {
+    substitutes = {
         "model": about["model"]["name"],
         "classes": len(about["id2label"]),
         "step": about["step"],
@@ -91,62 +93,57 @@ def write(folder: Path, make_model, parameters, about: dict) -> None:
         "flatbuffers": importlib.metadata.version("flatbuffers"),
         "arguments": " ".join(f"{name}.npy" for name in config["inputs"]),
     }
-    readme = Template((_BESIDE / "README.md").read_text(encoding="utf-8")).substitute(words)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of an export that was killed
-    part.mkdir(parents=True)
-    try:
-        write_bytes(part / "model.safetensors", safetensors.numpy.save(arrays(parameters), FORMAT))
-        write_bytes(part / "model.stablehlo", program(model).serialize())
-        write_text(part / "config.json", json.dumps(config, indent=1) + "\n")
-        write_text(part / "run.py", (_BESIDE / "run.py").read_text(encoding="utf-8"))
-        write_text(part / "README.md", readme)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    readme = Template((_TEMPLATES / "README.md").read_text(encoding="utf-8")).substitute(substitutes)
+    with atomic_folder(folder) as temporary:
+        write_bytes(temporary / "model.safetensors", safetensors.numpy.save(parameter_arrays(parameters), FORMAT))
+        write_bytes(temporary / "model.stablehlo", bytes(export_program(model).serialize()))
+        write_text(temporary / "config.json", json.dumps(config, indent=1) + "\n")
+        write_text(temporary / "run.py", (_TEMPLATES / "run.py").read_text(encoding="utf-8"))
+        write_text(temporary / "README.md", readme)
 
 
-def _check_free(folder: Path) -> None:
+def _require_empty(folder: Path) -> None:
     require(
         not folder.exists() or folder.is_dir() and not any(folder.iterdir()),
-        f"--out={folder} is there already and is no empty folder.",
+        f"--out={folder} exists and is not an empty folder. Give another folder.",
     )
 
 
-def inputs(model) -> dict:
-    """What the program takes beside the parameters, by name: shape without the batch, and type."""
-    found = {"video": {"axes": "t y x c", "shape": list(model.shape), "type": "uint8"}}
-    if isinstance(model.readout, TemporalEncoder):  # the place of each frame in its video
-        found["index"] = {"axes": "t", "shape": [model.shape[0]], "type": "int32"}
-    return found
+def input_specs(model) -> dict[str, dict]:
+    """Returns the axes, the shape without the batch axis, and the type of each input besides the parameters."""
+    specs = {"video": {"axes": "t y x c", "shape": list(model.shape), "type": "uint8"}}
+    if isinstance(model.readout, TemporalEncoder):  # reads the frame index of each frame
+        specs["index"] = {"axes": "t", "shape": [model.shape[0]], "type": "int32"}
+    return specs
 
 
-def arrays(parameters) -> dict[str, np.ndarray]:
-    """A tree of parameters as float32 by path, its parts joined by dots."""
+def parameter_arrays(parameters) -> dict[str, np.ndarray]:
+    """Returns parameters in float32 by path. The parts of a path are joined by dots."""
     return {
-        _name(path): np.ascontiguousarray(jax.device_get(leaf), np.float32)
+        _path_name(path): np.ascontiguousarray(jax.device_get(leaf), np.float32)
         for path, leaf in jax.tree_util.tree_leaves_with_path(parameters)
     }
 
 
-def program(model) -> jax.export.Exported:
-    """What an abstract model computes, for any batch and each of `PLATFORMS`.
+def export_program(model) -> jax.export.Exported:
+    """Exports the forward pass of an abstract model for any batch size and for each of `PLATFORMS`.
 
-    It takes the parameters, a dictionary as of `arrays`, uint8 clips (b t y x 3), and for VTN the index (b t) of each
-    frame in its video, and gives float32 logits (b k).
+    Returns:
+        A program (parameters, video, [index]) -> float32 logits (b k). `parameters` is a dictionary like that of
+        `parameter_arrays`, `video` is uint8 (b t y x 3), and `index` (b t) is the frame indices, in VTN only.
     """
     graph, state = nnx.split(model)
     leaves, structure = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
-    shapes = {_name(path): jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for path, leaf in leaves}
+    shapes = {_path_name(path): jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for path, leaf in leaves}
 
     def logits(parameters, video, index=None):
         tree = jax.tree.unflatten(structure, [parameters[name] for name in shapes])
         return nnx.merge(graph, tree)(video, index=index).astype(jnp.float32)
 
     batch = jax.export.symbolic_shape("b")
-    clips = [jax.ShapeDtypeStruct((*batch, *given["shape"]), given["type"]) for given in inputs(model).values()]
-    return jax.export.export(jax.jit(logits), platforms=PLATFORMS)(shapes, *clips)
+    inputs = [jax.ShapeDtypeStruct((*batch, *spec["shape"]), spec["type"]) for spec in input_specs(model).values()]
+    return jax.export.export(jax.jit(logits), platforms=PLATFORMS)(shapes, *inputs)
 
 
-def _name(path) -> str:
+def _path_name(path) -> str:
     return ".".join(str(part.key) for part in path)

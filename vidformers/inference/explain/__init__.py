@@ -1,1 +1,1 @@
-"""What a model looked at: relevance of patches and frames, and pictures of it."""
+"""Explains predictions: the relevance of patches and frames, and pictures of it."""

@@ -1,4 +1,4 @@
-"""Pictures of relevance: strips of frames, a video, curves."""
+"""Draws relevance maps: heat maps over frames, videos, and line plots."""
 
 import io
 from fractions import Fraction
@@ -7,14 +7,18 @@ import av
 import cv2
 import numpy as np
 
-_SIDE = 112  # pixels at least that a frame is drawn with
-_RATE = 8  # frames a second of a video
+_MIN_SIDE = 112  # pixels; smaller frames are enlarged
+_FRAME_RATE = 8  # frames per second of a video
 
 
 def overlay(frames, maps) -> np.ndarray:
-    """Frames uint8 (t y x 3) under maps (t' y' x'), red where these are high: uint8 (t y x 3).
+    """Returns frames with heat maps drawn over them, red where a map is high.
 
-    A map stands for the t / t' frames of its patches; all are scaled by their highest value.
+    Args:
+        frames: uint8 (t y x 3).
+        maps: (t' y' x'). t' divides t, and each map covers t / t' frames. All are divided by their common maximum.
+    Returns:
+        uint8 (t y x 3).
     """
     maps = np.repeat(np.asarray(maps, np.float32), len(frames) // len(maps), axis=0)
     top = maps.max()
@@ -27,34 +31,38 @@ def overlay(frames, maps) -> np.ndarray:
 
 
 def enlarged(frames) -> np.ndarray:
-    """Frames uint8 (t y x 3), small ones in whole multiples."""
-    factor = max(1, -(-_SIDE // frames.shape[1]))
+    """Returns frames (t y x 3) enlarged by a whole factor to at least 112 pixels a side."""
+    factor = max(1, -(-_MIN_SIDE // frames.shape[1]))
     return frames.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
 def encode_mp4(frames) -> bytes:
-    """Frames uint8 (t y x 3) as a video; an odd side loses its last pixel, which the format has no place for."""
+    """Returns frames uint8 (t y x 3) as an MP4 file. The format needs even sides, so an odd side loses one pixel."""
     frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
     content = io.BytesIO()
     with av.open(content, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=_RATE, options={"crf": "18", "x264-params": "threads=1"})
+        stream = container.add_stream("libx264", rate=_FRAME_RATE, options={"crf": "18", "x264-params": "threads=1"})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-        stream.time_base = Fraction(1, _RATE)
+        stream.time_base = Fraction(1, _FRAME_RATE)
         for image in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
     return content.getvalue()
 
 
-def draw_lines(lines, across: str, up: str) -> bytes:
-    """Lines of numbers by name, as a PNG file."""
+def draw_lines(lines, xlabel: str, ylabel: str) -> bytes:
+    """Returns a line plot as a PNG file.
+
+    Args:
+        lines: name -> values, drawn at x = 1, 2, .... A legend is drawn if there are several lines.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
     for name, values in lines.items():
         axes.plot(range(1, len(values) + 1), values, marker="o", markersize=3, label=name)
-    axes.set(xlabel=across, ylabel=up, ylim=(0, None))
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     axes.xaxis.get_major_locator().set_params(integer=True)
     if len(lines) > 1:
         axes.legend(frameon=False)

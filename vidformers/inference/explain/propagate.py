@@ -1,9 +1,12 @@
-"""What of one number a token reaches each query, through every kind of attention.
+"""Propagates one scalar per token through a recorded attention, for every kind of attention sublayer.
 
-The number takes the place of the values, and goes the way of the values of its scheme: folded, shifted or padded by
-what the sublayer itself does, and averaged over cells where it pools by a convolution, whose weights say nothing of
-numbers. Nothing else of the sublayer takes part, so that a kernel is needed which knows its weights (`Known`). A new
-scheme for `SelfAttention` needs nothing here.
+The scalars take the place of the values V. The sublayer folds, shifts and pads them with its own methods. Where a
+sublayer pools keys and values by a convolution, the scalars are averaged over the cells of the grid instead, because
+convolution kernels act on channels. No projection takes part. The kernel must therefore ignore queries and keys and
+apply recorded weights (`ReplayKernel`).
+
+A new scheme of `SelfAttention` needs no change here. A new class of sublayer is registered with `_attended`, and with
+`residual` if its residual path is not the identity.
 """
 
 from functools import singledispatch
@@ -21,126 +24,168 @@ from vidformers.attention.longformer import FrameSequence, LongformerAttention
 from vidformers.attention.shifted import TokenShift
 from vidformers.attention.shifted_window import ShiftedWindowAttention
 from vidformers.attention.shrinking import ShrinkingAttention
+from vidformers.errors import ConfigError
 from vidformers.layers.convolution import mean_pool
+from vidformers.layers.mlp import Mlp
 from vidformers.layers.tokens import Tokens
+from vidformers.models.stat import WideningMlp
+from vidformers.models.vtn import PostNormMlp
 
 
 class Propagated(NamedTuple):
-    """What every head of a sublayer reads: patches (b t y x h), class tokens (b c h), None where they do not query; of
-    a `Series`, both together as `patches` (b n h)."""
+    """The weighted sums of scalars that the heads of an attention sublayer compute.
+
+    Attributes:
+        patches: (b t y x h), or (b n h) for all tokens of a `FrameSequence`. None if patches have no queries.
+        class_tokens: (b c h). None if class tokens have no queries.
+    """
 
     patches: jnp.ndarray | None
     class_tokens: jnp.ndarray | None
 
 
 class RecordingKernel:
-    """A kernel that keeps its weights, (... h q k) of each source, in `seen`, a list for each time it is called.
+    """A kernel that records its attention weights.
 
     Args:
-        kernel: the one that it stands for. Of the linear ones, the weights are those of their quadratic form.
-        nudges: in the structure of `seen`, numbers that 1 is added to and the weights are multiplied by.
+        kernel: the kernel to compute with. A linear kernel is computed in its quadratic form, which has weights.
+        perturbations: in the structure of `weights`. The weights are multiplied by 1 + perturbation, so that the
+            gradient at 0 is the gradient of the weights times the weights.
+    Attributes:
+        weights: for each call, the weights (... h q k) of each source.
     """
 
-    def __init__(self, kernel, nudges=None):
-        self.weigh = kernels.softmax_weights if kernel in ("softmax", kernels.softmax) else kernels.quadratic_weights
-        self.nudges, self.seen = nudges, []
+    def __init__(self, kernel, perturbations=None):
+        is_softmax = kernel in ("softmax", kernels.softmax)
+        self.compute_weights = kernels.softmax_weights if is_softmax else kernels.quadratic_weights
+        self.perturbations, self.weights = perturbations, []
 
     def __call__(self, q, sources):
-        weights = self.weigh(q, sources)
-        if self.nudges is not None:
-            weights = [each * (1 + nudge) for each, nudge in zip(weights, self.nudges[len(self.seen)], strict=True)]
-        self.seen.append(weights)
+        weights = self.compute_weights(q, sources)
+        if self.perturbations is not None:
+            perturbations = self.perturbations[len(self.weights)]
+            weights = [weight * (1 + change) for weight, change in zip(weights, perturbations, strict=True)]
+        self.weights.append(weights)
         return kernels.weighted_values(weights, q, sources)
 
 
 class ReplayKernel:
-    """A kernel of the weights that a `Watched` one has seen, whatever the queries and keys."""
+    """A kernel that applies the weights of a `RecordingKernel`, call by call, and ignores queries and keys."""
 
-    def __init__(self, seen):
-        self.seen, self.calls = seen, 0
+    def __init__(self, weights):
+        self.weights, self.calls = weights, 0
 
     def __call__(self, q, sources):
         self.calls += 1
-        return kernels.weighted_values(self.seen[self.calls - 1], q, sources)
+        return kernels.weighted_values(self.weights[self.calls - 1], q, sources)
 
 
-def propagate(sublayer, field, seen) -> Propagated | None:
-    """What a sublayer, whose weights are `seen`, reads of a field: patches (b t y x 1) and class tokens (b c 1), or a
-    `Series` of (b n 1). None of a sublayer that is no attention. A dictionary holds nothing of a clip: nought."""
+def propagate(sublayer, scalars, weights) -> Propagated | None:
+    """Propagates scalars through an attention sublayer, without its residual path.
+
+    A dictionary contributes 0, because its entries do not depend on the clip.
+
+    Args:
+        sublayer: a sublayer of a block. It is not modified.
+        scalars: `Tokens` with patches (b t y x 1) and class tokens (b c 1), or a `FrameSequence` of (b n 1).
+        weights: the weights that a `RecordingKernel` recorded in this sublayer.
+    Returns:
+        The weighted sums by head, or None for a sublayer that is not an attention.
+    Raises:
+        ConfigError: the class of the sublayer is not registered.
+    """
     if hasattr(sublayer, "kernel"):
         sublayer = nnx.merge(*nnx.split(sublayer))
-        sublayer.kernel = ReplayKernel(seen)
+        sublayer.kernel = ReplayKernel(weights)
     if getattr(sublayer, "dictionary", None) is not None:
         sublayer.dictionary.values = nnx.Param(jnp.zeros((sublayer.dictionary.keys.shape[0], sublayer.heads)))
-    return _flow(sublayer, field)
-
-
-def residual(sublayer, field):
-    """The field as it passes by a sublayer, on its residual path."""
-    if isinstance(sublayer, ShrinkingAttention) and sublayer.pool_q is not None:
-        return field._replace(patches=mean_pool(field.patches, 2))
-    if isinstance(sublayer, TokenShift):
-        channels = jnp.broadcast_to(field.class_tokens, (*field.class_tokens.shape[:-1], sublayer.width))
-        return field._replace(
-            class_tokens=sublayer(field._replace(class_tokens=channels)).class_tokens.mean(-1, keepdims=True)
-        )
-    return field
+    return _attended(sublayer, scalars)
 
 
 @singledispatch
-def _flow(sublayer, field):
+def residual(sublayer, scalars):
+    """Returns the scalars after the residual path of a sublayer."""
+    return scalars
+
+
+@residual.register
+def _(sublayer: ShrinkingAttention, scalars: Tokens):
+    return scalars if sublayer.pool_q is None else scalars._replace(patches=mean_pool(scalars.patches, 2))
+
+
+@residual.register
+def _(sublayer: TokenShift, scalars: Tokens):
+    channels = jnp.broadcast_to(scalars.class_tokens, (*scalars.class_tokens.shape[:-1], sublayer.width))
+    shifted = sublayer(scalars._replace(class_tokens=channels))
+    return scalars._replace(class_tokens=shifted.class_tokens.mean(-1, keepdims=True))
+
+
+@singledispatch
+def _attended(sublayer, scalars) -> Propagated | None:
+    raise ConfigError(
+        f"--mode=explain does not support the sublayer {type(sublayer).__name__}. Register it with `_attended` in "
+        f"{__name__}."
+    )
+
+
+@_attended.register(Mlp)
+@_attended.register(PostNormMlp)
+@_attended.register(TokenShift)
+@_attended.register(WideningMlp)
+def _(sublayer, scalars):
     return None
 
 
-@_flow.register
-def _(sublayer: SelfAttention, field: Tokens):
-    grid, classes = field.patches.shape[1:4], None
-    patches, count = _heads(sublayer, field.patches), field.class_tokens.shape[1]
+@_attended.register
+def _(sublayer: SelfAttention, scalars: Tokens):
+    grid, class_tokens = scalars.patches.shape[1:4], None
+    patches, count = _by_head(sublayer, scalars.patches), scalars.class_tokens.shape[1]
     if sublayer.class_keys and count:
-        copies = jnp.repeat(field.class_tokens, len(sublayer.group_mask(grid)) // count, axis=1)
-        classes = [_heads(sublayer, copies)] * 3
-    patches, classes = sublayer.attend([patches] * 3, classes, grid)
-    return Propagated(patches[..., 0], None if classes is None else merge_copies(classes[..., 0], field.class_tokens))
+        copies = jnp.repeat(scalars.class_tokens, len(sublayer.group_mask(grid)) // count, axis=1)
+        class_tokens = [_by_head(sublayer, copies)] * 3
+    patches, class_tokens = sublayer.attend([patches] * 3, class_tokens, grid)
+    if class_tokens is not None:
+        class_tokens = merge_copies(class_tokens[..., 0], scalars.class_tokens)
+    return Propagated(patches[..., 0], class_tokens)
 
 
-@_flow.register
-def _(sublayer: ClassAttention, field: Tokens):
-    patches = rearrange(_heads(sublayer, field.patches), "b t y x h 1 -> b (t y x) h 1")
-    return Propagated(None, sublayer.attend(_heads(sublayer, field.class_tokens), patches, patches)[..., 0])
+@_attended.register
+def _(sublayer: ClassAttention, scalars: Tokens):
+    patches = rearrange(_by_head(sublayer, scalars.patches), "b t y x h 1 -> b (t y x) h 1")
+    return Propagated(None, sublayer.attend(_by_head(sublayer, scalars.class_tokens), patches, patches)[..., 0])
 
 
-@_flow.register
-def _(sublayer: ShrinkingAttention, field: Tokens):
-    patches, classes = (repeat(x, "... 1 -> ... h", h=sublayer.heads) for x in field)
-    query = residual(sublayer, Tokens(patches, classes)).patches
+@_attended.register
+def _(sublayer: ShrinkingAttention, scalars: Tokens):
+    patches, class_tokens = (repeat(x, "... 1 -> ... h", h=sublayer.heads) for x in scalars)
+    query = residual(sublayer, Tokens(patches, class_tokens)).patches
     levels = sublayer.levels(
-        jnp.stack([patches] * 2), jnp.stack([classes] * 2), lambda pair: mean_pool(pair, sublayer.kv_stride)
+        jnp.stack([patches] * 2), jnp.stack([class_tokens] * 2), lambda pair: mean_pool(pair, sublayer.kv_stride)
     )
-    out = sublayer.attend(query, classes, levels)[..., 0]
+    out = sublayer.attend(query, class_tokens, levels)[..., 0]
     return Propagated(out[:, :, 1:].reshape(query.shape), out[:, :, 0])
 
 
-@_flow.register
-def _(sublayer: ConvolutionalAttention, field: Tokens):
-    query, key, classes = (
-        _heads(sublayer, x) for x in (field.patches, mean_pool(field.patches, sublayer.stride), field.class_tokens)
-    )
-    patches, classes = sublayer.attend([query, key, key], [classes] * 3)
-    return Propagated(patches[..., 0], classes[..., 0] if classes.shape[1] else None)
+@_attended.register
+def _(sublayer: ConvolutionalAttention, scalars: Tokens):
+    pooled = mean_pool(scalars.patches, sublayer.stride)
+    query, key, class_tokens = (_by_head(sublayer, x) for x in (scalars.patches, pooled, scalars.class_tokens))
+    patches, class_tokens = sublayer.attend([query, key, key], [class_tokens] * 3)
+    return Propagated(patches[..., 0], class_tokens[..., 0] if class_tokens.shape[1] else None)
 
 
-@_flow.register
-def _(sublayer: ShiftedWindowAttention, field: Tokens):
-    patches = _heads(sublayer, sublayer.padded(field.patches))
-    return Propagated(sublayer.attend(patches, patches, patches, field.patches.shape[1:4])[..., 0], None)
+@_attended.register
+def _(sublayer: ShiftedWindowAttention, scalars: Tokens):
+    patches = _by_head(sublayer, sublayer.padded(scalars.patches))
+    return Propagated(sublayer.attend(patches, patches, patches, scalars.patches.shape[1:4])[..., 0], None)
 
 
-@_flow.register
-def _(sublayer: LongformerAttention, field: FrameSequence):
-    tokens = [_heads(sublayer, field.tokens)] * 3
-    return Propagated(sublayer.attend(tokens, tokens, field.valid, [sublayer.kernel] * 2)[..., 0], None)
+@_attended.register
+def _(sublayer: LongformerAttention, scalars: FrameSequence):
+    tokens = [_by_head(sublayer, scalars.tokens)] * 3
+    return Propagated(sublayer.attend(tokens, tokens, scalars.valid, [sublayer.kernel] * 2)[..., 0], None)
 
 
-def _heads(sublayer, x):
-    """(... 1) -> (... h 1), the same for each head."""
+def _by_head(sublayer, x):
+    """(... 1) -> (... h 1): the same scalars for each head."""
     return repeat(x, "... 1 -> ... h 1", h=sublayer.heads)

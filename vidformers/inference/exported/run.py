@@ -1,4 +1,4 @@
-"""The likeliest classes of a clip: python run.py video.npy, as README.md says. Needs jax, numpy and flatbuffers."""
+"""Prints the likeliest classes of a clip: python run.py video.npy, see README.md. Needs jax, numpy and flatbuffers."""
 
 import json
 import math
@@ -14,7 +14,8 @@ HERE = Path(__file__).parent
 
 
 def read_parameters(path):
-    """float32 arrays by name. Safetensors: 8 bytes, the length of a header of JSON; the header; the arrays."""
+    """Returns float32 arrays by name from a safetensors file: 8 bytes with the length of a JSON header, the header, and
+    the arrays."""
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
@@ -28,7 +29,10 @@ def read_parameters(path):
 
 
 def load():
-    """(inputs with a batch axis in front -> float32 logits (b k), compiled for each b once; config.json)."""
+    """Returns the model and the contents of config.json.
+
+    The model takes its inputs with a batch axis b in front, returns float32 logits (b k), and is compiled once per b.
+    """
     config = json.loads((HERE / "config.json").read_text(encoding="utf-8"))
     parameters = jax.device_put(read_parameters(HERE / "model.safetensors"))
     program = jax.export.deserialize(bytearray((HERE / "model.stablehlo").read_bytes()))
@@ -36,25 +40,25 @@ def load():
 
 
 def main(paths):
-    run, config = load()
+    model, config = load()
     if len(paths) != len(config["inputs"]):
         sys.exit("usage: python run.py " + " ".join(f"{name}.npy" for name in config["inputs"]))
-    views = []
-    for path, (name, asked) in zip(paths, config["inputs"].items(), strict=True):
-        array, shape = np.load(path), tuple(asked["shape"])
-        if array.shape[-len(shape) :] != shape or array.ndim > 1 + len(shape) or array.dtype != asked["type"]:
+    inputs = []
+    for path, (name, spec) in zip(paths, config["inputs"].items(), strict=True):
+        array, shape = np.load(path), tuple(spec["shape"])
+        if array.shape[-len(shape) :] != shape or array.ndim > 1 + len(shape) or array.dtype != spec["type"]:
             sys.exit(
-                f"{path}: {name} must be {asked['type']} of shape {shape} ({asked['axes']}), or several views of "
-                f"a video, one behind the other; it is {array.dtype} of shape {array.shape}."
+                f"{path} is {array.dtype} of shape {array.shape}, but {name} must be {spec['type']} of shape {shape} "
+                f"({spec['axes']}), or several clips of one video stacked along a new first axis."
             )
-        views.append(array.reshape(-1, *shape))
-    logits = np.asarray(run(*views))
+        inputs.append(array.reshape(-1, *shape))
+    logits = np.asarray(model(*inputs))
     if config["views"]["average"] == "logits":
         logits = logits.mean(axis=0, keepdims=True)
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares = (shares / shares.sum(axis=1, keepdims=True)).mean(axis=0)
-    for label in np.argsort(-shares, kind="stable")[:5]:
-        print(f"{shares[label]:7.2%}  {config['id2label'][str(label)]}")
+    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = (probabilities / probabilities.sum(axis=1, keepdims=True)).mean(axis=0)
+    for label in np.argsort(-probabilities, kind="stable")[:5]:
+        print(f"{probabilities[label]:7.2%}  {config['id2label'][str(label)]}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,324 @@
+"""Passes through a model: one that records its attention weights, and one that propagates scalars through them."""
+
+import math
+from functools import partial, singledispatchmethod
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vidformers.attention.longformer import FrameSequence
+from vidformers.errors import ConfigError
+from vidformers.inference.explain.propagate import RecordingKernel, propagate, residual
+from vidformers.layers.convolution import mean_pool
+from vidformers.layers.embedding import normalise
+from vidformers.layers.tokens import Tokens
+from vidformers.models.encoder import Encoder, FramewiseEncoder, MeanReadout
+from vidformers.models.pyramid import Pyramid
+from vidformers.models.resnet import ResNet
+from vidformers.models.stat import TemporalAggregation
+from vidformers.models.vtn import TemporalEncoder
+
+
+class ModelPass:
+    """A pass through the stages of a model. Subclasses define its steps, which are the methods that follow.
+
+    A new class of encoder or readout is registered with `encoder` or `readout`.
+
+    Attributes:
+        grid: (t, y, x) of the first patches.
+        averages_attended_patches: whether the encoder ends in an average of patches that attention has mixed.
+    """
+
+    grid: tuple[int, ...] = ()
+    averages_attended_patches = False
+
+    def patches(self, embedding, x, first, normalised_by=None):
+        """Returns the patches (b t y x d) that an embedding makes of x. `first` marks the embedding of the pixels."""
+        raise NotImplementedError
+
+    def class_tokens(self, initial, patches, count):
+        """Returns the `count` class tokens (b c d) that join the patches: `initial(patches)`."""
+        raise NotImplementedError
+
+    def stage(self, stage, tokens):
+        """Passes `Tokens` through a stage of the encoder."""
+        raise NotImplementedError
+
+    def norm(self, encoder, x):
+        """Applies the norm of an encoder."""
+        raise NotImplementedError
+
+    def average(self, maps, mean):
+        """Returns `mean(maps)` of maps (b t y x d). It counts as an attention with equal weights."""
+        raise NotImplementedError
+
+    def sequence(self, readout, features, index):
+        """Returns the `FrameSequence` that a `TemporalEncoder` makes of the features of frames (b t d)."""
+        raise NotImplementedError
+
+    def temporal_stage(self, stage, sequence):
+        """Passes a `FrameSequence` through a stage of a `TemporalEncoder`."""
+        raise NotImplementedError
+
+    def blocks(self, blocks, tokens):
+        """Passes `Tokens` through blocks whose parameters are not stacked."""
+        raise NotImplementedError
+
+    def head(self, model, read, class_tokens):
+        """Returns what the head makes of `read(class_tokens)`, one row per clip."""
+        raise NotImplementedError
+
+    def __call__(self, model, x, index=None):
+        return self.readout(model.readout, model, _widen(self.encoder(model.encoder, x)), index)
+
+    @singledispatchmethod
+    def readout(self, readout, model, features, index):
+        """Passes the features (b c d) of the encoder through the readout and the head."""
+        raise _unsupported("readout", readout)
+
+    @readout.register
+    def _(self, readout: MeanReadout, model, features, index):
+        return self.head(model, readout, features)
+
+    @readout.register
+    def _(self, readout: TemporalEncoder, model, features, index):
+        sequence = self.sequence(readout, features, index)
+        for stage in readout.stages:
+            sequence = self.temporal_stage(stage, sequence)
+        return self.head(model, readout.attend, sequence.tokens[:, :1])
+
+    @readout.register
+    def _(self, readout: TemporalAggregation, model, features, index):
+        tokens = Tokens(features[:, :, None, None], self.class_tokens(readout.tokens, features, 1))
+        tokens = self.blocks(readout.blocks, tokens)
+        return self.head(model, lambda class_tokens: readout.norm(class_tokens[:, 0]), tokens.class_tokens)
+
+    @singledispatchmethod
+    def encoder(self, encoder, x):
+        """Returns the normalised class tokens (b c d) of an encoder."""
+        raise _unsupported("encoder", encoder)
+
+    @encoder.register
+    def _(self, encoder: FramewiseEncoder, x):
+        b, t = x.shape[:2]
+        features = self.encoder(encoder.encoder, x.reshape(b * t, 1, *x.shape[2:]))
+        self.grid = (t, *self.grid[1:])
+        return features.reshape(b, t, -1)
+
+    @encoder.register
+    def _(self, encoder: ResNet, x):
+        return self.average(self.patches(encoder.maps, x, first=True), encoder.features)
+
+    @encoder.register
+    def _(self, encoder: Pyramid, x):
+        for i, (embedding, stage) in enumerate(zip(encoder.embeddings, encoder.stages, strict=True)):
+            patches = self.patches(embedding, x, first=i == 0, normalised_by=encoder)
+            count = encoder.num_class_tokens if i == len(encoder.stages) - 1 else 0
+            class_tokens = self.class_tokens(partial(encoder.initial_class_tokens, i), patches, count)
+            x, class_tokens = self.stage(stage, Tokens(patches, class_tokens))
+        if encoder.num_class_tokens:
+            return self.norm(encoder, class_tokens)
+        self.averages_attended_patches = True
+        return self.average(self.norm(encoder, x), _mean)
+
+    @encoder.register
+    def _(self, encoder: Encoder, x):
+        patches = self.patches(encoder.embedding, x, first=True)
+        tokens = Tokens(patches, jnp.zeros((len(patches), 0, patches.shape[-1]), patches.dtype))
+        for i, stage in enumerate(encoder.stages):
+            if i == encoder.class_enters:
+                count = patches.shape[1] if encoder.class_per_frame else 1
+                class_tokens = self.class_tokens(encoder.initial_class_tokens, tokens.patches, count)
+                tokens = tokens._replace(class_tokens=class_tokens)
+            tokens = self.stage(stage, tokens)
+        return self.norm(encoder, tokens.class_tokens)
+
+
+class RecordingPass(ModelPass):
+    """Computes the logits of a clip and records the attention weights.
+
+    Args:
+        perturbations: in the structure of `weights`. The weights are multiplied by 1 + perturbation.
+    Attributes:
+        weights: the weights of each stage in order, stacked over its layers, and those of an average.
+        last_stage: the last stage of the encoder, its input tokens and its weights, or None without a stage.
+        temporal_weights: the weights of the last stage of a `TemporalEncoder`, or None.
+    """
+
+    def __init__(self, perturbations=None):
+        self.perturbations, self.weights = iter(perturbations or ()), []
+        self.last_stage, self.temporal_weights = None, None
+
+    def patches(self, embedding, x, first, normalised_by=None):
+        if first and normalised_by is not None:
+            x = normalise(x, normalised_by.mean, normalised_by.std, normalised_by.dtype)
+        x = embedding(x)
+        if first:
+            self.grid = x.shape[1:4]
+        return x
+
+    def average(self, maps, mean):
+        self.weights.append(jnp.full(maps.shape[:4], 1 / math.prod(maps.shape[1:4])))
+        perturbation = next(self.perturbations, None)
+        return mean(maps if perturbation is None else maps * (1 + perturbation[..., None]).astype(maps.dtype))
+
+    def class_tokens(self, initial, patches, count):
+        return initial(patches)
+
+    def norm(self, encoder, x):
+        return encoder.norm(x)
+
+    def sequence(self, readout, features, index):
+        return readout.embed(features, positions=index)
+
+    def head(self, model, read, class_tokens):
+        return model.head(read(class_tokens))
+
+    def stage(self, stage, tokens):
+        out, weights = _run_stage(stage, tokens, _record, next(self.perturbations, None))
+        self.weights.append(weights)
+        self.last_stage = (stage, tokens, weights)
+        return out
+
+    def temporal_stage(self, stage, sequence):
+        sequence, self.temporal_weights = _run_stage(stage, sequence, _record, next(self.perturbations, None))
+        self.weights.append(self.temporal_weights)
+        return sequence
+
+    def blocks(self, blocks, tokens):
+        tokens, weights = _run_blocks(blocks, tokens, _record, next(self.perturbations, None))
+        self.weights.append(weights)
+        return tokens
+
+
+class PropagationPass(ModelPass):
+    """Propagates one scalar per patch (b t y x 1) through recorded weights to one scalar per clip (b 1).
+
+    Args:
+        weights: the weights of a `RecordingPass`, or numbers in their place.
+        halve: an attention and its residual path count half each, instead of 1 each.
+    Attributes:
+        dictionary_shares: see `Relevance.dictionary`.
+    """
+
+    def __init__(self, weights, halve: bool):
+        self.weights, self.step, self.dictionary_shares = iter(weights), partial(_propagate, halve), {}
+
+    def patches(self, embedding, x, first, normalised_by=None):
+        if first:
+            self.grid = x.shape[1:4]
+            return x
+        return mean_pool(x, 2)
+
+    def average(self, scalars, mean):
+        return (scalars * next(self.weights)[..., None]).sum(axis=(1, 2, 3))[:, None]
+
+    def class_tokens(self, initial, patches, count):
+        return jnp.zeros((len(patches), count, 1))  # an initial class token does not depend on the clip
+
+    def norm(self, encoder, x):
+        return x
+
+    def sequence(self, readout, features, index):
+        tokens = jnp.pad(features, ((0, 0), (1, 0), (0, 0)))
+        return FrameSequence(tokens, jnp.ones(tokens.shape[:2], bool))
+
+    def head(self, model, read, class_tokens):
+        return class_tokens.mean(axis=1)
+
+    def stage(self, stage, scalars):
+        scalars, shares = _run_stage(stage, scalars, self.step, next(self.weights))
+        for sublayer, share in zip(stage.layers.sublayers, shares, strict=True):
+            if share:
+                self.dictionary_shares[f"{len(self.dictionary_shares)} {_name(sublayer)}"] = share[0]
+        return scalars
+
+    temporal_stage = stage
+
+    def blocks(self, blocks, scalars):
+        return _run_blocks(blocks, scalars, self.step, next(self.weights))[0]
+
+
+def _record(sublayer, tokens, perturbations):
+    """Returns the tokens after a sublayer, and a list of the attention weights of each call of its kernel."""
+    if not hasattr(sublayer, "kernel"):
+        return sublayer(tokens), []
+    sublayer.kernel = recording = RecordingKernel(sublayer.kernel, perturbations)
+    return sublayer(tokens), recording.weights
+
+
+def _propagate(halve, sublayer, scalars, weights):
+    """Returns the scalars after a sublayer, and [the share of its dictionary (b)], or [] without combined weights."""
+    attended, passing, shares = propagate(sublayer, scalars, weights), residual(sublayer, scalars), []
+    if attended is None:
+        return passing, shares
+    dictionary = getattr(sublayer, "dictionary", None)
+    if dictionary is not None and dictionary.hybrid == "combined":
+        # The weighted sum of ones is the sum of the weights on the clip's own tokens.
+        sums = [x for x in propagate(sublayer, jax.tree.map(jnp.ones_like, scalars), weights) if x is not None]
+        shares = [1 - sum(x.reshape(len(x), -1).sum(1) for x in sums) / sum(x[0].size for x in sums)]
+
+    def add(passing, attended):
+        if attended is None or not attended.size:
+            return passing
+        attended = attended.sum(-1, keepdims=True) / sublayer.heads
+        return (passing + attended) / 2 if halve else passing + attended
+
+    if isinstance(scalars, FrameSequence):
+        return scalars._replace(tokens=add(passing.tokens, attended.patches)), shares
+    return Tokens(*map(add, passing, attended)), shares
+
+
+def _run_stage(stage, x, step, extras):
+    """Runs `step(sublayer, x, extra) -> (x, out)` through the layers of a stage.
+
+    `extras` and the returned outs are lists by sublayer, stacked over the layers.
+    """
+    graph, parameters = nnx.split(stage.layers)
+
+    def layer(x, stacked):
+        parameters, extras = stacked
+        return _run_block(nnx.merge(graph, parameters).sublayers, x, step, extras)
+
+    if stage.depth > 1:
+        return jax.lax.scan(layer, x, (parameters, extras))
+    x, outs = layer(x, jax.tree.map(lambda leaf: leaf[0], (parameters, extras)))  # may change the shape of x
+    return x, jax.tree.map(lambda leaf: leaf[None], outs)
+
+
+def _run_blocks(blocks, x, step, extras):
+    """Runs `step` like `_run_stage` through blocks whose parameters are not stacked."""
+    outs = []
+    for i, block in enumerate(blocks):
+        x, out = _run_block(nnx.merge(*nnx.split(block)).sublayers, x, step, extras and extras[i])
+        outs.append(out)
+    return x, outs
+
+
+def _run_block(sublayers, x, step, extras):
+    outs = []
+    for i, sublayer in enumerate(sublayers):
+        x, out = step(sublayer, x, extras and extras[i])
+        outs.append(out)
+    return x, outs
+
+
+def _unsupported(kind, module):
+    return ConfigError(
+        f"--mode=explain does not support the {kind} {type(module).__name__}. Register it with `ModelPass.{kind}` in "
+        f"{__name__}."
+    )
+
+
+def _name(sublayer):
+    return type(getattr(sublayer, "scheme", sublayer)).__name__
+
+
+def _mean(patches):
+    """(b t y x d) -> (b 1 d)."""
+    return patches.mean(axis=(1, 2, 3), dtype=jnp.promote_types(patches.dtype, jnp.float32))[:, None]
+
+
+def _widen(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,258 @@
+"""A trained model that predicts and explains videos from Python."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from input_pipeline import Pipeline
+from input_pipeline.annotations import Record
+from vidformers import pretrained
+from vidformers.errors import ConfigError, require
+from vidformers.inference.clip import Clip
+from vidformers.inference.explain.explainer import Explainer, Explanation
+from vidformers.models.fuse import fuse_projections
+from vidformers.models.registry import build
+from vidformers.parallel.batch import put_batch
+from vidformers.parallel.mesh import make_mesh, num_batch_shards, with_mesh
+from vidformers.parallel.state import replicated_sharding
+from vidformers.pretrained.native import model_differences
+from vidformers.training.checkpoint import Checkpoints
+from vidformers.training.evaluate import EvalProtocol, log_probabilities_and_features
+from vidformers.training.optim import make_optimizer
+from vidformers.training.setup import abstract_state
+
+# The fields of the section `data` that determine how a clip is cut from a video.
+CLIP_FIELDS = ("sampling", "stride", "fps", "test_starts", "frame_rate", "size", "test_short_side")
+_TOP = 5
+_BATCH_SIZE = 8  # videos, if eval.batch_size is not set
+
+
+class Prediction(NamedTuple):
+    """The prediction for one video.
+
+    Attributes:
+        video: the path of the video.
+        probabilities: (classes), averaged over the views, or None if the video cannot be decoded.
+        features: (d), the input of the head, averaged over the views, or None.
+        error: why the video cannot be decoded, or ''.
+    """
+
+    video: str
+    probabilities: np.ndarray | None
+    features: np.ndarray | None
+    error: str
+
+
+def load(workdir: str | os.PathLike) -> "Predictor":
+    """Loads the model of a run: `load("runs/demo").predict("clip.mp4")`.
+
+    Raises:
+        ConfigError: the folder has no run, no checkpoint, or a run of another version of vidformers.
+    """
+    config = read_run_json(workdir)["config"]
+    for section in ("model", "data", "eval", "optim", "mesh", "checkpoint", "init"):
+        require(
+            section in config,
+            f"{workdir}/run.json has no section {section!r}, so another version of vidformers wrote it. Load the run "
+            "with that version.",
+        )
+    # The attention backend and the devices of the training machine may not be available here.
+    config["model"] |= {"backend": "auto"}
+    config["mesh"] = {}
+    return Predictor(_with_tuples(config), workdir)
+
+
+def _with_tuples(tree: Any) -> Any:
+    """Returns a tree with tuples in place of the lists that JSON has made of them."""
+    if isinstance(tree, dict):
+        return {name: _with_tuples(child) for name, child in tree.items()}
+    return tuple(map(_with_tuples, tree)) if isinstance(tree, list) else tree
+
+
+def read_run_json(workdir: str | os.PathLike) -> dict[str, Any]:
+    """Returns the contents of `run.json` in the folder of a run.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    path = Path(workdir) / "run.json"
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        run["data"]["classes"], run["config"]["model"], run["config"]["data"]  # raise if the file lacks one of them
+        return run
+    except OSError:
+        raise ConfigError(
+            f"{workdir} holds no run: there is no {path}. Set --workdir to the folder of a run."
+        ) from None
+    except (ValueError, LookupError, TypeError):
+        raise ConfigError(f"{path} is damaged: it does not describe a run. Restore the file or train again.") from None
+
+
+class Predictor:
+    """A trained model with its class names and its way of reading videos. It is compiled once, at the first prediction.
+
+    Args:
+        config: the config of the run. The section `eval` sets the number of views and which checkpoint is restored.
+        workdir: the folder of the run. The data of the run need not be there. Without checkpoints in the folder,
+            the parameters are those of `init.weights`.
+    Attributes:
+        classes: the class names by label.
+        step: the step of the checkpoint, or 0 with `init.weights`.
+        remarks: sentences on how the model or its input differs from training.
+        make_model: rngs -> the model.
+        graph: the structure of the model for `nnx.merge`.
+        parameters: the parameters as a tree of arrays: the EMA if there is one.
+    Raises:
+        ConfigError: there are no checkpoints and no weights, or they belong to another model.
+    """
+
+    def __init__(self, config: dict[str, Any], workdir: str | os.PathLike):
+        from_weights = config["init"]["weights"] is not None and not (Path(workdir) / "checkpoints").is_dir()
+        self.remarks: list[str] = []
+        if not from_weights:
+            self._compare(read_run_json(workdir), config, workdir)
+        self.protocol, self._data = EvalProtocol(**config["eval"]), config["data"]
+        self._mesh = make_mesh(**config["mesh"])
+        frames, context = self.protocol.frames or self._data["frames"], self._mesh.shape["context"]
+        require(
+            frames % context == 0,
+            f"mesh.context={context} does not divide the {frames} frames of a clip. Change eval.frames, data.frames or "
+            "mesh.context.",
+        )
+        shards = num_batch_shards(self._mesh)
+        self._batch_size = -(-(self.protocol.batch_size or _BATCH_SIZE) // shards) * shards
+        optimizer, _ = make_optimizer(1, 1, **config["optim"] | dict(warmup_steps=None, warmup_epochs=None))
+        make_model = partial(build, **config["model"])
+        if self.protocol.frames is not None:
+            make_model = partial(make_model, frames=self.protocol.frames)
+        self.make_model = make_model
+        self.graph, abstract = abstract_state(make_model, optimizer, config["optim"]["ema_decay"], self._mesh)
+        if from_weights:
+            self.parameters = self._load_weights(config["init"], abstract)
+        else:
+            self.parameters = self._restore(config["checkpoint"], workdir, abstract)
+        self._predict = self._jit_predict()
+
+    def _jit_predict(self):
+        """Returns a jitted function (parameters, batch) -> log-probabilities (b k) and features (b d)."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.parameters)
+
+        def predict(parameters, batch):
+            model = fuse_projections(nnx.merge(self.graph, parameters))
+            average, views_at_once = self.protocol.average, self.protocol.views_at_once
+            return log_probabilities_and_features(model, batch["video"], batch["index"], average, views_at_once)
+
+        replicated = replicated_sharding(self._mesh)
+        return jax.jit(with_mesh(self._mesh, predict), in_shardings=(shardings, None), out_shardings=replicated)
+
+    def _compare(self, run: dict[str, Any], config: dict[str, Any], workdir: str | os.PathLike) -> None:
+        """Takes the class names from a run, checks that its model is that of `config`, and notes other clips."""
+        for field, trained, given in model_differences(run["config"]["model"], config["model"]):
+            require(
+                False,
+                f"--workdir={workdir} holds a run with model.{field}={trained!r}, not {given!r}. Give the fields of "
+                "the run.",
+            )
+        self.remarks = [
+            f"Clips are cut with data.{field}={config['data'][field]!r}, but with {trained!r} in training."
+            for field, trained in run["config"]["data"].items()
+            if field in CLIP_FIELDS and json.loads(json.dumps(config["data"][field])) != trained
+        ]
+        self.classes = tuple(run["data"]["classes"])
+
+    def _restore(self, section: dict[str, Any], workdir: str | os.PathLike, abstract):
+        """Returns the parameters of a checkpoint and sets `step`."""
+        require(
+            (Path(workdir) / "checkpoints").is_dir(),
+            f"{workdir} holds no checkpoints. Train the run first, or set --config.init.weights.",
+        )
+        with Checkpoints(Path(workdir), **section, read_only=True) as checkpoints:
+            restored = checkpoints.restore(abstract, self.protocol.checkpoint)
+        require(restored is not None, f"{workdir} holds no complete checkpoint. Continue the run until it saves one.")
+        state, _, self.step = restored
+        return state.eval_parameters
+
+    def _load_weights(self, section: dict[str, Any], abstract):
+        """Returns the parameters of `init.weights`. Sets `step`, `remarks` and `classes`, in the order of the file."""
+        init = pretrained.Init(**section | {"head": "as_is"})
+        weights = pretrained.load(init, self.make_model)
+        weights.require_complete()
+        self.remarks, self.step = weights.remarks, 0
+        count = weights.values["head", "kernel"].shape[1]
+        self.classes = tuple(weights.inputs["classes"] or map(str, range(count)))
+        return weights.place_into(abstract.eval_parameters)
+
+    def predict(self, video: str | os.PathLike, top: int = _TOP) -> list[tuple[str, float]]:
+        """Returns the names and probabilities of the `top` likeliest classes of a video, the likeliest first.
+
+        Raises:
+            ConfigError: the video cannot be decoded.
+        """
+        (prediction,) = self.predict_many([video])
+        if prediction.probabilities is None:
+            raise ConfigError(prediction.error)
+        return self.best(prediction.probabilities, top)
+
+    def explain(self, video: str | os.PathLike, target: str | None = None) -> Explanation:
+        """Returns which patches and frames of a video count for the class `target`, or for the likeliest class.
+
+        Raises:
+            ConfigError: there is no such class, or the video cannot be decoded.
+        """
+        self.explainer.require_class(target)
+        (clip,) = self.clips([video])
+        require(not clip.error, clip.error)
+        return self.explainer(clip, target)
+
+    @cached_property
+    def explainer(self) -> Explainer:
+        return Explainer(self.graph, self.parameters, self.classes)
+
+    def best(self, probabilities: np.ndarray, top: int = _TOP) -> list[tuple[str, float]]:
+        """Returns the names and probabilities of the `top` likeliest classes, the likeliest first."""
+        labels = np.argsort(-probabilities, kind="stable")[:top]
+        return [(self.classes[label], float(probabilities[label])) for label in labels]
+
+    def predict_many(self, videos: Sequence[str | os.PathLike]) -> Iterator[Prediction]:
+        """Yields a `Prediction` for each video, in order. `data.workers` processes decode, and batches are computed."""
+        if not videos:
+            return
+        with self._batches(videos, self._batch_size, self.protocol.clips, self.protocol.crops) as batches:
+            for batch in batches:
+                inputs = put_batch(self._mesh, {name: batch[name] for name in ("video", "index")})
+                log_probabilities, features = jax.device_get(self._predict(self.parameters, inputs))
+                for row in map(int, np.flatnonzero(batch["id"] >= 0)):
+                    path, error = os.fspath(videos[batch["id"][row]]), _decoding_error(batch, row)
+                    if error:
+                        yield Prediction(path, None, None, error)
+                    else:
+                        yield Prediction(path, np.exp(log_probabilities[row]), features[row], "")
+
+    def clips(self, videos: Sequence[str | os.PathLike]) -> Iterator[Clip]:
+        """Yields the `Clip` in the middle of each video, in order, as the model sees it."""
+        with self._batches(videos, 1, 1, 1) as batches:
+            for video, batch in zip(videos, batches, strict=True):
+                yield Clip(os.fspath(video), batch["video"][0, 0], batch["index"][0, 0], _decoding_error(batch, 0))
+
+    def _batches(self, videos, batch_size: int, clips: int, crops: int):
+        records = [Record(number, os.fspath(video), 0, 0) for number, video in enumerate(videos)]
+        # One video is decoded in this process. Starting a worker takes longer, and a script that starts processes needs
+        # an `if __name__ == "__main__"` guard.
+        pipeline = Pipeline(**self._data | ({"workers": 0} if len(videos) == 1 else {}))
+        return closing(
+            pipeline.val_batches(
+                batch_size=batch_size, clips=clips, crops=crops, frames=self.protocol.frames, records=records
+            )
+        )
+
+
+def _decoding_error(batch: dict[str, np.ndarray], row: int) -> str:
+    return "" if batch["mask"][row] else batch["error"][row].decode("utf-8", "replace")
