@@ -202,7 +202,7 @@ def test_as_many_videos_as_fit_are_taken_at_once(room, monkeypatch):
         GRAPH, mesh, jax.tree.map(lambda _: replicated_sharding(mesh), PARAMETERS), EvalProtocol(clips=2, crops=1)
     )
     sizes = {
-        count: memory.program_bytes(evaluator.compiled(PARAMETERS, count, 1, 64)) for count in (8, 16, 32, 64, 128)
+        count: memory.program_bytes(evaluator.compile(PARAMETERS, count, 1, 64)) for count in (8, 16, 32, 64, 128)
     }
     assert list(sizes.values()) == sorted(sizes.values())
     each = sizes[16] - sizes[8]  # what a video on each device takes
@@ -210,6 +210,6 @@ def test_as_many_videos_as_fit_are_taken_at_once(room, monkeypatch):
     at_once = partial(evaluator.choose_batch_size, PARAMETERS, 1, 64)
     assert at_once() == {0: 8, 1: 16, 3: 32, 20: 128}[room]
     if room == 20:  # less where others hold memory, the host has no room, or workers would go without
-        assert at_once(others=18 * each) == 16
-        assert at_once(room=40 * 2 * 64 * 64 * 3) == 32 and at_once(room=1) == 8
-        assert at_once(most=17) == 16
+        assert at_once(other_bytes=18 * each) == 16
+        assert at_once(max_batch_bytes=40 * 2 * 64 * 64 * 3) == 32 and at_once(max_batch_bytes=1) == 8
+        assert at_once(max_videos=17) == 16

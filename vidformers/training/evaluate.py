@@ -1,4 +1,7 @@
-"""Evaluation: views of a video averaged, every video counted once on any number of devices, sums not means of means."""
+"""Evaluation: averages the views of each video and counts each video once, on any number of devices.
+
+Batches return sums. The sums are added up and divided once at the end, so that the batch size changes no metric.
+"""
 
 import json
 import math
@@ -19,21 +22,27 @@ from vidformers.parallel.mesh import num_batch_shards, with_mesh
 from vidformers.parallel.processes import allgather_strings, barrier
 from vidformers.parallel.state import replicated_sharding
 
-_MOST = 32  # videos of a device at once: more make no model faster
+_MAX_VIDEOS_PER_DEVICE = 32  # in one batch; larger batches made no model faster
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalProtocol:
-    """The section `eval`: `clips` x `crops` views a video.
+    """The config section `eval`.
 
     Args:
-        average: 'probabilities' or 'logits', what is averaged over views.
-        batch_size: videos at once over all devices; None is as many as fit in their memory and, as often as workers
-            keep batches ready, in the host's, up to 32 each.
-        frames: of a view, spread over the whole video, for a model that takes any number; None is as in training.
-        views_at_once: of each of those videos; memory grows with this, not with the number of views.
-        on_bad: a video that will not decode is an 'error', or left out and counted ('skip').
-        checkpoint: which one `--mode=eval` reads, 'latest' or 'best'.
+        clips, crops: each video is evaluated in `clips` x `crops` views.
+        frames: frames of a view, spread over the whole video, for models that take any number of frames. None takes as
+            many as in training.
+        average: what is averaged over the views, 'probabilities' or 'logits'.
+        batch_size: videos of a batch over all devices. None takes the largest batch that fits in device memory and,
+            times the batches that workers keep ready, in the host's shared memory, up to 32 videos per device.
+        views_at_once: views of each video that run together. Memory grows with this number, not with that of the views.
+        on_bad: 'error' ends the evaluation at a video that cannot be decoded; 'skip' leaves the video out and reports
+            it.
+        checkpoint: the checkpoint that `--mode=eval` reads, 'latest' or 'best'.
+
+    Raises:
+        ConfigError: a field is out of range.
     """
 
     clips: int = 1
@@ -60,73 +69,94 @@ class EvalProtocol:
 
     @property
     def name(self) -> str:
+        """The suffix of the metrics' names, such as '4x3'."""
         return f"{self.clips}x{self.crops}"
 
 
 class EvalSums(NamedTuple):
-    """What a batch adds: videos counted, their summed loss, how many are right, and true x predicted counts."""
+    """The sums over the videos of one batch."""
 
     count: jax.Array
     loss: jax.Array
-    top1: jax.Array
-    top5: jax.Array
-    confusion: jax.Array
+    top1: jax.Array  # videos whose label is the first prediction
+    top5: jax.Array  # videos whose label is among the first five predictions
+    confusion: jax.Array  # counts (true class, predicted class)
 
 
 class EvalResult(NamedTuple):
-    metrics: dict  # 'val/top1@4x3' and the like, fractions
-    confusion: np.ndarray  # true x predicted, counts
-    skipped: list  # (id, error) of videos left out
+    metrics: dict  # {'val/top1@4x3': fraction, ...}
+    confusion: np.ndarray  # counts (true class, predicted class)
+    skipped: list  # (id, error) of each video that could not be decoded
 
 
 def log_probabilities(model, video, index, average: str, views_at_once: int):
-    """Log-probabilities (b k) of videos (b v t y x c), averaged over the views v; index (b v t) or None."""
-    return _averaged(_over_views(model, video, index, views_at_once), average)
+    """Returns log-probabilities (b k) averaged over the views v of videos (b v t y x c).
+
+    Args:
+        model: (video (b t y x c), index=(b t)) -> logits (b k).
+        index: the frame indices (b v t), or None.
+        average: 'probabilities' or 'logits'.
+        views_at_once: views that run together.
+    """
+    return _average(_map_views(model, video, index, views_at_once), average)
 
 
 def log_probabilities_and_features(model, video, index, average: str, views_at_once: int):
-    """The log-probabilities of `scores`, and what the head reads, the mean over the views (b d)."""
-    features = _over_views(model.features, video, index, views_at_once)
-    return _averaged(model.head(features), average), features.mean(axis=0)
+    """Returns the result of `log_probabilities`, and the input of the head averaged over the views (b d)."""
+    features = _map_views(model.features, video, index, views_at_once)
+    return _average(model.head(features), average), features.mean(axis=0)
 
 
-def _over_views(run, video, index, views_at_once):
-    """What `run` gives of each view, (v b ...)."""
+def _map_views(run, video, index, views_at_once):
+    """Returns the outputs of `run` for each view, stacked: (v b ...)."""
     views = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (video, index))
     return jax.lax.map(lambda view: run(view[0], index=view[1]), views, batch_size=min(views_at_once, video.shape[1]))
 
 
-def _averaged(logits, average: str):
-    """Log-probabilities (b k) of the logits of views (v b k), by the mean of their 'probabilities' or 'logits'."""
+def _average(logits, average: str):
+    """Returns log-probabilities (b k) of logits (v b k), the mean over the views of 'probabilities' or 'logits'."""
     if average == "logits":
         return jax.nn.log_softmax(logits.mean(axis=0))
     return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(len(logits))
 
 
 def batch_sums(graph, average: str, views_at_once: int, parameters, batch) -> EvalSums:
-    """The sums of one batch {video, index, label, mask}; rows of mask 0 count nowhere."""
+    """Returns the sums of one batch {video, index, label, mask}. Rows of mask 0 are not counted."""
     log_p = log_probabilities(
         fuse_projections(nnx.merge(graph, parameters)), batch["video"], batch.get("index"), average, views_at_once
     )
     label, mask = batch["label"], batch["mask"]
-    own = jnp.take_along_axis(log_p, label[:, None], axis=1)[:, 0]
-    classes = log_p.shape[1]
+    label_log_p = jnp.take_along_axis(log_p, label[:, None], axis=1)[:, 0]
+    num_classes = log_p.shape[1]
     predicted = jnp.argmax(log_p, axis=1)
-    # Ties go to the lower class, as argmax has it, so top-5 is never below top-1 nor generous to a constant output.
-    lower = jnp.arange(classes) < label[:, None]
-    rank = jnp.sum((log_p > own[:, None]) | ((log_p == own[:, None]) & lower), axis=1)
-    confusion = jnp.zeros((classes, classes), jnp.float32).at[label, predicted].add(mask)
-    return EvalSums(mask.sum(), -(own * mask).sum(), ((rank < 1) * mask).sum(), ((rank < 5) * mask).sum(), confusion)
+    # Among equal probabilities the lower class ranks first, as in argmax. So top-5 is never below top-1, and a model of
+    # constant output does not have every class in its top-5.
+    is_lower = jnp.arange(num_classes) < label[:, None]
+    rank = jnp.sum((log_p > label_log_p[:, None]) | ((log_p == label_log_p[:, None]) & is_lower), axis=1)
+    confusion = jnp.zeros((num_classes, num_classes), jnp.float32).at[label, predicted].add(mask)
+    return EvalSums(
+        mask.sum(), -(label_log_p * mask).sum(), ((rank < 1) * mask).sum(), ((rank < 5) * mask).sum(), confusion
+    )
 
 
 class Evaluator:
-    """Evaluates parameters under a protocol; compiled once."""
+    """Evaluates parameters by one protocol. Each batch shape is compiled once.
+
+    Args:
+        graph: the graph definition of the model.
+        mesh: the device mesh.
+        parameter_shardings: the shardings of the parameters.
+        protocol: the config section `eval`.
+
+    Raises:
+        ConfigError: the batch size or the frames of the protocol cannot be divided among the devices.
+    """
 
     def __init__(self, graph, mesh, parameter_shardings, protocol: EvalProtocol):
-        parts = num_batch_shards(mesh)
+        shards = num_batch_shards(mesh)
         require(
-            (protocol.batch_size or 0) % parts == 0,
-            f"eval.batch_size={protocol.batch_size} must be divisible by mesh.data x mesh.fsdp={parts} parts.",
+            (protocol.batch_size or 0) % shards == 0,
+            f"eval.batch_size={protocol.batch_size} must be divisible by mesh.data x mesh.fsdp={shards}.",
         )
         require(
             (protocol.frames or 0) % mesh.shape["context"] == 0,
@@ -138,52 +168,64 @@ class Evaluator:
             in_shardings=(parameter_shardings, None),
             out_shardings=replicated_sharding(mesh),
         )
-        self.programs = {}  # by the shape of a batch's video
+        self.programs = {}  # {shape of the batch's video: compiled `step`}
 
     def choose_batch_size(
-        self, parameters, frames: int, size: int, others: int = 0, room: float = math.inf, most: float = math.inf
+        self,
+        parameters,
+        frames: int,
+        size: int,
+        other_bytes: int = 0,
+        max_batch_bytes: float = math.inf,
+        max_videos: float = math.inf,
     ) -> int:
-        """`eval.batch_size`, or as many videos as fit in memory, of clips (frames size size 3).
+        """Returns `eval.batch_size`, or the largest batch that fits in memory, for clips (frames size size 3).
 
-        What two small batches need, by the compiler's account, says what any would. All processes come to the same.
+        The memory of any batch is extrapolated linearly from the programs for one and two videos per device, as the
+        compiler reports it. All processes return the same number.
 
         Args:
-            others: bytes that a device holds beside the parameters.
-            room: bytes that the clips of a batch of this process may have.
-            most: videos of a batch, beyond which workers go without.
+            other_bytes: bytes on a device besides the parameters.
+            max_batch_bytes: the most bytes that the clips of this process's batch may have.
+            max_videos: the most videos of a batch. With larger batches, some workers would get no batch.
         """
         if self.protocol.batch_size is not None:
             return self.protocol.batch_size
-        # Processes compile what they try, and must try the same: on GPUs each has a share in tuning a program.
-        told = allgather_strings(json.dumps([memory.bytes_available() - others, room]))
-        limit, room = map(min, zip(*map(json.loads, told), strict=True))
-        parts = num_batch_shards(self.mesh)
-        video = self.protocol.clips * self.protocol.crops * frames * size * size * 3
+        # Every process must compile the same programs in this search: on GPUs, processes share the autotuning of a
+        # program. So all of them search with the smallest limits of any process.
+        limits = allgather_strings(json.dumps([memory.bytes_available() - other_bytes, max_batch_bytes]))
+        limit, max_batch_bytes = map(min, zip(*map(json.loads, limits), strict=True))
+        shards = num_batch_shards(self.mesh)
+        video_bytes = self.protocol.clips * self.protocol.crops * frames * size * size * 3
 
-        def needed(each: int) -> float:
+        def needed(per_shard: int) -> float:
             try:
-                return memory.program_bytes(self.compiled(parameters, each * parts, frames, size))
+                return memory.program_bytes(self.compile(parameters, per_shard * shards, frames, size))
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
                 return math.inf
 
-        bounds = [_MOST, room * jax.process_count() // (video * parts), most // parts]
+        bounds = [
+            _MAX_VIDEOS_PER_DEVICE,
+            max_batch_bytes * jax.process_count() // (video_bytes * shards),
+            max_videos // shards,
+        ]
         one, two = needed(1), needed(2)
         if two < math.inf:
             bounds.append(1 + (limit - one) // max(two - one, 1))
-        each = 2 ** (int(max(min(bounds), 1)).bit_length() - 1)
-        while each > 1 and needed(each) > limit:
-            each //= 2
-        return min(map(int, allgather_strings(str(each)))) * parts
+        per_shard = 2 ** (int(max(min(bounds), 1)).bit_length() - 1)
+        while per_shard > 1 and needed(per_shard) > limit:
+            per_shard //= 2
+        return min(map(int, allgather_strings(str(per_shard)))) * shards
 
-    def compiled(self, parameters, videos: int, frames: int, size: int):
-        """The program for batches of so many videos."""
+    def compile(self, parameters, videos: int, frames: int, size: int):
+        """Returns `step` compiled for batches of `videos` videos."""
         video = (videos, self.protocol.clips * self.protocol.crops, frames, size, size, 3)
         return self.step.lower(parameters, abstract_batch(self.mesh, video)).compile()
 
-    def program(self, parameters, batch):
-        """`step`, before whose first run all processes have compiled it."""
+    def run_step(self, parameters, batch) -> EvalSums:
+        """Runs `step`. Before its first run with a batch shape, all processes have compiled it."""
         shape = batch["video"].shape
         if shape not in self.programs:
             self.programs[shape] = self.step.lower(parameters, batch).compile()
@@ -191,10 +233,16 @@ class Evaluator:
         return self.programs[shape](parameters, batch)
 
     def __call__(self, parameters, batches, bad_video, advance=lambda videos: None) -> EvalResult:
-        """Runs over `batches` of {video (b v t y x c), label, mask, id, error}.
+        """Evaluates `parameters` on all `batches`.
+
+        Args:
+            batches: an iterable of {video (b v t y x c), label, mask, id, error}. A row of mask 0 is padding if its id
+                is negative, and a video that could not be decoded otherwise.
+            bad_video: (id, error) -> the exception to raise for such a video, unless `eval.on_bad` is 'skip'.
+            advance: called after each batch with the number of its rows in all processes.
 
         Raises:
-            the exception that `bad_video(id, error)` returns, for a row that would not decode, unless on_bad='skip'.
+            ConfigError: no video could be evaluated.
         """
         total, skipped = None, []
         for batch in batches:
@@ -203,18 +251,24 @@ class Evaluator:
                 if self.protocol.on_bad == "error":
                     raise bad_video(int(batch["id"][row]), error)
                 skipped.append((int(batch["id"][row]), error))
-            sums = self.program(parameters, put_batch(self.mesh, batch))
+            sums = self.run_step(parameters, put_batch(self.mesh, batch))
             sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
             total = sums if total is None else jax.tree.map(np.add, total, sums)
             advance(len(batch["mask"]) * jax.process_count())
-        require(total is not None and total.count > 0, "data.val: no video of it could be evaluated.")
-        figures = {name: float(getattr(total, name) / total.count) for name in ("top1", "top5", "loss")}
-        per_class = np.diag(total.confusion) / np.maximum(total.confusion.sum(axis=1), 1)
-        figures["mean_class_top1"] = float(per_class[total.confusion.sum(axis=1) > 0].mean())
-        figures["videos"] = float(total.count)
-        skipped = [tuple(video) for told in allgather_strings(json.dumps(skipped)) for video in json.loads(told)]
+        require(total is not None and total.count > 0, "data.val: none of its videos could be evaluated.")
+        of_all_processes = allgather_strings(json.dumps(skipped))
         return EvalResult(
-            {f"val/{key}@{self.protocol.name}": value for key, value in figures.items()},
+            {f"val/{name}@{self.protocol.name}": value for name, value in _metrics(total).items()},
             total.confusion.astype(np.int64),
-            sorted(skipped),
+            sorted(tuple(video) for videos in of_all_processes for video in json.loads(videos)),
         )
+
+
+def _metrics(total: EvalSums) -> dict[str, float]:
+    """Returns the metrics of the sums over all videos. Classes without videos are not part of `mean_class_top1`."""
+    metrics = {name: float(getattr(total, name) / total.count) for name in ("top1", "top5", "loss")}
+    videos_per_class = total.confusion.sum(axis=1)
+    top1_per_class = np.diag(total.confusion) / np.maximum(videos_per_class, 1)
+    metrics["mean_class_top1"] = float(top1_per_class[videos_per_class > 0].mean())
+    metrics["videos"] = float(total.count)
+    return metrics
