@@ -200,7 +200,9 @@ def work(config, workdir, mode, flags) -> int:
     import jax
 
     from vidformers.parallel.processes import finish
-    from vidformers.training import train
+    from vidformers.training.stopping import Interrupted
+    from vidformers.training.train import train
+    from vidformers.training.validation import evaluate
 
     cache_compilations(workdir)
     # A batch that was ready when its reader closed is freed by Python's resource tracker, which need not say so.
@@ -225,8 +227,8 @@ def work(config, workdir, mode, flags) -> int:
         return 0
     code = 0
     try:
-        (train.train if mode == "train" else train.evaluate)(config, workdir)
-    except train.Interrupted as stopped:
+        (train if mode == "train" else evaluate)(config, workdir)
+    except Interrupted as stopped:
         if jax.process_index() == 0:
             print(stopped)
         code = 128 + stopped.signal

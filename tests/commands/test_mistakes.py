@@ -244,7 +244,7 @@ def test_a_video_that_will_not_decode_ends_an_evaluation_or_is_left_out(name, da
 
 def test_a_video_that_will_not_decode_ends_the_evaluation_within_training(data, tmp_path):
     fields = {"data.val": "zero.csv", "train.eval_every_steps": 2, "checkpoint.every_steps": 1}
-    assert "zero.mp4 of data.val will not decode" in Run(arguments(data, tmp_path, fields)).refused()
+    assert "zero.mp4 of data.val cannot be decoded" in Run(arguments(data, tmp_path, fields)).refused()
     assert checkpoint(tmp_path, 1)[0]
 
 

@@ -1,438 +1,239 @@
-"""The trainer: one straight loop over batches, and what surrounds it."""
+"""The trainer: `train` prepares a run in its folder, and `training_loop` runs the steps."""
 
-import json
 import signal
-import time
-from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 
-from input_pipeline import DataError
 from input_pipeline.files import write_text
 from vidformers.errors import require
-from vidformers.parallel import memory
 from vidformers.parallel.batch import put_batch
 from vidformers.parallel.processes import barrier
 from vidformers.pretrained import Pretrained
-from vidformers.progress import Bar, log, table
+from vidformers.progress import Bar, log
 from vidformers.training import workdir as folders
 from vidformers.training.bad_videos import BadVideos
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.evaluate import EvalProtocol, EvalResult, Evaluator
-from vidformers.training.metrics import MetricWriter, draw_confusion, draw_curves
+from vidformers.training.late_metrics import LateMetrics
+from vidformers.training.metrics import MetricWriter
+from vidformers.training.reports import data_notes, draw_run, print_report, print_summary, status_line
 from vidformers.training.setup import Setup, compile_within_memory, initialise, load_weights, set_up
 from vidformers.training.step import State
+from vidformers.training.stopping import Interrupted, StopSignal
+from vidformers.training.timing import PhaseTimer, Throughput
 from vidformers.training.tracing import Trace
-
-_SLOW = 0.05  # share of the time spent waiting for data, above which a line says so
-
-
-class StopSignal:
-    """Turns the first SIGTERM or ctrl-C into a wish, so that the loop ends after a whole step; the second kills.
-
-    `signal` is that of this process, if it got one; `agreed` says that all processes stop, at the same step.
-    """
-
-    def __enter__(self):
-        self.signal, self.heard = None, False
-        self.before = {number: signal.signal(number, self._wish) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _wish(self, number, _):
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    @property
-    def requested(self) -> bool:
-        return self.heard if jax.process_count() > 1 else self.signal is not None
-
-    def attach_flag(self, batch: dict) -> dict:
-        """The batch, which takes the wish of one of many processes to all."""
-        if jax.process_count() == 1:
-            return batch
-        return batch | {"stop": np.full(len(batch["mask"]), self.signal is not None, np.float32)}
-
-    def read_flag(self, figures: dict) -> None:
-        self.heard = self.heard or figures.get("stop", 0) > 0
-
-
-class Interrupted(Exception):
-    """A run that was asked to stop, has saved, and can go on; `signal` says by what."""
-
-    def __init__(self, sentence: str, number: int):
-        super().__init__(sentence)
-        self.signal = number
+from vidformers.training.validation import run_evaluation
 
 
 def train(config: dict, path) -> dict:
-    """Trains as `config` says in the folder `path`, continuing what it holds; returns the last figures.
+    """Trains in the folder `path`, or continues the run that the folder holds.
+
+    Nothing is written to the folder before the step is compiled and fits in memory.
+
+    Args:
+        config: the config as nested dicts.
+        path: the workdir.
+
+    Returns:
+        The metrics of the last evaluation.
 
     Raises:
-        ConfigError, DataError: a mistake, in one sentence.
-        Interrupted: asked to stop; the state is saved.
+        ConfigError, DataError: a field or a file that cannot work.
+        Interrupted: a signal stopped the run. The state is saved.
     """
-    begun = time.perf_counter()
-    setup = set_up(config)
-    workdir = folders.open_workdir(path)
-    main = jax.process_index() == 0
+    main, phases = jax.process_index() == 0, PhaseTimer()
     with ExitStack() as stack:
+        with phases.measure("set-up"):
+            setup, workdir = set_up(config), folders.open_workdir(path)
+            if main:
+                stack.enter_context(folders.lock(workdir))
+            description = folders.describe_run(config, _describe_data(setup))
+            changes = folders.compare_with_folder(workdir, description)
+            checkpoints = stack.enter_context(Checkpoints(workdir, **config["checkpoint"]))
+            restored = checkpoints.restore(setup.abstract)
+            pretrained = None if restored else load_weights(setup)
+        with phases.measure("compiling"):
+            state, progress, start = restored or (None, {}, 0)
+            trace = _check_steps(setup, workdir, start)
+            batches = train_step = None
+            if start < setup.total_steps:
+                # The workers start here, so that they decode the first batches while the step is compiled.
+                batches = stack.enter_context(closing(_train_batches(setup, start)))
+                train_step = compile_within_memory(setup)
+            if not restored:
+                state = initialise(setup, pretrained)
+            barrier()
+        writer = None
         if main:
-            stack.enter_context(folders.lock(workdir))
-        data = {"classes": list(setup.pipeline.class_names)}
-        for split, manifest in (("train", setup.pipeline.train_manifest), ("val", setup.pipeline.val_manifest)):
-            data |= {
-                split: manifest.digest,
-                f"{split}_list": manifest.path,
-                f"{split}_videos": len(manifest.records),
-                f"{split}_missing": list(manifest.missing),
-                f"{split}_excluded": list(manifest.excluded),
-            }
-        run = folders.describe_run(config, data)
-        changes = folders.compare_with_folder(workdir, run)
-        checkpoints = stack.enter_context(Checkpoints(workdir, **config["checkpoint"]))
-        restored = checkpoints.restore(setup.abstract)
-        pretrained = None if restored else load_weights(setup)
-        phases = {"set-up": time.perf_counter() - begun}
-        return _train(setup, workdir, run, changes, checkpoints, restored, pretrained, phases, stack)
+            _write_beginning(workdir, description, pretrained)
+            writer = stack.enter_context(closing(MetricWriter(workdir, start)))
+            _log_beginning(setup, workdir, start if restored else None, changes)
+        progress = {"bad_in_pass": 0, "bad": {}, "pending": []} | progress
+        bad_videos = BadVideos(setup, progress)
+        with StopSignal() as stop:
+            stack.enter_context(closing(trace))
+            run = TrainingRun(setup, checkpoints, batches, train_step, writer, stop, trace, bad_videos, phases)
+            with phases.measure("training"):
+                result = training_loop(run, state, start, progress["pending"])
+            checkpoints.wait()
+            if main:
+                with phases.measure("drawing"):
+                    draw_run(setup, workdir, result)
+                print_summary(setup, workdir, result, phases.seconds, setup.total_steps - start)
+    return result.metrics
 
 
-def _train(
-    setup: Setup, workdir: Path, run: dict, changes, checkpoints: Checkpoints, restored, pretrained, phases, stack
-) -> dict:
-    """`train` in a folder that is ours; nothing is written there before all is known to fit."""
-    main = jax.process_index() == 0
+@dataclass
+class TrainingRun:
+    """What the training loop works with.
 
-    def phase(name, since):
-        phases[name] = phases.get(name, 0.0) + time.perf_counter() - since
+    Args:
+        batches, train_step: the batches and the compiled step, or None if the run has no steps left.
+        writer: of the first process; None in the others.
+    """
 
-    since = time.perf_counter()
-    progress, start = {"bad_in_pass": 0, "bad": {}, "pending": []}, 0
-    if restored:
-        state, saved, start = restored
-        progress |= saved
-        require(
-            start <= setup.total_steps,
-            f"--workdir={workdir} holds step {start}, beyond the {setup.total_steps} "
-            "steps of train.total_steps or total_epochs.",
-        )
-    trace = Trace(workdir / "profile", setup.train_config.profile_steps, setup.total_steps)
-    compiled = batches = None
-    if start < setup.total_steps:
-        batches = stack.enter_context(
-            closing(
-                setup.pipeline.train_batches(  # whose workers start meanwhile
-                    batch_size=setup.train_config.batch_size,
-                    seed=setup.config["seed"],
-                    start=start,
-                    process_index=jax.process_index(),
-                    process_count=jax.process_count(),
-                )
-            )
-        )
-        compiled = compile_within_memory(setup)
-    if not restored:
-        state = initialise(setup, pretrained)
-    barrier()
-    phase("compiling", since)
-    if main:
-        folders.write_run_json(workdir, run)
-        if pretrained:
-            write_text(workdir / "init.json", pretrained.report())
-            print_report(pretrained)
-        writer = stack.enter_context(closing(MetricWriter(workdir, start)))
-    if restored and main:
-        log(f"Continues {workdir} at step {start} of {setup.total_steps}.")
-    if main:
-        for change in changes:
-            log(change)
-        for sentence in data_notes(setup, workdir):
-            log(sentence)
-    evaluators = {}
+    setup: Setup
+    checkpoints: Checkpoints
+    batches: Iterator[dict] | None
+    train_step: Any
+    writer: MetricWriter | None
+    stop: StopSignal
+    trace: Trace
+    bad_videos: BadVideos
+    phases: PhaseTimer
+    evaluators: dict[str, Evaluator] = field(default_factory=dict)  # by the name of the protocol
 
-    def evaluate(protocol: EvalProtocol, step: int) -> EvalResult:
-        since = time.perf_counter()
-        if protocol.name not in evaluators:
-            evaluators[protocol.name] = setup.evaluator(protocol)
-        result = run_evaluation(setup, evaluators[protocol.name], state.eval_parameters, protocol)
-        if main:
-            writer.write(step, result.metrics)
-        phase("evaluating", since)
-        return result
+    def write_metrics(self, step: int, metrics: dict) -> None:
+        if self.writer is not None:
+            self.writer.write(step, metrics)
 
-    def due(step: int) -> list[EvalProtocol]:
-        """The evaluations after `step`. They come before its save: a run killed within one redoes it."""
+    def due_protocols(self, step: int) -> list[EvalProtocol]:
+        """Returns the protocols of the evaluations that are due after `step`."""
+        setup = self.setup
         last = step == setup.total_steps
         quick = setup.eval_every and (last or step % setup.eval_every == 0)
         return list(dict.fromkeys([setup.quick_protocol] * bool(quick) + [setup.protocol] * last))
 
-    bad = BadVideos(setup, progress)
-    with StopSignal() as stop:
+    def evaluate(self, step: int, state: State, protocols: Sequence[EvalProtocol]) -> list[EvalResult]:
+        """Evaluates the state after `step` by each protocol, and writes the metrics."""
+        results = []
+        for protocol in protocols:
+            with self.phases.measure("evaluating"):
+                if protocol.name not in self.evaluators:
+                    self.evaluators[protocol.name] = self.setup.evaluator(protocol)
+                evaluator = self.evaluators[protocol.name]
+                results.append(run_evaluation(self.setup, evaluator, state.eval_parameters, protocol))
+                self.write_metrics(step, results[-1].metrics)
+        return results
 
-        def must_know(step: int) -> bool:
-            """Whether the state after `step` may be saved, so that all losses up to it must be known to be finite."""
-            return bool(stop.requested or step % checkpoints.every_steps == 0 or due(step))
+    def save(self, step: int, state: State, pending: list[dict], results: Sequence[EvalResult]) -> None:
+        """Starts saving a checkpoint; it is scored by the metrics of the evaluations."""
+        scores = {name: value for result in results for name, value in result.metrics.items()}
+        self.checkpoints.save(step, state, {**self.bad_videos.progress, "pending": pending}, scores)
 
-        if start == setup.total_steps:
-            final = evaluate(setup.protocol, start)
-        since, before = time.perf_counter(), phases.get("evaluating", 0.0)
-        trace = stack.enter_context(closing(trace))
-        for step, state, logged, pending in steps(
-            setup, compiled, state, batches, start, progress["pending"], bad, stop, must_know, trace
-        ):
-            if logged and main:
-                writer.write(step, logged)
-            results = [evaluate(protocol, step) for protocol in due(step)]
-            asked = pending is not None and stop.requested
-            if asked or results or step % checkpoints.every_steps == 0:
-                figures = {name: value for result in results for name, value in result.metrics.items()}
-                checkpoints.save(step, state, {**bad.progress, "pending": pending}, figures)
-            if step == setup.total_steps:
-                final = results[-1]
-            elif asked:
+
+def training_loop(run: TrainingRun, state: State, start: int, pending: list[dict]) -> EvalResult:
+    """Runs the steps from `start` + 1 to the last, and returns the result of the last evaluation.
+
+    A run that was stopped or killed at any moment continues bit for bit as if it had not been. This rests on:
+
+    - Step n uses batch n. The position in the data is the number of batches used, so the step alone determines it.
+    - Before a save, the metrics of all steps are fetched and checked to be finite. Those since the last log line
+      (`pending`) are saved with the state, and the next log line averages over them.
+    - The evaluation of a step comes before its save, so a run killed during an evaluation evaluates again.
+
+    Raises:
+        ConfigError: the loss or the gradient of a step is not finite.
+        DataError: too many videos cannot be decoded.
+        Interrupted: a signal stopped the run. The state is saved.
+    """
+    setup, checkpoints, stop, config = run.setup, run.checkpoints, run.stop, run.setup.train_config
+    if start == setup.total_steps:
+        return run.evaluate(start, state, [setup.protocol])[-1]
+    late_metrics, throughput = LateMetrics(pending), Throughput(config.batch_size)
+    with Bar("train", setup.total_steps, start, shown=jax.process_index() == 0) as bar:
+        for step in range(start + 1, setup.total_steps + 1):
+            run.trace.before(step, state)
+            batch = throughput.next_batch(run.batches)
+            run.bad_videos.note_bad_rows(batch)
+            state, metrics = run.train_step(state, put_batch(setup.mesh, stop.attach_flag(batch)))
+            late_metrics.add(step, metrics)
+            last, protocols = step == setup.total_steps, run.due_protocols(step)
+            logs = last or step % config.log_every_steps == 0
+            saves = bool(protocols) or step % checkpoints.every_steps == 0
+            sync = logs or saves or stop.requested
+            for fetched_step, fetched in late_metrics.fetch(sync):
+                run.bad_videos.count_bad_rows(fetched_step, fetched)
+                stop.read_flag(fetched)
+            run.trace.after(step, state)
+            bar.advance()
+            if logs:
+                logged = late_metrics.pop_averages(config.batch_size) | throughput.pop_rates()
+                bar.status(status_line(logged))
+                run.write_metrics(step, logged)
+            with throughput.paused():
+                results = run.evaluate(step, state, protocols)
+                stops = sync and stop.requested  # requested before or during the evaluation
+                if saves or stops:
+                    run.save(step, state, late_metrics.pending, results)
+            if stops and not last:
                 checkpoints.wait()
                 raise Interrupted(
                     f"Stopped at step {step} of {setup.total_steps}, which is saved: the same command continues.",
                     stop.signal or signal.SIGTERM,
                 )
-        phase("training", since)
-        phases["training"] -= phases["evaluating"] - before
-        checkpoints.wait()
-        if main:
-            finish_run(setup, workdir, final, phases, start)
-    return final.metrics
+    return results[-1]
 
 
-def print_report(pretrained: Pretrained) -> None:
-    """What became of each parameter, as a table."""
-    counts = ", ".join(f"{count} {how}" for how, count in pretrained.counts.items())
-    table(
-        f"{pretrained.file.path}, a {pretrained.layout}: {counts}",
-        [(row.parameter, row.how, row.note) for row in pretrained.rows]
-        + [(name, "unused", "") for name in pretrained.unused],
+def _describe_data(setup: Setup) -> dict:
+    """Returns the part `data` of run.json."""
+    description: dict[str, Any] = {"classes": list(setup.pipeline.class_names)}
+    for split, manifest in (("train", setup.pipeline.train_manifest), ("val", setup.pipeline.val_manifest)):
+        description |= {
+            split: manifest.digest,
+            f"{split}_list": manifest.path,
+            f"{split}_videos": len(manifest.records),
+            f"{split}_missing": list(manifest.missing),
+            f"{split}_excluded": list(manifest.excluded),
+        }
+    return description
+
+
+def _check_steps(setup: Setup, workdir: Path, start: int) -> Trace:
+    """Returns the trace of the run. Refuses a checkpoint beyond the last step, and steps to trace that do not exist."""
+    require(
+        start <= setup.total_steps,
+        f"--workdir={workdir} holds step {start}, beyond the {setup.total_steps} steps of train.total_steps or "
+        "train.total_epochs. Raise these, or give another workdir.",
     )
-    for remark in pretrained.remarks:
-        log(remark)
+    return Trace(workdir / "profile", setup.train_config.profile_steps, setup.total_steps)
 
 
-def data_notes(setup: Setup, workdir: Path):
-    """What a user should know of the data before figures come: videos that are not there, and what a batch holds."""
-    for manifest in (setup.pipeline.train_manifest, setup.pipeline.val_manifest):
-        if manifest.missing:
-            yield (
-                f"{len(manifest.missing)} of {len(manifest.missing) + len(manifest.records)} videos of "
-                f"{manifest.path} are not there; {workdir}/run.json lists them."
-            )
-        if manifest.excluded:
-            yield f"{len(manifest.excluded)} videos of {manifest.path} are left out, as data.exclude says."
-    repeats, size = setup.pipeline.repeats, setup.train_config.batch_size
-    if repeats > 1:
-        yield (
-            f"A batch of {size} clips holds {size // repeats} videos, {repeats} clips of each (data.repeats); a "
-            "pass over the videos is as many times longer."
-        )
-
-
-def steps(
-    setup: Setup,
-    compiled,
-    state: State,
-    batches,
-    start: int,
-    pending: list,
-    bad: BadVideos,
-    stop: StopSignal,
-    must_know,
-    trace: Trace,
-):
-    """Yields (steps done, state, figures since the last log or None, pending) after each step.
-
-    Figures are fetched late, so that the host runs ahead of the devices by two steps at most. `pending` holds those of
-    the steps since the last log, for a checkpoint to keep, or is None while some are not fetched; where
-    `must_know(steps done)` all are, and all were finite.
-
-    Raises:
-        ConfigError: a loss or a gradient that is not finite, naming its step.
-    """
-    loop = setup.train_config
-    if start == setup.total_steps:
-        return
-    running, done, waited, since, logged_at = deque(), list(pending), 0.0, time.perf_counter(), start
-    decoded = 0  # frames, by this process
-    with Bar("train", setup.total_steps, start, shown=jax.process_index() == 0) as bar:
-        for step in range(start + 1, setup.total_steps + 1):
-            trace.before(step, state)
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - asked
-            bad.note_bad_rows(batch)
-            decoded += int(batch["decoded"].sum())
-            state, figures = compiled(state, put_batch(setup.mesh, stop.attach_flag(batch)))
-            running.append((step, figures))
-            whole = step % loop.log_every_steps == 0 or step == setup.total_steps
-            known = whole or must_know(step)
-            while len(running) > (0 if known else 2):
-                number, figures = running.popleft()
-                done.append(_fetch(number, figures))
-                bad.count_bad_rows(number, done[-1])
-                stop.read_flag(done[-1])
-            trace.after(step, state)
-            bar.advance()
-            logged = None
-            if whole:
-                seconds = time.perf_counter() - since
-                logged = _log(done, loop.batch_size) | {
-                    "train/clips_per_second": (step - logged_at) * loop.batch_size / seconds,
-                    "train/frames_per_second": decoded * jax.process_count() / seconds,
-                    "train/data_wait": waited / seconds,
-                }
-                top1 = f"top-1 {logged['train/top1']:.1%}  " if "train/top1" in logged else ""
-                bar.status(
-                    f"loss {logged['train/loss']:.3f}  {top1}"
-                    f"{logged['train/clips_per_second']:.0f} clips/s  "
-                    f"{logged['train/frames_per_second']:.0f} decoded frames/s  "
-                    f"data wait {logged['train/data_wait']:.1%}"
-                    + ("  (reading is slower than training)" if logged["train/data_wait"] > _SLOW else "")
-                )
-                done = []
-            paused = time.perf_counter()
-            yield step, state, logged, list(done) if known else None
-            since += time.perf_counter() - paused  # evaluating and saving
-            if whole:
-                waited, decoded, since, logged_at = 0.0, 0, time.perf_counter(), step
-
-
-def _fetch(step: int, figures: dict) -> dict:
-    figures = {name: float(value) for name, value in figures.items()}
-    for name in ("loss", "gradient_norm"):
-        require(
-            np.isfinite(figures[name]),
-            f"The {name.replace('_', ' ')} is {figures[name]} at step {step}: lower optim.lr, set optim.clip_norm, "
-            "or use model.dtype=float32; checkpoints of steps before are kept.",
-        )
-    return figures
-
-
-def _log(done: list[dict], batch_size: int) -> dict:
-    weights = np.array([figures["count"] for figures in done])
-    logged = {
-        f"train/{name}": float(np.average([f[name] for f in done], weights=weights if weights.any() else None))
-        for name in ("loss", "top1")
-        if name in done[-1]
-    }
-    return logged | {
-        "train/gradient_norm": done[-1]["gradient_norm"],
-        "train/lr": done[-1]["lr"],
-        "train/bad_rows": len(done) * batch_size - float(weights.sum()),
-    }
-
-
-def run_evaluation(setup: Setup, evaluator: Evaluator, parameters, protocol: EvalProtocol) -> EvalResult:
-    """Evaluates parameters on `data.val`. Raises DataError naming a video that will not decode."""
-    records = setup.pipeline.val_manifest.records
-    data = setup.config["data"]
-    frames, size, workers = protocol.frames or data["frames"], data["size"], setup.pipeline.workers
-    others = sum(memory.shard_bytes(leaf) for leaf in jax.tree.leaves(setup.abstract)) - sum(
-        memory.shard_bytes(leaf) for leaf in jax.tree.leaves(setup.abstract.eval_parameters)
-    )
-    videos = evaluator.choose_batch_size(
-        parameters, frames, size, others, setup.pipeline.max_batch_bytes, -(-len(records) // max(workers, 1))
-    )
-    batches = setup.pipeline.val_batches(
-        batch_size=videos,
-        clips=protocol.clips,
-        crops=protocol.crops,
-        frames=protocol.frames,
+def _train_batches(setup: Setup, start: int):
+    return setup.pipeline.train_batches(
+        batch_size=setup.train_config.batch_size,
+        seed=setup.config["seed"],
+        start=start,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
 
-    def bad_video(row: int, error: str) -> DataError:
-        return DataError(
-            f"{records[row].path} of data.val will not decode: {error}; eval.on_bad=skip leaves such videos out."
-        )
 
-    try:
-        with Bar(f"eval {protocol.name}", len(records), shown=jax.process_index() == 0) as bar:
-            result = evaluator(parameters, batches, bad_video, bar.advance)
-            bar.status(f"top-1 {result.metrics[f'val/top1@{protocol.name}']:.2%}")
-    finally:
-        batches.close()
-    if jax.process_index() == 0:
-        for row, error in result.skipped:
-            log(f"Left out, it will not decode: {records[row].path}: {error}")
-    return result
-
-
-def evaluate(config: dict, path) -> dict:
-    """`--mode=eval`: evaluates a checkpoint of the folder `path` and draws its confusion matrix.
-
-    Where the folder holds none, `init.weights` are evaluated as they are.
-    """
-    setup = set_up(config, training=False)
-    workdir = Path(path)
-    if setup.init.weights is not None and not (workdir / "checkpoints").is_dir():
-        state, step = _published(setup, folders.open_workdir(workdir)), 0
-    else:
-        require((workdir / "checkpoints").is_dir(), f"--workdir={workdir} holds no checkpoints to evaluate.")
-        with Checkpoints(workdir, **config["checkpoint"], read_only=True) as checkpoints:
-            restored = checkpoints.restore(setup.abstract, setup.protocol.checkpoint)
-        require(restored is not None, f"--workdir={workdir} holds no whole checkpoint to evaluate.")
-        state, _, step = restored
-    result = run_evaluation(setup, setup.evaluator(setup.protocol), state.eval_parameters, setup.protocol)
-    if jax.process_index() == 0:
-        write_text(workdir / f"eval_{setup.protocol.name}.json", _as_json(step, result))
-        _confusion(setup, workdir, result)
-        table(f"{workdir} at step {step}", _rows(result))
-    return result.metrics
-
-
-def _published(setup: Setup, workdir: Path) -> State:
-    """The state of weights from elsewhere, which must be those of the whole model."""
-    pretrained = load_weights(setup)
-    pretrained.require_complete()
-    if jax.process_index() == 0:
+def _write_beginning(workdir: Path, description: dict, pretrained: Pretrained | None) -> None:
+    """Writes `run.json`, and `init.json` if the run starts from pretrained weights."""
+    folders.write_run_json(workdir, description)
+    if pretrained:
         write_text(workdir / "init.json", pretrained.report())
         print_report(pretrained)
-    return initialise(setup, pretrained)
 
 
-def finish_run(setup: Setup, workdir: Path, result: EvalResult, phases: dict, start: int) -> None:
-    """The pictures and the closing table."""
-    since = time.perf_counter()
-    draw_curves(workdir)
-    _confusion(setup, workdir, result)
-    phases["drawing"] = time.perf_counter() - since
-    rows = _rows(result)
-    clips = (setup.total_steps - start) * setup.train_config.batch_size
-    if clips and "training" in phases:
-        rows += [("clips/s in training", f"{clips / phases['training']:.0f}")]
-    rows += [(name, f"{seconds:.1f} s") for name, seconds in phases.items()]
-    table(str(workdir), rows)
-
-
-def _rows(result: EvalResult) -> list[tuple[str, str]]:
-    percent = ("top1", "top5", "mean_class_top1")
-    return [
-        (name, f"{value:.2%}" if name.split("/")[1].split("@")[0] in percent else f"{value:g}")
-        for name, value in result.metrics.items()
-    ]
-
-
-def _as_json(step: int, result: EvalResult) -> str:
-    return (
-        json.dumps({"step": step, **result.metrics, "skipped": result.skipped, "confusion": result.confusion.tolist()})
-        + "\n"
-    )
-
-
-def _confusion(setup: Setup, workdir: Path, result: EvalResult) -> None:
-    names = setup.pipeline.class_names
-    top1 = result.metrics[f"val/top1@{setup.protocol.name}"]
-    draw_confusion(workdir, result.confusion, names, f"top-1 {top1:.1%} ({setup.protocol.name} views)")
+def _log_beginning(setup: Setup, workdir: Path, resumed_at: int | None, changes: list[str]) -> None:
+    if resumed_at is not None:
+        log(f"Continues {workdir} at step {resumed_at} of {setup.total_steps}.")
+    for sentence in [*changes, *data_notes(setup, workdir)]:
+        log(sentence)

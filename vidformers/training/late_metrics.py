@@ -1,0 +1,82 @@
+"""The metrics of training steps, fetched late from the devices and averaged between two log lines."""
+
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+
+from vidformers.errors import require
+
+_MAX_UNFETCHED = 2  # steps by which the host may run ahead of the devices
+
+
+class LateMetrics:
+    """The metrics of the steps since the last log line.
+
+    Metrics are fetched two steps late, so that the host prepares the next steps while the devices compute. Every metric
+    is checked when it is fetched, so a state may be saved only after all metrics up to its step have been fetched:
+    otherwise a checkpoint could hold parameters that are not finite.
+
+    Args:
+        fetched: the metrics that the restored checkpoint holds, one dict per step.
+    """
+
+    def __init__(self, fetched: list[dict]):
+        self._on_device: deque = deque()
+        self._fetched = list(fetched)
+
+    def add(self, step: int, metrics: dict) -> None:
+        """Adds the metrics of `step`, which are still on the devices."""
+        self._on_device.append((step, metrics))
+
+    def fetch(self, sync: bool) -> Iterator[tuple[int, dict]]:
+        """Yields (step, metrics) in order: of all steps if `sync`, otherwise of all but the last two.
+
+        Raises:
+            ConfigError: the loss or the gradient of a step is not finite.
+        """
+        while len(self._on_device) > (0 if sync else _MAX_UNFETCHED):
+            step, metrics = self._on_device.popleft()
+            metrics = {name: float(value) for name, value in metrics.items()}
+            _require_finite(step, metrics)
+            self._fetched.append(metrics)
+            yield step, metrics
+
+    @property
+    def pending(self) -> list[dict]:
+        """The metrics of all steps since the last log line, for a checkpoint to hold.
+
+        The log line after a resume averages over these steps too, so it equals that of an uninterrupted run.
+        """
+        assert not self._on_device, "a checkpoint needs the metrics of all steps"
+        return list(self._fetched)
+
+    def pop_averages(self, batch_size: int) -> dict:
+        """Returns the metrics of a log line, and begins the next one. All steps must have been fetched.
+
+        Loss and top-1 are averaged over the decoded clips of all steps. Gradient norm and learning rate are those of
+        the last step. `train/bad_rows` counts the rows that could not be decoded.
+        """
+        steps, self._fetched = self.pending, []
+        counts = np.array([metrics["count"] for metrics in steps])
+        averages = {
+            f"train/{name}": float(
+                np.average([metrics[name] for metrics in steps], weights=counts if counts.any() else None)
+            )
+            for name in ("loss", "top1")
+            if name in steps[-1]
+        }
+        return averages | {
+            "train/gradient_norm": steps[-1]["gradient_norm"],
+            "train/lr": steps[-1]["lr"],
+            "train/bad_rows": len(steps) * batch_size - float(counts.sum()),
+        }
+
+
+def _require_finite(step: int, metrics: dict) -> None:
+    for name in ("loss", "gradient_norm"):
+        require(
+            np.isfinite(metrics[name]),
+            f"The {name.replace('_', ' ')} is {metrics[name]} at step {step}: lower optim.lr, set optim.clip_norm, or "
+            "use model.dtype=float32. The checkpoints of earlier steps are kept.",
+        )

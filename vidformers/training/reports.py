@@ -1,0 +1,100 @@
+"""What a run tells its user: notes on the data, the table of pretrained weights, and the files and table at its end."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from vidformers.pretrained import Pretrained
+from vidformers.progress import log, table
+from vidformers.training.evaluate import EvalResult
+from vidformers.training.metrics import draw_confusion, draw_curves
+from vidformers.training.setup import Setup
+
+_SLOW_DATA = 0.05  # share of the time spent waiting for data above which the progress line says so
+_PERCENTAGES = ("top1", "top5", "mean_class_top1")
+
+
+def print_report(pretrained: Pretrained) -> None:
+    """Prints a table of all parameters and how each was set."""
+    counts = ", ".join(f"{count} {how}" for how, count in pretrained.counts.items())
+    table(
+        f"{pretrained.file.path}, a {pretrained.layout}: {counts}",
+        [(row.parameter, row.how, row.note) for row in pretrained.rows]
+        + [(name, "unused", "") for name in pretrained.unused],
+    )
+    for remark in pretrained.remarks:
+        log(remark)
+
+
+def data_notes(setup: Setup, workdir: Path) -> Iterator[str]:
+    """Yields sentences on videos that are missing or excluded, and on batches with several clips of a video."""
+    for manifest in (setup.pipeline.train_manifest, setup.pipeline.val_manifest):
+        if manifest.missing:
+            yield (
+                f"{len(manifest.missing)} of {len(manifest.missing) + len(manifest.records)} videos of "
+                f"{manifest.path} are missing. {workdir}/run.json lists them."
+            )
+        if manifest.excluded:
+            yield f"{len(manifest.excluded)} videos of {manifest.path} are excluded by data.exclude."
+    repeats, batch_size = setup.pipeline.repeats, setup.train_config.batch_size
+    if repeats > 1:
+        yield (
+            f"A batch of {batch_size} clips holds {batch_size // repeats} videos with {repeats} clips of each "
+            f"(data.repeats). A pass over the videos takes {repeats} times as many steps."
+        )
+
+
+def status_line(logged: dict) -> str:
+    """Returns the text beside the progress bar for the metrics of a log line."""
+    top1 = f"top-1 {logged['train/top1']:.1%}  " if "train/top1" in logged else ""
+    slow = "  (reading is slower than training)" if logged["train/data_wait"] > _SLOW_DATA else ""
+    return (
+        f"loss {logged['train/loss']:.3f}  {top1}"
+        f"{logged['train/clips_per_second']:.0f} clips/s  "
+        f"{logged['train/frames_per_second']:.0f} decoded frames/s  "
+        f"data wait {logged['train/data_wait']:.1%}{slow}"
+    )
+
+
+def print_summary(setup: Setup, workdir: Path, result: EvalResult, seconds: dict[str, float], steps: int) -> None:
+    """Prints the closing table of a run.
+
+    Args:
+        result: the last evaluation.
+        seconds: {phase: seconds}.
+        steps: the number of steps since the start or the resume.
+    """
+    rows = result_rows(result)
+    if steps:
+        clips = steps * setup.train_config.batch_size
+        rows += [("clips/s in training", f"{clips / seconds['training']:.0f}")]
+    rows += [(phase, f"{value:.1f} s") for phase, value in seconds.items()]
+    table(str(workdir), rows)
+
+
+def draw_run(setup: Setup, workdir: Path, result: EvalResult) -> None:
+    """Draws the curves of a run and the confusion matrix of its last evaluation."""
+    draw_curves(workdir)
+    draw_result(setup, workdir, result)
+
+
+def draw_result(setup: Setup, workdir: Path, result: EvalResult) -> None:
+    """Draws the confusion matrix of an evaluation by the config section `eval`."""
+    top1 = result.metrics[f"val/top1@{setup.protocol.name}"]
+    draw_confusion(
+        workdir, result.confusion, setup.pipeline.class_names, f"top-1 {top1:.1%} ({setup.protocol.name} views)"
+    )
+
+
+def result_rows(result: EvalResult) -> list[tuple[str, str]]:
+    """Returns the rows of a table of the metrics."""
+    return [
+        (name, f"{value:.2%}" if name.split("/")[1].split("@")[0] in _PERCENTAGES else f"{value:g}")
+        for name, value in result.metrics.items()
+    ]
+
+
+def result_json(step: int, result: EvalResult) -> str:
+    """Returns the content of `eval_*.json`."""
+    content = {"step": step, **result.metrics, "skipped": result.skipped, "confusion": result.confusion.tolist()}
+    return json.dumps(content) + "\n"

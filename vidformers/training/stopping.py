@@ -1,0 +1,56 @@
+"""Stopping a run between two steps, after SIGTERM or ctrl-C."""
+
+import signal
+
+import jax
+import numpy as np
+
+
+class StopSignal:
+    """Records the first SIGTERM or SIGINT, so that the training loop can stop after a whole step. The second one kills.
+
+    In a run of several processes, any of them may get the signal, but all must stop at the same step. Each process
+    therefore sends its flag with the batch (`attach_flag`), the training step takes the maximum, and all processes read
+    it from the same metrics (`read_flag`).
+
+    `signal` is the number of the signal that this process got, or None.
+    """
+
+    def __enter__(self):
+        self.signal, self._agreed = None, False
+        self._handlers = {number: signal.signal(number, self._record) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _record(self, number, _):
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def __exit__(self, *_):
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    @property
+    def requested(self) -> bool:
+        """Whether the run must stop. The same in all processes after the same fetched metrics."""
+        return self._agreed if jax.process_count() > 1 else self.signal is not None
+
+    def attach_flag(self, batch: dict) -> dict:
+        """Returns the batch of this process, with the flag added if there are several processes."""
+        if jax.process_count() == 1:
+            return batch
+        return batch | {"stop": np.full(len(batch["mask"]), self.signal is not None, np.float32)}
+
+    def read_flag(self, metrics: dict) -> None:
+        """Reads the flag that the training step took over all processes."""
+        self._agreed = self._agreed or metrics.get("stop", 0) > 0
+
+
+class Interrupted(Exception):
+    """Raised when a run was stopped by a signal. Its state is saved, and the same command continues it.
+
+    `signal` is the number of the signal.
+    """
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.signal = number

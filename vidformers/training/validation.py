@@ -1,0 +1,111 @@
+"""Evaluation on the validation videos: of a run during training, and of a checkpoint by `--mode=eval`."""
+
+from pathlib import Path
+
+import jax
+
+from input_pipeline import DataError
+from input_pipeline.files import write_text
+from vidformers.errors import require
+from vidformers.parallel import memory
+from vidformers.progress import Bar, log, table
+from vidformers.training.checkpoint import Checkpoints
+from vidformers.training.evaluate import EvalProtocol, EvalResult, Evaluator
+from vidformers.training.reports import draw_result, print_report, result_json, result_rows
+from vidformers.training.setup import Setup, initialise, load_weights, set_up
+from vidformers.training.step import State
+from vidformers.training.workdir import open_workdir
+
+
+def run_evaluation(setup: Setup, evaluator: Evaluator, parameters, protocol: EvalProtocol) -> EvalResult:
+    """Evaluates parameters on `data.val`.
+
+    Raises:
+        DataError: a video cannot be decoded and `eval.on_bad` is 'error'.
+    """
+    records, main = setup.pipeline.val_manifest.records, jax.process_index() == 0
+
+    def bad_video(row: int, error: str) -> DataError:
+        return DataError(
+            f"{records[row].path} of data.val cannot be decoded: {error}. Set eval.on_bad=skip to leave out such "
+            "videos."
+        )
+
+    batches = setup.pipeline.val_batches(
+        batch_size=_batch_size(setup, evaluator, parameters, protocol),
+        clips=protocol.clips,
+        crops=protocol.crops,
+        frames=protocol.frames,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    try:
+        with Bar(f"eval {protocol.name}", len(records), shown=main) as bar:
+            result = evaluator(parameters, batches, bad_video, bar.advance)
+            bar.status(f"top-1 {result.metrics[f'val/top1@{protocol.name}']:.2%}")
+    finally:
+        batches.close()
+    if main:
+        for row, error in result.skipped:
+            log(f"Skipped {records[row].path}, which cannot be decoded: {error}")
+    return result
+
+
+def _batch_size(setup: Setup, evaluator: Evaluator, parameters, protocol: EvalProtocol) -> int:
+    state_bytes, parameter_bytes = (
+        sum(memory.shard_bytes(leaf) for leaf in jax.tree.leaves(tree))
+        for tree in (setup.abstract, setup.abstract.eval_parameters)
+    )
+    data = setup.config["data"]
+    return evaluator.choose_batch_size(
+        parameters,
+        protocol.frames or data["frames"],
+        data["size"],
+        other_bytes=state_bytes - parameter_bytes,
+        max_batch_bytes=setup.pipeline.max_batch_bytes,
+        max_videos=-(-len(setup.pipeline.val_manifest.records) // max(setup.pipeline.workers, 1)),
+    )
+
+
+def evaluate(config: dict, path) -> dict:
+    """Evaluates a checkpoint of the workdir `path`, writes the result and draws the confusion matrix: `--mode=eval`.
+
+    If the workdir holds no checkpoints, the weights that `init.weights` names are evaluated.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        ConfigError, DataError: a field or a file that cannot work, or there is nothing to evaluate.
+    """
+    setup = set_up(config, training=False)
+    workdir = Path(path)
+    if setup.init.weights is not None and not (workdir / "checkpoints").is_dir():
+        state, step = _state_of_weights(setup, open_workdir(workdir)), 0
+    else:
+        state, step = _state_of_checkpoint(setup, workdir)
+    result = run_evaluation(setup, setup.evaluator(setup.protocol), state.eval_parameters, setup.protocol)
+    if jax.process_index() == 0:
+        write_text(workdir / f"eval_{setup.protocol.name}.json", result_json(step, result))
+        draw_result(setup, workdir, result)
+        table(f"{workdir} at step {step}", result_rows(result))
+    return result.metrics
+
+
+def _state_of_checkpoint(setup: Setup, workdir: Path) -> tuple[State, int]:
+    require((workdir / "checkpoints").is_dir(), f"--workdir={workdir} holds no checkpoints to evaluate.")
+    with Checkpoints(workdir, **setup.config["checkpoint"], read_only=True) as checkpoints:
+        restored = checkpoints.restore(setup.abstract, setup.protocol.checkpoint)
+    require(restored is not None, f"--workdir={workdir} holds no complete checkpoint to evaluate.")
+    state, _, step = restored
+    return state, step
+
+
+def _state_of_weights(setup: Setup, workdir: Path) -> State:
+    """Returns a state with the weights that `init.weights` names, which must set every parameter of the model."""
+    pretrained = load_weights(setup)
+    pretrained.require_complete()
+    if jax.process_index() == 0:
+        write_text(workdir / "init.json", pretrained.report())
+        print_report(pretrained)
+    return initialise(setup, pretrained)
