@@ -1,0 +1,145 @@
+"""README and pages: links lead somewhere, and commands have flags, fields and files that exist."""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from house import ROOT
+
+from configs.base import base
+from configs.sheet import load
+from vidformers import MODELS
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SECTIONS = ("data", "model", "train", "optim", "eval", "mesh", "checkpoint", "init")
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+pytestmark = pytest.mark.quick
+
+
+@cache
+def known_fields() -> set[str]:
+    """Returns `section.field` of every field that some model's config has."""
+    configs = [base(name) for name in MODELS]
+    return {f"{section}.{field}" for config in configs for section in SECTIONS for field in config[section]}
+
+
+@cache
+def usage() -> str:
+    command = [sys.executable, "main.py", "--help"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def code_blocks(text: str) -> list[str]:
+    return re.findall(r"^```\w*\n(.*?)^```", text, flags=re.M | re.S)
+
+
+def commands(text: str) -> list[list[str]]:
+    """Returns the words of every command of a page that starts with `python`, `make` or `pip`."""
+    lines = [line for block in code_blocks(text) for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+    return [
+        shlex.split(line, comments=True)
+        for line in lines
+        if re.match(r"(python (main|-m)|make|pip install)\b", line) and "..." not in line
+    ]
+
+
+def anchors(path: Path) -> set[str]:
+    """Returns the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def check_main(words: list[str]) -> None:
+    """Checks the flags of `python main.py`, and that the fields they set are fields of the config."""
+    given = dict(word.removeprefix("--").split("=", 1) for word in words)
+    config = load(given["config"])
+    for name in given:
+        section, _, field = name.removeprefix("config.").partition(".")
+        if name.startswith("config."):
+            assert field in config[section], name
+        else:
+            assert f"--{name}=" in usage(), name
+
+
+def check_module(module: str, words: list[str]) -> None:
+    """Checks that a module exists and that its source names the flags."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None, module
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    for word in words:
+        name = word.removeprefix("--").partition("=")[0]
+        if name.startswith("config."):
+            assert name.removeprefix("config.") in known_fields(), name
+        else:
+            assert name in source or name.replace("-", "_") in source, f"{module} has no --{name}"
+
+
+def check(words: list[str]) -> None:
+    if words[:2] == ["python", "main.py"]:
+        check_main(words[2:])
+    elif words[:2] == ["python", "-m"]:
+        check_module(words[2], words[3:])
+    elif words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.M), words
+    else:
+        for option, file in zip(words, words[1:], strict=False):
+            assert option not in ("-r", "-c") or (ROOT / file).is_file(), file
+
+
+@pages
+def test_commands_have_flags_and_files_that_exist(page):
+    for words in commands(page.read_text(encoding="utf-8")):
+        if words[2:3] != ["--config=configs/demo.py:rows"]:  # the example model of docs/adding.md
+            check(words)
+
+
+def test_a_wrong_command_is_found():
+    for wrong in (
+        "python main.py --config=configs/demo.py --config.model.widht=3",
+        "python main.py --config=configs/demo.py --wrkdir=runs",
+        "python -m input_pipeline.check --nothing=3",
+        "make nothing",
+        "pip install -r nothing.txt",
+    ):
+        with pytest.raises(AssertionError):
+            check(shlex.split(wrong))
+
+
+@pages
+def test_fields_in_the_text_exist(page):
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(rf"`(?:--config\.)?((?:{'|'.join(SECTIONS)})\.[a-z_0-9]+)[=`]", text)
+    assert set(named) <= known_fields(), set(named) - known_fields()
+
+
+@pages
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"^\[[^\]]+\]: (\S+)$", text, flags=re.M)
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        if path.startswith(("http://", "https://")):
+            continue
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name} links to {target}"
+        assert not anchor or file.suffix != ".md" or anchor in anchors(file), f"{page.name} links to {target}"
+
+
+def test_files_that_the_text_names_exist():
+    for page in PAGES:
+        for name in re.findall(
+            r"`((?:vidformers|input_pipeline|configs|benchmarks|tests|docs|colab)/[\w./]+\.\w+)`",
+            page.read_text(encoding="utf-8"),
+        ):
+            assert (ROOT / name).exists() or name.endswith(("/rows.py", "sources/__init__.py")), f"{page.name}: {name}"
+
+
+def test_the_readme_is_a_front_page():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150 and max(map(len, lines)) <= 120
+    assert (ROOT / "docs" / "demo.gif").stat().st_size < 1e6
