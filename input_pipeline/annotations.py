@@ -1,11 +1,13 @@
-"""Manifests: the videos of one split with their labels, checked as a whole before a run starts."""
+"""Manifests: the videos of one split with their labels, read and checked before a run starts."""
 
 import dataclasses
+import functools
 import hashlib
 import os
+from collections.abc import Iterable, Sequence
 
 from input_pipeline.errors import DataError
-from input_pipeline.sources import SOURCES
+from input_pipeline.sources import SOURCES, Entry, Listing, Source
 from input_pipeline.sources.files import read_text
 
 
@@ -14,14 +16,15 @@ class Record:
     """One video.
 
     Attributes:
-      id: its row in the manifest, from 0.
-      path: a video file, a folder of JPEG frames, or a shard.
-      label: number of its class, -1 where a test list gives none.
-      line: its line in the file of the list, from 1; 0 where that has no lines.
-      start, end: seconds, the clip's part of the file, if that turns out to hold more; None for all of it.
-      position: row in the shard `path`; None for a file or folder of its own.
-      feature: of a row that TensorFlow Datasets wrote, the name of the one that holds the frames.
-      name: identifies the video within the data set, wherever that lies.
+        id: row in the manifest, from 0.
+        path: a video file, a folder of JPEG frames, or a shard.
+        label: class number, or -1 if a test list gives no label.
+        line: line in the list, from 1, or 0 if the list has no lines.
+        start, end: seconds of the clip within the file. They apply only if the file holds more than the clip, see
+            `videos.open_video`. None: the whole file.
+        position: row in the shard `path`, or None if `path` is a file or a folder.
+        feature: name of the feature that holds the frames, if TensorFlow Datasets wrote the shard.
+        name: identifies the video within the data set, independently of where this copy of it is stored.
     """
 
     id: int
@@ -40,13 +43,13 @@ class Manifest:
     """The videos of one split.
 
     Attributes:
-      path: of the list.
-      records: the videos.
-      classes: the names of the labels, None where there are only numbers.
-      digest: identifies the list. Copies of a public data set differ in the videos that have since vanished, so
-        that two results are comparable only when their digests are equal.
-      missing: names of the videos that are not there and were left out.
-      excluded: names of the videos that were left out as told.
+        path: path of the list.
+        records: the videos.
+        classes: class names in the order of the labels, or None if the labels are only numbers.
+        digest: identifies the videos, their labels and their order. Copies of a public data set differ, because
+            videos vanish from the web. Two results are comparable only if their digests are equal.
+        missing: names of the listed videos that do not exist and were left out.
+        excluded: names of the listed videos that data.exclude left out.
     """
 
     path: str
@@ -57,8 +60,11 @@ class Manifest:
     excluded: tuple[str, ...] = ()
 
 
-def place(entry, root) -> str:
-    """Where the video of an entry or record lies from `root`, with its row in a shard: how `check` lists it."""
+def relative_path(entry: Entry | Record, root) -> str:
+    """Returns the path of a video from `root`, with `#ROW` after the path of a shard; data.exclude uses this form.
+
+    A path outside `root` is returned as it is.
+    """
     path = os.path.relpath(entry.path, root)
     if path.startswith(os.pardir + os.sep):
         path = entry.path
@@ -66,13 +72,14 @@ def place(entry, root) -> str:
 
 
 def read_classes(path, *, root, num_classes) -> tuple[str, ...]:
-    """The names in a class file, one a line, in the order of their labels.
+    """Returns the class names in a class file, one name per line, in the order of the labels.
 
     Raises:
-      DataError: the file is missing, repeats a name, or does not hold `num_classes` names.
+        DataError: the file does not exist, repeats a name, or does not hold `num_classes` names.
     """
     path = os.path.join(root, path)
-    names = tuple(line.strip() for line in read_text(path, "data.classes").split("\n") if line.strip())
+    text = read_text(path, advice="Set data.classes to a file with one class name per line.")
+    names = tuple(line.strip() for line in text.split("\n") if line.strip())
     if len(names) != num_classes:
         raise DataError(f"{path} holds {len(names)} class names, but data.num_classes is {num_classes}.")
     if len(set(names)) != len(names):
@@ -82,21 +89,21 @@ def read_classes(path, *, root, num_classes) -> tuple[str, ...]:
 
 
 def class_names(lists, *, source="csv", root, num_classes, classes=None, split=1) -> tuple[str, ...] | None:
-    """The names of the labels: those of the class file `classes`, otherwise those that the source's authors give.
+    """Returns the class names by label: from the class file `classes` if given, otherwise from the source.
 
     Args:
-      lists: names tried in order; the first list that exists names the classes where no other file does.
-      source, root, num_classes, classes, split: as for `read_manifest`.
+        lists: file names of lists. The first that exists gives the names if no other file of the source does.
+        source, root, num_classes, classes, split: see `read_manifest`.
 
     Returns:
-      Names by label, or None where there are only numbers.
+        The names by label, or None if the labels are only numbers.
 
     Raises:
-      DataError: there are not `num_classes` of them, or the file that holds them has a mistake.
+        DataError: the number of names is not `num_classes`, or the file that holds them has a mistake.
     """
     if classes is not None:
         return read_classes(classes, root=root, num_classes=num_classes)
-    names = _source(source).classes(root, _find(lists, root, split))
+    names = _find_source(source).classes(root, _find_list(lists, root, split))
     if names is not None and len(names) != num_classes:
         raise DataError(
             f"The {source} data in {root} have {len(names)} classes, but data.num_classes is {num_classes}."
@@ -120,98 +127,159 @@ def read_manifest(
     """Reads and checks a manifest.
 
     Args:
-      path: the list, relative to `root` unless absolute, or several names tried in order.
-      source: kind of the list, a key of `sources.SOURCES`.
-      root: folder of the data set.
-      num_classes: labels lie in [0, num_classes).
-      classes: class file, one name a line, or None. Its order of the classes is the one that counts.
-      train: the training list, one name or several, where sources find their classes; () for `path` itself.
-      split: number of the official split, for data sets with several.
-      complete: for the training split. Refuses a video without a label, and where there are no class names also a
-        `num_classes` that is not the largest label + 1: a head wider than the labels trains without complaint and
-        is nearly always a mistake.
-      missing: 'error', or 'leave_out' for videos that are not there.
-      exclude: file of videos to leave out, one a line as `place` names them, or None.
+        path: the list, relative to `root` unless absolute, or a sequence of names of which the first that exists is
+            read.
+        source: kind of the list, a key of `sources.SOURCES`.
+        root: folder of the data set.
+        num_classes: labels are 0 to num_classes - 1.
+        classes: class file with one name per line, or None. Its order decides the label of each class.
+        train: the training list, as `path`. Some sources find their classes there. (): `path` itself.
+        split: number of the official split, for data sets with several.
+        complete: refuse a video without a label and, if there are no class names, a `num_classes` that is not the
+            largest label + 1. For the training split: a classifier with more outputs than classes trains without
+            complaint and is nearly always a mistake.
+        missing: 'error', or 'leave_out' to leave out videos that do not exist.
+        exclude: file of videos to leave out, one `relative_path` per line, or None.
 
     Raises:
-      DataError: with the file and line of the first mistake.
+        DataError: the list has a mistake. The message names the file and line of the first one.
     """
-    module, lists = _source(source), _several(train) + _several(path)
-    path = _find(path, root, split, source)
-    listing = module.read(path, root=root, split=split)
+    reader, lists = _find_source(source), _as_tuple(train) + _as_tuple(path)
+    path = _find_list(path, root, split, source)
+    listing = reader.read(path, root=root, split=split)
     names = class_names(lists, source=source, root=root, num_classes=num_classes, classes=classes, split=split)
-    number_of = {name: label for label, name in enumerate(names or ())}
-    authors = ()  # what numbers of the source's own mean where the class file has another order
+    source_names: Sequence[str] = ()
     if classes is not None and any(isinstance(entry.label, int) for entry in listing.entries):
-        authors = module.classes(root, _find(lists, root, split)) or ()
-    labels = []
-    for entry in listing.entries:
-        label = entry.label
-        if isinstance(label, int) and 0 <= label < len(authors):
-            label = authors[label]
-        labels.append(_number(label, _where(path, entry), num_classes, number_of, classes))
-        if complete and labels[-1] < 0:
-            raise DataError(f"{_where(path, entry)}: a training list must give a label.")
-    if not listing.entries and not listing.missing:
-        raise DataError(f"{path} lists no videos.")
-    _refuse_repeats(path, listing.entries)
-    told = _names_in(exclude) if exclude else ()
-    excluded = {entry for entry in listing.entries if told and place(entry, root) in told}
-    absent = _absent(entry for entry in listing.entries if entry not in excluded)
-    if missing == "error":
-        _require_all(path, root, listing, absent)
-    kept = [
-        (entry, label)
-        for entry, label in zip(listing.entries, labels, strict=True)
-        if entry not in excluded and entry.path not in absent
-    ]
-    if not kept:
-        raise DataError(
-            f"{path}: none of its {len(listing.entries) + len(listing.missing)} videos is there"
-            f"{' and not excluded' if excluded else ''} (data.root={root})."
-        )
+        source_names = reader.classes(root, _find_list(lists, root, split)) or ()
+    numbers = _LabelNumbers(names or (), source_names, num_classes, classes is not None)
+    labels = [numbers.of(entry, path, required=complete) for entry in listing.entries]
+    _refuse_empty_and_repeated(path, listing)
+    chosen, absent, excluded = _choose(path, listing, labels, root, missing, exclude)
     if complete and names is None and max(labels) + 1 != num_classes:
         raise DataError(
-            f"{path}: the largest label is {max(labels)}, but data.num_classes is {num_classes}: set "
-            f"data.num_classes={max(labels) + 1}, or give data.classes if some classes have no "
-            "video."
+            f"{path}: the largest label is {max(labels)}, but data.num_classes is {num_classes}. Set "
+            f"data.num_classes={max(labels) + 1}, or set data.classes if some classes have no video."
         )
-    records = tuple(
-        Record(number, entry.path, label, entry.line, entry.start, entry.end, entry.position, entry.feature, entry.name)
-        for number, (entry, label) in enumerate(kept)
-    )
-    written = "".join(f"{entry.name}\0{label}\n" for entry, label in kept)
-    digest = hashlib.sha256(written.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    gone = listing.missing + tuple(entry.name for entry in listing.entries if entry.path in absent)
-    return Manifest(
-        path, records, names, digest, gone, tuple(entry.name for entry in listing.entries if entry in excluded)
-    )
+    return Manifest(path, _records(chosen), names, _digest(chosen), listing.missing + absent, excluded)
 
 
-def _source(name):
+def _find_source(name) -> Source:
     if name not in SOURCES:
         raise DataError(f"data.source must be one of {', '.join(SOURCES)}, but is {name!r}.")
     return SOURCES[name]
 
 
-def _several(names):
+def _as_tuple(names) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _find(names, root, split, source=None):
-    """The path of the first of the lists that exists; without one, DataError if a `source` is named."""
-    paths = [os.path.join(root, name.replace("{split}", str(split))) for name in _several(names)]
-    found = [path for path in paths if os.path.exists(path)]
-    if source and not found and len(paths) > 1:
+def _find_list(names, root, split, source=None) -> str:
+    """Returns the path of the first list that exists, or of the first name if none does.
+
+    Raises:
+        DataError: none of several names exists, and `source` is given.
+    """
+    paths = [os.path.join(root, name.replace("{split}", str(split))) for name in _as_tuple(names)]
+    existing = [path for path in paths if os.path.exists(path)]
+    if source and not existing and len(paths) > 1:
         raise DataError(
-            f"There is no {' or '.join(paths)} (data.source={source}): set data.root to the folder of the "
+            f"There is no {' or '.join(paths)} (data.source={source}). Set data.root to the folder of the "
             "data set, or data.train and data.val to its lists."
         )
-    return (found or paths)[0]
+    return (existing or paths)[0]
 
 
-def _names_in(path):
-    """The lines of a file, in which names of files may hold any bytes."""
+@dataclasses.dataclass(frozen=True)
+class _LabelNumbers:
+    """Converts the labels of a list to class numbers.
+
+    Attributes:
+        names: class names in the order of the numbers, or ().
+        source_names: what number labels of the source mean, if a class file has another order than the source.
+        num_classes: numbers are 0 to num_classes - 1.
+        has_class_file: whether `names` come from data.classes.
+    """
+
+    names: Sequence[str]
+    source_names: Sequence[str]
+    num_classes: int
+    has_class_file: bool
+
+    @functools.cached_property
+    def _number_of(self):
+        return {name: number for number, name in enumerate(self.names)}
+
+    def of(self, entry: Entry, path, required: bool) -> int:
+        """Returns the class number of an entry of the list `path`, or -1 if it has no label and none is required."""
+        where, label = _where(path, entry), entry.label
+        if isinstance(label, int) and 0 <= label < len(self.source_names):
+            label = self.source_names[label]
+        if label is None:
+            if required:
+                raise DataError(f"{where}: a training list must give a label.")
+            return -1
+        if label in self._number_of:
+            return self._number_of[label]
+        try:
+            if self.names and not self.has_class_file and isinstance(label, str):
+                raise ValueError  # a class name made of digits is not the position of that class in the order
+            number = int(label)
+        except ValueError:
+            raise DataError(f"{where}: the label {label!r} is not {self._expected()}.") from None
+        if not 0 <= number < self.num_classes:
+            raise DataError(
+                f"{where}: label {number} is out of range for data.num_classes={self.num_classes} "
+                f"(labels are 0 to {self.num_classes - 1})."
+            )
+        return number
+
+    def _expected(self):
+        if not self.names:
+            return "a number, and data.classes gives no names"
+        return "a name of data.classes" if self.has_class_file else f"one of the {len(self.names)} classes"
+
+
+def _where(path, entry):
+    return f"{path} line {entry.line}" if entry.line else f"{path}: {entry.name}"
+
+
+def _refuse_empty_and_repeated(path, listing: Listing) -> None:
+    if not listing.entries and not listing.missing:
+        raise DataError(f"{path} lists no videos.")
+    first: dict[tuple, Entry] = {}
+    for entry in listing.entries:
+        before = first.setdefault((entry.path, entry.start, entry.end, entry.position), entry)
+        if before is not entry:
+            repeated = f"{entry.name} is already on line {before.line}" if entry.line else "this video is listed twice"
+            raise DataError(f"{_where(path, entry)}: {repeated}.")
+
+
+def _choose(path, listing: Listing, labels, root, missing, exclude):
+    """Returns (entry, label) of the videos to use, the names of the absent ones and the names of the excluded ones."""
+    excluded_paths = _read_excluded(exclude) if exclude else frozenset()
+    excluded = {entry for entry in listing.entries if excluded_paths and relative_path(entry, root) in excluded_paths}
+    absent = _absent_paths(entry for entry in listing.entries if entry not in excluded)
+    if missing == "error":
+        _require_all(path, root, listing, absent)
+    chosen = [
+        (entry, label)
+        for entry, label in zip(listing.entries, labels, strict=True)
+        if entry not in excluded and entry.path not in absent
+    ]
+    if not chosen:
+        raise DataError(
+            f"{path}: all of its {len(listing.entries) + len(listing.missing)} videos are missing"
+            f"{' or excluded' if excluded else ''}. Set data.root={root} to the folder of the videos."
+        )
+    return (
+        chosen,
+        tuple(entry.name for entry in listing.entries if entry.path in absent),
+        tuple(entry.name for entry in listing.entries if entry in excluded),
+    )
+
+
+def _read_excluded(path) -> frozenset[str]:
+    """Returns the lines of a file. File names may hold any bytes, so that the file need not be valid UTF-8."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             return frozenset(file.read().split("\n")) - {""}
@@ -219,50 +287,11 @@ def _names_in(path):
         raise DataError(f"{path} (data.exclude) cannot be read: {error.strerror}.") from None
 
 
-def _number(label, where, num_classes, number_of, classes):
-    """The number of the class that a label means, -1 without one."""
-    if label is None:
-        return -1
-    if label in number_of:
-        return number_of[label]
-    try:
-        if number_of and classes is None and isinstance(label, str):
-            raise ValueError  # a name that is a number to us need not be its place among the others
-        number = int(label)
-    except ValueError:
-        kind = (
-            "a number, and data.classes gives no names"
-            if not number_of
-            else "a name of data.classes"
-            if classes is not None
-            else f"one of the {len(number_of)} classes"
-        )
-        raise DataError(f"{where}: the label {label!r} is not {kind}.") from None
-    if not 0 <= number < num_classes:
-        raise DataError(
-            f"{where}: label {number} is out of range for data.num_classes={num_classes} "
-            f"(labels are 0 to {num_classes - 1})."
-        )
-    return number
-
-
-def _where(path, entry):
-    return f"{path} line {entry.line}" if entry.line else f"{path}: {entry.name}"
-
-
-def _refuse_repeats(path, entries):
-    first = {}
-    for entry in entries:
-        before = first.setdefault((entry.path, entry.start, entry.end, entry.position), entry)
-        if before is not entry:
-            again = f"{entry.name} is already on line {before.line}" if entry.line else "it is there twice"
-            raise DataError(f"{_where(path, entry)}: {again}.")
-
-
-def _absent(entries):
-    """The paths that do not exist."""
-    # One listing per folder: a look at each of a quarter of a million files takes minutes on a network disk.
-    listings, absent = {}, set()
+def _absent_paths(entries: Iterable[Entry]) -> set[str]:
+    """Returns the paths that do not exist."""
+    # Each folder is listed once: 250,000 calls of os.path.exists take minutes on a network disk.
+    listings: dict[str, set[str]] = {}
+    absent = set()
     for entry in entries:
         folder, name = os.path.split(entry.path.rstrip("/"))
         if folder not in listings:
@@ -275,14 +304,27 @@ def _absent(entries):
     return absent
 
 
-def _require_all(path, root, listing, absent):
-    gone = [entry for entry in listing.entries if entry.path in absent]
-    if gone:
-        others = f", nor do {len(gone) - 1} others of this list" if len(gone) > 1 else ""
-        raise DataError(f"{_where(path, gone[0])}: {gone[0].path} does not exist{others}.")
+def _require_all(path, root, listing: Listing, absent) -> None:
+    absent_entries = [entry for entry in listing.entries if entry.path in absent]
+    if absent_entries:
+        first, others = absent_entries[0], len(absent_entries) - 1
+        more = f", nor do {others} others of this list" if others else ""
+        raise DataError(f"{_where(path, first)}: {first.path} does not exist{more}.")
     if listing.missing:
         count = len(listing.entries) + len(listing.missing)
         raise DataError(
-            f"{path}: {len(listing.missing)} of {count} videos are not below {root}, the first of them "
-            f"{listing.missing[0]}; data.missing=leave_out goes on without them."
+            f"{path}: {len(listing.missing)} of {count} videos were not found below {root}, for example "
+            f"{listing.missing[0]}. Set data.missing=leave_out to leave them out."
         )
+
+
+def _records(chosen: list[tuple[Entry, int]]) -> tuple[Record, ...]:
+    return tuple(
+        Record(number, entry.path, label, entry.line, entry.start, entry.end, entry.position, entry.feature, entry.name)
+        for number, (entry, label) in enumerate(chosen)
+    )
+
+
+def _digest(chosen: list[tuple[Entry, int]]) -> str:
+    content = "".join(f"{entry.name}\0{label}\n" for entry, label in chosen)
+    return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:16]

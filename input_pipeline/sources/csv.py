@@ -1,6 +1,7 @@
-"""CSV files of `path,label`; a first row that reads so is a header. Paths are relative to `root` unless absolute.
+"""CSV files with the columns `path,label`. The header is optional.
 
-A label is a name of the class file, where there is one, and otherwise a number from 0.
+Paths are relative to `root` unless absolute. A label is a name of the class file if there is one, otherwise a number
+from 0.
 """
 
 import os
@@ -13,7 +14,11 @@ TRAIN, VAL = ("train.csv",), ("val.csv",)
 
 
 def read(path, *, root, split) -> Listing:
-    """The rows of a CSV file in UTF-8. DataError: a row without a path or with another number of columns than two."""
+    """Returns the rows of a CSV file in UTF-8.
+
+    Raises:
+        DataError: a row has no path, or does not have two columns.
+    """
     del split
     rows = read_rows(path)
     if rows and rows[0][1] == ["path", "label"]:
@@ -27,4 +32,4 @@ def read(path, *, root, split) -> Listing:
 
 
 def classes(root, train) -> None:
-    """None: a CSV file gives no order of its names."""
+    """Returns None: a CSV file does not order its class names."""

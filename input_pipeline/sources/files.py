@@ -4,31 +4,45 @@ import csv
 import io
 import json
 import os
+from collections.abc import Callable, Iterable
 
 from input_pipeline.errors import DataError
 
 _VIDEOS = frozenset(".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split())
+_SET_ROOT = (
+    "Set data.root to the folder of the data set and data.train and data.val to its lists, or try the demo: make demo."
+)
 
 
-def read_text(path, field="manifest") -> str:
-    """The text of a file in UTF-8, with or without a byte order mark. DataError where it cannot be read."""
+def read_text(path, advice=_SET_ROOT) -> str:
+    """Returns the text of a UTF-8 file with or without a byte order mark.
+
+    Args:
+        path: the file.
+        advice: sentence to add to the error if the file does not exist, or "".
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             return file.read()
+    except FileNotFoundError:
+        raise DataError(f"{path} was not found. {advice}".rstrip()) from None
     except OSError as error:
-        raise DataError(f"{path} ({field}) cannot be read: {error.strerror}.") from None
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} ({field}) is not UTF-8 text (byte {error.start}).") from None
+        raise DataError(f"{path} is not UTF-8 text: byte {error.start} is invalid.") from None
 
 
-def read_lines(path):
-    """Pairs (line number, line without the blanks around it), without blank lines."""
-    stripped = (line.strip() for line in read_text(path).split("\n"))
+def read_lines(path, advice=_SET_ROOT) -> list[tuple[int, str]]:
+    """Returns (line number, line without surrounding blanks) of the lines that are not blank; see `read_text`."""
+    stripped = (line.strip() for line in read_text(path, advice).split("\n"))
     return [(number, line) for number, line in enumerate(stripped, start=1) if line]
 
 
-def read_rows(path):
-    """Pairs (line number, row of a CSV file), without blank lines."""
+def read_rows(path) -> list[tuple[int, list[str]]]:
+    """Returns (line number, fields) of the rows of a CSV file, without blank lines. Raises DataError as `read_text`."""
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         return [(reader.line_num, row) for row in reader if row]
@@ -36,8 +50,16 @@ def read_rows(path):
         raise DataError(f"{path} line {reader.line_num}: {error}.") from None
 
 
-def read_json(path, kind):
-    """The content of a JSON file, which must be a `kind`, list or dict."""
+def read_json(path, kind: type):
+    """Returns the content of a JSON file.
+
+    Args:
+        path: the file.
+        kind: the required type of the content, list or dict.
+
+    Raises:
+        DataError: the file cannot be read, or its content is not of this type.
+    """
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -48,20 +70,24 @@ def read_json(path, kind):
 
 
 def is_video(name) -> bool:
-    """Whether a file is a video by its extension."""
+    """Returns whether the extension of a file name is that of a video."""
     return os.path.splitext(name)[1].lower() in _VIDEOS
 
 
 def list_folder(path) -> list[str]:
-    """The names in a folder, sorted and without hidden ones. DataError where it is none."""
+    """Returns the names in a folder, sorted and without hidden ones.
+
+    Raises:
+        DataError: `path` is not a folder, or cannot be read.
+    """
     try:
         return sorted(name for name in os.listdir(path) if not name.startswith("."))
     except OSError as error:
         raise DataError(f"{path} cannot be read as a folder: {error.strerror}.") from None
 
 
-def find_folder(root, holds) -> str | None:
-    """`root`, or the first folder in it, whose names satisfy `holds`; None where there is none."""
+def find_folder(root, holds: Callable[[list[str]], bool]) -> str | None:
+    """Returns `root`, or the first folder in it, whose list of names satisfies `holds`; None if there is none."""
     for name in ("", *list_folder(root)):
         folder = os.path.join(root, name) if name else root
         if os.path.isdir(folder) and holds(list_folder(folder)):
@@ -69,22 +95,25 @@ def find_folder(root, holds) -> str | None:
     return None
 
 
-def find_videos(root, names) -> dict[str, str]:
-    """Where below `root` the videos of these names lie: files without their extension, or folders of frames.
+def find_videos(root, names: Iterable[str]) -> dict[str, str]:
+    """Searches the tree below `root` for videos: files by their name without extension, or folders of frames.
 
-    Walks the tree once, through symbolic links, and enters no folder twice.
+    The tree is walked once. Symbolic links are followed, and no folder is entered twice.
 
     Args:
-      names: set of names without extension.
+        root: folder to search.
+        names: names without extension.
 
     Returns:
-      name -> path, for those that are there.
+        name -> path of the videos that were found.
 
     Raises:
-      DataError: `root` is no folder, or two files are the same video.
+        DataError: `root` is not a folder, or two files are the same video.
     """
-    list_folder(root)
-    found, folders, entered = {}, [root], set()
+    list_folder(root)  # raises if `root` is not a folder
+    names = frozenset(names)
+    found: dict[str, str] = {}
+    folders, entered = [root], set()
     while folders:
         folder = folders.pop()
         try:
@@ -94,13 +123,13 @@ def find_videos(root, names) -> dict[str, str]:
             entered.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as scan:
                 entries = list(scan)
-        except OSError:  # lost+found and the like; what was looked for in it will be missing
+        except OSError:  # an unreadable folder such as lost+found; videos in it count as missing
             continue
         for entry in entries:
-            name = entry.name.partition(".")[0]  # up to the first dot: downloads carry names such as x.mp4.webm
+            name = entry.name.partition(".")[0]  # up to the first dot, because downloads have names like x.mp4.webm
             if name in names and (is_video(entry.name) or entry.name == name and entry.is_dir()):
                 if name in found:
-                    raise DataError(f"{found[name]} and {entry.path} are the same video: keep one below {root}.")
+                    raise DataError(f"{found[name]} and {entry.path} are the same video. Keep only one below {root}.")
                 found[name] = entry.path
             elif entry.is_dir() and not entry.name.startswith("."):
                 folders.append(entry.path)

@@ -1,4 +1,4 @@
-"""One folder per class, named as it: `train/CLASS/video.mp4`. A video may be a folder of JPEG frames."""
+"""One folder per class, named after the class: `train/CLASS/video.mp4`. A video may be a folder of JPEG frames."""
 
 import os
 
@@ -10,10 +10,10 @@ TRAIN, VAL = ("train",), ("val", "validation")
 
 
 def read(path, *, root, split) -> Listing:
-    """The videos of the class folders in `path`, by class and name.
+    """Returns the videos of the class folders in `path`, sorted by class and file name.
 
     Raises:
-      DataError: `path` is no folder, or a file in it is not a video or lies in no class folder.
+        DataError: `path` is not a folder, a video is not in a class folder, or a class folder holds another file.
     """
     del root, split
     entries = []
@@ -21,17 +21,17 @@ def read(path, *, root, split) -> Listing:
         folder = os.path.join(path, label)
         if not os.path.isdir(folder):
             if is_video(label):
-                raise DataError(f"{folder} lies in no class folder.")
+                raise DataError(f"{folder} is not in a class folder. Move the video to {path}/CLASS/.")
             continue
         for name in list_folder(folder):
             video = os.path.join(folder, name)
             if not is_video(name) and not os.path.isdir(video):
-                raise DataError(f"{video} is not a video by its extension: move it out of the class folder.")
+                raise DataError(f"{video} is not a video by its extension. Move it out of the class folder.")
             entries.append(Entry(f"{label}/{name}", video, label, 0))
     return Listing(tuple(entries))
 
 
 def classes(root, train) -> tuple[str, ...]:
-    """The names of the training folders in alphabetical order."""
+    """Returns the names of the training folders in alphabetical order."""
     del root
     return tuple(name for name in list_folder(train) if os.path.isdir(os.path.join(train, name)))

@@ -1,16 +1,24 @@
-"""Videos that are folders of JPEG frames, listed in a CSV file (see `csv`) or, by any other extension, in a list (see
-`lists`)."""
+"""Videos stored as folders of JPEG frames.
 
-from input_pipeline.sources import csv, lists
+A list with the extension .csv is read as a CSV file (see `csv`), any other list as `lists` reads it.
+"""
+
+from input_pipeline.sources.csv import read as read_csv
 from input_pipeline.sources.listing import Listing
+from input_pipeline.sources.lists import read as read_list
 
 TRAIN, VAL = ("train.csv", "train.txt"), ("val.csv", "val.txt")
 
 
 def read(path, *, root, split) -> Listing:
-    """The folders of the list. DataError as for `csv` and `lists`."""
-    return (csv if path.lower().endswith(".csv") else lists).read(path, root=root, split=split)
+    """Returns the folders of a list.
+
+    Raises:
+        DataError: see `csv.read` and `lists.read`.
+    """
+    read_folders = read_csv if path.lower().endswith(".csv") else read_list
+    return read_folders(path, root=root, split=split)
 
 
 def classes(root, train) -> None:
-    """None: neither format gives an order of names."""
+    """Returns None: neither format orders its class names."""

@@ -1,9 +1,13 @@
 """Kinetics-400, 600 and 700 (Kay et al., 2017) with the lists of their authors.
 
 A list has the header `label,youtube_id,time_start,time_end,split`, with more columns in some versions and without a
-label in some test lists. The videos lie anywhere below `root`, in class folders or not: `ID_000012_000022.mp4`, cut
-already, or `ID.mp4`, cut or whole (which shows when it is opened), with any extension, or as folders of frames.
+label in some test lists. The videos are anywhere below `root`, in class folders or not. Their names are
+`ID_000012_000022.mp4`, already cut to the clip, or `ID.mp4`, cut or whole; the duration decides which when the file is
+opened. Any extension will do, and a video may be a folder of frames.
 """
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from input_pipeline.errors import DataError
 from input_pipeline.sources.files import find_videos, read_rows
@@ -12,60 +16,65 @@ from input_pipeline.sources.listing import Entry, Listing
 TRAIN = ("train.csv", "annotations/train.csv")
 VAL = ("val.csv", "validate.csv", "annotations/val.csv", "annotations/validate.csv")
 
-_NEEDED = ("youtube_id", "time_start", "time_end")
+_REQUIRED = ("youtube_id", "time_start", "time_end")
+
+
+class _Clip(NamedTuple):
+    """A row of a list; `name` is the file name of the cut clip without its extension."""
+
+    line: int
+    video: str
+    start: float
+    end: float
+    name: str
+    label: str | None
 
 
 def read(path, *, root, split) -> Listing:
-    """The videos of a list that lie below `root`; the others are missing.
+    """Returns the videos of a list that are below `root`. The others are missing.
 
     Raises:
-      DataError: the header or a row is not that of Kinetics, or two files are the same video.
+        DataError: the header or a row is not that of Kinetics, or two files are the same video.
     """
     del split
-    clips = []
-    for line, row in _rows(path):
-        try:
-            start, end = float(row["time_start"]), float(row["time_end"])
-            clips.append(
-                (
-                    line,
-                    row["youtube_id"],
-                    start,
-                    end,
-                    f"{row['youtube_id']}_{int(start):06d}_{int(end):06d}",
-                    row.get("label") or None,
-                )
-            )
-        except (ValueError, OverflowError):
-            raise DataError(
-                f"{path} line {line}: time_start and time_end must be seconds, but are "
-                f"{row['time_start']!r} and {row['time_end']!r}."
-            ) from None
-    found = find_videos(root, {video for _, video, *_ in clips} | {name for *_, name, _ in clips})
+    clips = [_clip(path, line, row) for line, row in _rows(path)]
+    found = find_videos(root, {clip.video for clip in clips} | {clip.name for clip in clips})
     entries, missing = [], []
-    for line, video, start, end, name, label in clips:
-        if name in found:
-            entries.append(Entry(name, found[name], label, line))
-        elif video in found:
-            entries.append(Entry(name, found[video], label, line, start, end))
+    for clip in clips:
+        if clip.name in found:
+            entries.append(Entry(clip.name, found[clip.name], clip.label, clip.line))
+        elif clip.video in found:
+            entries.append(Entry(clip.name, found[clip.video], clip.label, clip.line, clip.start, clip.end))
         else:
-            missing.append(name)
+            missing.append(clip.name)
     return Listing(tuple(entries), tuple(missing))
 
 
 def classes(root, train) -> tuple[str, ...] | None:
-    """The labels of the list in alphabetical order: its authors number none. None where it has no labels."""
+    """Returns the labels of the list in alphabetical order, as the authors do not number them; None without labels."""
     del root
     return tuple(sorted({row["label"] for _, row in _rows(train) if row.get("label")})) or None
 
 
-def _rows(path):
-    """Pairs (line number, dictionary of the row by the header's names)."""
+def _clip(path, line, row) -> _Clip:
+    try:
+        start, end = float(row["time_start"]), float(row["time_end"])
+        name = f"{row['youtube_id']}_{int(start):06d}_{int(end):06d}"
+    except (ValueError, OverflowError):
+        raise DataError(
+            f"{path} line {line}: time_start and time_end must be seconds, but are "
+            f"{row['time_start']!r} and {row['time_end']!r}."
+        ) from None
+    return _Clip(line, row["youtube_id"], start, end, name, row.get("label") or None)
+
+
+def _rows(path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yields (line number, {column: text}) of the rows after the header."""
     rows = read_rows(path)
     header = [name.strip() for name in rows[0][1]] if rows else []
-    if not set(_NEEDED) <= set(header):
+    if not set(_REQUIRED) <= set(header):
         raise DataError(
-            f"{path} line 1: expected the header of Kinetics, [label,]{','.join(_NEEDED)},..., and found "
+            f"{path} line 1: expected the header of Kinetics, [label,]{','.join(_REQUIRED)},..., and found "
             f"{','.join(header)!r}."
         )
     for line, row in rows[1:]:

@@ -1,4 +1,4 @@
-"""What every source gives: the videos of one list, in its order."""
+"""The result of reading a list: its videos, in the order of the list."""
 
 from typing import NamedTuple
 
@@ -7,13 +7,14 @@ class Entry(NamedTuple):
     """One video of a list.
 
     Attributes:
-      name: identifies the video within the data set, wherever a copy of it lies; part of the digest.
-      path: opens the video: a file, a folder of frames, or a shard.
-      label: name of the class, or its number in the order of the source's classes, or None in a test list without.
-      line: of the list, from 1; 0 where it has no lines.
-      start, end: seconds, the clip's part of the file, if that turns out to hold more; None for all of it.
-      position: row in the shard `path`; None for a file or folder of its own.
-      feature: of a row that TensorFlow Datasets wrote, the name of the one that holds the frames.
+        name: identifies the video within the data set, independently of where a copy is stored. Part of the digest.
+        path: a video file, a folder of frames, or a shard.
+        label: class name, class number in the order of `Source.classes`, or None if a test list gives no label.
+        line: line in the list, from 1, or 0 if the list has no lines.
+        start, end: seconds of the clip within the file. They apply only if the file holds more than the clip. None: the
+            whole file.
+        position: row in the shard `path`, or None if `path` is a file or a folder.
+        feature: name of the feature that holds the frames, if TensorFlow Datasets wrote the shard.
     """
 
     name: str
@@ -27,7 +28,12 @@ class Entry(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The videos of a list that are there, and the names of those that were looked for and not found."""
+    """The videos of a list.
+
+    Attributes:
+        entries: the videos. Sources that name files in the list do not check that the files exist.
+        missing: names of the videos that a source searched for below the root and did not find.
+    """
 
     entries: tuple[Entry, ...]
     missing: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
-"""Lists of `path label` without a header, as PySlowFast and mmaction2 read them.
+"""Lists with a line `path label` per video and no header, as PySlowFast and mmaction2 read them.
 
 The separator is the last blank or comma of a line, so that paths may hold both. Paths are relative to `root` unless
-absolute. A label is a name of the class file, where there is one, and otherwise a number from 0.
+absolute. A label is a name of the class file if there is one, otherwise a number from 0.
 """
 
 import os
@@ -17,7 +17,11 @@ _LINE = re.compile(r"(.*[^\s,])(?:\s*,\s*|\s+)([^\s,]+)")
 
 
 def read(path, *, root, split) -> Listing:
-    """The lines of a list. DataError: a line without a label, or with a frame count before it."""
+    """Returns the lines of a list.
+
+    Raises:
+        DataError: a line has no label, or has a frame count before the label.
+    """
     del split
     entries = []
     for line, text in read_lines(path):
@@ -26,15 +30,15 @@ def read(path, *, root, split) -> Listing:
             raise DataError(f"{path} line {line}: expected a path and a label, and found {text!r}.")
         name, label = match.groups()
         video = os.path.join(root, name)
-        before = _LINE.fullmatch(name)
-        if before and before[2].isdecimal() and not os.path.exists(video):
+        prefix = _LINE.fullmatch(name)
+        if prefix and prefix[2].isdecimal() and not os.path.exists(video):
             raise DataError(
-                f"{path} line {line}: {text!r} has a third column, as lists of raw frames have: keep path "
-                "and label only, and set data.source='frames' where the path is a folder of frames."
+                f"{path} line {line}: {text!r} has a third column, as lists of raw frames have. Keep only path "
+                "and label, and set data.source='frames' if the path is a folder of frames."
             )
         entries.append(Entry(name, video, label, line))
     return Listing(tuple(entries))
 
 
 def classes(root, train) -> None:
-    """None: such a list gives no names."""
+    """Returns None: a list does not order its class names."""

@@ -1,4 +1,4 @@
-"""Shards that `python -m input_pipeline.prepare` has made: train.json, val.json and classes.txt in one folder."""
+"""Shards that `python -m input_pipeline.prepare` wrote: train.json, val.json and classes.txt in one folder."""
 
 import os
 
@@ -10,7 +10,7 @@ TRAIN, VAL = ("train.json",), ("val.json",)
 
 
 def read(path, *, root, split) -> Listing:
-    """The clips of a list. Shards lie beside it; the name of a clip is the one its video had."""
+    """Returns the clips of a list. Their names are those of the source videos; the shards are beside the list."""
     del root, split
     folder = os.path.dirname(path)
     return Listing(
@@ -22,13 +22,17 @@ def read(path, *, root, split) -> Listing:
                 line,
                 position=row["position"],
             )
-            for line, row in enumerate(read_rows(path), start=2)
+            for line, row in enumerate(read_rows(path), start=2)  # line 1 is the head of the list and holds no clip
         )
-    )  # the first line holds no clip
+    )
 
 
-def classes(root, train):
-    """The names in classes.txt, in the order of their labels."""
+def classes(root, train) -> tuple[str, ...]:
+    """Returns the names in classes.txt, in the order of their labels.
+
+    Raises:
+        DataError: classes.txt cannot be read.
+    """
     path = os.path.join(os.path.dirname(train), "classes.txt")
     try:
         with open(path, encoding="utf-8") as file:

@@ -1,6 +1,6 @@
 """Something-Something v2 (Goyal et al., 2017) with the JSON files of its authors, under their old or new names.
 
-The videos, `ID.webm` or folders of frames of that name, lie anywhere below `root`.
+The videos are anywhere below `root`, as `ID.webm` or as folders of frames named ID.
 """
 
 import os
@@ -11,21 +11,21 @@ from input_pipeline.sources.files import find_videos, read_json
 from input_pipeline.sources.listing import Entry, Listing
 
 
-def _names(part):
-    names = (f"something-something-v2-{part}.json", f"{part}.json")
+def _file_names(stem):
+    names = (f"something-something-v2-{stem}.json", f"{stem}.json")
     return names + tuple(f"labels/{name}" for name in names)
 
 
-TRAIN, VAL = _names("train"), _names("validation")
+TRAIN, VAL = _file_names("train"), _file_names("validation")
 
-_SIDES = {"left": "right", "right": "left"}
+_OPPOSITE = {"left": "right", "right": "left"}
 
 
 def read(path, *, root, split) -> Listing:
-    """The videos of a list that lie below `root`; the others are missing.
+    """Returns the videos of a list that are below `root`. The others are missing.
 
     Raises:
-      DataError: an item has no id, or two files are the same video.
+        DataError: an item has no id, or two files are the same video.
     """
     del split
     items = read_json(path, list)
@@ -36,7 +36,7 @@ def read(path, *, root, split) -> Listing:
     entries, missing = [], []
     for item in items:
         if item["id"] in found:
-            template = item.get("template")  # the test list has none
+            template = item.get("template")  # test lists have no template
             label = template and template.replace("[", "").replace("]", "")
             entries.append(Entry(item["id"], found[item["id"]], label, 0))
         else:
@@ -45,14 +45,16 @@ def read(path, *, root, split) -> Listing:
 
 
 def classes(root, train) -> tuple[str, ...]:
-    """The templates without their brackets, by the numbers of the file of labels beside the list or below `root`.
+    """Returns the templates without their brackets, ordered by the numbers in the file of labels.
+
+    The file is beside the list or below `root`.
 
     Raises:
-      DataError: there is no such file, or its numbers are not 0, 1, 2 and so on.
+        DataError: the file does not exist, or its numbers are not 0, 1, 2 and so on.
     """
-    beside = os.path.dirname(train)
-    places = [os.path.join(folder, name) for folder in dict.fromkeys((beside, root)) for name in _names("labels")]
-    path = next((place for place in places if os.path.exists(place)), places[0])
+    folders = dict.fromkeys((os.path.dirname(train), root))
+    paths = [os.path.join(folder, name) for folder in folders for name in _file_names("labels")]
+    path = next((path for path in paths if os.path.exists(path)), paths[0])
     numbers = read_json(path, dict)
     try:
         names = sorted(numbers, key=lambda name: int(numbers[name]))
@@ -64,10 +66,10 @@ def classes(root, train) -> tuple[str, ...]:
 
 
 def mirrored(classes) -> tuple[tuple[str, str], ...]:
-    """The pairs of classes that a mirror turns into each other: their names differ in left and right alone."""
-    pairs = []
+    """Returns the pairs of class names that differ only in left and right: a mirror turns one into the other."""
+    pairs: list[tuple[str, str]] = []
     for name in classes:
-        other = re.sub(r"\b(left|right)\b", lambda side: _SIDES[side[0]], name)
+        other = re.sub(r"\b(left|right)\b", lambda side: _OPPOSITE[side[0]], name)
         if other != name and other in classes and (other, name) not in pairs:
             pairs.append((name, other))
     return tuple(pairs)

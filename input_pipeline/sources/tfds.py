@@ -1,8 +1,8 @@
-"""Data sets that TensorFlow Datasets has prepared, as ArrayRecord files of frames that are pictures of their own.
+"""Data sets that TensorFlow Datasets prepared: ArrayRecord files whose records hold the frames of a video as pictures.
 
-The lists are the splits, `train` or a slice of one such as `train[:90%]`, in the folder of the data set, which holds
-a version of it, or a configuration with a version. All is read without TensorFlow. Labels lie between the frames, so
-that reading a list reads the whole split once.
+A list is a split such as `train`, or a slice of a split such as `train[:90%]`, in the folder of the data set. That
+folder holds versions, or configurations with versions. TensorFlow is not needed. The labels are stored among the
+frames, so that reading a list reads the whole split once.
 """
 
 import os
@@ -10,6 +10,7 @@ import os
 from google.protobuf import json_format
 
 from input_pipeline.errors import DataError, DecodeError
+from input_pipeline.shards import read_shard
 from input_pipeline.sources.listing import Entry, Listing
 
 TRAIN, VAL = ("train",), ("test",)
@@ -18,40 +19,38 @@ _INFO, _FORMAT = "dataset_info.json", "array_record"
 
 
 def read(path, *, root, split) -> Listing:
-    """The records of a split; the name of each is its number in there."""
-    from input_pipeline.shards import read_shard
+    """Returns the records of a split. The name of a record is the split and the number of the record.
 
+    Raises:
+        DataError: the data set or the split does not exist, or a record cannot be read.
+    """
     del root, split
-    folder, part = _locate(path)
-    video, label = _features(folder)
-    entries = []
-    for instruction in _files(folder, part):
+    folder, split_name = _locate(path)
+    frames_feature, label_feature = _features(folder)
+    entries: list[Entry] = []
+    for instruction in _file_instructions(folder, split_name):
         file = str(instruction.filename)
         try:
             for position, data in enumerate(read_shard(file)):
                 if instruction.skip <= position < instruction.skip + instruction.take:
-                    numbers = example(data)[label].int64_list.value
-                    entries.append(
-                        Entry(
-                            f"{part} {len(entries)}",
-                            file,
-                            numbers[0] if numbers[0] >= 0 else None,
-                            0,
-                            position=position,
-                            feature=video,
-                        )
-                    )
+                    number = example(data)[label_feature].int64_list.value[0]
+                    name, label = f"{split_name} {len(entries)}", number if number >= 0 else None
+                    entries.append(Entry(name, file, label, 0, position=position, feature=frames_feature))
         except (DecodeError, KeyError, IndexError) as error:
-            raise DataError(f"{file}: a record has no {label!r} that can be read: {error}") from None
+            raise DataError(f"{file}: the field {label_feature!r} of a record cannot be read: {error}") from None
     return Listing(tuple(entries))
 
 
-def classes(root, train):
-    """The names in the order of their labels; None where the data set has only numbers."""
+def classes(root, train) -> tuple[str, ...] | None:
+    """Returns the class names in the order of their labels, or None if the data set has only numbers.
+
+    Raises:
+        DataError: the data set does not exist, or does not have one label per video.
+    """
     del root
     folder, _ = _locate(train)
-    _, label = _features(folder)
-    path = os.path.join(folder, f"{label}.labels.txt")
+    _, label_feature = _features(folder)
+    path = os.path.join(folder, f"{label_feature}.labels.txt")
     if not os.path.exists(path):
         return None
     with open(path, encoding="utf-8") as file:
@@ -59,41 +58,45 @@ def classes(root, train):
 
 
 def example(data):
-    """The features by name, `tf.train.Feature`, of a record. DecodeError where it holds none."""
-    from google.protobuf.message import DecodeError as Malformed
+    """Returns the features of a record by name, each a `tf.train.Feature`.
+
+    Raises:
+        DecodeError: the record is not one of TensorFlow Datasets.
+    """
+    from google.protobuf.message import DecodeError as MalformedMessage
     from tensorflow_datasets.proto import tf_example_pb2
 
     try:
         return tf_example_pb2.Example.FromString(data).features.feature
-    except Malformed as error:
-        raise DecodeError(f"no record of TensorFlow Datasets: {error}") from None
+    except MalformedMessage as error:
+        raise DecodeError(f"not a record of TensorFlow Datasets: {error}") from None
 
 
-def _locate(path):
-    """The folder with the files, and the name of the split."""
-    folder, part = os.path.split(path)
-    found = [os.path.relpath(at, folder) for at, folders, files in os.walk(folder) if _INFO in files]
-    versions = {}
-    for name in found:
+def _locate(path) -> tuple[str, str]:
+    """Returns the folder that holds the files of the data set, and the name of the split."""
+    folder, split_name = os.path.split(path)
+    versioned = [os.path.relpath(parent, folder) for parent, _, files in os.walk(folder) if _INFO in files]
+    versions: dict[str, list[str]] = {}
+    for name in versioned:
         configuration, version = os.path.split("" if name == "." else name)
         versions.setdefault(configuration, []).append(version)
     if not versions:
         raise DataError(
-            f"{folder} holds no data set of TensorFlow Datasets (data.source=tfds): data.root is the "
-            "folder that they are kept in, often ~/tensorflow_datasets, and data.name the one to take."
+            f"{folder} holds no data set of TensorFlow Datasets (data.source=tfds). Set data.root to the folder of "
+            "all data sets, often ~/tensorflow_datasets, and data.name to the name of one."
         )
     if len(versions) > 1:
         raise DataError(
-            f"{folder} holds several configurations: add one of {', '.join(sorted(versions))} to "
-            "data.name, after a slash."
+            f"{folder} holds several configurations. Add one of {', '.join(sorted(versions))} to data.name, after a "
+            "slash."
         )
-    ((configuration, names),) = versions.items()
-    latest = max(names, key=lambda name: [int(number) for number in name.split(".") if number.isdigit()])
-    return os.path.join(folder, configuration, latest).rstrip("/"), part
+    ((configuration, numbers),) = versions.items()
+    latest = max(numbers, key=lambda version: [int(number) for number in version.split(".") if number.isdigit()])
+    return os.path.join(folder, configuration, latest).rstrip("/"), split_name
 
 
 def _features(folder):
-    """The names of the feature that holds the frames and of the one that is the label."""
+    """Returns the names of the two features that hold the frames and the label."""
     from tensorflow_datasets.core.proto import feature_generated_pb2
 
     path = os.path.join(folder, "features.json")
@@ -105,33 +108,32 @@ def _features(folder):
     kinds = {name: feature.WhichOneof("content") for name, feature in features.features_dict.features.items()}
     names = []
     for kind in ("video", "class_label"):
-        having = [name for name in kinds if kinds[name] == kind]
-        if len(having) != 1:
+        matching = [name for name in kinds if kinds[name] == kind]
+        if len(matching) != 1:
             raise DataError(
                 f"{path}: a data set must have one feature of the kind {kind}, but "
-                f"{' and '.join(having) or 'none of its features'} "
-                f"{'are' if len(having) > 1 else 'is'} one."
+                f"{' and '.join(matching) or 'none of its features'} "
+                f"{'are' if len(matching) > 1 else 'is'} of this kind."
             )
-        names += having
+        names += matching
     return names
 
 
-def _files(folder, part):
-    """Which records of which files a split consists of."""
+def _file_instructions(folder, split_name):
+    """Returns the files of a split, each with the first record to read (`skip`) and the number of records (`take`)."""
     from tensorflow_datasets.core import dataset_info, naming, splits
 
     try:
         info = dataset_info.read_proto_from_builder_dir(folder)
         template = naming.ShardedFileTemplate(data_dir=folder, dataset_name=info.name, filetype_suffix=_FORMAT)
-        instructions = splits.SplitDict.from_proto(info.splits, template)[part].file_instructions
-    except Exception as error:  # its readers raise what they like
+        instructions = splits.SplitDict.from_proto(info.splits, template)[split_name].file_instructions
+    except Exception as error:  # the readers of TensorFlow Datasets raise exceptions of any type
         raise DataError(f"{folder}: {error}") from None
-    # Files in the format that was asked for may lie beside those that the data set was first written in.
+    # The info names the format that the data set was first written in. Files of another format may lie beside these.
     if not all(os.path.exists(instruction.filename) for instruction in instructions):
         raise DataError(
-            f"{folder} is in the format {info.file_format or 'tfrecord'}, which has no random access: have "
-            f"`tfds build {info.name} --file_format={_FORMAT}` or `tfds convert_format "
-            f"--dataset_version_dir={folder} --out_file_format={_FORMAT}` write it anew, where TensorFlow "
-            "(and for the latter Apache Beam) is installed."
+            f"{folder} is in the format {info.file_format or 'tfrecord'}, which has no random access. On a "
+            f"machine with TensorFlow, write it again with `tfds build {info.name} --file_format={_FORMAT}`, or, with "
+            f"Apache Beam as well, `tfds convert_format --dataset_version_dir={folder} --out_file_format={_FORMAT}`."
         )
     return instructions

@@ -1,7 +1,7 @@
-"""UCF101 (Soomro et al., 2012): `v_Class_g01_c01.avi` in class folders, and three splits into training and test.
+"""UCF101 (Soomro et al., 2012): `v_Class_g01_c01.avi` in class folders, and three splits into training and test videos.
 
-`classInd.txt` and the lists of the splits lie in `root` or in one folder of it, ucfTrainTestlist as published; the
-class folders lie in `root` or in one folder of it, UCF-101 as published.
+`classInd.txt` and the lists of the splits are in `root` or in one folder of `root`, which is named ucfTrainTestlist as
+published. The class folders are in `root` or in one folder of `root`, which is named UCF-101 as published.
 """
 
 import os
@@ -15,15 +15,15 @@ VAL = ("ucfTrainTestlist/testlist0{split}.txt", "testlist0{split}.txt")
 
 
 def read(path, *, root, split) -> Listing:
-    """The videos of a list. Their folder is their class; the number after it, in training lists, must agree.
+    """Returns the videos of a list. The folder of a video is its class; the number in training lists must agree.
 
     Raises:
-      DataError: a line is not `Class/video.avi [number]`, or its number is that of another class.
+        DataError: a line is not `Class/video.avi [number]`, or the number is that of another class.
     """
     del split
     names = classes(root, path)
     number_of = {name: str(number) for number, name in enumerate(names, start=1)}
-    folder = find_folder(root, lambda found: not number_of.keys().isdisjoint(found)) or root
+    folder = find_folder(root, lambda names: not number_of.keys().isdisjoint(names)) or root
     entries = []
     for line, text in read_lines(path):
         name, _, number = text.partition(" ")
@@ -39,12 +39,16 @@ def read(path, *, root, split) -> Listing:
 
 
 def classes(root, train) -> tuple[str, ...]:
-    """The names of `classInd.txt`, which numbers them from 1. DataError: it is not there, or numbers otherwise."""
+    """Returns the names in `classInd.txt`, which numbers them from 1.
+
+    Raises:
+        DataError: the file does not exist, or does not number the classes 1, 2, 3 and so on.
+    """
     folder = os.path.dirname(train)
     if not os.path.exists(os.path.join(folder, "classInd.txt")):
-        folder = find_folder(root, lambda found: "classInd.txt" in found) or folder
+        folder = find_folder(root, lambda names: "classInd.txt" in names) or folder
     path = os.path.join(folder, "classInd.txt")
-    names = []
+    names: list[str] = []
     for line, text in read_lines(path):
         number, _, name = text.partition(" ")
         if number != str(len(names) + 1) or not name.strip():

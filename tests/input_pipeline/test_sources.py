@@ -165,7 +165,7 @@ def test_mistakes_in_folders(tree):
     assert "notes.txt is not a video" in refusal("folders", root, "TRAIN")
     os.remove(f"{root}/train/hop/notes.txt")
     tree({}, ["train/b.mp4"])
-    assert "train/b.mp4 lies in no class folder" in refusal("folders", root, "TRAIN")
+    assert "train/b.mp4 is not in a class folder" in refusal("folders", root, "TRAIN")
 
 
 HEADER = "label,youtube_id,time_start,time_end,split"
@@ -257,7 +257,7 @@ def test_kinetics_missing_videos_are_counted(tree):
     sentence = refusal("kinetics", root, "TRAIN")
     assert "2 of 3 videos" in sentence and "-a_1_000012_000022" in sentence and "data.missing=leave_out" in sentence
     os.remove(f"{root}/b2.mp4")
-    assert "none of its 3 videos" in refusal("kinetics", root, "TRAIN", missing="leave_out")
+    assert "all of its 3 videos are missing" in refusal("kinetics", root, "TRAIN", missing="leave_out")
 
 
 def test_kinetics_two_files_of_one_video(tree):
@@ -350,7 +350,7 @@ def test_something(tree, name, video):
         ({"train.json": "{}"}, ["train.json", "list", "dict"]),
         ({"train.json": '[{"id": "42"}, {"id": 7}]'}, ["item 2", "no id"]),
         ({"train.json": '[{"id": "42"}]', "labels.json": json.dumps(LABELS)}, ["train.json: 42", "must give a label"]),
-        ({"train.json": json.dumps(ITEMS[1:])}, ["labels.json", "cannot be read"]),
+        ({"train.json": json.dumps(ITEMS[1:])}, ["labels.json", "was not found"]),
         ({"train.json": json.dumps(ITEMS[1:]), "labels.json": '{"a": "0", "b": "two"}'}, ["labels.json", "0, 1, 2"]),
         ({"train.json": json.dumps(ITEMS[1:]), "labels.json": '{"a": "1", "b": "2"}'}, ["labels.json", "0, 1, 2"]),
         (
@@ -361,7 +361,10 @@ def test_something(tree, name, video):
             {"train.json": json.dumps(ITEMS[1:]), "labels.json": '{"a": "0", "b": "1", "c": "2"}'},
             ["train.json: 42", "'Pushing something from left to right'", "3 classes"],
         ),
-        ({"train.json": json.dumps(ITEMS[1:] * 2), "labels.json": json.dumps(LABELS)}, ["42: it is there twice"]),
+        (
+            {"train.json": json.dumps(ITEMS[1:] * 2), "labels.json": json.dumps(LABELS)},
+            ["42: this video is listed twice"],
+        ),
         ({"train.json": json.dumps(ITEMS), "labels.json": json.dumps(LABELS)}, ["1 of 2 videos", "78687"]),
         ({}, ["There is no", "train.json", "data.source=something"]),
     ],

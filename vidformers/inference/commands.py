@@ -33,7 +33,10 @@ def find_videos(source: str) -> list[str]:
         )
     elif source.endswith((".txt", ".csv")):
         folder = os.path.dirname(source)
-        videos = [os.path.join(folder, line) for _, line in read_lines(source)]
+        videos = [
+            os.path.join(folder, line)
+            for _, line in read_lines(source, advice="Give a video, a folder or a .txt list.")
+        ]
     else:
         require(os.path.exists(source), f"--video={source} does not exist. Give a video, a folder or a .txt list.")
         videos = [source]
