@@ -1,54 +1,100 @@
-"""Relevance of patches: what it is computed from, and what the command writes."""
+"""The relevance of patches, compared with the model's logits, its masked form, hand-written keys and the papers."""
 
 from functools import cache
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import TINY, clips, make, quick_jit
+from schemes import PATCH, SCHEMES, scheme_model
+from tiny import TINY, clips, make, quick_jit, randomise
 
+from vidformers import MODELS, ConfigError
+from vidformers.inference.explain.passes import ModelPass
+from vidformers.inference.explain.propagate import propagate
 from vidformers.inference.explain.relevance import relevance
-from vidformers.models.registry import MODELS
 
+ENTRIES = {f"scheme {name}": entry for name, entry in SCHEMES.items()}
+# Few layers, since most of the time is compilation. A second layer is there where only the patches of a first one mix.
 OPTIONS = {
-    "vtn_resnet": ("vtn", dict(backbone="resnet", depths=(1, 1), stem=4)),
-    "vtn_two_attentions": ("vtn", dict(dictionary=2, hybrid="simplified")),
-    "swin_merged": ("swin", dict(depth=4, depths=(2, 2), patch_size=2, dictionary=2)),
-    "motion_with_padding": ("mevit", dict(block_size=3, class_blocks=0)),
-    "cosine": ("havit", dict(attention="joint", kernel="cosine")),
-    "two_views": ("havit", dict(hybrid="multi_view", class_token="input")),
+    "timesformer": ("timesformer", dict(depth=1)),
+    "mevit": ("mevit", dict(depth=2, motion_blocks=1, class_blocks=1)),
+    "havit": ("havit", dict(class_blocks=1)),
+    "cosine": ("havit", dict(attention="joint", kernel="cosine", depth=1, class_blocks=1)),
+    "two_views": ("havit", dict(hybrid="multi_view", class_token="input", depth=1, class_blocks=1)),
     "shifted_patches": ("msca", dict(direction="patches", moved="QV")),
-    "mean_keys": ("stat", dict(long_key="mean", window=1, aggregation_layers=0)),
+    "vtn": ("vtn", dict(depth=1, dictionary=2, hybrid="simplified")),
+    "vtn_resnet": ("vtn", dict(backbone="resnet", depths=(1, 1), stem=4, temporal_depth=1)),
+    "swin_merged": ("swin", dict(depth=4, depths=(2, 2), patch_size=2, dictionary=2)),
+    "cvt": ("cvt", dict(depth=3, depths=(1, 1, 1))),
+    "stat": ("stat", dict(depth=2, depths=(1, 1))),
+    "mean_keys": ("stat", dict(depth=2, depths=(1, 1), long_key="mean", window=1, aggregation_layers=0)),
 }
-ALL = [*MODELS, *OPTIONS]
+# Models whose parts all occur in the registered schemes or in the models above are only traced.
+TRACED = ("vit", "msca")
+COMPUTED = [*ENTRIES, *OPTIONS, *(name for name in MODELS if name not in (*OPTIONS, *TRACED))]
+# The registered schemes, and attentions and options of them that no scheme has.
+MASKED = [
+    *ENTRIES,
+    *("timesformer", "havit", "cosine", "two_views", "shifted_patches", "vtn", "swin_merged", "cvt", "stat"),
+    "mean_keys",
+]
+EVEN_DEPTH = 2
+
+
+def tiny_model(name, **options):
+    """Returns (graph, random parameters, two clips) of a registered scheme or of a model."""
+    if name not in ENTRIES:
+        model, fields = OPTIONS.get(name, (name, {}))
+        return *make(model, **fields, **options), clips(2)
+    frames, side, _ = ENTRIES[name].grid
+    make_model = scheme_model(ENTRIES[name], depth=EVEN_DEPTH, **options)
+    graph, state = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
+    return graph, randomise(nnx.to_pure_dict(state)), clips(2, frames=frames, size=side * PATCH)
 
 
 @cache
-def explained(name, masked=False):
-    """(parameters, what `relevance` says of two clips, the logits of the model itself), in double precision."""
-    model, options = OPTIONS.get(name, (name, {}))
-    graph, parameters = make(model, masked=masked, dtype="float64", **options)
+def program(name, masked=False):
+    """Returns (f, parameters): f(parameters) computes the relevance of two clips and the model's logits in float64."""
+    graph, parameters, video = tiny_model(name, masked=masked, dtype="float64")
 
+    @quick_jit
     def run(parameters, video):
         model = nnx.merge(graph, parameters)
         return relevance(model, video), model(video)
 
-    with jax.enable_x64(True):
-        return jax.device_get((parameters, *quick_jit(run)(jax.tree.map(np.float64, parameters), clips(2))))
+    def explain(parameters):
+        with jax.enable_x64(True):
+            return jax.device_get(run(jax.tree.map(np.float64, parameters), video))
+
+    return explain, parameters
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_what_is_explained_is_the_answer_of_the_model(name):
-    _, found, logits = explained(name)
+@cache
+def explained(name, masked=False):
+    explain, parameters = program(name, masked)
+    return explain(parameters)
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_the_explained_logits_are_those_of_the_model(name):
+    found, logits = explained(name)
     np.testing.assert_allclose(found.logits, logits, atol=1e-5)
     np.testing.assert_array_equal(found.target, np.argmax(logits, axis=1))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_relevance_is_the_same_by_groups_and_by_masks(name):
-    (_, gathered, _), (_, masked, _) = explained(name), explained(name, masked=True)
+@pytest.mark.parametrize("name", TRACED)
+def test_the_other_models_have_only_known_parts(name):
+    graph, parameters, video = tiny_model(name)
+    found = jax.eval_shape(lambda parameters: relevance(nnx.merge(graph, parameters), video), parameters)
+    assert found.rollout.shape == found.gradient.shape == (2, TINY["frames"], 4, 4)
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_gathered_and_masked_attention_have_the_same_relevance(name):
+    (gathered, _), (masked, _) = explained(name), explained(name, masked=True)
     for field in ("rollout", "gradient", "heads", "frames"):
         expected = getattr(masked, field)
         if expected is not None:
@@ -56,19 +102,47 @@ def test_relevance_is_the_same_by_groups_and_by_masks(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), gathered.dictionary, masked.dictionary)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_rollout_hands_on_at_most_the_whole(name):
-    _, found, _ = explained(name)
-    mass = found.rollout.sum(axis=(1, 2, 3))
+@pytest.mark.parametrize("name", COMPUTED)
+def test_rollout_sums_to_at_most_1(name):
+    found, _ = explained(name)
+    sums = found.rollout.sum(axis=(1, 2, 3))
     assert (found.rollout >= 0).all() and (found.gradient >= 0).all() and found.gradient.max() > 0
-    assert (mass > 0.05).all() and (mass < 1 + 1e-5).all()
-    if name == "swin":  # has no class tokens, that keep a part, nor a dictionary
-        np.testing.assert_allclose(mass, 1, atol=1e-5)
+    assert (sums > 0.05).all() and (sums < 1 + 1e-5).all()
+    if name == "swin":  # it has neither class tokens, which keep a share, nor a dictionary
+        np.testing.assert_allclose(sums, 1, atol=1e-5)
 
 
-def test_both_maps_of_a_joint_model_are_those_of_the_papers():
-    """Against the formulas with whole matrices: Abnar and Zuidema; Chefer et al., eq. 5 and 6."""
-    parameters, found, _ = explained("joint")
+def without_scores(parameters):
+    """Returns the parameters with queries and keys of zero, so that every query weighs all its keys equally."""
+
+    def change(path, leaf):
+        if path[-2].key != "qkv":
+            return leaf
+        return np.where(np.arange(leaf.shape[-1]) < 2 * leaf.shape[-1] // 3, 0, leaf)
+
+    return jax.tree_util.tree_map_with_path(change, parameters)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if "clip" in entry.class_tokens])
+def test_rollout_of_equal_weights_follows_the_hand_written_keys(name):
+    """A patch reads its keys and the class token. The class token reads every group, and takes the mean of them."""
+    entry = ENTRIES[name]
+    places = list(np.ndindex(*entry.grid))
+    keys = [sorted(places.index(key) for key in set(entry.keys(entry.grid, *place))) for place in places]
+    weights = np.zeros((1 + len(places), 1 + len(places)))
+    for query, group in enumerate(keys, start=1):
+        weights[query, [0, *(1 + key for key in group)]] = 1 / (1 + len(group))
+    first_queries = [1 + group[0] for group in sorted(set(map(tuple, keys)))]
+    weights[0] = weights[first_queries].mean(axis=0)
+    expected = np.linalg.matrix_power((np.eye(len(weights)) + weights) / 2, EVEN_DEPTH)[0, 1:]
+    explain, parameters = program(name)
+    found, _ = explain(without_scores(parameters))
+    np.testing.assert_allclose(found.rollout[0], expected.reshape(entry.grid), rtol=1e-9)
+
+
+def test_the_maps_of_a_joint_model_are_those_of_the_papers():
+    """Compares with the formulas on whole matrices: Abnar and Zuidema; Chefer et al., eq. 5 and 6."""
+    (found, _), (_, parameters) = explained("joint"), program("joint")
     graph, _ = make("joint")
     model, heads = nnx.merge(graph, parameters), TINY["heads"]
     layers = parameters["encoder"]["stages"][0]["layers"]["sublayers"]
@@ -79,65 +153,74 @@ def test_both_maps_of_a_joint_model_are_those_of_the_papers():
     def linear(x, p):
         return x @ p["kernel"] + p["bias"]
 
-    def forward(video, nudges):
+    def forward(video, perturbations):
         patches = model.encoder.embedding(video[None])
-        x = jnp.concatenate([model.encoder.initial_class_tokens(patches)[0], patches[0].reshape(-1, patches.shape[-1])])
+        class_tokens = model.encoder.initial_class_tokens(patches)
+        x = jnp.concatenate([class_tokens[0], patches[0].reshape(-1, patches.shape[-1])])
         weights = []
         for i in range(TINY["depth"]):
-            attention, mlp = (jax.tree.map(lambda leaf: leaf[i], layers[j]) for j in (0, 1))
+            attention, mlp = (jax.tree.map(itemgetter(i), layers[j]) for j in (0, 1))
             q, k, v = jnp.moveaxis(
                 linear(norm(x, attention["norm"]), attention["qkv"]).reshape(len(x), 3, heads, -1), (1, 2), (0, 1)
             )
             weights.append(jax.nn.softmax(q @ jnp.swapaxes(k, 1, 2) / k.shape[-1] ** 0.5, axis=-1))
-            read = jnp.moveaxis(weights[-1] * (1 + nudges[i]) @ v, 0, 1).reshape(len(x), -1)
-            x = x + linear(read, attention["out"])
+            attended = jnp.moveaxis(weights[-1] * (1 + perturbations[i]) @ v, 0, 1).reshape(len(x), -1)
+            x = x + linear(attended, attention["out"])
             x = x + linear(jax.nn.gelu(linear(norm(x, mlp["norm"]), mlp["wide"]), approximate=False), mlp["out"])
         return linear(norm(x[0], parameters["encoder"]["norm"]), parameters["head"]), jnp.stack(weights)
 
     def reference(video):
-        logits, weights = forward(video, nudges := jnp.zeros((2, heads, count, count)))
-        return weights, jax.grad(lambda nudges: forward(video, nudges)[0][jnp.argmax(logits)])(nudges)
+        logits, weights = forward(video, zeros := jnp.zeros((2, heads, count, count)))
+        return weights, jax.grad(lambda perturbations: forward(video, perturbations)[0][jnp.argmax(logits)])(zeros)
 
     count = 1 + TINY["frames"] * 16
     with jax.default_matmul_precision("highest"):
-        weights, edges = quick_jit(reference)(clips(2)[1])
-    half, whole = np.eye(count), np.eye(count)
-    for attention, edge in zip(np.asarray(weights, np.float64), np.asarray(edges, np.float64), strict=True):
-        half = (np.eye(count) + attention.mean(0)) / 2 @ half
-        whole = whole + edge.clip(0).mean(0) @ whole
-    np.testing.assert_allclose(found.rollout[1].ravel(), half[0, 1:], rtol=1e-3)
-    np.testing.assert_allclose(found.gradient[1].ravel(), whole[0, 1:], rtol=1e-3, atol=1e-4 * whole[0, 1:].max())
+        weights, gradients = quick_jit(reference)(clips(2)[1])
+    rollout, relevances = np.eye(count), np.eye(count)
+    for weight, gradient in zip(np.asarray(weights, np.float64), np.asarray(gradients, np.float64), strict=True):
+        rollout = (np.eye(count) + weight.mean(0)) / 2 @ rollout
+        relevances = relevances + gradient.clip(0).mean(0) @ relevances
+    largest = relevances[0, 1:].max()
+    np.testing.assert_allclose(found.rollout[1].ravel(), rollout[0, 1:], rtol=1e-3)
+    np.testing.assert_allclose(found.gradient[1].ravel(), relevances[0, 1:], rtol=1e-3, atol=1e-4 * largest)
     np.testing.assert_allclose(found.heads[1].reshape(heads, -1), weights[-1][:, 0, 1:], rtol=1e-3)
 
 
-def without_scores(parameters):
-    """The same parameters with queries and keys of zero: every query reads all its keys alike."""
-
-    def change(path, leaf):
-        if path[-2].key != "qkv":
-            return leaf
-        return np.where(np.arange(leaf.shape[-1]) < 2 * leaf.shape[-1] // 3, 0, leaf)
-
-    return jax.tree_util.tree_map_with_path(change, parameters)
-
-
-def test_a_dictionary_has_its_share_of_even_weights():
-    graph, parameters = make("havit")
-    found = quick_jit(lambda p, video: relevance(nnx.merge(graph, p), video))(without_scores(parameters), clips(2))
+def test_the_share_of_a_dictionary_with_equal_weights():
+    explain, parameters = program("havit")
+    found, _ = explain(without_scores(parameters))
     time, space = found.dictionary.values()
     np.testing.assert_allclose(time, np.full((2, 2), 3 / (3 + TINY["frames"])), atol=1e-6)
     np.testing.assert_allclose(space, np.full((2, 2), 3 / (3 + 16)), atol=1e-5)
-    assert explained("vit")[1].dictionary == {}
+    assert explained("joint")[0].dictionary == {}
 
 
-def test_the_weights_of_frames_are_those_of_the_class_token():
-    _, found, _ = explained("vtn")
-    assert found.frames.shape == (2, TINY["frames"]) and (found.frames > 0).all() and (found.frames.sum(1) < 1).all()
-    assert explained("vit")[1].frames is None
+@pytest.mark.parametrize("name", ["vtn", "vtn_resnet"])
+def test_the_weights_of_frames_are_those_of_the_class_token(name):
+    frames = explained(name)[0].frames
+    assert frames.shape == (2, TINY["frames"]) and (frames > 0).all() and (frames.sum(1) < 1).all()
+    assert explained("joint")[0].frames is None
 
 
-def test_a_chosen_class_is_explained():
-    graph, parameters = make("mevit")
+def test_a_given_class_is_explained():
+    graph, parameters, video = tiny_model("scheme motion")
     run = quick_jit(lambda p, video, target: relevance(nnx.merge(graph, p), video, target=target).gradient)
-    one, other = (run(parameters, clips(2), np.array([label] * 2)) for label in (0, 1))
+    one, other = (run(parameters, video, np.array([label] * 2)) for label in (0, 1))
     assert np.abs(one - other).max() > 0.1 * one.max()
+    likeliest = explained("scheme motion")[0]
+    np.testing.assert_allclose(
+        run(parameters, video, likeliest.target), likeliest.gradient, atol=1e-3 * likeliest.gradient.max()
+    )
+
+
+@pytest.mark.quick
+def test_unknown_modules_are_refused():
+    class Unknown(nnx.Module):
+        pass
+
+    with pytest.raises(ConfigError, match="--mode=explain does not support the sublayer Unknown. Register it with"):
+        propagate(Unknown(), None, [])
+    with pytest.raises(ConfigError, match="--mode=explain does not support the encoder Unknown. Register it with"):
+        ModelPass().encoder(Unknown(), None)
+    with pytest.raises(ConfigError, match="--mode=explain does not support the readout Unknown. Register it with"):
+        ModelPass().readout(Unknown(), None, None, None)
