@@ -226,7 +226,7 @@ def test_another_number_of_frames_is_taken_where_parameters_allow(data):
 def test_a_batch_that_does_not_divide_among_the_devices_is_refused_in_training_alone(data, tmp_path):
     flags = {"train.batch_size": 20, "train.accumulate": 2, "mesh.data": 8, "eval.batch_size": 8}
     config, *_ = main.parse(["main.py", *arguments(data, tmp_path, flags)])
-    with pytest.raises(ConfigError, match=r"^train\.batch_size=20 .*: 16 or 32 would be, .*\.$"):
+    with pytest.raises(ConfigError, match=r"^train\.batch_size=20 .*\. Use 16 or 32, .*\.$"):
         set_up(config)
     assert set_up(config, training=False).mesh.size == 8
 

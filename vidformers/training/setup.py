@@ -1,17 +1,18 @@
-"""What a run is made of before an array exists: the sections of its config, checked, and the compiled step."""
+"""Checks the sections of a config, and compiles the training step."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
 from input_pipeline import Pipeline
 from input_pipeline.augment import crop_places
 from vidformers.errors import ConfigError, require
-from vidformers.models.registry import WHOLE_CLIPS, build
+from vidformers.models.registry import MODELS, build
 from vidformers.parallel import memory
 from vidformers.parallel.batch import abstract_batch
 from vidformers.parallel.mesh import make_mesh, num_batch_shards, with_mesh
@@ -19,23 +20,28 @@ from vidformers.parallel.state import replicated_sharding, state_shardings
 from vidformers.pretrained import Init, Pretrained, load
 from vidformers.training.evaluate import EvalProtocol, Evaluator
 from vidformers.training.mixing import Mixing
-from vidformers.training.optim import duration_in_steps, make_optimizer
+from vidformers.training.optim import OptimConfig, duration_in_steps, make_optimizer
 from vidformers.training.step import State, initial_state, make_step
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The section `train`.
+    """The config section `train`.
 
     Args:
-        total_steps, total_epochs: how long; give one.
-        batch_size: clips an optimiser step, over all devices and micro-batches.
-        accumulate: micro-batches a step.
-        log_every_steps: steps between lines of figures.
-        eval_every_steps, eval_every_epochs: between evaluations by one centre view; neither, none before the end.
-        label_smoothing: share of the target spread over all classes.
-        profile_steps: the first and the last of some steps that are traced for Perfetto and XProf; empty for none.
-        mixup, cutmix, mix_probability, mix_switch: those of `mixing.Mixing`; without the first two clips stay apart.
+        total_steps, total_epochs: the length of the run; give one.
+        batch_size: clips of an optimizer step, over all devices and micro-batches.
+        accumulate: micro-batches of a step.
+        log_every_steps: steps between two log lines.
+        eval_every_steps, eval_every_epochs: time between evaluations by one centre view. If neither is given, the only
+            evaluation is at the end.
+        label_smoothing: share of the target that is spread over all classes.
+        profile_steps: (first, last) step to trace for Perfetto and XProf; empty traces none.
+        mixup, cutmix, mix_probability, mix_switch: the fields of `mixing.Mixing`. Clips are not mixed if the first two
+            are 0.
+
+    Raises:
+        ConfigError: a field is out of range.
     """
 
     total_steps: int | None = None
@@ -65,69 +71,93 @@ class TrainConfig:
         )
         require(
             self.mixing is None or self.batch_size >= 2 * self.accumulate,
-            f"train.batch_size={self.batch_size} leaves clips without another to be mixed with: set train.mixup "
-            "and train.cutmix to 0.",
+            f"train.batch_size={self.batch_size} must be at least 2 x train.accumulate={self.accumulate}, so that "
+            "each clip has a partner in its micro-batch. Otherwise set train.mixup and train.cutmix to 0.",
         )
 
     @property
     def mixing(self) -> Mixing | None:
+        """The mixing of clips, or None if clips are not mixed."""
         mixing = Mixing(self.mixup, self.cutmix, self.mix_probability, self.mix_switch)
         return mixing if mixing.active else None
 
-    def check_devices(self, parts: int) -> None:
-        unit = parts * self.accumulate
+    def check_devices(self, shards: int) -> None:
+        """Raises ConfigError if the batch cannot be divided among `shards` devices and the micro-batches."""
+        unit = shards * self.accumulate
         below = self.batch_size // unit * unit
-        near = f"{below} or {below + unit}" if below else unit
+        nearest = f"{below} or {below + unit}" if below else unit
         require(
             self.batch_size % unit == 0,
-            f"train.batch_size={self.batch_size} must be divisible by mesh.data x mesh.fsdp={parts} parts x "
-            f"train.accumulate={self.accumulate}: {near} would be, with optim.lr to match.",
+            f"train.batch_size={self.batch_size} must be divisible by mesh.data x mesh.fsdp={shards} times "
+            f"train.accumulate={self.accumulate}. Use {nearest}, with optim.lr to match.",
         )
 
 
-class Setup(NamedTuple):
-    """Everything a run is made of before an array exists."""
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A run before any array exists: its checked config, its data, and the shapes and shardings of its state.
+
+    Attributes:
+        config: the config as nested dicts.
+        train_config, protocol, optim, init: its sections `train`, `eval`, `optim` and `init`.
+        pipeline: its section `data`, with the manifests.
+        make_model: builds the model, given `rngs`.
+        graph: the graph definition of the model.
+        optimizer: the optax transformation.
+        schedule: step -> learning rate.
+        abstract: the shapes and shardings of the training state.
+        eval_every: steps between evaluations during training, or None.
+    """
 
     config: dict
-    pipeline: Pipeline
     train_config: TrainConfig
     protocol: EvalProtocol
+    optim: OptimConfig
+    init: Init
+    pipeline: Pipeline
     mesh: jax.sharding.Mesh
     make_model: partial
     graph: nnx.GraphDef
-    optimizer: object
-    learning_rate: object
-    abstract: State  # shapes and shardings of the training state
+    optimizer: optax.GradientTransformation
+    schedule: Callable
+    abstract: State
     total_steps: int
     eval_every: int | None
-    init: Init
 
     @property
-    def shardings(self):
+    def shardings(self) -> State:
+        """The shardings of the training state."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
     @property
     def quick_protocol(self) -> EvalProtocol:
-        """One centre view: the evaluation on the way."""
+        """The protocol of evaluations during training: one centre view."""
         return replace(self.protocol, clips=1, crops=1)
 
     def evaluator(self, protocol: EvalProtocol) -> Evaluator:
-        """Raises ConfigError where the protocol takes another number of frames than the parameters."""
+        """Returns the evaluator of a protocol.
+
+        Raises:
+            ConfigError: the model does not take `protocol.frames` with the parameters of data.frames, or the protocol
+                cannot be divided among the devices.
+        """
         graph = self.graph
         if protocol.frames is not None:
             model = nnx.eval_shape(lambda: self.make_model(rngs=nnx.Rngs(0), frames=protocol.frames))
             graph, state = nnx.split(model)
-            shapes = [jax.tree.map(jnp.shape, tree) for tree in (nnx.to_pure_dict(state), self.abstract.parameters)]
+            shapes, trained = (
+                jax.tree.map(jnp.shape, tree) for tree in (nnx.to_pure_dict(state), self.abstract.parameters)
+            )
             require(
-                shapes[0] == shapes[1],
-                f"eval.frames={protocol.frames} asks for other parameters than data.frames="
-                f"{self.config['data']['frames']}: this model takes one number of frames.",
+                shapes == trained,
+                f"eval.frames={protocol.frames} changes the shapes of parameters, which were trained with data.frames="
+                f"{self.config['data']['frames']}. For this model, set eval.frames=none.",
             )
         return Evaluator(graph, self.mesh, self.shardings.eval_parameters, protocol)
 
 
 def abstract_state(make_model, optimizer, ema_decay: float | None, mesh):
-    """The graph of the model, and the training state by shape, type and sharding."""
+    """Returns the graph definition of the model, and the training state as shapes, dtypes and shardings."""
     graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
     shapes = jax.eval_shape(partial(initial_state, make_model, optimizer, ema_decay, 0))
     return graph, jax.tree.map(
@@ -138,97 +168,113 @@ def abstract_state(make_model, optimizer, ema_decay: float | None, mesh):
 
 
 def set_up(config: dict, training: bool = True) -> Setup:
-    """Reads the data's lists and checks every field, before anything is compiled or written.
+    """Reads the manifests and checks every field, before anything is compiled or written.
 
-    For evaluation alone the training videos need not be there, and durations, counted in their epochs, mean nothing.
+    Args:
+        config: the config as nested dicts.
+        training: False for evaluation only. The training videos may then be missing, and durations are ignored, since
+            their epochs cannot be counted.
 
     Raises:
         ConfigError, DataError: a field or a file that cannot work.
     """
     require(config["seed"] >= 0, f"seed={config['seed']} must be at least 0.")
     pipeline = Pipeline(**config["data"])
-    pipeline.val_manifest, pipeline.flip_map  # read here to be refused here
-    loop, protocol = TrainConfig(**config["train"]), EvalProtocol(**config["eval"])
+    _ = pipeline.val_manifest, pipeline.flip_map  # properties that read files: a mistake must be found here
+    train_config, protocol = TrainConfig(**config["train"]), EvalProtocol(**config["eval"])
     mesh = make_mesh(**config["mesh"])
     if training:
-        loop.check_devices(num_batch_shards(mesh))
-    require(
-        config["data"]["frames"] % mesh.shape["context"] == 0,
-        f"data.frames={config['data']['frames']} must be divisible by mesh.context={mesh.shape['context']}.",
-    )
-    require(
-        mesh.shape["context"] == 1 or config["model"]["name"] not in WHOLE_CLIPS,
-        f"mesh.context={mesh.shape['context']} does not go with model.name={config['model']['name']}: XLA (jaxlib "
-        "0.10) gets the gradient of its convolutions wrong where frames are spread; use mesh.fsdp.",
-    )
+        train_config.check_devices(num_batch_shards(mesh))
+    _check_context(config, mesh)
     crop_places(protocol.crops)
     optim = config["optim"]
     if not training:
-        loop = replace(loop, total_steps=1, total_epochs=None, eval_every_steps=None, eval_every_epochs=None)
+        train_config = replace(
+            train_config, total_steps=1, total_epochs=None, eval_every_steps=None, eval_every_epochs=None
+        )
         optim = optim | dict(warmup_steps=None, warmup_epochs=None)
-    clips = pipeline.repeats * len(pipeline.train_manifest.records) if training else loop.batch_size
-    per_epoch = clips / loop.batch_size
-    require(
-        loop.batch_size % pipeline.repeats == 0,
-        f"train.batch_size={loop.batch_size} must be divisible by data.repeats={pipeline.repeats}.",
-    )
-    total = duration_in_steps("train.total", loop.total_steps, loop.total_epochs, per_epoch)
-    require(total is not None and total >= 1, "train.total_steps or train.total_epochs must be set, to 1 step or more.")
-    eval_every = duration_in_steps("train.eval_every", loop.eval_every_steps, loop.eval_every_epochs, per_epoch)
-    require(eval_every is None or eval_every >= 1, "train.eval_every_steps or _epochs must come to 1 step or more.")
-    known = [
-        f"val/{score}@{shown.name}"
-        for shown in (replace(protocol, clips=1, crops=1), protocol)
-        for score in ("top1", "top5", "mean_class_top1")
-    ]
-    require(
-        config["checkpoint"]["best"] in known,
-        f"checkpoint.best={config['checkpoint']['best']} must be one of {', '.join(dict.fromkeys(known))}.",
-    )
-    optimizer, rate = make_optimizer(total, per_epoch, **optim)
-    require(
-        not optim["in_backward"] or loop.accumulate == 1 and config["model"]["remat"] == "full",
-        "optim.in_backward=true keeps nothing of a layer but its input and updates after every batch: it needs "
-        f"model.remat=full, not {config['model']['remat']}, and train.accumulate=1, not {loop.accumulate}.",
-    )
+    batch_size, repeats = train_config.batch_size, pipeline.repeats
+    clips = repeats * len(pipeline.train_manifest.records) if training else batch_size
+    steps_per_epoch = clips / batch_size
+    require(batch_size % repeats == 0, f"train.batch_size={batch_size} must be divisible by data.repeats={repeats}.")
+    total_steps, eval_every = _durations(train_config, steps_per_epoch)
+    _check_best(config["checkpoint"]["best"], protocol)
+    optimizer, schedule = make_optimizer(total_steps, steps_per_epoch, **optim)
+    optim_config = OptimConfig(**optim)
+    _check_in_backward(config, train_config, optim_config)
     make_model = partial(build, **config["model"])
-    graph, abstract = abstract_state(make_model, optimizer, optim["ema_decay"], mesh)
-    for name in optim["frozen"]:
+    graph, abstract = abstract_state(make_model, optimizer, optim_config.ema_decay, mesh)
+    for name in optim_config.frozen:
         require(
             name in abstract.parameters,
             f"optim.frozen={name!r} must name modules of the model: {', '.join(abstract.parameters)}.",
         )
     setup = Setup(
-        config,
-        pipeline,
-        loop,
-        protocol,
-        mesh,
-        make_model,
-        graph,
-        optimizer,
-        rate,
-        abstract,
-        total,
-        eval_every,
-        Init(**config["init"]),
-    )
-    setup.evaluator(protocol)  # refuses an eval.batch_size that does not divide among the devices
+        config=config, train_config=train_config, protocol=protocol, optim=optim_config, init=Init(**config["init"]),
+        pipeline=pipeline, mesh=mesh, make_model=make_model, graph=graph, optimizer=optimizer, schedule=schedule,
+        abstract=abstract, total_steps=total_steps, eval_every=eval_every,
+    )  # fmt: skip
+    setup.evaluator(protocol)  # refuses an eval.batch_size that cannot be divided among the devices
     return setup
 
 
+def _check_context(config: dict, mesh) -> None:
+    context, name = mesh.shape["context"], config["model"]["name"]
+    require(
+        config["data"]["frames"] % context == 0,
+        f"data.frames={config['data']['frames']} must be divisible by mesh.context={context}.",
+    )
+    require(
+        context == 1 or name not in MODELS or not MODELS[name].traits.whole_clips,
+        f"mesh.context={context} does not work with model.name={name}: XLA (jaxlib 0.10) computes wrong gradients of "
+        "its convolutions if the frames of a clip are sharded. Use mesh.fsdp instead.",
+    )
+
+
+def _durations(config: TrainConfig, steps_per_epoch: float) -> tuple[int, int | None]:
+    """Returns the length of the run and the time between evaluations, in steps."""
+    total = duration_in_steps("train.total", config.total_steps, config.total_epochs, steps_per_epoch)
+    require(total is not None and total >= 1, "train.total_steps or train.total_epochs must be set, to 1 step or more.")
+    eval_every = duration_in_steps(
+        "train.eval_every", config.eval_every_steps, config.eval_every_epochs, steps_per_epoch
+    )
+    require(
+        eval_every is None or eval_every >= 1,
+        "train.eval_every_steps or train.eval_every_epochs must come to 1 step or more.",
+    )
+    return total, eval_every
+
+
+def _check_best(best: str, protocol: EvalProtocol) -> None:
+    """Checks that a run computes the metric by which the best checkpoint is chosen."""
+    protocols = (replace(protocol, clips=1, crops=1), protocol)
+    metrics = [f"val/{score}@{each.name}" for each in protocols for score in ("top1", "top5", "mean_class_top1")]
+    require(best in metrics, f"checkpoint.best={best} must be one of {', '.join(dict.fromkeys(metrics))}.")
+
+
+def _check_in_backward(config: dict, train_config: TrainConfig, optim: OptimConfig) -> None:
+    remat, accumulate = config["model"]["remat"], train_config.accumulate
+    require(
+        not optim.in_backward or accumulate == 1 and remat == "full",
+        "optim.in_backward=true keeps only the input of each layer and updates after every batch. It needs "
+        f"model.remat=full, not {remat}, and train.accumulate=1, not {accumulate}.",
+    )
+
+
 def load_weights(setup: Setup) -> Pretrained | None:
-    """What `init` starts from, fitted to the model; None where it names nothing. Raises ConfigError."""
+    """Returns the pretrained weights that `init.weights` names, fitted to the model, or None if it names none.
+
+    Raises:
+        ConfigError: the weights cannot be read or do not fit the model.
+    """
     if setup.init.weights is None:
         return None
     return load(setup.init, setup.make_model, setup.pipeline.val_manifest.classes)
 
 
 def initialise(setup: Setup, pretrained: Pretrained | None = None) -> State:
-    """The state of step 0, each array made where it lies."""
-    init = partial(
-        initial_state, setup.make_model, setup.optimizer, setup.config["optim"]["ema_decay"], setup.config["seed"]
-    )
+    """Returns the state before the first step. Each device creates its own shards."""
+    init = partial(initial_state, setup.make_model, setup.optimizer, setup.optim.ema_decay, setup.config["seed"])
     state = jax.jit(init, out_shardings=setup.shardings)()
     if pretrained is None:
         return state
@@ -237,11 +283,14 @@ def initialise(setup: Setup, pretrained: Pretrained | None = None) -> State:
 
 
 def compile_step(setup: Setup, **changes):
-    """The training step, compiled ahead of time for this mesh; `changes` replace model fields, `accumulate` or
-    `in_backward`."""
-    optim = setup.config["optim"]
-    accumulate = changes.pop("accumulate", setup.train_config.accumulate)
-    in_backward = changes.pop("in_backward", optim["in_backward"])
+    """Returns the training step, compiled for the mesh of the run.
+
+    Args:
+        **changes: values in place of those of the config: fields of the model, `accumulate` or `in_backward`.
+    """
+    config = setup.train_config
+    accumulate = changes.pop("accumulate", config.accumulate)
+    in_backward = changes.pop("in_backward", setup.optim.in_backward)
     graph = setup.graph
     if changes:
         make_model = partial(setup.make_model, **changes)
@@ -249,64 +298,68 @@ def compile_step(setup: Setup, **changes):
     step = make_step(
         graph,
         setup.optimizer,
-        setup.learning_rate,
+        setup.schedule,
         seed=setup.config["seed"],
         accumulate=accumulate,
-        label_smoothing=setup.train_config.label_smoothing,
-        ema_decay=optim["ema_decay"],
-        frozen=optim["frozen"],
+        label_smoothing=config.label_smoothing,
+        ema_decay=setup.optim.ema_decay,
+        frozen=setup.optim.frozen,
         in_backward=in_backward,
-        mixing=setup.train_config.mixing,
+        mixing=config.mixing,
     )
     data = setup.config["data"]
-    video = (setup.train_config.batch_size, data["frames"], data["size"], data["size"], 3)
+    video = (config.batch_size, data["frames"], data["size"], data["size"], 3)
     batch = abstract_batch(setup.mesh, video, stop=jax.process_count() > 1)
     return lower_step(step, setup.mesh, setup.abstract, batch).compile()
 
 
 def lower_step(step, mesh, abstract: State, batch: dict):
-    """`step` lowered for a mesh, of a state and a batch that are given by shape, type and sharding."""
+    """Returns `step` lowered for a mesh. The state and the batch are given as shapes, dtypes and shardings."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     jitted = jax.jit(with_mesh(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated_sharding(mesh)))
     return jitted.lower(abstract, batch)
 
 
-def compile_within_memory(setup: Setup, limit: int | None = None):
-    """`compile_step`, refused with what would fit where a device does not hold it.
+def compile_within_memory(setup: Setup, limit: float | None = None):
+    """Returns the compiled training step if it fits in device memory.
+
+    Args:
+        limit: bytes of memory of a device; None takes the bytes that the device has.
 
     Raises:
-        ConfigError: the step needs more than `limit` bytes a device, all of the device's memory by default.
+        ConfigError: the step does not fit. The message names a setting with which it would.
     """
     limit = memory.bytes_available() if limit is None else limit
-    have = None
+    needed = None
     try:
         compiled = compile_step(setup)
-        have = memory.program_bytes(compiled)
-        if have <= limit:
+        needed = memory.program_bytes(compiled)
+        if needed <= limit:
             return compiled
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-    raise ConfigError(memory.out_of_memory_message(limit, have, _smaller(setup)))
+    raise ConfigError(memory.out_of_memory_message(limit, needed, _smaller_settings(setup)))
 
 
-def _smaller(setup: Setup):
-    """Ways to need less memory, mildest first, each with the bytes it would take."""
-    accumulate, clips = setup.train_config.accumulate, setup.train_config.batch_size // num_batch_shards(setup.mesh)
-    if setup.config["optim"]["in_backward"]:
+def _smaller_settings(setup: Setup) -> Iterator[tuple[str, int]]:
+    """Yields (settings that need less memory, bytes of the step with them), from the least to the most costly."""
+    config, optim = setup.train_config, setup.optim
+    accumulate, clips_per_device = config.accumulate, config.batch_size // num_batch_shards(setup.mesh)
+    if optim.in_backward:
         return
     changes = [("model.remat=full", dict(remat="full"))]
-    if accumulate == 1 and setup.config["optim"]["clip_norm"] is None and not setup.config["optim"]["frozen"]:
+    if accumulate == 1 and optim.clip_norm is None and not optim.frozen:
         changes += [("model.remat=full and optim.in_backward=true", dict(remat="full", in_backward=True))]
     changes += [
-        (f"model.remat=full and train.accumulate={k}", dict(remat="full", accumulate=k))
-        for k in (2 * accumulate, 4 * accumulate, clips)
-        if clips % k == 0
-        and k > accumulate
-        and (setup.train_config.mixing is None or setup.train_config.batch_size >= 2 * k)
+        (f"model.remat=full and train.accumulate={count}", dict(remat="full", accumulate=count))
+        for count in (2 * accumulate, 4 * accumulate, clips_per_device)
+        if clips_per_device % count == 0
+        and count > accumulate
+        and (config.mixing is None or config.batch_size >= 2 * count)
     ]
-    for words, change in changes:
+    for settings, change in changes:
         try:
-            yield words, memory.program_bytes(compile_step(setup, **change))
+            yield settings, memory.program_bytes(compile_step(setup, **change))
         except jax.errors.JaxRuntimeError:
             continue

@@ -68,7 +68,9 @@ def value_and_update(loss, graph, optimizer, parameters, opt_state):
         parameters, opt_state: the values before the update.
     """
     parameters = split_stages(parameters)
-    opt_state = {path: _map_parameter_trees(lambda tree: split_stages(tree)[path], opt_state) for path in parameters}
+    opt_state = {
+        path: _map_parameter_trees(lambda tree, path=path: split_stages(tree)[path], opt_state) for path in parameters
+    }
     rest_opt_state = opt_state.pop(REST)
 
     def loss_of_stages(parameters, opt_state, squared_norms):
