@@ -1,11 +1,14 @@
-"""The one exception a user's mistake raises."""
+"""The exception for mistakes of the user."""
 
 
 class ConfigError(ValueError):
-    """A setting that cannot work; its message is one sentence that names the field."""
+    """Raised when a setting or a file cannot work.
+
+    The message names the field or file, says why it cannot work, and what to do. Commands print it on one line.
+    """
 
 
-def require(condition: bool, sentence: str) -> None:
-    """Raises `ConfigError(sentence)` unless `condition` holds."""
+def require(condition: bool, message: str) -> None:
+    """Raises `ConfigError(message)` unless `condition` holds."""
     if not condition:
-        raise ConfigError(sentence)
+        raise ConfigError(message)

@@ -1,4 +1,7 @@
-"""What a person sees while a run goes on: a live bar on a terminal, lines in a log."""
+"""What commands print: log lines, tables, and a progress bar if the output is a terminal."""
+
+import logging
+import os
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -7,50 +10,68 @@ from rich.table import Table
 console = Console(highlight=False, soft_wrap=True)
 
 
-def log(sentence: str) -> None:
-    console.print(sentence, markup=False)
+def log(message: str) -> None:
+    """Prints one line, above the progress bar if there is one."""
+    console.print(message, markup=False)
+
+
+def silence_libraries() -> None:
+    """Keeps libraries from printing what the program reports itself or what is no problem."""
+    # A batch that was ready when its reader closed is freed by Python's resource tracker, which warns about it.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of a save that fails
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # builds its font cache at its first start
 
 
 class Bar:
-    """A progress bar with figures beside it; where nobody watches a terminal, a line each time figures change."""
+    """A progress bar on a terminal. Elsewhere, it logs one line for each new status.
 
-    def __init__(self, what: str, total: int, done: int = 0, shown: bool = True):
-        self.what, self.total, self.done, self.shown = what, total, done, shown
-        self.live = None
+    Args:
+        title: the text before the bar.
+        total: the number of steps, or videos, at which the bar is full.
+        done: how many of them are done at the start.
+        shown: False prints nothing, as in all processes of a run but one.
+    """
+
+    def __init__(self, title: str, total: int, done: int = 0, shown: bool = True):
+        self.title, self.total, self.done, self.shown = title, total, done, shown
+        self._progress = None
         if shown and console.is_terminal:
-            self.live = Progress(
-                TextColumn(what),
+            self._progress = Progress(
+                TextColumn(title),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(compact=True),
                 TextColumn("{task.fields[text]}"),
                 console=console,
             )
-            self.task = self.live.add_task(what, total=total, completed=done, text="")
+            self._task = self._progress.add_task(title, total=total, completed=done, text="")
 
     def __enter__(self):
-        if self.live:
-            self.live.start()
+        if self._progress:
+            self._progress.start()
         return self
 
     def __exit__(self, *_):
-        if self.live:
-            self.live.stop()
+        if self._progress:
+            self._progress.stop()
 
     def advance(self, count: int = 1) -> None:
-        self.done = min(self.done + count, self.total)  # the last batch may be padded
-        if self.live:
-            self.live.update(self.task, completed=self.done)
+        """Adds `count` to what is done, up to the total: the last batch may be padded."""
+        self.done = min(self.done + count, self.total)
+        if self._progress:
+            self._progress.update(self._task, completed=self.done)
 
     def status(self, text: str) -> None:
-        if self.live:
-            self.live.update(self.task, text=text)
+        """Shows `text` beside the bar, or logs it as a line."""
+        if self._progress:
+            self._progress.update(self._task, text=text)
         elif self.shown:
-            log(f"{self.what} {self.done}/{self.total}  {text}")
+            log(f"{self.title} {self.done}/{self.total}  {text}")
 
 
 def table(title: str, rows: list[tuple[str, ...]]) -> None:
-    """A table of rows of one length."""
+    """Prints a table whose rows all have the same number of columns."""
     grid = Table(title=title, show_header=False, title_justify="left")
     for row in rows:
         grid.add_row(*row)

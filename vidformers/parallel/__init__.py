@@ -1,1 +1,1 @@
-"""The device mesh, shardings, processes and device memory."""
+"""The device mesh, the sharding of arrays, the processes of one run, device memory and the compilation cache."""

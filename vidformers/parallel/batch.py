@@ -1,28 +1,43 @@
 """The sharding of a batch."""
 
+from collections.abc import Mapping
+
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vidformers.parallel.mesh import ROWS
+from vidformers.parallel.mesh import BATCH_AXES
 
-FIELDS = ("video", "index", "label", "mask", "stop")  # of a batch, those that devices need
-
-
-def batch_sharding(mesh, name: str, ndim: int) -> NamedSharding:
-    """Of the field `name` of a batch: rows over `data` and `fsdp`, the frames of video (b ... t y x c) and index
-    (b ... t) over `context`."""
-    after = {"video": 3, "index": 0}.get(name)  # axes behind the frames
-    if after is None or mesh.shape["context"] == 1:
-        return NamedSharding(mesh, P(ROWS))
-    return NamedSharding(mesh, P(ROWS, *[None] * (ndim - after - 2), "context"))
+_DEVICE_FIELDS = ("video", "index", "label", "mask", "stop")  # other fields of a batch stay on the host
 
 
-def abstract_batch(mesh, video: tuple[int, ...], stop: bool = False) -> dict:
-    """A batch whose video has this shape (b ... t y x c), by shape, type and sharding; the field `stop` on demand."""
+def batch_sharding(mesh: Mesh, name: str, ndim: int) -> NamedSharding:
+    """Returns the sharding of one batch field.
+
+    The batch axis is sharded over `data` and `fsdp`. The frame axis t of `video` (b ... t y x c) and of `index`
+    (b ... t) is sharded over `context`.
+
+    Args:
+        mesh: the device mesh.
+        name: the name of the field.
+        ndim: the number of axes of the field.
+    """
+    axes_after_frames = {"video": 3, "index": 0}.get(name)
+    if axes_after_frames is None or mesh.shape["context"] == 1:
+        return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES, *[None] * (ndim - axes_after_frames - 2), "context"))
+
+
+def abstract_batch(mesh: Mesh, video: tuple[int, ...], stop: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns a batch by shape, dtype and sharding, to compile for.
+
+    Args:
+        mesh: the device mesh.
+        video: the global shape of the field `video` (b ... t y x c).
+        stop: whether the batch has the field `stop`, by which the processes of a run agree to stop.
+    """
     rows = video[:1]
-    shapes = {
+    fields = {
         "video": (video, np.uint8),
         "index": (video[:-3], np.int32),
         "label": (rows, np.int32),
@@ -30,17 +45,19 @@ def abstract_batch(mesh, video: tuple[int, ...], stop: bool = False) -> dict:
     } | ({"stop": (rows, np.float32)} if stop else {})
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh, name, len(shape)))
-        for name, (shape, dtype) in shapes.items()
+        for name, (shape, dtype) in fields.items()
     }
 
 
-def put_batch(mesh, batch: dict) -> dict:
-    """What models need of a batch: rows of this process (numpy) -> global arrays spread over the mesh.
+def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Returns the fields that the devices need as global arrays, sharded over `mesh`. The transfer is asynchronous.
 
-    The transfer is asynchronous.
+    Args:
+        mesh: the device mesh.
+        batch: the rows of this process.
     """
     return {
         name: jax.make_array_from_process_local_data(batch_sharding(mesh, name, batch[name].ndim), batch[name])
-        for name in FIELDS
+        for name in _DEVICE_FIELDS
         if name in batch
     }

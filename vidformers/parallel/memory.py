@@ -1,15 +1,20 @@
-"""Whether a compiled step fits on a device, and what would where it does not."""
+"""Device memory: how much a compiled step needs, how much there is, and which settings would need less."""
 
 import math
 import os
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 
 
-def program_bytes(compiled) -> int:
-    """Bytes a device must hold while the program runs: arguments, results not aliased to them, temporaries; 0 where the
-    compiler does not tell."""
-    stats = compiled.memory_analysis()
+def program_bytes(compiled: jax.stages.Compiled) -> int:
+    """Returns the bytes that one device holds while a compiled program runs.
+
+    These are the arguments, the results that are not donated arguments, and the temporaries. Returns 0 if the backend
+    does not report them.
+    """
+    stats: Any = compiled.memory_analysis()
     if stats is None:
         return 0
     return (
@@ -17,13 +22,18 @@ def program_bytes(compiled) -> int:
     )
 
 
-def shard_bytes(leaf) -> int:
-    """Bytes of an array, given by shape, type and sharding, on one device."""
+def shard_bytes(leaf: jax.Array | jax.ShapeDtypeStruct) -> int:
+    """Returns the bytes of one shard of an array, which may be given by shape, dtype and sharding alone."""
+    assert leaf.sharding is not None
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def bytes_available() -> float:
-    """Bytes of a device's memory; on the CPU an equal share of the machine's, and where a device tells none, no end."""
+    """Returns the memory of one device in bytes.
+
+    On the CPU, it is an equal share of the memory of the machine for each device of this process. It is infinite if
+    another device does not report its memory.
+    """
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats or device.platform != "cpu":
@@ -31,19 +41,25 @@ def bytes_available() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
 
 
-def out_of_memory_message(limit: int, have: int | None, options) -> str:
-    """One sentence on a step that needs `have` bytes of `limit`.
+def out_of_memory_message(limit: float, needed: int | None, options: Iterable[tuple[str, int]]) -> str:
+    """Returns the error message for a training step that does not fit on a device.
 
-    `options` yields (what to set, bytes it would need); the first that fits is named, else that none does.
+    Args:
+        limit: the bytes of a device.
+        needed: the bytes that the step needs, None if the compiler ran out of memory before it could tell.
+        options: pairs (settings, bytes that the step needs with them), the mildest settings first. The first pair that
+            fits is named, so the iterable may compile lazily.
     """
-    asks = f"{have / 2**30:.2f} GiB a device" if have is not None else "more memory than a device has"
-    for change, bytes_needed in options:
+    needs = f"{_gib(needed)} per device" if needed is not None else "more memory than a device has"
+    problem = f"The training step needs {needs}, but {_gib(limit)} are available."
+    for settings, bytes_needed in options:
         if bytes_needed <= limit:
-            return (
-                f"The training step needs {asks} and {limit / 2**30:.2f} GiB are there; with {change} it would "
-                f"need {bytes_needed / 2**30:.2f} GiB."
-            )
+            return f"{problem} Set {settings}, which needs {_gib(bytes_needed)}."
     return (
-        f"The training step needs {asks} and {limit / 2**30:.2f} GiB are there; no accumulation or "
-        "rematerialisation makes it fit: use more devices with mesh.fsdp, or a smaller model."
+        f"{problem} Neither gradient accumulation nor rematerialisation makes it fit: use more devices with mesh.fsdp, "
+        "or a smaller model."
     )
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB"

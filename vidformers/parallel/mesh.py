@@ -1,56 +1,78 @@
-"""The device mesh."""
+"""The device mesh and its axes.
+
+- `data`: the rows of a batch are sharded, parameters are replicated.
+- `fsdp`: the rows of a batch are sharded, and parameters and optimizer state too (`state.state_shardings`).
+- `context`: the frames of a clip are sharded.
+"""
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import AxisType
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from vidformers.errors import require
 
 AXES = ("data", "fsdp", "context")
-ROWS = ("data", "fsdp")  # the axes that rows of a batch are spread over
+BATCH_AXES = ("data", "fsdp")  # the mesh axes over which the rows of a batch are sharded
+
+Result = TypeVar("Result")
 
 
-def make_mesh(*, data: int = -1, fsdp: int = 1, context: int = 1, devices=None):
-    """A mesh over all devices, or over those given.
+def make_mesh(*, data: int = -1, fsdp: int = 1, context: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh of shape (data, fsdp, context).
 
-    Rows of a batch are spread over `data` and `fsdp`, the frames of each over `context`, parameters and moments over
-    `fsdp`. `data=-1` takes what the others leave. Neighbours of `context`, which exchange most, belong to one process.
+    Devices along `context` communicate most, so they always belong to one process.
 
+    Args:
+        data: devices along `data`; -1 takes all devices that the other axes leave.
+        fsdp: devices along `fsdp`.
+        context: devices along `context`.
+        devices: the devices of the mesh, by default all devices of all processes.
     Raises:
-        ConfigError: the product is not the number of devices, or `context` would reach over hosts.
+        ConfigError: the product is not the number of devices, or `context` does not divide the devices of a process.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
     require(
         fsdp >= 1 and context >= 1 and (data == -1 or data >= 1),
-        f"mesh.data={data}, mesh.fsdp={fsdp} and mesh.context={context} must be at least 1.",
+        f"mesh.data={data}, mesh.fsdp={fsdp} and mesh.context={context} must be at least 1. Only mesh.data may be -1, "
+        "which takes the remaining devices.",
     )
     data = max(count // (fsdp * context), 1) if data == -1 else data
     require(
         data * fsdp * context == count,
-        f"mesh.data={data} x mesh.fsdp={fsdp} x mesh.context={context} needs "
-        f"{data * fsdp * context} devices; there are {count}.",
+        f"mesh.data={data} x mesh.fsdp={fsdp} x mesh.context={context} needs {data * fsdp * context} devices, but "
+        f"there are {count}. Set mesh.data=-1, and mesh.fsdp and mesh.context to divisors of {count}.",
     )
-    local = sum(device.process_index == jax.process_index() for device in devices)
-    require(local % context == 0, f"mesh.context={context} must divide the {local} devices of a process.")
-    kind = dict(axis_types=(AxisType.Auto,) * 3)
-    mesh = jax.make_mesh((data, fsdp, context), AXES, devices=devices, **kind)
+    local_count = sum(device.process_index == jax.process_index() for device in devices)
+    require(
+        local_count % context == 0,
+        f"mesh.context={context} does not divide the {local_count} devices of a process. Use a divisor of "
+        f"{local_count}, so that the frames of a clip stay within a process.",
+    )
+    axis_types = (AxisType.Auto,) * len(AXES)
+    mesh = jax.make_mesh((data, fsdp, context), AXES, devices=devices, axis_types=axis_types)
     if any(len({device.process_index for device in group}) > 1 for group in mesh.devices.reshape(-1, context)):
-        # Arranged along the links of the machine, as of a TPU, it may reach over hosts; in their order it does not.
+        # jax.make_mesh follows the links between devices, for example on a TPU, and may place `context` across
+        # processes. In the order of process and id it does not, since `context` divides the devices of a process.
         devices = sorted(devices, key=lambda device: (device.process_index, device.id))
-        mesh = jax.sharding.Mesh(np.reshape(devices, (data, fsdp, context)), AXES, **kind)
+        mesh = Mesh(np.reshape(devices, (data, fsdp, context)), AXES, axis_types=axis_types)
     return mesh
 
 
-def num_batch_shards(mesh) -> int:
-    """Parts that the rows of a batch are spread over."""
+def num_batch_shards(mesh: Mesh) -> int:
+    """Returns the number of shards of a batch: the product of `data` and `fsdp`."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def with_mesh(mesh, function):
-    """`function`, in which `spread` means this mesh."""
+def with_mesh(mesh: Mesh, function: Callable[..., Result]) -> Callable[..., Result]:
+    """Returns `function` such that it is traced with `mesh` as the ambient mesh.
+
+    The constraints of `parallel.activations` refer to the ambient mesh, so that models need not know it.
+    """
 
     @functools.wraps(function)
     def run(*args):
@@ -60,7 +82,11 @@ def with_mesh(mesh, function):
     return run
 
 
-def current_mesh():
-    """The mesh of `make_mesh` that `on` has set; None for one device, or under a mesh of somebody else's."""
+def current_mesh() -> AbstractMesh | None:
+    """Returns the ambient mesh that `with_mesh` has set.
+
+    Returns None where sharding constraints have no effect: without an ambient mesh, on one device, or if the ambient
+    mesh was set by other code and has other axes than `AXES`.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     return mesh if mesh.axis_names == AXES and mesh.size > 1 else None

@@ -1,4 +1,15 @@
-"""One run of many processes: how they find each other, and how they end when one of them is gone."""
+"""One run of several processes: how they join, exchange strings, and end.
+
+Collectives have no timeout. If one process dies, its peers wait in the next collective for ever, and a scheduler sees
+a run that is alive. JAX notices a dead process only after its own heartbeat timeout, and then aborts the peers with a
+stack trace. Therefore a thread in each process (`_watch_peers`) writes a heartbeat to JAX's key-value store every 3
+seconds, reads those of its peers, and ends the process with a message and status 1 after 8 missed heartbeats. The
+key-value store dies with process 0, and JAX may then abort the others first: `_on_abort`, a C handler of SIGABRT, adds
+the message. A process that ends as planned calls `finish`, so that its peers do not take its silence for death. A
+process that ends otherwise leaves through `exit_process`, since the exit handlers of JAX wait for all peers. Two tests
+in tests/parallel/test_processes.py kill processes: `test_when_process_0_is_killed_...` and
+`test_when_process_1_is_killed_...`.
+"""
 
 import ctypes
 import itertools
@@ -7,152 +18,174 @@ import signal
 import sys
 import threading
 import traceback
+from typing import Any, NoReturn
 
 import jax
-from jax._src import distributed  # the key-value store of JAX, to which Orbax knows no public way either
+from jax._src import distributed  # the only way to the key-value store; Orbax uses the same private module
 
 from vidformers.errors import ConfigError, require
 
-_BEAT_SECONDS = 3
-_LOST_BEATS = 8  # of one's own without one of another, after which that one is gone
-_KEY, _LEFT = "vidformers/beats", "left"
-_PATIENCE_SECONDS = 3600  # of processes that wait for one that compiles
-_LOSS = ("gloo", "nccl", "unavailable", "deadline_exceeded", "coordination", "connection")  # of an exchange that failed
-_numbers = itertools.count()
-_parting = threading.Event()
-
-is_initialized = False
+_HEARTBEAT_SECONDS = 3
+_MAX_MISSED_HEARTBEATS = 8
+_HEARTBEATS, _FINISHED = "vidformers/heartbeats", "finished"  # a prefix of keys, and the last value of a process
+_BARRIER_SECONDS = 3600  # a process may compile for long while others wait
+_PEER_ERRORS = ("gloo", "nccl", "unavailable", "deadline_exceeded", "coordination", "connection")
+_barrier_numbers = itertools.count()  # all processes call `barrier` and `allgather_strings` in the same order
+_finishing = threading.Event()
+_initialized = False
 
 
 def initialize(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
-    """Makes one run of the processes that a TPU pod, SLURM or Kubernetes started, or of those at given addresses.
+    """Joins this process with its peers.
 
-    From here on this process ends, with a sentence and status 1, when another one does so without `leave`: its
-    collectives would wait for that one for ever.
+    Without arguments, JAX detects the peers from the environment of a TPU pod, SLURM or Kubernetes. After this call,
+    the process exits with status 1 if a peer dies without calling `finish`. Otherwise its collectives would hang.
 
     Args:
-        coordinator: HOST:PORT of process 0, as all can reach it; None where the environment tells.
-        processes, process: how many there are, and which this one is, from 0.
+        coordinator: HOST:PORT of process 0, reachable from all processes.
+        processes: the number of processes.
+        process: the index of this process, from 0.
     Raises:
-        ConfigError: neither the environment nor the arguments say where the others are, or they cannot be reached.
+        ConfigError: an argument is wrong, or the peers cannot be found or reached.
     """
-    global is_initialized
-    given = [value is not None for value in (coordinator, processes, process)]
-    require(all(given) or not any(given), "--coordinator, --processes and --process are given together or not at all.")
-    if all(given):
+    global _initialized
+    if coordinator is not None and processes is not None and process is not None:
         host, _, port = coordinator.rpartition(":")
-        require(host and port.isdigit(), f"--coordinator={coordinator} must be HOST:PORT.")
-        require(0 <= process < processes, f"--process={process} must be at least 0 and below --processes={processes}.")
-    before = signal.getsignal(signal.SIGTERM)
+        require(
+            host != "" and port.isdigit(),
+            f"--coordinator={coordinator} must be HOST:PORT, the address of process 0.",
+        )
+        require(
+            0 <= process < processes,
+            f"--process={process} must be at least 0 and below --processes={processes}.",
+        )
+    else:
+        require(
+            coordinator is None and processes is None and process is None,
+            "--coordinator, --processes and --process are given together or not at all.",
+        )
+    sigterm_handler = signal.getsignal(signal.SIGTERM)
     try:
-        # JAX too ends a process that misses another, later than this module and without a sentence.
+        # The timeout is above that of this module, whose message is the better one.
         jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=60)
     except (ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0].rstrip(".")
         raise ConfigError(
-            "--distributed=true: the processes of this run cannot find each other; give --coordinator, "
-            f"--processes and --process where no scheduler tells ({reason})."
+            f"--distributed=true: the processes of this run cannot find each other ({reason}). Give --coordinator, "
+            "--processes and --process if there is no scheduler."
         ) from None
-    is_initialized = True
-    signal.signal(signal.SIGTERM, before)  # which JAX has taken for its own service, and swallows
+    _initialized = True
+    signal.signal(signal.SIGTERM, sigterm_handler)  # JAX has replaced it by its preemption service
+    sys.excepthook = _exit_on_uncaught_error
     if jax.process_count() > 1:
-        _explain_aborts()
+        # Python's own handlers run in the main thread, to which an abort does not return. JAX calls no Python
+        # function before it aborts.
+        ctypes.CDLL(None).signal(int(signal.SIGABRT), _on_abort)
         _watcher.start()
 
 
+def is_distributed() -> bool:
+    """Returns whether `initialize` has joined this process with others."""
+    return _initialized
+
+
 def barrier() -> None:
-    """Waits until all processes are here. Some compile far slower than others, and what first exchanges something on
-    CPUs waits for half a minute only."""
+    """Waits until all processes have called this function, for an hour at most.
+
+    Needed before the first collective: on CPUs, a collective waits for 30 seconds only, and some processes compile much
+    longer than others.
+    """
     if jax.process_count() > 1:
-        distributed.global_state.client.wait_at_barrier(
-            f"vidformers/meetings/{next(_numbers)}", _PATIENCE_SECONDS * 1000
-        )
+        _store().wait_at_barrier(f"vidformers/barriers/{next(_barrier_numbers)}", _BARRIER_SECONDS * 1000)
 
 
 def allgather_strings(text: str) -> list[str]:
-    """What each process tells at this place, this one `text`, in their order."""
+    """Returns the strings that all processes pass, ordered by process."""
     if jax.process_count() == 1:
         return [text]
-    client, place = distributed.global_state.client, f"vidformers/told/{next(_numbers)}"
-    client.key_value_set(f"{place}/{jax.process_index():06}", text)
+    prefix = f"vidformers/strings/{next(_barrier_numbers)}"
+    _store().key_value_set(f"{prefix}/{jax.process_index():06}", text)
     barrier()
-    return [told for _, told in sorted(client.key_value_dir_get(place))]
+    return [value for _, value in sorted(_store().key_value_dir_get(prefix))]
 
 
 def finish() -> None:
-    """All processes end here, after a success or a stop that they agreed on: none need follow another."""
-    if is_initialized and jax.process_count() > 1:
-        _parting.set()
+    """Tells the peers that this process ends as planned, after a success or a stop on which all agreed."""
+    if _initialized and jax.process_count() > 1:
+        _finishing.set()
         _watcher.join(timeout=10)
-        distributed.global_state.client.key_value_set(f"{_KEY}/{jax.process_index()}", _LEFT, allow_overwrite=True)
+        _write_heartbeat(_FINISHED)
 
 
-def exit_process(code: int) -> None:
-    """The end of a process of many with status `code`. Where they did not `part` it does not return: JAX would wait for
-    processes that never come."""
-    if jax.process_count() == 1 or _parting.is_set():
+def exit_process(status: int) -> None:
+    """Ends the process with `status` if it has peers and has not called `finish`. Otherwise returns.
+
+    The exit handlers of JAX, which this function skips, would wait for the peers.
+    """
+    if not _initialized or jax.process_count() == 1 or _finishing.is_set():
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(status)
 
 
-def report_failure(error: Exception) -> int:
-    """Says why this process of many ends; returns its status."""
-    if isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error).lower() for word in _LOSS):
+def _exit_on_uncaught_error(kind, error, trace) -> None:
+    """Ends the process after an uncaught exception; a collective that failed is reported without a traceback."""
+    if isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error).lower() for word in _PEER_ERRORS):
         reason = (str(error).splitlines() or [""])[0][:200].rstrip(".")
         print(
-            f"vidformers: An exchange with the other processes has failed ({reason}). If one of them has ended, the "
-            "same commands continue the run.",
+            f"vidformers: A collective with the other processes has failed ({reason}). If one of them has ended, run "
+            "the same commands again to continue.",
             file=sys.stderr,
         )
     else:
-        traceback.print_exception(error)
-    return 1
+        traceback.print_exception(kind, error, trace)
+    exit_process(1)
 
 
-def abort(sentence: str) -> None:
-    """Ends this process, which cannot go on without another."""
-    os.write(2, f"vidformers: {sentence} The same commands continue the run.\n".encode())
+def _abort(message: str) -> NoReturn:
+    """Ends the process from any thread or signal handler."""
+    os.write(2, f"vidformers: {message} Run the same commands again to continue.\n".encode())
     os._exit(1)
 
 
-def _explain_aborts() -> None:
-    """JAX aborts a process as soon as it finds process 0 gone, with a stack trace; a sentence ends it.
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _on_abort(_) -> None:
+    _abort("JAX has ended this process for the reason above, most likely because another process is gone.")
 
-    It gives no other chance: its callback cannot be called from Python, and Python's own signal handlers wait for the
-    main thread, which an abort does not return to.
+
+def _watch_peers() -> None:
+    """Writes the heartbeats of this process and ends it when those of a peer stop.
+
+    Time is counted in heartbeats of this process: after it was suspended, it gives its peers the full time again.
     """
-
-    @ctypes.CFUNCTYPE(None, ctypes.c_int)
-    def end(_):
-        abort("JAX has ended this process for the reason above, most likely that another one is gone.")
-
-    _explain_aborts.handler = end  # lives as long as the process
-    ctypes.CDLL(None).signal(int(signal.SIGABRT), end)
-
-
-def _watch() -> None:
-    """Tells the others that this process lives, and ends it when one of them does not say so any more.
-
-    Counted in one's own beats, so that a process that was suspended does not miss the others when it wakes.
-    """
-    client, own = distributed.global_state.client, jax.process_index()
-    heard = {f"{_KEY}/{other}": [None, 0] for other in range(jax.process_count()) if other != own}
-    beat = 0
-    while not _parting.is_set():
-        beat += 1
+    index, count = jax.process_index(), jax.process_count()
+    last_seen: dict[str, str | None] = {f"{_HEARTBEATS}/{peer}": None for peer in range(count) if peer != index}
+    missed = dict.fromkeys(last_seen, 0)
+    for number in itertools.count():
+        if _finishing.is_set():
+            return
         try:
-            client.key_value_set(f"{_KEY}/{own}", str(beat), allow_overwrite=True)
-            said = dict(client.key_value_dir_get(_KEY))
-        except jax.errors.JaxRuntimeError:  # process 0, which keeps what all say, does not answer
-            said = {}
-        for other, (last, silent) in heard.items():
-            now = said.get(other, last)
-            heard[other] = [now, 0 if now != last or now == _LEFT else silent + 1]
-            if silent > _LOST_BEATS:
-                abort(f"Process {other.rpartition('/')[2]} of {jax.process_count()} is gone, and this one ends too.")
-        _parting.wait(_BEAT_SECONDS)
+            _write_heartbeat(str(number))
+            heartbeats = dict(_store().key_value_dir_get(_HEARTBEATS))
+        except jax.errors.JaxRuntimeError:  # process 0, which holds the key-value store, does not answer
+            heartbeats = {}
+        for peer, last in last_seen.items():
+            heartbeat = heartbeats.get(peer, last)
+            missed[peer] = 0 if heartbeat != last or heartbeat == _FINISHED else missed[peer] + 1
+            last_seen[peer] = heartbeat
+            if missed[peer] > _MAX_MISSED_HEARTBEATS:
+                _abort(f"Process {peer.rpartition('/')[2]} of {count} is gone, so this process ends too.")
+        _finishing.wait(_HEARTBEAT_SECONDS)
 
 
-_watcher = threading.Thread(target=_watch, name="hosts", daemon=True)
+def _write_heartbeat(value: str) -> None:
+    _store().key_value_set(f"{_HEARTBEATS}/{jax.process_index()}", value, allow_overwrite=True)
+
+
+def _store() -> Any:
+    """Returns the client of the key-value store, which process 0 holds."""
+    return distributed.global_state.client
+
+
+_watcher = threading.Thread(target=_watch_peers, name="watch-peers", daemon=True)

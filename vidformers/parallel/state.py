@@ -1,26 +1,37 @@
 """The sharding of the training state."""
 
+from typing import Any
+
 import jax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
-def replicated_sharding(mesh) -> NamedSharding:
-    return NamedSharding(mesh, P())
+def replicated_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array of which every device of `mesh` holds a copy."""
+    return NamedSharding(mesh, PartitionSpec())
 
 
-def state_shardings(mesh, abstract):
-    """A sharding for each array of a state (parameters, moments, averages alike), by shape alone.
+def state_shardings(mesh: Mesh, abstract: Any) -> Any:
+    """Returns the sharding of each array of a training state, which depends on the shape of the array alone.
 
-    The largest axis that `fsdp` divides is split; of a stacked layer's arrays never axis 0, which a scan walks along.
+    Parameters, their optimizer state and their EMA have equal shapes, so they have equal shardings. The largest axis
+    that `mesh.fsdp` divides is sharded over `fsdp`. Arrays without such an axis are replicated.
+
+    Args:
+        mesh: the device mesh.
+        abstract: the state as a tree of arrays or of `jax.ShapeDtypeStruct`.
+    Returns:
+        A tree of the same structure with a `NamedSharding` in place of each array.
     """
+    fsdp = mesh.shape["fsdp"]
 
-    def place(path, leaf):
-        stacked = any(getattr(part, "key", None) == "layers" for part in path)
-        axes = [i for i in range(1 if stacked else 0, leaf.ndim) if leaf.shape[i] % mesh.shape["fsdp"] == 0]
-        if not axes or mesh.shape["fsdp"] == 1:
+    def sharding(path, leaf) -> NamedSharding:
+        # Axis 0 of stacked layers is the layer. A scan loops over it, so it is never sharded.
+        is_stacked = any(getattr(key, "key", None) == "layers" for key in path)
+        axes = [axis for axis in range(1 if is_stacked else 0, leaf.ndim) if leaf.shape[axis] % fsdp == 0]
+        if not axes or fsdp == 1:
             return replicated_sharding(mesh)
-        split = max(axes, key=lambda i: leaf.shape[i])
-        return NamedSharding(mesh, P(*("fsdp" if i == split else None for i in range(leaf.ndim))))
+        largest = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*("fsdp" if axis == largest else None for axis in range(leaf.ndim))))
 
-    return jax.tree_util.tree_map_with_path(place, abstract)
+    return jax.tree_util.tree_map_with_path(sharding, abstract)

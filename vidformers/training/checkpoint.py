@@ -1,7 +1,8 @@
-"""Checkpoints by Orbax: what is kept, what is restored, and what is said when it does not fit."""
+"""Checkpoints of the training state, by Orbax."""
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +11,15 @@ from orbax.checkpoint import v1 as ocp
 
 from vidformers.errors import ConfigError, require
 
-policies = ocp.training.preservation_policies
+_policies = ocp.training.preservation_policies
 
 
 class _StoredState(NamedTuple):
-    """The fields of `State` under the names that checkpoints keep."""
+    """The training state under the names that checkpoints use.
+
+    A checkpoint names each array by its path in this tuple. The field `opt_state` of `State` is stored as `optimizer`,
+    and `ema` as `average`, so that checkpoints of earlier versions can be restored. The order is that of `State`.
+    """
 
     step: Any
     parameters: Any
@@ -23,14 +28,18 @@ class _StoredState(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of a run, under `workdir/checkpoints`, written in the background.
+    """The checkpoints in `workdir/checkpoints`, a context manager. They are written in the background.
+
+    A checkpoint gets its name when all of it is written. If a save is killed, the latest checkpoint is the one before.
 
     Args:
-        every_steps: steps between saves.
-        keep: how many of the newest stay.
-        best: the figure whose highest checkpoint stays as well.
-        read_only: leave alone what another process may be writing there.
-    A save killed half-way leaves the one before it as the latest.
+        workdir: the folder of the run.
+        every_steps: steps between saves, for the training loop.
+        keep: the number of newest checkpoints that are kept.
+        best: the metric whose highest checkpoint is kept as well.
+        read_only: leaves alone the unfinished saves in the folder, which another process may be writing.
+    Raises:
+        ConfigError: `every_steps` or `keep` is below 1.
     """
 
     def __init__(
@@ -42,15 +51,17 @@ class Checkpoints:
         best: str = "val/top1@1x1",
         read_only: bool = False,
     ):
-        require(every_steps >= 1, f"checkpoint.every_steps={every_steps} must be at least 1.")
-        require(keep >= 1, f"checkpoint.keep={keep} must be at least 1.")
+        require(
+            every_steps >= 1, f"checkpoint.every_steps={every_steps} must be at least 1, the steps from save to save."
+        )
+        require(keep >= 1, f"checkpoint.keep={keep} must be at least 1, or no run could continue.")
         self.every_steps, self.best, self.folder = every_steps, best, Path(workdir).absolute() / "checkpoints"
-        self.saving = None
-        keep_best = policies.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
-        self.orbax = ocp.training.Checkpointer(
+        self._pending_save: Any = None
+        keep_best = _policies.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
+        self._orbax = ocp.training.Checkpointer(
             self.folder,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), keep_best]),
+            preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(keep), keep_best]),
             cleanup_tmp_directories=not read_only,
         )
 
@@ -59,110 +70,125 @@ class Checkpoints:
 
     def __exit__(self, kind, *_):
         try:
-            self.orbax.close()  # lets a save that has begun come to its end
+            self._orbax.close()  # waits for a save that has begun
         except Exception:
-            if kind is None:
+            if kind is None:  # an error of the block is not replaced
                 raise
 
-    def _score(self, figures: dict) -> float:
-        return figures.get(self.best, -1.0)  # a run may continue with another `best`
+    def _score(self, metrics: dict) -> float:
+        return metrics.get(self.best, -1.0)  # absent if the run was continued with another `best`
 
-    def save(self, step: int, state, progress: dict, figures: dict | None = None) -> None:
-        """Begins to save; waits first for the save before. `progress` is JSON kept beside the state.
+    def save(self, step: int, state, progress: dict, metrics: dict | None = None) -> None:
+        """Starts to save, after the save before has finished.
 
+        Args:
+            step: the number of finished steps.
+            state: the `State`.
+            progress: what is stored beside the arrays, as JSON.
+            metrics: the metrics of this step, for `best`.
         Raises:
-            ConfigError: the file system refuses; the sentence says why, and which checkpoint is whole.
+            ConfigError: the file system refuses this save or the one before.
         """
         self.wait()
-        self.saving = self._write(
-            lambda: self.orbax.save_checkpointables_async(
-                step, {"state": _StoredState(*state)}, force=True, metrics=figures or None, custom_metadata=progress
+        self._pending_save = self._report_refusal(
+            lambda: self._orbax.save_checkpointables_async(
+                step, {"state": _StoredState(*state)}, force=True, metrics=metrics or None, custom_metadata=progress
             )
         )
 
     def wait(self) -> None:
-        """Returns when nothing is left to write; raises like `save`."""
-        saving, self.saving = self.saving, None
-        if saving is not None:
-            self._write(saving.result)
+        """Waits until the last save has finished. Raises like `save`."""
+        pending, self._pending_save = self._pending_save, None
+        if pending is not None:
+            self._report_refusal(pending.result)
 
-    def _write(self, write):
-        """What `write` returns, with the refusals of the file system in a sentence."""
+    def _report_refusal(self, write: Callable[[], Any]) -> Any:
+        """Returns `write()`; an error of the file system becomes a ConfigError."""
         try:
             return write()
         except Exception as error:
-            reason = _refusal(error)
+            reason = _file_system_error(error)
             if reason is None:
                 raise
-        whole = max((int(path.name) for path in self.folder.iterdir() if path.name.isdigit()), default=None)
-        kept = "no checkpoint is there yet" if whole is None else f"the checkpoint of step {whole} is whole"
+        steps = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
+        newest = f"continues from the checkpoint of step {max(steps)}" if steps else "starts again from step 0"
         raise ConfigError(
-            f"A checkpoint cannot be written to {self.folder}: {reason}; {kept}, and the same command "
-            "continues when this is remedied."
+            f"A checkpoint cannot be written to {self.folder}: {reason}. Remedy this and run the same command again, "
+            f"which {newest}."
         )
 
-    def restore(self, abstract_state, which: str = "latest"):
-        """(state, progress, step) of the latest or best checkpoint, laid out as `abstract_state` says; None if none.
+    def restore(self, abstract_state, which: str = "latest") -> tuple[Any, dict, int] | None:
+        """Restores a checkpoint.
 
+        Args:
+            abstract_state: the `State` by shape, dtype and sharding; the arrays get these shardings.
+            which: `latest`, or `best`, the checkpoint with the highest metric `best`; the latest if none has metrics.
+        Returns:
+            (state, progress, step), or None if there is no checkpoint.
         Raises:
-            ConfigError: the checkpoint holds other arrays than the state; the sentence names the first that differs.
+            ConfigError: the checkpoint cannot be read, or its arrays have other names or shapes than the state.
         """
-        chosen = self.orbax.latest
+        chosen = self._orbax.latest
         if which == "best":
-            scored = [c for c in self.orbax.checkpoints if c.metrics]
-            chosen = max(scored, key=lambda c: (self._score(c.metrics), c.step), default=chosen)
+            scored = [checkpoint for checkpoint in self._orbax.checkpoints if checkpoint.metrics]
+            chosen = max(
+                scored, key=lambda checkpoint: (self._score(checkpoint.metrics), checkpoint.step), default=chosen
+            )
         if chosen is None:
             return None
         try:
-            metadata = self.orbax.checkpointables_metadata(chosen)
-            stored = _StoredState(*abstract_state)
-            self._check(metadata.metadata["state"], stored, chosen.step)
-            state = type(abstract_state)(*self.orbax.load_checkpointables(chosen, {"state": stored})["state"])
+            metadata = self._orbax.checkpointables_metadata(chosen)
+            abstract = _StoredState(*abstract_state)
+            self._require_same_arrays(metadata.metadata["state"], abstract, chosen.step)
+            state = type(abstract_state)(*self._orbax.load_checkpointables(chosen, {"state": abstract})["state"])
         except ConfigError:
             raise
         except Exception as error:
             require(
                 chosen.path.is_dir(),
-                f"The checkpoint of step {chosen.step} in {self.folder} was replaced by a "
-                "newer one while it was read: run the same command again.",
+                f"The checkpoint of step {chosen.step} in {self.folder} was replaced by a newer one while it was read. "
+                "Run the same command again.",
             )
             reason = (str(error).splitlines() or [""])[0][:200].rstrip(".")
             raise ConfigError(
-                f"The checkpoint {chosen.path} cannot be read ({type(error).__name__}: {reason}); if it "
-                "is damaged, delete this folder to continue from the one before."
+                f"The checkpoint {chosen.path} cannot be read ({type(error).__name__}: {reason}). If it is damaged, "
+                "delete this folder, and the run continues from the checkpoint before."
             ) from error
         return state, dict(metadata.custom_metadata or {}), chosen.step
 
-    def _check(self, stored, wanted, step: int) -> None:
-        stored, wanted = _shapes(stored), _shapes(wanted)
-        if not stored:
+    def _require_same_arrays(self, stored, wanted, step: int) -> None:
+        stored_shapes, wanted_shapes = _shapes(stored), _shapes(wanted)
+        if not stored_shapes:
             raise ValueError("no arrays are listed")
-        for name in sorted(stored.keys() | wanted.keys()):
-            if stored.get(name) != wanted.get(name):
-                raise ConfigError(
-                    f"The checkpoint of step {step} in {self.folder} does not fit the model: {name} is "
-                    f"{stored.get(name, 'absent')} there and {wanted.get(name, 'absent')} here."
-                )
+        for name in sorted(stored_shapes.keys() | wanted_shapes.keys()):
+            require(
+                stored_shapes.get(name) == wanted_shapes.get(name),
+                f"The checkpoint of step {step} in {self.folder} does not fit the model: {name} is "
+                f"{stored_shapes.get(name, 'absent')} there and {wanted_shapes.get(name, 'absent')} here. Give the "
+                "fields of the sections model and optim with which it was trained.",
+            )
 
 
-def _refusal(error: BaseException | None) -> str | None:
-    """What the file system said, of an error that Orbax or TensorStore wrapped around it; None where it is another."""
+def _file_system_error(error: BaseException | None) -> str | None:
+    """Returns the message of the OSError that Orbax or TensorStore has wrapped, None if there is none."""
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return os.strerror(error.errno)
-        found = re.search(r"os_error_code='(\d+)'", str(error))
-        if found:
-            return os.strerror(int(found[1]))
+        match = re.search(r"os_error_code='(\d+)'", str(error))
+        if match:
+            return os.strerror(int(match[1]))
         error = error.__cause__ or error.__context__
     return None
 
 
-def _shapes(tree) -> dict:
-    """Names joined by slashes -> shapes; namedtuples, tuples and dicts name their members alike."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each array by its path, such as `parameters/head/kernel`.
+
+    The path is the same whether a container is a NamedTuple, as in `State`, or a dict, as Orbax lists it.
+    """
     return {
-        "/".join(str(getattr(part, "key", getattr(part, "idx", getattr(part, "name", part)))) for part in path): tuple(
+        "/".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path): tuple(
             leaf.shape
         )
-        for path, leaf in leaves
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }

@@ -1,4 +1,4 @@
-"""Where figures go: `metrics.jsonl`, TensorBoard events derived from it, and the two pictures."""
+"""The metrics of a run: `metrics.jsonl`, the TensorBoard events derived from it, and two pictures."""
 
 import json
 import time
@@ -6,58 +6,62 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.files import write_text
+from input_pipeline.files import atomic_file, write_text
 
 
 class MetricWriter:
-    """Appends figures to `metrics.jsonl` and to TensorBoard events, from one process.
+    """Appends metrics to `metrics.jsonl` and to TensorBoard events. Only one process of a run has a writer.
 
-    Opened at a restored step, it first drops what lies beyond that step: lines are rewritten atomically (a line cut
-    short by a kill goes too) and the events, which say nothing the lines do not, are written anew from them.
+    When a run continues, the rows after the restored step are removed first, and a row that a kill cut short as well:
+    `metrics.jsonl` is rewritten atomically. The events are written anew from its rows.
+
+    Args:
+        workdir: the folder of the run.
+        step: the restored step, 0 for a new run.
     """
 
     def __init__(self, workdir: Path, step: int):
         from tensorboardX import SummaryWriter
 
-        self.path = Path(workdir) / "metrics.jsonl"
-        kept = [row for row in read_metrics(workdir) if row["step"] <= step]
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        path = Path(workdir) / "metrics.jsonl"
+        rows = [row for row in read_metrics(workdir) if row["step"] <= step]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         for events in Path(workdir).glob("events.out.tfevents.*"):
             events.unlink()
-        self.written = {_names(row) for row in kept}
-        self.file = open(self.path, "a", encoding="utf-8")
-        self.board = SummaryWriter(str(workdir))
-        for row in kept:
-            self._events(row)
-        self.board.flush()
+        self._written = {_step_and_names(row) for row in rows}
+        self._file = open(path, "a", encoding="utf-8")
+        self._board = SummaryWriter(str(workdir))
+        for row in rows:
+            self._add_events(row)
+        self._board.flush()
 
-    def write(self, step: int, figures: dict) -> None:
-        """Appends a line, unless the step has one of these names: a finished run evaluated again says nothing new."""
-        row = {"step": step, "time": round(time.time(), 3), **{name: float(x) for name, x in figures.items()}}
-        if _names(row) in self.written:
+    def write(self, step: int, metrics: dict) -> None:
+        """Appends a row. Does nothing if the step has a row with these metrics, as when a finished run is repeated."""
+        row = {"step": step, "time": round(time.time(), 3), **{name: float(x) for name, x in metrics.items()}}
+        if _step_and_names(row) in self._written:
             return
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
-        self._events(row)
-        self.board.flush()
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        self._add_events(row)
+        self._board.flush()
 
-    def _events(self, row: dict) -> None:
+    def _add_events(self, row: dict) -> None:
         for name, value in row.items():
             if name not in ("step", "time"):
-                self.board.add_scalar(name, value, row["step"], walltime=row["time"])
+                self._board.add_scalar(name, value, row["step"], walltime=row["time"])
 
     def close(self) -> None:
-        self.file.close()
-        self.board.close()
+        self._file.close()
+        self._board.close()
 
 
-def _names(row: dict) -> tuple:
+def _step_and_names(row: dict) -> tuple:
     return (row["step"], *row)
 
 
 def read_metrics(workdir: Path) -> list[dict]:
-    """The whole lines of `metrics.jsonl`, in order; [] where there is none."""
-    rows = []
+    """Returns the rows of `metrics.jsonl` in order, up to a row that was cut short; [] if there is no file."""
+    rows: list[dict] = []
     path = Path(workdir) / "metrics.jsonl"
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
@@ -68,56 +72,69 @@ def read_metrics(workdir: Path) -> list[dict]:
 
 
 def draw_curves(workdir: Path) -> None:
-    """`curves.png`: loss, and top-1 in training and validation, along the steps of `metrics.jsonl`."""
+    """Draws `curves.png`: loss and top-1 of training and validation over the steps of `metrics.jsonl`."""
     plt = _pyplot()
     rows = read_metrics(workdir)
     names = sorted({name for row in rows for name in row})
-    figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for axes, part in ((losses, "loss"), (accuracies, "top1")):
-        for name in (name for name in names if name.split("@")[0].endswith("/" + part)):
+    figure, (loss_axes, top1_axes) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for axes, metric in ((loss_axes, "loss"), (top1_axes, "top1")):
+        for name in (name for name in names if name.split("@")[0].endswith("/" + metric)):
             points = [(row["step"], row[name]) for row in rows if name in row]
             axes.plot(*zip(*points, strict=True), label=name, marker="o" if len(points) < 30 else None, markersize=3)
-        axes.set(xlabel="step", ylabel=part)
+        axes.set(xlabel="step", ylabel=metric)
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    accuracies.set_ylim(0, 1.02)
-    figure.savefig(Path(workdir) / "curves.png", dpi=120)
-    plt.close(figure)
+    top1_axes.set_ylim(0, 1.02)
+    _save(figure, Path(workdir) / "curves.png")
 
 
 def draw_confusion(workdir: Path, confusion: np.ndarray, names, title: str) -> None:
-    """`confusion.png` from counts (true class, predicted class); rows are shown as shares of the true class."""
+    """Draws `confusion.png`, a confusion matrix whose rows are normalised by the videos of the true class.
+
+    Args:
+        workdir: the folder of the run.
+        confusion: counts of videos (true class, predicted class).
+        names: the class names, which are shown for at most 30 classes.
+        title: the title of the picture.
+    """
     plt = _pyplot()
     count = len(confusion)
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    side = min(3.2 + 0.42 * count, 14)
-    figure, axes = plt.subplots(figsize=(side + 0.8, side), layout="constrained")
-    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(picture, shrink=0.8, label="share of the true class")
+    inches = min(3.2 + 0.42 * count, 14)
+    figure, axes = plt.subplots(figsize=(inches + 0.8, inches), layout="constrained")
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, shrink=0.8, label="share of the true class")
     axes.set(xlabel="predicted", ylabel="true", title=title)
     if count <= 30:
         axes.set_xticks(range(count), names, rotation=45, ha="right")
         axes.set_yticks(range(count), names)
-        for (i, j), share in np.ndenumerate(shares):
-            if confusion[i, j]:
+        for (true, predicted), share in np.ndenumerate(shares):
+            if confusion[true, predicted]:
                 axes.text(
-                    j,
-                    i,
-                    int(confusion[i, j]),
+                    predicted,
+                    true,
+                    int(confusion[true, predicted]),
                     ha="center",
                     va="center",
                     fontsize=8,
                     color="white" if share > 0.5 else "black",
                 )
-    figure.savefig(Path(workdir) / "confusion.png", dpi=120)
-    plt.close(figure)
+    _save(figure, Path(workdir) / "confusion.png")
 
 
 def _pyplot():
+    """Imports pyplot, which takes a second, with a backend that needs no display."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     return pyplot
+
+
+def _save(figure, path: Path) -> None:
+    """Writes a figure atomically and closes it."""
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+    _pyplot().close(figure)

@@ -1,4 +1,4 @@
-"""The folder of a run: one process at a time may train in it, and it says what was run."""
+"""The folder of a run: its lock and its description, `run.json`."""
 
 import fcntl
 import importlib.metadata
@@ -7,17 +7,17 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import IO
 
 import jax
 
-from input_pipeline.files import write_text
+from input_pipeline.files import remove_temporaries, write_text
 from vidformers.errors import ConfigError, require
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av", "opencv-python-headless", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av", "opencv-python-headless", "numpy")
 
-# Of these a resumed run must have the same values, or it would not continue the run that the folder holds.
-# How it is computed may change.
-IDENTITY = (
+# Config fields and sections that must not differ when a run is continued: they decide what is computed.
+_FIXED_FIELDS = (
     "seed",
     "model",
     "train.batch_size",
@@ -39,57 +39,72 @@ IDENTITY = (
     "optim.name",
     "optim.ema_decay",
 )
-COMPUTED = ("model.remat", "model.unroll", "model.dtype", "model.backend")
+# Fields within these that may differ: they only decide how it is computed.
+_FREE_FIELDS = ("model.remat", "model.unroll", "model.dtype", "model.backend")
 
 
 def open_workdir(path) -> Path:
-    """Makes the folder. Raises ConfigError where it cannot be made or written to."""
+    """Makes the folder of a run if there is none and returns its path.
+
+    Raises:
+        ConfigError: the folder cannot be made or written to.
+    """
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()  # of no name that another process could take
+        tempfile.TemporaryFile(dir=path).close()  # has no name, so it collides with no other process
     except OSError as error:
-        raise ConfigError(f"--workdir={path} cannot be written to: {error.strerror}.") from None
+        raise ConfigError(
+            f"--workdir={path} cannot be written to: {error.strerror}. Give a folder that you may write to."
+        ) from None
     return path
 
 
-def lock(workdir: Path):
-    """Holds the folder until the file returned is closed or the process ends, however it ends.
+def lock(workdir: Path) -> IO[str]:
+    """Locks the folder of a run for training, and removes the temporary files that killed processes left in it.
 
+    Returns:
+        The locked file. The lock ends when it is closed, or when the process ends in any way.
     Raises:
-        ConfigError: another run holds it.
+        ConfigError: another run holds the lock.
     """
     file = open(workdir / ".lock", "a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise ConfigError(f"--workdir={workdir} is in use by a run that is still alive.") from None
+        raise ConfigError(
+            f"--workdir={workdir} is in use by a run that is still alive. Stop that run, or give another workdir."
+        ) from None
+    remove_temporaries(workdir)
     return file
 
 
 def describe_run(config: dict, data: dict) -> dict:
-    """What a run ran: config, digests of its data, commit, versions, devices."""
+    """Returns the contents of `run.json`: config, data, commit, versions and devices.
+
+    Args:
+        config: the config of the run.
+        data: the digests of the manifests, the class names and what else describes the data.
+    """
     return {
         "config": config,
         "data": data,
         "commit": _commit(),
         "python": sys.version.split()[0],
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
 
 
 def _commit() -> str | None:
-    here = Path(__file__).parents[2]
-    git = (
-        subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=here, capture_output=True, text=True
-        )
-        if (here / ".git").exists()
-        else None
-    )
-    return git.stdout.strip() if git and git.returncode == 0 else None
+    """Returns the git commit of this code, None if it is not in a git repository."""
+    repository = Path(__file__).parents[2]
+    if not (repository / ".git").exists():
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    git = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+    return git.stdout.strip() if git.returncode == 0 else None
 
 
 def write_run_json(workdir: Path, run: dict) -> None:
@@ -98,37 +113,47 @@ def write_run_json(workdir: Path, run: dict) -> None:
 
 
 def compare_with_folder(workdir: Path, run: dict) -> list[str]:
-    """What changes where `run` continues the run that the folder holds, a sentence each.
+    """Compares a run with the run that the folder holds, which it is to continue.
 
+    Args:
+        workdir: the folder.
+        run: the description of the new run.
+    Returns:
+        A log line for each field that differs and may differ; empty if the folder holds no run.
     Raises:
-        ConfigError: another model, seed, manifest, sampling or global batch; the sentence says what differs.
+        ConfigError: `run.json` is damaged, or the runs differ in the training videos or in a field that must not
+            differ.
     """
     path = workdir / "run.json"
     if not path.exists():
         return []
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        old, old_digest = _flat(before["config"]), before["data"]["train"]
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        old, old_digest = _flatten(stored["config"]), stored["data"]["train"]
     except (ValueError, LookupError, TypeError):
-        raise ConfigError(f"{path} is damaged; it does not hold a run's description.") from None
-    new = _flat(json.loads(json.dumps(run["config"])))
+        raise ConfigError(
+            f"{path} is damaged: it does not describe a run. Restore the file, or give another workdir."
+        ) from None
+    new = _flatten(json.loads(json.dumps(run["config"])))
     changed = sorted(field for field in old.keys() | new.keys() if old.get(field) != new.get(field))
     for field in changed:
-        same = any(field == name or field.startswith(name + ".") for name in IDENTITY) and field not in COMPUTED
+        is_fixed = any(field == name or field.startswith(name + ".") for name in _FIXED_FIELDS)
         require(
-            not same,
-            f"--workdir={workdir} holds a run with {field}={old.get(field)!r}, not "
-            f"{new.get(field)!r}: give another workdir.",
+            not is_fixed or field in _FREE_FIELDS,
+            f"--workdir={workdir} holds a run with {field}={old.get(field)!r}, not {new.get(field)!r}. Give the same "
+            "value to continue that run, or another workdir.",
         )
+    data = run["data"]
     require(
-        old_digest == run["data"]["train"],
-        f"--workdir={workdir} holds a run on another manifest: the list in {run['data']['train_list']} "
-        f"has hash {run['data']['train']}, the run's had {old_digest}.",
+        old_digest == data["train"],
+        f"--workdir={workdir} holds a run on other training videos: {data['train_list']} has hash {data['train']}, but "
+        f"the run had {old_digest}. Restore the list to continue that run, or give another workdir.",
     )
     return [f"Continues with {field}={new.get(field)!r} (was {old.get(field)!r})." for field in changed]
 
 
-def _flat(tree, prefix="") -> dict:
+def _flatten(tree, prefix="") -> dict:
+    """Returns the leaves of nested dicts by their path, such as `data.frames`."""
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
-    return {key: value for name, child in tree.items() for key, value in _flat(child, f"{prefix}{name}.").items()}
+    return {key: value for name, child in tree.items() for key, value in _flatten(child, f"{prefix}{name}.").items()}

@@ -1,0 +1,43 @@
+"""Compiled programs on disk."""
+
+import os
+import warnings
+from pathlib import Path
+
+import jax
+
+from vidformers.parallel.processes import is_distributed
+
+
+def enable_compilation_cache(workdir) -> None:
+    """Keeps compiled programs on disk, so that a run that starts again need not compile again.
+
+    A run of one process uses the cache folder of the user, `$XDG_CACHE_HOME/vidformers/compiled`. A run of several
+    processes uses `compiled` in the folder of the run, which all hosts see. On GPUs the processes share the autotuning
+    of a program: a process that compiles waits for the others, so either all of them must find a program or none.
+
+    Args:
+        workdir: the folder of the run. A cache that `JAX_COMPILATION_CACHE_DIR` sets takes precedence.
+    """
+    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # JAX adds its options at run time
+        return
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vidformers" / "compiled"
+    folder = Path(workdir).absolute() / "compiled" if is_distributed() else user_cache
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    _remove_damaged_programs(folder)
+
+
+def _remove_damaged_programs(folder: Path) -> None:
+    """Empties the cache in place of JAX's warning about a damaged entry.
+
+    A kill or a full disk leaves half of a program. JAX does not replace it, so it would warn at every start.
+    """
+    show_warning = warnings.showwarning
+
+    def show_or_remove(message, *args, **kwargs):
+        if "persistent compilation cache" not in str(message):
+            return show_warning(message, *args, **kwargs)
+        for program in filter(Path.is_file, folder.glob("*")):  # XLA keeps folders there, too
+            program.unlink(missing_ok=True)
+
+    warnings.showwarning = show_or_remove
