@@ -38,10 +38,10 @@ class FoldedBefore(SelfAttention):
         patches = [
             rearrange(x, "b g n (h e) -> b g n h e", h=self.heads) for x in jnp.split(self.qkv(groups), 3, axis=-1)
         ]
-        classes = [x[:, :, None] for x in self._class_heads(tokens.classes, groups.shape[1])]
+        classes = [x[:, :, None] for x in self._class_heads(tokens.class_tokens, groups.shape[1])]
         out = attend(*(jnp.concatenate(pair, axis=2) for pair in zip(classes, patches, strict=True)))
         patches = self.scheme.unfold(self._project(out[:, :, 1:]), grid)
-        return patches, merge_copies(self._project(out[:, :, 0]), tokens.classes)
+        return patches, merge_copies(self._project(out[:, :, 0]), tokens.class_tokens)
 
 
 def main():

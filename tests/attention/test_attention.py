@@ -1,4 +1,7 @@
-"""Which keys a query sees: against the definition, against the paper's rule, and between schemes."""
+"""Attention against plain loops, between schemes, and the code that all schemes share.
+
+tests/attention/test_registry.py compares every scheme with its keys and with its masked form.
+"""
 
 from functools import cache, partial
 
@@ -7,23 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import Phase, example, given, settings
-from hypothesis import strategies as st
-from sublayers import HEADS, WIDTH, branch, draw_tokens, influence, layer, module, run
+from sublayers import HEADS, WIDTH, branch, draw_tokens, layer, module, run
 from tiny import clips, quick_jit
 from tiny import make as make_model
 
 from vidformers import ConfigError
 from vidformers.attention.class_attention import ClassAttention
 from vidformers.attention.core import attend
-from vidformers.attention.frame import Frame
 from vidformers.attention.joint import Joint
 from vidformers.attention.motion import Motion
 from vidformers.attention.time import Time
 from vidformers.layers.tokens import Noise, Tokens, add_branch, dropout
 
-PARTS = {
-    "read_and_read_from": dict(),
+CLASS_TOKEN = {
+    "keys_and_queries": dict(),
     "keys": dict(class_queries=False),
     "absent": dict(class_keys=False, class_queries=False),
 }
@@ -34,117 +34,11 @@ def class_attention():
     return module(lambda: ClassAttention(WIDTH, HEADS, rngs=nnx.Rngs(0)))
 
 
-# The definition
-
-
-GRIDS = st.tuples(st.integers(2, 3), st.integers(1, 5), st.integers(3, 5))
-CASES = [(scheme, part, 1) for scheme in ("frame", "time", "joint", "motion") for part in PARTS]
-CASES += [(scheme, "keys", 0) for scheme in ("frame", "time", "joint", "motion")]
-CASES += [("frame", part, "frames") for part in ("read_and_read_from", "keys")]
-
-
-@pytest.mark.parametrize("scheme, part, count", CASES)
-def test_gathered_equals_masked_with_its_gradient(float64, scheme, part, count):
-    # Every case on one grid that blocks of two do not divide; drawn grids where the class token does most.
-    drawn = part == "read_and_read_from" and count == 1
-    phases = [Phase.explicit, Phase.generate] if drawn else [Phase.explicit]
-
-    @settings(max_examples=3 if scheme == "motion" else 1, phases=phases)
-    @example(grid=(2, 3, 5), m=2)
-    @given(grid=GRIDS, m=st.integers(1, 6))
-    def check(grid, m):
-        chosen = {"frame": Frame(), "time": Time(), "joint": Joint(), "motion": Motion(m)}[scheme]
-        tokens = draw_tokens(grid, grid[0] if count == "frames" else count, clips=2)
-        cotangent = draw_tokens(grid, tokens.class_tokens.shape[1], clips=2, seed=1)
-
-        @quick_jit
-        def both(tokens):
-            def one(masked):
-                graph, parameters = layer(chosen, masked=masked, dtype=jnp.float64, **PARTS[part])
-                parameters = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), parameters)
-
-                def loss(parameters, tokens):
-                    out = nnx.merge(graph, parameters)(tokens)
-                    return sum((a * b).sum() for a, b in zip(out, cotangent, strict=True)), out
-
-                return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(parameters, tokens)
-
-            return one(False), one(True)
-
-        gathered, masked = both(tokens)
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), gathered, masked)
-        assert gathered[0][1].patches.dtype == np.float64
-
-    check()
-
-
-# The paper's rule
-
-
-def key_set(scheme, patch, grid):
-    """The patches that `patch` (t, y, x) reads, from the index sets of MEViT's equations 3, 6, 7 and 8."""
-    frames, rows, columns = map(range, grid)
-    t, y, x = patch
-    if scheme == "joint":
-        return {(f, r, c) for f in frames for r in rows for c in columns}
-    if scheme == "frame":
-        return {(t, r, c) for r in rows for c in columns}
-    if scheme == "time":
-        return {(f, y, x) for f in frames}
-    top, left = y - y % scheme, x - x % scheme  # a block of side M, cut off at the end of the grid
-    return {
-        (f, r, c)
-        for f in frames
-        for r in range(top, top + scheme)
-        for c in range(left, left + scheme)
-        if r in rows and c in columns
-    }
-
-
-def make_scheme(scheme):
-    return {"frame": Frame(), "time": Time(), "joint": Joint()}.get(scheme) or Motion(scheme)
-
-
-@pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize(
-    "scheme, grid",
-    [
-        ("frame", (2, 4, 4)),
-        ("time", (2, 4, 4)),
-        ("joint", (2, 4, 4)),
-        (1, (2, 3, 3)),
-        (2, (2, 4, 4)),
-        (3, (2, 4, 4)),
-        (3, (2, 5, 5)),
-    ],
-)
-def test_a_query_sees_exactly_its_key_set(scheme, grid, part):
-    patches, classes = influence(*layer(make_scheme(scheme), **PARTS[part]), draw_tokens(grid, 1))
-    expected = np.zeros((*grid, *grid), bool)
-    for patch in np.ndindex(grid):
-        for key in key_set(scheme, patch, grid) | {patch}:
-            expected[(*patch, *key)] = True
-    np.testing.assert_array_equal(patches[0].reshape(expected.shape), expected)
-    assert (patches[1] == (part != "absent")).all(), "the class token is a key of every patch, or of none"
-    if part == "read_and_read_from":
-        assert classes[0].all() and classes[1].all(), "a class token that queries reads the whole clip"
-    else:
-        assert classes is None
-
-
-def test_a_class_token_a_frame_stays_in_its_frame():
-    grid = (3, 2, 2)
-    patches, classes = influence(*layer(Frame()), draw_tokens(grid, 3))
-    same = np.eye(3, dtype=bool)
-    np.testing.assert_array_equal(classes[1].reshape(3, 3), same)
-    np.testing.assert_array_equal(classes[0].reshape(3, 3, 4).all(-1), same)
-    np.testing.assert_array_equal(classes[0].reshape(3, 3, 4).any(-1), same)
-    np.testing.assert_array_equal(patches[1].reshape(3, 4, 3).all(1), same)
-    np.testing.assert_array_equal(patches[1].reshape(3, 4, 3).any(1), same)
+# Plain loops
 
 
 def softmax_attention(parameters, queries, keys):
-    """Multi-head attention of LN queries (n d) over LN keys (m d), W_O included, written plainly."""
+    """Returns multi-head attention of LN queries (n d) over LN keys (m d), with W_O, in NumPy."""
 
     def norm(x):
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
@@ -157,56 +51,57 @@ def softmax_attention(parameters, queries, keys):
     )
     out = np.zeros((len(queries), WIDTH))
     for h in range(HEADS):
-        part = slice(h * WIDTH // HEADS, (h + 1) * WIDTH // HEADS)
-        scores = np.exp(q[:, part] @ k[:, part].T / np.sqrt(WIDTH // HEADS))
-        out[:, part] = scores / scores.sum(-1, keepdims=True) @ v[:, part]
+        head = slice(h * WIDTH // HEADS, (h + 1) * WIDTH // HEADS)
+        weights = np.exp(q[:, head] @ k[:, head].T / np.sqrt(WIDTH // HEADS))
+        out[:, head] = weights / weights.sum(-1, keepdims=True) @ v[:, head]
     return out @ parameters["out"]["kernel"] + parameters["out"]["bias"]
 
 
-@pytest.mark.parametrize("m, grid", [(3, (2, 4, 5)), (2, (2, 5, 4)), (3, (1, 7, 3))])
-def test_padded_blocks_equal_ragged_ones(float64, m, grid):
+@pytest.mark.parametrize("m, grid", [(3, (2, 4, 5)), (2, (2, 5, 4)), (3, (1, 7, 3)), (6, (3, 1, 5))])
+def test_padded_blocks_equal_smaller_blocks_at_the_edge(float64, m, grid):
     graph, parameters = layer(Motion(m), class_queries=False, dtype=jnp.float64)
     tokens = draw_tokens(grid, 1)
-    found, _ = run(graph, parameters, tokens)
+    patches, _ = run(graph, parameters, tokens)
     for y in range(0, grid[1], m):
         for x in range(0, grid[2], m):
             block = tokens.patches[0, :, y : y + m, x : x + m]
             flat = block.reshape(-1, WIDTH)
             expected = softmax_attention(parameters, flat, np.concatenate([tokens.class_tokens[0], flat]))
             expected = expected.reshape(block.shape)
-            np.testing.assert_allclose(found[0, :, y : y + m, x : x + m], expected, rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(patches[0, :, y : y + m, x : x + m], expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.quick
 def test_blocks_of_three_on_fourteen_by_fourteen_hold_nine_six_or_four():
-    members = Motion(3).fold(np.ones((1, 1, 14, 14), bool))[0].sum(-1)
-    assert dict(zip(*np.unique(members, return_counts=True), strict=True)) == {9: 16, 6: 8, 4: 1}
+    sizes = nnx.merge(*layer(Motion(3))).group_mask((1, 14, 14)).sum(-1)
+    assert dict(zip(*np.unique(sizes, return_counts=True), strict=True)) == {9: 16, 6: 8, 4: 1}
 
 
 # Between schemes
 
 
-@pytest.mark.parametrize("options", PARTS.values(), ids=PARTS)
+def assert_same(first, second, options):
+    tokens = draw_tokens((2, 4, 4), 1)
+    outputs = (run(*layer(scheme, **options), tokens) for scheme in (first, second))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), *outputs)
+
+
+@pytest.mark.parametrize("options", CLASS_TOKEN.values(), ids=CLASS_TOKEN)
 def test_motion_in_blocks_of_one_is_time_attention(options):
-    same(Motion(1), Time(), options)
+    assert_same(Motion(1), Time(), options)
 
 
 @pytest.mark.parametrize("m", [4, 7])
 def test_motion_in_one_block_is_joint_attention(m):
-    same(Motion(m), Joint(), dict())
+    assert_same(Motion(m), Joint(), dict())
 
 
 def test_without_querying_motion_in_one_block_is_joint_attention_on_patches():
     tokens = draw_tokens((2, 4, 4), 1)
-    motion, none = run(*layer(Motion(4), class_queries=False), tokens)
+    motion, class_tokens = run(*layer(Motion(4), class_queries=False), tokens)
     joint, _ = run(*layer(Joint()), tokens)
-    assert none is None
+    assert class_tokens is None
     np.testing.assert_allclose(motion, joint, rtol=1e-5, atol=1e-5)
-
-
-def same(first, second, options):
-    tokens = draw_tokens((2, 4, 4), 1)
-    found, expected = (run(*layer(scheme, **options), tokens) for scheme in (first, second))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
 
 
 def test_extra_projection_follows_the_output_projection(float64):
@@ -215,8 +110,8 @@ def test_extra_projection_follows_the_output_projection(float64):
     tokens = draw_tokens((2, 2, 2), 1)
     extra = parameters["extra"]
     without = run(layer(Time(), dtype=jnp.float64)[0], plain, tokens)
-    for found, before in zip(run(graph, parameters, tokens), without, strict=True):
-        np.testing.assert_allclose(found, before @ extra["kernel"].astype(float) + extra["bias"], rtol=1e-9)
+    for with_extra, before in zip(run(graph, parameters, tokens), without, strict=True):
+        np.testing.assert_allclose(with_extra, before @ extra["kernel"].astype(float) + extra["bias"], rtol=1e-9)
 
 
 # Class attention
@@ -232,7 +127,7 @@ def test_class_attention_leaves_patches_bit_for_bit():
 
 def test_class_attention_reads_every_patch_and_not_the_class_token():
     graph, parameters = class_attention()
-    still = {**parameters, "q": jax.tree.map(np.zeros_like, parameters["q"])}  # even weights for any query
+    constant_query = {**parameters, "q": jax.tree.map(np.zeros_like, parameters["q"])}
 
     def update(patches, classes, parameters):
         tokens = Tokens(patches, classes)
@@ -240,15 +135,17 @@ def test_class_attention_reads_every_patch_and_not_the_class_token():
 
     tokens = jax.tree.map(np.float32, draw_tokens((2, 3, 3), 1))
     jacobian = quick_jit(jax.jacrev(update, argnums=(0, 1)))
-    of_patches, of_class = jacobian(*tokens, parameters)
-    assert np.abs(of_patches).max(axis=(0, 1, -1)).min() > 0
-    assert np.abs(of_class).max() > 1e-2, "through its query"
-    assert np.abs(jacobian(*tokens, still)[1]).max() < 1e-5, "and through nothing else (x + dx - x rounds)"
+    by_patches, by_class_token = jacobian(*tokens, parameters)
+    assert np.abs(by_patches).max(axis=(0, 1, -1)).min() > 0
+    assert np.abs(by_class_token).max() > 1e-2, "the class token acts through its query"
+    by_class_token = jacobian(*tokens, constant_query)[1]
+    assert np.abs(by_class_token).max() < 1e-5, "it acts through nothing else (x + dx - x rounds)"
 
 
-# The core
+# The shared code
 
 
+@pytest.mark.quick
 def test_attention_weights_sum_to_one_and_a_mask_hides():
     rng = np.random.default_rng(0)
     q, k, v = rng.normal(size=(3, 2, 6, HEADS, 8)).astype(np.float32)
@@ -272,17 +169,12 @@ def test_softmax_is_taken_in_float32_below_it():
 
 def test_a_dropped_branch_is_dropped_for_a_whole_clip_and_kept_in_the_mean():
     tokens = Tokens(jnp.zeros((256, 1, 2, 2, 3)), jnp.zeros((256, 1, 3)))
-    out = add_branch(
-        tokens,
-        jnp.ones_like(tokens.patches),
-        jnp.ones_like(tokens.class_tokens),
-        0.0,
-        Noise(jax.random.key(0), jnp.float32(0.25)),
-    )
-    whole = np.concatenate([out.patches.reshape(256, -1), out.class_tokens.reshape(256, -1)], axis=1)
-    assert (whole == whole[:, :1]).all(), "patches and class token share the draw"
-    np.testing.assert_allclose(np.unique(whole), [0, 4 / 3], rtol=1e-6)
-    assert abs((whole[:, 0] > 0).mean() - 0.75) < 4 * np.sqrt(0.25 * 0.75 / 256)
+    branch = jax.tree.map(jnp.ones_like, tokens)
+    out = add_branch(tokens, branch, 0.0, Noise(jax.random.key(0), jnp.float32(0.25)))
+    rows = np.concatenate([out.patches.reshape(256, -1), out.class_tokens.reshape(256, -1)], axis=1)
+    assert (rows == rows[:, :1]).all(), "patches and class token of a clip share the draw"
+    np.testing.assert_allclose(np.unique(rows), [0, 4 / 3], rtol=1e-6)
+    assert abs((rows[:, 0] > 0).mean() - 0.75) < 4 * np.sqrt(0.25 * 0.75 / 256)
 
 
 def test_dropout_keeps_the_mean():
@@ -291,51 +183,40 @@ def test_dropout_keeps_the_mean():
     assert abs(x.mean() - 1) < 4 * np.sqrt(0.25 / 0.75 / 4096)
 
 
-def test_mistakes_are_refused_in_a_sentence():
-    for make, words in (
-        (lambda: Motion(0), "model.block_size=0"),
-        (lambda: layer(Time(), class_keys=False), "class token"),
-        (lambda: branch(*layer(Time()), draw_tokens((2, 3, 3), 2)), "2 class tokens"),
-    ):
-        with pytest.raises(ConfigError, match=words):
-            make()
+@pytest.mark.parametrize(
+    "make, sentence",
+    [
+        (lambda: Motion(0), "model.block_size=0 is too small"),
+        (lambda: layer(Time(), class_keys=False), "class_queries=True needs class_keys=True"),
+        (lambda: branch(*layer(Time()), draw_tokens((2, 3, 3), 2)), "2 class tokens cannot be distributed to 9 groups"),
+        (lambda: layer(Time(), kernel="elu"), "model.kernel='elu' is unknown"),
+    ],
+)
+def test_impossible_options_raise_an_error_of_one_sentence(make, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        make()
 
 
 # Backends
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        dict(name="mevit", block_size=3),
-        dict(name="havit", dictionary=3),
-        dict(name="msca"),
-        dict(name="havit", dictionary=3, hybrid="multi_view"),
-        dict(name="joint"),
-    ],
-    ids=str,
-)
-def test_a_fused_program_computes_what_einsums_do(options):
-    graph, parameters = make_model(**options)
-    fused, _ = make_model(**options, backend="xla")
-    expected, found = (
-        quick_jit(lambda p, graph=each: nnx.merge(graph, p)(clips(2)))(parameters) for each in (graph, fused)
-    )
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    assert str(jax.make_jaxpr(nnx.merge(fused, parameters))(clips(2))) != str(
-        jax.make_jaxpr(nnx.merge(graph, parameters))(clips(2))
-    )
+def test_a_model_runs_the_backend_of_its_config():
+    programs = []
+    for backend in ("einsum", "xla"):
+        graph, parameters = make_model("joint", backend=backend)
+        programs.append(str(jax.make_jaxpr(nnx.merge(graph, parameters))(clips(2))))
+    assert programs[0] != programs[1]
 
 
 @pytest.mark.parametrize(
     "name, options, sentence",
     [
-        ("vit", dict(backend="flash"), "model.backend='flash' must be one of"),
-        ("vit", dict(backend="cudnn"), "model.backend=cudnn is for NVIDIA's GPUs"),
+        ("vit", dict(backend="flash"), "model.backend='flash' is unknown"),
+        ("vit", dict(backend="cudnn"), "model.backend=cudnn needs an NVIDIA GPU"),
         ("vit", dict(backend="xla", kernel="relu"), "model.backend=xla computes softmax, not model.kernel=relu"),
-        ("swin", dict(backend="xla"), "model.backend=xla is not one that Swin's window attention has"),
+        ("swin", dict(backend="xla"), "model.backend=xla does not go with Swin's window attention"),
     ],
 )
-def test_a_backend_that_cannot_be_is_refused(name, options, sentence):
+def test_an_impossible_backend_raises_an_error(name, options, sentence):
     with pytest.raises(ConfigError, match=sentence):
         make_model(name, **options)

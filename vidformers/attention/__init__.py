@@ -1,1 +1,1 @@
-"""Attention: `core` holds what all schemes share; each other file says which keys each query sees."""
+"""Attention sublayers: `core` holds the code that all schemes share; a scheme defines the keys of each query."""

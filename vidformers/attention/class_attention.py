@@ -1,4 +1,4 @@
-"""Class attention: a late class token reads the patches, which no longer change."""
+"""Class attention: a late class token reads patches that no longer change."""
 
 import jax.numpy as jnp
 from einops import rearrange
@@ -11,10 +11,10 @@ from vidformers.layers.tokens import Noise, Tokens, add_branch
 
 
 class ClassAttention(nnx.Module):
-    """z_cls + W_O attend(LN z_cls, LN z_patches): NT keys, the class token not among them (MEViT eq. 10).
+    """z_cls + W_O attend(LN z_cls, LN z_patches) with the NT patches as keys (MEViT eq. 10).
 
-    Follows the equation, unlike CaiT, where the class token also is a key. Patches leave bit-identical. The norm is
-    shared by the class token and the patches.
+    The class token is not a key, as in the equation and unlike CaiT. Patches are returned bit-identical. The class
+    token and the patches share the norm.
 
     Raises:
         ConfigError: the heads do not divide the width.
@@ -29,14 +29,14 @@ class ClassAttention(nnx.Module):
         self.out = Linear(width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
-        return add_branch(tokens, *self.branch(tokens), self.dropout, noise)
+        return add_branch(tokens, self.branch(tokens), self.dropout, noise)
 
     def branch(self, tokens: Tokens):
-        """The update without the residual: None for the patches, class tokens (b c d)."""
+        """Returns the update without the residual: None for the patches, and class tokens (b c d)."""
         q = rearrange(self.q(self.norm(tokens.class_tokens)), "b c (h e) -> b c h e", h=self.heads)
         kv = self.kv(self.norm(tokens.patches))
         k, v = rearrange(kv, "b t y x (s h e) -> s b (t y x) h e", s=2, h=self.heads)
         return None, self.out(rearrange(self.attend(q, k, v), "b c h e -> b c (h e)"))
 
-    def attend(self, *qkv):
-        return attend(*qkv, kernel=self.kernel)
+    def attend(self, q, k, v):
+        return attend(q, k, v, kernel=self.kernel)

@@ -1,4 +1,4 @@
-"""CvT's attention: queries, keys and values are convolutions of a frame, keys and values at half its resolution."""
+"""CvT's attention: convolutions of a frame make queries, and keys and values at half the resolution."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,18 +18,21 @@ from vidformers.layers.tokens import Noise, Tokens, add_branch
 class ConvolutionalAttention(nnx.Module):
     """tokens + W_O attend(W_q conv LN tokens, W_k conv_s LN tokens, W_v conv_s LN tokens) (CvT eq. 2, 3).
 
-    Class tokens, where there are any, one a group of the scheme, are not convolved; they read and are read.
+    Class tokens are optional, one a group of the scheme. They are queries and keys, and are not convolved.
 
     Args:
-        scheme: `Frame()` or `Joint()`: which keys, of their coarser grid, a query sees.
-        width, heads: d and h; h divides d.
+        scheme: `Frame()` or `Joint()`, the keys that a query sees on their coarser grid.
+        width: d.
+        heads: h, which divides d.
         stride: s of keys and values.
-        scale: of the scores, 'width', 1/sqrt(d) as the public CvT, or 'heads', 1/sqrt(e).
-        dictionary: external tokens that every query reads too, beside the projected keys and values, or None.
-        kernel: 'softmax' or 'relu', in which no scale counts.
-        masked: run full attention under the scheme's visibility matrix, the slow definition.
+        scale: the factor of the scores: 'width' is 1/sqrt(d), as in the public CvT, 'heads' is 1/sqrt(e).
+        dictionary: external tokens that every query reads beside the projected keys and values, or None.
+        kernel: 'softmax', or 'relu', on which the scale has no effect.
+        dropout: rate of dropout on the branch.
+        masked: runs full attention under the visibility matrix of the scheme, the slow definition, for tests.
+
     Raises:
-        ConfigError: the heads do not divide the width, an unknown scale, or a kernel that does not fit.
+        ConfigError: the heads do not divide the width, or the scale or the kernel is unknown or not applicable.
     """
 
     def __init__(
@@ -48,11 +51,10 @@ class ConvolutionalAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_heads(width, heads)
-        require(scale in ("width", "heads"), f"model.scale={scale!r} must be width or heads.")
+        require(scale in ("width", "heads"), f"model.scale={scale!r} is unknown. Use width or heads.")
         require(
             kernel in ("softmax", "relu"),
-            f"model.kernel={kernel!r} must be softmax or relu here: convolved keys "
-            "have no order in which cosine could weigh them.",
+            f"model.kernel={kernel!r} is not applicable, because convolved keys have no order. Use softmax or relu.",
         )
         self.scheme, self.heads, self.stride, self.dropout, self.masked = scheme, heads, stride, dropout, masked
         self.scale, self.kernel = heads**-0.5 if scale == "width" else 1.0, kernel
@@ -65,42 +67,51 @@ class ConvolutionalAttention(nnx.Module):
         self.out = Linear(head_multiplier(dictionary) * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
-        return add_branch(tokens, *self.branch(tokens), self.dropout, noise)
+        return add_branch(tokens, self.branch(tokens), self.dropout, noise)
 
     def branch(self, tokens: Tokens):
-        """The update without the residual: patches (b t y x d), classes (b c d) or None where there are none."""
-        patches, classes = self.norm(tokens.patches), self.norm(tokens.class_tokens)
+        """Returns the update without the residual: patches (b t y x d), and class tokens (b c d) or None."""
+        patches, class_tokens = self.norm(tokens.patches), self.norm(tokens.class_tokens)
         patches = [self._heads(project(near(patches))) for near, project in zip(self.near, self.qkv, strict=True)]
-        classes = [self._heads(project(classes)) for project in self.qkv]
-        patches[0], classes[0] = patches[0] * self.scale, classes[0] * self.scale
-        patches, classes = (self.out(rearrange(x, "... h e -> ... (h e)")) for x in self.attend(patches, classes))
-        return patches, classes if classes.shape[1] else None
+        class_tokens = [self._heads(project(class_tokens)) for project in self.qkv]
+        patches[0], class_tokens[0] = patches[0] * self.scale, class_tokens[0] * self.scale
+        patches, class_tokens = (
+            self.out(rearrange(x, "... h e -> ... (h e)")) for x in self.attend(patches, class_tokens)
+        )
+        return patches, class_tokens if class_tokens.shape[1] else None
 
-    def attend(self, patches, classes):
-        return (self._masked if self.masked else self._gathered)(patches, classes)
+    def attend(self, patches, class_tokens):
+        """Returns the outputs of the heads of [q, k, v] of patches (b t y x h e) and class tokens (b c h e)."""
+        return (self._masked if self.masked else self._gathered)(patches, class_tokens)
 
     def _heads(self, x):
         return rearrange(x, "... (h e) -> ... h e", h=self.heads)
 
-    def _gathered(self, patches, classes):
-        grid, count = patches[0].shape[1:4], classes[0].shape[1]
-        groups = [self.scheme.fold(x) for x in patches]
+    def _gathered(self, patches, class_tokens):
+        grid, count = patches[0].shape[1:4], class_tokens[0].shape[1]
+        q, k, v = (self.scheme.fold(x) for x in patches)
         if count:
-            shared = groups[0].shape[1]
-            require(count == shared, f"{count} class tokens cannot be shared out to {shared} groups.")
-            groups = [jnp.concatenate([one[:, :, None], x], axis=2) for one, x in zip(classes, groups, strict=True)]
-        out = attend(*groups, dictionary=self.dictionary, kernel=get_kernel(self.kernel, masked=False))
+            groups = q.shape[1]
+            require(
+                count == groups,
+                f"{count} class tokens cannot be distributed to {groups} groups. Use one class token a group.",
+            )
+            q, k, v = (
+                jnp.concatenate([token[:, :, None], x], axis=2)
+                for token, x in zip(class_tokens, (q, k, v), strict=True)
+            )
+        out = attend(q, k, v, dictionary=self.dictionary, kernel=get_kernel(self.kernel, masked=False))
         if not count:
             return self.scheme.unfold(out, grid), out[:, :0, 0]
         return self.scheme.unfold(out[:, :, 1:], grid), out[:, :, 0]
 
-    def _masked(self, patches, classes):
-        grid, count = patches[0].shape[1:4], classes[0].shape[1]
+    def _masked(self, patches, class_tokens):
+        grid, count = patches[0].shape[1:4], class_tokens[0].shape[1]
         q, k, v = (
-            jnp.concatenate([one, rearrange(x, "b t y x h e -> b (t y x) h e")], axis=1)
-            for one, x in zip(classes, patches, strict=True)
+            jnp.concatenate([token, rearrange(x, "b t y x h e -> b (t y x) h e")], axis=1)
+            for token, x in zip(class_tokens, patches, strict=True)
         )
-        # Class token i stands in frame i; in a joint group it does not matter where. Neither scheme asks for y and x.
+        # Class token i has the position of frame i. `Joint` sees all positions; neither scheme reads y or x.
         query, key = (np.concatenate([np.arange(count), np.indices(x.shape[1:4])[0].ravel()]) for x in patches[:2])
         mask = self.scheme.visible(Position(*[query[:, None]] * 3), Position(*[key[None]] * 3))
         out = attend(q, k, v, mask, dictionary=self.dictionary, kernel=get_kernel(self.kernel, masked=True))

@@ -1,4 +1,4 @@
-"""Attention inside a frame: ViT frame by frame, and the space attention of divided models."""
+"""Attention inside a frame: frame-wise ViT, and the space attention of divided models."""
 
 from dataclasses import dataclass
 

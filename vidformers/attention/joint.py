@@ -1,4 +1,4 @@
-"""Attention over all tokens of a clip."""
+"""Joint attention over all tokens of a clip."""
 
 from dataclasses import dataclass
 

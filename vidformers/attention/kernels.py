@@ -1,7 +1,7 @@
-"""How strongly a query reads a key: softmax, or products of ReLU features in time linear in the number of tokens.
+"""Attention kernels: softmax, or products of ReLU features in time linear in the number of tokens.
 
-Arrays have their heads first: q (... h q e), k and v (... h k e). A kernel takes the queries and one or more sources of
-keys and normalises over all of them together; its result is (... h q e).
+A kernel takes queries q (... h q e) and one or more sources with keys and values (... h k e). It normalises the weights
+over the keys of all sources together and returns (... h q e).
 """
 
 import functools
@@ -11,15 +11,19 @@ import jax
 import jax.numpy as jnp
 
 KERNELS = ("softmax", "relu", "cosine")
-_MIN_DIVISOR = 1e-6  # divisor where no key is read: all ReLU features of a row may vanish
+_MIN_DIVISOR = 1e-6  # all ReLU features of a query may vanish, and then it reads no key
 
 
 class Source(NamedTuple):
-    """Keys and values that a query chooses from.
+    """Keys and values that queries read.
 
-    `mask` (... q k) or, for all queries alike, (... 1 k); False hides a key. `bias` (... h q k) is added to the scores.
-    `angle` (... 1 n), radians, one a token of a source that holds the queries' own tokens: key j counts for query i by
-    the cosine of the angle between them.
+    Attributes:
+        k: keys (... h k e).
+        v: values (... h k e).
+        mask: (... q k), or (... 1 k) for all queries. False hides a key.
+        bias: (... h q k), added to the scores.
+        angle: (... 1 n) in radians, for a source whose n tokens are also the queries. The weight of key j for query i
+            is multiplied by the cosine of angle i minus angle j.
     """
 
     k: jax.Array
@@ -30,23 +34,24 @@ class Source(NamedTuple):
 
 
 def softmax(q, sources):
-    """Scores scaled by 1/sqrt(e); softmax is taken in float32, or wider where q is.
+    """Returns softmax attention with scores scaled by 1/sqrt(e). Softmax is computed in float32, or in a wider q.dtype.
 
-    What is read is divided by the sum of the weights, since there are more of these.
+    The weighted sum of the values is divided by the sum of the weights, because it has fewer elements than the weights.
     """
     scores = _scores(q, sources)
     top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores]))
     weights = [jnp.exp(score - top) for score in scores]
-    return (weighted_values(weights, q, sources) / sum(part.sum(-1, keepdims=True) for part in weights)).astype(q.dtype)
+    dividend = weighted_values(weights, q, sources)
+    return (dividend / sum(source_weights.sum(-1, keepdims=True) for source_weights in weights)).astype(q.dtype)
 
 
 def softmax_with_dropout(q, sources, drop):
-    """`softmax` with weights that `drop` thins out, those of all sources at once."""
+    """Returns what `softmax` returns, with dropout of the weights by `drop`, on all sources at once."""
     return weighted_values(softmax_weights(q, sources, drop), q, sources)
 
 
 def softmax_weights(q, sources, drop=lambda weights: weights):
-    """The weights of `softmax`, (... h q k) of each source, which `drop` thins out."""
+    """Returns the weights of `softmax`, (... h q k) of each source, after dropout by `drop`."""
     scores = _scores(q, sources)
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0], axis=-1)
     sizes = [score.shape[-1] for score in scores]
@@ -54,7 +59,7 @@ def softmax_weights(q, sources, drop=lambda weights: weights):
 
 
 def _scores(q, sources) -> list:
-    """(... h q k) of each source, -inf where its mask hides a key."""
+    """Returns the scores (... h q k) of each source, -inf where its mask hides a key."""
     q = q * q.shape[-1] ** -0.5
     scores = []
     for source in sources:
@@ -67,57 +72,63 @@ def _scores(q, sources) -> list:
 
 
 def weighted_values(weights, q, sources):
-    """The values of each source by its weights (... h q k), summed up in the type of q: (... h q e)."""
+    """Returns the weighted sum (... h q e) of the values of all sources, in q.dtype. `weights` are (... h q k) each."""
     return sum(
-        jnp.einsum("...qk,...ke->...qe", part.astype(q.dtype), source.v)
-        for part, source in zip(weights, sources, strict=True)
+        jnp.einsum("...qk,...ke->...qe", source_weights.astype(q.dtype), source.v)
+        for source_weights, source in zip(weights, sources, strict=True)
     )
 
 
 def linear_attention(q, sources):
-    """ReLU(q) ReLU(k) as similarity, by the cosine of the angles where a source has them (HaViT sec. 3.2; cosFormer).
+    """Returns attention with weights ReLU(q) ReLU(k), times the cosine of angles if a source has them.
 
-    Keys and values are summed up first, so that time and memory grow with q + k and not with q k. A mask must hide a
-    key from all queries or from none.
+    HaViT sec. 3.2; cosFormer. The products of keys and values are summed first, so time and memory grow with q + k
+    instead of q k. A mask must hide a key from all queries or from none.
     """
-    above = below = 0
+    dividend: jax.Array | int = 0
+    divisor: jax.Array | int = 0
     for source in sources:
         features, keys = _features(q, source.angle), _features(source.k, source.angle)
         if source.mask is not None:
             keys = jnp.where(jnp.swapaxes(source.mask, -1, -2), keys, 0)
-        wide = dict(preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
-        summed = jnp.einsum("...kf,...ke->...fe", keys, source.v, **wide)
-        above += jnp.einsum("...qf,...fe->...qe", features, summed, **wide)
-        below += jnp.einsum("...qf,...f->...q", features, keys.sum(-2, dtype=summed.dtype), **wide)
-    return (above / jnp.maximum(below, _MIN_DIVISOR)[..., None]).astype(q.dtype)
+        einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+        summed = einsum("...kf,...ke->...fe", keys, source.v)
+        dividend += einsum("...qf,...fe->...qe", features, summed)
+        divisor += einsum("...qf,...f->...q", features, keys.sum(-2, dtype=summed.dtype))
+    return (dividend / jnp.maximum(divisor, _MIN_DIVISOR)[..., None]).astype(q.dtype)
 
 
 def quadratic_attention(q, sources):
-    """What `linear` computes, from the matrix of weights and under any mask: its definition."""
+    """Returns what `linear_attention` returns, from the matrix of weights and under any mask: its definition."""
     return weighted_values(quadratic_weights(q, sources), q, sources)
 
 
 def quadratic_weights(q, sources):
-    """The weights of `quadratic`, (... h q k) of each source."""
-    parts = []
+    """Returns the weights of `quadratic_attention`, (... h q k) of each source."""
+    products = []
     for source in sources:
-        weights = jnp.einsum("...qe,...ke->...qk", jax.nn.relu(q), jax.nn.relu(source.k))
+        product = jnp.einsum("...qe,...ke->...qk", jax.nn.relu(q), jax.nn.relu(source.k))
         if source.angle is not None:
-            weights *= jnp.cos(source.angle[..., :, None] - source.angle[..., None, :])
-        parts.append(weights if source.mask is None else jnp.where(source.mask, weights, 0))
-    below = jnp.maximum(sum(weights.sum(-1, keepdims=True) for weights in parts), _MIN_DIVISOR)
-    return [weights / below for weights in parts]
+            product *= jnp.cos(source.angle[..., :, None] - source.angle[..., None, :])
+        products.append(product if source.mask is None else jnp.where(source.mask, product, 0))
+    divisor = jnp.maximum(sum(product.sum(-1, keepdims=True) for product in products), _MIN_DIVISOR)
+    return [product / divisor for product in products]
 
 
 def get_kernel(kernel, masked: bool):
-    """The kernel of that name, one of `KERNELS`; `masked` asks for the form that takes any mask. A function is one
-    already."""
+    """Returns the kernel with a name of `KERNELS`. A function is returned as it is.
+
+    Args:
+        kernel: name or function.
+        masked: returns the quadratic form of a linear kernel, which supports any mask.
+    """
     if callable(kernel):
         return kernel
     return softmax if kernel == "softmax" else quadratic_attention if masked else linear_attention
 
 
 def _features(x, angle):
+    """Returns features (... f) of which products are ReLU products times the cosine of the difference of angles."""
     x = jax.nn.relu(x)
     if angle is None:
         return x

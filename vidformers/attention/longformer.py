@@ -1,5 +1,6 @@
-"""Longformer attention over a series of frames: a sliding window, and a class token that all see and that sees all."""
+"""Longformer attention over a series of frames: a sliding window, and a class token with global attention."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -18,9 +19,11 @@ from vidformers.layers.tokens import Noise, dropout
 
 
 class FrameSequence(NamedTuple):
-    """A class token and, in order of time, frames, one token each: tokens (b n d) with the class token first.
+    """A class token and one token for each frame, in order of time.
 
-    `valid` (b n) is False where a frame is padding, which nobody sees; the class token is always valid.
+    Attributes:
+        tokens: (b n d), the class token first.
+        valid: (b n), False for a frame that is padding, which no query sees. The class token is always valid.
     """
 
     tokens: jax.Array
@@ -31,17 +34,20 @@ class LongformerAttention(nnx.Module):
     """LN(tokens + W_O attend(tokens)), post-norm (Longformer sec. 3.1; the temporal encoder of VTN sec. 3.2).
 
     A frame sees the frames at most w/2 before or after it in the series, and the class token. The class token sees all
-    frames and itself, by projections of its own: q_g of itself, k_g and v_g of all. Time and memory are linear in the
-    number of frames. `dropout` acts on the attention weights and on the branch.
+    frames and itself, by separate projections: q_g of itself, and k_g and v_g of all tokens. Time and memory are linear
+    in the number of frames.
 
     Args:
-        width, heads: d and h; h divides d.
-        window: w, even; both sides together, as Hugging Face counts.
-        tie_global: the class token reads by the projections of the frames.
+        width: d.
+        heads: h, which divides d.
+        window: w, even, counted over both sides as Hugging Face does.
+        tie_global: whether the class token uses the projections of the frames.
         dictionary: external tokens that the frames and the class token read too, or None.
-        masked: run full attention under the visibility matrix, the slow definition, instead of by chunks.
+        dropout: rate of dropout on the attention weights and on the branch.
+        masked: runs full attention under the visibility matrix, the slow definition, for tests.
+
     Raises:
-        ConfigError: the heads do not divide the width, or a window that is odd or below 4.
+        ConfigError: the heads do not divide the width, or the window is odd or below 4.
     """
 
     def __init__(
@@ -60,7 +66,7 @@ class LongformerAttention(nnx.Module):
         check_heads(width, heads)
         require(
             isinstance(window, int) and window >= 4 and window % 2 == 0,
-            f"model.window={window} must be an even number of frames, at least 4.",
+            f"model.window={window} is not applicable. Set an even number of frames, at least 4.",
         )
         self.heads, self.reach, self.dropout, self.masked = heads, window // 2, dropout, masked
         self.tie_global, self.kernel, self.dictionary = tie_global, softmax, nnx.data(dictionary)
@@ -75,46 +81,63 @@ class LongformerAttention(nnx.Module):
         self.norm = nnx.LayerNorm(width, epsilon=1e-12, dtype=dtype, rngs=rngs)
 
     def __call__(self, series: FrameSequence, noise: Noise | None = None) -> FrameSequence:
-        noise, *own = (None, None, None) if noise is None else noise.split(3)
-        branch = dropout(self.branch(series, *own), self.dropout, noise)
+        noises: Sequence[Noise | None] = [None] * 3 if noise is None else noise.split(3)
+        branch = dropout(self.branch(series, *noises[1:]), self.dropout, noises[0])
         return series._replace(tokens=self.norm(series.tokens + branch))
 
-    def branch(self, series: FrameSequence, of_frames: Noise | None = None, of_token: Noise | None = None):
-        """The update (b n d), without the residual and its norm; the noises thin out attention weights."""
+    def branch(
+        self, series: FrameSequence, frame_noise: Noise | None = None, class_noise: Noise | None = None
+    ) -> jax.Array:
+        """Returns the update (b n d), without the residual and its norm.
+
+        Args:
+            series: class token and frames.
+            frame_noise: draws dropout of the attention weights of frames.
+            class_noise: draws dropout of the attention weights of the class token.
+        """
         kernels = [
             self.kernel
             if noise is None
             else partial(softmax_with_dropout, drop=lambda weights, noise=noise: dropout(weights, self.dropout, noise))
-            for noise in (of_frames, of_token)
+            for noise in (frame_noise, class_noise)
         ]
         tokens, valid = series
-        frames = token = self._heads(self.qkv(tokens), 3)
+        frames = class_token = self._heads(self.qkv(tokens), 3)
         if not self.tie_global:
-            token = (*self._heads(self.q_global(tokens[:, :1]), 1), *self._heads(self.kv_global(tokens), 2))
-        return self.out(rearrange(self.attend(frames, token, valid, kernels), "b n h e -> b n (h e)"))
+            class_token = (*self._heads(self.q_global(tokens[:, :1]), 1), *self._heads(self.kv_global(tokens), 2))
+        return self.out(rearrange(self.attend(frames, class_token, valid, kernels), "b n h e -> b n (h e)"))
 
-    def attend(self, frames, token, valid, kernels):
-        """q, k, v (b n h e) each, for the frames and for the class token -> what class token and frames read."""
-        attends = [partial(attend, dictionary=self.dictionary, kernel=kernel) for kernel in kernels]
-        (q, k, v), read = frames, self._masked if self.masked else self._gathered
-        (own, *others), frames = token, read(attends[0], q[:, 1:], k, v, valid)
-        return jnp.concatenate([attends[1](own[:, :1], *others, valid[:, None, None]), frames], axis=1)
+    def attend(self, frames, class_token, valid, kernels):
+        """Returns the outputs of the heads (b n h e), the class token first.
 
-    def _heads(self, x, parts: int):
-        return rearrange(x, "b n (s h e) -> s b n h e", s=parts, h=self.heads)
+        Args:
+            frames: q, k, v (b n h e) for the queries of frames.
+            class_token: q (b 1 h e) or (b n h e), and k, v (b n h e), for the query of the class token.
+            valid: (b n).
+            kernels: the kernels of the two attentions.
+        """
+        attend_frames, attend_class = (partial(attend, dictionary=self.dictionary, kernel=kernel) for kernel in kernels)
+        q, k, v = frames
+        frames_out = (self._masked if self.masked else self._gathered)(attend_frames, q[:, 1:], k, v, valid)
+        q, k, v = class_token
+        return jnp.concatenate([attend_class(q[:, :1], k, v, valid[:, None, None]), frames_out], axis=1)
+
+    def _heads(self, x, count: int):
+        """Returns `count` projections side by side (b n s*d) as (s b n h e)."""
+        return rearrange(x, "b n (s h e) -> s b n h e", s=count, h=self.heads)
 
     def _gathered(self, attend, q, k, v, valid):
-        """The frames' q (b t h e); k, v (b 1+t h e) and valid (b 1+t) of class token and frames -> (b t h e).
+        """Returns the outputs of the heads for frames (b t h e), from q (b t h e), k, v (b 1+t h e) and valid (b 1+t).
 
-        A chunk of w/2 frames reads itself, the chunk before and the chunk after it, which hold all its windows.
+        Each chunk of w/2 frames reads itself and the chunks before and after it, which hold the windows of its frames.
         """
         frames = q.shape[1]
         size = min(self.reach, frames)
 
         def keys(x):
             chunks = _with_neighbours(_fold(x[:, 1:], size))
-            token = jnp.broadcast_to(x[:, None, :1], (*chunks.shape[:2], 1, *chunks.shape[3:]))
-            return jnp.concatenate([token, chunks], axis=2)
+            class_token = jnp.broadcast_to(x[:, None, :1], (*chunks.shape[:2], 1, *chunks.shape[3:]))
+            return jnp.concatenate([class_token, chunks], axis=2)
 
         near = np.abs(np.arange(size)[:, None] + size - np.arange(3 * size)) <= self.reach
         mask = np.pad(near, ((0, 0), (1, 0)), constant_values=True) & keys(valid)[:, :, None]
@@ -128,12 +151,12 @@ class LongformerAttention(nnx.Module):
 
 
 def _fold(x, size: int):
-    """b t ... -> b g n ..., chunks of n = `size` frames, the last one padded with zeros."""
+    """Returns chunks (b g n ...) of n = `size` frames, of frames (b t ...). The last chunk is padded with zeros."""
     x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2))
     return rearrange(x, "b (g n) ... -> b g n ...", n=size)
 
 
 def _with_neighbours(chunks):
-    """b g n ... -> b g 3n ...: the chunk before, the chunk itself, the chunk after; zeros beyond the ends."""
+    """Returns (b g 3n ...): the chunk before, the chunk itself and the chunk after; zeros beyond the ends."""
     padded = jnp.pad(chunks, [(0, 0), (1, 1)] + [(0, 0)] * (chunks.ndim - 2))
     return jnp.concatenate([padded[:, :-2], chunks, padded[:, 2:]], axis=2)

@@ -1,4 +1,4 @@
-"""MEViT's motion attention: along time, over a small block of the frame that an object moves within."""
+"""MEViT's motion attention: over time and a small block of the frame, inside which objects move."""
 
 from dataclasses import dataclass
 
@@ -15,9 +15,13 @@ from vidformers.errors import require
 class Motion(Scheme):
     """Patch (p, t) sees every patch of its M x M block in every frame: T M^2 keys, and the class token (MEViT eq. 8).
 
-    Blocks are a fixed partition of the grid, not a sliding neighbourhood. The paper reports M=3 on a 14 x 14 grid
-    without saying how: here the grid is padded at the bottom and right and padded keys are hidden, which equals ragged
-    blocks. M=1 is time attention; M as large as the grid is joint attention between patches.
+    Blocks are a fixed partition of the grid, not a sliding neighbourhood. The paper reports M=3 on a 14 x 14 grid and
+    does not describe the blocks at the edge. Here the grid is padded at the bottom and right and padded keys are
+    hidden, which equals smaller blocks there. M=1 is time attention. M as large as the grid is joint attention between
+    patches.
+
+    Attributes:
+        size: M, in patches.
 
     Raises:
         ConfigError: the block size is below 1.
@@ -25,15 +29,15 @@ class Motion(Scheme):
 
     reach = "time"
 
-    size: int  # M, in patches
+    size: int
 
     def __post_init__(self):
-        require(self.size >= 1, f"model.block_size={self.size} must be at least 1 patch.")
+        require(self.size >= 1, f"model.block_size={self.size} is too small. Set at least 1 patch.")
 
     def fold(self, patches):
         m, (y, x) = self.size, patches.shape[2:4]
         if y % m or x % m:
-            pad = np.pad if isinstance(patches, np.ndarray) else jnp.pad  # geometry stays concrete under jit
+            pad = np.pad if isinstance(patches, np.ndarray) else jnp.pad  # a mask in NumPy stays concrete under jit
             patches = pad(patches, [(0, 0)] * 2 + [(0, -y % m), (0, -x % m)] + [(0, 0)] * (patches.ndim - 4))
         return rearrange(patches, "b t (y i) (x j) ... -> b (y x) (t i j) ...", i=m, j=m)
 

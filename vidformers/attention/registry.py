@@ -41,7 +41,7 @@ SCHEMES: dict[str, SchemeEntry] = {}
 
 # Attentions that are not a partition of the grid into groups, and the test that holds each of them instead.
 NOT_PARTITIONS = {
-    "ClassAttention": "tests/attention/test_class_attention.py: the class token reads every patch and not itself.",
+    "ClassAttention": "tests/attention/test_attention.py: the class token reads every patch and not itself.",
     "ConvolutionalAttention": "tests/models/test_cvt.py: its gathered form equals its masked form.",
     "LongformerAttention": "tests/attention/test_longformer.py: a query sees exactly its window and the class token.",
     "ShiftedWindowAttention": "tests/models/test_swin.py: its gathered form equals its masked form.",

@@ -1,4 +1,4 @@
-"""What an attention scheme is: a partition of the patch grid, and who sees whom."""
+"""The base class of attention schemes: a partition of the patch grid, and the keys that each query sees."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Position(NamedTuple):
-    """Where tokens stand on the grid: integer arrays of one shape. A class token stands with its group."""
+    """Positions of tokens on the grid: integer arrays of one shape. A class token has a position in its group."""
 
     t: np.ndarray
     y: np.ndarray
@@ -14,27 +14,40 @@ class Position(NamedTuple):
 
 
 class Scheme:
-    """A partition of the patch grid into groups, inside which every patch sees every patch.
+    """A partition of the patch grid into groups, in which every patch sees every patch of its group.
 
-    `fold` and `unfold` are the gathered form, which runs; `visible` is the masked form, which defines it.
+    `fold` and `unfold` are the gathered form, which models run. `visible` is the masked form, which defines the scheme.
+
+    Attributes:
+        ordered: whether the keys of a group have an order by which the cosine kernel can weigh them.
+        reach: what a group holds: one 'frame', some patches of every frame ('time'), or the whole 'clip'.
     """
 
-    ordered = True  # whether the keys of a group follow each other in an order that the cosine kernel may weigh by
-    reach = "frame"  # of a group: its 'frame', some patches of every frame ('time'), or the whole 'clip'
+    ordered = True
+    reach = "frame"
+
+    @property
+    def reads_zeros_beyond_clip(self) -> bool:
+        """Whether `move` fills in zeros for frames before the first or after the last one."""
+        return False
 
     def fold(self, patches):
-        """b t y x ... -> b g n ..., padded with zeros at the end of a group where the grid does not divide."""
+        """Returns groups (b g n ...) of patches (b t y x ...), padded with zeros where groups do not fit the grid."""
         raise NotImplementedError
 
     def unfold(self, groups, grid: tuple[int, int, int]):
-        """b g n ... -> b t y x ..., without the padding."""
+        """Returns patches (b t y x ...) of groups (b g n ...), without the padding."""
         raise NotImplementedError
 
     def visible(self, query: Position, key: Position) -> np.ndarray:
-        """Whether a token at `query` sees the token at `key`, elementwise."""
+        """Returns whether a token at `query` sees the token at `key`, elementwise."""
         raise NotImplementedError
 
-    def move(self, patches, classes):
-        """Shifts queries, keys or values in time before they meet: [q, k, v] each (b t y x h e), and the class tokens'
-        each (b g h e) or None. Most schemes leave them in place."""
-        return patches, classes
+    def move(self, patches, class_tokens):
+        """Returns queries, keys and values shifted in time, before attention. Most schemes do not shift them.
+
+        Args:
+            patches: [q, k, v], each (b t y x h e).
+            class_tokens: [q, k, v] of the class token of each group, each (b g h e), or None.
+        """
+        return patches, class_tokens

@@ -1,4 +1,4 @@
-"""Frames that look at their neighbours: MSCA's shifted heads and patches, and TokenShift's shifted class token."""
+"""Shifts between neighbouring frames: MSCA's shifted heads and patches, and TokenShift's shifted class token."""
 
 from dataclasses import dataclass
 
@@ -15,16 +15,21 @@ BOUNDARIES = ("keep", "zero", "wrap")
 
 
 def shift(x, axis: int, before: int, after: int, boundary: str):
-    """(b t ...): along `axis`, the first `before` entries are those of frame t-1, the next `after` those of t+1.
+    """Returns x (b t ...) with entries along `axis` replaced by those of neighbouring frames.
 
-    At the clip's ends `boundary` says what is taken for the frame that is not there: 'keep' the frame's own entries,
-    'zero' zeros, 'wrap' those of the other end.
+    Args:
+        axis: the axis of the entries, not that of frames.
+        before: the first entries, taken from frame t-1.
+        after: the next entries, taken from frame t+1.
+        boundary: replaces the missing neighbour at the two ends of the clip: 'keep' takes the entries of the frame
+            itself, 'zero' zeros, 'wrap' the entries of the frame at the other end.
     """
     past, future, rest = jnp.split(x, [before, before + after], axis=axis)
     return jnp.concatenate([_neighbour(past, -1, boundary), _neighbour(future, 1, boundary), rest], axis=axis)
 
 
 def _neighbour(x, step: int, boundary: str):
+    """Returns x (b t ...) of frame t + step."""
     moved = jnp.roll(x, -step, axis=1)
     if boundary == "wrap":
         return moved
@@ -33,75 +38,98 @@ def _neighbour(x, step: int, boundary: str):
 
 
 def check_boundary(boundary: str) -> None:
-    require(boundary in BOUNDARIES, f"model.boundary={boundary!r} must be one of {', '.join(BOUNDARIES)}.")
+    """Raises ConfigError if the boundary is not one of `BOUNDARIES`."""
+    require(boundary in BOUNDARIES, f"model.boundary={boundary!r} is unknown. Use one of {', '.join(BOUNDARIES)}.")
 
 
 @dataclass(frozen=True)
 class Shifted(Frame):
-    """Frame attention after some heads or tokens of some of Q, K, V were exchanged with neighbouring frames (MSCA).
+    """Frame attention after some heads or tokens of Q, K or V are taken from neighbouring frames (MSCA).
 
-    With heads of K and V, a query of frame t sees in the first `before` heads all tokens of frame t-1, in the next
-    `after` those of t+1, in the others its own frame's (MSCA eq. 17). With patches, the first `before` tokens of
-    every head are those of t-1; token 0 is the class token. The paper's bounds are off by one, and it leaves the ends
-    open: here they keep the frame's own, so that a clip of one frame is an image to a ViT.
+    If heads of K and V are shifted, a query of frame t sees all tokens of frame t-1 in the first `before` heads, those
+    of frame t+1 in the next `after` heads, and those of its own frame in the others (MSCA eq. 17). If patches are
+    shifted, the first `before` tokens of every head come from frame t-1 and the next `after` tokens from frame t+1;
+    token 0 is the class token. The bounds in the paper are off by one, and the paper does not define the ends of the
+    clip. By default the first and the last frame keep their own entries, so that a clip of one frame is computed as ViT
+    computes an image.
+
+    Attributes:
+        direction: 'heads' or 'patches'.
+        moved: letters of QKV.
+        before: number of heads or tokens from frame t-1.
+        after: number of heads or tokens from frame t+1.
+        boundary: see `shift`.
 
     Raises:
-        ConfigError: an unknown direction, letter or boundary, or a negative number.
+        ConfigError: the direction, a letter or the boundary is unknown, or a number is negative.
     """
 
-    direction: str  # 'heads' or 'patches'
-    moved: str  # letters of QKV
+    direction: str
+    moved: str
     before: int
     after: int
     boundary: str = "keep"
     ordered = False
 
     def __post_init__(self):
-        require(self.direction in ("heads", "patches"), f"model.direction={self.direction!r} must be heads or patches.")
+        require(
+            self.direction in ("heads", "patches"),
+            f"model.direction={self.direction!r} is unknown. Use heads or patches.",
+        )
         require(
             bool(self.moved) and "".join(x for x in "QKV" if x in self.moved) == self.moved,
-            f"model.moved={self.moved!r} must be one of Q, K, V, QK, QV, KV, QKV.",
+            f"model.moved={self.moved!r} is unknown. Use one of Q, K, V, QK, QV, KV, QKV.",
         )
         require(
             self.before >= 0 and self.after >= 0,
-            f"model.before={self.before} and model.after={self.after} must be at least 0.",
+            f"model.before={self.before} or model.after={self.after} is negative. Set both to at least 0.",
         )
         check_boundary(self.boundary)
 
-    def move(self, patches, classes):
+    @property
+    def reads_zeros_beyond_clip(self) -> bool:
+        return self.boundary == "zero" and self.before + self.after > 0
+
+    def move(self, patches, class_tokens):
         pairs = [
-            self._move(*pair) if name in self.moved else pair
-            for name, *pair in zip("QKV", patches, classes, strict=True)
+            self._move(*pair) if letter in self.moved else pair
+            for letter, *pair in zip("QKV", patches, class_tokens, strict=True)
         ]
         return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
-    def _move(self, patches, classes):
-        tokens = jnp.concatenate([classes[:, :, None], rearrange(patches, "b t y x h e -> b t (y x) h e")], axis=2)
+    def _move(self, patches, class_tokens):
+        tokens = jnp.concatenate([class_tokens[:, :, None], rearrange(patches, "b t y x h e -> b t (y x) h e")], axis=2)
         axis = 3 if self.direction == "heads" else 2
         tokens = shift(tokens, axis, self.before, self.after, self.boundary)
         return tokens[:, :, 1:].reshape(patches.shape), tokens[:, :, 0]
 
 
 class TokenShift(nnx.Module):
-    """The frames' class tokens (b t d): the first 1/`fold` of the channels from t-1, the next from t+1 (TokenShift).
+    """Shifts channels of the class tokens of frames (b t d) (TokenShift).
 
-    Not a branch: what follows takes the shifted tokens for its residual too, as the authors' code does.
+    The first 1/`fold` of the channels come from frame t-1, the next 1/`fold` from frame t+1. This is not a branch: the
+    residual of the next sublayer holds the shifted tokens too, as in the authors' code.
 
     Raises:
-        ConfigError: fewer than 2 folds, more folds than channels, or an unknown boundary.
+        ConfigError: `fold` is below 2 or above the width, or the boundary is unknown.
     """
 
     def __init__(self, width: int, *, fold: int = 4, boundary: str = "zero", rngs: nnx.Rngs):
-        require(2 <= fold <= width, f"model.fold={fold} must be between 2 and model.width={width}.")
+        require(2 <= fold <= width, f"model.fold={fold} is out of range. Set it between 2 and model.width={width}.")
         check_boundary(boundary)
         self.width, self.channels, self.boundary = width, width // fold, boundary
+
+    @property
+    def reads_zeros_beyond_clip(self) -> bool:
+        """Whether the first and the last frame take zeros for the frames beyond the ends of the clip."""
+        return self.boundary == "zero"
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
         return tokens._replace(class_tokens=shift(tokens.class_tokens, 2, self.channels, self.channels, self.boundary))
 
 
 def _keys(grid, t, y, x):
-    """The frame and the frames before and after it."""
+    """All patches of frame t and of the frames before and after it."""
     frames = [s for s in (t - 1, t, t + 1) if 0 <= s < grid[0]]
     return [(s, j, i) for s in frames for j in range(grid[1]) for i in range(grid[2])]
 

@@ -1,4 +1,4 @@
-"""STAT's attention: the further a frame, the coarser its keys. Patches, then averaged patches, then one token."""
+"""STAT's attention: patches of the current frame, averaged patches of near frames, one token of every frame."""
 
 from functools import partial
 
@@ -19,23 +19,29 @@ from vidformers.layers.tokens import Noise, Tokens, add_branch
 class ShrinkingAttention(nnx.Module):
     """tokens + W_O attend(Q, [K_CA, K_SA, K_LA]) of LN tokens, with one class token a frame (STAT eq. 1-9).
 
-    A query of frame i, a patch or the class token, reads
-        current: patches of frame i, keys and values pooled by a depthwise 3 x 3 convolution and normalised (eq. 2);
-        short-term: those of frames i-r .. i+r without i, r = window // 2, averaged over 2 x 2 (eq. 3); frames beyond
-            the ends of the clip, on which the paper is silent, are hidden;
-        long-term: one token of every frame, neither pooled nor normalised (eq. 6).
-    Unlike eq. 8 there is an output projection, and scores are scaled by the width of a head.
+    A query of frame i, a patch or the class token, reads three levels of keys and values.
+        Current: the patches of frame i, pooled by a depthwise 3 x 3 convolution and normalised (eq. 2).
+        Short-term: the same of frames i-r .. i+r without i, r = window // 2, averaged over 2 x 2 cells (eq. 3). Frames
+            beyond the ends of the clip are hidden; the paper does not define them.
+        Long-term: one token of every frame, neither pooled nor normalised (eq. 6).
+    Unlike eq. 8, there is an output projection, and scores are scaled by the width of a head.
 
     Args:
-        width, heads, kv_stride: d; h, which divides it; the stride of the convolutions that pool keys and values.
-        pool_queries: halve the grid: patches query as pooled by a depthwise 3 x 3 convolution of stride 2 without a
-            norm, and their residual is max-pooled. Class tokens are never pooled.
-        window: t_o, odd; with 1 there is no short-term attention.
-        long_key: 'class', the class tokens; 'mean', the means of a frame's keys and values before pooling (Table 3);
-            'none', no long-term attention: class tokens then only read.
-        dictionary, kernel, masked: those of `SelfAttention`, but for the cosine kernel: these keys have no order.
+        width: d.
+        heads: h, which divides d.
+        kv_stride: stride of the convolutions that pool keys and values.
+        pool_queries: halves the grid. A depthwise 3 x 3 convolution of stride 2 without a norm pools the queries of
+            patches, and max-pooling their residual. Class tokens are never pooled.
+        window: t_o, odd. With 1 there is no short-term attention.
+        long_key: 'class' for the class tokens, 'mean' for the means of a frame's keys and values before pooling (Table
+            3), or 'none' for no long-term attention, where class tokens are queries only.
+        dictionary: external tokens that every query reads too, or None.
+        kernel: 'softmax' or 'relu'. 'cosine' is not applicable, because these keys have no order.
+        dropout: rate of dropout on the branch.
+        masked: runs full attention under the visibility matrix, the slow definition, for tests.
+
     Raises:
-        ConfigError: the heads do not divide the width, an even window, an unknown long_key or kernel.
+        ConfigError: the heads do not divide the width, the window is even, or long_key or kernel is unknown.
     """
 
     def __init__(
@@ -55,9 +61,14 @@ class ShrinkingAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_heads(width, heads)
-        require(window >= 1 and window % 2 == 1, f"model.window={window} must be odd and at least 1.")
-        require(long_key in ("class", "mean", "none"), f"model.long_key={long_key!r} must be class, mean or none.")
-        require(kernel in ("softmax", "relu"), f"model.kernel={kernel!r} must be softmax or relu: keys have no order.")
+        require(window >= 1 and window % 2 == 1, f"model.window={window} is not centred. Set an odd number of frames.")
+        require(
+            long_key in ("class", "mean", "none"), f"model.long_key={long_key!r} is unknown. Use class, mean or none."
+        )
+        require(
+            kernel in ("softmax", "relu"),
+            f"model.kernel={kernel!r} is not applicable, because pooled keys have no order. Use softmax or relu.",
+        )
         self.heads, self.reach, self.long_key, self.dropout = heads, window // 2, long_key, dropout
         self.kv_stride = kv_stride
         self.kernel, self.masked, self.dictionary = kernel, masked, nnx.data(dictionary)
@@ -73,36 +84,54 @@ class ShrinkingAttention(nnx.Module):
         branch, patches = self.branch(tokens), tokens.patches
         if self.pool_q is not None:
             patches = nnx.max_pool(patches, (1, 3, 3), strides=(1, 2, 2), padding=((0, 0), (1, 1), (1, 1)))
-        return add_branch(tokens._replace(patches=patches), *branch, self.dropout, noise)
+        return add_branch(tokens._replace(patches=patches), branch, self.dropout, noise)
 
     def branch(self, tokens: Tokens):
-        """The update without the residual: patches (b t y x d), classes (b t d)."""
-        patches, classes = (jnp.stack(jnp.split(self.qkv(self.norm(x)), 3, axis=-1)) for x in tokens)
+        """Returns the update without the residual: patches (b t y x d), and class tokens (b t d)."""
+        patches, class_tokens = (jnp.stack(jnp.split(self.qkv(self.norm(x)), 3, axis=-1)) for x in tokens)
         q = patches[0] if self.pool_q is None else self.pool_q(patches[0])
-        out = self.attend(q, classes[0], self.levels(patches[1:], classes[1:], self.pool))
+        out = self.attend(q, class_tokens[0], self.levels(patches[1:], class_tokens[1:], self.pool))
         out = self.out(rearrange(out, "... h e -> ... (h e)"))
         return rearrange(out[:, :, 1:], "b t (y x) d -> b t y x d", y=q.shape[2]), out[:, :, 0]
 
     def pool(self, patches):
+        """Returns pooled and normalised keys and values (s b t y x d), of patches (s b t y x d), s = 2."""
         return jnp.stack([self.norm_k(self.pool_k(patches[0])), self.norm_v(self.pool_v(patches[1]))])
 
-    def levels(self, patches, classes, pool):
-        """Keys and values (s = 2) of patches (s b t y x d) and class tokens (s b t d) -> what is read of a frame, and
-        from how many frames away: pairs of tokens (s b t n d) and offsets, None for any distance."""
+    def levels(self, patches, class_tokens, pool):
+        """Yields for each level the tokens (s b t n d) that a frame offers, and the offsets of frames that read them.
+
+        Args:
+            patches: keys and values of patches (s b t y x d), s = 2.
+            class_tokens: keys and values of class tokens (s b t d).
+            pool: as `self.pool`.
+
+        Yields:
+            (tokens, offsets). Frame i reads the tokens of frames i + offset; offsets of None are all frames.
+        """
         pooled = pool(patches)
         yield rearrange(pooled, "s b t y x d -> s b t (y x) d"), [0]
         if self.reach:
             around = [offset for offset in range(-self.reach, self.reach + 1) if offset]
             yield rearrange(mean_pool(pooled, 2), "s b t y x d -> s b t (y x) d"), around
         if self.long_key != "none":
-            yield (classes if self.long_key == "class" else patches.mean((3, 4)))[:, :, :, None], None
+            yield (class_tokens if self.long_key == "class" else patches.mean((3, 4)))[:, :, :, None], None
 
-    def attend(self, q, classes, levels):
-        """Queries of patches (b t y x d) and class tokens (b t d), and `levels` -> what they read, (b t 1+n h e)."""
-        q = jnp.concatenate([classes[:, :, None], rearrange(q, "b t y x d -> b t (y x) d")], axis=2)
-        *qkv, mask = _together(q, levels) if self.masked else _by_frame(q, levels)
+    def attend(self, q, class_tokens, levels):
+        """Returns the outputs of the heads (b t 1+n h e) for class token and patches of each frame.
+
+        Args:
+            q: queries of patches (b t y x d).
+            class_tokens: queries of class tokens (b t d).
+            levels: as `self.levels`.
+        """
+        q = jnp.concatenate([class_tokens[:, :, None], rearrange(q, "b t y x d -> b t (y x) d")], axis=2)
+        queries, keys, values, mask = _masked(q, levels) if self.masked else _gathered(q, levels)
+        queries, keys, values = (rearrange(x, "... (h e) -> ... h e", h=self.heads) for x in (queries, keys, values))
         out = attend(
-            *(rearrange(x, "... (h e) -> ... h e", h=self.heads) for x in qkv),
+            queries,
+            keys,
+            values,
             mask,
             dictionary=self.dictionary,
             kernel=get_kernel(self.kernel, self.masked),
@@ -110,8 +139,8 @@ class ShrinkingAttention(nnx.Module):
         return out.reshape(*q.shape[:3], *out.shape[-2:])
 
 
-def _by_frame(q, levels):
-    """The gathered form, frames side by side: q (b t q d), k and v (b t k d), mask (t 1 1 k)."""
+def _gathered(q, levels):
+    """Returns the gathered form, a group a frame: q (b t q d), k and v (b t k d), and the mask (t 1 1 k) or None."""
     t, keys, visible = q.shape[1], [], []
     for level, offsets in levels:
         if offsets is None:
@@ -127,12 +156,12 @@ def _by_frame(q, levels):
     return q, *jnp.concatenate(keys, axis=3), None if mask.all() else mask[:, None, None]
 
 
-def _together(q, levels):
-    """The masked form, tokens of all frames in one list: q (b q d), k and v (b k d), mask (q k)."""
+def _masked(q, levels):
+    """Returns the masked form, tokens of all frames in one list: q (b q d), k and v (b k d), and the mask (q k)."""
     frames = np.arange(q.shape[1])
-    home, keys, visible = np.repeat(frames, q.shape[2])[:, None], [], []
+    query_frames, keys, visible = np.repeat(frames, q.shape[2])[:, None], [], []
     for level, offsets in levels:
-        away = np.repeat(frames, level.shape[3]) - home
+        distance = np.repeat(frames, level.shape[3]) - query_frames
         keys.append(rearrange(level, "s b t n d -> s b (t n) d"))
-        visible.append(np.isin(away, offsets) if offsets else np.ones_like(away, bool))
+        visible.append(np.isin(distance, offsets) if offsets else np.ones_like(distance, bool))
     return rearrange(q, "b t q d -> b (t q) d"), *jnp.concatenate(keys, axis=2), np.concatenate(visible, axis=1)

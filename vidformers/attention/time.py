@@ -1,4 +1,4 @@
-"""Attention along time at one place: the time attention of TimeSformer."""
+"""Attention over time at one place of the grid: the time attention of TimeSformer."""
 
 from dataclasses import dataclass
 

@@ -1,1 +1,1 @@
-"""Layers that every model is built from."""
+"""Layers shared by all models: tokens, linear maps, convolutions, the embedding and the MLP."""

@@ -1,4 +1,4 @@
-"""Convolutions of frames with what batch normalisation is once its statistics are fixed, and averages over cells."""
+"""Convolutions of frames, with batch normalisation replaced by a fixed scale and bias, and average pooling."""
 
 from functools import partial
 
@@ -11,26 +11,31 @@ from flax import nnx
 from vidformers.parallel.activations import replicate
 
 
-def _convolve(x, kernel, strides, padding, **how):
-    convolve = partial(jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **how)
-    depthwise = kernel.shape[-2] == 1 < how["feature_group_count"] == kernel.shape[-1]
+def _convolve(x, kernel, strides, padding, **options):
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, window_strides=strides, padding=padding, **options)
+
+    depthwise = kernel.shape[-2] == 1 < options["feature_group_count"] == kernel.shape[-1]
     if depthwise or len(strides) == 3:
-        convolve = _with_gradient_by_places(convolve, strides, padding, depthwise)
+        return _with_fast_gradient(convolve, strides, padding, depthwise)(x, replicate(kernel))
     return convolve(x, replicate(kernel))
 
 
-def _with_gradient_by_places(convolve, strides, padding, depthwise: bool):
-    """`convolve` of x (b y x d) or (b t y x d), with a gradient of its own on CPUs: that of a sum of products, one for
-    each place in the kernel. XLA's own gradient of such convolutions is a loop over numbers there, 20 times as slow."""
+def _with_fast_gradient(convolve, strides, padding, depthwise: bool):
+    """Returns `convolve` of x (b y x d) or (b t y x d) with a custom_vjp that is fast on CPUs.
 
-    def by_places(x, kernel):
+    On CPUs the gradient is that of a sum of products, one for each place of the kernel. XLA's gradient of such
+    convolutions is a scalar loop on CPUs, 20 times as slow.
+    """
+
+    def sum_over_places(x, kernel):
         wide = jnp.promote_types(x.dtype, jnp.float32)
         padded, kernel = jnp.pad(x.astype(wide), ((0, 0), *padding, (0, 0))), kernel.astype(wide)
         ends = [side - size + 1 for side, size in zip(padded.shape[1:-1], kernel.shape[:-2], strict=True)]
 
         def product(place):
-            read = padded[:, *(slice(i, i + end, stride) for i, end, stride in zip(place, ends, strides, strict=True))]
-            return read * kernel[place] if depthwise else read @ kernel[place]
+            inputs = padded[:, *(slice(i, i + end, step) for i, end, step in zip(place, ends, strides, strict=True))]
+            return inputs * kernel[place] if depthwise else inputs @ kernel[place]
 
         return sum(map(product, np.ndindex(kernel.shape[:-2]))).astype(x.dtype)
 
@@ -41,28 +46,32 @@ def _with_gradient_by_places(convolve, strides, padding, depthwise: bool):
     run.defvjp(
         lambda x, kernel: (convolve(x, kernel), (x, kernel)),
         lambda saved, cotangent: jax.lax.platform_dependent(
-            *saved, cotangent, cpu=partial(gradient, by_places), default=partial(gradient, convolve)
+            *saved, cotangent, cpu=partial(gradient, sum_over_places), default=partial(gradient, convolve)
         ),
     )
     return run
 
 
 Conv = partial(nnx.Conv, conv_general_dilated=_convolve)
+lecun_init = nnx.initializers.lecun_normal()
 
 
 class Convolution(nnx.Module):
-    """A k x k convolution of each frame without bias, then a scale and bias a channel: (... y x c) -> (... y/s x/s d).
+    """A k x k convolution of each frame without bias, then a scale and a bias for each channel.
 
-    Grids round up. Published ResNet and CvT have batch norm there, which ties a clip to its neighbours in the batch and
-    to statistics beside the parameters. Here it is what batch norm is in evaluation: of a loaded model, weight /
-    sqrt(var + eps) and bias - mean * scale. As many parameters, trained like any other; small batches and accumulation
-    change nothing.
+    Maps (... y x c) to (... y/s x/s d); grids round up. The published ResNet and CvT have batch normalisation here,
+    which depends on the other clips of the batch and on running statistics. Scale and bias are batch normalisation in
+    evaluation: a loaded model has scale = weight / sqrt(var + eps) and bias - mean * scale. There are as many
+    parameters, and training updates them like all others. Results do not depend on batch size or gradient accumulation.
 
     Args:
-        inputs, outputs: channels c and d.
-        size, stride: k, odd, and s.
-        groups: of channels that are convolved apart; as many as channels is a depthwise convolution.
-        scale: that each channel starts with.
+        inputs: channels c.
+        outputs: channels d.
+        size: k, odd.
+        stride: s.
+        groups: groups of channels that are convolved separately. With c groups the convolution is depthwise.
+        scale: initial scale of each channel.
+        kernel_init: initialiser of the kernel.
     """
 
     def __init__(
@@ -74,7 +83,7 @@ class Convolution(nnx.Module):
         stride: int = 1,
         groups: int = 1,
         scale: float = 1.0,
-        kernel_init=nnx.initializers.lecun_normal(),
+        kernel_init=lecun_init,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -99,9 +108,11 @@ class Convolution(nnx.Module):
 
 
 def mean_pool(x, stride: int):
-    """(... y x d) -> (... y/s x/s d), averaged over cells of stride x stride; grids round up, and what a side leaves
-    over is averaged over as many as there are when the stride is 2."""
-    # Not by pooling: on several devices XLA (jaxlib 0.10) gets a window over a side of 1 wrong.
+    """Returns averages (... y/s x/s d) of x (... y x d) over cells of stride x stride; grids round up.
+
+    With a stride of 2, a smaller cell at the edge is averaged over the tokens that it has.
+    """
+    # `nnx.avg_pool` is not used: on several devices XLA (jaxlib 0.10) computes a window over a side of 1 wrongly.
     below, right = (-side % stride for side in x.shape[-3:-1])
-    even = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, below), (0, right), (0, 0)], mode="edge")
-    return reduce(even, "... (y i) (x j) d -> ... y x d", "mean", i=stride, j=stride)
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, below), (0, right), (0, 0)], mode="edge")
+    return reduce(padded, "... (y i) (x j) d -> ... y x d", "mean", i=stride, j=stride)

@@ -1,4 +1,4 @@
-"""From pixels to patch tokens: normalisation, patch projection, positions in space and time."""
+"""The embedding of pixels as patch tokens: normalisation, patch projection, positions in space and time."""
 
 import jax
 import jax.numpy as jnp
@@ -10,29 +10,38 @@ from vidformers.layers.linear import Linear, square_init
 
 
 def position_init(key, shape, dtype=jnp.float32):
-    """Normal with deviation 1/sqrt(d): a table starts as strong in a narrow model as in a wide one. With a fixed 0.02
-    narrow models hardly see where and when a patch is, and take long to find motion."""
+    """Returns normal values with standard deviation 1/sqrt(d), so that a table has the same norm at any width.
+
+    With a fixed 0.02, positions are weak in narrow models, which then take long to learn motion.
+    """
     return jax.random.normal(key, shape, dtype) * shape[-1] ** -0.5
 
 
 def normalise(video, mean, std, dtype):
-    """Pixels of `dtype`: uint8 as (x / 255 - mean) / std, here and so on the device; floats are normalised already."""
+    """Returns pixels in `dtype`: (x / 255 - mean) / std of uint8, on the device. Floats are already normalised."""
     if video.dtype == jnp.uint8:
         video = (video.astype(dtype) / 255 - jnp.array(mean)) / jnp.array(std)
     return video.astype(dtype)
 
 
 class Embedding(nnx.Module):
-    """Pixels (b t y x 3) -> patch tokens (b t y x d): z = E x + e_space + e_time (MEViT eq. 1, e separable).
-
-    Row 0 of the spatial table belongs to the class token. `temporal` is the initialiser of a table added to patches
-    alone, as TimeSformer does; with None there is no table, and the order of frames is unknown to the tokens.
+    """Maps pixels (b t y x 3) to patch tokens (b t y x d): z = E x + e_space + e_time (MEViT eq. 1, e separable).
 
     Args:
-        patch_frames: frames in a patch; with more than one, t of the tokens is as many times less (ViViT's tubelets).
-        positions: 'separate' tables of space and time, or a 'joint' one of both, (1 + t y x, d), as ViViT has it.
+        width: d.
+        frames: frames of a clip.
+        image_size: height and width of a frame in pixels.
+        patch_size: height and width of a patch in pixels.
+        temporal: initialiser of a table of frames that is added to patches alone, as in TimeSformer. With None there is
+            no table, and tokens do not depend on the order of frames.
+        mean: of each channel, for uint8 pixels.
+        std: of each channel, for uint8 pixels.
+        patch_frames: frames of a patch, r; tokens then have t / r frames (ViViT's tubelets).
+        positions: 'separate' tables of space and time, or one 'joint' table (1 + t y x, d), as in ViViT. Row 0 of the
+            spatial or joint table belongs to the class token.
+
     Raises:
-        ConfigError: the patch does not divide the clip, or an unknown choice of positions.
+        ConfigError: the patch does not divide the clip, or `positions` is unknown.
     """
 
     def __init__(
@@ -52,13 +61,13 @@ class Embedding(nnx.Module):
     ):
         require(
             patch_size >= 1 and image_size % patch_size == 0 and image_size > 0,
-            f"model.patch_size={patch_size} must divide model.image_size={image_size}.",
+            f"model.patch_size={patch_size} does not divide model.image_size={image_size}. Change one of them.",
         )
         require(
             patch_frames >= 1 and frames % patch_frames == 0,
-            f"model.patch_frames={patch_frames} must divide model.frames={frames}.",
+            f"model.patch_frames={patch_frames} does not divide model.frames={frames}. Change one of them.",
         )
-        require(positions in ("separate", "joint"), f"model.positions={positions!r} must be separate or joint.")
+        require(positions in ("separate", "joint"), f"model.positions={positions!r} is unknown. Use separate or joint.")
         side, self.joint = image_size // patch_size, positions == "joint"
         self.shape, self.patch_size, self.patch_frames = (frames, image_size, image_size, 3), patch_size, patch_frames
         self.grid = (frames // patch_frames, side, side)
@@ -87,5 +96,5 @@ class Embedding(nnx.Module):
         return patches
 
     def class_position(self):
-        """(d): where the class token stands."""
+        """Returns the position embedding (d) of the class token."""
         return self.space[0]

@@ -1,4 +1,4 @@
-"""Tokens, the noise of a training pass, dropout, and the residual branch."""
+"""Tokens, random numbers of a training pass, dropout, and the residual branch."""
 
 from typing import NamedTuple
 
@@ -7,45 +7,55 @@ import jax.numpy as jnp
 
 
 class Tokens(NamedTuple):
-    """Patch tokens (b t y x d), never flattened between modules, and the class tokens (b c d) beside them."""
+    """Patch tokens (b t y x d), never flattened between modules, and class tokens (b c d)."""
 
     patches: jax.Array
     class_tokens: jax.Array
 
 
 class Noise(NamedTuple):
-    """What is random in a training pass through one layer; None in its place means evaluation."""
+    """The randomness of one layer in a training pass. In evaluation None takes its place.
+
+    Attributes:
+        key: random key.
+        drop_path: probability that a clip skips a residual branch of this layer (stochastic depth).
+    """
 
     key: jax.Array
-    drop_path: jax.Array  # chance that a clip skips a residual branch of this layer (stochastic depth)
+    drop_path: jax.Array
 
     def split(self, count: int) -> "list[Noise]":
+        """Returns `count` noises with independent keys."""
         return [Noise(key, self.drop_path) for key in jax.random.split(self.key, count)]
 
 
 def dropout(x, rate: float, noise: Noise | None):
-    """Inverted dropout; the identity in evaluation."""
+    """Returns x after inverted dropout, or x itself in evaluation."""
     if noise is None or rate == 0.0:
         return x
     keep = jax.random.bernoulli(noise.key, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 
-def add_branch(tokens: Tokens, patches, classes, rate: float, noise: Noise | None) -> Tokens:
-    """The residual: tokens + dropout(branch), the branch of a clip skipped as a whole by stochastic depth.
+def add_branch(tokens: Tokens, branch, rate: float, noise: Noise | None) -> Tokens:
+    """Returns the residual, tokens + dropout(branch). Stochastic depth skips the whole branch of a clip.
 
-    A branch given as None leaves its tokens as they were, bit for bit.
+    Args:
+        tokens: input of the branch.
+        branch: the updates (patches, class tokens). None leaves the tokens unchanged, bit for bit.
+        rate: rate of dropout.
+        noise: None in evaluation.
     """
     if noise is None:
-        return Tokens(*(x if dx is None else x + dx for x, dx in zip(tokens, (patches, classes), strict=True)))
+        return Tokens(*(x if dx is None else x + dx for x, dx in zip(tokens, branch, strict=True)))
     path, *drops = noise.split(3)
     keep = 1.0 - noise.drop_path
-    kept = jax.random.bernoulli(path.key, keep, (tokens.patches.shape[0],)) / keep
+    path_scale = jax.random.bernoulli(path.key, keep, (tokens.patches.shape[0],)) / keep
 
     def add(x, dx, drop):
         if dx is None:
             return x
-        scale = kept.astype(dx.dtype).reshape(-1, *[1] * (dx.ndim - 1))
+        scale = path_scale.astype(dx.dtype).reshape(-1, *[1] * (dx.ndim - 1))
         return x + dropout(dx, rate, drop) * scale
 
-    return Tokens(*map(add, tokens, (patches, classes), drops))
+    return Tokens(*map(add, tokens, branch, drops))
