@@ -1,6 +1,6 @@
-"""Crops, flips, colour and erasing of a clip of uint8 frames: one draw for all its frames.
+"""Augmentation of uint8 clips: crops, flips, colour changes and erasing.
 
-A draw of their own for every frame would be motion that is not in the video.
+All frames of a clip share one random draw. A separate draw for each frame would add motion that is not in the video.
 """
 
 import dataclasses
@@ -12,46 +12,46 @@ import numpy as np
 from input_pipeline.errors import DataError
 from input_pipeline.randaugment import RandAugment
 
-# Strengths, each the half-width of a symmetric range. They stay within what one scene shows between two
-# cameras or two hours of the day, so that the colours that tell classes apart survive.
+# Strengths, each the half-width of a symmetric range. They stay within the differences that one scene shows between two
+# cameras or two hours of the day, so that classes can still be told apart by colour.
 _BRIGHTNESS = 0.3  # factor of all channels: half a stop
 _SATURATION = 0.4  # factor of the distance from grey
-_GAMMA = 0.3  # exponent, in powers of e: 0.74 to 1.35, the differences between display standards
-_HUE = 0.05  # turns of the colour circle: 18 degrees, beyond which skin looks ill
+_GAMMA = 0.3  # log of the exponent: 0.74 to 1.35, the differences between display standards
+_HUE = 0.05  # turns of the colour circle: 18 degrees, beyond which skin colours look wrong
 
 _LUMA_CHROMA = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])  # NTSC YIQ
 
-_ATTEMPTS = 10  # boxes drawn until one fits
+_ATTEMPTS = 10  # boxes drawn; the first that fits is used
 _ERASED_AREA = (0.02, 1 / 3)  # share of the frame, from Zhong et al. (2020)
 _ERASED_ASPECT = (0.3, 3.3)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainAugment:
-    """Random crop, horizontal flip, RandAugment or colour changes, and erasing of a box, in this order.
+    """Applies a random crop, horizontal flip, RandAugment or colour changes, and random erasing, in this order.
 
-    The window of the source is resized once, which costs a fraction of resizing whole frames; its edges are
-    whole source pixels.
+    Only the crop window is resized, which costs a fraction of resizing whole frames. The edges of the window are whole
+    source pixels.
 
     Attributes:
-      size: pixels, side of the crop.
-      short_side: (low, high) pixels, uniform range of the side that the frame's shorter one is scaled to.
-      flip: probability of a horizontal flip.
-      flip_swaps: label -> label, for classes that a mirror turns into each other (left to right).
-      brightness, saturation, gamma, hue: each the probability of that change, 0.1 in MSCA's recipe.
-      crop: 'jitter', a square at the scale of `short_side`, as Simonyan & Zisserman (2014) and video
-        classifiers since; or 'resized', a rectangle stretched to the square, as Szegedy et al. (2015) and the
-        recipes that train from random weights. Where none fits, the largest in the centre that `aspect`
-        allows is taken.
-      area: (low, high) shares of the frame, of the rectangle of 'resized'.
-      aspect: (low, high) of its width / height, whose logarithm is uniform.
-      randaugment: operations of RandAugment a clip, 0 for none; MViT's setting is 4. It takes the place of
-        the colour changes.
-      magnitude, magnitude_std: their mean severity, 0 to 10, and its standard deviation.
-      erasing: probability that a box of 2% to a third of the frame is filled with noise, the same in all frames.
+        size: pixels, side of the crop.
+        short_side: (low, high) pixels. The shorter side of the frame is scaled to a uniform draw from this range.
+        flip: probability of a horizontal flip.
+        flip_swaps: label -> label, for classes that a mirror turns into each other (left and right).
+        brightness, saturation, gamma, hue: probability of each change, 0.1 in MSCA's recipe.
+        crop: 'jitter', a square at the scale of `short_side`, as in Simonyan & Zisserman (2014) and video classifiers
+            since. 'resized', a rectangle stretched to the square, as in Szegedy et al. (2015) and the recipes that
+            train from random weights. If no drawn rectangle fits, the largest centred one that `aspect` allows is
+            used.
+        area: (low, high) share of the frame that the rectangle of 'resized' covers.
+        aspect: (low, high) width / height of that rectangle, whose logarithm is uniform.
+        randaugment: operations of RandAugment per clip, 0 for none. MViT uses 4. RandAugment replaces the colour
+            changes.
+        magnitude, magnitude_std: mean severity of the operations, 0 to 10, and its standard deviation.
+        erasing: probability that a box of 2% to a third of the frame is filled with noise, the same in all frames.
 
     Raises:
-      DataError: one of the fields from `crop` on is out of range, or RandAugment and colour changes are both on.
+        DataError: one of the fields from `crop` on is out of range, or RandAugment and colour changes are both on.
     """
 
     size: int
@@ -88,32 +88,32 @@ class TrainAugment:
             value = getattr(self, field)
             require(field, isinstance(value, numbers.Real) and 0 <= value <= most, f"from 0 to {most}")
         for field in ("brightness", "saturation", "gamma", "hue"):
-            require(field, not (layers and getattr(self, field)), f"0 where data.randaugment={layers} is on")
+            require(field, not (layers and getattr(self, field)), f"0 if data.randaugment is {layers}")
 
     def __call__(self, frames, label, rng: np.random.Generator):
         """Augments one clip.
 
         Args:
-          frames: (t, y, x, 3) uint8.
-          label: int.
-          rng: source of the draws. Every draw is made whatever is on, so that switching one change on leaves
-            the others as they were; those whose number varies come last.
+            frames: (t, y, x, 3) uint8.
+            label: class number.
+            rng: generator of the random draws. All draws are made even for changes that are off, so that switching one
+                change on does not alter the others. Draws whose number varies come last.
 
         Returns:
-          (t, size, size, 3) uint8 and the label, swapped where the clip is flipped.
+            The clip, (t, size, size, 3) uint8, and its label, which a flip may swap.
         """
         _, height, width, _ = frames.shape
         side = _window_side(frames, self.size, rng.integers(*self.short_side, endpoint=True))
         top, left = rng.integers(0, [height - side, width - side], endpoint=True)
         window, flipped = (top, left, side, side), rng.random() < self.flip
-        colour = rng.random(4), rng.uniform(-1, 1, 4)
+        colour_draws = rng.random(4), rng.uniform(-1, 1, 4)
         boxes, erased = rng.random((2, _ATTEMPTS, 4)), rng.random() < self.erasing
         if self.crop == "resized":
             window = _box(boxes[0], height, width, self.area, self.aspect) or _widest(height, width, self.aspect)
         clip = _resize(_cut(frames, window), self.size)
         if flipped:
             clip, label = clip[:, :, ::-1], self.flip_swaps.get(label, label)
-        clip = self._recolour(np.ascontiguousarray(clip), *colour)
+        clip = self._recolour(np.ascontiguousarray(clip), *colour_draws)
         if self.randaugment:
             clip = RandAugment(self.randaugment, self.magnitude, self.magnitude_std)(clip, rng)
         box = _box(boxes[1], self.size, self.size, _ERASED_AREA, _ERASED_ASPECT)
@@ -122,66 +122,66 @@ class TrainAugment:
             patch[:] = rng.integers(0, 256, patch.shape[1:], np.uint8)
         return clip, label
 
-    def _recolour(self, clip, chances, strength):
-        strength = strength * (chances < (self.brightness, self.saturation, self.gamma, self.hue))
-        brightness, saturation, gamma, hue = strength * (_BRIGHTNESS, _SATURATION, _GAMMA, _HUE)
+    def _recolour(self, clip, chances, strengths):
+        strengths = strengths * (chances < (self.brightness, self.saturation, self.gamma, self.hue))
+        brightness, saturation, gamma, hue = strengths * (_BRIGHTNESS, _SATURATION, _GAMMA, _HUE)
         pixels = clip.reshape(-1, clip.shape[2], 3)
         if brightness or gamma:
             levels = (np.arange(256) / 255) ** np.exp(gamma) * (1 + brightness)
             pixels = cv2.LUT(pixels, np.clip(levels * 255 + 0.5, 0, 255).astype(np.uint8))
         if saturation or hue:
             angle, scale = 2 * np.pi * hue, 1 + saturation
-            turn = np.eye(3)
-            turn[1:, 1:] = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-            pixels = cv2.transform(pixels, np.linalg.inv(_LUMA_CHROMA) @ turn @ _LUMA_CHROMA)
+            rotation = np.eye(3)
+            rotation[1:, 1:] = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+            pixels = cv2.transform(pixels, np.linalg.inv(_LUMA_CHROMA) @ rotation @ _LUMA_CHROMA)
         return pixels.reshape(clip.shape)
 
 
-def crop_places(crops: int) -> tuple[float, ...]:
-    """Where test crops lie along the longer side, from 0 (left or top) to 1.
+def crop_positions(crops: int) -> tuple[float, ...]:
+    """Returns the positions of the test crops along the longer side, from 0 (left or top) to 1 (right or bottom).
 
     Raises:
-      DataError: for other counts than 1 and 3, the ones that results are published for.
+        DataError: `crops` is not 1 or 3. Results are published for these numbers only.
     """
-    places = {1: (0.5,), 3: (0.0, 0.5, 1.0)}
-    if crops not in places:
+    positions = {1: (0.5,), 3: (0.0, 0.5, 1.0)}
+    if crops not in positions:
         raise DataError(f"eval.crops must be 1 (the centre) or 3 (along the longer side), but is {crops!r}.")
-    return places[crops]
+    return positions[crops]
 
 
 def test_crops(frames, size, crops, short_side=None):
-    """The crops a video is tested on.
+    """Returns the spatial test crops of a clip.
 
     Args:
-      frames: (t, y, x, 3) uint8.
-      size: pixels, side of the crops.
-      crops: 1, the centre, or 3, evenly spaced along the longer side from end to end.
-      short_side: pixels that the frame's shorter side is scaled to; None is `size`.
+        frames: (t, y, x, 3) uint8.
+        size: pixels, side of the crops.
+        crops: 1, the centre, or 3, evenly spaced along the longer side from end to end.
+        short_side: pixels that the shorter side of the frame is scaled to. None: `size`.
 
     Returns:
-      (crops, t, size, size, 3) uint8.
+        (crops, t, size, size, 3) uint8.
 
     Raises:
-      DataError: `crops` is neither 1 nor 3.
+        DataError: `crops` is neither 1 nor 3.
     """
     _, height, width, _ = frames.shape
     side = _window_side(frames, size, short_side or size)
     views = []
-    for place in crop_places(crops):
-        down, across = (place, 0.5) if height > width else (0.5, place)
+    for position in crop_positions(crops):
+        down, across = (position, 0.5) if height > width else (0.5, position)
         top, left = round(down * (height - side)), round(across * (width - side))
         views.append(_resize(frames[:, top : top + side, left : left + side], size))
     return np.stack(views)
 
 
 def _box(draws, height, width, area, aspect):
-    """A random box (top, left, height, width) in whole pixels, or None where none fits.
+    """Returns a random box (top, left, height, width) in whole pixels, or None if none of the draws fits.
 
     Args:
-      draws: (n, 4) uniform from 0 to 1, a row an attempt: area, aspect, and the place along y and x.
-      height, width: pixels of the frame.
-      area: (low, high) shares of the frame, uniform.
-      aspect: (low, high) width / height, whose logarithm is uniform.
+        draws: (n, 4) uniform draws from 0 to 1. A row is one attempt: area, aspect, position along y and along x.
+        height, width: pixels of the frame.
+        area: (low, high) share of the frame, uniform.
+        aspect: (low, high) width / height, whose logarithm is uniform.
     """
     pixels = height * width * (area[0] + draws[:, 0] * (area[1] - area[0]))
     ratio = np.exp(np.log(aspect[0]) + draws[:, 1] * np.log(aspect[1] / aspect[0]))
@@ -189,20 +189,20 @@ def _box(draws, height, width, area, aspect):
     fits = np.flatnonzero(((sides >= 1) & (sides <= (height, width))).all(axis=1))
     if not len(fits):
         return None
-    (high, wide), place = sides[fits[0]], draws[fits[0], 2:]
-    return int(place[0] * (height - high + 1)), int(place[1] * (width - wide + 1)), high, wide
+    (box_height, box_width), (down, across) = sides[fits[0]], draws[fits[0], 2:]
+    return int(down * (height - box_height + 1)), int(across * (width - box_width + 1)), box_height, box_width
 
 
 def _widest(height, width, aspect):
-    """The largest centred box (top, left, height, width) whose width / height lies within `aspect`."""
+    """Returns the largest centred box (top, left, height, width) whose width / height is within `aspect`."""
     ratio = np.clip(width / height, *aspect)
-    high, wide = max(1, min(height, round(width / ratio))), max(1, min(width, round(height * ratio)))
-    return (height - high) // 2, (width - wide) // 2, high, wide
+    box_height, box_width = max(1, min(height, round(width / ratio))), max(1, min(width, round(height * ratio)))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
 def _cut(frames, box):
-    top, left, high, wide = box
-    return frames[:, top : top + high, left : left + wide]
+    top, left, height, width = box
+    return frames[:, top : top + height, left : left + width]
 
 
 def _is_range(bounds, most):
@@ -215,11 +215,11 @@ def _is_range(bounds, most):
 
 
 def _window_side(frames, size, short_side):
-    """Source pixels that a crop of `size` covers when the frame's shorter side is scaled to `short_side`."""
+    """Returns the side, in source pixels, of a crop of `size` when the shorter side is scaled to `short_side`."""
     return max(1, round(size * min(frames.shape[1:3]) / short_side))
 
 
 def _resize(windows, size):
-    # Bilinear interpolation looks at 2 x 2 pixels: beyond a factor of two it would leave some out.
+    # Bilinear interpolation reads 2 x 2 pixels. When shrinking by more than two, it would skip pixels.
     method = cv2.INTER_AREA if max(windows.shape[1:3]) > 2 * size else cv2.INTER_LINEAR
     return np.stack([cv2.resize(window, (size, size), interpolation=method) for window in windows])

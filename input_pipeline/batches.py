@@ -1,4 +1,4 @@
-"""The rows of a batch, and the share of a process in it."""
+"""The rows of a batch: decoding and augmenting one video, and selecting the rows of one process."""
 
 import dataclasses
 
@@ -9,16 +9,18 @@ from input_pipeline.annotations import Record
 from input_pipeline.augment import test_crops
 from input_pipeline.errors import DataError, DecodeError
 
-_ERROR_DTYPE = "S300"  # of fixed width, to travel through the shared memory between processes
-PADDING = Record(id=-1, path="", label=0, line=0)
+PADDING = Record(id=-1, path="", label=0, line=0)  # fills up the last validation batch
+
+_ERROR_DTYPE = "S300"  # fixed width, because batches pass between processes through shared memory
 
 
-class ProcessShare(grain.MapDataset):
-    """Of every batch the rows of one process, which follow each other: rows p * size to (p + 1) * size of process p.
+class ProcessRows(grain.MapDataset):
+    """Selects the rows of one process from every global batch: rows p * size to (p + 1) * size of process p.
 
-    The devices of a process hold them in the same order, so that, where a mesh keeps the devices of a process together,
-    a global batch is laid out alike for any number of processes, and so is all that depends on a row's place in it:
-    dropout, or the clip that it is mixed with. A mesh along the links of a TPU slice may not.
+    The devices of a process hold its rows in the same order. If the mesh keeps the devices of each process together, a
+    global batch has the same layout for any number of processes. Then whatever depends on a row's position in the batch
+    is the same, too: dropout, and the clip that a row is mixed with. A mesh that follows the links of a TPU slice may
+    not keep them together.
     """
 
     def __init__(self, parent: grain.MapDataset, size: int, process_index: int, process_count: int):
@@ -35,17 +37,32 @@ class ProcessShare(grain.MapDataset):
         return self._parent[(batch * self._process_count + self._process_index) * self._size + row]
 
 
-def train_rows(record, rng, *, sampler, augment, repeats, open_video):
-    """The rows of one video, stacked."""
+def videos_per_process(videos: int, process_count: int) -> int:
+    """Returns how many of the videos of a global batch each process loads.
+
+    Raises:
+        DataError: the processes do not divide the batch evenly.
+    """
+    if videos % process_count:
+        raise DataError(
+            f"A batch of {videos} videos does not divide among {process_count} processes. Choose a batch size that "
+            "is a multiple of the number of processes."
+        )
+    return videos // process_count
+
+
+def load_train_rows(record, rng, *, sampler, augment, repeats, open_video):
+    """Returns `repeats` augmented clips of the same frames of one video, stacked along the first axis."""
     try:
         video = open_video(record)
         index = sampler.train(video.times, video.duration, rng)
         frames = video.frames(index)
     except DecodeError as error:
-        empty = np.zeros((sampler.frames, augment.size, augment.size, 3), np.uint8)
-        rows = [_row(record, empty, np.zeros(sampler.frames), error=error)] * repeats
+        black = np.zeros((sampler.frames, augment.size, augment.size, 3), np.uint8)
+        rows = [_row(record, black, np.zeros(sampler.frames), error=str(error))] * repeats
     else:
         clips = [augment(frames, record.label, rng) for _ in range(repeats)]
+        # The frames were decoded once: only the first row counts them.
         rows = [
             _row(dataclasses.replace(record, label=label), clip, index, video.decoded * (number == 0))
             for number, (clip, label) in enumerate(clips)
@@ -53,33 +70,32 @@ def train_rows(record, rng, *, sampler, augment, repeats, open_video):
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
-def flatten(batch):
-    """(videos, repeats, ...) -> (rows, ...)."""
+def merge_repeats(batch):
+    """Reshapes every field from (videos, repeats, ...) to (videos * repeats, ...)."""
     return {key: value.reshape(-1, *value.shape[2:]) for key, value in batch.items()}
 
 
-def val_row(record, *, sampler, clips, crops, size, short_side, open_video):
-    empty = np.zeros((clips * crops, sampler.frames, size, size, 3), np.uint8)
-    nowhere = np.zeros((clips * crops, sampler.frames))
+def load_val_row(record, *, sampler, clips, crops, size, short_side, open_video):
+    """Returns all views of one video, (clips * crops, t, size, size, 3), the crops of a clip next to each other."""
+    black = np.zeros((clips * crops, sampler.frames, size, size, 3), np.uint8)
+    no_index = np.zeros((clips * crops, sampler.frames))
     if record.id == PADDING.id:
-        return _row(record, empty, nowhere, error="")
+        return _row(record, black, no_index, error="")
     try:
         video = open_video(record)
-        # Clips share frames: each is decoded and resized once.
-        indices, place = np.unique(sampler.test(video.times, video.duration, clips), return_inverse=True)
-        frames = video.frames(indices)
+        # Clips share frames, so that each distinct frame is decoded and resized once.
+        distinct, inverse = np.unique(sampler.test(video.times, video.duration, clips), return_inverse=True)
+        frames = video.frames(distinct)
     except DecodeError as error:
-        return _row(record, empty, nowhere, error=error)
-    place = place.reshape(clips, sampler.frames)
-    views = test_crops(frames, size, crops, short_side)[:, place]
-    return _row(
-        record, views.swapaxes(0, 1).reshape(empty.shape), np.repeat(indices[place], crops, axis=0), video.decoded
-    )
+        return _row(record, black, no_index, error=str(error))
+    inverse = inverse.reshape(clips, sampler.frames)
+    views = test_crops(frames, size, crops, short_side)[:, inverse]
+    index = np.repeat(distinct[inverse], crops, axis=0)
+    return _row(record, views.swapaxes(0, 1).reshape(black.shape), index, video.decoded)
 
 
-def _row(record, video, index, decoded=0, error=None):
-    """One row of a batch. With an `error`, even an empty one, it does not count."""
-    message = str(error or "").encode("utf-8", "replace")
+def _row(record, video, index, decoded=0, error: str | None = None):
+    """Returns one row of a batch. A row with an `error`, even an empty one, has mask 0."""
     return {
         "video": video,
         "index": np.asarray(index, np.int32),
@@ -87,11 +103,5 @@ def _row(record, video, index, decoded=0, error=None):
         "mask": np.float32(error is None),
         "id": np.int32(record.id),
         "decoded": np.int32(decoded),
-        "error": np.array(message, _ERROR_DTYPE),
+        "error": np.array((error or "").encode("utf-8", "replace"), _ERROR_DTYPE),
     }
-
-
-def local_size(batch_size, process_count):
-    if batch_size % process_count:
-        raise DataError(f"A batch of {batch_size} clips does not divide among {process_count} processes.")
-    return batch_size // process_count

@@ -1,4 +1,4 @@
-"""Batches of clips: the `data` section of a config, and the two iterators made from it."""
+"""The data of a run: the `data` section of a config, and its training and validation batches."""
 
 import dataclasses
 import functools
@@ -10,8 +10,15 @@ from collections.abc import Sequence
 import grain
 
 from input_pipeline.annotations import Manifest, Record, class_names, read_manifest
-from input_pipeline.augment import TrainAugment, crop_places
-from input_pipeline.batches import PADDING, ProcessShare, flatten, local_size, train_rows, val_row
+from input_pipeline.augment import TrainAugment, crop_positions
+from input_pipeline.batches import (
+    PADDING,
+    ProcessRows,
+    load_train_rows,
+    load_val_row,
+    merge_repeats,
+    videos_per_process,
+)
 from input_pipeline.errors import DataError
 from input_pipeline.prefetch import Batches, max_batch_bytes
 from input_pipeline.sampling import Dense, Uniform
@@ -22,41 +29,41 @@ from input_pipeline.videos import open_video
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """The data of a run. The fields are the config section `data`.
+    """The data of a run. The fields are those of the config section `data`.
 
     Attributes:
-      source: kind of the lists, a key of `sources.SOURCES`, or 'motion_clips' to render the embedded data set into
-        `root` where it is missing.
-      root: folder that the lists, the class file and the paths in them are relative to.
-      name: of the data set below `root`, with a configuration after a slash; for the source 'tfds' alone.
-      train, val: lists, see `annotations.read_manifest`; None takes those that the source's authors name.
-      split: number of the official split, for data sets with several.
-      missing: 'error', or 'leave_out' for videos of a list that are not there.
-      exclude: file of videos to leave out, as `check` writes it, or None.
-      num_classes: labels lie in [0, num_classes).
-      classes: class file, one name a line, or None for the classes of the source.
-      frames: frames of a clip.
-      sampling: 'uniform', over the whole video, or 'dense', one stretch of it (see `sampling`).
-      stride, fps: dense sampling takes every stride-th frame, counted at `fps` frames per second, or at the
-        file's own rate where that is None.
-      test_starts: where dense test clips start, 'spread' or 'from_first' (see `sampling.Dense`).
-      frame_rate: frames per second of videos that are folders of frames; files know their own.
-      size: pixels, side of the square clip.
-      short_side: (low, high) pixels, the scale jitter of training.
-      test_short_side: pixels, the scale in testing; None is `size`.
-      repeats: clips that a training batch holds of each of its videos: the same frames, augmented anew. A pass over
-        the videos is as many times longer, counted in clips.
-      crop, area, aspect, flip, brightness, saturation, gamma, hue, randaugment, magnitude, magnitude_std, erasing:
-        augmentation in training, see `augment.TrainAugment`.
-      flip_swaps: pairs of class names, or of label numbers, that a mirror turns into each other.
-      flip_sides: whether a mirror also turns classes into each other whose names differ in left and right alone.
-      workers: decoding processes; 0 decodes in this one.
-      prefetch: batches that each worker has ready (grain keeps as many again on their way to this process).
-      limit_seconds: time that one video may take to decode.
-      max_bad_fraction: share of undecodable videos, from 0 to 1, at which a run should give up.
+        source: kind of the lists, a key of `sources.SOURCES`. 'motion_clips' renders the embedded data set into `root`
+            if it is not there.
+        root: folder to which the lists, the class file and the paths in the lists are relative.
+        name: data set below `root`, with a configuration after a slash. Only for the source 'tfds'.
+        train, val: lists, see `annotations.read_manifest`. None: the names that the authors of the data set chose.
+        split: number of the official split, for data sets with several.
+        missing: 'error', or 'leave_out' to leave out listed videos that do not exist.
+        exclude: file of videos to leave out, as `check` writes it, or None.
+        num_classes: labels are 0 to num_classes - 1.
+        classes: class file with one name per line, or None for the classes of the source.
+        frames: frames of a clip.
+        sampling: 'uniform', over the whole video, or 'dense', one stretch of the video (see `sampling`).
+        stride, fps: dense sampling takes every stride-th frame, counted at `fps` frames per second. None: at the frame
+            rate of the file.
+        test_starts: where dense test clips start, 'spread' or 'from_first' (see `sampling.Dense`).
+        frame_rate: frames per second of videos that are folders of frames. Video files store their own rate.
+        size: pixels, side of the square clip.
+        short_side: (low, high) pixels, the scale jitter of training.
+        test_short_side: pixels, the scale in testing. None: `size`.
+        repeats: clips of each video in a training batch: the same frames, augmented differently (repeated
+            augmentation). A pass over the videos takes `repeats` times as many clips.
+        crop, area, aspect, flip, brightness, saturation, gamma, hue, randaugment, magnitude, magnitude_std, erasing:
+            augmentation in training, see `augment.TrainAugment`.
+        flip_swaps: pairs of class names or label numbers that a mirror turns into each other.
+        flip_sides: also swap classes whose names differ only in left and right.
+        workers: decoding processes. 0: decode in this process.
+        prefetch: batches that each worker keeps ready. grain holds as many again on their way to this process.
+        limit_seconds: most seconds that decoding one video may take.
+        max_bad_fraction: share of undecodable videos, from 0 to 1, at which a run should stop.
 
     Raises:
-      DataError: a field is out of range, or, when first read, a manifest has a mistake.
+        DataError: a field is out of range. Reading a manifest for the first time raises it for a mistake in the list.
     """
 
     source: str = "csv"
@@ -142,7 +149,7 @@ class Pipeline:
         for field, unit in (("frame_rate", "frames per second"), ("limit_seconds", "seconds")):
             value = getattr(self, field)
             self._require(field, isinstance(value, numbers.Real) and 0 < value < math.inf, f"{unit} above 0")
-        self.sampler, self._augment({})  # check their fields
+        self.sampler, self._augment({})  # both check their fields
 
     def _require(self, field, condition, expected):
         if not condition:
@@ -150,7 +157,7 @@ class Pipeline:
 
     @functools.cached_property
     def train_manifest(self) -> Manifest:
-        """The training split, read and checked on first use; its labels must use all classes."""
+        """The training split, read and checked on first use. Its labels must use all classes."""
         return self._manifest(self._lists[0], complete=True)
 
     @functools.cached_property
@@ -160,10 +167,10 @@ class Pipeline:
 
     @functools.cached_property
     def class_names(self) -> tuple[str, ...]:
-        """Names by label: those of the class file or of the source, or the numbers themselves."""
+        """Class names by label, from the class file or the source; the numbers themselves if there are no names."""
         names = class_names(
             (*self._lists[0], *self._lists[1]),
-            source=self._kind,
+            source=self._list_source,
             root=self._prepared_root,
             num_classes=self.num_classes,
             classes=self.classes,
@@ -173,14 +180,14 @@ class Pipeline:
 
     @functools.cached_property
     def sampler(self) -> Uniform | Dense:
-        """What chooses the frames of a clip."""
+        """The sampler that chooses the frames of a clip."""
         if self.sampling == "uniform":
             return Uniform(self.frames)
         return Dense(self.frames, self.stride, self.fps, self.test_starts)
 
     @functools.cached_property
     def flip_map(self) -> dict[int, int]:
-        """Label -> label of its mirror image, for the labels of `flip_swaps` and `flip_sides` only."""
+        """Label -> label of the mirrored clip, for the labels that `flip_swaps` and `flip_sides` swap."""
         number_of = {name: label for label, name in enumerate(self.class_names)}
         swapped = {}
         for pair in (*self.flip_swaps, *(mirrored(self.class_names) if self.flip_sides else ())):
@@ -197,42 +204,46 @@ class Pipeline:
         return swapped
 
     def train_batches(self, *, batch_size, seed, start=0, process_index=0, process_count=1) -> Batches:
-        """Shuffled, augmented training batches without end.
+        """Returns an endless iterator over shuffled, augmented training batches.
 
-        Global batch k is a function of `seed` and k alone, whatever the workers, the number of processes and
-        `start`: the order and all draws depend on the position in the whole sequence. Video v of process p is
-        video `p * n + v` of the global batch, n videos a process; its `repeats` rows follow each other. Epochs follow
-        one another within a batch.
+        Global batch k depends on `seed` and k alone, not on the workers, the number of processes or `start`: the order
+        and all random draws are functions of the position in the whole sequence. With n videos per process, video v of
+        process p is video `p * n + v` of the global batch, and its `repeats` rows are adjacent. A batch may hold the
+        end of one epoch and the start of the next.
 
         Args:
-          batch_size: rows of the global batch; a process gets `batch_size / process_count` of them.
-          seed: of the order, of the sampled frames and of the augmentation.
-          start: number of batches that are used already.
-          process_index, process_count: of the processes of a distributed run, this one and how many.
+            batch_size: rows of the global batch. A process gets `batch_size / process_count` of them.
+            seed: seed of the order, of the sampled frames and of the augmentation.
+            start: number of batches to skip, to resume a run.
+            process_index, process_count: index of this process and number of processes in a distributed run.
 
         Returns:
-          Iterator of dictionaries: `video` uint8 (b, t, size, size, 3); `index` int32 (b, t), the place of each
-          frame in its video; `label` int32 (b,); `mask` float32
-          (b,), 0 for a row without data; `id` int32 (b,), the row in the manifest; `decoded` int32 (b,), the frames
-          that were decoded for it; `error` bytes (b,), empty
-          or why the video could not be decoded. Such a row has a black clip and mask 0: another video in its
-          place would change the distribution of the classes unseen.
+            Iterator over dictionaries of arrays:
+            `video`: uint8 (b, t, size, size, 3).
+            `index`: int32 (b, t), the index of each frame in its video.
+            `label`: int32 (b,).
+            `mask`: float32 (b,), 0 for a row without data.
+            `id`: int32 (b,), row in the manifest.
+            `decoded`: int32 (b,), number of frames that were decoded for the row.
+            `error`: bytes (b,), why the video could not be decoded, or empty. A row with an error has a black clip and
+            mask 0. Another video in its place would silently change the distribution of the classes.
 
         Raises:
-          DataError: the manifest has a mistake, or the processes do not share the batch's videos evenly.
+            DataError: the manifest has a mistake, or the batch does not divide among the processes.
         """
         if batch_size % self.repeats:
-            raise DataError(f"A batch of {batch_size} clips does not hold data.repeats={self.repeats} of each video.")
+            raise DataError(
+                f"A batch of {batch_size} clips cannot hold data.repeats={self.repeats} clips of each video. Choose a "
+                "batch size that is a multiple of data.repeats."
+            )
         videos = batch_size // self.repeats
         load = functools.partial(
-            train_rows,
+            load_train_rows,
             sampler=self.sampler,
             augment=self._augment(self.flip_map),
             repeats=self.repeats,
             open_video=self._open,
         )
-        # Shared out only after random_map: before, every process would draw the same numbers for its rows.
-        # Batched before the workers divide the work: after it, the order would depend on their number.
         dataset = (
             grain.MapDataset.source(self.train_manifest.records)
             .seed(seed)
@@ -240,8 +251,11 @@ class Pipeline:
             .repeat()
             .random_map(load)[start * videos :]
         )
-        local = local_size(videos, process_count)
-        dataset = ProcessShare(dataset, local, process_index, process_count).batch(local).map(flatten)
+        # The processes divide the rows after random_map: before it, all processes would draw the same numbers.
+        # The rows are batched before the workers divide the work: after it, the order would depend on their number.
+        local_videos = videos_per_process(videos, process_count)
+        dataset = ProcessRows(dataset, local_videos, process_index, process_count)
+        dataset = dataset.batch(local_videos).map(merge_repeats)
         return Batches(dataset, workers=self.workers, prefetch=self.prefetch)
 
     def val_batches(
@@ -255,51 +269,50 @@ class Pipeline:
         process_count=1,
         records: Sequence[Record] | None = None,
     ) -> Batches:
-        """Every video once, in order, in equally many full batches for every process.
+        """Returns an iterator over every video once, in order, with equally many full batches for every process.
 
         Args:
-          batch_size, process_index, process_count: as for `train_batches`; rows are videos.
-          clips: temporal views, see `sampling`.
-          crops: spatial views, 1 or 3, see `augment.test_crops`.
-          frames: frames of a view, spread over the whole video; None takes views as in training.
-          records: the videos, instead of those of the validation manifest.
+            batch_size: videos of the global batch. A process gets `batch_size / process_count` of them.
+            clips: temporal views, see `sampling`.
+            crops: spatial views, 1 or 3, see `augment.test_crops`.
+            frames: frames of a view, spread over the whole video. None: views are sampled as in training.
+            process_index, process_count: see `train_batches`.
+            records: videos to use instead of the validation manifest.
 
         Returns:
-          Iterator of dictionaries as from `train_batches`, with `video` uint8
-          (b, clips * crops, t, size, size, 3) and `index` (b, clips * crops, t), the crops of a clip next to each
-          other. Rows that fill up the
-          last batch have id -1, mask 0, label 0 and no error.
+            Iterator over dictionaries as from `train_batches`, with `video` uint8 (b, clips * crops, t, size, size, 3)
+            and `index` (b, clips * crops, t). The crops of a clip are adjacent. Rows that fill up the last batch have
+            id -1, mask 0, label 0 and no error.
 
         Raises:
-          DataError: the manifest has a mistake, `clips` or `crops` is out of range, or the processes do not
-            share the batch evenly.
+            DataError: the manifest has a mistake, `clips` or `crops` is out of range, or the batch does not divide
+                among the processes.
         """
-        local = local_size(batch_size, process_count)
+        local_videos = videos_per_process(batch_size, process_count)
         if not _is_whole(clips, 1):
             raise DataError(f"eval.clips must be a whole number of at least 1, but is {clips!r}.")
-        crop_places(crops)  # refuses other counts here rather than in a worker
+        crop_positions(crops)  # raises here rather than in a worker
         records = self.val_manifest.records if records is None else tuple(records)
         if any(record.label < 0 for record in records):
-            raise DataError(f"{self.val_manifest.path} gives no labels, without which there is nothing to evaluate.")
+            raise DataError(f"{self.val_manifest.path} gives no labels. Evaluation needs a list with labels.")
         count = math.ceil(len(records) / batch_size)
         padded = records + (PADDING,) * (count * batch_size - len(records))
-        sampler = self.sampler if frames is None else Uniform(frames)
         load = functools.partial(
-            val_row,
-            sampler=sampler,
+            load_val_row,
+            sampler=self.sampler if frames is None else Uniform(frames),
             clips=clips,
             crops=crops,
             size=self.size,
             short_side=self.test_short_side,
             open_video=self._open,
         )
-        dataset = ProcessShare(grain.MapDataset.source(padded).map(load), local, process_index, process_count)
-        dataset = dataset.batch(local)
+        dataset = grain.MapDataset.source(padded).map(load)
+        dataset = ProcessRows(dataset, local_videos, process_index, process_count).batch(local_videos)
         return Batches(dataset, workers=min(self.workers, count), prefetch=self.prefetch)
 
     @property
     def max_batch_bytes(self) -> float:
-        """Bytes that a batch may have, so that what workers keep ready takes half of the free shared memory at most."""
+        """The most bytes that a batch of this process may have, see `prefetch.max_batch_bytes`."""
         return max_batch_bytes(self.workers, self.prefetch)
 
     def _augment(self, flip_swaps):
@@ -326,17 +339,17 @@ class Pipeline:
         return functools.partial(open_video, frame_rate=self.frame_rate, limit_seconds=self.limit_seconds)
 
     @property
-    def _kind(self):
+    def _list_source(self):
         return "csv" if self.source == "motion_clips" else self.source
 
     @property
     def _lists(self):
-        """The names of the training list and of the validation list, each to be tried in order."""
-        named = SOURCES[self._kind]
-        lists = (self.train,) if self.train else named.TRAIN, (self.val,) if self.val else named.VAL
-        if self.name is None:
-            return lists
-        return tuple(tuple(os.path.join(self.name, part) for part in parts) for parts in lists)
+        """The file names of the training and the validation list; the first of each that exists is read."""
+        source = SOURCES[self._list_source]
+        train = (self.train,) if self.train else source.TRAIN
+        val = (self.val,) if self.val else source.VAL
+        folder = self.name or ""
+        return tuple(tuple(os.path.join(folder, name) for name in names) for names in (train, val))
 
     @functools.cached_property
     def _prepared_root(self):
@@ -349,7 +362,7 @@ class Pipeline:
     def _manifest(self, path, complete):
         return read_manifest(
             path,
-            source=self._kind,
+            source=self._list_source,
             root=self._prepared_root,
             num_classes=self.num_classes,
             classes=self.classes,

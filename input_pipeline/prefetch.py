@@ -1,4 +1,4 @@
-"""Processes that decode ahead, and their end."""
+"""Iterators over batches that worker processes decode ahead of the training loop."""
 
 import contextlib
 import math
@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
 
 import cv2
 import grain
@@ -20,37 +21,42 @@ from input_pipeline.workers import follow_parent
 
 
 def max_batch_bytes(workers: int, prefetch: int) -> float:
-    """Bytes that a batch may have, so that those that workers keep ready, and as many on their way, take half of the
-    shared memory that is free."""
-    kept = workers * (2 * prefetch + 1)
-    if not kept or not os.path.isdir("/dev/shm"):
+    """Returns the most bytes that a batch may have for all prefetched batches to fit in half of the free shared memory.
+
+    Each worker keeps `prefetch` batches ready, and grain holds as many again on their way, plus the one in the making.
+    """
+    batches = workers * (2 * prefetch + 1)
+    if not batches or not os.path.isdir("/dev/shm"):
         return math.inf
-    shared = os.statvfs("/dev/shm")
-    return shared.f_bavail * shared.f_frsize / 2 / kept
+    shared_memory = os.statvfs("/dev/shm")
+    return shared_memory.f_bavail * shared_memory.f_frsize / 2 / batches
 
 
 class Batches:
-    """Iterator over the batches of a grain data set, which works ahead in `workers` processes from the start.
+    """Iterator over the batches of a grain data set.
 
-    `close` ends the processes, as does the end of the program. A worker outlives neither the iterator nor
-    its parent, and leaves to its parent what an interrupt or a termination of the process group means. The iterator
-    raises DataError when a worker has ended before.
+    With `workers`, processes decode ahead from the moment of construction. They end at `close` and at the end of the
+    program. A worker outlives neither the iterator nor its parent. Workers ignore SIGINT and SIGTERM, which a terminal
+    or scheduler sends to the whole process group; the parent decides what these signals mean.
+
+    Raises:
+        DataError: on iteration, a worker process ended unexpectedly.
     """
 
     def __init__(self, dataset: grain.MapDataset, *, workers: int, prefetch: int):
-        if not flags.FLAGS.is_parsed():  # grain reads flags that no one but an absl program parses
+        if not flags.FLAGS.is_parsed():  # grain reads absl flags, which only an absl program parses
             flags.FLAGS.mark_as_parsed()
-        # No threads within a process: they would read batches by the dozen, each of many megabytes.
+        # No threads within a process: each would read batches ahead by the dozen, each of many megabytes.
         dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         if workers:
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
             dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
         iterator = iter(dataset)
         if workers:
-            iterator.get_state()  # makes the iterators that start_prefetch starts
+            iterator.get_state()  # creates the iterators that start_prefetch starts
             with _signals_blocked():
                 iterator.start_prefetch()
-        self._source = _Ahead(iterator) if workers else _Now(iterator)
+        self._source = _BackgroundCopy(iterator) if workers else _Direct(iterator)
         self._close = weakref.finalize(self, self._source.close)
 
     def __iter__(self):
@@ -65,16 +71,16 @@ class Batches:
             if "terminated unexpectedly" not in str(error):
                 raise
             raise DataError(
-                "A decoding process has ended, by a video that hangs or a lack of memory; python -m "
-                "input_pipeline.check finds such videos, data.workers=0 decodes in this process."
+                "A decoding process has ended, because a video hangs or the memory is used up. Find such videos with "
+                "python -m input_pipeline.check, or decode in this process with data.workers=0."
             ) from error
 
     def close(self):
-        """Ends the workers and drops what they had ready. Waits for a batch that is in the making."""
+        """Ends the workers and drops their prefetched batches. Waits for a batch that is being made."""
         self._close()
 
 
-class _Now:
+class _Direct:
     """Makes each batch when it is asked for."""
 
     def __init__(self, iterator):
@@ -84,19 +90,19 @@ class _Now:
         return next(self._iterator)
 
     def close(self):
-        # Given up as well as closed: grain closes again what the interpreter's end deletes, and by then its own
-        # modules are gone.
+        # The reference is dropped as well: grain closes its iterator again on deletion, and when the interpreter
+        # deletes it at exit, grain's own modules are gone.
         self._iterator.close()
         del self._iterator
 
 
-class _Ahead:
-    """Takes batches over from the workers in a thread: to copy one takes longer than many a step may wait."""
+class _BackgroundCopy:
+    """Copies batches out of shared memory in a thread: copying one takes longer than many a training step can wait."""
 
     def __init__(self, iterator):
         self._iterator, self._ready, self._stop = iterator, queue.Queue(maxsize=1), threading.Event()
         self._thread = threading.Thread(
-            target=_take_over, args=(iterator, self._ready, self._stop), name="batches", daemon=True
+            target=_copy_batches, args=(iterator, self._ready, self._stop), name="batches", daemon=True
         )
         with _signals_blocked():
             self._thread.start()
@@ -104,7 +110,7 @@ class _Ahead:
     def __next__(self):
         batch, error = self._ready.get()
         if error is not None:
-            self._ready.put((None, error))  # so it is for those who ask again
+            self._ready.put((None, error))  # raised again for every later call
             raise error
         return batch
 
@@ -114,22 +120,22 @@ class _Ahead:
             with contextlib.suppress(queue.Empty):
                 self._ready.get(timeout=0.01)
         self._iterator.close()
-        del self._iterator  # as of _Now
+        del self._iterator  # for the reason given in _Direct.close
 
 
-def _take_over(iterator, ready, stop):
+def _copy_batches(iterator, ready: queue.Queue, stop: threading.Event) -> None:
     while not stop.is_set():
         try:
-            # Copied out of shared memory, which would leak if the program ended while it held a batch.
+            # Batches are copied out of shared memory, which would leak if the program ended while it held one.
             ready.put(({key: np.array(value) for key, value in next(iterator).items()}, None))
-        except BaseException as error:  # StopIteration among them: it is raised where the batch is asked for
+        except BaseException as error:  # StopIteration included: __next__ raises it in the caller's thread
             ready.put((None, error))
             return
 
 
 @contextlib.contextmanager
-def _signals_blocked():
-    """Threads and processes started inside inherit the block: no worker is interrupted while it imports."""
+def _signals_blocked() -> Iterator[None]:
+    """Blocks SIGINT and SIGTERM, in new threads and processes too, so that no worker is interrupted while importing."""
     signals = {signal.SIGINT, signal.SIGTERM}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
@@ -139,12 +145,13 @@ def _signals_blocked():
 
 
 def _start_worker(index, count):
-    """Runs in each worker before its first batch."""
+    """Prepares a worker process of grain before its first batch."""
     del index, count
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     follow_parent()
-    # The accelerators belong to the parent. grain may have imported jax already: then its settings are read.
+    # The accelerators belong to the parent. grain imports jax for its profiler, so that jax may have read the
+    # environment already; then only its config can change the platform.
     os.environ["JAX_PLATFORMS"] = "cpu"
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_platforms", "cpu")

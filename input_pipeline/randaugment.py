@@ -1,12 +1,12 @@
-"""RandAugment (Cubuk et al., 2020) of whole clips, in the variant whose severities grow with the magnitude.
+"""RandAugment (Cubuk et al., 2020) for whole clips, in the variant whose severities grow with the magnitude.
 
-Operations, probabilities and strengths are those of the setting `rand-m7-n4-mstd0.5-inc1`, which MViT and its
-successors train with. What Pillow defines for one picture is computed here for all frames of a clip at once,
-histograms and mean included: stretched frame by frame, brightness would flicker. There is no mirror among the
-operations, so that labels with a direction stay true.
+Operations, probabilities and strengths are those of the setting `rand-m7-n4-mstd0.5-inc1`, with which MViT and its
+successors train. The operations are those that Pillow defines for one picture, computed for all frames of a clip at
+once. Histograms and means are those of the whole clip: computed frame by frame, brightness would flicker. No operation
+mirrors the clip, so that labels with a direction stay correct.
 
-Every operation takes a clip (t, y, x, 3) uint8, in C order, and returns another or the same one, never
-changing what it was given.
+Every operation takes a clip (t, y, x, 3) uint8 in C order. It returns a new clip or the same one and never changes its
+argument.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ import functools
 import cv2
 import numpy as np
 
-_APPLIED = 0.5  # probability of each drawn operation, with which magnitudes were tuned
-_GREY = (128, 128, 128)  # where a shifted picture has no pixels
+_APPLY_PROBABILITY = 0.5  # of each drawn operation; the published magnitudes were tuned with this value
+_GREY = (128, 128, 128)  # fills the area that a moved picture uncovers
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
 _LEVELS = np.arange(256)
@@ -24,12 +24,12 @@ _LEVELS = np.arange(256)
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-    """`layers` operations one after the other, drawn from `OPERATIONS` with replacement.
+    """Applies `layers` operations in sequence, drawn from `OPERATIONS` with replacement.
 
     Attributes:
-      layers: operations drawn for a clip; each of them is then applied with probability 1/2.
-      magnitude: 0 to 10, the mean severity.
-      std: standard deviation of the severity of one operation; draws beyond 0 and 10 are cut off there.
+        layers: operations drawn per clip. Each is then applied with probability 1/2.
+        magnitude: mean severity, 0 to 10.
+        std: standard deviation of the severity of one operation. Severities are clipped to 0 to 10.
     """
 
     layers: int
@@ -37,27 +37,28 @@ class RandAugment:
     std: float = 0.5
 
     def __call__(self, clip, rng: np.random.Generator):
-        """(t, y, x, 3) uint8, in C order -> the same shape; one draw for all frames."""
+        """Returns the augmented clip, (t, y, x, 3) uint8. All frames share the random draws."""
         for operation in rng.choice(OPERATIONS, self.layers):
-            applied = rng.random() < _APPLIED
+            is_applied = rng.random() < _APPLY_PROBABILITY
             severity = np.clip(rng.normal(self.magnitude, self.std), 0, 10) / 10
             direction = rng.choice((-1, 1))
-            if applied:
+            if is_applied:
                 clip = operation(clip, direction * severity)
         return clip
 
 
 def autocontrast(clip):
     """Stretches each channel to the full range."""
-    return _lookup(clip, *(_stretch(counts) for counts in _histograms(clip)))
+    return _lookup(clip, *(_stretched_levels(counts) for counts in _histograms(clip)))
 
 
 def equalize(clip):
-    """Makes the histogram of each channel as flat as a table of levels can."""
-    return _lookup(clip, *(_flatten(counts) for counts in _histograms(clip)))
+    """Equalises the histogram of each channel, as far as a table of levels can."""
+    return _lookup(clip, *(_equalised_levels(counts) for counts in _histograms(clip)))
 
 
 def invert(clip):
+    """Replaces each level by 255 minus the level."""
     return 255 - clip
 
 
@@ -77,24 +78,24 @@ def solarize_add(clip, amount):
 
 
 def brightness(clip, factor):
-    """Black at 0, the clip itself at 1."""
+    """Scales the levels: 0 gives black, 1 the clip itself."""
     return _lookup(clip, _LEVELS * factor)
 
 
 def contrast(clip, factor):
-    """The mean grey of the clip at 0, the clip itself at 1."""
+    """Scales the distance from the mean grey of the clip: 0 gives that grey, 1 the clip itself."""
     mean = np.round(_LUMA @ cv2.mean(_rows(clip))[:3])
     return _lookup(clip, mean + factor * (_LEVELS - mean))
 
 
 def color(clip, factor):
-    """A grey clip at 0, the clip itself at 1, more colourful above."""
+    """Scales the saturation: 0 gives a grey clip, 1 the clip itself."""
     mix = factor * np.eye(3) + (1 - factor) * _LUMA
     return cv2.transform(_rows(clip), mix).reshape(clip.shape)
 
 
 def sharpness(clip, factor):
-    """A smoothed clip at 0, the clip itself at 1, sharper above. The outermost pixels stay as they are."""
+    """Sharpens: 0 gives a smoothed clip, 1 the clip itself, more a sharper one. The outermost pixels do not change."""
     kernel = (1 - factor) * _SMOOTH
     kernel[1, 1] += factor
     sharp = clip.copy()
@@ -104,35 +105,35 @@ def sharpness(clip, factor):
 
 
 def shear_x(clip, slope):
-    """Moves each row to the left by `slope` times its distance from the top."""
+    """Shifts each row to the left by `slope` times its distance from the top."""
     return _warp(clip, [[1, slope, 0], [0, 1, 0]])
 
 
 def shear_y(clip, slope):
-    """Moves each column upwards by `slope` times its distance from the left."""
+    """Shifts each column upwards by `slope` times its distance from the left."""
     return _warp(clip, [[1, 0, 0], [slope, 1, 0]])
 
 
 def translate_x(clip, share):
-    """Moves the picture to the left by a share of its width."""
+    """Shifts the picture to the left by a share of its width."""
     return _warp(clip, [[1, 0, share * clip.shape[2]], [0, 1, 0]])
 
 
 def translate_y(clip, share):
-    """Moves the picture upwards by a share of its height."""
+    """Shifts the picture upwards by a share of its height."""
     return _warp(clip, [[1, 0, 0], [0, 1, share * clip.shape[1]]])
 
 
 def rotate(clip, degrees):
-    """Turns the picture counterclockwise about its centre."""
+    """Rotates the picture counterclockwise about its centre."""
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    turn = np.array([[cosine, -sine], [sine, cosine]])
+    rotation = np.array([[cosine, -sine], [sine, cosine]])
     centre = np.array([clip.shape[2], clip.shape[1]]) / 2
-    return _warp(clip, np.column_stack([turn, centre - turn @ centre]))
+    return _warp(clip, np.column_stack([rotation, centre - rotation @ centre]))
 
 
-# Each from a clip and a severity of -1 to 1, whose sign only those with two directions heed. At least one bit
-# is kept: of none, the highest magnitude would make a black clip.
+# Functions of a clip and a severity from -1 to 1. Only operations with two directions use the sign. `posterize` keeps
+# at least one bit: with none, the highest magnitude would make a black clip.
 OPERATIONS = (
     lambda clip, _: autocontrast(clip),
     lambda clip, _: equalize(clip),
@@ -153,42 +154,42 @@ OPERATIONS = (
 
 
 def _rows(clip):
-    """All frames below one another: (t y, x, 3), a picture for OpenCV."""
+    """Returns all frames below one another, (t y, x, 3), as one picture for OpenCV."""
     return clip.reshape(-1, *clip.shape[2:])
 
 
 def _histograms(clip):
-    """(3, 256) int64 counts of the levels of each channel."""
+    """Returns how often each level occurs in each channel, (3, 256) int64."""
     counts = [cv2.calcHist([_rows(clip)], [channel], None, [256], [0, 256]) for channel in range(3)]
     return np.array(counts).reshape(3, 256).astype(np.int64)
 
 
 def _lookup(clip, *levels):
-    """Replaces every level: by one table of 256, or one a channel."""
+    """Replaces every level, by one table of 256 levels or by one table per channel."""
     table = np.clip(np.round(levels), 0, 255).astype(np.uint8).T[None]
     return cv2.LUT(_rows(clip), table[..., 0] if len(levels) == 1 else table).reshape(clip.shape)
 
 
-def _stretch(counts):
+def _stretched_levels(counts):
     low, high = np.flatnonzero(counts)[[0, -1]]
     return _LEVELS if low == high else (_LEVELS - low) * (255 / (high - low))
 
 
-def _flatten(counts):
-    # As Pillow counts: the pixels below a level, in steps of 1/255 of all but the brightest.
+def _equalised_levels(counts):
+    # As in Pillow: a level becomes the number of pixels below it, in steps of 1/255 of all pixels but the brightest.
     step = (counts.sum() - counts[np.flatnonzero(counts)[-1]]) // 255
     return _LEVELS if step == 0 else (step // 2 + np.cumsum(counts) - counts) // step
 
 
 def _warp(clip, source):
-    """Moves pixels: `source` (2, 3) says from where, in a plane whose pixels lie between whole coordinates."""
+    """Warps every frame. `source`, (2, 3), maps a target point to its source; pixel centres are at half-integers."""
     source = np.array(source, np.float64)
-    source[:, 2] += source[:, :2] @ [0.5, 0.5] - 0.5  # OpenCV's pixels lie on whole coordinates
-    move = functools.partial(
+    source[:, 2] += source[:, :2] @ [0.5, 0.5] - 0.5  # OpenCV has pixel centres at integers
+    warp = functools.partial(
         cv2.warpAffine,
         M=source,
         dsize=clip.shape[2:0:-1],
         borderValue=_GREY,
         flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
     )
-    return np.stack([move(frame) for frame in clip])
+    return np.stack([warp(frame) for frame in clip])

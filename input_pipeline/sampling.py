@@ -1,11 +1,12 @@
-"""Which frames of a video make a clip. Pure arithmetic on the frames' times; nothing is read.
+"""Sampling: which frames of a video make a clip. Arithmetic on the times of the frames; nothing is read.
 
-A frame is on screen from its own time until the next one's, and the last until `duration`. Both schemes
-choose instants in seconds and take the frame on screen, so that a variable frame rate needs no special case.
+A frame is on screen from its own time until the time of the next frame, and the last frame until `duration`. Both
+schemes choose instants in seconds and take the frame on screen at each instant. A variable frame rate therefore needs
+no special case.
 
 Common arguments:
-  times: (n,) float64, ascending, seconds since the first frame.
-  duration: seconds, the end of the last frame.
+    times: (n,) float64, ascending, seconds from the first frame to each frame.
+    duration: seconds, the end of the last frame.
 """
 
 import dataclasses
@@ -14,18 +15,19 @@ import numpy as np
 
 from input_pipeline.errors import DataError
 
-# Instants that should fall exactly on a frame's time land on either side of it in floating point. A
-# microsecond is far above that error and far below the time that any frame lasts.
+# Rounding puts instants that should equal the time of a frame on either side of it. A microsecond is far above the
+# rounding error and far below the time that any frame lasts.
 _TOLERANCE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class Uniform:
-    """`frames` instants over the whole video, one in each of as many equal segments.
+    """Takes one instant in each of `frames` equal segments of the whole video.
 
-    The segments of Temporal Segment Networks (Wang et al., ECCV 2016): a random instant of each in training,
-    a fixed one in testing. Segments are intervals of time, not of indices: no frame is left out by rounding,
-    and a video with fewer frames than segments shows some of them more than once.
+    In training the instant is random, in testing fixed. Segments are intervals of time, not of indices: no frame is
+    left out by rounding, and a video with fewer frames than segments shows some frames more than once.
+
+    The segments are those of Temporal Segment Networks (Wang et al., ECCV 2016).
     """
 
     frames: int
@@ -34,15 +36,15 @@ class Uniform:
         _check_count("data.frames", self.frames)
 
     def train(self, times, duration, rng: np.random.Generator) -> np.ndarray:
-        """(frames,) int64 indices, ascending: a random instant of each segment."""
+        """Returns ascending indices, (frames,) int64: a random instant in each segment."""
         instants = (np.arange(self.frames) + rng.random(self.frames)) * (duration / self.frames)
         return _on_screen(times, instants)
 
     def test(self, times, duration, clips: int) -> np.ndarray:
-        """(clips, frames) int64 indices: clip k takes the instant (k + 1/2) / clips of every segment.
+        """Returns (clips, frames) int64 indices: clip k takes the instant (k + 1/2) / clips of every segment.
 
-        One clip takes the centres. Several clips interleave, and differ wherever a segment has enough
-        frames; taking the centres for each of them would score one clip several times.
+        A single clip takes the centres. Several clips interleave, and differ wherever a segment has enough frames. If
+        every clip took the centres, one clip would be scored several times.
         """
         _check_count("eval.clips", clips)
         within = (np.arange(clips) + 0.5) / clips
@@ -51,14 +53,17 @@ class Uniform:
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """`frames` instants `stride` frames apart, from one stretch of the video.
+    """Takes `frames` instants that are `stride` frames apart, from one stretch of the video.
 
-    The stride counts frames at `fps` frames per second, so that a clip spans the same time in every file;
-    None counts the file's own frames (their average rate). A video shorter than the clip starts at its first
-    frame and holds its last.
+    A video shorter than the clip starts at its first frame and repeats its last.
 
-    `test_starts` is the rule for test clips, see `test`: 'spread', or 'from_first', the one in the code of
-    SlowFast, TimeSformer and VTN, with which their figures were made.
+    Attributes:
+        frames: frames of a clip.
+        stride: frames from one instant to the next.
+        fps: frames per second at which the stride counts, so that a clip spans the same time in every file. None
+            counts the frames of the file, at their average rate.
+        test_starts: where test clips start, 'spread' or 'from_first', see `test`. The code of SlowFast, TimeSformer and
+            VTN uses 'from_first', and their published results were computed with it.
     """
 
     frames: int
@@ -69,37 +74,38 @@ class Dense:
     def __post_init__(self):
         _check_count("data.frames", self.frames)
         _check_count("data.stride", self.stride)
-        number = isinstance(self.fps, (int, float)) and not isinstance(self.fps, bool)
-        if self.fps is not None and not (number and 0 < self.fps < float("inf")):
+        is_number = isinstance(self.fps, (int, float)) and not isinstance(self.fps, bool)
+        if self.fps is not None and not (is_number and 0 < self.fps < float("inf")):
             raise DataError(f"data.fps must be frames per second above 0, or None, but is {self.fps!r}.")
         if self.test_starts not in ("spread", "from_first"):
             raise DataError(f"data.test_starts must be 'spread' or 'from_first', but is {self.test_starts!r}.")
 
     def train(self, times, duration, rng: np.random.Generator) -> np.ndarray:
-        """(frames,) int64 indices, ascending: the start is uniform over all that leave room for the clip."""
+        """Returns ascending indices, (frames,) int64. The start is uniform over all starts at which the clip fits."""
         offsets = self._offsets(times, duration)
         start = rng.random() * max(duration - offsets[-1], 0.0)
         return _on_screen(times, start + offsets)
 
     def test(self, times, duration, clips: int) -> np.ndarray:
-        """(clips, frames) int64 indices of clips with evenly spaced starts.
+        """Returns (clips, frames) int64 indices of clips with evenly spaced starts.
 
-        'spread': from the first possible start to the last possible, both included; one clip lies in the
-        centre. 'from_first': clip k of K starts at k / K of the room that a clip of frames x stride leaves, so
-        that one clip is the very beginning of the video, and no number of them reaches its end.
+        'spread': from the first possible start to the last possible start, both included. A single clip is centred.
+
+        'from_first': clip k of K starts at k / K of the duration that a clip of frames x stride leaves. A single clip
+        is the beginning of the video, and no number of clips reaches its end.
         """
         _check_count("eval.clips", clips)
         offsets = self._offsets(times, duration)
         if self.test_starts == "from_first":
-            room = max(duration - self.frames * self._stride_seconds(times, duration), 0.0)
-            starts = room * np.arange(clips) / clips
+            slack = max(duration - self.frames * self._stride_seconds(times, duration), 0.0)
+            starts = slack * np.arange(clips) / clips
         else:
-            room = max(times[-1] - offsets[-1], 0.0)
-            starts = np.linspace(0.0, room, clips) if clips > 1 else np.array([room / 2])
+            slack = max(times[-1] - offsets[-1], 0.0)
+            starts = np.linspace(0.0, slack, clips) if clips > 1 else np.array([slack / 2])
         return _on_screen(times, starts[:, None] + offsets)
 
     def _offsets(self, times, duration):
-        """(frames,) seconds from the first instant of the clip to each."""
+        """Returns (frames,) seconds from the first instant of the clip to each instant."""
         return np.arange(self.frames) * self._stride_seconds(times, duration)
 
     def _stride_seconds(self, times, duration):
@@ -107,7 +113,7 @@ class Dense:
 
 
 def _on_screen(times, instants):
-    """The index of the last frame whose time is at or before each instant."""
+    """Returns the index of the last frame whose time is at or before each instant."""
     indices = np.searchsorted(np.asarray(times) - _TOLERANCE, instants, side="right") - 1
     return np.clip(indices, 0, len(times) - 1).astype(np.int64)
 

@@ -1,4 +1,4 @@
-"""Processes that decode, and their end."""
+"""Processes that decode: how they start, and how they end with their parent."""
 
 import multiprocessing
 import os
@@ -10,19 +10,23 @@ import cv2
 from input_pipeline.decode import end_if_stuck
 
 
-def start_pool_process():
-    """For processes of a pool: leaves interrupts to the parent, and ends with it, even if that was killed, or stuck."""
+def start_pool_process() -> None:
+    """Prepares a process of a pool, as the initializer of the pool.
+
+    The process ignores SIGINT, which the parent handles. It ends with its parent, even if the parent is killed, and it
+    ends if a decoder hangs.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
     follow_parent()
     end_if_stuck()
 
 
-def follow_parent():
-    """Has this process, which multiprocessing started, end when its parent ends, even if that was killed."""
+def follow_parent() -> None:
+    """Ends this process, which multiprocessing started, when its parent ends, even if the parent is killed."""
 
-    # The kernel's parent-death signal follows the thread that started the worker, and grain starts workers
-    # from threads that end.
+    # PR_SET_PDEATHSIG will not do: it signals when the thread that started the worker ends, and grain starts workers
+    # from threads that end before the parent does.
     def follow():
         multiprocessing.parent_process().join()
         os._exit(1)

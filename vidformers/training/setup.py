@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from input_pipeline import Pipeline
-from input_pipeline.augment import crop_places
+from input_pipeline.augment import crop_positions
 from vidformers.errors import ConfigError, require
 from vidformers.models.registry import MODELS, build
 from vidformers.parallel import memory
@@ -186,7 +186,7 @@ def set_up(config: dict, training: bool = True) -> Setup:
     if training:
         train_config.check_devices(num_batch_shards(mesh))
     _check_context(config, mesh)
-    crop_places(protocol.crops)
+    crop_positions(protocol.crops)
     optim = config["optim"]
     if not training:
         train_config = replace(
