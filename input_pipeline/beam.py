@@ -1,27 +1,30 @@
-"""Preparing shards as an Apache Beam pipeline, for clusters that run one: see `prepare`.
+"""Writing shards as an Apache Beam pipeline, for clusters that run one. See `prepare`.
 
-An element is a piece. Beam may give an element to several workers, or to one again; as a piece is renamed whole
-and its bytes follow from the lists and the options, neither shows.
+An element of the pipeline is one job. Beam may give an element to several workers, or to the same worker again. This is
+harmless: a shard appears complete by one rename, and its bytes depend only on the lists and the options.
 """
 
 import functools
 import json
 import shlex
 
+from input_pipeline import shard_plan, transcode
 from input_pipeline.errors import DataError
 
 
-def prepare(out, todo, runner, flags, workers, **options):
-    """Writes the pieces `todo`, pairs (split, index), into the folder `out`.
+def run_jobs(out: str, jobs: list[shard_plan.ShardJob], runner: str, flags: str, workers: int, **options) -> None:
+    """Writes the shards of `jobs` into the folder `out`.
 
     Args:
-      runner: name of a Beam runner.
-      flags: of the runner, as on a command line.
-      workers: processes of the DirectRunner; the others have flags for it.
-      options: arguments of `prepare.make_plan`.
+        out: folder, under the same path on all workers.
+        jobs: jobs of the plan that `options` gives.
+        runner: name of a Beam runner.
+        flags: flags of the runner, as on a command line.
+        workers: processes of the DirectRunner. The other runners have flags for this number.
+        **options: arguments of `shard_plan.make_plan`.
 
     Raises:
-      DataError: Apache Beam is not installed, or the pipeline fails.
+        DataError: Apache Beam is not installed, or the pipeline fails.
     """
     try:
         import apache_beam
@@ -34,29 +37,24 @@ def prepare(out, todo, runner, flags, workers, **options):
     arguments = [f"--runner={runner}", *shlex.split(flags)]
     if runner == "DirectRunner":
         arguments += [f"--direct_num_workers={workers}", "--direct_running_mode=multi_processing"]
-    settings = json.dumps(options)
+    keys, settings = [(job.split, job.index) for job in jobs], json.dumps(options)
     try:
         with apache_beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
             (
                 pipeline
-                | "pieces" >> apache_beam.Create(todo)
-                | "spread over the workers" >> apache_beam.Reshuffle()
-                | "transcode and write" >> apache_beam.MapTuple(functools.partial(_write, out, settings))
+                | "create jobs" >> apache_beam.Create(keys)
+                | "distribute" >> apache_beam.Reshuffle()
+                | "transcode and write" >> apache_beam.MapTuple(functools.partial(_run_job, out, settings))
             )
     except RuntimeError as error:
         raise DataError(f"--runner={runner}: the pipeline failed: {str(error).strip().splitlines()[-1]}") from error
 
 
-def _write(out, settings, split, index):
-    from input_pipeline import shard_plan as pieces
-    from input_pipeline import transcode
-
-    (piece,) = (piece for piece in _plan(settings).jobs if (piece.split, piece.index) == (split, index))
-    pieces.write(out, piece, map(transcode.run, piece.tasks))
+def _run_job(out, settings, split, index):
+    (job,) = (job for job in _plan(settings).jobs if (job.split, job.index) == (split, index))
+    shard_plan.run_job(out, job, map(transcode.run, job.tasks))
 
 
 @functools.lru_cache(maxsize=1)
 def _plan(settings):
-    from input_pipeline.prepare import make_plan
-
-    return make_plan(**json.loads(settings))
+    return shard_plan.make_plan(**json.loads(settings))

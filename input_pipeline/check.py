@@ -1,13 +1,11 @@
-"""Decodes every frame of a data set before a run depends on it: python -m input_pipeline.check --config=FILE."""
+"""Decodes every frame of a data set before training on it: python -m input_pipeline.check --config=FILE."""
 
 import collections
-import contextlib
 import csv
 import functools
 import io
 import multiprocessing
 import multiprocessing.connection
-import os
 import signal
 import statistics
 import sys
@@ -20,22 +18,23 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from input_pipeline.annotations import place
+from input_pipeline.annotations import relative_path
 from input_pipeline.commands import command, end
 from input_pipeline.errors import DataError, DecodeError
+from input_pipeline.files import write_text
 from input_pipeline.videos import open_video
 from input_pipeline.workers import follow_parent
 
 USAGE = """python -m input_pipeline.check --config=FILE[:MODEL] [--config.data.field=value ...]
     [--out=DIR] [--workers=2]
 
-Decodes every frame of the training and validation videos of a config, and counts the classes. It writes to DIR,
-checks/NAME by default,
-  report.csv   a row for each video: its format, its length, and what is broken
-  exclude.txt  the broken ones, by their path from data.root; data.exclude=DIR/exclude.txt leaves them out
+Decodes every frame of the training and validation videos of a config, and counts the classes. It writes to DIR, by
+default checks/NAME,
+  report.csv   one row for each video: its format, its length, and its error if it is broken
+  exclude.txt  the broken videos, as paths relative to data.root; data.exclude=DIR/exclude.txt leaves them out
   missing.txt  the videos that a list names and that are not there
-A check that was stopped goes on when given again; so does one that has ended, with what was broken.
-Exit status: 0, or 1 where videos are broken, or 2 after a mistake."""
+The same command continues a check that was stopped. After a finished check it examines the broken videos again.
+Exit status: 0, or 1 if videos are broken, or 2 after a mistake."""
 
 COLUMNS = (
     "path",
@@ -51,20 +50,19 @@ COLUMNS = (
     "error",
 )
 
-_HANG_SECONDS = 120.0  # without a sign of life from a process; a Video gives up earlier where it can
-_ALL_CLASSES = 30  # at most, to print the count of each
+_HANG_SECONDS = 120.0  # without a message from a process; a Video gives up earlier where it can
+_MAX_LISTED_CLASSES = 30  # classes whose counts are printed
 
 
 @command(USAGE)
 def main(argv) -> int:
-    """Status 1 where videos are broken."""
+    """Returns 1 if videos are broken, or 0."""
     from configs.sheet import read_flags, require
+    from input_pipeline.pipeline import Pipeline  # imports grain, which the decoding processes do not need
 
     config, flags = read_flags(argv, {"out": None, "workers": "2"})
     workers = flags["workers"]
     require(workers.isdecimal() and int(workers) > 0, f"--workers={workers} must be a whole number of at least 1.")
-    from input_pipeline import Pipeline
-
     pipeline = Pipeline(**config.data.to_dict())
     manifests = {"train": pipeline.train_manifest, "val": pipeline.val_manifest}
     out = Path(flags["out"] or Path("checks") / Path(flags["config"].partition(":")[0]).stem)
@@ -73,7 +71,7 @@ def main(argv) -> int:
     for split, manifest in manifests.items():
         _print_classes(split, manifest.records, pipeline.class_names)
         for record in manifest.records:
-            records.setdefault(place(record, pipeline.root), record)
+            records.setdefault(relative_path(record, pipeline.root), record)
     missing = sorted({name for manifest in manifests.values() for name in manifest.missing})
     if missing:
         print(f"{len(missing)} listed videos are missing, see {out / 'missing.txt'}.")
@@ -87,32 +85,32 @@ def main(argv) -> int:
     for name, error in list(broken.items())[:5]:
         print(f"  {_printable(name)}: {_printable(error)}")
     print(
-        f"{len(broken)} of {len(records)} videos are broken: {out / 'report.csv'} says why, "
+        f"{len(broken)} of {len(records)} videos are broken: {out / 'report.csv'} gives the reasons, "
         f"--config.data.exclude={out / 'exclude.txt'} leaves them out."
     )
     return 1
 
 
 def check(records: dict, report: Path, workers: int, examine: Callable, hang_seconds: float = _HANG_SECONDS) -> dict:
-    """Examines the videos that `report` does not yet hold as sound, and adds a row for each.
+    """Examines the videos that `report` does not list as sound, and appends one row for each.
 
     Args:
-      records: name -> record.
-      report: CSV file of COLUMNS, which may be there from an earlier check.
-      workers: processes.
-      examine: function of a record and of `beat`, to be called now and then, that gives a row.
-      hang_seconds: after so much time without a beat, a process is ended and its video counts as broken.
+        records: {name: record}.
+        report: CSV file with `COLUMNS`. It may exist from an earlier check.
+        workers: number of processes.
+        examine: function of a record and of `beat` that returns a row. It calls `beat()` regularly.
+        hang_seconds: a process that sends nothing for this long is killed, and its video counts as broken.
 
     Returns:
-      Name -> error of those that are broken.
+        {name: error} of the broken videos.
 
     Raises:
-      DataError: `report` is another file.
+        DataError: `report` exists and is another kind of file.
     """
     done = {row["path"] for row in _restart(report, records)}
     todo = {name: record for name, record in records.items() if name not in done}
     if len(todo) < len(records):
-        print(f"{len(records) - len(todo)} of {len(records)} videos are in {report} as sound already.")
+        print(f"{len(records) - len(todo)} of {len(records)} videos are listed as sound in {report}.")
     broken, start, console = {}, time.monotonic(), Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -137,28 +135,29 @@ def check(records: dict, report: Path, workers: int, examine: Callable, hang_sec
 
 
 def _restart(report, records):
-    """Rewrites a report without what is to be examined again, and a last row that was not finished; gives its rows."""
+    """Removes the rows of videos to examine again, and an incomplete last row. Returns the rows that remain."""
     text, rows = "", []
     if report.exists():
         with open(report, newline="", encoding="utf-8", errors="surrogateescape") as file:
             text = file.read()
         reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
         if reader.fieldnames is not None and tuple(reader.fieldnames) != COLUMNS:
-            raise DataError(f"{report} is no report of this command; choose another --out.")
+            raise DataError(f"{report} is not a report of this command. Choose another --out.")
         rows = [
             row
             for row in reader
             if None not in row.values() and None not in row and not (row["error"] and row["path"] in records)
         ]
-    with _replaced(report) as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(report, table.getvalue())
     return rows
 
 
 def _examine(record, beat, frame_rate) -> dict:
-    """The row of a video; decodes all its frames."""
+    """Decodes all frames of a video. Returns its row of the report."""
     row = {}
     try:
         video = open_video(record, frame_rate=frame_rate)
@@ -184,31 +183,35 @@ def _examine(record, beat, frame_rate) -> dict:
 
 
 def _varies(times):
-    """Whether intervals differ by more than the rounding to milliseconds that some containers do."""
+    """Returns whether frame intervals differ by more than the millisecond to which some containers round times."""
     return len(times) > 2 and np.ptp(np.diff(times)) > 0.0025
 
 
 class _Worker:
-    """A process that examines one record after the other: `name`, at the moment; last sign of life `since`."""
+    """A process that examines one record at a time.
+
+    `name` is the name of that record, or None while the process is idle. `last_message` is the time of the last message
+    from the process, or None before it has started.
+    """
 
     def __init__(self, examine):
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, examine), daemon=True)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the parent's to answer
+        self.pipe, child_pipe = context.Pipe()
+        self.process = context.Process(target=_serve, args=(child_pipe, examine), daemon=True)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the parent handles interrupts
         try:
             self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()  # so that reading ends when the process does
-        self.name, self.since = None, None
+        child_pipe.close()  # so that `recv` raises EOFError when the process ends
+        self.name, self.last_message = None, None
 
-    def give(self, name, record):
-        self.name, self.since = name, self.since and time.monotonic()
+    def submit(self, name, record):
+        self.name, self.last_message = name, self.last_message and time.monotonic()
         try:
             self.pipe.send(record)
         except BrokenPipeError:
-            pass  # it has ended, which the next look at it finds
+            pass  # the process has ended; the next `recv` raises
 
     def end(self):
         self.process.kill()
@@ -217,6 +220,7 @@ class _Worker:
 
 
 def _serve(pipe, examine):
+    """Runs in the process: sends None as a sign of life, and a tuple of one row for each record."""
     cv2.setNumThreads(1)
     follow_parent()
     pipe.send(None)
@@ -225,14 +229,14 @@ def _serve(pipe, examine):
 
 
 def _results(records, workers, examine, hang_seconds) -> Iterator[tuple[str, dict]]:
-    """Pairs (name, row) in the order in which they are ready, whatever a video does to its process."""
+    """Yields (name, row) of each record as soon as it is examined, even if its video crashes or blocks the process."""
     waiting = collections.deque(records.items())
     crew = [_Worker(examine) for _ in range(min(workers, len(waiting)))]
     try:
         while True:
             for worker in crew:
                 if worker.name is None and waiting:
-                    worker.give(*waiting.popleft())
+                    worker.submit(*waiting.popleft())
             busy = {worker.pipe: worker for worker in crew if worker.name is not None}
             if not busy:
                 return
@@ -242,15 +246,15 @@ def _results(records, workers, examine, hang_seconds) -> Iterator[tuple[str, dic
                 try:
                     if pipe in ready:
                         message = pipe.recv()
-                        worker.since, row = time.monotonic(), message and message[0]
-                    elif worker.since and time.monotonic() - worker.since > hang_seconds:
+                        worker.last_message, row = time.monotonic(), message and message[0]
+                    elif worker.last_message and time.monotonic() - worker.last_message > hang_seconds:
                         row = {"error": f"Decoding hangs for over {hang_seconds:g} s."}
                         _replace(crew, worker, examine)
                 except (EOFError, ConnectionResetError):
                     worker.process.join()
-                    if worker.since is None:
+                    if worker.last_message is None:
                         raise RuntimeError("The processes that decode cannot start.") from None
-                    row = {"error": _ended(worker.process.exitcode)}
+                    row = {"error": _exit_message(worker.process.exitcode)}
                     _replace(crew, worker, examine)
                 if row is not None:
                     name, worker.name = worker.name, None
@@ -265,7 +269,7 @@ def _replace(crew, worker, examine):
     crew[crew.index(worker)] = _Worker(examine)
 
 
-def _ended(status):
+def _exit_message(status):
     cause = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
     return f"The process that decoded it ended with {cause}."
 
@@ -282,7 +286,7 @@ def _print_classes(split, records, names):
         f"{split}: {len(records)} videos of {len(counts)} {classes}, from {least} to {most} of a class "
         f"({most / least:.1f} times as many)."
     )
-    if len(names) <= _ALL_CLASSES:
+    if len(names) <= _MAX_LISTED_CLASSES:
         _print_counts("videos", ranked, names, counts)
     absent = [label for label in ranked if not counts[label]]
     few = [label for label in ranked[::-1] if 0 < counts[label] < statistics.median(counts.values()) / 2]
@@ -292,10 +296,10 @@ def _print_classes(split, records, names):
 
 def _print_counts(title, labels, names, counts):
     if labels:
-        shown = ", ".join(f"{_printable(names[label])} {counts[label]}" for label in labels[:_ALL_CLASSES])
+        shown = ", ".join(f"{_printable(names[label])} {counts[label]}" for label in labels[:_MAX_LISTED_CLASSES])
         print(
             f"  {title}: {shown}"
-            + (f" and {len(labels) - _ALL_CLASSES} more" if len(labels) > _ALL_CLASSES else "")
+            + (f" and {len(labels) - _MAX_LISTED_CLASSES} more" if len(labels) > _MAX_LISTED_CLASSES else "")
             + "."
         )
 
@@ -305,20 +309,7 @@ def _printable(text):
 
 
 def _write_lines(path, lines: Iterable[str]):
-    with _replaced(path) as file:
-        file.writelines(f"{line}\n" for line in lines)
-
-
-@contextlib.contextmanager
-def _replaced(path):
-    """A file to write, which takes the place of `path` once it is whole."""
-    part = f"{path}.{os.getpid()}.part"
-    try:
-        with open(part, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            yield file
-        os.replace(part, path)
-    finally:
-        Path(part).unlink(missing_ok=True)
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 if __name__ == "__main__":

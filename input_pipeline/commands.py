@@ -1,4 +1,4 @@
-"""What the commands of this package share: how they end."""
+"""The common frame of this package's commands: usage text, error messages and exit status."""
 
 import functools
 import os
@@ -10,35 +10,30 @@ from input_pipeline.errors import DataError
 
 
 def command(usage: str):
-    """Makes the `main(argv)` of a command of what does its work: whatever ends that becomes one sentence and a status.
+    """Returns a decorator that turns `work(argv)` into the `main(argv)` of a command.
 
-    The status is the one that the work returns, 0 if none; 2 after a mistake or where the disk refuses; 130 after an
-    interrupt. --help prints `usage`.
+    `main` prints errors as one sentence on standard error. It returns the status of `work`, or 0 if `work` returns
+    None. It returns 2 after a mistake of the user, or if a file cannot be read or written, and 130 after an interrupt.
+
+    Args:
+        usage: text that --help prints.
     """
 
     def decorate(work: Callable[[list[str]], int | None]) -> Callable[[list[str]], int]:
         @functools.wraps(work)
         def main(argv):
-            from configs.sheet import SheetError
-
             try:
                 if "--help" in argv:
                     print(usage)
                     return 0
-                return work(argv) or 0
-            except BrokenPipeError:  # `head`, say, has enough of what is printed
+                return _run(work, argv)
+            except BrokenPipeError:  # the reader, for example `head`, has closed standard output
                 return 128 + signal.SIGPIPE
-            except (SheetError, DataError) as error:
-                print(f"vidformers: {error}", file=sys.stderr)
-                return 2
             except OSError as error:
-                print(
-                    f"vidformers: {error.filename or 'a file'} cannot be read or written: {error.strerror or error}.",
-                    file=sys.stderr,
-                )
-                return 2
+                file = error.filename or "a file"
+                return _fail(f"{file} cannot be read or written: {error.strerror or error}.")
             except KeyboardInterrupt:
-                print("Interrupted; what is done stays, and the same command goes on.", file=sys.stderr)
+                print("Interrupted. Finished work is kept; the same command continues it.", file=sys.stderr)
                 return 128 + signal.SIGINT
 
         return main
@@ -46,11 +41,32 @@ def command(usage: str):
     return decorate
 
 
-def end(status: int):
-    """Ends the program, with nothing left unprinted that somebody still reads."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done, and its status shall be told
+def _run(work, argv):
+    try:
+        from configs.sheet import SheetError
+    except ModuleNotFoundError as error:
+        if error.name not in ("configs", "configs.sheet"):
+            raise
+        return _fail(
+            "The package configs, which reads --config=FILE, was not found: pip does not install it. "
+            "Run this command in the root folder of a clone of the repository."
+        )
+    try:
+        return work(argv) or 0
+    except (SheetError, DataError) as error:
+        return _fail(error)
+
+
+def _fail(message):
+    print(f"vidformers: {message}", file=sys.stderr)
+    return 2
+
+
+def end(status: int) -> None:
+    """Exits the program with `status` after all output has been flushed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done: an interrupt must not change the status
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # `head`, say, has enough
+    except BrokenPipeError:  # the reader, for example `head`, has closed standard output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
     sys.exit(status)

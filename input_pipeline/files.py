@@ -1,4 +1,4 @@
-"""Atomic writing: a file or a folder appears whole under its name, or not at all.
+"""Atomic writing: a file or a folder appears complete under its name, or not at all.
 
 Content goes to a temporary name in the same folder, is flushed to the disk, and is then renamed. A process that is
 killed leaves at most a file or folder whose name starts with a dot and ends in `.tmp`.
@@ -19,7 +19,7 @@ def atomic_file(path) -> Iterator[Path]:
     """Yields a temporary path to write to, which replaces `path` when the block ends without an error.
 
     Raises:
-      OSError: the file cannot be flushed or renamed.
+        OSError: the file cannot be written, flushed or renamed. The error names `path`, not the temporary path.
     """
     path = Path(path)
     temporary = _temporary(path)
@@ -28,19 +28,24 @@ def atomic_file(path) -> Iterator[Path]:
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
+    except OSError as error:
+        if error.filename is None or os.fspath(error.filename) == str(temporary):
+            error.filename = str(path)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 @contextlib.contextmanager
 def atomic_folder(path) -> Iterator[Path]:
     """Yields an empty temporary folder, which is renamed to `path` when the block ends without an error.
 
-    `path` must not exist, or be an empty folder. Folders that killed processes left for the same `path` are removed
-    first, so that callers must exclude each other, for example by a lock.
+    `path` must not exist, or must be an empty folder. Temporary folders that killed processes left for the same `path`
+    are removed first. Callers must therefore exclude each other, for example by a lock.
 
     Raises:
-      OSError: the folder cannot be made or renamed.
+        OSError: the folder cannot be made or renamed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,17 +68,17 @@ def write_bytes(path, content: bytes) -> None:
 
 
 def write_text(path, text: str) -> None:
-    """Writes a text atomically, in UTF-8; bytes of file names that are not UTF-8 pass through (surrogateescape)."""
+    """Writes a text file atomically in UTF-8. Undecodable bytes of file names are written back (surrogateescape)."""
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def is_temporary(name: str) -> bool:
-    """Whether `name`, without its folder, is a temporary name of this module."""
+    """Returns whether the file name `name`, without its folder, is a temporary name of this module."""
     return name.startswith(".") and name.endswith(_SUFFIX)
 
 
 def remove_temporaries(folder) -> None:
-    """Removes the temporary files that killed processes left in `folder`; none may be writing there."""
+    """Removes the temporary files that killed processes left in `folder`. No process may be writing there."""
     for path in Path(folder).iterdir():
         if is_temporary(path.name) and path.is_file():
             path.unlink(missing_ok=True)

@@ -13,8 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from input_pipeline import shard_plan as pieces
-from input_pipeline import transcode
+from input_pipeline import beam, shard_plan, transcode
 from input_pipeline.commands import command, end
 from input_pipeline.workers import start_pool_process
 
@@ -22,18 +21,19 @@ USAGE = """python -m input_pipeline.prepare --config=FILE[:MODEL] [--config.data
     [--short_side=256] [--gop=4] [--crf=23] [--clips_per_shard=256] [--workers=2]
     [--shard=i/n] [--merge=true] [--runner=local] [--runner_flags='--flag=value ...']
 
-Transcodes the training and validation videos of a config into shards of short clips that decode fast, which
-data.source=shards, data.root=DIR reads. A run that was stopped goes on when given again. Videos that cannot be decoded
+Transcodes the training and validation videos of a config into shards of short clips that decode fast. Train on them
+with data.source=shards, data.root=DIR. The same command continues a run that was stopped. Videos that cannot be decoded
 are listed in DIR/excluded.csv.
 
---short_side  pixels that the shorter side is scaled down to
---gop         frames of a group of pictures: 4 is fast for sparse frames, 12 takes less disk
---crf         x264's constant quality; lower is better and larger
---shard       i/n prepares the pieces i, i + n, i + 2n, ... alone, i from 0; --merge=true, alone, ends with the lists
---runner      an Apache Beam runner instead of processes of this machine: DirectRunner, DataflowRunner, FlinkRunner or
-              SparkRunner, with its own flags; all its workers must see the videos and DIR under the same paths"""
+--short_side  length in pixels that the shorter side is scaled down to
+--gop         frames in a group of pictures: 4 is fast for sparse frames, 12 takes less disk space
+--crf         x264's constant rate factor: lower is better quality and larger files
+--shard       i/n writes only the shards i, i + n, i + 2n, ..., with i from 0. When all are written, run the command
+              once with --merge=true instead, which writes the lists
+--runner      an Apache Beam runner instead of processes on this machine: DirectRunner, DataflowRunner, FlinkRunner or
+              SparkRunner, with its own flags. All workers must see the videos and DIR under the same paths"""
 
-OWN = {
+FLAGS = {
     "out": None,
     "short_side": "256",
     "gop": "4",
@@ -52,85 +52,77 @@ RUNNERS = ("local", "DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunne
 def main(argv):
     from configs.sheet import read_flags, require
 
-    config, flags = read_flags(argv, OWN)
+    config, flags = read_flags(argv, FLAGS)
     out, runner = flags["out"], flags["runner"]
     require(bool(out), "--out=DIR is missing; --help shows how to write it.")
     require(flags["merge"] in ("true", "false"), f"--merge={flags['merge']} must be true or false.")
     require(runner in RUNNERS, f"--runner={runner} must be one of {', '.join(RUNNERS)}.")
     require(
         flags["shard"] is None or (flags["merge"] == "false" and runner == "local"),
-        "--shard=i/n goes neither with --merge=true nor with another --runner.",
+        "--shard=i/n cannot be combined with --merge=true or with a --runner other than local.",
     )
-    workers = _whole(flags, "workers")
+    workers = _integer(flags, "workers")
     require(workers > 0, f"--workers={workers} must be at least 1.")
-    data = config.data.to_dict()
-    encoding = {name: _whole(flags, name) for name in ("short_side", "gop", "crf")}
-    plan = make_plan(data, encoding, _whole(flags, "clips_per_shard"))
-    part, parts = _part(flags["shard"])
-    pieces.claim(out, plan.options)
-    todo = [] if flags["merge"] == "true" else pieces.unfinished(out, plan.jobs[part::parts])
-    if runner == "local":
-        prepare(out, todo, workers)
-    else:
-        from input_pipeline import beam
-
-        beam.prepare(
-            out,
-            [(piece.split, piece.index) for piece in todo],
-            runner,
-            flags["runner_flags"],
-            workers,
-            data=data,
-            encoding=encoding,
-            clips_per_shard=plan.options["clips_per_shard"],
-        )
+    options = {
+        "data": config.data.to_dict(),
+        "encoding": {name: _integer(flags, name) for name in ("short_side", "gop", "crf")},
+        "clips_per_shard": _integer(flags, "clips_per_shard"),
+    }
+    index, count = _job_slice(flags["shard"])
+    plan = shard_plan.make_plan(**options)
+    shard_plan.claim_folder(out, plan.options)
+    if flags["merge"] == "false":
+        jobs = shard_plan.unfinished_jobs(out, plan.jobs[index::count])
+        if runner == "local":
+            run_jobs(out, jobs, workers)
+        else:
+            beam.run_jobs(out, jobs, runner, flags["runner_flags"], workers, **options)
     if flags["shard"] is not None:
+        missing = len(shard_plan.unfinished_jobs(out, plan.jobs))
         print(
-            f"{out}: the pieces of --shard={flags['shard']} are there; "
-            f"{len(pieces.unfinished(out, plan.pieces))} of {len(plan.pieces)} are missing. "
-            "When none is, --merge=true ends with the lists."
+            f"{out}: the shards of --shard={flags['shard']} are written; {missing} of {len(plan.jobs)} are missing. "
+            "When none is missing, run the command with --merge=true to write the lists."
         )
         return
-    for split, numbers in list(pieces.merge(out, plan).items())[1:]:
-        print(
-            f"{split}: {numbers['clips']} clips of {numbers['frames']} frames, "
-            f"{numbers['source_bytes'] / 1e6:.1f} MB before and {numbers['bytes'] / 1e6:.1f} MB after; "
-            f"{numbers['excluded']} videos left out" + (f", see {out}/excluded.csv" if numbers["excluded"] else "")
-        )
+    summary = shard_plan.merge(out, plan)
+    for split in shard_plan.SPLITS:
+        print(_summary_line(split, summary[split], out))
 
 
-def make_plan(data: dict, encoding: dict, clips_per_shard: int) -> pieces.Plan:
-    """The plan of a config's section `data`, see `pieces.plan`."""
-    from input_pipeline import Pipeline
+def _summary_line(split, numbers, out):
+    return (
+        f"{split}: {numbers['clips']} clips of {numbers['frames']} frames, "
+        f"{numbers['source_bytes'] / 1e6:.1f} MB before and {numbers['bytes'] / 1e6:.1f} MB after; "
+        f"{numbers['excluded']} videos left out" + (f", see {out}/excluded.csv" if numbers["excluded"] else "")
+    )
 
-    return pieces.plan(Pipeline(**data), transcode.Encoding(**encoding), clips_per_shard)
 
-
-def _whole(flags, name):
+def _integer(flags, name):
     from configs.sheet import require
 
     require(flags[name].isdecimal(), f"--{name}={flags[name]} must be a whole number.")
     return int(flags[name])
 
 
-def _part(text):
+def _job_slice(text):
+    """Returns i and n of the value 'i/n' of --shard."""
     from configs.sheet import require
 
-    part, slash, parts = (text or "0/1").partition("/")
+    index, _, count = (text or "0/1").partition("/")
     require(
-        part.isdecimal() and parts.isdecimal() and int(part) < int(parts),
+        index.isdecimal() and count.isdecimal() and int(index) < int(count),
         f"--shard={text} must be i/n with i from 0 to n - 1.",
     )
-    return int(part), int(parts)
+    return int(index), int(count)
 
 
-def prepare(out, todo: list[pieces.ShardJob], workers: int):
-    """Writes the pieces `todo` into the folder `out` with so many processes, and shows how it goes.
+def run_jobs(out: str, jobs: list[shard_plan.ShardJob], workers: int) -> None:
+    """Writes the shards of `jobs` into the folder `out` with `workers` processes, and shows the progress.
 
     Raises:
-      OSError: a piece cannot be written.
+        OSError: a shard cannot be written.
     """
-    tasks = [task for piece in todo for task in piece.tasks]
+    tasks = [task for job in jobs for task in job.tasks]
     if not tasks:
         return
     start, console = time.monotonic(), Console(stderr=True)
@@ -147,24 +139,24 @@ def prepare(out, todo: list[pieces.ShardJob], workers: int):
     ):
         bar = progress.add_task("Preparing", total=len(tasks), speed=0.0)
 
-        def shown():
+        def with_progress():
             for done, result in enumerate(results, start=1):
                 progress.update(bar, completed=done, speed=done / (time.monotonic() - start))
                 yield result
 
-        stream = shown()
-        for piece in todo:
-            pieces.write(out, piece, itertools.islice(stream, len(piece.tasks)))
+        stream = with_progress()
+        for job in jobs:
+            shard_plan.run_job(out, job, itertools.islice(stream, len(job.tasks)))
     seconds = time.monotonic() - start
     print(f"Prepared {len(tasks)} videos in {seconds:.0f} s, {len(tasks) / seconds:.1f} clips/s.")
 
 
 def _results(tasks: Iterable[transcode.Task], workers: int) -> Iterator[tuple[dict, bytes | None]]:
-    """`transcode.run` of each task, in order. A video that ends the process that decodes it gives no clip."""
+    """Yields `transcode.run` of each task, in order. A video that ends the process that decodes it gives no clip."""
     tasks, waiting, pool = iter(tasks), collections.deque(), _pool(workers)
     try:
         while True:
-            # Enough of them that the others need not wait for one long video.
+            # Enough tasks are submitted that the other processes do not wait for one long video.
             waiting.extend([task, None] for task in itertools.islice(tasks, 8 * workers - len(waiting)))
             if not waiting:
                 return
@@ -173,10 +165,10 @@ def _results(tasks: Iterable[transcode.Task], workers: int) -> Iterator[tuple[di
                     entry[1] = entry[1] or pool.submit(transcode.run, entry[0])
                 result = waiting[0][1].result()
             except BrokenProcessPool:
-                # One of the videos at work has ended its process, and all that waited are lost with it.
+                # A process has ended while it decoded one of these videos. The pool has then lost all their results.
                 pool.shutdown()
                 pool = _pool(workers)
-                result = _alone(waiting[0][0])
+                result = _run_alone(waiting[0][0])
                 for entry in waiting:
                     entry[1] = None
             waiting.popleft()
@@ -185,7 +177,7 @@ def _results(tasks: Iterable[transcode.Task], workers: int) -> Iterator[tuple[di
         pool.shutdown(cancel_futures=True)
 
 
-def _alone(task):
+def _run_alone(task):
     with _pool(1) as pool:
         try:
             return pool.submit(transcode.run, task).result()

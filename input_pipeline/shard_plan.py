@@ -1,8 +1,8 @@
-"""The pieces that preparing a data set is done in, and what is made of them at the end.
+"""The plan of a prepared data set: one job a shard, and the lists that are written when all shards are done.
 
-A piece is a shard and beside it the notes on its videos, one JSON object a line. Both are written under other
-names, checked, and renamed, the notes last: a piece with notes is done, any other is done anew. What a piece
-holds depends on the lists and the options alone, so that it does not matter which process makes it, or how often.
+A job writes a shard and its metadata, one JSON object a line. Both are written under temporary names, verified, and
+renamed, the metadata last. A job whose metadata file exists is done, and any other is run again from its start. The
+content of a shard depends only on the lists and the options, so any process may run a job, and more than once.
 """
 
 import csv
@@ -11,19 +11,26 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from input_pipeline.errors import DataError, DecodeError
+from input_pipeline.files import atomic_file, is_temporary, remove_temporaries, write_text
 from input_pipeline.shards import FIELDS, FORMAT, read_shard, write_shard
 from input_pipeline.transcode import Encoding, Task
 
 SPLITS = ("train", "val")
-OPTIONS = "prepare.json"
+OPTIONS_FILE = "prepare.json"
+_DESCRIPTIONS = {
+    "train": "the list data.train",
+    "val": "the list data.val",
+    "classes": "the classes",
+    "format": "the format",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardJob:
-    """Piece number `index` of the `count` pieces of a split, with the videos in it."""
+    """One shard to write: number `index` of the `count` shards of `split`, with one task for each of its videos."""
 
     split: str
     index: int
@@ -31,41 +38,50 @@ class ShardJob:
     tasks: tuple[Task, ...]
 
     @property
-    def name(self):
+    def name(self) -> str:
         return f"{self.split}-{self.index:05d}-of-{self.count:05d}"
 
     @property
-    def shard(self):
+    def shard(self) -> str:
+        """File name of the shard."""
         return self.name + ".array_record"
 
-    def notes(self, folder):
-        """Path of the notes, which are there when the piece is done."""
+    def metadata_path(self, folder) -> str:
+        """Returns the path of the metadata file in `folder`. It exists if and only if the job is done."""
         return os.path.join(folder, self.name + ".jsonl")
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What to make.
+    """All shards of a data set.
 
     Attributes:
-      pieces: of both splits, in order.
-      classes: names by label.
-      absent: (split, name, why) of the videos that the lists name and that are left out.
-      options: all that the pieces follow from.
+        jobs: the jobs of both splits, in order.
+        classes: class names by label.
+        left_out: (split, name, reason) of the listed videos that no job contains.
+        options: everything that determines the content of the shards.
     """
 
-    pieces: tuple[ShardJob, ...]
+    jobs: tuple[ShardJob, ...]
     classes: tuple[str, ...]
-    absent: tuple[tuple[str, str, str], ...]
+    left_out: tuple[tuple[str, str, str], ...]
     options: dict
 
 
-def plan(pipeline, encoding: Encoding, clips_per_shard: int) -> Plan:
-    """The pieces of the two lists of an `input_pipeline.Pipeline`.
+def make_plan(data: dict, encoding: dict, clips_per_shard: int) -> Plan:
+    """Returns the plan for the `data` section of a config.
+
+    Args:
+        data: fields of `Pipeline`.
+        encoding: fields of `transcode.Encoding`.
+        clips_per_shard: videos in a shard, at least 1.
 
     Raises:
-      DataError: as from the manifests of `pipeline`, or `clips_per_shard` is out of range.
+        DataError: a field or a list is invalid, or `clips_per_shard` is out of range.
     """
+    from input_pipeline.pipeline import Pipeline  # imports grain, which the transcoding processes do not need
+
+    pipeline, encoding = Pipeline(**data), Encoding(**encoding)
     if clips_per_shard < 1:
         raise DataError(f"--clips_per_shard must be at least 1, but is {clips_per_shard}.")
     classes = pipeline.class_names
@@ -74,143 +90,132 @@ def plan(pipeline, encoding: Encoding, clips_per_shard: int) -> Plan:
         **dataclasses.asdict(encoding),
         "clips_per_shard": clips_per_shard,
         "frame_rate": pipeline.frame_rate,
-        "classes": _digest("\n".join(classes))[:16],
+        "classes": _sha256("\n".join(classes))[:16],
     }
-    pieces, absent = [], []
+    jobs, left_out = [], []
     for split, manifest in zip(SPLITS, (pipeline.train_manifest, pipeline.val_manifest), strict=True):
         options[split] = manifest.digest
         tasks = [Task(record, encoding, pipeline.frame_rate) for record in manifest.records]
         starts = range(0, len(tasks), clips_per_shard)
-        pieces += [
+        jobs += [
             ShardJob(split, index, len(starts), tuple(tasks[start : start + clips_per_shard]))
             for index, start in enumerate(starts)
         ]
-        absent += [(split, name, "The video is not there.") for name in manifest.missing]
-        absent += [(split, name, "data.exclude names it.") for name in manifest.excluded]
-    return Plan(tuple(pieces), classes, tuple(absent), options)
+        left_out += [(split, name, "The video is not there.") for name in manifest.missing]
+        left_out += [(split, name, "data.exclude names it.") for name in manifest.excluded]
+    return Plan(tuple(jobs), classes, tuple(left_out), options)
 
 
-def claim(folder, options):
-    """Marks a folder as made with these options.
+def claim_folder(folder, options: dict) -> None:
+    """Records the options in an empty folder, or verifies that the folder was begun with the same options.
 
     Raises:
-      DataError: it was begun with other options, or holds something else.
-      OSError: it cannot be read or written.
+        DataError: the folder was begun with other options, or contains something else.
+        OSError: the folder cannot be read or written.
     """
     os.makedirs(folder, exist_ok=True)
-    names = {name for name in os.listdir(folder) if not name.endswith(".tmp")}
-    path = os.path.join(folder, OPTIONS)
+    names = {name for name in os.listdir(folder) if not is_temporary(name)}
+    path = os.path.join(folder, OPTIONS_FILE)
     if not names:
         write_text(path, json.dumps(options) + "\n")
-    elif OPTIONS not in names:
-        raise DataError(f"--out={folder} holds something else than prepared clips; choose another folder.")
-    else:
-        with open(path, encoding="utf-8") as file:
-            try:
-                begun = dict(json.load(file))
-            except (ValueError, TypeError):
-                raise DataError(f"{path} is not what python -m input_pipeline.prepare has written.") from None
-        for option, value in options.items():
-            if begun.get(option) != value:
-                meant = {
-                    "train": "the list data.train",
-                    "val": "the list data.val",
-                    "classes": "the classes",
-                    "format": "the format",
-                }.get(option, f"--{option}")
-                raise DataError(
-                    f"--out={folder} was begun with {meant} {begun.get(option)}, which is {value} now: "
-                    "choose another folder, or what it was begun with."
-                )
+        return
+    if OPTIONS_FILE not in names:
+        raise DataError(f"--out={folder} contains something else than prepared shards. Choose another folder.")
+    with open(path, encoding="utf-8") as file:
+        try:
+            begun = dict(json.load(file))
+        except (ValueError, TypeError):
+            raise DataError(f"{path} was not written by python -m input_pipeline.prepare.") from None
+    for option, value in options.items():
+        if begun.get(option) != value:
+            name = _DESCRIPTIONS.get(option, f"--{option}")
+            raise DataError(
+                f"--out={folder} was begun with {name} {begun.get(option)}, which is {value} now. "
+                "Choose another folder, or the options that this one was begun with."
+            )
 
 
-def write(folder, piece: ShardJob, results: Iterable[tuple[dict, bytes | None]]) -> list[dict]:
-    """Writes a piece, reads it back, and publishes it.
+def run_job(folder, job: ShardJob, results: Iterable[tuple[dict, bytes | None]]) -> list[dict]:
+    """Writes a shard, reads it back to verify it, and publishes it with its metadata.
 
     Args:
-      folder: where to.
-      results: of `transcode.run` for the videos of the piece, in order.
+        folder: destination.
+        job: the shard to write.
+        results: results of `transcode.run` for the tasks of the job, in order.
 
     Returns:
-      The notes: the first on the shard itself, then one for each video.
+        The metadata: one dictionary about the shard, then one for each video.
 
     Raises:
-      OSError: the piece cannot be written, or is not what was written when read back.
+        OSError: the shard cannot be written, or reading it back gives other bytes.
     """
-    path = os.path.join(folder, piece.shard)
-    temporary, notes = _temporary(path), []
-    try:
-        write_shard(temporary, _clips(results, notes))
-        clips = [row for row in notes if "reason" not in row]
+    path, rows = os.path.join(folder, job.shard), []
+    with atomic_file(path) as temporary:
+        write_shard(str(temporary), _clips(results, rows))
+        clips = [row for row in rows if "reason" not in row]
         try:
-            found = [hashlib.sha256(data).hexdigest() for data in read_shard(temporary)]
+            digests = [hashlib.sha256(data).hexdigest() for data in read_shard(str(temporary))]
         except DecodeError as error:
-            raise OSError(None, f"reading back what was written gave: {error}", path) from error
-        if found != [row["sha256"] for row in clips] or len(notes) != len(piece.tasks):
-            raise OSError(None, "reading back gave other bytes than were written", path)
+            raise OSError(None, f"reading it back failed: {error}", path) from error
+        if digests != [row["sha256"] for row in clips] or len(rows) != len(job.tasks):
+            raise OSError(None, "reading it back gave other bytes than were written", path)
         with open(temporary, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        for position, row in enumerate(clips):
-            row.update(shard=piece.shard, position=position)
-        notes.insert(0, {"shard": piece.shard, "bytes": os.path.getsize(temporary), "sha256": digest})
-        _publish(temporary, path)
-    finally:
-        _discard(temporary)
-    write_text(piece.notes(folder), "".join(json.dumps(row) + "\n" for row in notes))
-    return notes
+        size = os.path.getsize(temporary)
+    for position, row in enumerate(clips):
+        row.update(shard=job.shard, position=position)
+    metadata = [{"shard": job.shard, "bytes": size, "sha256": digest}, *rows]
+    write_text(job.metadata_path(folder), "".join(json.dumps(row) + "\n" for row in metadata))
+    return metadata
 
 
-def _clips(results, notes):
+def _clips(results, rows) -> Iterator[bytes]:
+    """Yields the clips of `results` and appends the metadata of all videos to `rows`."""
     for row, data in results:
-        notes.append(row)
+        rows.append(row)
         if data is not None:
             yield data
 
 
-def unfinished(folder, pieces: Iterable[ShardJob]) -> list[ShardJob]:
-    """The pieces that are not done yet."""
-    there = set(os.listdir(folder))
-    return [piece for piece in pieces if os.path.basename(piece.notes(folder)) not in there]
+def unfinished_jobs(folder, jobs: Iterable[ShardJob]) -> list[ShardJob]:
+    """Returns the jobs whose metadata file does not exist yet."""
+    names = set(os.listdir(folder))
+    return [job for job in jobs if os.path.basename(job.metadata_path(folder)) not in names]
 
 
 def merge(folder, plan: Plan) -> dict:
-    """Writes the lists, the classes, what was left out, a summary, and the checksums of it all.
+    """Writes the lists, the class names, the videos left out, a summary, and checksums of these and of the shards.
 
     Returns:
-      The summary: the options, and for each split the number of `clips`, of `excluded` videos (those not there among
-      them) and of `frames`, and the bytes before, `source_bytes`, and after, `bytes`.
+        The summary: the options, and for each split the number of `clips`, of `excluded` videos (missing videos
+        included) and of `frames`, and the bytes before (`source_bytes`) and after (`bytes`).
 
     Raises:
-      DataError: pieces are missing, or a shard is not of the size it was written with.
-      OSError: a file cannot be read or written.
+        DataError: shards are missing, or a shard has another size than when it was written.
+        OSError: a file cannot be read or written.
     """
-    left = [piece.name for piece in unfinished(folder, plan.jobs)]
-    if left:
-        names = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+    missing = [job.name for job in unfinished_jobs(folder, plan.jobs)]
+    if missing:
+        names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise DataError(
-            f"--out={folder} lacks {len(left)} of {len(plan.pieces)} pieces, {names}: run prepare for them first."
+            f"--out={folder} lacks {len(missing)} of {len(plan.jobs)} shards, {names}. "
+            "Run prepare without --merge=true first."
         )
-    sums, summary, excluded = {}, {"options": plan.options}, []
+    checksums, summary, excluded = {}, {"options": plan.options}, []
     for split in SPLITS:
-        clips, shard_bytes = [], 0
-        out = [left for left in plan.absent if left[0] == split]
-        for piece in (piece for piece in plan.jobs if piece.split == split):
-            with open(piece.notes(folder), encoding="utf-8") as file:
-                shard, *rows = map(json.loads, file)
-            size = os.path.getsize(os.path.join(folder, piece.shard))
-            if size != shard["bytes"]:
-                raise DataError(
-                    f"{piece.shard} in {folder} has {size} bytes, but was written with {shard['bytes']}: "
-                    f"remove {piece.name}.jsonl and run prepare again."
-                )
-            sums[piece.shard], shard_bytes = shard["sha256"], shard_bytes + size
-            clips += [row for row in rows if "reason" not in row]
-            out += [(split, row["path"], row["reason"]) for row in rows if "reason" in row]
-        sums[f"{split}.json"] = _write_list(os.path.join(folder, f"{split}.json"), clips, split, plan.options[split])
-        excluded += out
+        rows, shard_bytes = [], 0
+        for job in (job for job in plan.jobs if job.split == split):
+            shard, *job_rows = _read_metadata(folder, job)
+            checksums[job.shard], shard_bytes = shard["sha256"], shard_bytes + shard["bytes"]
+            rows += job_rows
+        clips = [row for row in rows if "reason" not in row]
+        split_excluded = [entry for entry in plan.left_out if entry[0] == split]
+        split_excluded += [(split, row["path"], row["reason"]) for row in rows if "reason" in row]
+        checksums[f"{split}.json"] = _write(folder, f"{split}.json", _list_text(clips, split, plan.options[split]))
+        excluded += split_excluded
         summary[split] = {
             "clips": len(clips),
-            "excluded": len(out),
+            "excluded": len(split_excluded),
             "frames": sum(row["frames"] for row in clips),
             "source_bytes": sum(row["source_bytes"] for row in clips),
             "bytes": shard_bytes,
@@ -222,59 +227,36 @@ def merge(folder, plan: Plan) -> dict:
         ("excluded.csv", table.getvalue()),
         ("summary.json", json.dumps(summary, indent=1) + "\n"),
     ):
-        sums[name] = write_text(os.path.join(folder, name), text)
-    write_text(os.path.join(folder, "SHA256SUMS"), "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
-    for name in os.listdir(folder):  # of processes that were killed: with all pieces done, none is at work
-        if name.startswith(".") and name.endswith(".tmp"):
-            _discard(os.path.join(folder, name))
+        checksums[name] = _write(folder, name, text)
+    _write(folder, "SHA256SUMS", "".join(f"{checksums[name]}  {name}\n" for name in sorted(checksums)))
+    remove_temporaries(folder)  # all jobs are done, so no process writes here any more
     return summary
 
 
-def _write_list(path, clips, split, digest):
-    head = json.dumps({"format": FORMAT, "split": split, "source_digest": digest})
+def _read_metadata(folder, job) -> list[dict]:
+    with open(job.metadata_path(folder), encoding="utf-8") as file:
+        metadata = [json.loads(line) for line in file]
+    size, expected = os.path.getsize(os.path.join(folder, job.shard)), metadata[0]["bytes"]
+    if size != expected:
+        raise DataError(
+            f"{job.shard} in {folder} has {size} bytes, but was written with {expected}. "
+            f"Remove {job.name}.jsonl and run prepare again."
+        )
+    return metadata
+
+
+def _list_text(clips, split, source_digest) -> str:
+    """Returns the text of train.json or val.json: one JSON object with one line for every clip."""
+    head = json.dumps({"format": FORMAT, "split": split, "source_digest": source_digest})
     lines = ",\n".join(json.dumps({field: row[field] for field in FIELDS}) for row in clips)
-    return write_text(path, f'{head[:-1]}, "clips": [\n{lines}\n]}}\n')
+    return f'{head[:-1]}, "clips": [\n{lines}\n]}}\n'
 
 
-def write_text(path, text) -> str:
-    """Writes a file whole or not at all; returns its SHA-256 in hexadecimal."""
-    temporary = _temporary(path)
-    try:
-        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            file.write(text)
-        _publish(temporary, path)
-    finally:
-        _discard(temporary)
-    return _digest(text)
+def _write(folder, name, text) -> str:
+    """Writes a text file atomically. Returns its SHA-256 in hexadecimal."""
+    write_text(os.path.join(folder, name), text)
+    return _sha256(text)
 
 
-def _digest(text):
+def _sha256(text):
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _temporary(path):
-    """A name in the same folder that no other process takes."""
-    folder, name = os.path.split(path)
-    return os.path.join(folder, f".{name}.{os.urandom(4).hex()}.tmp")
-
-
-def _publish(temporary, path):
-    """Renames a file once its content is on the disk."""
-    _sync(temporary)
-    os.replace(temporary, path)
-    _sync(os.path.dirname(path) or ".")
-
-
-def _sync(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _discard(path):
-    try:
-        os.remove(path)
-    except FileNotFoundError:
-        pass

@@ -1,33 +1,33 @@
-"""Prepared shards: ArrayRecord files of one short video a record, and the lists that say what is in them.
+"""Prepared shards: ArrayRecord files with one short video a record, and the JSON lists that describe the records.
 
-A list, train.json or val.json, is one JSON object that has a line to itself for every clip. The clips lie in
-the shards beside it.
+A list, train.json or val.json, is one JSON object with one line for every clip. The shards are in the same folder.
 """
 
 import functools
 import json
+from collections.abc import Iterable, Iterator
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from input_pipeline.errors import DataError, DecodeError
 
-FORMAT = 1  # raise it when older readers would misread the lists or the records
+FORMAT = 1  # increase it if older readers would misread the lists or the records
 FIELDS = ("name", "shard", "position", "label", "frames", "fps", "width", "height", "bytes", "sha256")
 
-# Videos are compressed already; and a group of several would be read whole for one of them.
-_WRITE = "group_size:1,uncompressed"
-# Random access: reading ahead would fetch neighbours that the shuffled order does not want.
-_READ = "readahead_buffer_size:0,max_parallelism:0"
+# Videos are already compressed. In a group of several records, all would be read to return one.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+# Access is random: reading ahead would fetch neighbours that the shuffled order does not need.
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 
-def write_shard(path, videos):
-    """Writes the bytes objects `videos`, in their order, to the file `path`.
+def write_shard(path: str, videos: Iterable[bytes]) -> None:
+    """Writes `videos`, in order, to the file `path`.
 
     Raises:
-      OSError: the file cannot be written, for instance because the disk is full.
+        OSError: the file cannot be written, for example because the disk is full.
     """
     try:
-        writer = ArrayRecordWriter(path, _WRITE)
+        writer = ArrayRecordWriter(path, _WRITER_OPTIONS)
         try:
             for video in videos:
                 writer.write(video)
@@ -38,20 +38,24 @@ def write_shard(path, videos):
         raise OSError(None, reason, path) from error
 
 
-def read_shard(path):
-    """Iterator over all rows of the shard `path`, bytes. DecodeError as from `read_video`."""
+def read_shard(path: str) -> Iterator[bytes]:
+    """Yields all records of the shard `path`, in order.
+
+    Raises:
+        DecodeError: the shard is missing or damaged.
+    """
     reader = _open(path)
     for position in range(reader.num_records()):
         yield _read(reader, path, position)
 
 
-def read_video(path, position) -> bytes:
-    """The video in row `position`, counted from 0, of the shard `path`. The shard stays open for the next call.
+def read_video(path: str, position: int) -> bytes:
+    """Returns the record at `position`, counted from 0, of the shard `path`. The shard stays open for later calls.
 
     Raises:
-      DecodeError: the shard is missing or has no such row, or its bytes are not those that were written.
+        DecodeError: the shard is missing or damaged, or has no such record.
     """
-    return _read(_reader(path), path, position)
+    return _read(_cached_reader(path), path, position)
 
 
 def _read(reader, path, position):
@@ -65,44 +69,49 @@ def _read(reader, path, position):
 
 def _open(path):
     try:
-        with open(path, "rb"):  # the reader itself would take a missing file for an empty one
-            reader = ArrayRecordReader(path, _READ)
+        with open(path, "rb"):  # ArrayRecordReader reads a missing file as an empty one
+            reader = ArrayRecordReader(path, _READER_OPTIONS)
     except (OSError, RuntimeError) as error:
         raise DecodeError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     if not reader.ok():
-        raise DecodeError(f"{path}: this is no ArrayRecord file.")
+        raise DecodeError(f"{path}: this is not an ArrayRecord file.")
     return reader
 
 
-# Each open shard holds a file descriptor, of which a process may have as few as 1024; to open one again takes a
+# Each open shard holds a file descriptor, and a process may be limited to 1024 of them. Opening a shard again takes a
 # fraction of a millisecond.
-_reader = functools.lru_cache(maxsize=128)(_open)
+_cached_reader = functools.lru_cache(maxsize=128)(_open)
 
 
-def read_rows(path) -> list[dict]:
-    """The clips of a list, in its order: dictionaries with the keys `FIELDS`.
+def read_rows(path: str) -> list[dict]:
+    """Reads the clips of a list.
 
-    `name` is that of the source video, `shard` a file beside the list, `position` the row in it, `label` a number
-    from 0 or -1 where there is none, `frames` their number, `fps` a fraction as text, `width` and `height` pixels,
-    `bytes` and `sha256` those of the record.
+    Args:
+        path: train.json or val.json.
+
+    Returns:
+        One dictionary a clip, in the order of the list, with the keys `FIELDS`: `name` of the source video, `shard`
+        (file beside the list), `position` of the record in it, `label` (from 0, or -1 without a label), number of
+        `frames`, `fps` (a fraction as text), `width` and `height` (pixels), `bytes` and `sha256` of the record.
 
     Raises:
-      DataError: the file is missing, or no such list.
+        DataError: the file is missing or is not such a list.
     """
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
     except OSError as error:
         raise DataError(
-            f"{path} cannot be read: {error.strerror}; python -m input_pipeline.prepare writes it last, "
-            "when every shard is there."
+            f"{path} cannot be read: {error.strerror}. python -m input_pipeline.prepare writes it last, after all "
+            "shards."
         ) from None
     except ValueError as error:
-        raise DataError(f"{path} is no list of prepared clips: {error}.") from None
+        raise DataError(f"{path} is not a list of prepared clips: {error}.") from None
     rows = content.get("clips") if isinstance(content, dict) and content.get("format") == FORMAT else None
     if not isinstance(rows, list):
         raise DataError(
-            f"{path} is no list of prepared clips in format {FORMAT}, as python -m input_pipeline.prepare writes it."
+            f"{path} is not a list of prepared clips in format {FORMAT}. Write it with python -m "
+            "input_pipeline.prepare."
         )
     for line, row in enumerate(rows, start=2):
         if not isinstance(row, dict) or not row.keys() >= set(FIELDS):

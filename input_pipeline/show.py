@@ -1,4 +1,4 @@
-"""Draws what the model will see: python -m input_pipeline.show --config=FILE --out=batch.png."""
+"""Draws the clips that the model receives: python -m input_pipeline.show --config=FILE --out=batch.png."""
 
 import math
 import os
@@ -9,19 +9,23 @@ import cv2
 import numpy as np
 
 from input_pipeline.commands import command, end
+from input_pipeline.files import write_bytes
 
 USAGE = """python -m input_pipeline.show --config=FILE[:MODEL] [--config.data.field=value ...] --out=FILE.png
     [--rows=8] [--split=train|val] [--video=0]
 
-Draws the first training batch of a run, a row for each clip, with its label and file, and over each frame its number
-in the video; with --split=val, the views that the model is tested on of one video, by its place in the list."""
+Draws the first training batch of a run, one row for each clip, with its label and file. The number above each frame is
+its index in the video. --split=val draws the test views of one validation video instead; --video is its index in the
+list."""
 
-_WIDTH, _MARGIN, _GAP, _HEAD = 3200, 260, 4, 18  # pixels: of all frames at most, left of them, between, and above
+# In pixels: the largest width of all frames of a row, the margin left of them, the gap between and the space above.
+_MAX_WIDTH, _MARGIN, _GAP, _HEAD = 3200, 260, 4, 18
 
 
 @command(USAGE)
 def main(argv):
     from configs.sheet import read_flags, require
+    from input_pipeline.pipeline import Pipeline
 
     config, flags = read_flags(argv, {"out": None, "rows": "8", "split": "train", "video": "0"})
     require(bool(flags["out"]), "--out=FILE.png is missing; --help shows how to write it.")
@@ -31,22 +35,36 @@ def main(argv):
             flags[name].isdecimal() and int(flags[name]) >= least,
             f"--{name}={flags[name]} must be a whole number of at least {least}.",
         )
-    from input_pipeline import Pipeline
-
     pipeline = Pipeline(**config.data.to_dict() | {"workers": 0})
     if flags["split"] == "train":
         labels, clips, indices = train_rows(pipeline, int(flags["rows"]), config.seed)
     else:
         count = len(pipeline.val_manifest.records)
-        require(int(flags["video"]) < count, f"--video={flags['video']} must be below {count}, the videos of the list.")
-        views = config.eval
-        labels, clips, indices = val_rows(pipeline, int(flags["video"]), views.clips, views.crops, views.frames)
-    write_png(flags["out"], draw(labels, clips, indices))
+        require(
+            int(flags["video"]) < count,
+            f"--video={flags['video']} must be below {count}, the number of validation videos.",
+        )
+        protocol = config.eval
+        labels, clips, indices = val_rows(
+            pipeline, int(flags["video"]), protocol.clips, protocol.crops, protocol.frames
+        )
+    write_bytes(flags["out"], encode_png(draw(labels, clips, indices)))
     print(f"{flags['out']} shows {len(clips)} clips of {clips.shape[1]} frames, {clips.shape[2]} pixels wide.")
 
 
 def train_rows(pipeline, rows, seed):
-    """The first `rows` clips of a run: texts, uint8 (rows, t, y, x, 3), and the frames' places in their videos."""
+    """Returns the first training clips of a run.
+
+    Args:
+        pipeline: a `Pipeline`.
+        rows: number of clips.
+        seed: the seed of the run.
+
+    Returns:
+        labels: one text for each clip.
+        clips: (rows, t, y, x, 3) uint8.
+        indices: (rows, t) ints, the index of each frame in its video.
+    """
     batches = pipeline.train_batches(batch_size=rows, seed=seed)
     batch = next(batches)
     batches.close()
@@ -59,7 +77,7 @@ def train_rows(pipeline, rows, seed):
 
 
 def val_rows(pipeline, video, clips, crops, frames=None):
-    """The views of one validation video, as `train_rows` gives clips."""
+    """Returns the test views of validation video number `video`, in the layout of `train_rows`."""
     record = pipeline.val_manifest.records[video]
     batches = pipeline.val_batches(batch_size=1, clips=clips, crops=crops, frames=frames, records=[record])
     batch = next(batches)
@@ -80,21 +98,21 @@ def _text(pipeline, record, label, error):
 
 
 def draw(labels, clips, indices) -> np.ndarray:
-    """A picture of clips.
+    """Draws clips below each other.
 
     Args:
-      labels: a text for each.
-      clips: (n, t, y, x, 3) uint8.
-      indices: (n, t) ints, written above the frames.
+        labels: one text for each clip.
+        clips: (n, t, y, x, 3) uint8.
+        indices: (n, t) ints, written above the frames.
 
     Returns:
-      (y, x, 3) uint8; frames keep their pixels unless there are too many for one picture.
+        (y, x, 3) uint8. Frames keep their size unless a row would be wider than 3200 pixels.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     count, length, height, width, _ = clips.shape
-    scale = min(1.0, (_WIDTH / length - _GAP) / width)
+    scale = min(1.0, (_MAX_WIDTH / length - _GAP) / width)
     height, width = max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
     lines = [_wrapped(text) for text in labels]
     row = _HEAD + max(height + _GAP, 14 * (1 + max(text.count("\n") for text in lines)))
@@ -107,12 +125,12 @@ def draw(labels, clips, indices) -> np.ndarray:
         if width >= 24:
             figure.text(left / across, 1 - (top - 4) / down, str(indices[n, t]), size=6, color="grey")
     agg = FigureCanvasAgg(figure)
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of letters that the font has not
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # about letters that the font lacks
         agg.draw()
     picture = np.array(agg.buffer_rgba())[..., :3]
     for n, t, top, left in places:
         if t == 0:
-            picture[top : top + row - _HEAD, _MARGIN:] = 255  # what a text with wide letters covers
+            picture[top : top + row - _HEAD, _MARGIN:] = 255  # removes the ends of long labels
         picture[top : top + height, left : left + width] = cv2.resize(
             clips[n, t], (width, height), interpolation=cv2.INTER_AREA
         )
@@ -120,27 +138,14 @@ def draw(labels, clips, indices) -> np.ndarray:
 
 
 def _wrapped(text, width=40):
-    """Lines of at most so many letters; names of files have no spaces to break at."""
+    """Breaks lines after `width` letters. Names of files have no spaces to break at."""
     text = text.encode("utf-8", "replace").decode()
     return "\n".join(line[start : start + width] for line in text.split("\n") for start in range(0, len(line), width))
 
 
 def encode_png(picture) -> bytes:
-    """Of uint8 (y, x, 3) red, green, blue."""
+    """Returns a PNG file of `picture`, (y, x, 3) uint8 in RGB."""
     return cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
-
-
-def write_png(path, picture):
-    """Writes uint8 (y, x, 3) red, green, blue; the file is there whole or not at all."""
-    data = encode_png(picture)
-    part = f"{path}.{os.getpid()}.part"
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-        os.replace(part, path)
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
 
 
 if __name__ == "__main__":

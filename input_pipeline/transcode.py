@@ -1,7 +1,7 @@
-"""One video to one short H.264 clip that decodes fast and exactly: what `prepare` does with every video.
+"""Transcoding of one video to one H.264 clip that decodes fast and exactly. `prepare` calls it for every video.
 
-The clip has a constant rate, closed groups of a few frames, no B-frames, no sound, no rotation left to apply. Its
-bytes are a function of the source's frames and the encoding alone.
+A clip has a constant frame rate, short closed groups of pictures, no B-frames, no audio, and no rotation to apply.
+Its bytes depend only on the decoded frames, their times and the `Encoding`.
 """
 
 import dataclasses
@@ -21,18 +21,25 @@ from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.shards import read_video
 from input_pipeline.videos import open_video
 
+# One thread: with more, the bytes would depend on the number of threads. cpu-independent: x264 propagates costs from
+# frame to frame ("mbtree") by other rounding in its AVX-512 functions, and these give another result about once in 300
+# clips for the same frames, on one machine (libx264 of PyAV 18.1, AMD Zen 5). The option takes the functions in C.
+_X264_PARAMS = (
+    "scenecut=0:open-gop=0:bframes=0:threads=1:lookahead-threads=1:cpu-independent=1:colormatrix=smpte170m:range=tv"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """How clips are encoded.
+    """The settings that clips are encoded with.
 
     Attributes:
-      short_side: pixels that the shorter side is scaled down to; never up.
-      gop: frames of a group of pictures: to show one frame, at most so many are decoded.
-      crf: x264's constant quality, from 0 (lossless) to 51.
+        short_side: length in pixels that the shorter side is scaled down to. Smaller videos keep their size.
+        gop: frames in a group of pictures. At most this many frames are decoded to reach one frame.
+        crf: x264's constant rate factor, from 0 (lossless) to 51.
 
     Raises:
-      DataError: a field is out of range.
+        DataError: a field is out of range.
     """
 
     short_side: int = 256
@@ -40,19 +47,19 @@ class Encoding:
     crf: int = 23
 
     def __post_init__(self):
-        for field, least, most in (("short_side", 16, 4096), ("gop", 1, 1000), ("crf", 0, 51)):
-            if not least <= getattr(self, field) <= most:
-                raise DataError(f"--{field} must be from {least} to {most}, but is {getattr(self, field)}.")
+        for field, low, high in (("short_side", 16, 4096), ("gop", 1, 1000), ("crf", 0, 51)):
+            if not low <= getattr(self, field) <= high:
+                raise DataError(f"--{field} must be from {low} to {high}, but is {getattr(self, field)}.")
 
-    def size(self, height, width) -> tuple[int, int]:
-        """Height and width, even, of the clip of a video of that size."""
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Returns the height and width of the clip, both even, for a video of the given height and width."""
         scale = min(1.0, self.short_side / min(height, width))
         return tuple(max(2, round(side * scale) // 2 * 2) for side in (height, width))
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A video to transcode and how; `frame_rate` is that of a folder of frames, see `videos.open_video`."""
+    """One video to transcode. `frame_rate` applies to folders of frames, see `videos.open_video`."""
 
     record: Record
     encoding: Encoding
@@ -60,25 +67,27 @@ class Task:
 
 
 def run(task: Task) -> tuple[dict, bytes | None]:
-    """Transcodes one video of a list.
+    """Transcodes one video.
 
     Returns:
-      What to note, and the clip: `name` and `label`, with `frames`, `fps`, `width`, `height`, `bytes`, `sha256`
-      and `source_bytes`; or, for a video that cannot be decoded, with `path` and `reason`, and None for the clip.
+        The metadata and the clip. The metadata are `name`, `label`, `frames`, `fps`, `width`, `height`, `bytes`,
+        `sha256` and `source_bytes`. For a video that cannot be decoded they are `name`, `label`, `path` and `reason`,
+        and the clip is None.
     """
     try:
         facts, data = transcode(open_video(task.record, frame_rate=task.frame_rate), task.encoding)
-        return {"name": task.record.name, "label": task.record.label, **facts, "source_bytes": _size(task.record)}, data
+        source_bytes = _source_bytes(task.record)
     except (DecodeError, OSError, av.FFmpegError, cv2.error, MemoryError) as error:
         return failed(task, f"{error}" or type(error).__name__), None
+    return {"name": task.record.name, "label": task.record.label, **facts, "source_bytes": source_bytes}, data
 
 
 def failed(task: Task, reason: str) -> dict:
-    """What to note of a video that gives no clip."""
+    """Returns the metadata of a video without a clip."""
     return {"name": task.record.name, "label": task.record.label, "path": task.record.path, "reason": reason}
 
 
-def _size(record):
+def _source_bytes(record):
     if record.position is not None:
         return len(read_video(record.path, record.position))
     if os.path.isdir(record.path):
@@ -87,29 +96,31 @@ def _size(record):
 
 
 def transcode(video, encoding: Encoding) -> tuple[dict, bytes]:
-    """Encodes a video, and decodes the result strictly.
+    """Encodes a video, then decodes the clip strictly to verify it.
 
     Args:
-      video: with `times`, `duration` and `each(indices)` like `decode.Video`.
+        video: object with `times`, `duration` and `each(indices)`, like `decode.Video`.
+        encoding: settings of the encoder.
 
     Returns:
-      Its `frames`, `fps` (a fraction as text), `width`, `height` (pixels), `bytes` and `sha256`; and an MP4 file.
+        The metadata and an MP4 file. The metadata are `frames`, `fps` (a fraction as text), `width` and `height`
+        (pixels), `bytes` and `sha256`.
 
     Raises:
-      DecodeError: the video cannot be decoded.
+        DecodeError: the video or its clip cannot be decoded.
     """
     if not 0 < video.duration < float("inf"):
         raise DecodeError(f"The video lasts {video.duration} seconds.")
     rate = frame_rate(len(video.times), video.duration)
     count = max(1, round(video.duration * rate))
-    # The frame on screen in the middle of a new frame's time: where the rate was constant already, every frame
-    # once, however coarsely its time is written.
+    # Each new frame shows what is on screen at the middle of its interval. A video of constant rate then keeps every
+    # frame exactly once, even if the container rounds its times coarsely.
     instants = (np.arange(count) + 0.5) / float(rate)
     indices = np.maximum(np.searchsorted(video.times, instants, side="right") - 1, 0)
     images = video.each(indices)
     first = next(images)
     height, width = encoding.size(*first.shape[:2])
-    images = (_sized(image, height, width) for image in itertools.chain([first], images))
+    images = (_resized(image, height, width) for image in itertools.chain([first], images))
     data = _encode(images, rate, height, width, encoding)
     verify(data, rate, count, height, width)
     return {
@@ -122,21 +133,21 @@ def transcode(video, encoding: Encoding) -> tuple[dict, bytes]:
     }, data
 
 
-def frame_rate(count, duration) -> fractions.Fraction:
-    """The constant rate, frames per second, of `count` frames in `duration` seconds.
+def frame_rate(count: int, duration: float) -> fractions.Fraction:
+    """Returns the constant rate, in frames per second, of `count` frames in `duration` seconds.
 
-    The whole rate or the one of television (x 1000 / 1001) that agrees with the duration to a millisecond, in
-    which many containers count; otherwise the average as a simple fraction.
+    This is the integer rate or the NTSC rate (integer x 1000 / 1001) that agrees with the duration to a millisecond,
+    the clock of many containers. If neither agrees, it is the average rate as a simple fraction.
     """
     average = fractions.Fraction(count / duration)
-    whole = fractions.Fraction(max(1, round(average)))
-    usual = [rate for rate in (whole, whole * 1000 / 1001) if abs(count / rate - duration) < 0.001]
+    integer = fractions.Fraction(max(1, round(average)))
+    standard = [rate for rate in (integer, integer * 1000 / 1001) if abs(count / rate - duration) < 0.001]
     simple = max(average.limit_denominator(1001), fractions.Fraction(1, 1001))
-    return min(usual, key=lambda rate: abs(rate - average), default=simple)
+    return min(standard, key=lambda rate: abs(rate - average), default=simple)
 
 
-def _sized(image, height, width):
-    """A frame in the size of the clip; an odd row or column is cut off."""
+def _resized(image, height, width):
+    """Returns a frame in the size of the clip. An odd last row or column is cropped instead of scaled."""
     if max(image.shape[0] - height, image.shape[1] - width) == 1:
         image = image[:height, :width]
     if image.shape[:2] != (height, width):
@@ -146,7 +157,7 @@ def _sized(image, height, width):
 
 def _encode(images, rate, height, width, encoding):
     file = io.BytesIO()
-    # bitexact: no version and no date in the file. One thread: with more, the bytes would depend on their number.
+    # bitexact: the file holds no version and no date.
     with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(
             "libx264",
@@ -156,8 +167,7 @@ def _encode(images, rate, height, width, encoding):
                 "preset": "medium",
                 "tune": "fastdecode",
                 "flags": "+bitexact",
-                "x264-params": f"keyint={encoding.gop}:min-keyint={encoding.gop}:scenecut=0:open-gop=0:bframes=0:"
-                "threads=1:lookahead-threads=1:colormatrix=smpte170m:range=tv",
+                "x264-params": f"keyint={encoding.gop}:min-keyint={encoding.gop}:{_X264_PARAMS}",
             },
         )
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
@@ -169,11 +179,19 @@ def _encode(images, rate, height, width, encoding):
     return file.getvalue()
 
 
-def verify(data, rate, count, height, width):
-    """Decodes a clip as strictly as FFmpeg can. Of clips with flipped bits some still pass, which their checksum tells.
+def verify(data: bytes, rate: fractions.Fraction, count: int, height: int, width: int) -> None:
+    """Decodes a clip as strictly as FFmpeg can.
+
+    Some clips with flipped bits still decode without an error. The checksum of the record reveals those.
+
+    Args:
+        data: MP4 file.
+        rate: expected frames per second.
+        count: expected number of frames.
+        height, width: expected size in pixels.
 
     Raises:
-      DecodeError: it has not `count` frames of that size, each at its time, all sound.
+        DecodeError: a frame is damaged, missing, of another size, or not at its time.
     """
     number = 0
     try:
@@ -190,7 +208,7 @@ def verify(data, rate, count, height, width):
                     raise DecodeError(f"The transcoded clip is damaged at frame {number - 1}.")
     except DecodeError:
         raise
-    except Exception as error:  # what PyAV makes of damage is of any type
+    except Exception as error:  # PyAV raises errors of any type for damaged data
         raise DecodeError(f"The transcoded clip is damaged after frame {number}: {error}") from error
     if number != count:
         raise DecodeError(f"The transcoded clip has {number} frames instead of {count}.")

@@ -1,4 +1,4 @@
-"""Shards give back the bytes that were written, or raise; lists that are none are refused in a sentence."""
+"""Shards return the bytes that were written, or raise. Files that are not lists are refused by one sentence."""
 
 import json
 import os
@@ -19,7 +19,8 @@ def videos(count=10):
     return [rng.bytes(int(size)) for size in rng.integers(100, 40_000, count)]
 
 
-def test_rows_come_back_in_any_order(tmp_path):
+@pytest.mark.quick
+def test_rows_are_read_in_any_order(tmp_path):
     path, written = str(tmp_path / "a.array_record"), videos()
     write_shard(path, written)
     for position in (3, 0, 9, 3):
@@ -27,6 +28,7 @@ def test_rows_come_back_in_any_order(tmp_path):
     assert list(read_shard(path)) == written
 
 
+@pytest.mark.quick
 def test_equal_videos_give_equal_files(tmp_path):
     for name in "ab":
         write_shard(str(tmp_path / name), videos())
@@ -49,7 +51,7 @@ def test_flipped_bits_always_raise(tmp_path):
         damaged = bytearray(clean)
         for place in rng.choice(len(written[position]), rng.integers(1, 4), replace=False):
             damaged[starts[position] + place] ^= 1 << rng.integers(8)
-        path = str(tmp_path / f"{flip}.array_record")  # another name: shards stay open
+        path = str(tmp_path / f"{flip}.array_record")  # a new name, because shards stay open
         with open(path, "wb") as file:
             file.write(damaged)
         with pytest.raises(DecodeError, match=rf"{flip}\.array_record row {position}: "):
@@ -58,7 +60,7 @@ def test_flipped_bits_always_raise(tmp_path):
 
 
 def test_damage_anywhere_is_never_silent(tmp_path):
-    """Headers, indices and padding too: each row is what was written, or raises."""
+    """In headers, indices and padding, too: each row has the bytes that were written, or raises."""
     path, written = tmp_path / "clean.array_record", videos()
     write_shard(str(path), written)
     clean, rng, raised = path.read_bytes(), np.random.default_rng(2), 0
@@ -103,7 +105,7 @@ def test_open_shards_are_bounded(tmp_path):
     assert len(os.listdir("/proc/self/fd")) - before < 150
 
 
-def test_a_disk_that_refuses_is_an_os_error(tmp_path):
+def test_a_file_that_cannot_be_written_is_an_os_error(tmp_path):
     with pytest.raises(OSError) as raised:
         write_shard(str(tmp_path / "no" / "folder"), [b"video"])
     assert raised.value.strerror == "No such file or directory" and raised.value.filename.endswith("no/folder")
@@ -113,6 +115,7 @@ def clip(**values):
     return {**dict.fromkeys(FIELDS, 0), "name": "a.mp4", "shard": "train-00000-of-00001.array_record", **values}
 
 
+@pytest.mark.quick
 def test_the_source_gives_the_entries_of_a_list(tmp_path):
     rows = [clip(position=3, label=2), clip(name="b/c.webm", position=4, label=-1)]
     (tmp_path / "train.json").write_text(json.dumps({"format": FORMAT, "clips": rows}))
@@ -129,12 +132,12 @@ def test_the_source_gives_the_entries_of_a_list(tmp_path):
     "content, sentence",
     [
         (None, "No such file"),
-        ("", "is no list"),
-        ("[1, 2]", "is no list"),
+        ("", "is not a list"),
+        ("[1, 2]", "is not a list"),
         ('{"format": 99, "clips": []}', "format 1"),
-        ('{"format": 1, "clips": 3}', "is no list"),
+        ('{"format": 1, "clips": 3}', "is not a list"),
         ('{"format": 1, "clips": [\n{"name": "a"}\n]}', "line 2: expected"),
-        (b"\xff\xfe", "is no list"),
+        (b"\xff\xfe", "is not a list"),
     ],
 )
 def test_other_lists_are_refused(tmp_path, content, sentence):
