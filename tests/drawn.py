@@ -1,4 +1,4 @@
-"""Weights that a name and a shape determine, so that a golden need not hold them."""
+"""Weights that are determined by their name and shape, so that a golden file need not hold them."""
 
 import math
 import zlib
@@ -7,10 +7,10 @@ import numpy as np
 
 
 def draw(name, shape):
-    """float32: kernels of the size that keeps what passes them, a norm's scales around 1, the rest around 0."""
+    """Returns float32 values: kernels that keep the size of their inputs, scales of norms around 1, others around 0."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     if len(shape) > 1 and "pos" not in name and "token" not in name and "cls" not in name and "time_embed" not in name:
-        google = name.endswith("kernel")  # (in, out), where PyTorch has (out, in)
+        google = name.endswith("kernel")  # (in, out); PyTorch has (out, in)
         inputs = shape[:-1] if google else shape[1:]
         if google and len(shape) == 3:
             inputs = shape[:2] if "/out/" in name else shape[:1]
@@ -22,5 +22,5 @@ def draw(name, shape):
 
 
 def clip(shape):
-    """Normalised pixels."""
+    """Returns normalised pixels."""
     return np.random.default_rng(7).normal(0, 1, shape).astype(np.float32)

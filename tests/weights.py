@@ -1,4 +1,4 @@
-"""Weights of other libraries, drawn by the names of their arrays, as files and as models here."""
+"""Weights of other libraries, drawn from the names of their arrays: as files, and as models of this library."""
 
 import json
 from functools import cache, partial
@@ -20,47 +20,72 @@ SIDE, CLASSES = 64, 7
 SHAPE = dict(num_classes=CLASSES, image_size=SIDE, patch_size=16, width=192, heads=3, depth=3)
 TIGHT = dict(rtol=0, atol=1e-4)
 
+draw_once = cache(draw)
+
 
 def arrays_of(golden):
-    return {name: draw(name, tuple(shape)) for name, shape in GOLDENS[golden]["arrays"].items()}
+    """Returns the arrays of a golden model, free to be changed."""
+    return {name: draw_once(name, tuple(shape)).copy() for name, shape in GOLDENS[golden]["arrays"].items()}
 
 
-def write(folder, arrays, about=None):
-    """A file of safetensors with a config beside it; gives their folder."""
+def tiny_vit(*, width: int = 16, depth: int = 1, patches: int = 4, patch_size: int = 8, classes: int = 10):
+    """Returns the arrays of a small ViT in timm's layout."""
+    sizes = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+    sizes |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
+    shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 1 + patches, width),
+        "patch_embed.proj.weight": (width, 3, patch_size, patch_size),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+        "head.weight": (classes, width),
+        "head.bias": (classes,),
+    }
+    for i in range(depth):
+        for norm in ("norm1", "norm2"):
+            shapes |= {f"blocks.{i}.{norm}.weight": (width,), f"blocks.{i}.{norm}.bias": (width,)}
+        for name, size in sizes.items():
+            shapes |= {f"blocks.{i}.{name}.weight": size, f"blocks.{i}.{name}.bias": size[:1]}
+    return {name: draw(name, shape) for name, shape in shapes.items()}
+
+
+def write(folder, arrays, metadata=None):
+    """Writes a file of safetensors and a config.json beside it. Returns their folder."""
     safetensors.numpy.save_file(
         {key: np.ascontiguousarray(value) for key, value in arrays.items()}, folder / "model.safetensors"
     )
-    (folder / "config.json").write_text(json.dumps(about or {}))
+    (folder / "config.json").write_text(json.dumps(metadata or {}))
     return str(folder)
 
 
-@cache
-def shell(name, **options):
-    """(graph, paths of its parameters, make_model) of a model."""
-    make_model = partial(build, name, **SHAPE | options)
-    graph, state = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
-    return graph, list(flatten(nnx.to_pure_dict(state))), make_model
+def maker(name, **options):
+    """Returns make_model(rngs=...) of a model with the shape of the golden models."""
+    return partial(build, name, **SHAPE | options)
 
 
-def started(weights, name, init=None, class_names=None, **options):
-    """(graph, parameters that a run starts from, what was loaded); no more is drawn than the weights leave."""
-    graph, paths, make_model = shell(name, **options)
+def fitted(weights, name, init=None, class_names=None, **options):
+    """Returns the loaded weights. Nothing is compiled."""
     fields = dict(weights=weights, head="as_is", allow=("normalisation",)) | (init or {})
-    pretrained = load(Init(**fields), make_model, class_names)
+    return load(Init(**fields), maker(name, **options), class_names)
 
-    left = [path for path in paths if path not in pretrained.values]
+
+def start(make_model, pretrained):
+    """Returns (graph, parameters) with which a run starts: the loaded values, and drawn ones for all others."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
+    new = [path for path in flatten(nnx.to_pure_dict(state)) if path not in pretrained.values]
 
     @quick_jit
-    def draw_left(key):
+    def draw_new(key):
         initial = flatten(nnx.to_pure_dict(nnx.state(make_model(rngs=nnx.Rngs(key)))))
-        return [initial[path] for path in left]
+        return [initial[path] for path in new]
 
-    rest = draw_left(jax.random.key(0)) if left else []
-    return graph, nested(pretrained.values | dict(zip(left, rest, strict=True))), pretrained
+    drawn = draw_new(jax.random.key(0)) if new else []
+    return graph, nested(pretrained.values | dict(zip(new, drawn, strict=True)))
 
 
 def nested(leaves):
-    """What `flatten` has flattened."""
+    """Inverts `flatten`."""
     tree = {}
     for (*path, last), leaf in leaves.items():
         inner = tree
@@ -70,9 +95,15 @@ def nested(leaves):
     return tree
 
 
-def loaded(*arguments, **options):
-    """(video -> (logits, features), what was loaded), the arguments being those of `started`."""
-    graph, parameters, pretrained = started(*arguments, **options)
+def loaded(weights, name, init=None, class_names=None, **options):
+    """Returns (video -> (logits, features), loaded weights); the arguments are those of `fitted`."""
+    pretrained = fitted(weights, name, init, class_names, **options)
+    return runner(maker(name, **options), pretrained), pretrained
+
+
+def runner(make_model, pretrained):
+    """Returns the compiled function video -> (logits, features) of a model that starts from loaded weights."""
+    graph, parameters = start(make_model, pretrained)
 
     @quick_jit
     def run(parameters, video):
@@ -80,4 +111,4 @@ def loaded(*arguments, **options):
         features = model.features(video)
         return model.head(features), features
 
-    return partial(run, parameters), pretrained
+    return partial(run, parameters)

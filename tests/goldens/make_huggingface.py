@@ -1,14 +1,14 @@
-"""Writes the Hugging Face goldens: small models with random weights, one input each, and what they answer.
+"""Writes the Hugging Face goldens: small models with random weights, one input each, and their outputs.
 
-Needs torch and transformers, which the library and its tests never import: the tests read the .npz files
-beside this script. To write them again, in an environment of its own:
+Needs torch and transformers. The library and its tests import neither: the tests read the .npz files beside this
+script. To write the files again, in an environment of its own:
 
     pip install torch transformers numpy safetensors
     python tests/goldens/make_huggingface.py
 
-Each archive holds every parameter under the name it has in a checkpoint file (what `save_pretrained` writes),
-`input` (float32, channels last), `output` and `versions` (JSON). The outputs are Hugging Face's own: its
-space-only TimeSformer does not average over frames, so its logits are one row per frame, clip by clip.
+Each archive holds every parameter under its name in the checkpoint file that `save_pretrained` writes, `input`
+(float32, channels last), `output` and `versions` (JSON). Hugging Face's space-only TimeSformer does not average over
+frames: its logits have one row per frame, clip by clip.
 """
 
 import json
@@ -37,12 +37,12 @@ GEOMETRY = dict(
 
 
 def draw(rng, shape, center=0.0, scale=1.0):
-    """Normal numbers rounded to multiples of 1/256: exact in float32, and they compress."""
+    """Returns normal numbers rounded to multiples of 1/256, which are exact in float32 and compress well."""
     return (np.round(rng.normal(center, scale, shape) * 256) / 256).astype(np.float32)
 
 
 def randomise(model, rng):
-    """Draws every parameter anew, those that start at zero or one too, so that each one matters."""
+    """Draws every parameter, also those that start at zero or one, so that each of them influences the answers."""
     for name, parameter in model.named_parameters():
         is_norm_weight = "layernorm" in name and name.endswith("weight")
         value = draw(rng, parameter.shape, center=float(is_norm_weight), scale=0.2)
@@ -50,7 +50,7 @@ def randomise(model, rng):
 
 
 def checkpoint(model):
-    """The parameters under the names of a checkpoint file, which can differ from those of the modules."""
+    """Returns the parameters under their names in a checkpoint file, which can differ from those of the modules."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         return safetensors.numpy.load_file(f"{folder}/model.safetensors")
@@ -67,8 +67,8 @@ def vit():
     return transformers.ViTModel(transformers.ViTConfig(**GEOMETRY), add_pooling_layer=False)
 
 
-def write(name, model, seed, leading, answer):
-    """One archive: `leading` are the axes of the input before y, x and c; `answer` is the field to keep."""
+def write(name, model, seed, leading, field):
+    """Writes one archive. `leading` holds the axes of the input before y, x and c; `field` is the output to keep."""
     rng = np.random.default_rng(seed)
     randomise(model, rng)
     pixels = draw(rng, (*leading, SIZE, SIZE, 3))
@@ -83,7 +83,7 @@ def write(name, model, seed, leading, answer):
         FOLDER / f"{name}.npz",
         **checkpoint(model),
         input=pixels,
-        output=outputs[answer].numpy(),
+        output=outputs[field].numpy(),
         versions=np.array(json.dumps(versions)),
     )
 

@@ -1,15 +1,19 @@
-"""Writes longformer.npz: a small Hugging Face Longformer with random weights, used as VTN uses it, and its answers.
+"""Writes longformer.npz: a small Hugging Face Longformer with random weights, called as in VTN, and its outputs.
 
-Needs torch and transformers, which the library and its tests never import: the tests read the .npz file beside this
-script. To write it again, in an environment of its own:
+Needs torch and transformers. The library and its tests import neither: the tests read the .npz file beside this script.
+To write the file again, in an environment of its own:
 
     pip install torch transformers numpy
     python tests/goldens/make_longformer.py
 
-The archive holds every parameter that has a part in the answer, named as in `LongformerModel`; `class_token`, the
-embedding of the one token with global attention; `features` (b t d), `positions` and `mask` (b t) of the frames;
-`head.0`, `head.1`, a norm and a linear map read by GELU; `tokens` (b 1+t d), the last hidden state; `output` (b d), the
-head's answer for the class token; and `versions` (JSON). Windows are 4, 4 and 8: equal ones, and one that grows.
+The archive holds
+    every parameter that influences the output, named as in `LongformerModel`;
+    `class_token`, the embedding of the only token with global attention;
+    `features` (b t d), `positions` and `mask` (b t) of the frames;
+    `head.0` and `head.1`, a norm and a linear map, which GELU follows;
+    `tokens` (b 1+t d), the last hidden state, and `output` (b d), the output of the head for the class token;
+    `versions` (JSON).
+The windows are 4, 4 and 8: two equal ones, and a larger one.
 """
 
 import json
@@ -25,12 +29,12 @@ CLASS_POSITION, PADDING_POSITION = 286, 287
 
 
 def draw(rng, shape, center=0.0, scale=1.0):
-    """Normal numbers rounded to multiples of 1/256: exact in float32, and they compress."""
+    """Returns normal numbers rounded to multiples of 1/256, which are exact in float32 and compress well."""
     return (np.round(rng.normal(center, scale, shape) * 256) / 256).astype(np.float32)
 
 
 def randomise(model, rng):
-    """Draws every parameter anew, those that start at zero or one too, so that each one matters."""
+    """Draws every parameter, also those that start at zero or one, so that each of them influences the answers."""
     for parameter in model.parameters():
         parameter.data.copy_(torch.from_numpy(draw(rng, parameter.shape, scale=0.2)))
     for module in model.modules():

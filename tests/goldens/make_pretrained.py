@@ -1,8 +1,10 @@
-"""Writes pretrained.json: what the models of others answer with drawn weights, and how their arrays are named.
+"""Writes pretrained.json: the logits of other libraries' models with drawn weights, and the names of their arrays.
 
-timm, transformers and torchvision answer themselves. TokenShift and VTN are put together here, of timm's ViT and of
-Hugging Face's Longformer, with the names that their authors' code gives the arrays: the published files could not be
-had. Run where these are installed: PYTHONPATH=tests python tests/goldens/make_pretrained.py
+timm, transformers and torchvision compute the logits themselves. TokenShift and VTN are built here from timm's ViT and
+Hugging Face's Longformer, with the names of arrays in their authors' code, because the published files were not
+available. To write the file again, where timm, torch, torchvision and transformers are installed:
+
+    PYTHONPATH=tests python tests/goldens/make_pretrained.py
 """
 
 import json
@@ -36,14 +38,14 @@ def shapes(model):
     return {name: list(tensor.shape) for name, tensor in floats(model).items()}
 
 
-def of_timm(name, **options):
+def run_timm(name, **options):
     model = fill(timm.create_model(name, img_size=SIDE, num_classes=CLASSES, depth=3, **options))
     images = torch.from_numpy(clip((2, SIDE, SIDE, 3))).permute(0, 3, 1, 2)
     return {"arrays": shapes(model), "logits": model(images).tolist(), "version": f"timm {timm.__version__}"}
 
 
-def of_hugging_face(kind, config, pixels, output="logits"):
-    """The names are those in the file that it saves, which the library may translate; so are the arrays drawn."""
+def run_hugging_face(kind, config, pixels, output="logits"):
+    """Draws the arrays by their names in the saved file, which transformers can translate when it reads them."""
     model = kind(config)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -64,8 +66,8 @@ def of_hugging_face(kind, config, pixels, output="logits"):
     }
 
 
-def of_torchvision(video):
-    """The tables' rows, the same for all blocks, are in its files too."""
+def run_torchvision(video):
+    """Also returns the rows of the position tables, which torchvision's files hold for every block."""
     model = fill(
         torchvision.models.video.SwinTransformer3d([2, 4, 4], 64, [2, 2], [2, 4], [2, 4, 4], num_classes=CLASSES)
     )
@@ -78,7 +80,7 @@ def of_torchvision(video):
     }
 
 
-# Of each part of a block, its name in timm and those that TokenShift's authors give it.
+# Arrays of a block: name in timm -> names in the code of TokenShift's authors.
 PARTS = {
     "norm1": ["attention_norm"],
     "attn.qkv": ["attn.query", "attn.key", "attn.value"],
@@ -96,22 +98,24 @@ OUTER = {
 
 
 def tokenshift(video, fold=4):
-    """A ViT that, before each part of a block, exchanges channels of its class tokens with the frames beside it."""
+    """A ViT that shifts channels of its class tokens to neighbouring frames before each sublayer of a block."""
     vit = timm.create_model("vit_tiny_patch16_224", img_size=SIDE, num_classes=CLASSES, depth=3).eval()
     arrays, state = {}, {}
     for name, tensor in vit.state_dict().items():
         if name.startswith("blocks."):
             number, part = name.split(".", 2)[1:]
             part, kind = part.rsplit(".", 1)
-            theirs = [f"transformer.encoder.layer.{number}.{each}.{kind}" for each in PARTS[part]]
+            their_names = [f"transformer.encoder.layer.{number}.{their_name}.{kind}" for their_name in PARTS[part]]
         elif name.startswith("head."):
-            theirs = [name]
+            their_names = [name]
         else:
             part, _, kind = name.rpartition(".")
-            theirs = [f"transformer.{OUTER[part]}.{kind}" if part in OUTER else f"transformer.{OUTER[name]}"]
-        for each in theirs:
-            arrays[each] = [len(tensor) // len(theirs), *tensor.shape[1:]]
-        state[name] = torch.cat([torch.from_numpy(draw(each, tuple(arrays[each]))) for each in theirs])
+            their_names = [f"transformer.{OUTER[part]}.{kind}" if part in OUTER else f"transformer.{OUTER[name]}"]
+        for their_name in their_names:
+            arrays[their_name] = [len(tensor) // len(their_names), *tensor.shape[1:]]
+        state[name] = torch.cat(
+            [torch.from_numpy(draw(their_name, tuple(arrays[their_name]))) for their_name in their_names]
+        )
     vit.load_state_dict(state)
     b, t = video.shape[:2]
     share = vit.embed_dim // fold
@@ -134,7 +138,7 @@ def tokenshift(video, fold=4):
 
 
 class VTN(torch.nn.Module):
-    """Video (b t y x 3) -> logits; 286 frames have positions, then the class token, then padding, which is not used."""
+    """Video (b t y x 3) -> logits. Positions: 286 frames, the class token, and padding, which is not used."""
 
     def __init__(self):
         super().__init__()
@@ -193,27 +197,27 @@ def main():
     video = clip((2, 4, SIDE, SIDE, 3)).transpose(0, 1, 4, 2, 3)
     labels = dict(num_labels=CLASSES)
     goldens = {
-        "timm_vit": of_timm("vit_tiny_patch16_224"),
-        "timm_deit": of_timm("deit_tiny_patch16_224"),
-        "timm_dinov2": of_timm("vit_small_patch14_dinov2", embed_dim=192, num_heads=3, patch_size=16),
-        "hf_vit": of_hugging_face(
+        "timm_vit": run_timm("vit_tiny_patch16_224"),
+        "timm_deit": run_timm("deit_tiny_patch16_224"),
+        "timm_dinov2": run_timm("vit_small_patch14_dinov2", embed_dim=192, num_heads=3, patch_size=16),
+        "hf_vit": run_hugging_face(
             transformers.ViTForImageClassification, transformers.ViTConfig(**TINY, **labels), images
         ),
-        "hf_dinov2": of_hugging_face(
+        "hf_dinov2": run_hugging_face(
             transformers.Dinov2Model,
             transformers.Dinov2Config(**{key: value for key, value in TINY.items() if key != "intermediate_size"}),
             images,
             "pooler_output",
         ),
         **{
-            name: of_hugging_face(
+            name: run_hugging_face(
                 transformers.TimesformerForVideoClassification,
                 transformers.TimesformerConfig(**TINY, num_frames=4, attention_type=kind, **labels),
                 video,
             )
             for name, kind in (("hf_timesformer", "divided_space_time"), ("hf_timesformer_joint", "joint_space_time"))
         },
-        "hf_vivit": of_hugging_face(
+        "hf_vivit": run_hugging_face(
             transformers.VivitForVideoClassification,
             transformers.VivitConfig(
                 **{key: value for key, value in TINY.items() if key != "patch_size"},
@@ -223,7 +227,7 @@ def main():
             ),
             clip((2, 8, SIDE, SIDE, 3)).transpose(0, 1, 4, 2, 3),
         ),
-        "torchvision_swin": of_torchvision(torch.from_numpy(clip((2, 8, 32, 32, 3)))),
+        "torchvision_swin": run_torchvision(torch.from_numpy(clip((2, 8, 32, 32, 3)))),
         "tokenshift": tokenshift(torch.from_numpy(clip((2, 4, SIDE, SIDE, 3)))),
         "vtn": vtn(torch.from_numpy(clip((2, 7, SIDE, SIDE, 3)))),
     }

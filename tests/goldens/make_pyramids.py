@@ -1,14 +1,14 @@
-"""Writes the goldens of Video Swin and CvT: small models with random weights, one input each, and what they answer.
+"""Writes the goldens of Video Swin and CvT: small models with random weights, one input each, and their logits.
 
-Needs torch, torchvision and transformers, which the library and its tests never import: the tests read the .npz files
-beside this script. To write them again, in an environment of its own:
+Needs torch, torchvision and transformers. The library and its tests import none of them: the tests read the .npz files
+beside this script. To write the files again, in an environment of its own:
 
     pip install torch torchvision transformers numpy
     python tests/goldens/make_pyramids.py
 
-Each archive holds every parameter and statistic under the name it has in a checkpoint file, `input` (float32,
-b t y x c), `output` (logits; CvT's are those of each frame, b t classes) and `versions` (JSON). Batch norm's
-statistics are drawn too, and used as in evaluation.
+Each archive holds every parameter and statistic under its name in a checkpoint file, `input` (float32, b t y x c),
+`output` (logits; those of CvT are per frame, b t classes) and `versions` (JSON). The statistics of batch norm are drawn
+too and used as in evaluation.
 """
 
 import json
@@ -25,12 +25,12 @@ FOLDER = pathlib.Path(__file__).parent
 
 
 def draw(rng, shape, center=0.0, scale=1.0):
-    """Normal numbers rounded to multiples of 1/256: exact in float32, and they compress."""
+    """Returns normal numbers rounded to multiples of 1/256, which are exact in float32 and compress well."""
     return (np.round(rng.normal(center, scale, shape) * 256) / 256).astype(np.float32)
 
 
 def randomise(model, rng):
-    """Draws every parameter and statistic anew, those that start at zero or one too, so that each one matters."""
+    """Draws every parameter and statistic, also those that start at zero or one, so that each influences the logits."""
     for name, value in model.state_dict().items():
         if not value.dtype.is_floating_point:
             continue
@@ -39,13 +39,13 @@ def randomise(model, rng):
         value.copy_(torch.from_numpy(np.maximum(drawn, 0.25) if name.endswith("running_var") else drawn))
 
 
-def write(name, model, seed, shape, answer):
-    """One archive; `answer(model, video)` takes torch's (b t y x c) and gives the output."""
+def write(name, model, seed, shape, classify):
+    """Writes one archive; `classify(model, video)` takes a tensor (b t y x c) and returns the logits."""
     rng = np.random.default_rng(seed)
     randomise(model, rng)
     pixels = draw(rng, shape)
     with torch.inference_mode():
-        output = answer(model.eval(), torch.from_numpy(pixels))
+        output = classify(model.eval(), torch.from_numpy(pixels))
     versions = {
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
@@ -78,8 +78,9 @@ def classify_frames(model, video):
 
 
 if __name__ == "__main__":
-    # Windows that divide the grid (4 8 8) and are shifted on every axis; they fill that of the second stage in y and x.
+    # Windows divide the grid (4 8 8) and are shifted on every axis. At the second stage they fill the grid in y and x.
     write("swin_whole", swin(2, [2, 4, 4]), 0, (2, 8, 32, 32, 3), classify_clip)
-    # A grid (3 7 7), padded in y and x, too short for the window in t; at the second stage (3 4 4) in y and x too.
+    # The grid (3 7 7) is padded in y and x and shorter than the window in t. The second stage's (3 4 4) is shorter
+    # than the window on every axis.
     write("swin_ragged", swin(1, [4, 5, 5]), 1, (2, 3, 28, 28, 3), classify_clip)
     write("cvt", cvt(), 2, (2, 3, 40, 40, 3), classify_frames)

@@ -1,6 +1,6 @@
-"""Writes resnet.npz: a small ResNet of Hugging Face in PyTorch, its weights, two images and their pooled features.
+"""Writes resnet.npz: the weights of a small Hugging Face ResNet, two images and their pooled features.
 
-Run where torch and transformers are installed: python tests/goldens/make_resnet.py
+To write the file again, where torch and transformers are installed: python tests/goldens/make_resnet.py
 """
 
 from pathlib import Path

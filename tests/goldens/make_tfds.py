@@ -1,6 +1,8 @@
-"""Writes tfds/: a data set of numbered videos as TensorFlow Datasets prepares it, in files of random access.
+"""Writes tfds/: a data set of numbered videos, prepared by TensorFlow Datasets as ArrayRecord files.
 
-Run where TensorFlow is installed beside requirements.txt: PYTHONPATH=tests python tests/goldens/make_tfds.py
+To write it again, where TensorFlow is installed beside requirements.txt:
+
+    PYTHONPATH=tests python tests/goldens/make_tfds.py
 """
 
 import shutil
@@ -13,7 +15,7 @@ FOLDER = Path(__file__).with_name("tfds")
 
 
 class Numbered(tfds.core.GeneratorBasedBuilder):
-    """Video number n shows the numbers from 10 n on; its class is n mod 3."""
+    """Video n shows the numbers 10 n, 10 n + 1, ...; its class is n mod 3."""
 
     VERSION = tfds.core.Version("1.0.0")
 

@@ -1,6 +1,6 @@
-"""Writes zip.pth and legacy.pth: a checkpoint as training code in PyTorch leaves it, in both forms of torch.save.
+"""Writes zip.pth and legacy.pth: a checkpoint as PyTorch training code saves it, in both forms of torch.save.
 
-Run where torch is installed: PYTHONPATH=tests python tests/goldens/make_torch_files.py
+To write the files again, where torch is installed: python tests/goldens/make_torch_files.py
 """
 
 import argparse
@@ -11,7 +11,7 @@ import torch
 
 
 def checkpoint():
-    """Tensors whose values their position tells, as views, in several types; and what else lies in such files."""
+    """Returns tensors of several types, some of them views, whose values show their position, and other objects."""
     whole = torch.arange(60, dtype=torch.float32)
     state = collections.OrderedDict(
         {

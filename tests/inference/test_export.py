@@ -1,4 +1,4 @@
-"""An exported model answers elsewhere as it does here, and a run that starts from it has all of its parameters."""
+"""An export computes the same logits as the model, and a run that starts from it has all of its parameters."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 from command import ROOT, Run, arguments
 from flax import nnx
+from schemes import SCHEMES, scheme_model
 from tiny import SMALL, TINY, clips, quick_jit, randomise
 
 import main
@@ -31,27 +32,32 @@ from vidformers.training.workdir import describe_run, write_run_json
 
 NAMES = ("run", "walk", "jump", "sit_down", "fall")
 TIGHT = dict(rtol=0, atol=1e-5)
-
-
-# Still smaller, for they take longest to trace and to compile.
-FEWER = {"stat": dict(depth=2, depths=(1, 1)), "cvt": dict(depth=3, depths=(1, 1, 1))}
+NORMALISATION = dict(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+# Fewer layers than in other tests: these models take longest to trace and to compile.
+FEWER_LAYERS = {"stat": dict(depth=2, depths=(1, 1)), "cvt": dict(depth=3, depths=(1, 1, 1))}
+ENTRIES = {f"scheme {name}": entry for name, entry in SCHEMES.items()}
+# Models with parts that no registered scheme has; the other models differ from these in their schemes alone.
+MORE_PARTS = ("havit", "tokenshift", "vtn", "swin", "cvt", "stat")
 
 
 def section(name, **options):
-    own = SMALL.get(name, {}) | FEWER.get(name, {})
-    return dict(name=name, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)) | TINY | own | options
+    """Returns the section `model` of a tiny model."""
+    return dict(name=name) | NORMALISATION | TINY | SMALL.get(name, {}) | FEWER_LAYERS.get(name, {}) | options
 
 
 @cache
 def shell(name, **options):
-    """(graph, make_model, random parameters) of a small model."""
-    make_model = partial(build, **section(name, **options))
+    """Returns (graph, make_model, random parameters) of a tiny model or of a registered scheme."""
+    if name in ENTRIES:
+        make_model = scheme_model(ENTRIES[name], **NORMALISATION)
+    else:
+        make_model = partial(build, **section(name, **options))
     graph, state = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
     return graph, make_model, randomise(nnx.to_pure_dict(state))
 
 
 def put(folder, name, **options):
-    """Exports a small model with random parameters; returns the folder."""
+    """Exports a tiny model with random parameters and returns the path of the folder."""
     about = {
         "model": section(name, **options),
         "id2label": dict(enumerate(NAMES)),
@@ -64,7 +70,7 @@ def put(folder, name, **options):
 
 @pytest.fixture
 def without_program(monkeypatch):
-    """Spares the tests that do not run it the tracing of the program."""
+    """Skips tracing the program, for tests that do not run it."""
 
     class Program:
         def serialize(self):
@@ -74,35 +80,47 @@ def without_program(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name, options", [*((name, {}) for name in MODELS), ("vtn", dict(backbone="resnet", stem=4, depths=(1, 1)))]
+    "name, options",
+    [*((name, {}) for name in (*ENTRIES, *MORE_PARTS)), ("vtn", dict(backbone="resnet", stem=4, depths=(1, 1)))],
 )
-def test_every_model_answers_as_here_at_any_batch_and_is_read_back_whole(name, options, tmp_path):
-    folder = put(tmp_path / "out", name, **options)
-    exported = jax.export.deserialize(bytearray(Path(folder, "model.stablehlo").read_bytes()))
+def test_the_program_computes_the_logits_of_the_model_at_any_batch_size(name, options, tmp_path):
+    folder = Path(put(tmp_path / "out", name, **options))
+    exported = jax.export.deserialize(bytearray((folder / "model.stablehlo").read_bytes()))
     assert exported.platforms == ("cpu", "cuda", "tpu")
-    assert Path(folder, "model.stablehlo").stat().st_size < 400_000, "parameters are arguments, not constants"
-    given = safetensors.numpy.load_file(Path(folder, "model.safetensors"))
-    asked = json.loads(Path(folder, "config.json").read_text())["inputs"]
-    video = clips(3)
-    index = np.cumsum(np.random.default_rng(0).integers(1, 9, video.shape[:2], np.int32), axis=1, dtype=np.int32)
-    assert ("index" in asked) == (name == "vtn") and asked["video"]["shape"] == list(video.shape[1:])
+    assert (folder / "model.stablehlo").stat().st_size < 400_000, "parameters are arguments, not constants"
+    given = safetensors.numpy.load_file(folder / "model.safetensors")
+    specs = json.loads((folder / "config.json").read_text())["inputs"]
+    assert ("index" in specs) == (name == "vtn")
     graph, make_model, parameters = shell(name, **options)
-    expected = quick_jit(lambda p, video, index: nnx.merge(graph, p)(video, index=index))(parameters, video, index)
-    inputs = [video, index] if "index" in asked else [video]
-    run = quick_jit(lambda given, *inputs: [exported.call(given, *(x[:count] for x in inputs)) for count in (3, 1)])
-    for logits in run(given, *inputs):
+    frames, size = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))).shape[:2]
+    video = clips(3, frames=frames, size=size)
+    assert specs["video"]["shape"] == list(video.shape[1:])
+    index = np.cumsum(np.random.default_rng(0).integers(1, 9, video.shape[:2], np.int32), axis=1, dtype=np.int32)
+    inputs = [video, index] if "index" in specs else [video]
+
+    @quick_jit
+    def run(given, parameters, *inputs):
+        own = nnx.merge(graph, parameters)(inputs[0], index=inputs[1] if "index" in specs else None)
+        return own, [exported.call(given, *(x[:count] for x in inputs)) for count in (3, 1)]
+
+    expected, found = run(given, parameters, *inputs)
+    for logits in found:
         np.testing.assert_allclose(logits, expected[: len(logits)], **TIGHT)
 
+
+@pytest.mark.parametrize("name", [*MODELS, "vtn with a ResNet"])
+def test_every_export_is_read_back_completely(name, tmp_path, without_program):
+    options = {} if name in MODELS else dict(backbone="resnet", stem=4, depths=(1, 1))
+    folder = put(tmp_path / "out", name.split()[0], **options)
+    _, make_model, parameters = shell(name.split()[0], **options)
+    given = safetensors.numpy.load_file(Path(folder, "model.safetensors"))
     pretrained = load_weights(Init(weights=folder), make_model, NAMES)
     assert pretrained.counts == {"loaded": len(given), "resized": 0, "new": 0, "unused": 0} and not pretrained.remarks
     for path, leaf in flatten(parameters).items():
         np.testing.assert_array_equal(pretrained.values[path], leaf)
 
 
-# Our own layout
-
-
-def test_classes_of_other_names_draw_the_head(tmp_path, without_program):
+def test_a_head_is_loaded_by_the_names_of_its_classes(tmp_path, without_program):
     folder, (_, make_model, parameters) = put(tmp_path / "out", "vit"), shell("vit")
     turned = load_weights(Init(weights=folder), make_model, ("Fall", "sit down", "jump", "walk", "run"))
     np.testing.assert_array_equal(turned.values["head", "kernel"], parameters["head"]["kernel"][:, ::-1])
@@ -111,7 +129,7 @@ def test_classes_of_other_names_draw_the_head(tmp_path, without_program):
         load_weights(Init(weights=folder), make_model, others)
     drawn = load_weights(Init(weights=folder), partial(make_model, num_classes=3), others[:3])
     assert [row.parameter for row in drawn.rows if row.how == "new"] == ["head.bias", "head.kernel"]
-    assert drawn.counts["unused"] == 0 and drawn.remarks == ["The head of 5 classes is left."]
+    assert drawn.counts["unused"] == 0 and drawn.remarks == ["The head is not loaded, since it has 5 classes."]
 
 
 @pytest.mark.parametrize(
@@ -134,11 +152,11 @@ def test_other_frames_and_another_image_size_resize_the_positions(name, tables, 
         found = after[".".join(map(str, path))]
         if path[-1] == "space":
             np.testing.assert_array_equal(found[0], table[0])
-        if found.shape != table.shape:  # an interpolation keeps the mean of a table, but for its edges
+        if found.shape != table.shape:  # interpolation keeps the mean of a table, except at its edges
             np.testing.assert_allclose(found[1:].mean(0), table[1:].mean(0), atol=0.3)
 
 
-def test_a_table_over_space_and_time_is_resized_in_both(tmp_path, without_program):
+def test_a_joint_table_of_positions_is_resized_in_space_and_time(tmp_path, without_program):
     folder = put(tmp_path / "out", "joint", positions="joint")
     _, make_model, parameters = shell("joint", positions="joint")
     pretrained = load_weights(Init(weights=folder), partial(make_model, frames=8, image_size=64), NAMES)
@@ -168,7 +186,7 @@ def test_a_table_over_space_and_time_is_resized_in_both(tmp_path, without_progra
         ("vit", {}, dict(channels="bgr"), r"init\.channels must be rgb"),
     ],
 )
-def test_another_model_is_refused_in_a_sentence(name, options, init, sentence, tmp_path, without_program):
+def test_weights_of_another_model_are_refused(name, options, init, sentence, tmp_path, without_program):
     folder, make_model = put(tmp_path / "out", "vit"), shell(name, **options)[1]
     with pytest.raises(ConfigError, match=sentence) as error:
         load_weights(Init(weights=folder, **init), make_model, NAMES)
@@ -184,17 +202,17 @@ def test_a_field_that_differs_may_be_allowed(tmp_path, without_program):
     assert any("No config.json" in remark for remark in bare.remarks)
 
 
-def test_a_folder_that_is_there_or_a_write_that_fails(tmp_path, monkeypatch, without_program):
+def test_a_failed_export_leaves_nothing_and_a_full_folder_is_refused(tmp_path, monkeypatch, without_program):
     out = tmp_path / "out"
-    (tmp_path / ".out.part").mkdir()
-    (tmp_path / ".out.part" / "stray").write_text("of an export that was killed")
-    for what in ("rename", "replace"):
+    (tmp_path / ".out.0123abcd.tmp").mkdir()
+    (tmp_path / ".out.0123abcd.tmp" / "stray").write_text("from an export that was killed")
+    for method in ("rename", "replace"):
         with monkeypatch.context() as patched:
 
             def fail(self, target):
                 raise OSError(28, "No space left on device")
 
-            patched.setattr(Path, what, fail)
+            patched.setattr(Path, method, fail)
             with pytest.raises(OSError, match="No space"):
                 put(out, "vit")
         assert list(tmp_path.iterdir()) == []
@@ -207,10 +225,11 @@ def test_a_folder_that_is_there_or_a_write_that_fails(tmp_path, monkeypatch, wit
         "model.stablehlo",
         "run.py",
     ]
-    with pytest.raises(ConfigError, match="is there already and is no empty folder"):
+    with pytest.raises(ConfigError, match="exists and is not an empty folder"):
         put(out, "vit")
 
 
+@pytest.mark.quick
 def test_the_flags_of_a_mode():
     for flags, sentence in (
         (["--mode=export"], "--mode=export needs --out"),
@@ -222,13 +241,10 @@ def test_the_flags_of_a_mode():
             main.parse(["main.py", f"--config={ROOT}/configs/demo.py", *flags])
 
 
-# As a user does it
-
-
 CLASSES = [f"motion {number}" for number in range(10)]
 
 
-# Runs a program that may import nothing but what is named here and what Python brings along.
+# Runs a program that can import nothing but the packages named here and the standard library.
 ALONE = """
 import runpy, sys
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
@@ -255,7 +271,7 @@ def command(workdir, out, **fields):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The folder of a run at step 4, as training leaves it, whose moving average is another than its parameters."""
+    """The folder of a run at step 4, whose EMA differs from its parameters."""
     workdir = tmp_path_factory.mktemp("trained")
     config, *_ = main.parse(["main.py", *command(workdir, "out")])
     optimizer, _ = make_optimizer(4, 4, **config["optim"])
@@ -272,12 +288,11 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def out(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "model"
-    said = Run(command(trained, folder)).finish()
-    assert f"{folder}/README.md" in said
+    assert f"{folder}/README.md" in Run(command(trained, folder)).finish()
     return folder
 
 
-def test_what_an_export_says_and_holds(trained, out):
+def test_an_export_holds_the_ema_and_describes_the_run(trained, out):
     config, run = json.loads((out / "config.json").read_text()), json.loads((trained / "run.json").read_text())
     assert config["id2label"] == {str(label): name for label, name in enumerate(CLASSES)}
     assert (config["step"], config["commit"], config["data"]["val"]) == (4, run["commit"], "digest of val")
@@ -285,26 +300,26 @@ def test_what_an_export_says_and_holds(trained, out):
     assert config["model"]["width"] == 16 and config["image_mean"] == [0.5, 0.5, 0.5]
     model = load(trained)
     pretrained = load_weights(Init(weights=str(out)), model.make_model, CLASSES)
-    average = flatten(randomise(model.parameters))
-    assert pretrained.counts == {"loaded": len(average), "resized": 0, "new": 0, "unused": 0}
-    for path, leaf in average.items():
+    ema = flatten(randomise(model.parameters))
+    assert pretrained.counts == {"loaded": len(ema), "resized": 0, "new": 0, "unused": 0}
+    for path, leaf in ema.items():
         np.testing.assert_array_equal(pretrained.values[path], leaf)
 
 
-def test_weights_predict_without_a_run(trained, out, tmp_path):
+def test_an_export_predicts_without_a_run(trained, out, tmp_path):
     model = load(trained)
     config, *_ = main.parse(["main.py", *command(tmp_path / "none", "x", **{"init.weights": out})])
-    published = Predictor(config, tmp_path / "none")
-    assert published.classes == tuple(CLASSES) and published.step == 0
+    predictor = Predictor(config, tmp_path / "none")
+    assert predictor.classes == tuple(CLASSES) and predictor.step == 0
     for path, leaf in flatten(model.parameters).items():
-        np.testing.assert_array_equal(flatten(published.parameters)[path], leaf)
+        np.testing.assert_array_equal(flatten(predictor.parameters)[path], leaf)
     config["init"]["weights"] = str(out / "model.safetensors")  # config.json beside it names the classes
     config["model"]["depth"] = 2
     with pytest.raises(ConfigError, match=r"model\.depth=1, and here it is 2"):
         Predictor(config, tmp_path / "none")
 
 
-def test_it_runs_with_jax_numpy_and_flatbuffers_alone(trained, out, tmp_path):
+def test_run_py_needs_only_jax_numpy_and_flatbuffers(trained, out, tmp_path):
     video = clips(2, size=16)
     np.save(tmp_path / "views.npy", video)
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
@@ -320,16 +335,16 @@ def test_it_runs_with_jax_numpy_and_flatbuffers_alone(trained, out, tmp_path):
     graph, _ = nnx.split(nnx.eval_shape(lambda: model.make_model(rngs=nnx.Rngs(0))))
     expected = np.asarray(quick_jit(lambda p: nnx.merge(graph, p)(video))(model.parameters))
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, **TIGHT)
-    shares = np.exp(expected - expected.max(axis=1, keepdims=True))
-    best = model.best((shares / shares.sum(axis=1, keepdims=True)).mean(axis=0))
+    probabilities = np.exp(expected - expected.max(axis=1, keepdims=True))
+    best = model.best((probabilities / probabilities.sum(axis=1, keepdims=True)).mean(axis=0))
     assert [line.strip().partition("%  ")[2] for line in done.stdout.splitlines()] == [name for name, _ in best]
 
 
-def test_a_config_of_another_run_is_refused(trained, tmp_path):
+def test_the_config_of_another_model_is_refused(trained, tmp_path):
     flags = command(trained, tmp_path / "out", **{"model.mean": "(0.1, 0.1, 0.1)"})
     config, workdir, _, _, given = main.parse(["main.py", *flags])
     with pytest.raises(ConfigError, match=r"a run with model\.mean=\[0\.5, 0\.5, 0\.5\], not \[0\.1, 0\.1, 0\.1\]"):
         vidformers.inference.export.export(config, workdir, **given)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ConfigError, match="is the folder of a run: --mode=export makes weights of it"):
+    with pytest.raises(ConfigError, match="is the folder of a run. Export its weights with --mode=export"):
         load_weights(Init(weights=str(trained)), shell("vit")[1])

@@ -1,6 +1,6 @@
-"""Our models answer as Hugging Face's do on the same weights, from archives written by its own code.
+"""Our models give the answers of Hugging Face's models with the same weights.
 
-goldens/make_huggingface.py writes the archives and says what is in them.
+goldens/make_huggingface.py writes the weights and the answers.
 """
 
 from functools import partial
@@ -24,7 +24,7 @@ def archive(name):
 
 
 def linear(arrays, *names):
-    """Linear layers side by side: torch's (out, in) -> kernel (in, out)."""
+    """Returns PyTorch's linear layers (out, in) as one kernel (in, out), concatenated along the outputs."""
     return {
         "kernel": np.concatenate([arrays[f"{name}.weight"].T for name in names], axis=1),
         "bias": np.concatenate([arrays[f"{name}.bias"] for name in names]),
@@ -36,8 +36,8 @@ def norm(arrays, name):
 
 
 def block(arrays, layer):
-    """The sublayers of one block: time attention where there is one, space or joint attention, MLP."""
-    qkv = [f"{layer}.attention.attention.{part}" for part in ("query", "key", "value")]
+    """Returns the sublayers of one block: time attention if there is one, space or joint attention, MLP."""
+    qkv = [f"{layer}.attention.attention.{name}" for name in ("query", "key", "value")]
     if f"{layer}.attention.attention.qkv.weight" in arrays:
         qkv = [f"{layer}.attention.attention.qkv"]
     sublayers = [
@@ -67,25 +67,25 @@ def block(arrays, layer):
 
 
 def parameters(arrays, prefix=""):
-    """An archive as the parameters of our model; every array of it is used."""
+    """Returns an archive as the parameters of our model. Every array is used."""
 
-    def part(name):
+    def array(name):
         return arrays[f"{prefix}{name}"]
 
-    patch = part("embeddings.patch_embeddings.projection.weight")
+    patch = array("embeddings.patch_embeddings.projection.weight")
     blocks = [block(arrays, f"{prefix}encoder.layer.{i}") for i in range(2)]
     embedding = {
         "patch": {
             "kernel": patch.transpose(2, 3, 1, 0).reshape(-1, len(patch)),
-            "bias": part("embeddings.patch_embeddings.projection.bias"),
+            "bias": array("embeddings.patch_embeddings.projection.bias"),
         },
-        "space": part("embeddings.position_embeddings")[0],
+        "space": array("embeddings.position_embeddings")[0],
     }
     if f"{prefix}embeddings.time_embeddings" in arrays:
-        embedding["time"] = part("embeddings.time_embeddings")[0]
+        embedding["time"] = array("embeddings.time_embeddings")[0]
     encoder = {
         "embedding": embedding,
-        "class_token": part("embeddings.cls_token")[0, 0],
+        "class_token": array("embeddings.cls_token")[0, 0],
         "stages": {0: {"layers": {"sublayers": jax.tree.map(lambda *layers: np.stack(layers), *blocks)}}},
         "norm": norm(arrays, f"{prefix}layernorm"),
     }
@@ -97,8 +97,8 @@ def parameters(arrays, prefix=""):
     }
 
 
-def ours(name, arrays, prefix="", **options):
-    """(graph, parameters): the mapped archive, of exactly the shapes of our model."""
+def mapped_model(name, arrays, prefix="", **options):
+    """Returns (graph, parameters) of our model with the arrays of the archive, which must have its shapes."""
     graph, drawn = make(name, **{**GEOMETRY, **options})
     mapped = parameters(arrays, prefix)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.shape, b.shape), drawn, mapped)
@@ -110,30 +110,31 @@ def logits(graph, parameters, video):
     return nnx.merge(graph, parameters)(video)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("golden, name", [("timesformer_divided", "timesformer"), ("timesformer_joint", "joint")])
 def test_logits_equal_those_of_hugging_face(golden, name):
     arrays = archive(golden)
-    graph, mapped = ours(name, arrays, "timesformer.")
+    graph, mapped = mapped_model(name, arrays, "timesformer.")
     np.testing.assert_allclose(logits(graph, mapped, arrays["input"]), arrays["output"], rtol=0, atol=1e-4)
 
 
 def test_space_only_logits_average_over_frames():
-    """Hugging Face leaves one row a frame; ours is their mean. It too has no temporal table here."""
+    """Hugging Face returns one row of logits per frame; ours is their mean. Neither has positions of frames."""
     arrays = archive("timesformer_space_only")
-    graph, mapped = ours("vit", arrays, "timesformer.")
+    graph, mapped = mapped_model("vit", arrays, "timesformer.")
     expected = arrays["output"].reshape(2, 3, 5).mean(1)
     np.testing.assert_allclose(logits(graph, mapped, arrays["input"]), expected, rtol=0, atol=1e-4)
 
 
 def test_every_token_of_an_image_model_equals_hugging_face():
     arrays = archive("vit")
-    graph, mapped = ours("vit", arrays, frames=1)
+    graph, mapped = mapped_model("vit", arrays, frames=1)
 
     def run(parameters, video):
         model = nnx.merge(graph, parameters)
         encoder = model.encoder
         patches = encoder.embedding(video)
-        tokens = encoder.stages[0](Tokens(patches, encoder.classes(patches)))
+        tokens = encoder.stages[0](Tokens(patches, encoder.initial_class_tokens(patches)))
         return model.features(video), encoder.norm(tokens.patches)
 
     features, patches = quick_jit(run)(mapped, arrays["input"][:, None])

@@ -1,4 +1,4 @@
-"""Files of torch.save are read exactly, and none of them can do anything: see goldens/make_torch_files.py."""
+"""Files of torch.save are read exactly and never run code. goldens/make_torch_files.py writes the two checkpoints."""
 
 import collections
 import io
@@ -17,8 +17,9 @@ from vidformers.pretrained import torch_file
 GOLDENS = Path(__file__).parents[1] / "goldens"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("form", ["zip", "legacy"])
-def test_every_tensor_of_a_checkpoint(form):
+def test_every_tensor_of_a_checkpoint_is_read(form):
     arrays, others = torch_file.read(GOLDENS / f"{form}.pth")
     whole = np.arange(60, dtype=np.float32)
     expected = {
@@ -33,7 +34,7 @@ def test_every_tensor_of_a_checkpoint(form):
         "empty": np.zeros((0, 3)),
         "parameter": np.ones((2, 2)),
     }
-    assert list(arrays) == list(expected), "without the prefixes of wrappers"
+    assert list(arrays) == list(expected), "the prefixes of wrappers are removed"
     for name, array in expected.items():
         np.testing.assert_array_equal(arrays[name], array, err_msg=name)
         assert arrays[name].shape == array.shape
@@ -42,7 +43,7 @@ def test_every_tensor_of_a_checkpoint(form):
 
 
 class Runs:
-    """Unpickled by the book, this writes a file."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -52,7 +53,7 @@ class Runs:
 
 
 def archive(path, content, data=(), compression=zipfile.ZIP_STORED):
-    """A zip file as of torch.save, with this pickle."""
+    """Writes a zip file in the form of torch.save with this pickle as its content."""
     with zipfile.ZipFile(path, "w", compression) as file:
         file.writestr("archive/data.pkl", content if isinstance(content, bytes) else pickle.dumps(content, 2))
         for key, value in data:
@@ -60,18 +61,8 @@ def archive(path, content, data=(), compression=zipfile.ZIP_STORED):
     return path
 
 
-class Named:
-    """Pickles as the global of that name."""
-
-    def __init__(self, module, name):
-        self.module, self.name = module, name
-
-    def __reduce__(self):
-        return f"{self.module}\n{self.name}"
-
-
 def tensor(key="0", count=4, offset=0, shape=(2, 2), strides=(2, 1), storage="FloatStorage"):
-    """The pickle of {'weight': a tensor of that description}."""
+    """Returns the pickle of {'weight': a tensor of this description}."""
 
     def put(value):
         return pickle.dumps(value, 2)[2:-1]
@@ -98,12 +89,12 @@ def tensor(key="0", count=4, offset=0, shape=(2, 2), strides=(2, 1), storage="Fl
     return b"".join(parts)
 
 
-def test_a_handmade_tensor(tmp_path):
+def test_a_tensor_is_read_from_a_pickle_written_by_hand(tmp_path):
     path = archive(tmp_path / "a.pth", tensor(), [("0", np.arange(4, dtype=np.float32).tobytes())])
     np.testing.assert_array_equal(torch_file.read(path)[0]["weight"], [[0, 1], [2, 3]])
 
 
-def test_a_tensor_beside_the_weights_is_not_taken_for_one_of_them(tmp_path):
+def test_a_tensor_beside_the_state_dict_is_not_read_as_a_weight(tmp_path):
     inner, accuracy = tensor()[2:-1], tensor().replace(b"weight", b"best_a")[2:-1]
     beside = b"\x80\x02" + accuracy + pickle.dumps("state_dict", 2)[2:-1] + inner + b"s."
     path = archive(tmp_path / "a.pth", beside, [("0", np.arange(4, dtype=np.float32).tobytes())])
@@ -126,13 +117,13 @@ def test_a_tensor_beside_the_weights_is_not_taken_for_one_of_them(tmp_path):
         (dict(storage="QInt8Storage"), "a storage is of the type torch.QInt8Storage"),
     ],
 )
-def test_tensors_that_lie_outside_their_storage(tmp_path, change, sentence):
+def test_tensors_outside_of_their_storage_are_refused(tmp_path, change, sentence):
     path = archive(tmp_path / "a.pth", tensor(**change), [("0", bytes(16))])
     with pytest.raises(ConfigError, match=sentence):
         torch_file.read(path)
 
 
-def test_nothing_is_run(tmp_path):
+def test_no_code_of_a_file_is_run(tmp_path):
     harm, weights = tmp_path / "harm", [("0", bytes(16))]
     state = tensor()[2:-1]
     beside = (
@@ -148,11 +139,11 @@ def test_nothing_is_run(tmp_path):
     assert arrays["weight"].shape == (2, 2) and not harm.exists()
     assert any(other.startswith("evil: ") and other.endswith(".system") for other in others)
     inside = b"\x80\x02" + state + pickle.dumps("evil", 2)[2:-1] + pickle.dumps(Runs(harm), 2)[2:-1] + b"s."
-    with pytest.raises(ConfigError, match=r"holds 'evil', (posix|nt)\.system, which is no tensor"):
+    with pytest.raises(ConfigError, match=r"holds 'evil', (posix|nt)\.system, which is not a tensor"):
         torch_file.read(archive(tmp_path / "b.pth", inside, weights))
     legacy = tmp_path / "c.pth"
     legacy.write_bytes(pickle.dumps(Runs(harm), 2))
-    with pytest.raises(ConfigError, match="no file of torch.save"):
+    with pytest.raises(ConfigError, match="not a file of torch.save"):
         torch_file.read(legacy)
     assert not harm.exists()
 
@@ -168,33 +159,33 @@ def test_nothing_is_run(tmp_path):
         "vidformers.pretrained.torch_file _tensor",
     ],
 )
-def test_functions_are_inert(tmp_path, name):
+def test_functions_that_a_file_names_are_inert(tmp_path, name):
     module, function = name.split()
     call = f"c{module}\n{function}\n".encode() + pickle.dumps(("1 + 1",), 2)[2:-1] + b"R."
     with pytest.raises(ConfigError, match=f"holds {module}.{function} instead of a dictionary"):
         torch_file.read(archive(tmp_path / "a.pth", b"\x80\x02" + call))
 
 
-def test_what_may_be_called_cannot_be_changed(tmp_path):
-    change = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + pickle.dumps({"_make": 1}, 2)[2:-1] + b"b."
+def test_a_file_cannot_change_the_functions_that_it_may_call(tmp_path):
+    change = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + pickle.dumps({"_function": 1}, 2)[2:-1] + b"b."
     with pytest.raises(ConfigError, match="it changes a function"):
         torch_file.read(archive(tmp_path / "a.pth", change))
     assert collections.OrderedDict(a=1)["a"] == 1
 
 
-def test_numbers_that_would_fill_the_memory(tmp_path):
+def test_files_that_would_fill_the_memory_are_refused(tmp_path):
     huge = b"\x80\x02}r" + struct.pack("<I", 2**31 - 1) + b"."
     with pytest.raises(ConfigError, match="numbers more objects than it can hold"):
         torch_file.read(archive(tmp_path / "a.pth", huge))
-    with pytest.raises(ConfigError, match="its parts are compressed"):
+    with pytest.raises(ConfigError, match="its entries are compressed"):
         torch_file.read(archive(tmp_path / "b.pth", tensor(), [("0", bytes(16))], zipfile.ZIP_DEFLATED))
     with pytest.raises(ConfigError, match="nested too deeply|is damaged|a list instead of"):
         torch_file.read(archive(tmp_path / "c.pth", b"\x80\x02" + b"]" * 50000 + b"a" * 49999 + b"."))
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
-def test_truncated_and_damaged_files(form, tmp_path):
-    """Never anything but the arrays that were written, or a sentence."""
+def test_truncated_and_damaged_files_are_refused_or_read(form, tmp_path):
+    """Reading damaged files gives arrays or a ConfigError, and no other exception."""
     good = (GOLDENS / f"{form}.pth").read_bytes()
     expected = torch_file.read(GOLDENS / f"{form}.pth")[0]
     rng = np.random.default_rng(0)
@@ -217,7 +208,7 @@ def test_truncated_and_damaged_files(form, tmp_path):
     assert refused > 50 and len(expected) == 10
 
 
-def test_other_files(tmp_path):
+def test_files_that_are_not_checkpoints_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         torch_file.read(tmp_path / "none.pth")
     with pytest.raises(ConfigError, match="a zip file that torch.save did not write"):
@@ -231,5 +222,5 @@ def test_other_files(tmp_path):
     buffer = io.BytesIO()
     pickle.dump({"a": 1}, buffer)
     (tmp_path / "d.pth").write_bytes(buffer.getvalue())
-    with pytest.raises(ConfigError, match="no file of torch.save"):
+    with pytest.raises(ConfigError, match="not a file of torch.save"):
         torch_file.read(tmp_path / "d.pth")

@@ -1,4 +1,4 @@
-"""Weights of video models give the answers that they gave where they come from; what does not fit is refused."""
+"""Weights of video models give the answers of the library that they come from. Weights that do not fit are refused."""
 
 from functools import partial
 
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from drawn import clip, draw
 from flax import nnx
-from weights import CLASSES, GOLDENS, SHAPE, SIDE, TIGHT, arrays_of, loaded, write
+from weights import CLASSES, GOLDENS, SHAPE, SIDE, TIGHT, arrays_of, fitted, loaded, write
 
 from vidformers import build
 from vidformers.errors import ConfigError
-from vidformers.pretrained import Init, load
+from vidformers.pretrained import Init
 from vidformers.pretrained.fit import resize
 
 VIVIT = dict(frames=8, patch_frames=2, positions="joint", gelu="tanh")
@@ -26,7 +26,7 @@ LAYERS = ("encoder", "stages", 0, "layers", "sublayers")
 
 
 def as_published(golden):
-    """The arrays with all that the files of that origin hold besides, under the prefixes that they have."""
+    """Returns the arrays of a published file: with its prefixes, and with the arrays that no model needs."""
     arrays = arrays_of(golden)
     if golden == "torchvision_swin":
         rows = np.array(GOLDENS[golden]["rows"])
@@ -43,25 +43,20 @@ def save(tmp_path):
     return partial(write, tmp_path)
 
 
-def fitted(folder, name, init=None, class_names=None, **options):
-    """What becomes of weights; nothing is compiled."""
-    fields = dict(weights=folder, head="as_is", allow=("normalisation",)) | (init or {})
-    return load(Init(**fields), partial(build, name, **SHAPE | options), class_names)
-
-
 def rows(pretrained):
     return {row.parameter: row for row in pretrained.rows}
 
 
 @pytest.mark.parametrize("golden", CASES)
-def test_answers_equal_those_of_the_library_it_comes_from(golden, save):
+def test_the_answers_are_those_of_the_library_that_the_weights_come_from(golden, save):
     name, options = CASES[golden]
     run, pretrained = loaded(save(as_published(golden), GOLDENS[golden].get("about")), name, **options)
     expected = np.array(GOLDENS[golden]["logits"])
     assert expected.std() >= 1
     side = options.get("image_size", SIDE)
     np.testing.assert_allclose(run(clip((2, options["frames"], side, side, 3)))[0], expected, **TIGHT)
-    assert {row.how for row in pretrained.rows} == {"loaded"} and not pretrained.unused and pretrained.still is None
+    assert {row.how for row in pretrained.rows} == {"loaded"} and not pretrained.unused
+    assert pretrained.still_clip_differences is None
 
 
 @pytest.mark.parametrize("golden", CASES)
@@ -69,12 +64,15 @@ def test_answers_equal_those_of_the_library_it_comes_from(golden, save):
     "change, sentence",
     [
         (lambda arrays, name: arrays.pop(name), "is missing"),
-        (lambda arrays, name: arrays.update({name: arrays[name][:-1]}), "shape|has no place|no square"),
+        (
+            lambda arrays, name: arrays.update({name: arrays[name][:-1]}),
+            "shape|has no parameters|do not form a square",
+        ),
         (lambda arrays, name: arrays[name].__setitem__(..., np.inf), "holds numbers that are not finite"),
-        (lambda arrays, name: arrays.update(stray=np.zeros(2)), "nothing in the model takes stray; init.allow"),
+        (lambda arrays, name: arrays.update(stray=np.zeros(2)), "no parameter of the model takes stray; init.allow"),
     ],
 )
-def test_files_that_are_not_whole_are_refused(golden, change, sentence, save):
+def test_incomplete_files_are_refused(golden, change, sentence, save):
     (name, options), arrays = CASES[golden], as_published(golden)
     change(arrays, list(arrays)[len(arrays) // 2])
     with pytest.raises(ConfigError, match=sentence) as error:
@@ -85,25 +83,26 @@ def test_files_that_are_not_whole_are_refused(golden, change, sentence, save):
 # ViViT
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "options, field",
     [
-        (dict(patch_frames=3), "model.patch_frames=3 must divide model.frames=8"),
+        (dict(patch_frames=3), "model.patch_frames=3 does not divide model.frames=8"),
         (dict(patch_frames=0), "model.patch_frames=0"),
         (dict(positions="both"), "model.positions='both'"),
         (dict(gelu="fast"), "model.gelu='fast'"),
     ],
 )
-def test_impossible_fields_are_refused(options, field):
+def test_impossible_fields_of_tubelets_are_refused(options, field):
     with pytest.raises(ConfigError, match=field):
         nnx.eval_shape(lambda: build("joint", **SHAPE | dict(frames=8) | options, rngs=nnx.Rngs(0)))
 
 
-def test_the_gelu_of_vivit_is_another(save):
+def test_a_remark_names_the_gelu_of_vivit(save):
     folder = save(as_published("hf_vivit"), GOLDENS["hf_vivit"]["about"])
     exact, pretrained = loaded(folder, "joint", **VIVIT | dict(gelu="exact"))
-    apart = np.abs(exact(clip((2, 8, SIDE, SIDE, 3)))[0] - np.array(GOLDENS["hf_vivit"]["logits"])).max()
-    assert 1e-4 < apart < 0.05
+    difference = np.abs(exact(clip((2, 8, SIDE, SIDE, 3)))[0] - np.array(GOLDENS["hf_vivit"]["logits"])).max()
+    assert 1e-4 < difference < 0.05
     assert any("GELU by tanh" in remark for remark in pretrained.remarks)
     assert not any("GELU" in remark for remark in fitted(folder, "joint", **VIVIT).remarks)
 
@@ -120,18 +119,18 @@ def test_a_joint_table_is_resized_over_time_and_space(save):
     found = pretrained.values["encoder", "embedding", "space"]
     np.testing.assert_array_equal(found[0], table[0, 0])
     found = found[1:].reshape(8, 6, 6, -1)
-    places = np.clip((np.arange(8) + 0.5) / 2 - 0.5, 0, 3)  # of the new tubes among the old ones
+    places = np.clip((np.arange(8) + 0.5) / 2 - 0.5, 0, 3)  # positions of the new tubelets between the old ones
     np.testing.assert_allclose(found[..., 0], np.broadcast_to(places[:, None, None], (8, 6, 6)), atol=1e-5)
     bicubic = resize(table[0, 1:17].reshape(4, 4, -1), (6, 6))
     np.testing.assert_allclose(found[0, ..., 3:], bicubic[..., 3:], atol=1e-5)
 
 
-def test_over_how_many_frames_positions_are(save):
+def test_joint_positions_need_their_number_of_frames(save):
     arrays = as_published("hf_vivit")
     assert rows(fitted(save(arrays), "joint", **VIVIT))["encoder.embedding.space"].how == "loaded"
-    with pytest.raises(ConfigError, match="does not say over how many frames its 64 positions are"):
+    with pytest.raises(ConfigError, match="does not say over how many frames its 64 positions extend"):
         fitted(save(arrays), "joint", **VIVIT | dict(frames=16))
-    with pytest.raises(ConfigError, match="its 64 positions are no square in each of 3 frames"):
+    with pytest.raises(ConfigError, match="its 64 positions do not form a square in each of 3 frames"):
         fitted(save(arrays, dict(num_frames=6)), "joint", **VIVIT)
 
 
@@ -140,16 +139,16 @@ def test_over_how_many_frames_positions_are(save):
     [
         ("vit", dict(frames=8), "its patches span 2 frames, those of the model 1"),
         ("joint", VIVIT | dict(patch_frames=4), "its patches span 2 frames, those of the model 4"),
-        ("joint", VIVIT | dict(positions="separate"), "its positions are of space and time at once"),
-        ("swin", SWIN, "the layout is that of a ViViT of Hugging Face, which this model has no place for"),
+        ("joint", VIVIT | dict(positions="separate"), "it has joint positions of space and time"),
+        ("swin", SWIN, "the layout is that of a ViViT of Hugging Face, which does not fit this model"),
     ],
 )
-def test_tubelets_in_models_of_other_patches(name, options, sentence, save):
+def test_tubelets_are_refused_by_models_with_other_patches(name, options, sentence, save):
     with pytest.raises(ConfigError, match=sentence):
         fitted(save(as_published("hf_vivit"), GOLDENS["hf_vivit"]["about"]), name, **options)
 
 
-def test_kernels_of_images_in_tubelets(save):
+def test_a_kernel_of_images_becomes_one_of_tubelets(save):
     folder = save(arrays_of("timm_vit"))
     kernel = arrays_of("timm_vit")["patch_embed.proj.weight"].transpose(2, 3, 1, 0)
     centre, average = (
@@ -165,7 +164,7 @@ def test_kernels_of_images_in_tubelets(save):
         Init(tube="middle")
 
 
-def test_separate_tables_are_added_up_to_a_joint_one(save):
+def test_separate_positions_are_added_to_joint_ones(save):
     arrays = arrays_of("hf_timesformer_joint")
     pretrained = fitted(save(arrays, GOLDENS["hf_timesformer_joint"]["about"]), "joint", frames=4, positions="joint")
     space, time = (arrays[f"timesformer.embeddings.{kind}_embeddings"][0] for kind in ("position", "time"))
@@ -174,7 +173,7 @@ def test_separate_tables_are_added_up_to_a_joint_one(save):
     np.testing.assert_allclose(found[1:].reshape(4, 16, -1), space[1:] + time[:, None], atol=1e-6)
 
 
-def test_central_frames_answer_as_the_clip_of_them(save, float64):
+def test_tubelets_answer_as_the_clip_of_their_central_frames(save, float64):
     folder, video, exact = save(arrays_of("timm_vit")), clip((2, 6, SIDE, SIDE, 3)), dict(dtype="float64")
     tubes, _ = loaded(folder, "joint", frames=6, patch_frames=2, positions="joint", **exact)
     frames, _ = loaded(folder, "joint", frames=3, **exact)
@@ -187,7 +186,7 @@ def test_central_frames_answer_as_the_clip_of_them(save, float64):
 # TokenShift
 
 
-def test_other_models_take_tokenshift_s_vit(save):
+def test_the_channels_of_tokenshift_are_swapped_only_for_shifts(save):
     folder = save(as_published("tokenshift"))
     shifted = fitted(folder, "tokenshift", frames=4).values["encoder", "class_token"]
     plain = fitted(folder, "mevit", dict(head="draw"), frames=4, motion_blocks=2).values["encoder", "class_token"]
@@ -201,34 +200,34 @@ def test_other_models_take_tokenshift_s_vit(save):
 @pytest.mark.parametrize(
     "name, options, sentence",
     [
-        ("vit", dict(frames=2), r"no place for its layers over frames; init\.allow=\"\('time',\)\""),
+        ("vit", dict(frames=2), r"no parameters for its layers over frames; init\.allow=\"\('time',\)\""),
         (
             "vtn",
             VTN | dict(temporal_depth=1),
-            r"no place for its layers over frames 1 to 1; init\.allow=\"\('layers',\)",
+            r"no parameters for its layers over frames 1 to 1; init\.allow=\"\('layers',\)",
         ),
-        ("vtn", VTN | dict(temporal_depth=3), "it has 2 layers over frames, and the model needs 3"),
-        ("vtn", VTN | dict(tie_global=True), "model.tie_global=True has no place"),
+        ("vtn", VTN | dict(temporal_depth=3), "it has 2 layers over frames, and the model needs at least 3"),
+        ("vtn", VTN | dict(tie_global=True), "model.tie_global=True has none"),
         ("vtn", VTN | dict(heads=4), "trained with 3 heads, and model.heads is 4"),
-        ("vtn", VTN | dict(backbone="resnet", depths=(1,), stem=4), "the layout is that of a VTN, which this model"),
+        ("vtn", VTN | dict(backbone="resnet", depths=(1,), stem=4), "the layout is that of a VTN, which does not fit"),
     ],
 )
-def test_models_that_are_no_such_vtn(name, options, sentence, save):
+def test_models_that_do_not_fit_a_vtn_refuse_it(name, options, sentence, save):
     with pytest.raises(ConfigError, match=sentence):
         fitted(save(as_published("vtn")), name, **options)
 
 
-def test_a_head_stays_with_the_features_that_it_reads(save):
-    """VTN's head reads what layers over frames made of them, an image model's the class token."""
+def test_a_head_is_loaded_only_for_the_features_that_it_reads(save):
+    """The head of VTN reads the output of layers over frames, the head of an image model reads the class token."""
     folder = save(as_published("vtn"))
     image = fitted(folder, "vit", dict(allow=("time", "normalisation")), frames=2)
-    assert "Left: layers over frames." in image.remarks
+    assert "Not loaded: layers over frames." in image.remarks
     assert rows(image)["head.kernel"].how == "new" and rows(image)["encoder.class_token"].how == "loaded"
     video = fitted(save(arrays_of("timm_vit")), "vtn", **VTN)
     assert rows(video)["head.kernel"].how == "new" and rows(video)["encoder.encoder.class_token"].how == "loaded"
 
 
-def test_classes_in_another_order_are_put_in_ours(save):
+def test_classes_are_put_in_the_order_of_the_data_set(save):
     names = ["a b", "c", "d", "e", "f", "g", "h"]
     folder = save(as_published("vtn"), {"id2label": {str(i): name for i, name in enumerate(names)}})
     pretrained = fitted(folder, "vtn", dict(head="auto"), ["h", *names[:-1]], **VTN)
@@ -242,9 +241,9 @@ def test_classes_in_another_order_are_put_in_ours(save):
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        (dict(window=(2, 2, 2)), r"other windows than model.window=\(2, 2, 2\)"),
-        (dict(window=(4, 2, 4)), r"other windows than model.window=\(4, 2, 4\)"),  # a table as long
-        (dict(depth=6, depths=(2, 4)), r"\[2, 2\] blocks by stage, and model.depths is \[2, 4\]"),
+        (dict(window=(2, 2, 2)), r"another window than model.window=\(2, 2, 2\)"),
+        (dict(window=(4, 2, 4)), r"another window than model.window=\(4, 2, 4\)"),  # a table of equal length
+        (dict(depth=6, depths=(2, 4)), r"its stages have \[2, 2\] blocks, and model.depths is \[2, 4\]"),
         (dict(heads=4), "it has 2 heads where the model has 4"),
         (dict(patch_frames=1), "its patches span 2 frames, those of the model 1"),
         (dict(patch_size=2), "its patches have 4 pixels a side, and model.patch_size is 2"),
@@ -256,8 +255,10 @@ def test_another_swin_is_refused(options, sentence, save):
         fitted(save(as_published("torchvision_swin")), "swin", **SWIN | options)
 
 
-def test_a_swin_is_no_vit(save):
-    with pytest.raises(ConfigError, match="the layout is that of a Video Swin of torchvision, which this model has no"):
+def test_a_swin_is_refused_by_a_vit(save):
+    with pytest.raises(
+        ConfigError, match="the layout is that of a Video Swin of torchvision, which does not fit this model"
+    ):
         fitted(save(as_published("torchvision_swin")), "vit", frames=8)
 
 
@@ -271,14 +272,14 @@ def test_a_swin_is_no_vit(save):
         ("hf_vit", "vit.embeddings.distillation_token", "distillation_classifier.weight", "DeiT of Hugging Face"),
     ],
 )
-def test_the_second_token_of_a_distilled_deit_is_left_only_when_told(golden, token, head, layout, save):
+def test_the_second_token_of_a_distilled_deit_is_left_out_only_when_allowed(golden, token, head, layout, save):
     arrays = arrays_of(golden)
     place = "pos_embed" if golden == "timm_deit" else "vit.embeddings.position_embeddings"
     plain = arrays[place]
     arrays[place] = np.concatenate([plain[:, :1], plain[:, :1] + 1, plain[:, 1:]], axis=1)
     arrays |= {token: draw(token, (1, 1, 192)), head: draw(head, (CLASSES, 192))}
     folder = save(arrays, GOLDENS[golden].get("about"))
-    with pytest.raises(ConfigError, match=f"nothing in the model takes .*{token}"):
+    with pytest.raises(ConfigError, match=f"no parameter of the model takes .*{token}"):
         fitted(folder, "vit", frames=1)
     pretrained = fitted(folder, "vit", dict(allow=(token, head, "normalisation")), frames=1)
     assert pretrained.layout == layout and sorted(pretrained.unused) == sorted([token, head])

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: reading their files, knowing their layouts, fitting them to a model here."""
+"""Weights from other libraries and from our exports: reading files, recognising layouts, fitting them to a model."""
 
 from vidformers.pretrained.fit import Init
 from vidformers.pretrained.load import Pretrained, load

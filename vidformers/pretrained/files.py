@@ -1,4 +1,4 @@
-"""Finding a file of weights and reading its arrays, whatever its format: the content tells, not the name."""
+"""Finding a file of weights and reading its arrays. The content of the file determines its format, not its name."""
 
 import hashlib
 import json
@@ -12,8 +12,8 @@ import numpy as np
 from vidformers.errors import ConfigError
 from vidformers.pretrained import torch_file
 
-# What a folder may hold, in the order of preference.
-_NAMES = (
+# The files of weights that a folder can hold, in the order of preference.
+_PATTERNS = (
     "model.safetensors",
     "model.safetensors.index.json",
     "*.safetensors",
@@ -29,31 +29,33 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 @dataclass(frozen=True)
 class File:
-    """The arrays of a file of weights, and what is written beside them.
+    """The content of a file of weights.
 
     Attributes:
-      arrays: by the names in the file.
-      path: of the file, or of the index of several.
-      sha256: of the file or files.
-      about: the content of config.json and preprocessor_config.json beside it, of Hugging Face, where there are such.
-      revision: commit of the repository it came from, where it did.
-      others: what else a file of PyTorch holds, which was not read.
+        arrays: name in the file -> array.
+        path: of the file, or of the index of several files.
+        sha256: of the file or files.
+        metadata: the content of Hugging Face's config.json and preprocessor_config.json beside the file, or {}.
+        revision: the commit of the repository on Hugging Face, or None.
+        not_read: what else a PyTorch file holds.
     """
 
     arrays: dict[str, np.ndarray]
     path: Path
     sha256: str
-    about: dict = field(default_factory=dict)
+    metadata: dict = field(default_factory=dict)
     revision: str | None = None
-    others: tuple[str, ...] = ()
+    not_read: tuple[str, ...] = ()
 
 
 def open_file(source: str) -> File:
-    """The weights at `source`: a file, a folder that holds one, or 'OWNER/NAME' or 'OWNER/NAME@REVISION' on Hugging
-    Face, which is kept in the cache of huggingface_hub and found there without a network.
+    """Reads a file of weights.
 
+    Args:
+        source: a file, a folder that holds one, or 'OWNER/NAME' or 'OWNER/NAME@REVISION' on Hugging Face. A repository
+            is kept in the cache of huggingface_hub and is found there without a network.
     Raises:
-      ConfigError: it is not there, damaged, of no known format, or holds numbers that are not finite.
+        ConfigError: the file is missing, damaged, of an unknown format, or holds numbers that are not finite.
     """
     path, revision = Path(source).expanduser(), None
     if not path.exists():
@@ -62,93 +64,97 @@ def open_file(source: str) -> File:
         path, revision = _download(source)
     if path.is_dir():
         path = _choose(path, source)
-    arrays, others, files = _read(path)
+    arrays, not_read, files = _read(path)
     if not arrays:
         raise ConfigError(f"{path} holds no arrays.")
     for name, array in arrays.items():
         if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
-            raise ConfigError(f"{path}: {name!r} is of the type {array.dtype}, which no weights are.")
+            raise ConfigError(f"{path}: {name!r} has the type {array.dtype}, which is not a type of weights.")
         if not np.isfinite(array.astype(np.float32)).all():
             raise ConfigError(f"{path}: {name!r} holds numbers that are not finite.")
-    return File(arrays, path, _digest(files), _about(path.parent), revision, others)
+    return File(arrays, path, _digest(files), _read_metadata(path.parent), revision, not_read)
 
 
 def _download(source):
-    """The folder of a repository in the cache, and its commit."""
+    """Returns the folder of a repository in the cache, and its commit."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     repository, _, revision = source.partition("@")
     try:
-        names = ["*.json", "*.safetensors", "*.npz", "*.bin", "*.pth", "*.pyth"]
-        folder = Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=names))
+        patterns = ["*.json", "*.safetensors", "*.npz", "*.bin", "*.pth", "*.pyth"]
+        folder = Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
     except LocalEntryNotFoundError:
         raise ConfigError(
             f"init.weights={source} is not in the cache of huggingface_hub, and Hugging Face cannot be reached."
         ) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ConfigError(f"init.weights={source} cannot be had from Hugging Face: {reason}.") from None
+        raise ConfigError(f"init.weights={source} cannot be downloaded from Hugging Face: {reason}.") from None
     return folder, folder.name  # the cache names the folders of snapshots after their commits
 
 
 def _choose(folder, source):
-    for pattern in _NAMES:
-        found = sorted(folder.glob(pattern))
-        if len(found) == 1:
-            return found[0]
-        if found:
+    """Returns the file of weights in a folder."""
+    for pattern in _PATTERNS:
+        matches = sorted(folder.glob(pattern))
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
             raise ConfigError(
-                f"init.weights={source} holds several files of weights, {found[0].name} and "
-                f"{found[1].name} among them: name one."
+                f"init.weights={source} holds several files of weights, {matches[0].name} and {matches[1].name} among "
+                "them: name one."
             )
     if (folder / "run.json").exists():
-        raise ConfigError(f"init.weights={source} is the folder of a run: --mode=export makes weights of it.")
+        raise ConfigError(
+            f"init.weights={source} is the folder of a run. Export its weights with --mode=export and name the export."
+        )
     raise ConfigError(f"init.weights={source} is a folder that holds no file of weights.")
 
 
 def _read(path):
-    """(arrays, what else there is, the files that were read)."""
+    """Returns (arrays, what else the file holds, the files that were read)."""
     try:
         with open(path, "rb") as file:
-            head = file.read(16)
+            first = file.read(16)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
     if path.name.endswith(".index.json"):
-        return _read_parts(path)
-    if len(head) > 8 and head[8:9] == b"{":
+        return _read_indexed(path)
+    if len(first) > 8 and first[8:9] == b"{":
         return _read_safetensors(path), (), [path]
-    if head.startswith(b"PK") and _is_npz(path):
+    if first.startswith(b"PK") and _is_npz(path):
         return _read_npz(path), (), [path]
-    if head.startswith((b"PK", b"\x80")):
-        arrays, others = torch_file.read(path)
-        return arrays, others, [path]
-    raise ConfigError(f"{path} is in no format of weights: neither safetensors, nor npz, nor a file of torch.save.")
+    if first.startswith((b"PK", b"\x80")):
+        arrays, not_read = torch_file.read(path)
+        return arrays, not_read, [path]
+    raise ConfigError(f"{path} is not a file of weights: neither safetensors, nor npz, nor a file of torch.save.")
 
 
 def _read_safetensors(path):
-    import ml_dtypes  # noqa: F401  (NumPy learns of bfloat16)
+    import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
     import safetensors
     from safetensors.numpy import load_file
 
     try:
         return load_file(path)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
-        raise ConfigError(f"{path} is damaged, or no file of safetensors: {error}.") from None
+        raise ConfigError(f"{path} is damaged, or not a file of safetensors: {error}.") from None
 
 
-def _read_parts(path):
+def _read_indexed(path):
+    """Reads all files of safetensors that an index names."""
     try:
         names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-        parts = [path.parent / name for name in names if Path(name).name == name]
+        files = [path.parent / name for name in names if Path(name).name == name]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        raise ConfigError(f"{path} is no index of files of safetensors.") from None
+        raise ConfigError(f"{path} is not an index of files of safetensors.") from None
     arrays = {}
-    for part in parts:
-        if not part.exists():
-            raise ConfigError(f"{path} names {part.name}, which is not there.")
-        arrays |= _read_safetensors(part)
-    return arrays, (), parts
+    for file in files:
+        if not file.exists():
+            raise ConfigError(f"{path} names {file.name}, which is missing.")
+        arrays |= _read_safetensors(file)
+    return arrays, (), files
 
 
 def _is_npz(path):
@@ -169,6 +175,7 @@ def _read_npz(path):
 
 
 def _digest(files):
+    """Returns the SHA-256 of the digests of the files."""
     digest = hashlib.sha256()
     for path in files:
         with open(path, "rb") as file:
@@ -176,12 +183,12 @@ def _digest(files):
     return digest.hexdigest()
 
 
-def _about(folder):
-    about = {}
+def _read_metadata(folder):
+    metadata = {}
     for name in ("config.json", "preprocessor_config.json"):
         try:
             content = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        about |= content if isinstance(content, dict) else {}
-    return about
+        metadata |= content if isinstance(content, dict) else {}
+    return metadata

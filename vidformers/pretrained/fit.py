@@ -1,4 +1,4 @@
-"""Fitting a model from elsewhere to one here: what all kinds of models share."""
+"""Fitting weights of another library to a model: what all layouts share."""
 
 import math
 from dataclasses import dataclass
@@ -10,26 +10,34 @@ import numpy as np
 from vidformers.attention.dictionary import head_multiplier
 from vidformers.errors import ConfigError, require
 
-TIMES = ("zero", "copy", "draw")
+_CHOICES = {
+    "time": ("zero", "copy", "draw"),
+    "tube": ("centre", "average"),
+    "patch": ("refuse", "resize"),
+    "head": ("auto", "as_is", "draw"),
+    "channels": ("rgb", "bgr"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Init:
-    """The section `init`: what a run starts from.
+    """The section `init`: the values from which a run starts.
 
     Args:
-        weights: file, folder or repository, see `pretrained.files.open_file`; None draws all parameters.
-        time: what becomes of attention over time and of temporal tables where the weights have none. 'zero': a copy of
-            the attention in space with an output of zero, and a table of zero, so that a model which is frame-wise
-            otherwise starts as the image model; 'copy': the whole copy, and a table drawn; 'draw': both drawn.
-        tube: what becomes of the kernel of images in patches of several frames: 'centre', it is that of the middle one
-            and the others' is zero; 'average', each frame has its share (ViViT, arXiv:2103.15691, sec. 3.4).
-        patch: 'refuse' patches of another size, or 'resize' the kernel (FlexiViT, arXiv:2212.08013, eq. 5).
-        head: 'auto' takes the head where the classes are the same, by name, whatever their order; 'as_is' takes it by
-            number; 'draw' leaves it.
-        channels: order of colours that the weights expect, 'rgb' or 'bgr'.
-        allow: names, or beginnings of them, of arrays that may stay unused; 'layers' and 'time' for layers at the end
-            and for attention over time to stay so; 'heads' and 'normalisation' for those to differ from the weights'.
+        weights: a file, folder or repository, see `pretrained.files.open_file`. None draws all parameters.
+        time: the start of attention that the weights lack (attention that does not read every patch of a frame equally
+            often) and of the positions of frames. 'zero': a copy of the attention within a frame with an output
+            projection of zero, and positions of zero. A model that is frame-wise otherwise then starts as the image
+            model. 'copy': the copy with its output projection, and drawn positions. 'draw': both are drawn.
+        tube: the patch kernel for patches of several frames, from a kernel of images. 'centre': the kernel of the
+            middle frame, zero in the others. 'average': the kernel divided by the number of frames, in every frame
+            (ViViT, arXiv:2103.15691, sec. 3.4).
+        patch: 'refuse' a patch kernel of another size, or 'resize' it (FlexiViT, arXiv:2212.08013, eq. 5).
+        head: 'auto' loads the head if the classes have the same names, in any order. 'as_is' loads it by class number.
+            'draw' draws it.
+        channels: the order of the colours that the weights expect, 'rgb' or 'bgr'.
+        allow: names of arrays, or beginnings of names, that may stay unused. 'layers' and 'time' allow the last layers
+            and the attention over time to stay unused. 'heads' and 'normalisation' allow the model to differ in these.
     Raises:
         ConfigError: an unknown choice.
     """
@@ -43,13 +51,7 @@ class Init:
     allow: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name, choices in (
-            ("time", TIMES),
-            ("tube", ("centre", "average")),
-            ("patch", ("refuse", "resize")),
-            ("head", ("auto", "as_is", "draw")),
-            ("channels", ("rgb", "bgr")),
-        ):
+        for name, choices in _CHOICES.items():
             require(
                 getattr(self, name) in choices,
                 f"init.{name}={getattr(self, name)!r} must be one of {', '.join(choices)}.",
@@ -58,7 +60,7 @@ class Init:
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one parameter: `how` is loaded, resized or new; `note` says from what or how."""
+    """The origin of one parameter. `how` is 'loaded', 'resized' or 'new'; `note` names the source or the method."""
 
     parameter: str
     how: str
@@ -66,71 +68,71 @@ class Row:
 
 
 class Fit:
-    """The parameters of a model that come from one of another library, each placed by a subclass.
+    """Values for the parameters of a model from the weights of another library. A subclass fits one kind of weights.
 
     Args:
-        model: abstract, of `build`.
-        shapes: of its parameters, as a tree of dictionaries.
-        source: of the layout that the subclass is for.
-        init: see `Init`.
-        order: for each class of the model its class in the source's head; None draws the head.
+        model: abstract, from `build`.
+        shapes: the shapes of its parameters, a tree of dictionaries.
+        source: the weights, of the structure for which the subclass is.
+        init: the section `init`.
+        class_order: for each class of the model the class of the source's head. None draws the head.
     Attributes:
         shapes: path in the tree of parameters -> shape.
         values: path in the tree of parameters -> array.
         rows: one `Row` for each parameter, in the order of the tree.
-        left: parts of the source that `Init.allow` left out, in words.
+        not_loaded: what `Init.allow` allowed to leave out.
     Raises:
-        ConfigError: the two do not fit; the sentence goes on from the path.
+        ConfigError: the weights do not fit. The message continues a sentence that starts with the path of the file.
     """
 
-    def __init__(self, model, shapes, source, init: Init, order=None):
-        self.source, self.init, self.values, self.left, self._rows = source, init, {}, [], {}
+    def __init__(self, model, shapes, source, init: Init, class_order=None):
+        self.source, self.init, self.values, self.not_loaded, self._rows = source, init, {}, [], {}
         self.shapes = {path: leaf.shape for path, leaf in flatten(shapes).items()}
         self.place(model)
-        if order is not None:
-            self.tree(("head",), {name: array[..., order] for name, array in source.head.items()}, "head")
+        if class_order is not None:
+            head = {name: array[..., class_order] for name, array in source.head.items()}
+            self.place_tree(("head",), head, "head")
         self.rows = [Row(".".join(map(str, path)), *self._rows.get(path, ("new", "drawn"))) for path in self.shapes]
 
     def place(self, model) -> None:
-        """Puts all but the head where it belongs."""
+        """Places all arrays but those of the head."""
         raise NotImplementedError
 
-    def no_place(self):
-        raise ConfigError(f"the layout is that of a {self.source.layout}, which this model has no place for")
+    def refuse_model(self):
+        raise ConfigError(f"the layout is that of a {self.source.layout}, which does not fit this model")
 
-    def allow(self, word, what) -> None:
-        """Refuses to leave `what`, unless told."""
-        if not what:
-            return
+    def leave_out(self, word: str, what: str) -> None:
+        """Notes that `what` is not loaded. Raises ConfigError unless `init.allow` has `word`."""
         if word not in self.init.allow:
-            raise ConfigError(f"the model has no place for its {what}; init.allow=\"('{word}',)\" goes on without")
-        self.left.append(what)
+            raise ConfigError(f"the model has no parameters for its {what}; init.allow=\"('{word}',)\" leaves them out")
+        self.not_loaded.append(what)
 
-    def put(self, path, array, how, note) -> None:
+    def place_array(self, path, array, how, note) -> None:
+        """Places one array. Without a note, the array has the name of the parameter in the file too."""
         expected, name = self.shapes[path], ".".join(map(str, path))
-        if array.shape != expected:  # where there is no note, the array has the name of the parameter
+        if array.shape != expected:
             ours = f"the model's {name}" if note else "the model's"
             raise ConfigError(f"{note or name} has the shape {array.shape}, where {ours} has {expected}")
         self.values[path] = np.asarray(array, np.float32)
         self._rows[path] = (how, note)
 
-    def tree(self, path, tree, note) -> None:
-        """A tree of arrays as the model has it there."""
+    def place_tree(self, path, tree, note) -> None:
+        """Places a tree of arrays whose names are those of the parameters below `path`."""
         for name, value in tree.items():
             if isinstance(value, dict):
-                self.tree((*path, name), value, f"{note}.{name}")
+                self.place_tree((*path, name), value, f"{note}.{name}")
             else:
-                self.put((*path, name), value, "loaded", f"{note}.{name}")
+                self.place_array((*path, name), value, "loaded", f"{note}.{name}")
 
-    def stack(self, path, trees, note) -> None:
-        """Trees of layers, which a stage has stacked."""
-        self.tree(path, jax.tree.map(lambda *arrays: np.stack(arrays), *trees), note)
+    def place_layers(self, path, trees, note) -> None:
+        """Places the trees of several layers, which a stage holds stacked along axis 0."""
+        self.place_tree(path, jax.tree.map(lambda *arrays: np.stack(arrays), *trees), note)
 
-    def zero(self, path) -> None:
-        self.put(path, np.zeros(self.shapes[path]), "new", "zero")
+    def place_zeros(self, path) -> None:
+        self.place_array(path, np.zeros(self.shapes[path]), "new", "zero")
 
-    def patch(self, path, frames: int, size: int) -> None:
-        """The kernel and bias that make tokens of patches of `frames` frames and `size` pixels a side."""
+    def place_patch(self, path, frames: int, size: int) -> None:
+        """Places the kernel and bias of the patch embedding, for patches of `frames` frames and `size` pixels."""
         kernel, how = self.source.patch["kernel"], "loaded"
         note = f"patch of {' x '.join(map(str, kernel.shape[:-2]))}"
         if self.init.channels == "bgr":
@@ -139,10 +141,10 @@ class Fit:
             require(
                 self.init.patch == "resize",
                 f"its patches have {kernel.shape[-3]} pixels a side, and model.patch_size is {size}; "
-                "init.patch=resize takes them all the same.",
+                "init.patch=resize resizes the kernel.",
             )
-            kernels = kernel.reshape(-1, *kernel.shape[-4:])
-            kernel = np.stack([resize_patch(each, (size, size)) for each in kernels]).reshape(
+            frame_kernels = kernel.reshape(-1, *kernel.shape[-4:])
+            kernel = np.stack([resize_patch(frame, (size, size)) for frame in frame_kernels]).reshape(
                 *kernel.shape[:-4], size, size, *kernel.shape[-2:]
             )
             how = "resized"
@@ -151,35 +153,35 @@ class Fit:
             note += f" to {frames} frames, {self.init.tube}"
         if kernel.ndim == 5 and len(kernel) != frames:
             raise ConfigError(f"its patches span {len(kernel)} frames, those of the model {frames}")
-        self.put((*path, "kernel"), kernel.reshape(-1, kernel.shape[-1]), how, note)
-        self.put((*path, "bias"), self.source.patch["bias"], "loaded", "patch.bias")
+        self.place_array((*path, "kernel"), kernel.reshape(-1, kernel.shape[-1]), how, note)
+        self.place_array((*path, "bias"), self.source.patch["bias"], "loaded", "patch.bias")
 
 
 def flatten(tree, path=()):
-    """A tree of dictionaries as path -> leaf."""
+    """Returns the leaves of a tree of dictionaries as path -> leaf."""
     if not isinstance(tree, dict):
         return {path: tree}
     return {key: value for name, child in tree.items() for key, value in flatten(child, (*path, name)).items()}
 
 
 def resize(table, shape, method="cubic"):
-    """A table (... d) at other places between the same ends, (*shape d); axes that stay as long are left alone."""
+    """Resizes a table (... d) to (*shape d). Axes whose length stays the same do not change."""
     return np.asarray(jax.image.resize(jnp.asarray(table), (*shape, table.shape[-1]), method))
 
 
 def resize_grid(table, grid):
-    """A table (t y x d) of positions on another grid (t y x): bicubic in space, linear in time."""
+    """Resizes a table of positions (t y x d) to another grid (t y x): bicubic in space, linear in time."""
     table = resize(table, (len(table), *grid[1:]))
     return table if len(table) == grid[0] else resize(table, grid, "linear")
 
 
 def resize_time(table, frames: int):
-    """A table (t d) of another number of frames; one of as many is left alone."""
+    """Resizes a table of positions (t d) to another number of frames."""
     return table if len(table) == frames else resize(table[:, None], (frames, 1))[:, 0]
 
 
 def inflate(kernel, frames: int, how: str):
-    """A kernel of images (y x c d) for patches of several frames (t y x c d), by `Init.tube`."""
+    """Returns a patch kernel (t y x c d) of several frames from one of images (y x c d); `how` is `Init.tube`."""
     if how == "average":
         return np.repeat(kernel[None] / frames, frames, axis=0)
     tube = np.zeros((frames, *kernel.shape), kernel.dtype)
@@ -188,18 +190,23 @@ def inflate(kernel, frames: int, how: str):
 
 
 def resize_patch(kernel, shape):
-    """A kernel (y x c d) for patches of another size, which answers to a patch that is scaled up as it did to the patch
-    itself (FlexiViT, arXiv:2212.08013, eq. 5: the pseudoinverse of the scaling)."""
+    """Resizes a patch kernel (y x c d). Its response to an enlarged patch is the old response to the original patch.
+
+    The kernel is multiplied by the pseudoinverse of the resizing matrix (FlexiViT, arXiv:2212.08013, eq. 5).
+    """
     before = kernel.shape[:2]
     basis = np.eye(math.prod(before), dtype=np.float32).reshape(-1, *before)
-    scaling = np.asarray(jax.vmap(lambda image: jax.image.resize(image, shape, "linear"))(basis))
-    matrix = scaling.reshape(math.prod(before), math.prod(shape))  # a patch, as a row, times this is the scaled patch
+    resized = np.asarray(jax.vmap(lambda image: jax.image.resize(image, shape, "linear"))(basis))
+    matrix = resized.reshape(math.prod(before), math.prod(shape))  # a patch, as a row, times this is the resized patch
     flat = np.linalg.pinv(matrix) @ kernel.reshape(math.prod(before), -1)
     return flat.reshape(*shape, *kernel.shape[2:]).astype(np.float32)
 
 
 def with_views(tree, sublayer):
-    """A tree whose output projection takes as many heads as the sublayer has: a dictionary's own are zero at first."""
+    """Returns the tree of an attention with the output projection for the heads that come out of the sublayer.
+
+    With the dictionary `multi_view` they are twice as many. The projection of the dictionary's heads starts at zero.
+    """
     kernel = tree["out"]["kernel"]
     if head_multiplier(sublayer.dictionary) == 1:
         return tree

@@ -1,179 +1,183 @@
-"""Fitting a transformer of images or clips to a model with a ViT inside."""
+"""Fitting the weights of a transformer of images or clips to a model with a ViT inside."""
 
 import math
 
 import numpy as np
 
-from vidformers.attention.core import SelfAttention
-from vidformers.attention.motion import Motion
-from vidformers.attention.shifted import TokenShift
-from vidformers.attention.time import Time
 from vidformers.errors import ConfigError, require
-from vidformers.layers.mlp import Mlp
-from vidformers.models.encoder import Encoder, FramewiseEncoder
+from vidformers.layers.embedding import Embedding
+from vidformers.models.encoder import Encoder
 from vidformers.models.vtn import TemporalEncoder
 from vidformers.pretrained.fit import Fit, resize, resize_grid, resize_time, with_views
 from vidformers.pretrained.layouts.tokenshift import past_first
-
-
-def backbone(model):
-    """(the path of the encoder of patches, that encoder)."""
-    if isinstance(model.encoder, FramewiseEncoder):
-        return ("encoder", "encoder"), model.encoder.encoder
-    return ("encoder",), model.encoder
+from vidformers.pretrained.roles import ATTENTION, Role, block_roles, kind, patch_encoder
 
 
 class FitTransformer(Fit):
-    """A `layouts.Transformer`, sublayer by sublayer, by what each attends to."""
+    """Fits `layouts.Transformer`, sublayer by sublayer, by the role of each (`roles.block_roles`)."""
 
     def place(self, model):
-        source, (root, encoder) = self.source, backbone(model)
-        if not isinstance(encoder, Encoder) or not hasattr(encoder.embedding, "patch_size"):
-            self.no_place()
-        shifts = [
-            sublayer
-            for stage in encoder.stages
-            for sublayer in stage.layers.sublayers
-            if isinstance(sublayer, TokenShift)
-        ]
+        source, (root, encoder) = self.source, patch_encoder(model.encoder)
+        if not isinstance(encoder, Encoder) or not isinstance(encoder.embedding, Embedding):
+            self.refuse_model()
+        blocks = [list(stage.layers.sublayers) for stage in encoder.stages]
+        self.roles = [block_roles(sublayers, encoder.embedding.grid) for sublayers in blocks]
+        has_readout = isinstance(model.readout, TemporalEncoder)
+        self._check_heads(blocks, model.readout if has_readout else None)
+        shifts = [sublayer for block in blocks for sublayer in block if kind(sublayer) is Role.SHIFT]
         if source.future_first and shifts:
             past_first(source, shifts[0].channels)
-        self._embed(root, encoder)
-        self._layers(root, encoder)
-        self.allow("time", "attention over time" if "time" in source.blocks[0] and not self._timed else "")
-        places = encoder.embedding.time is not None or encoder.embedding.joint
-        self.allow("time", "positions of frames" if source.time is not None and not places else "")
-        self.tree((*root, "norm"), source.norm, "norm")
-        if isinstance(model.readout, TemporalEncoder) and source.readout is not None:
-            self._readout(model.readout)
-        else:
-            self.allow("time", "layers over frames" if source.readout is not None else "")
+        self._place_embedding(root, encoder)
+        self._place_stages(root, encoder)
+        if "time" in source.blocks[0] and not any(Role.TIME in roles for roles in self.roles):
+            self.leave_out("time", "attention over time")
+        if source.time is not None and encoder.embedding.time is None and not encoder.embedding.joint:
+            self.leave_out("time", "positions of frames")
+        self.place_tree((*root, "norm"), source.norm, "norm")
+        if has_readout and source.readout is not None:
+            self._place_readout(model.readout)
+        elif source.readout is not None:
+            self.leave_out("time", "layers over frames")
 
-    def _embed(self, root, encoder):
-        source, embedding, at = self.source, encoder.embedding, (*root, "embedding")
-        self.patch((*at, "patch"), embedding.patch_frames, embedding.patch_size)
-        self.put((*root, "class_token"), source.classes[0], "loaded", "class token")
-        grid = self._grid(embedding.grid)
-        note = f"positions of {' x '.join(map(str, grid.shape[0 if source.joint else 1 : 3]))} patches"
+    def _check_heads(self, blocks, readout):
+        """Refuses another number of heads. The heads do not show in the shapes of the arrays."""
+        heads, width = self.source.heads, len(self.source.class_tokens[0])
+        if not heads or "heads" in self.init.allow:
+            return
+        attentions = [
+            sublayer
+            for block, roles in zip(blocks, self.roles, strict=True)
+            for sublayer, role in zip(block, roles, strict=True)
+            if role in ATTENTION
+        ]
+        if readout is not None:
+            attentions += [stage.layers.sublayers[0] for stage in readout.stages]
+        for attention in attentions:
+            if attention.heads != heads and attention.qkv.in_features == width:
+                raise ConfigError(
+                    f"it was trained with {heads} heads, and model.heads is {attention.heads}; "
+                    "init.allow=\"('heads',)\" loads it all the same"
+                )
+
+    def _place_embedding(self, root, encoder):
+        source, embedding, path = self.source, encoder.embedding, (*root, "embedding")
+        self.place_patch((*path, "patch"), embedding.patch_frames, embedding.patch_size)
+        self.place_array((*root, "class_token"), source.class_tokens[0], "loaded", "class token")
+        grid = self._position_grid(embedding.grid)
+        note = f"positions of {' x '.join(map(str, grid.shape[0 if source.joint_positions else 1 : 3]))} patches"
         shape, table = (len(grid), *embedding.grid[1:]), grid
         if grid.shape[:3] != shape:
             table = resize(table, shape)
         if embedding.joint:
-            table = self._joint(table, embedding.grid)
-            note += ", for each frame" if not source.joint else ""
-        elif source.joint:
-            raise ConfigError("its positions are of space and time at once, those of the model of each alone")
+            table = self._joint_positions(table, embedding.grid)
+            note += ", for each frame" if not source.joint_positions else ""
+        elif source.joint_positions:
+            raise ConfigError("it has joint positions of space and time, and the model has separate ones")
         how = "loaded" if table.shape == grid.shape else "resized"
-        self.put((*at, "space"), np.concatenate([source.space[:1], table.reshape(-1, table.shape[-1])]), how, note)
+        table = np.concatenate([source.space[:1], table.reshape(-1, table.shape[-1])])
+        self.place_array((*path, "space"), table, how, note)
         if embedding.time is not None:
-            self._times((*at, "time"), embedding.grid[0])
+            self._place_time_positions((*path, "time"), embedding.grid[0])
 
-    def _grid(self, ours):
-        """The table of patches (t y x d); t is 1 where it is that of a frame."""
-        table, tubes = self.source.space[1:], 1
-        if self.source.joint:
-            tubes = self.source.tubes or (ours[0] if len(table) == math.prod(ours) else 0)
+    def _position_grid(self, model_grid):
+        """Returns the positions of the patches as (t y x d); t is 1 for the positions of one frame."""
+        table, frames = self.source.space[1:], 1
+        if self.source.joint_positions:
+            frames = self.source.position_frames or (model_grid[0] if len(table) == math.prod(model_grid) else 0)
             require(
-                tubes > 0,
-                f"it does not say over how many frames its {len(table)} positions are: the config.json "
-                "that belongs to it does.",
+                frames > 0,
+                f"it does not say over how many frames its {len(table)} positions extend. Put the config.json that "
+                "belongs to the file beside it.",
             )
-        side = math.isqrt(len(table) // tubes)
-        if tubes * side**2 != len(table):
+        side = math.isqrt(len(table) // frames)
+        if frames * side**2 != len(table):
             raise ConfigError(
-                f"its {len(table)} positions are no square" + (f" in each of {tubes} frames" if tubes > 1 else "")
+                f"its {len(table)} positions do not form a square" + (f" in each of {frames} frames" * (frames > 1))
             )
-        return table.reshape(tubes, side, side, -1)
+        return table.reshape(frames, side, side, -1)
 
-    def _joint(self, table, grid):
-        """A table (t y x d) over space and time; of separate ones it is the sum."""
+    def _joint_positions(self, table, grid):
+        """Returns the table (t y x d) of joint positions. Separate positions of space and time are added."""
         if self.source.time is not None:
             table = table + resize_time(self.source.time, grid[0])[:, None, None]
         return resize_grid(table, grid) if len(table) > 1 else np.repeat(table, grid[0], axis=0)
 
-    def _times(self, path, frames):
+    def _place_time_positions(self, path, frames):
         if self.source.time is not None:
             count = len(self.source.time)
-            self.put(
-                path,
-                resize_time(self.source.time, frames),
-                "loaded" if count == frames else "resized",
-                f"positions of {count} frames",
-            )
+            how = "loaded" if count == frames else "resized"
+            self.place_array(path, resize_time(self.source.time, frames), how, f"positions of {count} frames")
         elif self.init.time == "zero":
-            self.zero(path)
+            self.place_zeros(path)
 
-    def _layers(self, root, encoder):
-        number, blocks, self._timed = 0, self.source.blocks, False
-        for place, stage in enumerate(encoder.stages):
-            sublayers = list(stage.layers.sublayers)
-            if not any(isinstance(sublayer, SelfAttention) for sublayer in sublayers):
-                continue  # class attention, which image models do not have
-            chosen = self._chosen(blocks, number, stage.depth, "layers")
-            for j, sublayer in enumerate(sublayers):
-                found = self._sublayer(sublayer, chosen)
-                if found is None:
-                    continue
-                at = (*root, "stages", place, "layers", "sublayers", j)
-                note, trees = found
-                silent = note.endswith("with zero")
-                if silent:
-                    trees = [{name: part for name, part in tree.items() if name != "out"} for tree in trees]
-                self.stack(at, trees, f"layers {number} to {number + stage.depth - 1}, {note}")
-                if silent:
-                    self.zero((*at, "out", "kernel"))
-                    self.zero((*at, "out", "bias"))
-            number += stage.depth
-        self._rest(blocks, number, "layers")
+    def _place_stages(self, root, encoder):
+        first, blocks = 0, self.source.blocks
+        for i, (stage, roles) in enumerate(zip(encoder.stages, self.roles, strict=True)):
+            if not any(role in ATTENTION for role in roles):
+                continue  # class attention
+            layers = _layers(blocks, first, stage.depth, "layers")
+            span = f"layers {first} to {first + stage.depth - 1}"
+            for j, (sublayer, role) in enumerate(zip(stage.layers.sublayers, roles, strict=True)):
+                self._place_sublayer((*root, "stages", i, "layers", "sublayers", j), sublayer, role, layers, span)
+            first += stage.depth
+        self._leave_out_rest(blocks, first, "layers")
 
-    def _chosen(self, blocks, number, depth, what):
-        if number + depth > len(blocks):
-            raise ConfigError(f"it has {len(blocks)} {what}, and the model needs {number + depth} or more of them")
-        return blocks[number : number + depth]
+    def _place_sublayer(self, path, sublayer, role, blocks, span):
+        """Places the arrays of one sublayer, stacked over the layers of its stage."""
+        if role is Role.SHIFT:
+            return
+        if role is Role.MLP:
+            self.place_layers(path, [block["mlp"] for block in blocks], f"{span}, mlp")
+        elif role is Role.TIME and "time" in blocks[0]:
+            trees = [block["time"] if sublayer.extra is not None else _without_extra(block["time"]) for block in blocks]
+            self.place_layers(path, [with_views(tree, sublayer) for tree in trees], f"{span}, time")
+        elif role is Role.IMAGE or self.init.time != "draw":
+            trees, note = [with_views(block["space"], sublayer) for block in blocks], f"{span}, space"
+            # An extra projection starts at zero by itself.
+            if role is Role.IMAGE or self.init.time == "copy" or sublayer.extra is not None:
+                self.place_layers(path, trees, note)
+                return
+            trees = [{name: array for name, array in tree.items() if name != "out"} for tree in trees]
+            self.place_layers(path, trees, f"{note} with zero")
+            self.place_zeros((*path, "out", "kernel"))
+            self.place_zeros((*path, "out", "bias"))
 
-    def _rest(self, blocks, number, what):
-        self.allow("layers", f"{what} {number} to {len(blocks) - 1}" if number < len(blocks) else "")
+    def _leave_out_rest(self, blocks, first, what):
+        if first < len(blocks):
+            self.leave_out("layers", f"{what} {first} to {len(blocks) - 1}")
 
-    def _sublayer(self, sublayer, blocks):
-        """(what it is, its tree for each block), or None where it is drawn."""
-        if isinstance(sublayer, Mlp):
-            return "mlp", [block["mlp"] for block in blocks]
-        if not isinstance(sublayer, SelfAttention):
-            return None
-        if not isinstance(sublayer.scheme, (Time, Motion)):
-            return "space", [with_views(block["space"], sublayer) for block in blocks]
-        self._timed = True
-        if "time" in blocks[0]:
-            trees = [dict(block["time"]) for block in blocks]
-            if sublayer.extra is None:  # W (V x + b) + c is one product
-                for tree in trees:
-                    out, extra = tree["out"], tree.pop("extra")
-                    tree["out"] = {
-                        "kernel": out["kernel"] @ extra["kernel"],
-                        "bias": out["bias"] @ extra["kernel"] + extra["bias"],
-                    }
-            return "time", [with_views(tree, sublayer) for tree in trees]
-        if self.init.time == "draw":
-            return None
-        # An extra projection starts at zero by itself.
-        note = "space with zero" if self.init.time == "zero" and sublayer.extra is None else "space"
-        return note, [with_views(block["space"], sublayer) for block in blocks]
-
-    def _readout(self, readout):
+    def _place_readout(self, readout):
         tree = dict(self.source.readout)
-        layers, number = tree.pop("layers"), 0
-        self.tree(("readout",), tree, "readout")
-        for place, stage in enumerate(readout.stages):
+        layers, first = tree.pop("layers"), 0
+        self.place_tree(("readout",), tree, "readout")
+        for i, stage in enumerate(readout.stages):
             if stage.layers.sublayers[0].tie_global:
                 raise ConfigError(
-                    "its class token reads by projections of its own, for which model.tie_global=True has no place"
+                    "its class token has its own projections for global attention, and model.tie_global=True has none"
                 )
-            chosen = self._chosen(layers, number, stage.depth, "layers over frames")
-            for j, kind in enumerate(("window", "mlp")):
-                self.stack(
-                    ("readout", "stages", place, "layers", "sublayers", j),
+            chosen = _layers(layers, first, stage.depth, "layers over frames")
+            for j, name in enumerate(("window", "mlp")):
+                self.place_layers(
+                    ("readout", "stages", i, "layers", "sublayers", j),
                     [layer[j] for layer in chosen],
-                    f"layers over frames {number} to {number + stage.depth - 1}, {kind}",
+                    f"layers over frames {first} to {first + stage.depth - 1}, {name}",
                 )
-            number += stage.depth
-        self._rest(layers, number, "layers over frames")
+            first += stage.depth
+        self._leave_out_rest(layers, first, "layers over frames")
+
+
+def _layers(blocks, first, depth, what):
+    """Returns `depth` layers from the layer `first` on."""
+    if first + depth > len(blocks):
+        raise ConfigError(f"it has {len(blocks)} {what}, and the model needs at least {first + depth}")
+    return blocks[first : first + depth]
+
+
+def _without_extra(tree):
+    """Multiplies the extra projection into the output projection: W (V x + b) + c is one linear map."""
+    out, extra = tree["out"], tree["extra"]
+    merged = {
+        "kernel": out["kernel"] @ extra["kernel"],
+        "bias": out["bias"] @ extra["kernel"] + extra["bias"],
+    }
+    return {name: array for name, array in tree.items() if name != "extra"} | {"out": merged}

@@ -1,7 +1,8 @@
-"""Files of `torch.save` read without PyTorch and without running what they say.
+"""Reads files of `torch.save` without PyTorch and without running code that they name.
 
-Both forms: the zip archive, and the one before PyTorch 1.6. What a pickle may build is listed below; all else becomes
-an inert object that remembers its name alone. A file from a stranger can be wrong, but it cannot do anything.
+Both forms are read: the zip archive, and the stream of pickles from before PyTorch 1.6. `_ALLOWED` lists what a pickle
+may build. Every other global becomes an inert object that holds only its name. An untrusted file can hold wrong
+numbers, but it cannot run anything.
 """
 
 import io
@@ -29,10 +30,10 @@ _DTYPES = {
     "BoolStorage": np.bool_,
 }
 
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what a file of the old form starts with, as a pickle of its own
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in a file of the old form
 _LEGACY_PROTOCOL = 1001
 
-# Under which keys training code keeps the weights, averaged ones first; a file may hold several.
+# The keys under which training code keeps weights, averaged weights first. A file can hold several of them.
 _STATES = (
     "model_ema",
     "ema",
@@ -49,7 +50,7 @@ _PREFIXES = ("module.", "model.", "backbone.")
 
 
 class Malformed(ValueError):
-    """The file is not what it should be; the text says how."""
+    """The content of the file is invalid. The text says why."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ class _Tensor:
 
 
 class _Inert:
-    """What an object that nobody needs becomes: it takes all that a pickle does to it, and does nothing.
+    """Stands for an object that is not needed. It accepts everything that a pickle does to it, and does nothing.
 
-    Each global of a pickle has a class of its own, `name`, made for this one file.
+    Every global of a pickle gets a subclass with its `name`, made for this one file.
     """
 
     name = ""
@@ -103,22 +104,22 @@ class _Inert:
 
 
 class _Dict(dict):
-    """A dictionary that drops the attributes that a pickle gives it."""
+    """A dictionary that ignores the attributes that a pickle sets."""
 
     def __setstate__(self, state):
         pass
 
 
-class _Maker:
-    """A function that a pickle may call and cannot change."""
+class _Function:
+    """A function that a pickle may call but cannot change."""
 
-    __slots__ = ("_make",)
+    __slots__ = ("_function",)
 
-    def __init__(self, make):
-        object.__setattr__(self, "_make", make)
+    def __init__(self, function):
+        object.__setattr__(self, "_function", function)
 
     def __call__(self, *args):
-        return self._make(*args)
+        return self._function(*args)
 
     def __setattr__(self, name, value):
         raise Malformed("it changes a function")
@@ -127,8 +128,9 @@ class _Maker:
         raise Malformed("it changes a function")
 
 
-def _whole(value, least=0):
-    if type(value) is not int or value < least:
+def _natural(value):
+    """Returns a natural number, which is neither a bool nor of a subclass of int."""
+    if type(value) is not int or value < 0:
         raise Malformed(f"a number of a tensor is {value!r}")
     return value
 
@@ -136,7 +138,7 @@ def _whole(value, least=0):
 def _tensor(storage, offset, shape, strides, *_):
     if not isinstance(storage, _Storage):
         raise Malformed("a tensor has no storage")
-    offset, shape, strides = _whole(offset), tuple(map(_whole, shape)), tuple(map(_whole, strides))
+    offset, shape, strides = _natural(offset), tuple(map(_natural, shape)), tuple(map(_natural, strides))
     count = math.prod(shape)
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=False))
     if (
@@ -168,7 +170,7 @@ _ALLOWED = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds plain containers, numbers, strings, tensors, and inert objects for the rest."""
+    """Builds plain containers, numbers, strings and tensors, and inert objects for everything else."""
 
     def __init__(self, file, storages):
         super().__init__(file, encoding="utf-8")
@@ -176,29 +178,29 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         if (module, name) in _ALLOWED:
-            return _Maker(_ALLOWED[module, name])
+            return _Function(_ALLOWED[module, name])
         if module in ("torch", "torch.cuda") and name in _DTYPES:
             return np.dtype(_DTYPES[name])
         return type("_Inert", (_Inert,), {"name": f"{module}.{name}"})
 
     def persistent_load(self, pid):
         if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"):
-            raise Malformed("it refers to something that is no storage")
+            raise Malformed("it refers to an object that is not a storage")
         _, dtype, key, _, count, *view = pid
         if view and view[0] is not None:
-            raise Malformed("it holds views of storages, as no state dict does")
+            raise Malformed("it holds views of storages, which a state dict never holds")
         if not isinstance(dtype, np.dtype):
             raise Malformed(f"a storage is of the type {getattr(dtype, 'name', dtype)}")
-        storage = _Storage(str(key), dtype, _whole(count))
+        storage = _Storage(str(key), dtype, _natural(count))
         if self._storages.setdefault(storage.key, storage) != storage:
             raise Malformed(f"the storage {key} has two descriptions")
         return storage
 
 
 def _unpickle(file, storages, size):
-    """The next object of a stream of `size` bytes."""
+    """Returns the next object of a stream of `size` bytes."""
     start = file.tell()
-    for opcode, argument, _ in pickletools.genops(file):  # the unpickler would make room for any number it is told
+    for opcode, argument, _ in pickletools.genops(file):  # the unpickler allocates memory for any memo number
         if "PUT" in opcode.name and int(argument) > size:
             raise Malformed("it numbers more objects than it can hold")
     file.seek(start)
@@ -206,37 +208,39 @@ def _unpickle(file, storages, size):
 
 
 def read(path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """The state dict in a file.
+    """Reads the state dict in a file.
 
-    Averaged weights are preferred where a file holds several; prefixes that wrappers add to every name are taken off.
+    If a file holds several, averaged weights are preferred. Prefixes that wrappers add to every name are removed.
 
     Returns:
-      Names and arrays; the keys and types of what else the file holds, which was not read.
-
+        (name -> array, the keys and types of what else the file holds)
     Raises:
-      ConfigError: it is no such file, damaged, hostile, or holds no state dict. Nothing that it names is run.
+        ConfigError: the file is not a file of torch.save, is damaged or hostile, or holds no state dict. Nothing that
+            it names is run.
     """
     try:
         return _read(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from None
     except Malformed as error:
-        raise ConfigError(f"{path} cannot be taken for weights of PyTorch: {error}.") from None
+        raise ConfigError(f"{path} cannot be read as weights of PyTorch: {error}.") from None
     except RecursionError:
-        raise ConfigError(f"{path} cannot be taken for weights of PyTorch: it is nested too deeply.") from None
-    except Exception as error:  # a damaged pickle raises whatever its bytes lead to
-        raise ConfigError(f"{path} is damaged, or no file of torch.save ({type(error).__name__}: {error}).") from None
+        raise ConfigError(f"{path} cannot be read as weights of PyTorch: it is nested too deeply.") from None
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ConfigError(
+            f"{path} is damaged, or not a file of torch.save ({type(error).__name__}: {error})."
+        ) from None
 
 
 def _read(path):
     storages = {}
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            content, data = _read_zip(archive, storages)
-            return _gather(content, data)
+            content, read_storage = _read_zip(archive, storages)
+            return _gather(content, read_storage)
     with open(path, "rb") as file:
-        content, data = _read_legacy(file, storages)
-        return _gather(content, data)
+        content, read_storage = _read_legacy(file, storages)
+        return _gather(content, read_storage)
 
 
 def _read_zip(archive, storages):
@@ -245,62 +249,67 @@ def _read_zip(archive, storages):
         raise Malformed("it is a zip file that torch.save did not write")
     folder = names[0].removesuffix("data.pkl")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-        raise Malformed("its parts are compressed, as torch.save never writes them")
+        raise Malformed("its entries are compressed, and those of torch.save never are")
     if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
         raise Malformed("its numbers are big-endian")
     pickled = archive.read(names[0])
     content = _unpickle(io.BytesIO(pickled), storages, len(pickled))
 
-    def data(storage):
+    def read_storage(storage):
         return archive.read(f"{folder}data/{storage.key}")
 
-    return content, data
+    return content, read_storage
 
 
 def _read_legacy(file, storages):
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     if _unpickle(file, {}, size) != _LEGACY_MAGIC or _unpickle(file, {}, size) != _LEGACY_PROTOCOL:
-        raise Malformed("it is no file of torch.save")
+        raise Malformed("it is not a file of torch.save")
     _unpickle(file, {}, size)  # sizes of C types on the machine that wrote it
     content = _unpickle(file, storages, size)
-    places = {}
+    offsets = {}
     for key in _unpickle(file, {}, size):
         storage = storages.get(str(key))
         if storage is None:
-            raise Malformed(f"the storage {key} is of nothing")
+            raise Malformed(f"no tensor refers to the storage {key}")
         count = int.from_bytes(file.read(8), "little")
         if count != storage.count:
             raise Malformed(f"the storage {key} holds {count} numbers, not {storage.count}")
-        places[storage.key] = file.tell()
+        offsets[storage.key] = file.tell()
         file.seek(count * storage.dtype.itemsize, io.SEEK_CUR)
 
-    def data(storage):
-        if storage.key not in places:
+    def read_storage(storage):
+        if storage.key not in offsets:
             raise Malformed(f"the storage {storage.key} is missing")
-        file.seek(places[storage.key])
+        file.seek(offsets[storage.key])
         return file.read(storage.count * storage.dtype.itemsize)
 
-    return content, data
+    return content, read_storage
 
 
-def _gather(content, data):
-    """The state dict within what a file holds, as arrays, and what else is there."""
+def _gather(content, read_storage):
+    """Returns the arrays of the state dict in the content of a file, and descriptions of what else is in the file.
+
+    Args:
+        content: the unpickled object.
+        read_storage: storage -> its bytes.
+    """
     state, others = _find(content)
     buffers, arrays = {}, {}
     for name, value in state.items():
         if not isinstance(name, str):
             raise Malformed(f"a name in its state dict is {name!r}")
         if value is None or isinstance(value, (int, float)):
-            continue  # counters
+            continue  # a counter
         if not isinstance(value, _Tensor):
-            raise Malformed(f"its state dict holds {name!r}, {_described(value)}, which is no tensor")
+            raise Malformed(f"its state dict holds {name!r}, {_described(value)}, which is not a tensor")
         storage = value.storage
         if storage.key not in buffers:
-            content = data(storage)
-            if len(content) < storage.count * storage.dtype.itemsize:
+            stored = read_storage(storage)
+            if len(stored) < storage.count * storage.dtype.itemsize:
                 raise Malformed(f"it is truncated within {name!r}")
-            buffers[storage.key] = np.frombuffer(content, storage.dtype, storage.count)
+            buffers[storage.key] = np.frombuffer(stored, storage.dtype, storage.count)
         flat = buffers[storage.key][value.offset :]
         strides = [stride * storage.dtype.itemsize for stride in value.strides]
         arrays[name] = np.lib.stride_tricks.as_strided(flat, value.shape, strides, writeable=False).copy()
@@ -311,10 +320,11 @@ def _gather(content, data):
 
 
 def _find(content, where=""):
+    """Returns the innermost state dict, and descriptions of what else `content` holds; `where` precedes their keys."""
     if not isinstance(content, dict):
         raise Malformed(f"it holds {_described(content)} instead of a dictionary of tensors")
     inner = [key for key in (*_STATES, *content) if isinstance(content.get(key), dict) and _holds_tensors(content[key])]
-    # Training code may keep a best accuracy, a tensor, beside the weights.
+    # Training code can keep another tensor, such as the best accuracy, beside the weights.
     if any(isinstance(value, _Tensor) for value in content.values()) and not set(inner) & set(_STATES):
         return content, ()
     if not inner:

@@ -1,46 +1,55 @@
-"""The archives of Google's ViT and AugReg."""
+"""The .npz archives of Google's ViT and AugReg.
+
+Names: `vit_jax/models_vit.py` of google-research/vision_transformer.
+"""
 
 import numpy as np
 
-from vidformers.pretrained.layouts.structure import HALF, Transformer, has
+from vidformers.pretrained.layouts.registry import register
+from vidformers.pretrained.layouts.structure import HALF, Transformer
 
-recognised = has("Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel")
+_ATTENTION = "MultiHeadDotProductAttention_1"
 
 
-def read(names) -> Transformer:
-    """Kernels of (in, out) already, heads apart."""
-
-    def linear(name):
-        return {"kernel": names(f"{name}/kernel"), "bias": names(f"{name}/bias")}
-
-    def norm(name):
-        return {"scale": names(f"{name}/scale"), "bias": names(f"{name}/bias")}
-
-    def block(number):
-        at = f"Transformer/encoderblock_{number}"
-        attention = f"{at}/MultiHeadDotProductAttention_1"
-        parts = [names(f"{attention}/{part}/kernel") for part in ("query", "key", "value")]
-        width = len(parts[0])
-        biases = [names(f"{attention}/{part}/bias").ravel() for part in ("query", "key", "value")]
-        qkv = {
-            "kernel": np.concatenate([part.reshape(width, -1) for part in parts], axis=1),
-            "bias": np.concatenate(biases),
-        }
-        out = {"kernel": names(f"{attention}/out/kernel").reshape(-1, width), "bias": names(f"{attention}/out/bias")}
-        dense = [linear(f"{at}/MlpBlock_3/Dense_{i}") for i in (0, 1)]
-        return {
-            "space": {"norm": norm(f"{at}/LayerNorm_0"), "qkv": qkv, "out": out},
-            "mlp": {"norm": norm(f"{at}/LayerNorm_2"), "wide": dense[0], "out": dense[1]},
-        }
-
-    blocks = [block(i) for i in range(names.count(r"Transformer/encoderblock_(\d+)/"))]
+def read(arrays) -> Transformer:
+    """Converts the arrays. Kernels are (in, out) already, with the heads on axes of their own."""
+    layers = arrays.layer_count(r"Transformer/encoderblock_(\d+)/")
     return Transformer(
         layout="ViT of Google",
-        patch=linear("embedding"),
-        classes=names("cls")[0],
-        space=names("Transformer/posembed_input/pos_embedding")[0],
-        blocks=blocks,
-        norm=norm("Transformer/encoder_norm"),
-        head=linear("head") if "head/kernel" in names else None,
+        patch=_linear(arrays, "embedding"),
+        class_tokens=arrays["cls"][0],
+        space=arrays["Transformer/posembed_input/pos_embedding"][0],
+        blocks=[_block(arrays, f"Transformer/encoderblock_{i}") for i in range(layers)],
+        norm=_norm(arrays, "Transformer/encoder_norm"),
+        head=_linear(arrays, "head") if "head/kernel" in arrays else None,
         normalisation=HALF,
+        heads=arrays.metadata.get("num_attention_heads"),
     )
+
+
+def _linear(arrays, name):
+    return {"kernel": arrays[f"{name}/kernel"], "bias": arrays[f"{name}/bias"]}
+
+
+def _norm(arrays, name):
+    return {"scale": arrays[f"{name}/scale"], "bias": arrays[f"{name}/bias"]}
+
+
+def _block(arrays, block):
+    attention = f"{block}/{_ATTENTION}"
+    kernels = [arrays[f"{attention}/{name}/kernel"] for name in ("query", "key", "value")]
+    biases = [arrays[f"{attention}/{name}/bias"].ravel() for name in ("query", "key", "value")]
+    width = len(kernels[0])
+    qkv = {
+        "kernel": np.concatenate([kernel.reshape(width, -1) for kernel in kernels], axis=1),
+        "bias": np.concatenate(biases),
+    }
+    out = {"kernel": arrays[f"{attention}/out/kernel"].reshape(-1, width), "bias": arrays[f"{attention}/out/bias"]}
+    wide, narrow = (_linear(arrays, f"{block}/MlpBlock_3/Dense_{i}") for i in (0, 1))
+    return {
+        "space": {"norm": _norm(arrays, f"{block}/LayerNorm_0"), "qkv": qkv, "out": out},
+        "mlp": {"norm": _norm(arrays, f"{block}/LayerNorm_2"), "wide": wide, "out": narrow},
+    }
+
+
+register("ViT of Google", read, f"Transformer/encoderblock_0/{_ATTENTION}/query/kernel")

@@ -1,81 +1,85 @@
-"""ViT, DeiT, DINOv2, TimeSformer and ViViT of Hugging Face."""
+"""ViT, DeiT, DINOv2, TimeSformer and ViViT of Hugging Face. Names: `save_pretrained` of transformers."""
 
 import numpy as np
 
 from vidformers.errors import ConfigError
-from vidformers.pretrained.layouts.structure import HALF, IMAGENET, Names, Transformer, has, pretraining
+from vidformers.pretrained.layouts.registry import register
+from vidformers.pretrained.layouts.structure import HALF, IMAGENET, Transformer
 
-recognised = has("embeddings.patch_embeddings.projection.weight", "encoder.layer.0.attention.output.dense.weight")
 
-
-def read(names) -> Transformer:
-    """Layer scale is multiplied into the projection it follows, which is the same."""
-    if "embeddings.register_tokens" in names:
-        raise ConfigError("its register tokens have no place in the models here")
-
-    def block(number):
-        at = f"encoder.layer.{number}"
-        new = f"{at}.norm1.weight" in names  # DINOv2
-        qkv = f"{at}.attention.attention"
-        parts = [f"{qkv}.{part}" for part in ("query", "key", "value")]
-        if f"{qkv}.qkv.weight" in names:
-            parts = [f"{qkv}.qkv"]
-        scales = [
-            names(f"{at}.layer_scale{i}.lambda1") if f"{at}.layer_scale{i}.lambda1" in names else None for i in (1, 2)
-        ]
-        before, after, wide, out = (
-            f"{at}.{name}"
-            for name in (
-                ("norm1", "norm2", "mlp.fc1", "mlp.fc2")
-                if new
-                else ("layernorm_before", "layernorm_after", "intermediate.dense", "output.dense")
-            )
-        )
-        found = {
-            "space": {
-                "norm": names.norm(before),
-                "qkv": names.linear(*parts),
-                "out": names.linear(f"{at}.attention.output.dense", scale=scales[0]),
-            },
-            "mlp": {"norm": names.norm(after), "wide": names.linear(wide), "out": names.linear(out, scale=scales[1])},
-        }
-        if f"{at}.temporal_dense.weight" in names:
-            time = f"{at}.temporal_attention"
-            found["time"] = {
-                "norm": names.norm(f"{at}.temporal_layernorm"),
-                "qkv": names.linear(f"{time}.attention.qkv"),
-                "out": names.linear(f"{time}.output.dense"),
-                "extra": names.linear(f"{at}.temporal_dense"),
-            }
-        return found
-
-    blocks = [block(i) for i in range(names.count(r"encoder\.layer\.(\d+)\."))]
-    space = names("embeddings.position_embeddings")[0]
-    patch = names.convolution("embeddings.patch_embeddings.projection")
-    time = names("embeddings.time_embeddings")[0] if "embeddings.time_embeddings" in names else None
-    layout, normalisation, tubes = "ViT of Hugging Face", None, None
-    if patch["kernel"].ndim == 5:
-        layout, normalisation, frames = "ViViT of Hugging Face", HALF, names.about.get("num_frames")
-        tubes = frames // len(patch["kernel"]) if isinstance(frames, int) else None
-    elif "embeddings.distillation_token" in names:
-        layout, normalisation = "DeiT of Hugging Face", IMAGENET  # distilled likewise
-        space = np.delete(space, 1, axis=0)
-    elif "encoder.layer.0.norm1.weight" in names:
+def read(arrays) -> Transformer:
+    """Converts the arrays. Layer scale is multiplied into the projection before it, which computes the same."""
+    if "embeddings.register_tokens" in arrays:
+        raise ConfigError("no model here has the register tokens that it was trained with")
+    blocks = [_block(arrays, f"encoder.layer.{i}") for i in range(arrays.layer_count(r"encoder\.layer\.(\d+)\."))]
+    patch = arrays.convolution("embeddings.patch_embeddings.projection")
+    space = arrays["embeddings.position_embeddings"][0]
+    time = arrays["embeddings.time_embeddings"][0] if "embeddings.time_embeddings" in arrays else None
+    has_tubelets = patch["kernel"].ndim == 5
+    layout, normalisation, position_frames = "ViT of Hugging Face", None, None
+    if has_tubelets:
+        layout, normalisation, frames = "ViViT of Hugging Face", HALF, arrays.metadata.get("num_frames")
+        position_frames = frames // len(patch["kernel"]) if isinstance(frames, int) else None
+    elif "embeddings.distillation_token" in arrays:
+        layout, normalisation = "DeiT of Hugging Face", IMAGENET
+        space = np.delete(space, 1, axis=0)  # the second token, for distillation, is not read
+    elif "encoder.layer.0.norm1.weight" in arrays:
         layout, normalisation = "DINOv2 of Hugging Face", IMAGENET
     elif "time" in blocks[0] or time is not None:
         layout = "TimeSformer of Hugging Face"
-    outer = Names(names.arrays, used=names.used)  # the head lies outside of the prefix
+    without_prefix = arrays.with_prefix("")  # the head is outside of the prefix
     return Transformer(
         layout=layout,
         patch=patch,
-        classes=names("embeddings.cls_token")[0],
+        class_tokens=arrays["embeddings.cls_token"][0],
         space=space,
         blocks=blocks,
-        norm=names.norm("layernorm"),
-        head=outer.head("classifier") or outer.head("cls_classifier"),
-        joint=patch["kernel"].ndim == 5,
-        tubes=tubes,
+        norm=arrays.norm("layernorm"),
+        head=without_prefix.head("classifier") or without_prefix.head("cls_classifier"),
+        joint_positions=has_tubelets,
+        position_frames=position_frames,
         time=time,
         normalisation=normalisation,
-        left=pretraining(names),
+        heads=arrays.metadata.get("num_attention_heads"),
+        not_loaded=arrays.mark_pretraining_arrays(),
     )
+
+
+def _block(arrays, block):
+    names = ("layernorm_before", "layernorm_after", "intermediate.dense", "output.dense")
+    if f"{block}.norm1.weight" in arrays:  # DINOv2
+        names = ("norm1", "norm2", "mlp.fc1", "mlp.fc2")
+    norm_before, norm_after, wide, narrow = (f"{block}.{name}" for name in names)
+    attention = f"{block}.attention.attention"
+    qkv = [f"{attention}.{name}" for name in ("query", "key", "value")]
+    if f"{attention}.qkv.weight" in arrays:
+        qkv = [f"{attention}.qkv"]
+    scales = [arrays.get(f"{block}.layer_scale{i}.lambda1") for i in (1, 2)]
+    sublayers = {
+        "space": {
+            "norm": arrays.norm(norm_before),
+            "qkv": arrays.linear(*qkv),
+            "out": arrays.linear(f"{block}.attention.output.dense", scale=scales[0]),
+        },
+        "mlp": {
+            "norm": arrays.norm(norm_after),
+            "wide": arrays.linear(wide),
+            "out": arrays.linear(narrow, scale=scales[1]),
+        },
+    }
+    if f"{block}.temporal_dense.weight" in arrays:
+        sublayers["time"] = {
+            "norm": arrays.norm(f"{block}.temporal_layernorm"),
+            "qkv": arrays.linear(f"{block}.temporal_attention.attention.qkv"),
+            "out": arrays.linear(f"{block}.temporal_attention.output.dense"),
+            "extra": arrays.linear(f"{block}.temporal_dense"),
+        }
+    return sublayers
+
+
+register(
+    "ViT, DeiT, DINOv2, TimeSformer and ViViT of Hugging Face",
+    read,
+    "embeddings.patch_embeddings.projection.weight",
+    "encoder.layer.0.attention.output.dense.weight",
+)

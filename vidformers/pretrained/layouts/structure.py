@@ -1,4 +1,4 @@
-"""What every layout gives, and how the arrays of a file are asked for."""
+"""The common structure into which every layout converts its arrays, and the reader of the arrays of a file."""
 
 import re
 from dataclasses import dataclass, field
@@ -7,68 +7,81 @@ import numpy as np
 
 from vidformers.errors import ConfigError
 
+# (mean, deviation) of red, green and blue
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 TIMESFORMER = ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
 
+_HEAD_WIDTH = 64  # of all published ViTs, for files that do not give the number of heads
+
 
 @dataclass(kw_only=True)
 class Transformer:
-    """A transformer over patches, of an image or of a clip.
+    """The weights of a transformer over the patches of an image or of a clip.
 
     Attributes:
-      layout: whose, in words.
-      patch: {'kernel': (y, x, c, d), 'bias': (d)}, or (t, y, x, c, d) of tubelets.
-      classes: (c, d), the class token first.
-      space: (c + n, d), positions of the class tokens and of the patches, row by row; of `joint` tables frame by frame.
-      joint: whether the patches of the whole clip have positions of their own, and not those of a frame alone.
-      tubes: t of a joint table, or None where the file does not say.
-      time: (t, d), positions of the frames, or None.
-      blocks: for each layer the sublayers 'time' (where there is one), 'space' and 'mlp', trees of arrays as those of
-        `SelfAttention` and `Mlp`.
-      norm: the last one.
-      readout: what reads the frames, a tree as that of `TemporalEncoder` with 'layers' for its stages, or None.
-      head: {'kernel': (d, classes), 'bias': (classes)}, or None.
-      future_first: whether it was trained with the first channels of class tokens taken from the frame after, not
-        before, as TokenShift's code does.
-      normalisation: (mean, deviation) of the pixels where the layout tells, or None.
-      left: what the file holds that has no place in any model here, in words.
-      unsaid: what the file does not say and a model must, a sentence each.
+        layout: name of the layout, for messages.
+        patch: {'kernel': (y, x, c, d), 'bias': (d)}; the kernel of tubelets is (t, y, x, c, d).
+        class_tokens: (c, d), the class token first.
+        space: (c + n, d), positions of the class tokens, then of the patches row by row; with `joint_positions` frame
+            by frame.
+        joint_positions: whether `space` has a row for every patch of the clip, not only for the patches of one frame.
+        position_frames: t of joint positions, or None if the file does not give it.
+        time: (t, d), positions of the frames, or None.
+        blocks: one dictionary a layer with the sublayers 'time' (optional), 'space' and 'mlp'. Each sublayer is a tree
+            of arrays with the names of `SelfAttention` or `Mlp`.
+        norm: the final norm.
+        readout: the layers over frames, a tree with the names of `TemporalEncoder` and 'layers' for its stages, or
+            None.
+        head: {'kernel': (d, classes), 'bias': (classes)}, or None.
+        future_first: whether the first channels of the class tokens came from the next frame in training, not from the
+            previous one, as in the code of TokenShift's authors.
+        normalisation: (mean, deviation) of the pixels, or None if the layout does not determine them.
+        heads: the number of heads, or None if neither the file nor the width determines it.
+        not_loaded: arrays of the file for which no model has a parameter.
+        remarks: what the file does not say and the config must, one sentence each.
     """
 
     layout: str
     patch: dict
-    classes: np.ndarray
+    class_tokens: np.ndarray
     space: np.ndarray
     blocks: list[dict]
     norm: dict
     head: dict | None = None
-    joint: bool = False
-    tubes: int | None = None
+    joint_positions: bool = False
+    position_frames: int | None = None
     time: np.ndarray | None = None
     readout: dict | None = None
     future_first: bool = False
     normalisation: tuple | None = None
-    left: tuple[str, ...] = ()
-    unsaid: tuple[str, ...] = ()
+    heads: int | None = None
+    not_loaded: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        width = self.class_tokens.shape[-1]
+        if self.heads is None and width % _HEAD_WIDTH == 0:
+            self.heads = width // _HEAD_WIDTH
 
     @property
-    def of_images(self) -> bool:
-        """Whether nothing in it knows of time."""
+    def is_image_model(self) -> bool:
+        """Whether the weights hold nothing that concerns time."""
         video = self.time is not None or "time" in self.blocks[0] or self.readout is not None
-        return not (video or self.joint or self.future_first or self.patch["kernel"].ndim == 5)
+        return not (video or self.joint_positions or self.future_first or self.patch["kernel"].ndim == 5)
 
 
 @dataclass(kw_only=True)
 class Windows:
-    """A Video Swin.
+    """The weights of a Video Swin.
 
     Attributes:
-      layout, norm, head, normalisation, left, unsaid: as of `Transformer`.
-      patch: {'kernel': (t, y, x, c, d), 'bias': (d)}.
-      embeddings: of each stage a tree, of the first its norm alone.
-      stages: of each its blocks, each with 'attention' and 'mlp', trees as those of `ShiftedWindowAttention` and `Mlp`.
-      rows: (n n), the row of the table of positions for each two tokens of a window, or None where there is none.
+        layout, norm, head, normalisation, not_loaded, remarks: as in `Transformer`.
+        patch: {'kernel': (t, y, x, c, d), 'bias': (d)}.
+        embeddings: one tree a stage; the tree of the first stage has only the norm.
+        stages: for each stage a list of blocks. A block has 'attention' and 'mlp', trees with the names of
+            `ShiftedWindowAttention` and `Mlp`.
+        rows: (n n), the row of the position table for each two tokens of a window, or None if the file has none.
     """
 
     layout: str
@@ -79,90 +92,92 @@ class Windows:
     rows: np.ndarray | None = None
     head: dict | None = None
     normalisation: tuple | None = None
-    left: tuple[str, ...] = ()
-    unsaid: tuple[str, ...] = ()
+    not_loaded: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass
-class Names:
-    """The arrays of a file, which remembers which ones were asked for, and the configuration beside it."""
+class ArrayReader:
+    """Reads the arrays of a weights file by name and records which arrays have been read.
+
+    Attributes:
+        arrays: name in the file -> array.
+        prefix: what precedes every name that is asked for.
+        metadata: the content of config.json and preprocessor_config.json beside the file.
+        used: the names in the file that have been read.
+    """
 
     arrays: dict[str, np.ndarray]
     prefix: str = ""
-    about: dict = field(default_factory=dict)
+    metadata: dict = field(default_factory=dict)
     used: set = field(default_factory=set)
 
     def __contains__(self, name):
         return self.prefix + name in self.arrays
 
-    def __call__(self, name) -> np.ndarray:
+    def __getitem__(self, name) -> np.ndarray:
         name = self.prefix + name
         if name not in self.arrays:
             raise ConfigError(f"the array {name!r} is missing")
         self.used.add(name)
         return np.asarray(self.arrays[name], np.float32)
 
-    def count(self, pattern) -> int:
-        """How many numbers from 0 on stand where `pattern` has its group."""
-        found = {int(match[1]) for name in self.arrays if (match := re.match(re.escape(self.prefix) + pattern, name))}
-        if found != set(range(len(found))):
-            raise ConfigError(f"the layers {sorted(found)} are not numbered from 0 on")
-        return len(found)
+    def get(self, name) -> np.ndarray | None:
+        """Returns the array, or None if the file does not have it."""
+        return self[name] if name in self else None
+
+    def with_prefix(self, prefix: str) -> "ArrayReader":
+        """Returns a reader with another prefix that shares the record of what has been read."""
+        return ArrayReader(self.arrays, prefix, self.metadata, self.used)
+
+    def layer_count(self, pattern) -> int:
+        """Returns the number of layers, from the numbers that the group of `pattern` matches in the names.
+
+        Raises:
+            ConfigError: the layers are not numbered 0, 1, 2, ...
+        """
+        pattern = re.escape(self.prefix) + pattern
+        numbers = {int(match[1]) for name in self.arrays if (match := re.match(pattern, name))}
+        if numbers != set(range(len(numbers))):
+            raise ConfigError(f"the layers {sorted(numbers)} are not numbered from 0 on")
+        return len(numbers)
 
     def unused(self) -> list[str]:
+        """Returns the names of the arrays that have not been read."""
         return [name for name in self.arrays if name not in self.used]
 
-    # PyTorch keeps (out, in) where we keep (in, out), and convolutions as (out, in, y, x).
+    def mark_pretraining_arrays(self) -> tuple[str, ...]:
+        """Marks the arrays that only pretraining needs as read, and returns their names."""
+        names = ("mask_token", "embeddings.mask_token", "pooler.dense.weight", "pooler.dense.bias")
+        return tuple(name for name in names if self.get(name) is not None)
+
+    # PyTorch has linear kernels (out, in) and convolution kernels (out, in, y, x). Ours are (in, out), (y, x, in, out).
 
     def linear(self, *names, scale=None):
-        """Linear layers side by side."""
-        kernel = np.concatenate([self(f"{name}.weight").T for name in names], axis=1)
+        """Returns PyTorch's linear layers `names`, concatenated along the outputs and multiplied by `scale` (out)."""
+        kernel = np.concatenate([self[f"{name}.weight"].T for name in names], axis=1)
         bias = np.concatenate([self._bias(name) for name in names])
         if scale is not None:
             kernel, bias = kernel * scale, bias * scale
         return {"kernel": kernel, "bias": bias}
 
     def _bias(self, name):
-        """Zero for queries, keys or values where no layer of the file has one."""
-        part = name.rpartition(".")[2]
-        if part in ("qkv", "query", "key", "value") and not any(
-            other.endswith(f".{part}.bias") for other in self.arrays
+        """Returns the bias. It is zero for queries, keys or values if no layer of the file has such a bias."""
+        last = name.rpartition(".")[2]
+        if last in ("qkv", "query", "key", "value") and not any(
+            other.endswith(f".{last}.bias") for other in self.arrays
         ):
-            return np.zeros(len(self(f"{name}.weight")), np.float32)
-        return self(f"{name}.bias")
+            return np.zeros(len(self[f"{name}.weight"]), np.float32)
+        return self[f"{name}.bias"]
 
     def norm(self, name):
-        return {"scale": self(f"{name}.weight"), "bias": self(f"{name}.bias")}
+        """Returns PyTorch's layer norm."""
+        return {"scale": self[f"{name}.weight"], "bias": self[f"{name}.bias"]}
 
     def convolution(self, name):
-        kernel = self(f"{name}.weight")
-        return {"kernel": np.moveaxis(kernel, (1, 0), (-2, -1)), "bias": self(f"{name}.bias")}
+        """Returns PyTorch's convolution."""
+        return {"kernel": np.moveaxis(self[f"{name}.weight"], (1, 0), (-2, -1)), "bias": self[f"{name}.bias"]}
 
     def head(self, name):
-        return self.linear(name) if f"{name}.weight" in self and self(f"{name}.weight").ndim == 2 else None
-
-
-def has(*endings):
-    """A function of arrays that gives the prefix before all of these names, or None."""
-
-    def recognised(arrays):
-        for name in arrays:
-            if name.endswith(endings[0]):
-                prefix = name.removesuffix(endings[0])
-                if prefix.count(".") <= 3 and all(prefix + ending in arrays for ending in endings):
-                    return prefix
-        return None
-
-    return recognised
-
-
-def pretraining(names):
-    """What only pretraining used."""
-    found = [
-        name
-        for name in ("mask_token", "embeddings.mask_token", "pooler.dense.weight", "pooler.dense.bias")
-        if name in names
-    ]
-    for name in found:
-        names(name)
-    return tuple(found)
+        """Returns PyTorch's linear head, or None if the file has none."""
+        return self.linear(name) if f"{name}.weight" in self and self[f"{name}.weight"].ndim == 2 else None

@@ -1,64 +1,74 @@
-"""timm, and what was made from it: DeiT, DINOv2, and TimeSformer of its authors."""
+"""timm's ViT, and what was made from it: DeiT, DINOv2, and TimeSformer of its authors.
+
+Names: `timm/models/vision_transformer.py`, and `timesformer/models/vit.py` of facebookresearch/TimeSformer.
+"""
 
 import math
 
 import numpy as np
 
 from vidformers.errors import ConfigError
-from vidformers.pretrained.layouts.structure import IMAGENET, TIMESFORMER, Transformer, has, pretraining
+from vidformers.pretrained.layouts.registry import register
+from vidformers.pretrained.layouts.structure import IMAGENET, TIMESFORMER, Transformer
 
-recognised = has("blocks.0.attn.qkv.weight", "patch_embed.proj.weight")
 
-
-def read(names) -> Transformer:
-    """Layer scale is multiplied into the projection it follows, which is the same."""
-    if "register_tokens" in names or "reg_token" in names:
-        raise ConfigError("its register tokens have no place in the models here")
-
-    def block(number):
-        at = f"blocks.{number}"
-        scales = [names(f"{at}.ls{i}.gamma") if f"{at}.ls{i}.gamma" in names else None for i in (1, 2)]
-        found = {
-            "space": {
-                "norm": names.norm(f"{at}.norm1"),
-                "qkv": names.linear(f"{at}.attn.qkv"),
-                "out": names.linear(f"{at}.attn.proj", scale=scales[0]),
-            },
-            "mlp": {
-                "norm": names.norm(f"{at}.norm2"),
-                "wide": names.linear(f"{at}.mlp.fc1"),
-                "out": names.linear(f"{at}.mlp.fc2", scale=scales[1]),
-            },
-        }
-        if f"{at}.temporal_attn.qkv.weight" in names:
-            found["time"] = {
-                "norm": names.norm(f"{at}.temporal_norm1"),
-                "qkv": names.linear(f"{at}.temporal_attn.qkv"),
-                "out": names.linear(f"{at}.temporal_attn.proj"),
-                "extra": names.linear(f"{at}.temporal_fc"),
-            }
-        return found
-
-    blocks = [block(i) for i in range(names.count(r"blocks\.(\d+)\."))]
+def read(arrays) -> Transformer:
+    """Converts the arrays. Layer scale is multiplied into the projection before it, which computes the same."""
+    if "register_tokens" in arrays or "reg_token" in arrays:
+        raise ConfigError("no model here has the register tokens that it was trained with")
+    blocks = [_block(arrays, f"blocks.{i}") for i in range(arrays.layer_count(r"blocks\.(\d+)\."))]
     layout, normalisation = ("TimeSformer", TIMESFORMER) if "time" in blocks[0] else ("ViT of timm", None)
-    if "blocks.0.ls1.gamma" in names:
+    if "blocks.0.ls1.gamma" in arrays:
         layout = "ViT of timm with layer scale"
-    classes, space = names("cls_token")[0], names("pos_embed")[0]
-    if "dist_token" in names:
-        layout, normalisation = "DeiT, distilled", IMAGENET  # its other token, the second, stays unused
+    class_tokens, space = arrays["cls_token"][0], arrays["pos_embed"][0]
+    if "dist_token" in arrays:
+        layout, normalisation = "DeiT, distilled", IMAGENET  # the second token, for distillation, is not read
         space = np.delete(space, 1, axis=0)
     elif math.isqrt(len(space)) ** 2 == len(space):
         space = np.concatenate([np.zeros_like(space[:1]), space])  # the class token has no position
-    time = names("time_embed")[0] if "time_embed" in names else None
     return Transformer(
         layout=layout,
-        patch=names.convolution("patch_embed.proj"),
-        classes=classes,
+        patch=arrays.convolution("patch_embed.proj"),
+        class_tokens=class_tokens,
         space=space,
         blocks=blocks,
-        norm=names.norm("norm"),
-        head=names.head("head"),
-        time=time,
+        norm=arrays.norm("norm"),
+        head=arrays.head("head"),
+        time=arrays["time_embed"][0] if "time_embed" in arrays else None,
         normalisation=normalisation,
-        left=pretraining(names),
+        heads=arrays.metadata.get("num_attention_heads"),
+        not_loaded=arrays.mark_pretraining_arrays(),
     )
+
+
+def _block(arrays, block):
+    scales = [arrays.get(f"{block}.ls{i}.gamma") for i in (1, 2)]
+    sublayers = {
+        "space": {
+            "norm": arrays.norm(f"{block}.norm1"),
+            "qkv": arrays.linear(f"{block}.attn.qkv"),
+            "out": arrays.linear(f"{block}.attn.proj", scale=scales[0]),
+        },
+        "mlp": {
+            "norm": arrays.norm(f"{block}.norm2"),
+            "wide": arrays.linear(f"{block}.mlp.fc1"),
+            "out": arrays.linear(f"{block}.mlp.fc2", scale=scales[1]),
+        },
+    }
+    if f"{block}.temporal_attn.qkv.weight" in arrays:
+        sublayers["time"] = {
+            "norm": arrays.norm(f"{block}.temporal_norm1"),
+            "qkv": arrays.linear(f"{block}.temporal_attn.qkv"),
+            "out": arrays.linear(f"{block}.temporal_attn.proj"),
+            "extra": arrays.linear(f"{block}.temporal_fc"),
+        }
+    return sublayers
+
+
+register(
+    "ViT, DeiT and DINOv2 of timm, TimeSformer of its authors",
+    read,
+    "blocks.0.attn.qkv.weight",
+    "patch_embed.proj.weight",
+    never="temporal_encoder.embeddings.position_embeddings.weight",  # a VTN, which contains a ViT of timm
+)

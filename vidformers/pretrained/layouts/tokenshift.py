@@ -1,72 +1,81 @@
-"""TokenShift of its authors (VideoNetworks/TokShift-Transformer), and the ViT in PyTorch that it was made from."""
+"""TokenShift of its authors (VideoNetworks/TokShift-Transformer), and the ViT in PyTorch from which it was made."""
 
 import numpy as np
 
-from vidformers.pretrained.layouts.structure import HALF, Transformer, has
+from vidformers.pretrained.layouts.registry import register
+from vidformers.pretrained.layouts.structure import HALF, Transformer
 
-recognised = has("transformer.encoder.layer.0.attn.query.weight", "transformer.embeddings.patch_embeddings.weight")
 
-
-def read(names) -> Transformer:
-    """Shifts have no arrays, so that a ViT and a TokenShift look the same."""
-
-    def block(number):
-        at = f"transformer.encoder.layer.{number}"
-        return {
-            "space": {
-                "norm": names.norm(f"{at}.attention_norm"),
-                "out": names.linear(f"{at}.attn.out"),
-                "qkv": names.linear(*(f"{at}.attn.{part}" for part in ("query", "key", "value"))),
-            },
-            "mlp": {
-                "norm": names.norm(f"{at}.ffn_norm"),
-                "wide": names.linear(f"{at}.ffn.fc1"),
-                "out": names.linear(f"{at}.ffn.fc2"),
-            },
-        }
-
-    blocks = [block(i) for i in range(names.count(r"transformer\.encoder\.layer\.(\d+)\."))]
-    at = "transformer.embeddings"
+def read(arrays) -> Transformer:
+    """Converts the arrays. Shifts have no arrays, so a ViT and a TokenShift cannot be told apart."""
+    layers = arrays.layer_count(r"transformer\.encoder\.layer\.(\d+)\.")
+    embeddings = "transformer.embeddings"
     return Transformer(
         layout="TokenShift",
-        patch=names.convolution(f"{at}.patch_embeddings"),
-        classes=names(f"{at}.cls_token")[0],
-        space=names(f"{at}.position_embeddings")[0],
-        blocks=blocks,
-        norm=names.norm("transformer.encoder.encoder_norm"),
-        head=names.head("head"),
+        patch=arrays.convolution(f"{embeddings}.patch_embeddings"),
+        class_tokens=arrays[f"{embeddings}.cls_token"][0],
+        space=arrays[f"{embeddings}.position_embeddings"][0],
+        blocks=[_block(arrays, f"transformer.encoder.layer.{i}") for i in range(layers)],
+        norm=arrays.norm("transformer.encoder.encoder_norm"),
+        head=arrays.head("head"),
         future_first=True,
         normalisation=HALF,
-        unsaid=(
-            "The file does not say what share of the channels was shifted: model.fold must, 4 in its authors' configs.",
+        heads=arrays.metadata.get("num_attention_heads"),
+        remarks=(
+            "The file does not say which share of the channels was shifted. Set model.fold; it is 4 in the configs of "
+            "TokenShift's authors.",
         ),
     )
 
 
-def past_first(source: Transformer, channels: int) -> None:
-    """Makes it one whose first `channels` channels come from the frame before, where those of the frame after did.
+def _block(arrays, block):
+    return {
+        "space": {
+            "norm": arrays.norm(f"{block}.attention_norm"),
+            "out": arrays.linear(f"{block}.attn.out"),
+            "qkv": arrays.linear(*(f"{block}.attn.{name}" for name in ("query", "key", "value"))),
+        },
+        "mlp": {
+            "norm": arrays.norm(f"{block}.ffn_norm"),
+            "wide": arrays.linear(f"{block}.ffn.fc1"),
+            "out": arrays.linear(f"{block}.ffn.fc2"),
+        },
+    }
 
-    The order of a transformer's channels has no meaning beside that, as long as all its arrays keep the same one.
+
+def past_first(source: Transformer, channels: int) -> None:
+    """Swaps the first `channels` channels with the next `channels`, so that the past comes before the future.
+
+    Our `TokenShift` takes the first channels from the previous frame, the authors' code from the next frame. Apart from
+    this, the order of a transformer's channels has no meaning, as long as all arrays have the same order.
     """
-    order = np.arange(source.classes.shape[-1])
+    order = np.arange(source.class_tokens.shape[-1])
     order[: 2 * channels] = np.roll(order[: 2 * channels], channels)
 
     def norm(tree):
         return {name: array[order] for name, array in tree.items()}
 
-    def rows(tree):
+    def inputs(tree):
         return tree | {"kernel": tree["kernel"][order]}
 
-    def columns(tree):
+    def outputs(tree):
         return {name: array[..., order] for name, array in tree.items()}
 
-    source.patch, source.norm = columns(source.patch), norm(source.norm)
-    source.classes, source.space = source.classes[:, order], source.space[:, order]
-    source.head = source.head and rows(source.head)
+    source.patch, source.norm = outputs(source.patch), norm(source.norm)
+    source.class_tokens, source.space = source.class_tokens[:, order], source.space[:, order]
+    source.head = source.head and inputs(source.head)
     source.blocks = [
         {
-            kind: {"norm": norm(tree["norm"]), first: rows(tree[first]), "out": columns(tree["out"])}
+            kind: {"norm": norm(tree["norm"]), first: inputs(tree[first]), "out": outputs(tree["out"])}
             for kind, first, tree in (("space", "qkv", block["space"]), ("mlp", "wide", block["mlp"]))
         }
         for block in source.blocks
     ]
+
+
+register(
+    "TokenShift of its authors",
+    read,
+    "transformer.encoder.layer.0.attn.query.weight",
+    "transformer.embeddings.patch_embeddings.weight",
+)

@@ -1,43 +1,57 @@
-"""Video Swin of torchvision."""
+"""Video Swin of torchvision. Names: `torchvision/models/video/swin_transformer.py`."""
 
-from vidformers.pretrained.layouts.structure import IMAGENET, Windows, has
+from vidformers.pretrained.layouts.registry import register
+from vidformers.pretrained.layouts.structure import IMAGENET, Windows
 
-recognised = has("features.0.0.attn.relative_position_bias_table", "patch_embed.proj.weight")
 
-
-def read(names) -> Windows:
-    """Stages and what merges patches between them take turns in one list."""
-
-    def block(at):
-        if f"{at}.attn.relative_position_index" in names:
-            rows.append(names(f"{at}.attn.relative_position_index"))
-        return {
-            "attention": {
-                "norm": names.norm(f"{at}.norm1"),
-                "qkv": names.linear(f"{at}.attn.qkv"),
-                "out": names.linear(f"{at}.attn.proj"),
-                "table": names(f"{at}.attn.relative_position_bias_table"),
-            },
-            "mlp": {
-                "norm": names.norm(f"{at}.norm2"),
-                "wide": names.linear(f"{at}.mlp.0"),
-                "out": names.linear(f"{at}.mlp.3"),
-            },
-        }
-
-    rows, places = [], range(names.count(r"features\.(\d+)\."))
-    stages = [[block(f"features.{i}.{j}") for j in range(names.count(rf"features\.{i}\.(\d+)\."))] for i in places[::2]]
+def read(arrays) -> Windows:
+    """Converts the arrays. `features` has the stages at even places and patch merging between them at odd places."""
+    places = range(arrays.layer_count(r"features\.(\d+)\."))
+    stages = [
+        [_block(arrays, f"features.{i}.{j}") for j in range(arrays.layer_count(rf"features\.{i}\.(\d+)\."))]
+        for i in places[::2]
+    ]
     merges = [
-        {"norm": names.norm(f"features.{i}.norm"), "out": {"kernel": names(f"features.{i}.reduction.weight").T}}
+        {"norm": arrays.norm(f"features.{i}.norm"), "out": {"kernel": arrays[f"features.{i}.reduction.weight"].T}}
         for i in places[1::2]
+    ]
+    # Every block has the same index; reading all of them marks them as used.
+    indices = [
+        arrays.get(f"features.{i}.{j}.attn.relative_position_index")
+        for i, stage in zip(places[::2], stages, strict=True)
+        for j in range(len(stage))
     ]
     return Windows(
         layout="Video Swin of torchvision",
-        patch=names.convolution("patch_embed.proj"),
-        embeddings=[{"norm": names.norm("patch_embed.norm")}, *merges],
+        patch=arrays.convolution("patch_embed.proj"),
+        embeddings=[{"norm": arrays.norm("patch_embed.norm")}, *merges],
         stages=stages,
-        norm=names.norm("norm"),
-        rows=rows[0] if rows else None,
-        head=names.head("head"),
+        norm=arrays.norm("norm"),
+        rows=next((index for index in indices if index is not None), None),
+        head=arrays.head("head"),
         normalisation=IMAGENET,
     )
+
+
+def _block(arrays, block):
+    return {
+        "attention": {
+            "norm": arrays.norm(f"{block}.norm1"),
+            "qkv": arrays.linear(f"{block}.attn.qkv"),
+            "out": arrays.linear(f"{block}.attn.proj"),
+            "table": arrays[f"{block}.attn.relative_position_bias_table"],
+        },
+        "mlp": {
+            "norm": arrays.norm(f"{block}.norm2"),
+            "wide": arrays.linear(f"{block}.mlp.0"),
+            "out": arrays.linear(f"{block}.mlp.3"),
+        },
+    }
+
+
+register(
+    "Video Swin of torchvision",
+    read,
+    "features.0.0.attn.relative_position_bias_table",
+    "patch_embed.proj.weight",
+)

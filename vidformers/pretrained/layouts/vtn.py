@@ -1,46 +1,56 @@
 """VTN of its authors (projects/vtn in bomri/SlowFast): a ViT of timm and layers of Hugging Face's Longformer."""
 
 from vidformers.pretrained.layouts import timm
-from vidformers.pretrained.layouts.structure import Names, Transformer, has
+from vidformers.pretrained.layouts.registry import register
+from vidformers.pretrained.layouts.structure import Transformer
 
-recognised = has("temporal_encoder.embeddings.position_embeddings.weight", "backbone.blocks.0.attn.qkv.weight")
+_EMBEDDINGS = "temporal_encoder.embeddings"
 
 
-def read(names) -> Transformer:
-    """Its class token over frames joins the readout; the frames' own is the backbone's."""
-    embeddings = "temporal_encoder.embeddings"
-
-    def layer(number):
-        at = f"temporal_encoder.encoder.layer.{number}"
-        own = f"{at}.attention.self"
-        return [
-            {
-                "qkv": names.linear(*(f"{own}.{part}" for part in ("query", "key", "value"))),
-                "q_global": names.linear(f"{own}.query_global"),
-                "kv_global": names.linear(f"{own}.key_global", f"{own}.value_global"),
-                "out": names.linear(f"{at}.attention.output.dense"),
-                "norm": names.norm(f"{at}.attention.output.LayerNorm"),
-            },
-            {
-                "wide": names.linear(f"{at}.intermediate.dense"),
-                "out": names.linear(f"{at}.output.dense"),
-                "norm": names.norm(f"{at}.output.LayerNorm"),
-            },
-        ]
-
-    backbone = Names(names.arrays, f"{names.prefix}backbone.", used=names.used)
-    source = timm.read(backbone)
-    if f"{embeddings}.position_ids" in names:
-        names(f"{embeddings}.position_ids")  # 0, 1, ..., which old versions of the library saved
-    source.layout, source.head = "VTN", names.head("mlp_head.4")
+def read(arrays) -> Transformer:
+    """Converts the arrays. The class token over frames belongs to the readout, that of each frame to the backbone."""
+    source = timm.read(arrays.with_prefix(f"{arrays.prefix}backbone."))
+    arrays.get(f"{_EMBEDDINGS}.position_ids")  # 0, 1, ..., which old versions of transformers saved; marked as read
+    layers = arrays.layer_count(r"temporal_encoder\.encoder\.layer\.(\d+)\.")
+    source.layout, source.head = "VTN", arrays.head("mlp_head.4")
     source.readout = {
-        "class_token": names("cls_token")[0, 0],
-        "norm": names.norm(f"{embeddings}.LayerNorm"),
-        "position": names(f"{embeddings}.position_embeddings.weight"),
-        "token_type": names(f"{embeddings}.token_type_embeddings.weight"),
-        "layers": [layer(i) for i in range(names.count(r"temporal_encoder\.encoder\.layer\.(\d+)\."))],
-        "head_norm": names.norm("mlp_head.0"),
-        "head": names.linear("mlp_head.1"),
+        "class_token": arrays["cls_token"][0, 0],
+        "norm": arrays.norm(f"{_EMBEDDINGS}.LayerNorm"),
+        "position": arrays[f"{_EMBEDDINGS}.position_embeddings.weight"],
+        "token_type": arrays[f"{_EMBEDDINGS}.token_type_embeddings.weight"],
+        "layers": [_layer(arrays, f"temporal_encoder.encoder.layer.{i}") for i in range(layers)],
+        "head_norm": arrays.norm("mlp_head.0"),
+        "head": arrays.linear("mlp_head.1"),
     }
-    source.unsaid = ("The file does not say how far frames see: model.window must, 18 in its authors' configs.",)
+    source.remarks = (
+        "The file does not say how many frames the attention window has. Set model.window; it is 18 in the configs of "
+        "VTN's authors.",
+    )
     return source
+
+
+def _layer(arrays, layer):
+    """Returns the two sublayers of a layer over frames."""
+    attention = f"{layer}.attention.self"
+    return [
+        {
+            "qkv": arrays.linear(*(f"{attention}.{name}" for name in ("query", "key", "value"))),
+            "q_global": arrays.linear(f"{attention}.query_global"),
+            "kv_global": arrays.linear(f"{attention}.key_global", f"{attention}.value_global"),
+            "out": arrays.linear(f"{layer}.attention.output.dense"),
+            "norm": arrays.norm(f"{layer}.attention.output.LayerNorm"),
+        },
+        {
+            "wide": arrays.linear(f"{layer}.intermediate.dense"),
+            "out": arrays.linear(f"{layer}.output.dense"),
+            "norm": arrays.norm(f"{layer}.output.LayerNorm"),
+        },
+    ]
+
+
+register(
+    "VTN of its authors",
+    read,
+    "temporal_encoder.embeddings.position_embeddings.weight",
+    "backbone.blocks.0.attn.qkv.weight",
+)

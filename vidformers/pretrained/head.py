@@ -1,0 +1,74 @@
+"""Which classes of a file's head become which classes of the model's head."""
+
+import numpy as np
+
+from vidformers.errors import ConfigError
+from vidformers.models.vtn import TemporalEncoder
+from vidformers.pretrained import layouts, native
+
+
+def match_classes(model, source, metadata, init, class_names):
+    """Matches the classes of the model with those of the source's head.
+
+    Args:
+        model: abstract, from `build`.
+        source: the weights.
+        metadata: the content of config.json and preprocessor_config.json beside the file.
+        init: the section `init`.
+        class_names: the names of the model's classes in order, or None.
+    Returns:
+        (for each class of the model the class of the source, or None to draw the head; remarks)
+    Raises:
+        ConfigError: the number of classes is the same, but it is unknown whether the classes are.
+    """
+    if init.head == "draw" or source.head is None:
+        return None, []
+    width, count = source.head["kernel"].shape
+    if width != model.head.in_features or not _reads_same_features(model, source):
+        return None, ["The head is not loaded, since it reads other features than the model's."]
+    if init.head == "as_is":
+        if count != model.num_classes:
+            raise ConfigError(f"its head has {count} classes, the model {model.num_classes}")
+        return np.arange(count), ["The head is loaded by class number (init.head=as_is)."]
+    names = head_class_names(metadata, count)
+    if names is not None and class_names is not None and sorted(names) == sorted(map(_normalise, class_names)):
+        return np.array([names.index(_normalise(name)) for name in class_names]), []
+    if count != model.num_classes:
+        return None, [f"The head is not loaded, since it has {count} classes."]
+    why = (
+        "it does not name them"
+        if names is None
+        else "the data set does not name its own"
+        if class_names is None
+        else "they have other names"
+    )
+    raise ConfigError(
+        f"its head has as many classes as the model, but {why}: init.head=as_is loads it by class number, "
+        "init.head=draw draws a new one"
+    )
+
+
+def _reads_same_features(model, source) -> bool:
+    """Whether both heads read the features of layers over frames, or both read those of the encoder of patches."""
+    if isinstance(source, native.NativeWeights):
+        return True
+    over_frames = isinstance(source, layouts.Transformer) and source.readout is not None
+    return over_frames == isinstance(model.readout, TemporalEncoder)
+
+
+def head_class_names(metadata, count: int) -> list[str] | None:
+    """Returns the normalised names of the `count` classes of a head, or None if `id2label` does not name them all."""
+    table = metadata.get("id2label")
+    if not isinstance(table, dict) or len(table) != count:
+        return None
+    try:
+        names = [_normalise(table[str(number)]) for number in range(count)]
+    except (KeyError, AttributeError):
+        return None
+    if len(set(names)) < count or all(name == f"label {number}" for number, name in enumerate(names)):
+        return None  # Hugging Face writes LABEL_0, LABEL_1, ... where nobody named the classes
+    return names
+
+
+def _normalise(name) -> str:
+    return " ".join(str(name).lower().replace("_", " ").split())
