@@ -1,14 +1,15 @@
-"""The picture of a batch holds the pixels that the model is given, with their labels."""
+"""The picture of a batch contains the pixels that the model receives, with their labels."""
 
 import os
 
 import cv2
 import numpy as np
 import pytest
-from command import ROOT
+from command import ROOT, one_sentence
 from numbered import write
 
-from input_pipeline import Pipeline, show
+from input_pipeline import show
+from input_pipeline.pipeline import Pipeline
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +53,12 @@ def pipeline(data):
 
 
 def holds(picture, clip):
-    """Whether the frames of a clip are in the picture, pixel by pixel, beside each other."""
+    """Returns whether the frames of a clip are in the picture, pixel by pixel, beside each other."""
     strip = np.full((32, 36 * len(clip), 3), 255, np.uint8)
     for t, frame in enumerate(clip):
         strip[:, 36 * t : 36 * t + 32] = frame
-    found = picture[:, show._MARGIN : show._MARGIN + strip.shape[1]]
-    return any(np.array_equal(found[top : top + 32], strip) for top in range(len(found) - 31))
+    frames = picture[:, show._MARGIN : show._MARGIN + strip.shape[1]]
+    return any(np.array_equal(frames[top : top + 32], strip) for top in range(len(frames) - 31))
 
 
 def test_a_training_batch(data, tmp_path, capsys):
@@ -88,11 +89,13 @@ def test_the_views_of_a_test_video(data, tmp_path):
     assert (indices[0] == indices[2]).all() and (indices[0] != indices[3]).all()
 
 
+@pytest.mark.quick
 def test_many_frames_fit_one_picture():
     picture = show.draw(["long"], np.zeros((1, 250, 224, 224, 3), np.uint8), np.zeros((1, 250), int))
     assert picture.shape[1] < 3500 and (picture == 0).all(-1).any()
 
 
+@pytest.mark.quick
 def test_any_text_is_drawn():
     text = "$x_{\n" + os.fsdecode(b"\xff") + "漢" * 100
     clip = np.random.default_rng(0).integers(0, 256, (1, 2, 32, 32, 3), np.uint8)
@@ -112,8 +115,7 @@ def test_any_text_is_drawn():
         (["--config.data.train=nowhere.csv"], "nowhere.csv"),
     ],
 )
-def test_mistakes(data, tmp_path, flags, sentence, capsys):
+def test_mistakes_are_one_sentence(data, tmp_path, flags, sentence, capsys):
     assert show.main(command(data, tmp_path / "batch.png", *flags)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("vidformers: ") and sentence in error and error.count("\n") == 1
+    assert sentence in one_sentence(capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
