@@ -15,8 +15,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from input_pipeline.decode import end_if_stuck
 from input_pipeline.errors import DataError
+from input_pipeline.watchdog import end_if_stuck
 from input_pipeline.workers import follow_parent
 
 

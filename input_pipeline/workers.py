@@ -7,7 +7,7 @@ import threading
 
 import cv2
 
-from input_pipeline.decode import end_if_stuck
+from input_pipeline.watchdog import end_if_stuck
 
 
 def start_pool_process() -> None:

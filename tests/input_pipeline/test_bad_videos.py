@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numbered import HEIGHT, WIDTH, read_number, silence, write
 
-from input_pipeline import decode
+from input_pipeline import watchdog
 from input_pipeline.decode import Video
 from input_pipeline.errors import DecodeError
 
@@ -317,9 +317,9 @@ def test_a_decode_that_hangs_in_c_ends_its_process(tmp_path):
     path = str(tmp_path / "pipe.mp4")
     os.mkfifo(path)
     done = run(
-        "import sys; from input_pipeline import decode\n"
+        "import sys; from input_pipeline import decode, watchdog\n"
         "decode.stat.S_ISREG = lambda mode: True\n"
-        "decode.end_if_stuck(grace_seconds=0.2)\n"
+        "watchdog.end_if_stuck(grace_seconds=0.2)\n"
         "decode.Video(sys.argv[1], limit_seconds=0.1)\n",
         path,
     )
@@ -329,8 +329,8 @@ def test_a_decode_that_hangs_in_c_ends_its_process(tmp_path):
 
 def test_a_loop_that_keeps_the_interpreters_lock_ends_its_process():
     done = run(
-        "import itertools; from input_pipeline import decode\n"
-        "decode.end_if_stuck(held_seconds=0.5)\n"
+        "import itertools; from input_pipeline import watchdog\n"
+        "watchdog.end_if_stuck(held_seconds=0.5)\n"
         "sum(itertools.repeat(0))\n"
     )
     assert done.returncode == -signal.SIGPROF
@@ -338,11 +338,11 @@ def test_a_loop_that_keeps_the_interpreters_lock_ends_its_process():
 
 def test_a_process_that_does_not_hang_goes_on(tmp_path):
     done = run(
-        "import sys, time; from input_pipeline import decode\n"
-        "decode.end_if_stuck(grace_seconds=0.1, held_seconds=30)\n"
+        "import sys, time; from input_pipeline import decode, watchdog\n"
+        "watchdog.end_if_stuck(grace_seconds=0.1, held_seconds=30)\n"
         "decode.Video(sys.argv[1], limit_seconds=0.1).frames([0])\n"
         "time.sleep(0.5)\n",
         write(tmp_path / "video.mp4", count=3),
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert not decode._work
+    assert not watchdog._calls
