@@ -1,66 +1,71 @@
-"""Every field of every section, with its default. An experiment sheet starts from `base(model)` and says what differs.
+"""Every field of every section of a config, with its default. Experiment sheets start from `base(model)`.
 
-Each section is the keyword arguments of one callable, so no field goes unread and none can be misspelt:
-data: input_pipeline.Pipeline; model: vidformers.build; init: vidformers.pretrained.Init; train: vidformers.training.train.Loop;
-optim: vidformers.training.optim.make_optimizer; eval: vidformers.training.evaluate.Protocol; mesh: vidformers.parallel.sharding.make_mesh;
-checkpoint: vidformers.training.checkpoint.Checkpoints. Their docstrings say what each field does.
+Each section holds the keyword arguments of one callable, whose docstring explains the fields:
+
+    data        input_pipeline.Pipeline
+    model       vidformers.build: the fields of ModelConfig.from_size and those of the function of the model
+    init        vidformers.pretrained.Init
+    train       vidformers.training.setup.TrainConfig
+    optim       vidformers.training.optim.OptimConfig
+    eval        vidformers.training.evaluate.EvalProtocol
+    mesh        vidformers.parallel.mesh.make_mesh
+    checkpoint  vidformers.training.checkpoint.Checkpoints
+
+A field without a default value is a `placeholder` of its type and reads as None.
 """
 
-import copy
+from types import NoneType
+from typing import get_args
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-# The fields that one model has and others do not, or that have other defaults.
-OWN = {
-    "vit": {},
-    "timesformer": dict(starts_as_image=True),
-    "joint": dict(patch_frames=1, positions="separate", gelu="exact"),
-    "mevit": dict(
-        block_size=2,
-        motion_blocks=7,
-        class_blocks=1,
-        order="motion_space",
-        class_in_motion=True,
-        class_queries_motion=False,
-        temporal_fc=False,
-    ),
-    "havit": dict(attention="divided", class_blocks=2, class_token="late", temporal_fc=False, share_dictionary=False),
-    "msca": dict(direction="heads", moved="KV", before=1, after=1, shifted_blocks=placeholder(int), boundary="keep"),
-    "tokenshift": dict(fold=4, boundary="zero"),
-    "vtn": dict(
-        backbone="vit",
-        depths=(3, 4, 6, 3),
-        stem=64,
-        temporal_depth=3,
-        window=(18,),
-        tie_global=False,
-        temporal_dropout=0.1,
-        head_dropout=0.5,
-        frames_at_once=placeholder(int),
-    ),
-    "swin": dict(size="Swin-T", patch_size=4, depths=(2, 2, 6, 2), window=(8, 7, 7), patch_frames=2),
-    "cvt": dict(size="CvT-13", patch_size=4, depths=(1, 2, 10), joint="last", scale="width"),
-    "stat": dict(
-        size="STAT",
-        patch_size=8,
-        depths=(2, 11, 2),
-        window=3,
-        long_key="class",
-        stem_convs=3,
-        stem_strides="same_grid",
-        aggregation_layers=1,
-    ),
-}
-
 
 def base(model: str) -> ConfigDict:
-    """The defaults, with the section `model` of the model of that name."""
-    if model not in OWN:
-        raise ValueError(f"the model after the colon must be one of {', '.join(OWN)}, not {model!r}")
+    """Returns the default config of a model.
+
+    Args:
+        model: a key of `vidformers.MODELS`.
+    Raises:
+        ValueError: the model is unknown.
+    """
     config = ConfigDict()
     config.seed = 0
-    config.data = dict(
+    config.data = _data()
+    config.model = _model(model)
+    # The data and the model share these fields. To override one sets both.
+    config.model.frames = config.data.get_ref("frames")
+    config.model.image_size = config.data.get_ref("size")
+    config.model.num_classes = config.data.get_ref("num_classes")
+    config.init = _init()
+    config.train = _train()
+    config.optim = _optim()
+    config.eval = _eval()
+    config.mesh = dict(data=-1, fsdp=1, context=1)
+    config.checkpoint = dict(every_steps=1000, keep=2, best="val/top1@1x1")
+    return config
+
+
+def _model(name: str) -> dict:
+    """Returns the section `model`, derived from the registered fields of the model."""
+    # Imports JAX. Not at the top, so that a wrong file name or flag is reported without this wait.
+    from vidformers.models.registry import MODELS
+
+    if name not in MODELS:
+        raise ValueError(f"the model after the colon must be one of {', '.join(MODELS)}, not {name!r}")
+    section = dict(name=name)
+    for field, parameter in MODELS[name].fields.items():
+        if field in ("frames", "image_size", "num_classes", "masked"):  # shared with the data, or only for tests
+            continue
+        section[field] = parameter.default
+        if parameter.default is None:
+            (kind,) = (kind for kind in get_args(parameter.annotation) if kind is not NoneType)
+            section[field] = placeholder(kind)
+    return section | dict(dtype="bfloat16")
+
+
+def _data() -> dict:
+    return dict(
         source="csv",
         root=".",
         name=placeholder(str),
@@ -100,36 +105,16 @@ def base(model: str) -> ConfigDict:
         limit_seconds=60.0,
         max_bad_fraction=0.01,
     )
-    config.model = dict(
-        name=model,
-        size="B",
-        width=placeholder(int),
-        heads=placeholder(int),
-        depth=placeholder(int),
-        mlp_ratio=4,
-        patch_size=16,
-        dictionary=0,
-        hybrid="combined",
-        kernel="softmax",
-        cosine_index="sequence",
-        backend="auto",
-        dropout=0.0,
-        drop_path=0.0,
-        dtype="bfloat16",
-        remat="none",
-        unroll=1,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-    )
-    config.model.update(copy.deepcopy(OWN[model]))  # placeholders are objects, which configs must not share
-    # One truth for what the data and the model share: overriding either sets both.
-    config.model.frames = config.data.get_ref("frames")
-    config.model.image_size = config.data.get_ref("size")
-    config.model.num_classes = config.data.get_ref("num_classes")
-    config.init = dict(
+
+
+def _init() -> dict:
+    return dict(
         weights=placeholder(str), time="zero", tube="centre", patch="refuse", head="auto", channels="rgb", allow=()
     )
-    config.train = dict(
+
+
+def _train() -> dict:
+    return dict(
         total_steps=placeholder(int),
         total_epochs=placeholder(float),
         batch_size=64,
@@ -144,7 +129,10 @@ def base(model: str) -> ConfigDict:
         mix_probability=1.0,
         mix_switch=0.5,
     )
-    config.optim = dict(
+
+
+def _optim() -> dict:
+    return dict(
         name="adamw",
         lr=2.5e-4,
         weight_decay=0.05,
@@ -163,7 +151,10 @@ def base(model: str) -> ConfigDict:
         frozen=(),
         in_backward=False,
     )
-    config.eval = dict(
+
+
+def _eval() -> dict:
+    return dict(
         clips=1,
         crops=3,
         frames=placeholder(int),
@@ -173,6 +164,3 @@ def base(model: str) -> ConfigDict:
         on_bad="error",
         checkpoint="latest",
     )
-    config.mesh = dict(data=-1, fsdp=1, context=1)
-    config.checkpoint = dict(every_steps=1000, keep=2, best="val/top1@1x1")
-    return config

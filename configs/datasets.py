@@ -1,4 +1,4 @@
-"""What a sheet of a data set is: another sheet, by name, with that set's half of the config."""
+"""Combines the sheet of a model with the data section of a data set."""
 
 import importlib
 from pathlib import Path
@@ -9,16 +9,16 @@ from configs.sheet import require
 
 
 def with_data(sheet: str, **data) -> ConfigDict:
-    """The config of `configs/SHEET.py` on other data.
+    """Returns the config of `configs/SHEET.py` with other data.
 
     Args:
-        sheet: name without folder and extension, of a model.
-        data: fields of the section `data`.
+        sheet: name of the sheet of a model, without folder and extension.
+        **data: fields of the section `data`.
     Raises:
         SheetError: there is no such sheet.
     """
     names = sorted(path.stem for path in Path(__file__).parent.glob("*_*.py") if path.stem != "__init__")
-    require(sheet in names, f"after the colon stands a sheet of a model, one of {', '.join(names)}, not {sheet!r}")
+    require(sheet in names, f"the sheet after the colon must be one of {', '.join(names)}, not {sheet!r}")
     config = importlib.import_module(f"configs.{sheet}").get_config()
     config.data.update(data)
     return config

@@ -1,13 +1,14 @@
-"""The demo: a small MEViT learns the direction of motion from video files rendered on first use, in minutes on a CPU.
+"""The demo: a small MEViT learns the direction of motion, in minutes on a CPU. Its videos are rendered on first use.
 
 Expected: top-1 of at least 95% on held-out digits. --config=configs/demo.py:vit, the same run with the frame-wise
-model, stays between 40% and 52%: each clip stands beside its reversal, and a frame-wise model cannot tell them apart.
+model, reaches between 40% and 52%: the data contain every clip and its reversal, and a frame-wise model cannot tell
+them apart.
 Command: python main.py --config=configs/demo.py
 """
 
 from configs.base import base
 
-# What a model needs beside that to be as small as the others.
+# Fields that make a model as small as the others.
 SMALL = {
     "timesformer": dict(starts_as_image=False),
     "mevit": dict(motion_blocks=3, class_blocks=1),

@@ -1,10 +1,10 @@
-"""HaViT-B/16 x 8 frames: divided attention, each with a dictionary of external tokens, then class attention.
+"""HaViT-B/16 x 8 frames: divided attention with a dictionary of external tokens, then class attention.
 
 Paper: HaViT, Tables 1-4. Kinetics-400 80.6 / 94.3, four clips x three crops, from ImageNet weights; 16 frames
-81.7 / 95.2. The paper does not say how many tokens its dictionary holds; see `vidformers.models.registry.havit`.
+81.7 / 95.2. The paper does not give the size of its dictionary; see `vidformers/models/havit.py`.
 Command: python main.py --config=configs/havit_b16.py --config.data.root=DIR --config.data.num_classes=N
 
-Rows of the paper's ablations are those of configs/havit_s16.py.
+configs/havit_s16.py lists the rows of the paper's ablations.
   16 frames:      --config.data.frames=16                                     81.7
 """
 
@@ -18,7 +18,7 @@ def get_config(size: str = "B"):
 
 
 def recipe(config):
-    """The paper's Table 1, and the size of the dictionary that its parameters agree with."""
+    """Sets the fields of the paper's Table 1, and the size of the dictionary that agrees with its parameters."""
     config.model.dictionary = 112
     config.model.dropout = 0.1
     config.train.total_epochs = 30.0

@@ -12,10 +12,10 @@ Rows of the paper's ablations, as overrides:
     cosine re-weighting --config.model.attention=joint --config.model.kernel=cosine 76.8
     divided                                                                         78.1
   Table 7 (dictionary): --config.model.dictionary=0|112                             77.6 78.2
-Other readings of the paper:
-  one dictionary a layer, shared by time and space: --config.model.share_dictionary=true
-  the class token a key from the input on:          --config.model.class_token=input
-  distance of the cosine kernel in frames alone:    --config.model.cosine_index=t
+Other interpretations of the paper, as overrides:
+  time and space attention share one dictionary:    --config.model.share_dictionary=true
+  the class token is a key from the first block on: --config.model.class_token=input
+  the cosine kernel measures distance in frames:    --config.model.cosine_index=t
 """
 
 from configs import havit_b16

@@ -1,8 +1,8 @@
-"""HMDB51 as its authors distribute it, for any model: --config=configs/hmdb51.py:mevit_b16.
+"""HMDB51 in the layout of its authors, with the sheet of a model after the colon.
 
 Paper: Kuehne et al., "HMDB: A Large Video Database for Human Motion Recognition", 2011. 51 classes, 70 training and 30
-test clips each in each of three splits; results are the mean of all three.
-Folder: data.root holds the class folders and the files CLASS_test_splitK.txt, themselves in a folder or not.
+test clips each in each of three splits. Results are the mean over the three splits.
+Folder: data.root holds the class folders and the files CLASS_test_splitK.txt, in a folder or not.
 Command: python main.py --config=configs/hmdb51.py:mevit_b16 --config.data.root=DIR --config.data.split=1
 """
 

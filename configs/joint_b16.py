@@ -1,6 +1,6 @@
-"""Joint space-time attention, B/16 x 8 frames: every token sees every token.
+"""Joint space-time attention, B/16 x 8 frames: every token attends to every token of the clip.
 
-TimeSformer's authors' joint model; a retrained 77.0 on Kinetics-400 is published by mmaction2.
+The joint model of TimeSformer's authors. mmaction2 retrained it to 77.0 on Kinetics-400.
 Cost: 86,112,400 parameters, 179.6 G multiply-adds a view.
 Command: python main.py --config=configs/joint_b16.py --config.data.root=DIR --config.data.num_classes=N
 """

@@ -1,9 +1,9 @@
-"""Kinetics-400 as its authors distribute it, for any model: --config=configs/kinetics400.py:mevit_b16.
+"""Kinetics-400 in the layout of its authors, with the sheet of a model after the colon.
 
 Paper: Kay et al., "The Kinetics Human Action Video Dataset", 2017. About 240,000 training and 20,000 validation clips
-of 10 seconds, fewer in every copy: videos vanish, and what is not there is counted and named.
-Folder: data.root holds train.csv, and val.csv or validate.csv, with the header label,youtube_id,time_start,...; videos
-lie anywhere below. Classes are numbered alphabetically unless data.classes=FILE.
+of 10 seconds. Every copy lacks some, because videos disappear from the web. Missing videos are counted and listed.
+Folder: data.root holds train.csv, and val.csv or validate.csv, with the header label,youtube_id,time_start,.... The
+videos are in any folder below. Classes are numbered alphabetically unless data.classes=FILE is given.
 Command: python main.py --config=configs/kinetics400.py:mevit_b16 --config.data.root=DIR
 """
 

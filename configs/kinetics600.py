@@ -1,6 +1,6 @@
-"""Kinetics-600 as its authors distribute it, for any model: --config=configs/kinetics600.py:mevit_b16.
+"""Kinetics-600 in the layout of its authors, with the sheet of a model after the colon.
 
-Paper: Carreira et al., "A Short Note about Kinetics-600", 2018. Folder and classes are those of configs/kinetics400.py.
+Paper: Carreira et al., "A Short Note about Kinetics-600", 2018. Folder and classes are as in configs/kinetics400.py.
 Command: python main.py --config=configs/kinetics600.py:mevit_b16 --config.data.root=DIR
 """
 

@@ -21,7 +21,7 @@ from configs.base import base
 
 def get_config():
     config = base("mevit")
-    config.model.depth = 11  # of which the first 4 attend in space alone
+    config.model.depth = 11  # the first 4 blocks attend in space only
     config.train.total_epochs = 30.0
     config.train.eval_every_epochs = 1.0
     config.optim.warmup_epochs = 3.0

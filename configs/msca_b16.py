@@ -1,12 +1,12 @@
-"""MSCA-B/16 x 8 frames: a frame-wise ViT in which two of twelve heads read keys and values of the neighbouring frames.
+"""MSCA-B/16 x 8 frames: a frame-wise ViT. Two of twelve heads read keys and values of the neighbouring frames.
 
 Paper: MSCA, Tables 1-5. Kinetics-400 76.47 / 92.88, ten clips x three crops, from ImageNet-21k weights.
-Cost: 86,106,256 parameters, 140.5 G multiply-adds a view (134.8 linear), those of `vit_b16`, in every variant.
+Cost: 86,106,256 parameters, 140.5 G multiply-adds a view (134.8 linear), as `vit_b16`, for every variant.
 Command: python main.py --config=configs/msca_b16.py --config.data.root=DIR --config.data.num_classes=N
 
 Rows of the paper's ablations, as overrides:
   Table 1 (heads):     --config.model.before=0|1|2|3|4 --config.model.after=0|1|2|3|4    75.65 76.47 76.07 75.66 74.72
-  Table 2 (of what):   --config.model.moved=Q|K|V|QK|KV|QV|QKV               75.84 75.76 75.58 75.47 76.47 75.57 75.78
+  Table 2 (Q, K, V):   --config.model.moved=Q|K|V|QK|KV|QV|QKV               75.84 75.76 75.58 75.47 76.47 75.57 75.78
   Table 3 (blocks):    --config.model.shifted_blocks=0|4|8|12                                 75.65 75.67 76.40 76.47
   Table 4 (patches):   --config.model.direction=patches --config.model.before=0|4|8|16|24|32
                        --config.model.after=0|4|8|16|24|32
@@ -14,7 +14,7 @@ Rows of the paper's ablations, as overrides:
   Table 5 (patches):   --config.model.direction=patches --config.model.before=8 --config.model.after=8
                        --config.model.moved=Q|K|V|QK|KV|QV|QKV
                                                                              75.75 75.69 75.84 75.50 76.35 75.83 75.73
-  the ends as in TokenShift's code: --config.model.boundary=zero
+  zeros beyond the first and last frame, as in TokenShift's code: --config.model.boundary=zero
 """
 
 from configs.base import base

@@ -1,6 +1,6 @@
-"""Experiment sheets: loading one from its file, and overriding its fields from the command line.
+"""Loads experiment sheets from their files and overrides their fields from the command line.
 
-Here and not in the library, so that the commands of `input_pipeline` read sheets without it.
+This module is not part of vidformers, because the commands of `input_pipeline` use it too.
 """
 
 import ast
@@ -13,33 +13,34 @@ from ml_collections import ConfigDict, FieldReference
 
 
 class SheetError(ValueError):
-    """A sheet, a field or a flag that cannot be; its message is one sentence that names it."""
+    """A mistake in a sheet, a field or a flag. The message is one sentence that names it."""
 
 
-def read_flags(argv: Sequence[str], own: dict[str, str | None]) -> tuple[ConfigDict, dict[str, str | None]]:
-    """The config and the other flags of `--config=FILE[:MODEL] [--config.section.field=value ...] [--name=value ...]`.
+def read_flags(argv: Sequence[str], defaults: dict[str, str | None]) -> tuple[ConfigDict, dict[str, str | None]]:
+    """Reads `--config=FILE[:MODEL] [--config.section.field=value ...] [--name=value ...]`.
 
     Args:
-        argv: without the program's name.
-        own: the other flags that the program takes, with their defaults.
+        argv: the arguments without the name of the program.
+        defaults: the other flags of the program, with their defaults.
     Returns:
-        The config, overridden; `own` and 'config', with the values given.
+        The config with its overrides, and the flags of `defaults` and 'config' with the given values.
     Raises:
-        SheetError: a flag that there is not, no --config, or what `load` and `override` refuse.
+        SheetError: an unknown flag, a missing --config, or an error of `load` or `override`.
     """
-    flags, fields = {"config": None, **own}, []
+    flags: dict[str, str | None] = {"config": None, **defaults}
+    fields = []
     for argument in argv:
         name, equals, value = argument.partition("=")
         require(
             bool(equals) and name.startswith("--"),
-            f"{argument!r} is not understood: write --name=value, as --help shows.",
+            f"{argument!r} is not a flag. Write --name=value; --help shows the flags.",
         )
         if name.startswith("--config."):
             fields.append((name.removeprefix("--config."), value))
         else:
             require(name.removeprefix("--") in flags, f"{name} is not a flag; --help shows them.")
             flags[name.removeprefix("--")] = value
-    require(flags["config"] is not None, "--config=FILE is missing; --help shows how to write it.")
+    require(flags["config"] is not None, "--config=FILE is missing. --help shows its form.")
     config = load(flags["config"])
     for path, value in fields:
         override(config, path, value)
@@ -47,13 +48,13 @@ def read_flags(argv: Sequence[str], own: dict[str, str | None]) -> tuple[ConfigD
 
 
 def load(name: str) -> ConfigDict:
-    """The config of `FILE.py` or `FILE.py:MODEL`, from the file's `get_config`.
+    """Returns the config of `FILE.py` or `FILE.py:MODEL`, from the `get_config` of the file.
 
     Raises:
-        SheetError: no such file, no `get_config` in it, or a model that it does not offer.
+        SheetError: there is no such file, it has no `get_config`, or `get_config` refuses the model.
     """
     file, colon, model = name.partition(":")
-    require(Path(file).is_file(), f"--config={name}: there is no file {file}.")
+    require(Path(file).is_file(), f"--config={name}: the file {file} does not exist.")
     spec = importlib.util.spec_from_file_location("experiment_sheet", file)
     require(spec is not None, f"--config={name}: {file} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
@@ -63,7 +64,9 @@ def load(name: str) -> ConfigDict:
         raise SheetError(f"--config={name}: {file} cannot be loaded: {type(error).__name__}: {error}.") from error
     require(hasattr(module, "get_config"), f"--config={name}: {file} defines no get_config.")
     takes_model = module.get_config.__code__.co_argcount > 0
-    require(takes_model or not colon, f"--config={name}: {file} holds one model and takes none after the colon.")
+    require(
+        takes_model or not colon, f"--config={name}: {file} is for one model. Leave out the colon and what follows."
+    )
     try:
         return module.get_config(model) if colon else module.get_config()
     except Exception as error:
@@ -71,34 +74,31 @@ def load(name: str) -> ConfigDict:
 
 
 def override(config: ConfigDict, path: str, text: str) -> None:
-    """Sets `section.field` to the value written as `text`, of the type the field has.
+    """Sets `section.field` to the value that is written as `text`.
 
     Raises:
-        SheetError: no such field, the model's name, or a value of another type.
+        SheetError: the field does not exist or is the name of the model, or the value is not of the field's type.
     """
-    known = [
-        f"{section}.{field}"
-        for section in config
-        if isinstance(config[section], ConfigDict)
-        for field in config[section]
-    ] + [name for name in config if not isinstance(config[name], ConfigDict)]
+    known = [name for name in config if not isinstance(config[name], ConfigDict)]
+    known += [f"{name}.{field}" for name in config if isinstance(config[name], ConfigDict) for field in config[name]]
     if path not in known:
-        near = difflib.get_close_matches(path, known, n=1)
-        raise SheetError(
-            f"--config.{path} is not a field of this config" + (f"; did you mean --config.{near[0]}?" if near else ".")
-        )
-    require(path != "model.name", "--config.model.name is not overridden: choose another config, or FILE.py:MODEL.")
-    section, _, field = path.rpartition(".")
-    section = config[section] if section else config
+        similar = difflib.get_close_matches(path, known, n=1)
+        question = f"; did you mean --config.{similar[0]}?" if similar else "."
+        raise SheetError(f"--config.{path} is not a field of this config{question}")
+    require(path != "model.name", "--config.model.name cannot be overridden. Choose another sheet, or FILE.py:MODEL.")
+    section_name, _, field = path.rpartition(".")
+    section = config[section_name] if section_name else config
     kind = section.get_type(field)
-    optional = isinstance(dict(section.items(preserve_field_references=True))[field], FieldReference)  # placeholder
+    # A placeholder is a reference, and so are the fields that the data and the model share.
+    is_reference = isinstance(dict(section.items(preserve_field_references=True))[field], FieldReference)
     try:
-        section[field] = _read(text, kind, optional)
+        section[field] = _read(text, kind, is_reference)
     except (ValueError, SyntaxError, TypeError):
         raise SheetError(f"--config.{path}={text} is not of type {kind.__name__}.") from None
 
 
 def _read(text: str, kind: type, optional: bool):
+    """Returns the value that `text` writes. 'none' is None for an optional field."""
     if kind is str:
         return None if optional and text.lower() == "none" else text
     value = ast.literal_eval(text.capitalize() if text.lower() in ("true", "false", "none") else text)

@@ -1,13 +1,14 @@
-"""Something-Something v2 as its authors distribute it, for any model: --config=configs/ssv2.py:mevit_b16.
+"""Something-Something v2 in the layout of its authors, with the sheet of a model after the colon.
 
 Paper: Goyal et al., "The 'Something Something' Video Database", 2017. 168,913 training and 24,777 validation clips of 2
 to 6 seconds in 174 classes.
-Folder: data.root holds something-something-v2-{labels,train,validation}.json, or the later short names; the videos,
-ID.webm, or folders of their frames, lie anywhere below.
+Folder: data.root holds something-something-v2-{labels,train,validation}.json, or the later short names. The videos,
+ID.webm, or folders of their frames, are in any folder below.
 Command: python main.py --config=configs/ssv2.py:mevit_b16 --config.data.root=DIR
 
-Segments of the whole video and one clip of three crops, as papers test on it. Nothing is flipped, since many classes
-have a direction; --config.data.flip=0.5 --config.data.flip_sides=True flips and swaps left with right in the label.
+Frames are sampled from segments of the whole video, and one clip x three crops is evaluated, as in papers. Nothing is
+flipped, because many classes have a direction. --config.data.flip=0.5 --config.data.flip_sides=True flips videos and
+swaps left and right in their labels.
 """
 
 from configs.datasets import with_data

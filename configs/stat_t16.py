@@ -1,10 +1,10 @@
-"""STAT, 16 frames: attention that shrinks with temporal distance, after a convolutional stem.
+"""STAT x 16 frames: attention that shrinks with temporal distance, after a convolutional stem.
 
 Paper: STAT, Tables 1-7. Kinetics-400 78.6 / 93.8 from random weights, five clips x one crop.
-Cost: 44,058,928 parameters, 58.9 G multiply-adds a view; the paper's 59.1 count the norms too.
+Cost: 44,058,928 parameters, 58.9 G multiply-adds a view. The paper's 59.1 G include the norms.
 Command: python main.py --config=configs/stat_t16.py --config.data.root=DIR --config.data.num_classes=N
-The paper leaves its recipe to an appendix it does not give: MViT's, on which it builds, is taken, with two clips of
-each video in a batch.
+The paper leaves its recipe to an appendix that was not published. This is the recipe of MViT, on which STAT builds,
+with two clips of each video in a batch.
 
 Rows of the paper's ablations, as overrides:
   Table 1 (modules):  CA        --config.model.window=1 --config.model.long_key=none    77.3

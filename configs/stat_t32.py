@@ -1,7 +1,7 @@
-"""STAT, 32 frames: Kinetics-400 80.4 / 94.6, five clips x one crop. 119.6 G multiply-adds a view.
+"""STAT x 32 frames: Kinetics-400 80.4 / 94.6, five clips x one crop. 119.6 G multiply-adds a view.
 
 Command: python main.py --config=configs/stat_t32.py --config.data.root=DIR --config.data.num_classes=N
-The rest as in configs/stat_t16.py.
+Everything else is as in configs/stat_t16.py.
 """
 
 from configs import stat_t16

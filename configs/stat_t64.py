@@ -1,8 +1,8 @@
-"""STAT, 64 frames: Kinetics-400 81.3 / 95.1, three clips x three crops.
+"""STAT x 64 frames: Kinetics-400 81.3 / 95.1, three clips x three crops.
 
-The paper says a window of 7 frames; the cost it prints, 2172 G for nine views, is that of a window of 5.
+The paper states a window of 7 frames, but the cost that it prints, 2172 G for nine views, is that of a window of 5.
 Command: python main.py --config=configs/stat_t64.py --config.data.root=DIR --config.data.num_classes=N
-The rest as in configs/stat_t16.py.
+Everything else is as in configs/stat_t16.py.
 """
 
 from configs import stat_t16

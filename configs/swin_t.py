@@ -1,12 +1,12 @@
-"""Video Swin-T x 16 frames with a dictionary of external tokens: a host of HaViT's Table 7.
+"""Video Swin-T x 16 frames with HaViT's dictionary of external tokens.
 
-Paper: HaViT, Table 7. Kinetics-400 78.4 without and 78.9 with the dictionary, from ImageNet weights. How the paper
-extends Swin-T to video it does not say; this is Video Swin-T, as torchvision's `swin3d_t`.
+Paper: HaViT, Table 7. Kinetics-400 78.4 without and 78.9 with the dictionary, from ImageNet weights. The paper does not
+say how Swin-T is extended to video. This is Video Swin-T, as torchvision's `swin3d_t`.
 Cost: 28,158,070 parameters without the dictionary.
 Command: python main.py --config=configs/swin_t.py --config.data.root=DIR --config.data.num_classes=N
 
 Without the dictionary: --config.model.dictionary=0                           78.4
-Frame by frame:         --config.model.patch_frames=1
+Patches of one frame:   --config.model.patch_frames=1
 """
 
 from configs.base import base

@@ -1,6 +1,6 @@
-"""UCF101 as its authors distribute it, for any model: --config=configs/ucf101.py:mevit_b16.
+"""UCF101 in the layout of its authors, with the sheet of a model after the colon.
 
-Paper: Soomro et al., "UCF101", 2012. 13,320 clips of 101 classes, in three splits; results are the mean of all three.
+Paper: Soomro et al., "UCF101", 2012. 13,320 clips of 101 classes in three splits. Results are the mean over the splits.
 Folder: data.root holds classInd.txt, trainlist0k.txt and testlist0k.txt (or the folder ucfTrainTestlist with them), and
 the videos in class folders (or in UCF-101/).
 Command: python main.py --config=configs/ucf101.py:mevit_b16 --config.data.root=DIR --config.data.split=1

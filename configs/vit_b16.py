@@ -1,4 +1,4 @@
-"""ViT-B/16 frame by frame over 8 frames, features averaged: the baseline that is blind to the order of frames.
+"""ViT-B/16 on each of 8 frames, with averaged features: a baseline that is blind to the order of frames.
 
 Paper: MSCA, Table 2: 75.65 / 92.19 on Kinetics-400, ten clips x three crops, from ImageNet-21k weights.
 Cost: 86,106,256 parameters, 140.5 G multiply-adds a view (134.8 linear).

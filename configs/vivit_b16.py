@@ -1,7 +1,7 @@
-"""ViViT-B/16x2 x 32 frames: joint attention over patches that span two frames.
+"""ViViT-B/16x2 x 32 frames: joint attention over patches of two frames.
 
 Paper: Arnab et al., "ViViT: A Video Vision Transformer", 2021, model 1: 80.0 on Kinetics-400, four clips x three crops,
-from ImageNet-21k weights. As its authors' code trains it; `google/vivit-b-16x2-kinetics400` holds what came of it.
+from ImageNet-21k weights. The recipe of its authors' code, whose result is `google/vivit-b-16x2-kinetics400`.
 Cost: 88,954,000 parameters, 451.5 G multiply-adds a view.
 Command: python main.py --config=configs/vivit_b16.py --config.data.root=DIR --config.data.num_classes=N
 """

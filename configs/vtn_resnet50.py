@@ -1,8 +1,8 @@
-"""VTN with a ResNet-50 frame by frame, and three Longformer layers over the frames.
+"""VTN with a ResNet-50 for each frame and three Longformer layers over the frames.
 
-Paper: Neimark et al., "Video Transformer Network", 2021. From ImageNet weights, normalisation folded into them.
+Paper: Neimark et al., "Video Transformer Network", 2021. From ImageNet weights, with folded batch normalisation.
 Command: python main.py --config=configs/vtn_resnet50.py --config.data.root=DIR --config.data.num_classes=N
-The rest as in configs/vtn_vit_b16.py.
+Everything else is as in configs/vtn_vit_b16.py.
 """
 
 from configs import vtn_vit_b16

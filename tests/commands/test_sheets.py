@@ -1,43 +1,116 @@
-"""Every experiment sheet, with every override its docstring gives, is of a model that exists."""
+"""Experiment sheets: every sheet and every override in its docstring builds a model, and defaults agree."""
 
 import importlib
+import inspect
 import re
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
 import pytest
 from flax import nnx
 
-from configs.base import OWN, base
+from configs.base import base
 from configs.sheet import SheetError, load, override
+from input_pipeline import Pipeline
 from vidformers import MODELS, ConfigError, build
 from vidformers.models.config import ModelConfig
-from vidformers.models.registry import DEFAULTS
+from vidformers.models.registry import register
 from vidformers.models.summary import summarise
+from vidformers.models.vit import vit
+from vidformers.parallel.mesh import make_mesh
+from vidformers.pretrained import Init
+from vidformers.training.checkpoint import Checkpoints
+from vidformers.training.evaluate import EvalProtocol
+from vidformers.training.optim import OptimConfig
+from vidformers.training.setup import TrainConfig
 
 CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py") if "def get_config" in path.read_text())
+DATASETS = [
+    sheet
+    for sheet in CONFIGS
+    if "configs.datasets" in Path(f"configs/{sheet}.py").read_text() or sheet.startswith("kinetics")
+]
+# The sheets' defaults that differ from those of the library: rates and sizes of a full training run.
+DIFFERENT = {("data", "stride"): 32, ("data", "workers"): 4, ("model", "dtype"): "bfloat16"}
 
 
-def config(name, *arguments):
-    return importlib.import_module(f"configs.{name}").get_config(*arguments)
+def config(name, *arguments, overrides=()):
+    sheet = importlib.import_module(f"configs.{name}").get_config(*arguments)
+    for path, text in overrides:
+        override(sheet, path, text)
+    return sheet
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_builds_at_full_size(name):
-    for argument in [()] + [(model,) for model in OWN if name == "demo"]:
-        assert summarise(partial(build, **config(name, *argument).model.to_dict())).params > 0
+def shape(model):
+    """The model of a section, by shape alone."""
+    return nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0), **model.to_dict()))
 
 
+def distinct(name, rows):
+    """(overrides, section model) of the rows that change the model of a sheet, each model once."""
+    seen = [config(name).model.to_dict()]
+    for row in rows:
+        model = config(name, overrides=row).model
+        if model.to_dict() not in seen:
+            seen.append(model.to_dict())
+            yield row, model
+
+
+@pytest.mark.parametrize("name", [*sorted(set(CONFIGS) - set(DATASETS)), *(f"demo:{model}" for model in MODELS)])
+def test_every_config_builds_and_runs_at_full_size(name):
+    sheet, _, model = name.partition(":")
+    assert summarise(partial(build, **config(sheet, *[model] * bool(model)).model.to_dict())).params > 0
+
+
+@pytest.mark.quick
 @pytest.mark.parametrize("name", MODELS)
-def test_config_fields_are_exactly_those_of_the_model(name):
-    assert set(OWN) == set(MODELS)
-    own = {key: value for key, value in (MODELS[name].__kwdefaults__ or {}).items() if key != "rngs"}
-    fresh = base(name).model  # a placeholder reads as None
-    own |= DEFAULTS.get(name, {})
-    assert OWN[name].keys() == own.keys() and {key: fresh[key] for key in own} == own
-    shared = {field.name for field in fields(ModelConfig)} - {"masked"}  # for tests alone
-    assert set(fresh) == {"name"} | shared | own.keys()
+def test_the_section_model_holds_the_fields_of_the_model(name):
+    """Written apart from `configs.base`: the keyword arguments of the function, and the shared fields."""
+    function, traits = MODELS[name].function, MODELS[name].traits
+    own = {key: value for key, value in (function.__kwdefaults__ or {}).items() if key != "rngs"}
+    section = base(name).model  # a placeholder reads as None
+    assert {key: section[key] for key in own} == own
+    assert {key: section[key] for key in traits.defaults} == traits.defaults
+    shared = set(ModelConfig.__dataclass_fields__) - {"masked"} | {"size"}
+    assert set(section) == {"name"} | shared | own.keys()
+    assert section.get_type("width") is int and section.width is None
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "section, function",
+    [
+        ("data", Pipeline),
+        ("model", ModelConfig),
+        ("init", Init),
+        ("train", TrainConfig),
+        ("optim", OptimConfig),
+        ("eval", EvalProtocol),
+        ("mesh", make_mesh),
+        ("checkpoint", Checkpoints),
+    ],
+)
+def test_defaults_of_a_sheet_are_those_of_the_library(section, function):
+    fields = base("vit")[section]
+    parameters = inspect.signature(function).parameters
+    unknown = set(fields) - set(parameters)
+    assert unknown == ({"name", "size"} if section == "model" else set())
+    for name in set(fields) & set(parameters):
+        default = parameters[name].default
+        if default is not inspect.Parameter.empty:
+            assert fields[name] == DIFFERENT.get((section, name), default), name
+
+
+@pytest.mark.quick
+def test_a_model_is_registered_once_and_without_shared_fields():
+    with pytest.raises(ValueError, match="'vit' is registered twice"):
+        register("vit", vit)
+
+    def wide(config, *, width=3, rngs): ...
+
+    with pytest.raises(ValueError, match=r"\['width'\] of the model 'wide'"):
+        register("wide", wide)
+    assert "wide" not in MODELS
 
 
 @pytest.mark.parametrize(
@@ -71,14 +144,12 @@ def ablations():
             yield chosen
 
 
-@pytest.mark.parametrize("overrides", list(ablations()), ids=lambda row: " ".join("=".join(x) for x in row))
-def test_every_row_of_the_ablations_builds(overrides):
-    sheet = config("mevit_b16")
-    for path, text in overrides:
-        override(sheet, path, text)
-    stages = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0), **sheet.model.to_dict())).encoder.stages
-    depth, motion, late = (sheet.model[field] for field in ("depth", "motion_blocks", "class_blocks"))
-    assert [stage.depth for stage in stages] == [n for n in (depth - motion, motion, late) if n]
+def test_every_row_of_the_ablations_builds():
+    rows = list(ablations())
+    assert len(rows) == 1 + 5 + 4 + 5 + 1
+    for row, model in distinct("mevit_b16", rows):
+        depths = [model.depth - model.motion_blocks, model.motion_blocks, model.class_blocks]
+        assert [stage.depth for stage in shape(model).encoder.stages] == [depth for depth in depths if depth], row
 
 
 def variants(sheet):
@@ -95,13 +166,6 @@ def variants(sheet):
                 yield tuple((path, values[i % len(values)]) for path, values in row)
 
 
-DATASETS = [
-    sheet
-    for sheet in CONFIGS
-    if "configs.datasets" in Path(f"configs/{sheet}.py").read_text() or sheet.startswith("kinetics")
-]
-
-
 @pytest.mark.parametrize("data", DATASETS)
 def test_sheets_of_data_sets_take_every_model(data):
     for sheet in sorted(set(CONFIGS) - set(DATASETS) - {"demo"}):
@@ -112,22 +176,17 @@ def test_sheets_of_data_sets_take_every_model(data):
         load(f"configs/{data}.py:demo")
 
 
-VARIANTS = [(sheet, row) for sheet in CONFIGS if sheet not in ("demo", "mevit_b16") for row in variants(sheet)]
+VARIANTS = {sheet: list(variants(sheet)) for sheet in CONFIGS if sheet not in ("demo", "mevit_b16")}
 
 
-@pytest.mark.parametrize("sheet, row", VARIANTS, ids=lambda x: x if isinstance(x, str) else " ".join(map("=".join, x)))
-def test_every_override_a_sheet_gives_builds(sheet, row):
-    chosen = config(sheet)
-    for path, text in row:
-        override(chosen, path, text)
-    assert nnx.eval_shape(lambda: build(**chosen.model.to_dict(), rngs=nnx.Rngs(0)))
+@pytest.mark.parametrize("sheet", [sheet for sheet, rows in VARIANTS.items() if rows])
+def test_every_override_a_sheet_gives_builds(sheet):
+    for row, model in distinct(sheet, VARIANTS[sheet]):
+        assert shape(model), row
 
 
+@pytest.mark.quick
 def test_the_sheets_list_the_ablations_of_their_papers():
-    count = {sheet: sum(name == sheet for name, _ in VARIANTS) for sheet in CONFIGS}
+    count = {sheet: len(rows) for sheet, rows in VARIANTS.items()}
     assert count["havit_s16"] == 3 + 3 + 2 + 3 and count["msca_b16"] == 5 + 7 + 4 + 6 + 7 + 1
     assert count["stat_t16"] == 3 + 4 + 2 + 4 + 2 + 1
-
-
-def test_the_ablations_are_all_there():
-    assert len(list(ablations())) == 1 + 5 + 4 + 5 + 1

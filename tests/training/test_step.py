@@ -21,7 +21,6 @@ from vidformers.attention.core import SelfAttention
 from vidformers.attention.motion import Motion
 from vidformers.attention.time import Time
 from vidformers.layers.tokens import Tokens
-from vidformers.models.registry import DEFAULTS, WHOLE_CLIPS
 from vidformers.parallel.activations import constrain
 from vidformers.parallel.batch import batch_sharding, put_batch
 from vidformers.parallel.mesh import make_mesh, with_mesh
@@ -228,7 +227,7 @@ EXCHANGED = Path(__file__).parents[1] / "goldens" / "collectives.json"
         ("vit", "fsdp"),
         ("mevit", "context"),
         ("vtn:resnet", "all"),
-        *((name, "fsdp" if name in WHOLE_CLIPS else "all") for name in MODELS),
+        *((name, "fsdp" if entry.traits.whole_clips else "all") for name, entry in MODELS.items()),
     ],
 )
 def test_eight_devices_equal_one_across_a_checkpoint(name, kind, tmp_path):
@@ -293,7 +292,7 @@ def test_groups_that_do_not_divide_are_filled_up_and_part_all_the_same(scheme, o
     weights = Tokens(*(rng.normal(size=x.shape).astype(np.float32) for x in tokens))
 
     def loss(parameters, tokens):
-        out = nnx.merge(graph, parameters)(Tokens(constrain(tokens.patches), tokens.classes))
+        out = nnx.merge(graph, parameters)(Tokens(constrain(tokens.patches), tokens.class_tokens))
         return sum((x * weight).sum() for x, weight in zip(out, weights, strict=True))
 
     mesh = make_mesh(data=2, context=4)
@@ -314,7 +313,7 @@ def test_an_evaluation_on_eight_devices_equals_one(name):
     protocol = EvalProtocol(clips=1, crops=1, batch_size=16)
     found, expected = (
         Evaluator(graph, mesh, replicated_sharding(mesh), protocol).step(parameters, put_batch(mesh, rows))
-        for mesh in (make_mesh(context=1 if name in WHOLE_CLIPS else 2), make_mesh(devices=jax.devices()[:1]))
+        for mesh in (make_mesh(context=2), make_mesh(devices=jax.devices()[:1]))
     )
     same(found, expected)
     assert found.count == 13 and found.confusion.sum() == 13
@@ -327,7 +326,7 @@ def test_the_state_is_split_over_fsdp_and_never_along_layers(name):
     optimizer, _ = make_optimizer(10, 1, **{**SGD, "name": "adamw"})
     wide = (
         dict(num_classes=400, width=48, heads=4)
-        if name in DEFAULTS
+        if MODELS[name].traits.defaults
         else dict(num_classes=400, width=192, heads=3, depth=4)
     )
     make_model = maker(name, **wide)

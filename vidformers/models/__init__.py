@@ -1,1 +1,1 @@
-"""The models: one file a paper or family."""
+"""The models, one file for each paper or family. `registry` lists them and builds one by its name."""

@@ -1,8 +1,9 @@
-"""The fields that all models share, and the sublayers made to them."""
+"""The fields that all models share, and factories of sublayers, stages and classifiers with these fields."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax.numpy as jnp
 from flax import nnx
@@ -10,10 +11,13 @@ from flax import nnx
 from vidformers.attention.class_attention import ClassAttention
 from vidformers.attention.core import SelfAttention, check_heads
 from vidformers.attention.dictionary import Dictionary
+from vidformers.attention.scheme import Scheme
 from vidformers.errors import require
 from vidformers.layers.embedding import Embedding
 from vidformers.layers.mlp import Mlp
 from vidformers.models.encoder import Block, Classifier, Encoder, StageSpec
+
+MakeModule = Callable[..., nnx.Module]  # called with rngs=nnx.Rngs
 
 
 class Size(NamedTuple):
@@ -33,25 +37,56 @@ SIZES = {
 }
 
 
-@dataclass(kw_only=True)
-class ModelConfig:
-    """The fields all models share, and the sublayers and classifier made to them.
+class ComputeOptions(TypedDict):
+    """Keyword arguments that every sublayer takes."""
 
-    `size` names a row of `SIZES`; `width`, `heads` and `depth` replace a number of it. `dictionary` is the number of
-    external tokens that every self-attention reads, `hybrid` how (see `Dictionary`); `kernel`, `cosine_index` and
-    `backend` are those of `SelfAttention`. Class attention has none of them. `masked` runs every attention as its slow
-    definition (tests). The other fields are those of `Embedding`, `Stage` and `Classifier`.
+    dtype: jnp.dtype
+    dropout: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelTraits:
+    """What a model must tell the registry beside its function.
+
+    Attributes:
+        defaults: the shared fields whose defaults differ from those of `ModelConfig.from_size`.
+        whole_clips: whether all frames of a clip must be on one device, so that mesh.context must be 1. With jaxlib
+            0.10, XLA computes wrong gradients of the convolutions of CvT and STAT if the frame axis is sharded.
     """
 
-    num_classes: int
-    frames: int = 8
-    image_size: int = 224
-    patch_size: int = 16
-    size: str = "B"
-    width: int | None = None
-    heads: int | None = None
-    depth: int | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    whole_clips: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The fields that all models share. `from_size` makes it from the section `model` of a config.
+
+    Attributes:
+        width: d, the width of a token.
+        heads: attention heads; divides `width`.
+        depth: number of blocks.
+        mlp_ratio: hidden width of an MLP divided by d.
+        patch_size: side of a patch in pixels.
+        dictionary: number of external tokens that every self-attention reads (HaViT); 0 is no dictionary.
+        hybrid: how a `Dictionary` is combined with the tokens of the clip.
+        kernel, cosine_index, backend: those of `SelfAttention`. Class attention does not have these options.
+        dropout: dropout rate of the embedded patches and of every residual branch.
+        drop_path: stochastic depth of the last block. It grows linearly from 0 at the first block.
+        dtype: the type of activations. Parameters are float32.
+        remat, unroll: those of `Stage`.
+        mean, std: normalisation of the three colour channels, whose range is 0 to 1.
+        frames: frames of a clip.
+        image_size: side of a frame in pixels.
+        num_classes: number of logits.
+        masked: runs every attention by its slow definition, with a full mask. For tests.
+    """
+
+    width: int
+    heads: int
+    depth: int
     mlp_ratio: int = 4
+    patch_size: int = 16
     dictionary: int = 0
     hybrid: str = "combined"
     kernel: str = "softmax"
@@ -62,25 +97,49 @@ class ModelConfig:
     dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1
-    masked: bool = False
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    frames: int = 8
+    image_size: int = 224
+    num_classes: int
+    masked: bool = False
+
+    @classmethod
+    def from_size(
+        cls,
+        *,
+        size: str = "B",
+        width: int | None = None,
+        heads: int | None = None,
+        depth: int | None = None,
+        **fields,
+    ) -> "ModelConfig":
+        """Returns a config with the width, heads and depth of the row `size` of `SIZES`.
+
+        Args:
+            width, heads, depth: replace the number of the row, unless None.
+            **fields: the other attributes of `ModelConfig`.
+        Raises:
+            ConfigError: the size is unknown, or a field is out of range.
+        """
+        require(size in SIZES, f"model.size={size!r} must be one of {', '.join(SIZES)}.")
+        row = SIZES[size]
+        return cls(
+            width=row.width if width is None else width,
+            heads=row.heads if heads is None else heads,
+            depth=row.depth if depth is None else depth,
+            **fields,
+        )
 
     def __post_init__(self):
-        require(self.size in SIZES, f"model.size={self.size!r} must be one of {', '.join(SIZES)}.")
-        width, heads, depth = SIZES[self.size]
-        self.width = width if self.width is None else self.width
-        self.heads = heads if self.heads is None else self.heads
-        self.depth = depth if self.depth is None else self.depth
-        require(
-            self.width > 0 and self.mlp_ratio > 0 and self.depth >= 0,
-            "model.width and model.mlp_ratio must be positive, model.depth at least 0.",
-        )
+        require(self.width > 0, f"model.width={self.width} must be positive.")
+        require(self.mlp_ratio > 0, f"model.mlp_ratio={self.mlp_ratio} must be positive.")
+        require(self.depth >= 0, f"model.depth={self.depth} must be at least 0.")
         check_heads(self.width, self.heads)
         require(self.frames >= 1, f"model.frames={self.frames} must be at least 1.")
         require(
             len(self.mean) == len(self.std) == 3 and all(s > 0 for s in self.std),
-            "model.mean and model.std must each hold three numbers, those of model.std above 0.",
+            f"model.mean={self.mean} and model.std={self.std} must hold three numbers each, model.std positive ones.",
         )
         for name in ("dropout", "drop_path"):
             rate = getattr(self, name)
@@ -90,18 +149,30 @@ class ModelConfig:
             self.dtype in ("float32", "bfloat16", "float64"),
             f"model.dtype={self.dtype!r} must be float32, bfloat16 or float64.",
         )
-        self.compute = dict(dtype=jnp.dtype(self.dtype), dropout=self.dropout)
 
-    def make_dictionary(self, rngs) -> Dictionary | None:
-        """A dictionary of the model's size, or None without one."""
+    @property
+    def compute(self) -> ComputeOptions:
+        return ComputeOptions(dtype=jnp.dtype(self.dtype), dropout=self.dropout)
+
+    def require_einsum_backend(self, attention: str) -> None:
+        """Raises ConfigError if `backend` is one that only `SelfAttention` has; `attention` names the other one."""
+        require(
+            self.backend in ("auto", "einsum"),
+            f"model.backend={self.backend} does not go with {attention}. Use auto or einsum.",
+        )
+
+    def make_dictionary(self, rngs: nnx.Rngs) -> Dictionary | None:
         if not self.dictionary:
             return None
         return Dictionary(self.dictionary, self.width, self.heads, hybrid=self.hybrid, rngs=rngs)
 
-    def attention(self, scheme, **options):
-        """Makes self-attention with a dictionary of its own, or the one it is given to share."""
+    def attention(self, scheme: Scheme, **options) -> Callable[..., SelfAttention]:
+        """Returns make(rngs, dictionary=None) of a `SelfAttention` sublayer with these options.
 
-        def make(rngs, dictionary=None):
+        Sublayers that are given one dictionary share it. Without one, each makes its own.
+        """
+
+        def make(rngs: nnx.Rngs, dictionary: Dictionary | None = None) -> SelfAttention:
             return SelfAttention(
                 scheme,
                 self.width,
@@ -118,23 +189,28 @@ class ModelConfig:
 
         return make
 
-    def require_einsum_backend(self, what: str) -> None:
-        """Raises ConfigError where a backend is asked for and attention is not `SelfAttention`."""
-        require(self.backend in ("auto", "einsum"), f"model.backend={self.backend} is not one that {what} has.")
-
-    def class_attention(self):
+    def class_attention(self) -> Callable[..., ClassAttention]:
         return partial(ClassAttention, self.width, self.heads, **self.compute)
 
-    def mlp(self, **options):
-        return partial(Mlp, self.width, self.mlp_ratio * self.width, **options, **self.compute)
+    def mlp(self, **options) -> Callable[..., Mlp]:
+        compute: dict[str, Any] = {**options, **self.compute}
+        return partial(Mlp, self.width, self.mlp_ratio * self.width, **compute)
 
     @staticmethod
-    def stage(depth, *sublayers, **options) -> StageSpec:
-        return StageSpec(lambda rngs: Block([make(rngs=rngs) for make in sublayers]), depth, **options)
+    def stage(depth: int, *sublayers: MakeModule, late_class: bool = False) -> StageSpec:
+        """Returns the spec of `depth` blocks with these sublayers."""
+        return StageSpec(lambda rngs: Block([make(rngs=rngs) for make in sublayers]), depth, late_class)
 
     def classifier(
-        self, *stages, temporal, rngs: nnx.Rngs, readout=None, patch_frames=1, positions="separate", **options
+        self,
+        *stages: StageSpec,
+        temporal: nnx.Initializer | None,
+        patch_frames: int = 1,
+        positions: str = "separate",
+        class_per_frame: bool = False,
+        rngs: nnx.Rngs,
     ) -> Classifier:
+        """Returns a classifier whose `Embedding` and `Encoder` have these options and the fields of the config."""
         embedding = Embedding(
             self.width,
             frames=self.frames,
@@ -152,11 +228,11 @@ class ModelConfig:
             embedding,
             stages,
             width=self.width,
+            class_per_frame=class_per_frame,
             drop_path=self.drop_path,
             remat=self.remat,
             unroll=self.unroll,
             rngs=rngs,
-            **options,
             **self.compute,
         )
-        return Classifier(encoder, readout, width=self.width, num_classes=self.num_classes, rngs=rngs)
+        return Classifier(encoder, width=self.width, num_classes=self.num_classes, rngs=rngs)

@@ -1,5 +1,18 @@
-"""CvT on clips: convolutions before and inside attention, in three stages of falling resolution."""
+"""CvT on clips: convolutions before and inside attention, in three stages on ever coarser grids.
 
+Papers: Wu et al., "CvT: Introducing Convolutions to Vision Transformers", 2021.
+Li et al., "HaViT", 2022, Table 7, adds the dictionary but does not say how CvT is extended to video.
+
+    depths[0] x [ convolutional attention -> MLP ]     after a 7 x 7 convolution with stride 4
+    depths[1] x [ convolutional attention -> MLP ]     after a 3 x 3 convolution with stride 2
+    depths[2] x [ convolutional attention -> MLP ]     after a 3 x 3 convolution with stride 2, with class tokens
+
+Only the last stage has class tokens. CvT has no spatial table, because convolutions encode the place of a patch in its
+frame. A table of frames is added at the start of the first stage with joint attention, since only joint attention uses
+the time of a patch.
+"""
+
+from collections.abc import Callable
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -8,20 +21,31 @@ from flax import nnx
 from vidformers.attention.convolutional import ConvolutionalAttention
 from vidformers.attention.frame import Frame
 from vidformers.attention.joint import Joint
+from vidformers.attention.scheme import Scheme
 from vidformers.errors import require
 from vidformers.layers.convolution import Conv
 from vidformers.layers.embedding import position_init
+from vidformers.models.config import ModelConfig, ModelTraits
 from vidformers.models.encoder import Classifier
 from vidformers.models.pyramid import NORM_EPSILON, check_depth, pyramid
 
-WIDTHS, HEADS = (1, 3, 6), (1, 3, 6)  # of the stages, in those of the first
+CVT = ModelTraits(defaults=dict(size="CvT-13", patch_size=4), whole_clips=True)
+WIDTHS, HEADS = (1, 3, 6), (1, 3, 6)  # of each stage, relative to the first
+STEMS = (
+    dict(kernel=7, stride=4, padding=2),
+    dict(kernel=3, stride=2, padding=1),
+    dict(kernel=3, stride=2, padding=1),
+)
 
 
 class ConvolutionalEmbedding(nnx.Module):
-    """LN conv x, of every frame: (b t y x c) -> (b t y/s x/s d), plus a table of frames (t d) if `frames` are given.
+    """LN conv x of every frame: (b t y x c) -> (b t y/s x/s d).
 
     Args:
-        kernel, stride, padding: in pixels or patches.
+        channels: c.
+        width: d.
+        kernel, stride, padding: of the convolution, in pixels or patches.
+        frames: if given, a learned table (frames, d) is added.
     """
 
     def __init__(
@@ -48,57 +72,64 @@ class ConvolutionalEmbedding(nnx.Module):
 
 
 def cvt(
-    parts, *, depths: tuple[int, int, int] = (1, 2, 10), joint: str = "last", scale: str = "width", rngs
+    config: ModelConfig,
+    *,
+    depths: tuple[int, int, int] = (1, 2, 10),
+    joint: str = "last",
+    scale: str = "width",
+    rngs: nnx.Rngs,
 ) -> Classifier:
-    """CvT, a host of HaViT's dictionary: three stages, class tokens in the last one alone.
+    """Returns a CvT.
 
-    `parts` give width and heads of the first stage, which the second has 3 and the third 6 times (CvT-13: 64 and 1);
-    depth is the sum of `depths`. A dictionary has the width of its stage. CvT has no table of positions: convolutions
-    tell where in a frame a patch is. When, only a model with joint attention asks, and a table of frames, added where
-    its first joint stage begins, says so.
+    The width and heads of the config are those of the first stage (CvT-13: 64 and 1). The second stage has 3 times and
+    the third stage 6 times as many. A dictionary has the width of its stage.
 
     Args:
-        depths: blocks of each stage.
-        joint: the stages that attend over all frames, 'none', 'last' or 'all'. With 'none' each frame has a class
-            token, features are averaged and the model is blind to order; otherwise the clip has one.
-        scale: of the scores, 'width', 1/sqrt(d) as the public CvT, or 'heads', 1/sqrt(d/h).
+        depths: blocks of each stage. Their sum is `config.depth`.
+        joint: the stages that attend over all frames, 'none', 'last' or 'all'. With 'none', each frame has a class
+            token, the head reads their mean, and the model is blind to the order of frames. Otherwise the clip has one
+            class token.
+        scale: scale of the attention scores, 'width' for 1/sqrt(d) as in the public CvT, or 'heads' for 1/sqrt(d/h).
     Raises:
-        ConfigError: another patch than 4, a clip smaller than that, an unknown choice, cosine as kernel.
+        ConfigError: a patch size other than 4, a clip smaller than a patch, an unknown choice, or the cosine kernel.
     """
     require(joint in ("none", "last", "all"), f"model.joint={joint!r} must be none, last or all.")
     require(len(depths) == 3 and min(depths) >= 1, f"model.depths={tuple(depths)} must be three numbers of at least 1.")
-    check_depth(parts, depths)
-    parts.require_einsum_backend("CvT's attention")
-    require(parts.patch_size == 4, f"model.patch_size={parts.patch_size} must be 4, CvT's first stride.")
-    require(parts.image_size >= 4, f"model.image_size={parts.image_size} must be at least 4.")
-    dtype, stages, embeddings = parts.compute["dtype"], [], []
+    check_depth(config, depths)
+    config.require_einsum_backend("CvT's attention")
+    require(config.patch_size == 4, f"model.patch_size={config.patch_size} must be 4, the stride of CvT's first stage.")
+    require(config.image_size >= 4, f"model.image_size={config.image_size} must be at least 4.")
     first_joint = {"none": 3, "last": 2, "all": 0}[joint]
-    stems = (dict(kernel=7, stride=4, padding=2), *[dict(kernel=3, stride=2, padding=1)] * 2)
-    channels = 3
-    for i, (depth, stem) in enumerate(zip(depths, stems, strict=True)):
-        own = replace(parts, width=parts.width * WIDTHS[i], heads=parts.heads * HEADS[i])
-        scheme = Joint() if i >= first_joint else Frame()
-
-        def attention(rngs, own=own, scheme=scheme):
-            return ConvolutionalAttention(
-                scheme,
-                own.width,
-                own.heads,
-                scale=scale,
-                dictionary=own.make_dictionary(rngs),
-                kernel=own.kernel,
-                masked=own.masked,
-                rngs=rngs,
-                **own.compute,
-            )
-
-        stages.append(own.stage(depth, attention, own.mlp(norm_epsilon=NORM_EPSILON)))
+    levels = [
+        replace(config, width=config.width * w, heads=config.heads * h) for w, h in zip(WIDTHS, HEADS, strict=True)
+    ]
+    widths = [level.width for level in levels]
+    embeddings, stages = [], []
+    for i, level in enumerate(levels):
+        frames = config.frames if i == first_joint else None
         embeddings.append(
             ConvolutionalEmbedding(
-                channels, own.width, **stem, frames=parts.frames if i == first_joint else None, dtype=dtype, rngs=rngs
+                [3, *widths][i], widths[i], **STEMS[i], frames=frames, dtype=config.compute["dtype"], rngs=rngs
             )
         )
-        channels = own.width
-    return pyramid(
-        parts, embeddings, stages, width=channels, num_class_tokens=parts.frames if joint == "none" else 1, rngs=rngs
-    )
+        attention = _attention(level, Joint() if i >= first_joint else Frame(), scale)
+        stages.append(level.stage(depths[i], attention, level.mlp(norm_epsilon=NORM_EPSILON)))
+    num_class_tokens = config.frames if joint == "none" else 1
+    return pyramid(config, embeddings, stages, width=widths[-1], num_class_tokens=num_class_tokens, rngs=rngs)
+
+
+def _attention(level: ModelConfig, scheme: Scheme, scale: str) -> Callable[..., ConvolutionalAttention]:
+    def make(rngs: nnx.Rngs) -> ConvolutionalAttention:
+        return ConvolutionalAttention(
+            scheme,
+            level.width,
+            level.heads,
+            scale=scale,
+            dictionary=level.make_dictionary(rngs),
+            kernel=level.kernel,
+            masked=level.masked,
+            rngs=rngs,
+            **level.compute,
+        )
+
+    return make

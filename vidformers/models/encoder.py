@@ -1,8 +1,15 @@
-"""The one encoder: a block is a tuple of sublayers, a stage a block repeated, a classifier a tuple of stages."""
+"""Blocks, stages, encoder and classifier, of which every model is made.
 
-from collections.abc import Callable, Sequence
+classifier:  encoder -> readout -> linear head
+encoder:     embedding -> stage -> ... -> stage -> norm
+stage:       depth x block, with stacked parameters
+block:       sublayer -> ... -> sublayer, each with its residual
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +22,40 @@ from vidformers.layers.linear import Linear
 from vidformers.layers.tokens import Noise, Tokens, dropout
 from vidformers.parallel.activations import constrain
 
-# What the backward pass keeps of a layer: everything, everything but attention weights, the results of products with
-# parameters, or only its input.
+# What the backward pass recomputes in a block: nothing, the attention weights, everything except the products with
+# parameters, or everything from the input of the block.
 REMAT = ("none", "attention", "dots", "full")
+
+AnyTokens = TypeVar("AnyTokens", bound=tuple)  # `Tokens`, or another NamedTuple of arrays that the sublayers take
 
 
 class Block(nnx.Module):
-    """Sublayers one after the other; each takes tokens and returns tokens, its residual included."""
+    """A sequence of sublayers. Each takes tokens and returns tokens, with its residual added."""
 
     def __init__(self, sublayers: Sequence[nnx.Module]):
         self.sublayers = nnx.List(sublayers)
 
-    def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
-        noises = [None] * len(self.sublayers) if noise is None else noise.split(len(self.sublayers))
-        for sublayer, each in zip(self.sublayers, noises, strict=True):
-            tokens = jax.tree.map(constrain, sublayer(tokens, each))
+    def __call__(self, tokens: AnyTokens, noise: Noise | None = None) -> AnyTokens:
+        count = len(self.sublayers)
+        for sublayer, sublayer_noise in zip(self.sublayers, split_noise(noise, count), strict=True):
+            tokens = jax.tree.map(constrain, sublayer(tokens, sublayer_noise))
         return tokens
+
+
+def split_noise(noise: Noise | None, count: int) -> Sequence[Noise | None]:
+    """Returns the noise of each of `count` modules, or None for each."""
+    return [None] * count if noise is None else noise.split(count)
 
 
 @dataclass(frozen=True)
 class StageSpec:
-    """A stage to build: `depth` blocks, each made by `block(rngs)`; the class token joins before it if `late_class`."""
+    """A stage to build.
+
+    Attributes:
+        block: block(rngs) makes one block.
+        depth: number of blocks; a stage of depth 0 is left out.
+        late_class: whether the class token joins the patches at this stage instead of at the input.
+    """
 
     block: Callable[[nnx.Rngs], Block]
     depth: int
@@ -43,22 +63,22 @@ class StageSpec:
 
 
 class Stage(nnx.Module):
-    """`depth` equal blocks, their parameters stacked along axis 0, run by a scan.
+    """`depth` equal blocks. Their parameters are stacked along axis 0, and a scan runs them.
 
     Args:
-        remat: one of `REMAT`, what the backward pass keeps of a block.
-        unroll: blocks in one step of the scan; `depth` or more is a plain loop.
+        remat: one of `REMAT`.
+        unroll: blocks in one step of the scan. With `depth` or more, a plain loop replaces the scan.
     """
 
     def __init__(self, spec: StageSpec, *, remat: str = "none", unroll: int = 1, rngs: nnx.Rngs):
         require(remat in REMAT, f"model.remat={remat!r} must be one of {', '.join(REMAT)}.")
         require(unroll >= 1, f"model.unroll={unroll} must be at least 1.")
         self.depth, self.remat, self.unroll = spec.depth, remat, min(unroll, spec.depth)
-        self.layer_loop = None  # another way through the layers, as `layerwise` gives it one
+        self.layer_loop = None  # replaces the loop over layers; set by `vidformers.training.update_in_backward`
         self.layers = nnx.vmap(lambda key: spec.block(nnx.Rngs(key)))(jax.random.split(rngs.params(), spec.depth))
 
-    def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
-        """`noise` holds stacked keys and stochastic depth rates, one a block."""
+    def __call__(self, tokens: AnyTokens, noise: Noise | None = None) -> AnyTokens:
+        """Runs the blocks. `noise` holds keys and stochastic depth rates stacked along axis 0, one a block."""
         graph, parameters = nnx.split(self.layers)
 
         def run(tokens, layer):
@@ -75,22 +95,28 @@ class Stage(nnx.Module):
             )
         if self.unroll < self.depth:
             return jax.lax.scan(run, tokens, (parameters, noise), unroll=self.unroll)[0]
-        # A loop knows which tokens of its last block nobody reads, and leaves out their gradient; and a single block
-        # may change the shape of its tokens.
+        # In a loop, unlike in a scan, XLA leaves out the gradients of outputs of the last block that nothing reads.
+        # Also, a single block may change the shape of its tokens.
         for layer in _unstack((parameters, noise), self.depth):
             tokens, _ = run(tokens, layer)
         return tokens
 
 
 def _unstack(tree, count: int) -> list:
-    """A tree of arrays stacked along axis 0 as `count` trees; gradients come back by one concatenation."""
+    """Returns the `count` trees that are stacked along axis 0 of a tree.
+
+    `split` has one concatenation as its gradient, where indexing would have a padded sum for each index.
+    """
     leaves, structure = jax.tree.flatten(tree)
-    parts = [[part.squeeze(0) for part in jax.lax.split(leaf, [1] * count)] for leaf in leaves]
-    return [structure.unflatten(each) for each in zip(*parts, strict=True)]
+    slices = [[row.squeeze(0) for row in jax.lax.split(leaf, [1] * count)] for leaf in leaves]
+    return [jax.tree.unflatten(structure, layer) for layer in zip(*slices, strict=True)]
 
 
-def stage_noises(stages, drop_path: float, keys):
-    """The noise of each stage, of a key a stage; stochastic depth grows linearly over all blocks, from 0."""
+def stage_noises(stages: Iterable[Stage], drop_path: float, keys) -> Iterator[Noise]:
+    """Yields the noise of each stage, from one key a stage.
+
+    The stochastic depth rate grows linearly over the blocks of all stages, from 0 to `drop_path`.
+    """
     depths = [stage.depth for stage in stages]
     rates = jnp.linspace(0.0, drop_path, sum(depths))
     for key, depth in zip(keys, depths, strict=True):
@@ -99,15 +125,18 @@ def stage_noises(stages, drop_path: float, keys):
 
 
 class Encoder(nnx.Module):
-    """Embedding and stages: video (b t y x 3) -> class tokens (b c d), normalised.
+    """Embedding, stages and final norm: video (b t y x 3) -> class tokens (b c d).
 
     Args:
-        embedding: makes patch tokens (b t y x d) of pixels; its `class_position` is added to the class token.
-        stages: in order; a stage with `late_class` is preceded by the entry of the class token, which is otherwise
-            there from the input on.
-        width, out_width: d at the first stage and after the last (None: the same).
-        class_per_frame: one class token a frame instead of one a clip.
-        drop_path: stochastic depth of the last block, growing linearly from 0 at the first.
+        embedding: pixels -> patch tokens (b t y x d). Its `class_position()` is added to the class tokens.
+        stages: specs in order. The class tokens join at the first stage with `late_class`, else at the input.
+        width: d of the first stage.
+        out_width: d after the last stage; None is `width`.
+        class_per_frame: one class token for each frame instead of one for the clip.
+        dropout: rate for the embedded patches.
+        drop_path: stochastic depth of the last block. It grows linearly from 0 at the first block.
+    Raises:
+        ConfigError: all stages are empty, or a value is out of range.
     """
 
     def __init__(
@@ -126,7 +155,7 @@ class Encoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         stages = [spec for spec in stages if spec.depth > 0]
-        require(bool(stages), "The model needs at least one block: raise model.depth or model.class_blocks.")
+        require(bool(stages), "The model has no blocks. Raise model.depth or model.class_blocks.")
         self.embedding, self.dropout, self.drop_path, self.dtype = embedding, dropout, drop_path, dtype
         self.class_per_frame = class_per_frame
         late = [i for i, spec in enumerate(stages) if spec.late_class]
@@ -137,16 +166,16 @@ class Encoder(nnx.Module):
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Of one clip: (t, y, x, 3)."""
+        """The shape of one clip, (t, y, x, 3)."""
         return self.embedding.shape
 
     def __call__(self, video, key=None):
         patches = constrain(self.embedding(video))
         tokens = Tokens(patches, jnp.zeros((patches.shape[0], 0, patches.shape[-1]), patches.dtype))
-        noises = [None] * len(self.stages)
+        noises: Iterable[Noise | None] = [None] * len(self.stages)
         if key is not None:
-            first, *keys = jax.random.split(key, 1 + len(self.stages))
-            tokens = tokens._replace(patches=dropout(patches, self.dropout, Noise(first, jnp.zeros(()))))
+            input_key, *keys = jax.random.split(key, 1 + len(self.stages))
+            tokens = tokens._replace(patches=dropout(patches, self.dropout, Noise(input_key, jnp.zeros(()))))
             noises = stage_noises(self.stages, self.drop_path, keys)
         for i, (stage, noise) in enumerate(zip(self.stages, noises, strict=True)):
             if i == self.class_enters:
@@ -155,19 +184,20 @@ class Encoder(nnx.Module):
         return self.norm(tokens.class_tokens)
 
     def initial_class_tokens(self, patches):
-        """The class tokens (b c d) that join patches (b t y x d)."""
+        """Returns the class tokens (b c d) that join patches (b t y x d)."""
         b, t, _, _, d = patches.shape
         token = (self.class_token[...] + self.embedding.class_position()).astype(self.dtype)
         return jnp.broadcast_to(token, (b, t if self.class_per_frame else 1, d))
 
 
 class FramewiseEncoder(nnx.Module):
-    """An encoder of single frames, run over all frames of a clip: video (b t y x 3) -> features of frames (b t d).
+    """Applies an encoder of single frames to every frame: video (b t y x 3) -> frame features (b t d).
 
     Args:
-        encoder: of clips of one frame, (b 1 y x 3) -> (b 1 d).
+        encoder: clips of one frame (b 1 y x 3) -> (b 1 d).
         frames: t.
-        at_once: frames of each clip in one run of it in evaluation, so that memory does not grow with t; None is all.
+        at_once: frames of each clip that the encoder processes at once in evaluation, so that memory does not grow with
+            t. None is all frames. Training always processes all frames at once.
     """
 
     def __init__(self, encoder, frames: int, at_once: int | None = None):
@@ -182,26 +212,25 @@ class FramewiseEncoder(nnx.Module):
             lambda frames: self.encoder(frames[:, None])[:, 0],
             jnp.moveaxis(video, 1, 0),
             batch_size=min(self.at_once, t),
-        )  # and not along rows, which devices have apart
+        )  # maps over frames and not over the batch axis, which is sharded
         return jnp.moveaxis(features, 0, 1)
 
 
 class MeanReadout(nnx.Module):
-    """(b c d) -> (b d): the mean over the class tokens."""
+    """Averages the class tokens: (b c d) -> (b d)."""
 
-    def __call__(self, classes, key=None, index=None):
-        return classes.mean(axis=1)
+    def __call__(self, class_tokens, key=None, index=None):
+        return class_tokens.mean(axis=1)
 
 
 class Classifier(nnx.Module):
     """An encoder, a readout of its class tokens, and a linear head.
 
     Args:
-        encoder: video (b t y x 3), key -> (b c d), of `shape`.
-        readout: (b c d), key, index -> (b d).
-        width: d that the readout gives.
-    Calling it takes video (b t y x 3), in training a key, and for models that ask for it the index (b t) of each frame
-    in its video; it returns float32 logits (b, num_classes), or raises ConfigError for a clip of another shape.
+        encoder: encoder(video (b t y x 3), key) -> (b c d), with the attribute `shape`.
+        readout: readout((b c d), key, index) -> (b d); None is the mean over the class tokens.
+        width: d of the output of the readout.
+        num_classes: number of logits.
     """
 
     def __init__(self, encoder, readout=None, *, width: int, num_classes: int, rngs: nnx.Rngs):
@@ -211,7 +240,7 @@ class Classifier(nnx.Module):
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Of one clip: (t, y, x, 3)."""
+        """The shape of one clip, (t, y, x, 3)."""
         return self.encoder.shape
 
     @property
@@ -219,14 +248,23 @@ class Classifier(nnx.Module):
         return self.head.out_features
 
     def __call__(self, video, key=None, index=None):
+        """Returns the logits (b, num_classes) of a batch of clips, in float32.
+
+        Args:
+            video: (b t y x 3), uint8, or float if normalised already.
+            key: PRNG key of a training pass; None in evaluation.
+            index: (b t), the index of each frame in its video, for a readout that uses frame positions.
+        Raises:
+            ConfigError: the clips do not have the shape of the model.
+        """
         return self.head(self.features(video, key, index))
 
     def features(self, video, key=None, index=None):
-        """Video (b t y x 3) -> what the head reads, (b d) in float32."""
+        """Returns the input of the head, (b d) in float32; the arguments are those of `__call__`."""
         require(
             video.shape[1:] == self.shape,
             f"The model takes clips of shape {self.shape} (t y x c), not {video.shape[1:]}.",
         )
-        first, second = (None, None) if key is None else jax.random.split(key)
-        classes = self.encoder(video, first)
-        return self.readout(classes.astype(jnp.promote_types(classes.dtype, jnp.float32)), second, index)
+        encoder_key, readout_key = (None, None) if key is None else jax.random.split(key)
+        tokens = self.encoder(video, encoder_key)
+        return self.readout(tokens.astype(jnp.promote_types(tokens.dtype, jnp.float32)), readout_key, index)

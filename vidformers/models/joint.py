@@ -1,4 +1,14 @@
-"""Joint space-time attention, of TimeSformer's and of ViViT's authors."""
+"""Joint space-time attention: the joint model of TimeSformer's authors, and ViViT's model 1.
+
+Papers: Bertasius, Wang and Torresani, "Is Space-Time Attention All You Need for Video Understanding?", 2021.
+Arnab et al., "ViViT: A Video Vision Transformer", 2021.
+
+    depth x [ joint attention -> MLP ]
+
+The clip has one class token. Every token attends to every token of the clip.
+"""
+
+from flax import nnx
 
 from vidformers.attention.joint import Joint
 from vidformers.errors import require
@@ -12,16 +22,22 @@ GELUS = {"exact": exact_gelu, "tanh": gelu_tanh}
 
 
 def joint(
-    parts: ModelConfig, *, patch_frames: int = 1, positions: str = "separate", gelu: str = "exact", rngs
+    config: ModelConfig,
+    *,
+    patch_frames: int = 1,
+    positions: str = "separate",
+    gelu: str = "exact",
+    rngs: nnx.Rngs,
 ) -> Classifier:
-    """Joint space-time attention over all tokens of the clip (MEViT eq. 3; TimeSformer's and ViViT's joint model).
+    """Returns a model with joint space-time attention over all tokens of the clip (MEViT eq. 3).
 
     Args:
-        patch_frames, positions: those of `Embedding`; ViViT has 2 and 'joint'.
-        gelu: 'exact', or 'tanh', its approximation, as ViViT has it.
+        patch_frames: frames in a patch, 2 in ViViT; see `Embedding`.
+        positions: 'separate' tables of space and time, or 'joint' as in ViViT; see `Embedding`.
+        gelu: 'exact', or 'tanh', the approximation that ViViT uses.
     Raises:
-        ConfigError: patches that do not divide the clip, or an unknown choice.
+        ConfigError: the patches do not divide the clip, or a choice is unknown.
     """
     require(gelu in GELUS, f"model.gelu={gelu!r} must be one of {', '.join(GELUS)}.")
-    stage = parts.stage(parts.depth, parts.attention(Joint()), parts.mlp(activation=GELUS[gelu]))
-    return parts.classifier(stage, temporal=position_init, patch_frames=patch_frames, positions=positions, rngs=rngs)
+    stage = config.stage(config.depth, config.attention(Joint()), config.mlp(activation=GELUS[gelu]))
+    return config.classifier(stage, temporal=position_init, patch_frames=patch_frames, positions=positions, rngs=rngs)

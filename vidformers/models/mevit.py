@@ -1,4 +1,17 @@
-"""MEViT: motion attention and class attention."""
+"""MEViT: motion attention in the upper blocks, then class attention.
+
+Paper: Li and Zhuang, "MEViT: Motion Enhanced Video Transformer for Video Classification", 2022.
+
+    (depth - motion_blocks) x [ space attention -> MLP ]
+    motion_blocks           x [ motion attention -> space attention -> MLP ]
+    the class token joins
+    class_blocks            x [ class attention -> MLP of the class token ]
+
+The clip has one class token. With class_blocks=0 it joins at the input and takes part in all attention, as in the
+baseline of Tables 1 and 3.
+"""
+
+from flax import nnx
 
 from vidformers.attention.frame import Frame
 from vidformers.attention.motion import Motion
@@ -9,7 +22,7 @@ from vidformers.models.encoder import Classifier
 
 
 def mevit(
-    parts: ModelConfig,
+    config: ModelConfig,
     *,
     block_size: int = 2,
     motion_blocks: int = 7,
@@ -18,47 +31,46 @@ def mevit(
     class_in_motion: bool = True,
     class_queries_motion: bool = False,
     temporal_fc: bool = False,
-    rngs,
+    rngs: nnx.Rngs,
 ) -> Classifier:
-    """MEViT: `depth` self-attention blocks, the last `motion_blocks` with motion attention, then class attention.
-
-    With `class_blocks` > 0 the class token enters after the self-attention blocks (MEViT sec. 3.4); with 0 it is there
-    from the input on, as in the baseline of the paper's Tables 1 and 3.
+    """Returns a MEViT.
 
     Args:
         block_size: M, the side of a motion block in patches (Table 1).
-        motion_blocks: L_t (Table 3); `depth` minus L_t blocks at the bottom attend in space only.
-        class_blocks: class-attention layers (Table 2: 9+3, 10+2, 11+1, 12+1).
-        order: 'motion_space' as the equations apply, or 'space_motion' as the end of sec. 3 says. With the latter, no
-            class_blocks and no class query in motion, nothing reads what the last motion sublayer writes.
-        class_in_motion: the class token is a key of motion attention (eq. 8); False as TimeSformer's code.
-        class_queries_motion: it also attends there; with M as large as the grid that is complete joint attention.
-        temporal_fc: TimeSformer's extra projection after the motion attention, not in the equations.
+        motion_blocks: L_t, the number of blocks with motion attention (Table 3). The blocks below attend in space only.
+        class_blocks: class-attention layers (sec. 3.4; Table 2 has 9+3, 10+2, 11+1 and 12+1).
+        order: 'motion_space' as in the equations, or 'space_motion' as at the end of sec. 3. With 'space_motion',
+            class_blocks=0 and no class query in motion attention, nothing reads the output of the last motion sublayer.
+        class_in_motion: the class token is a key of motion attention (eq. 8). False is the behaviour of TimeSformer's
+            code.
+        class_queries_motion: the class token is also a query of motion attention. With M as large as the grid, motion
+            attention is then joint attention.
+        temporal_fc: adds TimeSformer's extra projection after motion attention, which the equations do not have.
     Raises:
         ConfigError: more motion blocks than blocks, a negative count, or an unknown order.
     """
     require(
-        0 <= motion_blocks <= parts.depth,
-        f"model.motion_blocks={motion_blocks} must be between 0 and model.depth={parts.depth}.",
+        0 <= motion_blocks <= config.depth,
+        f"model.motion_blocks={motion_blocks} must be between 0 and model.depth={config.depth}.",
     )
     require(class_blocks >= 0, f"model.class_blocks={class_blocks} must be at least 0.")
     require(order in ("motion_space", "space_motion"), f"model.order={order!r} must be motion_space or space_motion.")
     require(
         class_in_motion or not class_queries_motion, "model.class_queries_motion=True needs model.class_in_motion=True."
     )
-    early = class_blocks == 0  # the class token is there while patches attend to each other
-    space = parts.attention(Frame(), class_keys=early, class_queries=early)
-    motion = parts.attention(
+    early_class = class_blocks == 0  # the class token takes part in self-attention
+    space = config.attention(Frame(), class_keys=early_class, class_queries=early_class)
+    motion = config.attention(
         Motion(block_size),
-        class_keys=early and class_in_motion,
-        class_queries=early and class_queries_motion,
+        class_keys=early_class and class_in_motion,
+        class_queries=early_class and class_queries_motion,
         extra_projection=temporal_fc,
     )
-    both = (motion, space) if order == "motion_space" else (space, motion)
-    return parts.classifier(
-        parts.stage(parts.depth - motion_blocks, space, parts.mlp()),
-        parts.stage(motion_blocks, *both, parts.mlp()),
-        parts.stage(class_blocks, parts.class_attention(), parts.mlp(patches=False), late_class=True),
+    attentions = (motion, space) if order == "motion_space" else (space, motion)
+    return config.classifier(
+        config.stage(config.depth - motion_blocks, space, config.mlp()),
+        config.stage(motion_blocks, *attentions, config.mlp()),
+        config.stage(class_blocks, config.class_attention(), config.mlp(patches=False), late_class=True),
         temporal=position_init,
         rngs=rngs,
     )

@@ -1,4 +1,16 @@
-"""MSCA: attention to neighbouring frames by shifted heads or patches."""
+"""MSCA: attention to neighbouring frames by shifted heads or patches.
+
+Paper: Hashiguchi and Tamaki, "Vision Transformer with Cross-attention by Temporal Shift for Efficient Action
+Recognition", 2022.
+
+    (depth - shifted_blocks) x [ frame attention -> MLP ]
+    shifted_blocks           x [ shifted attention -> MLP ]
+
+Every frame has a class token, and the head reads the mean of the class tokens. There is no temporal table: the order of
+frames enters by the shifted queries, keys and values. Every variant costs as much as ViT.
+"""
+
+from flax import nnx
 
 from vidformers.attention.frame import Frame
 from vidformers.attention.shifted import Shifted
@@ -8,7 +20,7 @@ from vidformers.models.encoder import Classifier
 
 
 def msca(
-    parts: ModelConfig,
+    config: ModelConfig,
     *,
     direction: str = "heads",
     moved: str = "KV",
@@ -16,35 +28,36 @@ def msca(
     after: int = 1,
     shifted_blocks: int | None = None,
     boundary: str = "keep",
-    rngs,
+    rngs: nnx.Rngs,
 ) -> Classifier:
-    """MSCA: a frame-wise ViT in which some heads or patches attend to the neighbouring frames. No temporal table.
+    """Returns a frame-wise ViT in which some heads or patches attend to the neighbouring frames.
 
     Args:
         direction: 'heads' (Tables 1-3) or 'patches' (Tables 4 and 5).
         moved: which of queries, keys and values come from the neighbour: Q, K, V, QK, QV, KV or QKV (Tables 2, 5).
-        before, after: how many heads or tokens look at the frame before and after (h_b, h_f; N_b, N_f). Among tokens
-            the class token is the first.
-        shifted_blocks: m, the last so many blocks (Table 3); None is all. The others attend inside their frame.
-        boundary: what stands for the frame before the first and after the last: 'keep', 'zero' or 'wrap'. The paper
-            does not say; TokenShift's code, which it builds on, takes zeros.
+        before: number of heads or tokens that take them from the frame before (h_b, N_b). The first token is the class
+            token.
+        after: number of heads or tokens that take them from the frame after (h_f, N_f).
+        shifted_blocks: m, the number of blocks at the end that shift (Table 3); None is all.
+        boundary: what the first frame takes from before and the last frame from after: 'keep' its own values, 'zero',
+            or 'wrap' around. The paper does not say. TokenShift's code, on which it builds, uses zeros.
     Raises:
-        ConfigError: more heads or tokens shifted than there are, more shifted blocks than blocks, an unknown choice.
+        ConfigError: more shifted heads or tokens than there are, more shifted blocks than blocks, an unknown choice.
     """
-    attention = Shifted(direction, moved, before, after, boundary)
-    count = parts.heads if direction == "heads" else 1 + (parts.image_size // parts.patch_size) ** 2
+    shifted = Shifted(direction, moved, before, after, boundary)
+    count = config.heads if direction == "heads" else 1 + (config.image_size // config.patch_size) ** 2
     require(
         before + after <= count,
-        f"model.before={before} and model.after={after} are more than the {count} {direction} there are.",
+        f"model.before={before} plus model.after={after} must be at most {count}, the number of {direction}.",
     )
-    blocks = parts.depth if shifted_blocks is None else shifted_blocks
+    blocks = config.depth if shifted_blocks is None else shifted_blocks
     require(
-        0 <= blocks <= parts.depth,
-        f"model.shifted_blocks={shifted_blocks} must be between 0 and model.depth={parts.depth}.",
+        0 <= blocks <= config.depth,
+        f"model.shifted_blocks={shifted_blocks} must be between 0 and model.depth={config.depth}.",
     )
-    return parts.classifier(
-        parts.stage(parts.depth - blocks, parts.attention(Frame()), parts.mlp()),
-        parts.stage(blocks, parts.attention(attention), parts.mlp()),
+    return config.classifier(
+        config.stage(config.depth - blocks, config.attention(Frame()), config.mlp()),
+        config.stage(blocks, config.attention(shifted), config.mlp()),
         temporal=None,
         class_per_frame=True,
         rngs=rngs,

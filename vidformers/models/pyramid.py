@@ -1,6 +1,11 @@
-"""Encoders whose stages see the clip ever coarser: what Swin and CvT share."""
+"""Encoders whose stages see the clip on ever coarser grids; shared by Swin and CvT.
 
-from collections.abc import Sequence
+    embedding -> stage -> embedding -> stage -> ... -> norm
+
+Each embedding makes the patches of its stage from the pixels or from the patches of the stage before.
+"""
+
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,21 +14,25 @@ from flax import nnx
 from vidformers.errors import require
 from vidformers.layers.embedding import normalise, position_init
 from vidformers.layers.tokens import Noise, Tokens, dropout
+from vidformers.models.config import ModelConfig
 from vidformers.models.encoder import Classifier, Stage, StageSpec, stage_noises
 
-NORM_EPSILON = 1e-5  # of the norms of Swin and CvT
+NORM_EPSILON = 1e-5  # of all layer norms of Swin and CvT
 
 
 class Pyramid(nnx.Module):
-    """Stages, each behind an embedding of its own: video (b t y x 3) -> class tokens (b c d), normalised.
+    """Stages, each after an embedding: video (b t y x 3) -> class tokens (b c d), after the final norm.
 
     Args:
-        embeddings: one a stage; the first makes patches (b t y x d) of pixels, the others of patches.
-        stages: a `StageSpec` each.
+        embeddings: one a stage; the first takes pixels, the others take patches, and all return patches (b t y x d).
+        stages: one spec a stage.
         width: d of the last stage.
-        shape: of one clip, (t, y, x, 3).
-        num_class_tokens: how many join before the last stage; with 0 the mean of the normalised patches stands for one.
-        drop_path: stochastic depth of the last block, growing linearly from 0 at the first.
+        shape: the shape of one clip, (t, y, x, 3).
+        mean, std: normalisation of the colour channels.
+        num_class_tokens: class tokens that join at the last stage. With 0, the mean of the normalised patches takes the
+            place of one class token.
+        dropout: rate for the patches of the first embedding.
+        drop_path: stochastic depth of the last block. It grows linearly from 0 at the first block.
     """
 
     def __init__(
@@ -51,49 +60,53 @@ class Pyramid(nnx.Module):
         self.norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
 
     def __call__(self, video, key=None):
-        patches, first = normalise(video, self.mean, self.std, self.dtype), None
-        noises = [None] * len(self.stages)
+        patches, input_noise = normalise(video, self.mean, self.std, self.dtype), None
+        noises: Iterable[Noise | None] = [None] * len(self.stages)
         if key is not None:
             key, *keys = jax.random.split(key, 1 + len(self.stages))
-            first, noises = Noise(key, jnp.zeros(())), stage_noises(self.stages, self.drop_path, keys)
+            input_noise, noises = Noise(key, jnp.zeros(())), stage_noises(self.stages, self.drop_path, keys)
         for i, (embedding, stage, noise) in enumerate(zip(self.embeddings, self.stages, noises, strict=True)):
             patches = embedding(patches)
             if i == 0:
-                patches = dropout(patches, self.dropout, first)
-            patches, classes = stage(Tokens(patches, self.initial_class_tokens(i, patches)), noise)
+                patches = dropout(patches, self.dropout, input_noise)
+            patches, class_tokens = stage(Tokens(patches, self.initial_class_tokens(i, patches)), noise)
         if self.num_class_tokens:
-            return self.norm(classes)
+            return self.norm(class_tokens)
         wide = jnp.promote_types(self.dtype, jnp.float32)
         return self.norm(patches).mean(axis=(1, 2, 3), dtype=wide)[:, None]
 
     def initial_class_tokens(self, stage: int, patches):
-        """(b c d): the class tokens that the stage starts with."""
+        """Returns the class tokens (b c d) with which the stage of that index starts; c is 0 before the last stage."""
         b, d = patches.shape[0], patches.shape[-1]
-        if not self.num_class_tokens or stage < len(self.stages) - 1:
+        if self.class_token is None or stage < len(self.stages) - 1:
             return jnp.zeros((b, 0, d), patches.dtype)
         return jnp.broadcast_to(self.class_token[...].astype(patches.dtype), (b, self.num_class_tokens, d))
 
 
-def pyramid(parts, embeddings, stages, *, width: int, rngs: nnx.Rngs, **options) -> Classifier:
-    """The classifier of these embeddings and stages, the rest as `parts` (`models.Parts`) say."""
-    shape = (parts.frames, parts.image_size, parts.image_size, 3)
+def pyramid(
+    config: ModelConfig, embeddings, stages, *, width: int, num_class_tokens: int = 0, rngs: nnx.Rngs
+) -> Classifier:
+    """Returns the classifier of a `Pyramid` with the fields of the config."""
     encoder = Pyramid(
         embeddings,
         stages,
         width=width,
-        shape=shape,
-        mean=parts.mean,
-        std=parts.std,
-        drop_path=parts.drop_path,
-        remat=parts.remat,
-        unroll=parts.unroll,
+        shape=(config.frames, config.image_size, config.image_size, 3),
+        mean=config.mean,
+        std=config.std,
+        num_class_tokens=num_class_tokens,
+        drop_path=config.drop_path,
+        remat=config.remat,
+        unroll=config.unroll,
         rngs=rngs,
-        **options,
-        **parts.compute,
+        **config.compute,
     )
-    return Classifier(encoder, width=width, num_classes=parts.num_classes, rngs=rngs)
+    return Classifier(encoder, width=width, num_classes=config.num_classes, rngs=rngs)
 
 
-def check_depth(parts, depths) -> None:
-    """The depth that models of several stages share with the others is that of all stages, so that none is unread."""
-    require(parts.depth == sum(depths), f"model.depth={parts.depth} must be the sum of model.depths={tuple(depths)}.")
+def check_depth(config: ModelConfig, depths: Sequence[int]) -> None:
+    """Raises ConfigError unless `config.depth` is the sum of `depths`: otherwise the model would not use the field."""
+    require(
+        config.depth == sum(depths),
+        f"model.depth={config.depth} must be the sum of model.depths={tuple(depths)}.",
+    )

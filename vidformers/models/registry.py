@@ -1,57 +1,104 @@
-"""The table of models: each is a sequence of stages, each stage a block of sublayers."""
+"""The registry of models, and `build`, which makes one by its name.
 
-from dataclasses import fields
+A model function takes a `ModelConfig`, its own fields as keyword arguments, and rngs. The fields of a config's section
+`model` are derived from its signature, so a new model needs its file, an import here and a call of `register`.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from flax import nnx
 
-from vidformers.errors import ConfigError, require
-from vidformers.models.config import ModelConfig
-from vidformers.models.cvt import cvt
+from vidformers.errors import require
+from vidformers.models.config import ModelConfig, ModelTraits
+from vidformers.models.cvt import CVT, cvt
 from vidformers.models.encoder import Classifier
 from vidformers.models.havit import havit
 from vidformers.models.joint import joint
 from vidformers.models.mevit import mevit
 from vidformers.models.msca import msca
-from vidformers.models.stat import stat
-from vidformers.models.swin import swin
+from vidformers.models.stat import STAT, stat
+from vidformers.models.swin import SWIN, swin
 from vidformers.models.timesformer import timesformer
 from vidformers.models.tokenshift import tokenshift
 from vidformers.models.vit import vit
 from vidformers.models.vtn import vtn
 
-MODELS = {
-    "vit": vit,
-    "timesformer": timesformer,
-    "joint": joint,
-    "mevit": mevit,
-    "havit": havit,
-    "msca": msca,
-    "tokenshift": tokenshift,
-    "vtn": vtn,
-    "swin": swin,
-    "cvt": cvt,
-    "stat": stat,
-}
-WHOLE_CLIPS = ("cvt", "stat")  # those that keep the frames of a clip on one device
-# The shared fields whose defaults are other ones.
-DEFAULTS = {
-    "swin": dict(size="Swin-T", patch_size=4),
-    "cvt": dict(size="CvT-13", patch_size=4),
-    "stat": dict(size="STAT", patch_size=8),
-}
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One row of `MODELS`.
+
+    Attributes:
+        function: function(config, *, rngs, **own fields) returns the model.
+        fields: every field of the model as a parameter with annotation and default. The shared fields come first.
+        own: the names of the fields that are arguments of `function`.
+        traits: see `ModelTraits`.
+    """
+
+    function: Callable[..., Classifier]
+    fields: Mapping[str, inspect.Parameter]
+    own: frozenset[str]
+    traits: ModelTraits
 
 
-def build(name: str, *, rngs: nnx.Rngs, **options) -> Classifier:
-    """The model `name` of `MODELS` with the fields of `ModelConfig` and its own, as in `build('mevit', num_classes=10)`.
+MODELS: dict[str, ModelEntry] = {}
+
+
+def register(name: str, function: Callable[..., Classifier], traits: ModelTraits | None = None) -> None:
+    """Adds a row to `MODELS`.
 
     Raises:
-        ConfigError: an unknown model, an unknown field, or a geometry that cannot work.
+        ValueError: the name is registered already, or a field of the function is a shared field.
+    """
+    if name in MODELS:
+        raise ValueError(f"The model {name!r} is registered twice.")
+    sized = _keywords(ModelConfig.from_size)
+    shared = sized | {field: parameter for field, parameter in _keywords(ModelConfig).items() if field not in sized}
+    own = _keywords(function)
+    if both := sorted(shared.keys() & own.keys()):
+        raise ValueError(f"The fields {both} of the model {name!r} are fields of ModelConfig.")
+    traits = traits or ModelTraits()
+    for field, default in traits.defaults.items():
+        shared[field] = shared[field].replace(default=default)
+    MODELS[name] = ModelEntry(function, shared | own, frozenset(own), traits)
+
+
+def _keywords(function: Callable) -> dict[str, inspect.Parameter]:
+    """Returns the keyword-only parameters of a callable without rngs."""
+    parameters = inspect.signature(function).parameters
+    return {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name != "rngs"}
+
+
+def build(name: str, *, rngs: nnx.Rngs, **fields: Any) -> Classifier:
+    """Returns the model `name` of `MODELS`, as in `build("mevit", num_classes=10, rngs=nnx.Rngs(0))`.
+
+    Args:
+        name: a key of `MODELS`.
+        rngs: draws the initial parameters.
+        **fields: fields of `ModelConfig.from_size`, and those of the model's function.
+    Raises:
+        ConfigError: an unknown model, an unknown field, or a value that is out of range.
     """
     require(name in MODELS, f"model.name={name!r} must be one of {', '.join(MODELS)}.")
-    shared = {field.name for field in fields(ModelConfig)}
-    own = set(MODELS[name].__kwdefaults__ or {})
-    for field in options:
-        if field not in shared | own:
-            raise ConfigError(f"model.{field} is not a field of the model {name!r}.")
-    parts = ModelConfig(**DEFAULTS.get(name, {}) | {key: value for key, value in options.items() if key in shared})
-    return MODELS[name](parts, rngs=rngs, **{key: value for key, value in options.items() if key in own})
+    entry = MODELS[name]
+    for field in fields:
+        require(field in entry.fields, f"model.{field} is not a field of the model {name!r}.")
+    own = {field: value for field, value in fields.items() if field in entry.own}
+    shared = {field: value for field, value in fields.items() if field not in entry.own}
+    return entry.function(ModelConfig.from_size(**{**entry.traits.defaults, **shared}), rngs=rngs, **own)
+
+
+register("vit", vit)
+register("timesformer", timesformer)
+register("joint", joint)
+register("mevit", mevit)
+register("havit", havit)
+register("msca", msca)
+register("tokenshift", tokenshift)
+register("vtn", vtn)
+register("swin", swin, SWIN)
+register("cvt", cvt, CVT)
+register("stat", stat, STAT)

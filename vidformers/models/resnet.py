@@ -1,4 +1,12 @@
-"""ResNet-50, frame by frame: the convolutional backbone of VTN."""
+"""ResNet-50 without normalisation, frame by frame: the convolutional backbone of VTN.
+
+Paper: He et al., "Deep Residual Learning for Image Recognition", 2016, in the form called V1.5. A scale and a bias take
+the place of every batch normalisation. The statistics of pretrained weights are folded into them.
+
+    7 x 7 convolution with stride 2 -> max pooling with stride 2
+    depths[i] x [ 1 x 1 -> 3 x 3 -> 1 x 1 convolution, skip connection ]    each later stage halves the side of the map
+    mean over the map -> linear map to the width
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -17,9 +25,10 @@ he_convolution = partial(Convolution, kernel_init=nnx.initializers.variance_scal
 
 
 class Bottleneck(nnx.Module):
-    """relu(x + 1x1(relu(3x3(relu(1x1 x))))), the stride in the 3x3 (He et al. 2016, in the form called V1.5).
+    """relu(x + 1x1(relu(3x3(relu(1x1 x))))), with the stride in the 3x3 convolution.
 
-    The last scale starts at zero, so that without normalisation the depth of the network does not blow up its output.
+    The last scale starts at zero. Otherwise, without normalisation, the output would grow with the depth of the
+    network.
     """
 
     def __init__(self, inputs: int, hidden: int, *, stride: int = 1, dtype=jnp.float32, rngs: nnx.Rngs):
@@ -37,14 +46,16 @@ class Bottleneck(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """Video (b t y x 3) -> features of frames (b t d): the mean over the last map, by a linear map to width d (VTN).
+    """Video (b t y x 3) -> frame features (b t d): the mean over the last map, then a linear map (VTN).
 
     Args:
-        depths: bottleneck blocks of each stage, (3, 4, 6, 3) in ResNet-50; each stage after the first halves the map.
-        stem: channels of the first convolution; stage i has 4 * 2^i * stem.
+        frames, image_size: of a clip.
         width: d.
+        mean, std: normalisation of the colour channels.
+        depths: bottleneck blocks of each stage, (3, 4, 6, 3) in ResNet-50.
+        stem: channels of the first convolution. Stage i has 4 * 2^i * stem channels.
     Raises:
-        ConfigError: no stage, or a number below 1.
+        ConfigError: there is no stage, or a number is below 1.
     """
 
     def __init__(
@@ -79,11 +90,11 @@ class ResNet(nnx.Module):
         return self.features(self.maps(video))
 
     def features(self, maps):
-        """The last maps of frames (b t y x c) -> their features (b t d)."""
+        """Returns the features of frames (b t d) from their last maps (b t y x c)."""
         return self.out(maps.mean(axis=(2, 3)))
 
     def maps(self, video):
-        """Video (b t y x 3) -> the last maps of its frames (b t y x c)."""
+        """Returns the last maps of the frames (b t y x c) of a video (b t y x 3)."""
         frames = rearrange(normalise(video, self.mean, self.std, self.dtype), "b t y x c -> (b t) y x c")
         x = jax.nn.relu(self.stem(frames))
         x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))

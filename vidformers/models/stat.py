@@ -1,13 +1,22 @@
-"""STAT: a convolutional stem, stages of shrinking attention on ever coarser grids, and temporal aggregation.
+"""STAT: shrinking temporal attention in stages on ever coarser grids, then temporal aggregation.
 
-The paper leaves the layout to an appendix that was not published. Here it is MViT-B without its first stage, which
-agrees with all the costs that the paper prints.
+Paper: Li, Xiong, Han and Guo, "Shrinking Temporal Attention in Transformers for Video Action Recognition", AAAI 2022.
+
+    stem: 3-D convolutions
+    depths[0] x [ shrinking attention -> MLP ]       the last MLP of a stage doubles the width
+    depths[1] x [ shrinking attention -> MLP ]       the first attention of a later stage halves the side of the grid
+    depths[2] x [ shrinking attention -> MLP ]
+    readout:  aggregation_layers x [ joint attention -> MLP ] on a learned token and the class tokens
+
+Every frame of the stem's grid has a class token. The paper leaves the layout of the stages to an appendix that was not
+published. Here it is MViT-B without its first stage, which agrees with all costs that the paper prints.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import jax.numpy as jnp
 from einops import rearrange
@@ -22,13 +31,16 @@ from vidformers.layers.embedding import normalise, position_init
 from vidformers.layers.linear import Linear, glorot
 from vidformers.layers.mlp import Mlp, gelu
 from vidformers.layers.tokens import Noise, Tokens, add_branch, dropout
-from vidformers.models.encoder import Block, Classifier, Encoder, StageSpec
+from vidformers.models.config import ModelConfig, ModelTraits
+from vidformers.models.encoder import Block, Classifier, Encoder, StageSpec, split_noise
 from vidformers.models.pyramid import check_depth
 
+STAT = ModelTraits(defaults=dict(size="STAT", patch_size=8), whole_clips=True)
 CUBE, HALVE, HALVE_SPACE, KEEP = (3, 3, 3), (2, 2, 2), (1, 2, 2), (1, 1, 1)
-# The rows of Table 5, each convolution as kernel, stride, and what its width goes into the stem's width. The inner
-# widths are not in the paper; those of the default are 64, 96, 192. Five convolutions as printed leave a grid of 7 x 7
-# and a quarter of the frames; 'same_grid' keeps the default's grid and adds two that do not stride.
+# The rows of Table 5. Each convolution is (kernel, stride, divisor), and its width is the width of the stem over the
+# divisor. The paper does not give the inner widths; those of the default are 64, 96 and 192. The five convolutions that
+# the paper prints leave a grid of 7 x 7 and a quarter of the frames ('literal'). 'same_grid' keeps the grid of the
+# default and adds two convolutions without stride.
 STEMS = {
     (1, "same_grid"): (((3, 7, 7), (2, 4, 4), 1),),
     (3, "same_grid"): ((CUBE, HALVE, 3), (CUBE, HALVE_SPACE, 2), (CUBE, HALVE_SPACE, 1)),
@@ -50,12 +62,17 @@ STEMS = {
 
 
 class Stem(nnx.Module):
-    """Pixels (b t y x 3) -> overlapping patch tokens (b t y x d): 3-D convolutions with LN and GELU between them.
+    """3-D convolutions with LN and GELU between them: pixels (b t y x 3) -> patch tokens (b t y x d), which overlap.
 
-    Learned positions in space and in time are added; row 0 of the spatial table is the class tokens', one a frame.
+    Learned tables of positions in space and in time are added. Row 0 of the spatial table belongs to the class tokens.
 
+    Args:
+        width: d.
+        frames, image_size: of a clip.
+        convolutions, strides: a key of `STEMS`.
+        mean, std: normalisation of the colour channels.
     Raises:
-        ConfigError: a row that `STEMS` does not have, a width too small for it, strides that do not divide the clip.
+        ConfigError: an unknown key, a width too small for it, or strides that do not divide the clip.
     """
 
     def __init__(
@@ -73,37 +90,34 @@ class Stem(nnx.Module):
     ):
         require(
             (convolutions, strides) in STEMS,
-            f"model.stem_convs={convolutions} with model.stem_strides={strides!r} is none of "
+            f"model.stem_convs={convolutions} with model.stem_strides={strides!r} is unknown. Use one of "
             f"{', '.join(f'{n} {name}' for n, name in STEMS)}.",
         )
-        kernels, steps, parts = zip(*STEMS[convolutions, strides], strict=True)
-        in_time, in_space, _ = map(math.prod, zip(*steps, strict=True))
+        kernels, steps, divisors = zip(*STEMS[convolutions, strides], strict=True)
+        time_stride, stride, _ = map(math.prod, zip(*steps, strict=True))
         require(
-            frames % in_time == 0,
-            f"model.frames={frames} must be a multiple of {in_time}, by which the stem divides it.",
+            frames % time_stride == 0,
+            f"model.frames={frames} must be a multiple of {time_stride}, the stride of the stem in time.",
         )
         require(
-            image_size >= 1 and image_size % in_space == 0,
-            f"model.image_size={image_size} must be a multiple of {in_space}, by which the stem divides it.",
+            image_size >= 1 and image_size % stride == 0,
+            f"model.image_size={image_size} must be a multiple of {stride}, the stride of the stem in space.",
         )
-        require(width >= max(parts), f"model.width={width} is too small for a stem of {convolutions} convolutions.")
-        self.shape = (frames, image_size, image_size, 3)
-        self.grid = (frames // in_time, image_size // in_space, image_size // in_space)
+        require(
+            width >= max(divisors),
+            f"model.width={width} must be at least {max(divisors)} with model.stem_convs={convolutions}.",
+        )
+        self.shape, self.stride = (frames, image_size, image_size, 3), stride
+        self.grid = (frames // time_stride, image_size // stride, image_size // stride)
         self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
-        widths = [width // part for part in parts]
+        widths = [width // divisor for divisor in divisors]
+        padding = [[(size // 2, size // 2) for size in kernel] for kernel in kernels]
+        conv = partial(Conv, dtype=dtype, rngs=rngs)
         self.convolutions = nnx.List(
-            Conv(
-                before,
-                after,
-                kernel,
-                strides=step,
-                padding=[(size // 2, size // 2) for size in kernel],
-                dtype=dtype,
-                rngs=rngs,
-            )
-            for before, after, kernel, step in zip([3, *widths[:-1]], widths, kernels, steps, strict=True)
+            conv(inputs, outputs, kernels[i], strides=steps[i], padding=padding[i])
+            for i, (inputs, outputs) in enumerate(pairwise([3, *widths]))
         )
-        self.norms = nnx.List(nnx.LayerNorm(each, epsilon=1e-6, dtype=dtype, rngs=rngs) for each in widths[:-1])
+        self.norms = nnx.List(nnx.LayerNorm(inner, epsilon=1e-6, dtype=dtype, rngs=rngs) for inner in widths[:-1])
         self.space = nnx.Param(position_init(rngs.params(), (1 + math.prod(self.grid[1:]), width)))
         self.time = nnx.Param(position_init(rngs.params(), (self.grid[0], width)))
 
@@ -115,12 +129,12 @@ class Stem(nnx.Module):
         return x + (space + self.time[:, None, None]).astype(self.dtype)
 
     def class_position(self):
-        """(t d): where the class token of each frame stands."""
+        """Returns the positions (t d) of the class tokens, one a frame."""
         return self.space[0] + self.time[...]
 
 
 class WideningMlp(nnx.Module):
-    """W_skip LN tokens + W_2 GELU(W_1 LN tokens): the MLP that ends a stage, to twice the width (MViT)."""
+    """W_skip LN tokens + W_2 GELU(W_1 LN tokens): the last MLP of a stage, to another width (MViT)."""
 
     def __init__(
         self, width: int, hidden: int, out_width: int, *, dropout: float = 0.0, dtype=jnp.float32, rngs: nnx.Rngs
@@ -131,16 +145,23 @@ class WideningMlp(nnx.Module):
         self.wide, self.out, self.skip = linear(width, hidden), linear(hidden, out_width), linear(width, out_width)
 
     def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
-        branch, *inner = noise.split(3) if noise is not None else (None, None, None)
+        branch_noise, *inner = split_noise(noise, 3)
         tokens = Tokens(*map(self.norm, tokens))
-        wide = [
-            self.out(dropout(gelu(self.wide(x)), self.dropout, each)) for x, each in zip(tokens, inner, strict=True)
-        ]
-        return add_branch(Tokens(*map(self.skip, tokens)), *wide, self.dropout, branch)
+        patches, class_tokens = (
+            self.out(dropout(gelu(self.wide(x)), self.dropout, x_noise))
+            for x, x_noise in zip(tokens, inner, strict=True)
+        )
+        skipped = Tokens(self.skip(tokens.patches), self.skip(tokens.class_tokens))
+        return add_branch(skipped, (patches, class_tokens), self.dropout, branch_noise)
 
 
 class TemporalAggregation(nnx.Module):
-    """The frames' class tokens (b t d) -> (b d): a learned token attends with them through standard blocks (l_ta)."""
+    """A learned token attends to the class tokens of the frames: (b t d) -> (b d).
+
+    Args:
+        width, heads: d and h; h divides d.
+        layers: l_ta, the number of standard blocks.
+    """
 
     def __init__(
         self,
@@ -161,22 +182,21 @@ class TemporalAggregation(nnx.Module):
         )
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
 
-    def __call__(self, classes, key=None, index=None):
-        tokens = Tokens(rearrange(classes, "b t d -> b t 1 1 d"), self.tokens(classes))
-        noises = [None] * len(self.blocks)
-        if key is not None:
-            noises = Noise(key, jnp.zeros(())).split(len(self.blocks))
-        for block, noise in zip(self.blocks, noises, strict=True):
-            tokens = block(tokens, noise)
+    def __call__(self, class_tokens, key=None, index=None):
+        tokens = Tokens(rearrange(class_tokens, "b t d -> b t 1 1 d"), self.tokens(class_tokens))
+        noise = None if key is None else Noise(key, jnp.zeros(()))
+        for block, block_noise in zip(self.blocks, split_noise(noise, len(self.blocks)), strict=True):
+            tokens = block(tokens, block_noise)
         return self.norm(tokens.class_tokens[:, 0])
 
-    def tokens(self, classes):
-        """The tokens (b 1 d) that read class tokens (b t d)."""
-        return jnp.broadcast_to(self.token[...].astype(classes.dtype), (classes.shape[0], 1, classes.shape[-1]))
+    def tokens(self, class_tokens):
+        """Returns the learned token (b 1 d) that reads class tokens (b t d)."""
+        b, _, d = class_tokens.shape
+        return jnp.broadcast_to(self.token[...].astype(class_tokens.dtype), (b, 1, d))
 
 
 def stat(
-    parts,
+    config: ModelConfig,
     *,
     depths: tuple[int, ...] = (2, 11, 2),
     window: int = 3,
@@ -184,102 +204,118 @@ def stat(
     stem_convs: int = 3,
     stem_strides: str = "same_grid",
     aggregation_layers: int = 1,
-    rngs,
+    rngs: nnx.Rngs,
 ) -> Classifier:
-    """STAT: shrinking temporal attention, one class token a frame, aggregated over time.
+    """Returns a STAT.
 
-    `parts` give width and heads of the first stage, which double at each later one (192 and 2); depth is the sum of
-    `depths`, the patch size the stride of the stem in space (8). A dictionary has the width of its stage.
-
-    From stage to stage the grid is halved by the attention of the first block and the width doubled by the MLP of the
-    block before. Keys and values are pooled to the grid of the last stage, and to twice that side where the grid is
-    halved, as the stride acts on the grid before.
+    The width and heads of the config are those of the first stage (192 and 2). They double at each later stage. The
+    patch size is the stride of the stem in space (8). A dictionary has the width of its stage.
 
     Args:
-        depths: blocks of each stage. With one in the last, nothing reads the patches on its grid.
-        window: t_o, the frames around a query that it sees in short-term attention (Table 2); 1: none.
-        long_key: what stands for a frame in long-term attention (Tables 1, 3): 'class', 'mean', or 'none'.
-        stem_convs, stem_strides: a row of `STEMS` (Table 5). One convolution is MViT's stem: MViT's first stage, one
-            block of half the width on twice the grid, comes before the `depths`.
-        aggregation_layers: l_ta (Table 4); 0 takes the mean over the frames.
+        depths: blocks of each stage. Their sum is `config.depth`. With one block in the last stage, nothing reads the
+            patches on the grid of that stage.
+        window: t_o, the frames around a query whose patches short-term attention averages (Table 2); 1 is none.
+        long_key: what represents a frame in long-term attention, 'class', 'mean' or 'none' (Tables 1, 3).
+        stem_convs, stem_strides: a key of `STEMS` (Table 5). One convolution is the stem of MViT. Then the first stage
+            of MViT, one block of half the width on a grid of twice the side, is put before the `depths`.
+        aggregation_layers: l_ta (Table 4). With 0, the head reads the mean over the frames.
     Raises:
         ConfigError: an even window, an odd grid to be halved, strides that do not divide the clip, an unknown choice.
     """
     require(bool(depths) and min(depths) >= 1, f"model.depths={depths} must give each stage at least one block.")
-    check_depth(parts, depths)
-    parts.require_einsum_backend("STAT's attention")
+    check_depth(config, depths)
+    config.require_einsum_backend("STAT's attention")
     require(aggregation_layers >= 0, f"model.aggregation_layers={aggregation_layers} must be at least 0.")
-    width, heads = parts.width, parts.heads
     if stem_convs == 1:
-        require(
-            width % 2 == heads % 2 == 0,
-            f"model.stem_convs=1 halves model.width={width} and model.heads={heads}, which must be even.",
-        )
-        width, heads, depths = width // 2, heads // 2, (1, *depths)
+        config, depths = _half_width(config), (1, *depths)
     stem = Stem(
-        width,
-        frames=parts.frames,
-        image_size=parts.image_size,
+        config.width,
+        frames=config.frames,
+        image_size=config.image_size,
         convolutions=stem_convs,
         strides=stem_strides,
-        mean=parts.mean,
-        std=parts.std,
-        dtype=parts.compute["dtype"],
+        mean=config.mean,
+        std=config.std,
+        dtype=config.compute["dtype"],
         rngs=rngs,
     )
-    stride = parts.image_size // stem.grid[1]
-    require(parts.patch_size == stride, f"model.patch_size={parts.patch_size} must be {stride}, the stem's stride.")
-    halvings = len(depths) - 1
-    require(
-        stem.grid[1] % 2**halvings == 0,
-        f"model.image_size={parts.image_size} gives a grid of side {stem.grid[1]}, which the stages of "
-        f"model.depths={depths} cannot halve {halvings} times.",
-    )
-
-    def block(level: int, first: bool, last: bool, rngs):
-        """A block of the stage `level`, of which the first halves the grid and the last doubles the width."""
-        at = sizes[level]
-        attention = ShrinkingAttention(
-            at.width,
-            at.heads,
-            kv_stride=2 ** (halvings - level),
-            pool_queries=first,
-            window=window,
-            long_key=long_key,
-            dictionary=at.make_dictionary(rngs),
-            kernel=parts.kernel,
-            masked=parts.masked,
-            rngs=rngs,
-            **parts.compute,
-        )
-        if not last:
-            return Block([attention, at.mlp()(rngs=rngs)])
-        return Block(
-            [attention, WideningMlp(at.width, at.mlp_ratio * at.width, 2 * at.width, rngs=rngs, **parts.compute)]
-        )
-
-    sizes = [replace(parts, width=width << level, heads=heads << level) for level in range(len(depths))]
-    kinds = [
-        (level, level > 0 and i == 0, level < halvings and i == depth - 1)
-        for level, depth in enumerate(depths)
-        for i in range(depth)
-    ]
-    stages = [StageSpec(partial(block, *kind), len(list(run))) for kind, run in groupby(kinds)]
+    _check_grid(config, stem, depths)
+    levels = [replace(config, width=config.width << i, heads=config.heads << i) for i in range(len(depths))]
+    width, heads = levels[-1].width, levels[-1].heads
     encoder = Encoder(
         stem,
-        stages,
-        width=width,
-        out_width=sizes[-1].width,
+        _stages(levels, depths, window=window, long_key=long_key),
+        width=config.width,
+        out_width=width,
         class_per_frame=True,
-        drop_path=parts.drop_path,
-        remat=parts.remat,
-        unroll=parts.unroll,
+        drop_path=config.drop_path,
+        remat=config.remat,
+        unroll=config.unroll,
         rngs=rngs,
-        **parts.compute,
+        **config.compute,
     )
     readout = None
     if aggregation_layers:
         readout = TemporalAggregation(
-            sizes[-1].width, sizes[-1].heads, aggregation_layers, mlp_ratio=parts.mlp_ratio, rngs=rngs, **parts.compute
+            width, heads, aggregation_layers, mlp_ratio=config.mlp_ratio, rngs=rngs, **config.compute
         )
-    return Classifier(encoder, readout, width=sizes[-1].width, num_classes=parts.num_classes, rngs=rngs)
+    return Classifier(encoder, readout, width=width, num_classes=config.num_classes, rngs=rngs)
+
+
+def _half_width(config: ModelConfig) -> ModelConfig:
+    width, heads = config.width, config.heads
+    require(
+        width % 2 == heads % 2 == 0,
+        f"model.stem_convs=1 halves model.width={width} and model.heads={heads}. Both must be even.",
+    )
+    return replace(config, width=width // 2, heads=heads // 2)
+
+
+def _check_grid(config: ModelConfig, stem: Stem, depths: Sequence[int]) -> None:
+    require(
+        config.patch_size == stem.stride,
+        f"model.patch_size={config.patch_size} must be {stem.stride}, the stride of the stem in space.",
+    )
+    halvings = len(depths) - 1
+    require(
+        stem.grid[1] % 2**halvings == 0,
+        f"model.image_size={config.image_size} gives a grid of side {stem.grid[1]}, which the stages of "
+        f"model.depths={depths} cannot halve {halvings} times.",
+    )
+
+
+def _stages(levels: Sequence[ModelConfig], depths: Sequence[int], *, window: int, long_key: str) -> list[StageSpec]:
+    """Returns the specs of the stages, cut where the first or the last block of a stage differs from the others.
+
+    Keys and values are pooled to the grid of the last stage. Where the attention halves the grid of its queries, they
+    are pooled to twice that side, since their stride acts on the grid before.
+    """
+    last_level = len(levels) - 1
+
+    def block(level: int, first: bool, last: bool, rngs: nnx.Rngs) -> Block:
+        """Makes a block. The `first` of a stage halves the grid, the `last` doubles the width."""
+        config = levels[level]
+        attention = ShrinkingAttention(
+            config.width,
+            config.heads,
+            kv_stride=2 ** (last_level - level),
+            pool_queries=first,
+            window=window,
+            long_key=long_key,
+            dictionary=config.make_dictionary(rngs),
+            kernel=config.kernel,
+            masked=config.masked,
+            rngs=rngs,
+            **config.compute,
+        )
+        if not last:
+            return Block([attention, config.mlp()(rngs=rngs)])
+        hidden = config.mlp_ratio * config.width
+        return Block([attention, WideningMlp(config.width, hidden, 2 * config.width, rngs=rngs, **config.compute)])
+
+    kinds = [
+        (level, level > 0 and i == 0, level < last_level and i == depth - 1)
+        for level, depth in enumerate(depths)
+        for i in range(depth)
+    ]
+    return [StageSpec(partial(block, *kind), len(list(blocks))) for kind, blocks in groupby(kinds)]

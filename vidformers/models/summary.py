@@ -1,4 +1,4 @@
-"""What a model costs, without running it: parameters by module, multiply-adds counted from the traced program."""
+"""Counts the parameters and multiply-adds of a model from its traced program, without running it."""
 
 import math
 from typing import NamedTuple
@@ -9,17 +9,18 @@ from flax import nnx
 
 
 class Macs(NamedTuple):
-    """Multiply-adds of a program: of all products and convolutions, and of those with weights alone."""
+    """Multiply-adds of a program."""
 
-    total: int
-    linear: int
+    total: int  # of all products and convolutions
+    linear: int  # of the products and convolutions with weights
 
 
 def count_macs(function, *args) -> Macs:
-    """Multiply-adds of `function(*args)` from its jaxpr, loops multiplied out; nothing is computed.
+    """Returns the multiply-adds of `function(*args)`, counted in its jaxpr. Nothing is computed.
 
-    A product with batch dimensions pairs tokens with tokens (query-key, weight-value) and is not `linear`. Elementwise
-    work, norms and softmax are not counted, as papers do ("GFLOPs" there are multiply-adds).
+    The body of a loop counts once for each iteration. A product with batch dimensions multiplies tokens with tokens
+    (query-key, weight-value), so it is not `linear`. Elementwise operations, norms and softmax are not counted, as in
+    papers, whose "GFLOPs" are multiply-adds.
     """
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -40,14 +41,14 @@ def _count(jaxpr) -> Macs:
             total, linear = total + macs, linear + macs
         else:
             times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-            for inner in _inner(equation.params):
-                macs = _count(inner)
-                total, linear = total + times * macs.total, linear + times * macs.linear
+            for inner in _inner_jaxprs(equation.params):
+                inner_macs = _count(inner)
+                total, linear = total + times * inner_macs.total, linear + times * inner_macs.linear
     return Macs(total, linear)
 
 
-def _inner(params):
-    """The programs that an equation holds: the body of a loop, of a checkpoint, of a nested jit."""
+def _inner_jaxprs(params):
+    """Yields the jaxprs in the parameters of an equation: the body of a loop, a checkpoint or a nested jit."""
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             inner = getattr(item, "jaxpr", item)
@@ -59,11 +60,11 @@ class Summary(NamedTuple):
     params: int
     macs_per_view: int
     macs_per_view_linear: int
-    modules: list  # (name, parameters), one a sublayer
+    modules: list[tuple[str, int]]  # name and number of parameters of each sublayer
 
 
 def summarise(make_model) -> Summary:
-    """The cost of one view of the model that `make_model(rngs=...)` builds; by shape alone, no array is made."""
+    """Returns the cost of one view of the model that `make_model(rngs=...)` builds. No array is allocated."""
     model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
     graph, state = nnx.split(model)
     parameters = nnx.to_pure_dict(state)
@@ -77,7 +78,7 @@ def _size(tree) -> int:
 
 
 def _rows(parameters, prefix=""):
-    """One row a module: the sublayers of encoder and readout, and what stands outside their stages."""
+    """Yields (name, parameters) of each sublayer in a stage, and of each module outside the stages."""
     for name, tree in parameters.items():
         if name in ("encoder", "readout"):
             yield from _rows(tree, f"{prefix}{name}.")

@@ -1,5 +1,18 @@
-"""Video Swin: attention in windows that shift, a host of HaViT's dictionary."""
+"""Video Swin: attention in shifted 3-D windows, in stages on ever coarser grids; a host of HaViT's dictionary.
 
+Papers: Liu et al., "Video Swin Transformer", arXiv:2106.13230, 2021; the code follows torchvision's `swin3d_t`.
+Li et al., "HaViT", 2022, Table 7, adds the dictionary.
+
+    tubelet embedding
+    depths[0]/2 x [ window attention -> MLP -> shifted window attention -> MLP ]
+    patch merging: half the side, twice the width
+    depths[1]/2 x [ ... ]       and so on
+
+There is no class token: the head reads the mean over the patches of the last stage. The two kinds of blocks alternate,
+so a scan runs them as pairs, and stochastic depth grows from pair to pair.
+"""
+
+from collections.abc import Callable
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -9,12 +22,15 @@ from flax import nnx
 from vidformers.attention.shifted_window import ShiftedWindowAttention
 from vidformers.errors import require
 from vidformers.layers.linear import Linear, glorot, square_init
+from vidformers.models.config import ModelConfig, ModelTraits
 from vidformers.models.encoder import Classifier
 from vidformers.models.pyramid import NORM_EPSILON, check_depth, pyramid
 
+SWIN = ModelTraits(defaults=dict(size="Swin-T", patch_size=4))
+
 
 class TubeletEmbedding(nnx.Module):
-    """Pixels (b t y x 3) -> LN E x (b t y x d), a token for every `frames` frames of a square patch."""
+    """LN E x: pixels (b t y x 3) -> patches (b t y x d), each of a square in `frames` consecutive frames."""
 
     def __init__(self, width: int, *, frames: int, patch_size: int, dtype=jnp.float32, rngs: nnx.Rngs):
         self.frames, self.patch_size = frames, patch_size
@@ -29,7 +45,7 @@ class TubeletEmbedding(nnx.Module):
 
 
 class PatchMerging(nnx.Module):
-    """Patches (b t y x d) -> W LN of each 2 x 2 of a frame side by side, (b t y/2 x/2 2d); odd grids are padded."""
+    """W LN of 2 x 2 concatenated patches of a frame: (b t y x d) -> (b t y/2 x/2 2d). Odd grids are padded."""
 
     def __init__(self, width: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
         self.norm = nnx.LayerNorm(4 * width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
@@ -42,66 +58,70 @@ class PatchMerging(nnx.Module):
 
 
 def swin(
-    parts,
+    config: ModelConfig,
     *,
     depths: tuple[int, ...] = (2, 2, 6, 2),
     window: tuple[int, int, int] = (8, 7, 7),
     patch_frames: int = 2,
-    rngs,
+    rngs: nnx.Rngs,
 ) -> Classifier:
-    """Video Swin, a host of HaViT's dictionary: attention in windows, every other block's shifted, no class token.
+    """Returns a Video Swin.
 
-    `parts` give width and heads of the first stage, which double at each later one (Swin-T: 96 and 3); depth is
-    the sum of `depths`. A dictionary has the width of its stage. Two blocks, whole windows and shifted ones, are
-    scanned as one, and stochastic depth grows from pair to pair.
+    The width and heads of the config are those of the first stage (Swin-T: 96 and 3). They double at each later stage.
+    A dictionary has the width of its stage.
 
     Args:
-        depths: blocks of each stage, even numbers.
-        window: (t, y, x) in patches.
-        patch_frames: frames in a patch; 1 is HaViT's frame by frame.
+        depths: blocks of each stage, even numbers. Their sum is `config.depth`.
+        window: (t, y, x) of a window in patches.
+        patch_frames: frames in a patch. 1 is HaViT's variant with patches of one frame.
     Raises:
-        ConfigError: a patch that does not divide the clip, an odd depth, an impossible window, a kernel that takes no
-            bias.
+        ConfigError: a patch that does not divide the clip, an odd depth, a window below 1, or a kernel other than
+            softmax, since the others take no position bias.
     """
+    _check(config, depths, patch_frames)
+    levels = [replace(config, width=config.width << i, heads=config.heads << i) for i in range(len(depths))]
+    dtype = config.compute["dtype"]
+    embeddings = [
+        TubeletEmbedding(config.width, frames=patch_frames, patch_size=config.patch_size, dtype=dtype, rngs=rngs),
+        *(PatchMerging(level.width, dtype=dtype, rngs=rngs) for level in levels[:-1]),
+    ]
+    stages = []
+    for level, depth in zip(levels, depths, strict=True):
+        whole, shifted = (_window_attention(level, window, shifted) for shifted in (False, True))
+        mlp = level.mlp(norm_epsilon=NORM_EPSILON)
+        stages.append(level.stage(depth // 2, whole, mlp, shifted, mlp))
+    return pyramid(config, embeddings, stages, width=levels[-1].width, rngs=rngs)
+
+
+def _check(config: ModelConfig, depths, patch_frames: int) -> None:
     require(
         bool(depths) and all(depth >= 2 and depth % 2 == 0 for depth in depths),
-        f"model.depths={tuple(depths)} must be even numbers: whole and shifted windows alternate.",
+        f"model.depths={tuple(depths)} must be even numbers, because whole and shifted windows alternate.",
     )
-    check_depth(parts, depths)
-    parts.require_einsum_backend("Swin's window attention")
+    check_depth(config, depths)
+    config.require_einsum_backend("Swin's window attention")
     require(
-        parts.patch_size >= 1 and parts.image_size > 0 and parts.image_size % parts.patch_size == 0,
-        f"model.patch_size={parts.patch_size} must divide model.image_size={parts.image_size}.",
+        config.patch_size >= 1 and config.image_size > 0 and config.image_size % config.patch_size == 0,
+        f"model.patch_size={config.patch_size} must divide model.image_size={config.image_size}.",
     )
     require(
-        patch_frames >= 1 and parts.frames % patch_frames == 0,
-        f"model.patch_frames={patch_frames} must divide model.frames={parts.frames}.",
+        patch_frames >= 1 and config.frames % patch_frames == 0,
+        f"model.patch_frames={patch_frames} must divide model.frames={config.frames}.",
     )
-    dtype, stages, embeddings = parts.compute["dtype"], [], []
-    for i, depth in enumerate(depths):
-        own = replace(parts, width=parts.width * 2**i, heads=parts.heads * 2**i)
 
-        def attention(shifted, own=own):
-            def make(rngs):
-                return ShiftedWindowAttention(
-                    own.width,
-                    own.heads,
-                    window=window,
-                    shifted=shifted,
-                    dictionary=own.make_dictionary(rngs),
-                    kernel=own.kernel,
-                    masked=own.masked,
-                    rngs=rngs,
-                    **own.compute,
-                )
 
-            return make
-
-        mlp = own.mlp(norm_epsilon=NORM_EPSILON)
-        stages.append(own.stage(depth // 2, attention(False), mlp, attention(True), mlp))
-        embeddings.append(
-            PatchMerging(own.width // 2, dtype=dtype, rngs=rngs)
-            if i
-            else TubeletEmbedding(own.width, frames=patch_frames, patch_size=parts.patch_size, dtype=dtype, rngs=rngs)
+def _window_attention(level: ModelConfig, window, shifted: bool) -> Callable[..., ShiftedWindowAttention]:
+    def make(rngs: nnx.Rngs) -> ShiftedWindowAttention:
+        return ShiftedWindowAttention(
+            level.width,
+            level.heads,
+            window=window,
+            shifted=shifted,
+            dictionary=level.make_dictionary(rngs),
+            kernel=level.kernel,
+            masked=level.masked,
+            rngs=rngs,
+            **level.compute,
         )
-    return pyramid(parts, embeddings, stages, width=own.width, rngs=rngs)
+
+    return make

@@ -1,4 +1,13 @@
-"""TimeSformer: divided space-time attention."""
+"""TimeSformer with divided space-time attention.
+
+Paper: Bertasius, Wang and Torresani, "Is Space-Time Attention All You Need for Video Understanding?", 2021. As its
+authors' code behaves.
+
+    depth x [ time attention (patches only) -> temporal_fc -> space attention -> MLP ]
+
+The clip has one class token. It takes no part in time attention. In space attention, each frame updates a copy of it,
+and the mean of the copies is kept. `joint.py` holds the authors' joint model.
+"""
 
 from flax import nnx
 
@@ -9,13 +18,14 @@ from vidformers.models.config import ModelConfig
 from vidformers.models.encoder import Classifier
 
 
-def timesformer(parts: ModelConfig, *, starts_as_image: bool = True, rngs) -> Classifier:
-    """TimeSformer, divided: time attention without the class token and with `temporal_fc`, then space, then MLP.
+def timesformer(config: ModelConfig, *, starts_as_image: bool = True, rngs: nnx.Rngs) -> Classifier:
+    """Returns a TimeSformer with divided attention.
 
     Args:
-        starts_as_image: the temporal table starts at zero, as `temporal_fc` does, as in its authors' code: at first the
-            model is its image model. False draws the table, from which training without image weights learns sooner.
+        starts_as_image: the temporal table starts at zero, as in the authors' code. Since `temporal_fc` starts at zero
+            too, the model first computes what its image model computes. False draws the table at random, from which
+            training without image weights learns sooner.
     """
-    time = parts.attention(Time(), class_keys=False, class_queries=False, extra_projection=True)
-    stage = parts.stage(parts.depth, time, parts.attention(Frame()), parts.mlp())
-    return parts.classifier(stage, temporal=nnx.initializers.zeros if starts_as_image else position_init, rngs=rngs)
+    time = config.attention(Time(), class_keys=False, class_queries=False, extra_projection=True)
+    stage = config.stage(config.depth, time, config.attention(Frame()), config.mlp())
+    return config.classifier(stage, temporal=nnx.initializers.zeros if starts_as_image else position_init, rngs=rngs)

@@ -1,6 +1,16 @@
-"""TokenShift: class tokens that exchange channels with neighbouring frames."""
+"""TokenShift: a frame-wise ViT whose class tokens exchange channels with the neighbouring frames.
+
+Paper: Zhang et al., "Token Shift Transformer for Video Classification", 2021. As its authors' code behaves.
+
+    depth x [ shift -> frame attention -> shift -> MLP ]
+
+Every frame has a class token, and the head reads the mean of the class tokens. There is no temporal table: the order of
+frames enters by the shifts.
+"""
 
 from functools import partial
+
+from flax import nnx
 
 from vidformers.attention.frame import Frame
 from vidformers.attention.shifted import TokenShift
@@ -8,13 +18,14 @@ from vidformers.models.config import ModelConfig
 from vidformers.models.encoder import Classifier
 
 
-def tokenshift(parts: ModelConfig, *, fold: int = 4, boundary: str = "zero", rngs) -> Classifier:
-    """TokenShift: a frame-wise ViT whose class tokens exchange channels with their neighbours twice a block.
+def tokenshift(config: ModelConfig, *, fold: int = 4, boundary: str = "zero", rngs: nnx.Rngs) -> Classifier:
+    """Returns a TokenShift.
 
     Args:
-        fold: 1/fold of the channels come from the frame before, as many from the frame after.
-        boundary: as of `msca`.
+        fold: 1/fold of the channels of a class token come from the frame before, and 1/fold from the frame after.
+        boundary: what the first frame takes from before and the last frame from after: 'keep' its own values, 'zero',
+            or 'wrap' around.
     """
-    shift = partial(TokenShift, parts.width, fold=fold, boundary=boundary)
-    stage = parts.stage(parts.depth, shift, parts.attention(Frame()), shift, parts.mlp())
-    return parts.classifier(stage, temporal=None, class_per_frame=True, rngs=rngs)
+    shift = partial(TokenShift, config.width, fold=fold, boundary=boundary)
+    stage = config.stage(config.depth, shift, config.attention(Frame()), shift, config.mlp())
+    return config.classifier(stage, temporal=None, class_per_frame=True, rngs=rngs)

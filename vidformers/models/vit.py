@@ -1,11 +1,21 @@
-"""ViT frame by frame."""
+"""ViT, frame by frame: the baseline of the MSCA paper (Table 2).
+
+Paper: Dosovitskiy et al., "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale", 2020.
+
+    depth x [ frame attention -> MLP ]
+
+Every frame has a class token, and the head reads the mean of the class tokens. There is no temporal table, so the model
+is blind to the order of frames.
+"""
+
+from flax import nnx
 
 from vidformers.attention.frame import Frame
 from vidformers.models.config import ModelConfig
 from vidformers.models.encoder import Classifier
 
 
-def vit(parts: ModelConfig, *, rngs) -> Classifier:
-    """ViT frame by frame, features of the frames' class tokens averaged. No temporal table: blind to order."""
-    stage = parts.stage(parts.depth, parts.attention(Frame()), parts.mlp())
-    return parts.classifier(stage, temporal=None, class_per_frame=True, rngs=rngs)
+def vit(config: ModelConfig, *, rngs: nnx.Rngs) -> Classifier:
+    """Returns a ViT that is applied to each frame."""
+    stage = config.stage(config.depth, config.attention(Frame()), config.mlp())
+    return config.classifier(stage, temporal=None, class_per_frame=True, rngs=rngs)

@@ -1,7 +1,18 @@
-"""VTN's temporal encoder: Longformer layers over the features of frames, read by one class token."""
+"""VTN: a backbone for each frame, then Longformer layers over the features of the frames.
+
+Paper: Neimark et al., "Video Transformer Network", 2021. As its authors' code behaves.
+
+    backbone, frame by frame: ViT or ResNet     (b t y x 3) -> (b t d)
+    class token, positions, token types, norm
+    temporal_depth x [ window attention over frames -> MLP ]     post-norm, as in Longformer and BERT
+    head norm -> linear -> GELU of the class token -> linear head
+
+The clip may have any number of frames. The position of a frame is its index in the video.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 
 import jax
@@ -16,11 +27,12 @@ from vidformers.layers.linear import Linear, glorot, square_init
 from vidformers.layers.mlp import gelu
 from vidformers.layers.tokens import Noise, dropout
 from vidformers.models.config import ModelConfig
-from vidformers.models.encoder import Block, Classifier, FramewiseEncoder, Stage, StageSpec
+from vidformers.models.encoder import Block, Classifier, Encoder, FramewiseEncoder, Stage, StageSpec
 from vidformers.models.resnet import ResNet
 from vidformers.models.vit import vit
 
-CLASS_POSITION, PADDING_POSITION = 286, 287  # the rows above belong to frames, by index modulo 286
+# Rows of the table of positions. A frame of index i has row i modulo 286.
+CLASS_POSITION, PADDING_POSITION = 286, 287
 
 
 class PostNormMlp(nnx.Module):
@@ -38,24 +50,24 @@ class PostNormMlp(nnx.Module):
 
 
 class TemporalEncoder(nnx.Module):
-    """Features of frames (b t d) -> what a linear head reads (b d): the readout of VTN (sec. 3.2, 3.3).
+    """The readout of VTN (sec. 3.2, 3.3): frame features (b t d) -> (b d).
 
-    A class token joins the frames; positions and token types are added; Longformer layers follow; the class token
-    passes LN, a linear map d -> d and GELU, all of the two-layer MLP head but its last linear map.
+    A class token joins the frames. Positions and token types are added, and the Longformer layers follow. The class
+    token then passes LN, a linear map d -> d and GELU: the paper's two-layer MLP head without its last linear map.
 
     Args:
         width, heads: d and h of the layers; h divides d.
         depth: the number of layers.
-        window: what `WindowAttention` takes, a sequence of one for all layers or one each (in VTN 18).
-        mlp_ratio: width of the MLP over d.
-        tie_global, masked: those of `WindowAttention`.
-        make_dictionary: called with rngs for the dictionary of each layer; may return None.
-        dropout: of the embedded tokens and of every branch.
-        head_dropout: of what the linear head reads.
-        remat, unroll: those of `Stage`. Layers that follow each other with equal windows are one stage.
+        window: the window of `LongformerAttention`, one number for all layers or one for each (in VTN 18).
+        mlp_ratio: hidden width of the MLP divided by d.
+        tie_global, masked: those of `LongformerAttention`.
+        make_dictionary: make_dictionary(rngs) returns the dictionary of one layer, or None.
+        dropout: rate for the embedded tokens and for every branch.
+        head_dropout: rate for the input of the linear head.
+        remat, unroll: those of `Stage`. Consecutive layers with equal windows are one stage.
     Raises:
-        ConfigError: windows that are not one a layer, odd or below 4; no layer; heads that do not divide the width; a
-            rate out of range. When called: features, positions or a mask of the wrong shape.
+        ConfigError: the windows are not one for each layer, or are odd or below 4; there is no layer; the heads do not
+            divide the width; or a rate is out of range. When called: features, positions or mask have a wrong shape.
     """
 
     def __init__(
@@ -86,67 +98,72 @@ class TemporalEncoder(nnx.Module):
             require(0.0 <= rate < 1.0, f"model.{name}={rate} must be at least 0 and below 1.")
         self.width, self.dropout, self.head_dropout = width, dropout, head_dropout
         self.class_token = nnx.Param(position_init(rngs.params(), (width,)))
-        # As strong as the features, whose norm has just scaled them to 1: weaker, and order is hardly learnt.
+        # Deviation 1, because the last norm of the backbone scales the features to 1. With smaller positions the model
+        # hardly learns the order of frames.
         self.position = nnx.Param(jax.random.normal(rngs.params(), (PADDING_POSITION + 1, width)))
-        self.token_type = nnx.Param(position_init(rngs.params(), (2, width)))  # of frames, of the class token
+        self.token_type = nnx.Param(
+            position_init(rngs.params(), (2, width))
+        )  # row 0 for frames, row 1 for the class token
         self.norm = nnx.LayerNorm(width, epsilon=1e-12, dtype=dtype, rngs=rngs)
-        common = dict(dropout=dropout, dtype=dtype)
 
-        def layer(window):
-            return lambda rngs: Block(
-                [
-                    LongformerAttention(
-                        width,
-                        heads,
-                        window,
-                        tie_global=tie_global,
-                        dictionary=make_dictionary(rngs),
-                        masked=masked,
-                        rngs=rngs,
-                        **common,
-                    ),
-                    PostNormMlp(width, mlp_ratio * width, rngs=rngs, **common),
-                ]
+        def layer(window: int, rngs: nnx.Rngs) -> Block:
+            attention = LongformerAttention(
+                width,
+                heads,
+                window,
+                tie_global=tie_global,
+                dictionary=make_dictionary(rngs),
+                masked=masked,
+                dropout=dropout,
+                dtype=dtype,
+                rngs=rngs,
             )
+            mlp = PostNormMlp(width, mlp_ratio * width, dropout=dropout, dtype=dtype, rngs=rngs)
+            return Block([attention, mlp])
 
         self.stages = nnx.List(
-            Stage(StageSpec(layer(window), len(list(run))), remat=remat, unroll=unroll, rngs=rngs)
-            for window, run in groupby(windows)
+            Stage(StageSpec(partial(layer, size), len(list(run))), remat=remat, unroll=unroll, rngs=rngs)
+            for size, run in groupby(windows)
         )
         self.head_norm = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.head = Linear(width, width, kernel_init=square_init, rngs=rngs)
 
     def __call__(self, features, key=None, positions=None, mask=None):
-        """Features (b t d) -> (b d), in float32 or wider.
+        """Returns the input of the head (b d), in float32 or wider.
 
-        `positions` (b t) are the indices of the frames in their video, by default 0, 1, ...; `mask` (b t) is False
-        where a frame is padding. A key makes it a training pass.
+        Args:
+            features: (b t d), of frames.
+            key: PRNG key of a training pass; None in evaluation.
+            positions: (b t), the index of each frame in its video; None is 0, 1, ...
+            mask: (b t), False where a frame is padding; None is no padding.
         """
-        first, second = (None, None) if key is None else jax.random.split(key)
-        return dropout(self.attend(self.encode(features, first, positions, mask)), self.head_dropout, _noise(second))
+        encode_key, head_key = (None, None) if key is None else jax.random.split(key)
+        tokens = self.encode(features, encode_key, positions, mask)
+        return dropout(self.attend(tokens), self.head_dropout, _noise(head_key))
 
     def attend(self, tokens):
-        """Tokens (b 1+t d) after the last layer -> (b d), from the class token."""
+        """Returns (b d) from the class token of tokens (b 1+t d) after the last layer."""
         x = tokens[:, 0].astype(jnp.promote_types(tokens.dtype, jnp.float32))
         return gelu(self.head(self.head_norm(x)))
 
     def encode(self, features, key=None, positions=None, mask=None):
-        """Features (b t d) -> tokens (b 1+t d) of class token and frames after the last layer."""
-        first, *keys = [None] * (1 + len(self.stages)) if key is None else jax.random.split(key, 1 + len(self.stages))
-        series = self.embed(features, first, positions, mask)
-        for stage, each in zip(self.stages, keys, strict=True):
-            series = stage(series, None if each is None else _noise(jax.random.split(each, stage.depth)))
+        """Returns the class token and the frames (b 1+t d) after the last layer; the arguments are those of a call."""
+        count = 1 + len(self.stages)
+        embed_key, *keys = [None] * count if key is None else jax.random.split(key, count)
+        series = self.embed(features, embed_key, positions, mask)
+        for stage, stage_key in zip(self.stages, keys, strict=True):
+            series = stage(series, None if stage_key is None else _noise(jax.random.split(stage_key, stage.depth)))
         return series.tokens
 
     def embed(self, features, key=None, positions=None, mask=None) -> FrameSequence:
-        """Features (b t d) -> class token and frames before the first layer."""
+        """Returns the class token and the frames before the first layer; the arguments are those of a call."""
         b, t, d = features.shape
         positions = jnp.broadcast_to(jnp.arange(t), (b, t)) if positions is None else positions
         mask = jnp.ones((b, t), bool) if mask is None else mask
         require(
             d == self.width and t > 0 and positions.shape == mask.shape == (b, t),
             f"Frame features {features.shape} must be (b t d) with t > 0 and d={self.width}, positions "
-            f"{positions.shape} and mask {mask.shape} (b t).",
+            f"{positions.shape} and mask {mask.shape} must be (b t).",
         )
         rows = jnp.where(mask, positions % CLASS_POSITION, PADDING_POSITION)
         frames = features + self.position[rows] + self.token_type[0]
@@ -157,12 +174,12 @@ class TemporalEncoder(nnx.Module):
 
 
 def _noise(keys) -> Noise | None:
-    """Noise without stochastic depth, of one key or of several stacked."""
+    """Returns noise without stochastic depth from one key or from several stacked ones; None for None."""
     return None if keys is None else Noise(keys, jnp.zeros(keys.shape))
 
 
 def vtn(
-    parts: ModelConfig,
+    config: ModelConfig,
     *,
     backbone: str = "vit",
     depths: tuple[int, ...] = (3, 4, 6, 3),
@@ -173,57 +190,62 @@ def vtn(
     temporal_dropout: float = 0.1,
     head_dropout: float = 0.5,
     frames_at_once: int | None = None,
-    rngs,
+    rngs: nnx.Rngs,
 ) -> Classifier:
-    """VTN: a backbone frame by frame, then a Longformer over the features of frames, any number of them.
+    """Returns a VTN.
 
-    `Parts.size`, `width`, `heads` and `depth` are those of the ViT, and `width` and `heads` of the layers over time.
+    The config describes the ViT. Its width and heads are also those of the layers over frames.
 
     Args:
-        backbone: 'vit', its class token, or 'resnet' (see `ResNet`, which `depths` and `stem` are of).
-        temporal_depth, window, tie_global, temporal_dropout, head_dropout: see `TemporalEncoder`.
-        frames_at_once: frames of a clip that the backbone takes in one go in evaluation; memory grows with this.
+        backbone: 'vit', whose class token is the feature of a frame, or 'resnet'.
+        depths, stem: those of `ResNet`.
+        temporal_depth: depth of the `TemporalEncoder`.
+        window, tie_global, head_dropout: those of `TemporalEncoder`.
+        temporal_dropout: dropout of the `TemporalEncoder`.
+        frames_at_once: frames of each clip that the backbone processes at once in evaluation. Memory grows with this
+            number and not with the number of frames. None is all frames.
     Raises:
-        ConfigError: an unknown backbone, or what `TemporalEncoder` and `ResNet` refuse.
+        ConfigError: an unknown backbone, or a value that `TemporalEncoder` or `ResNet` refuses.
     """
     require(backbone in ("vit", "resnet"), f"model.backbone={backbone!r} must be vit or resnet.")
-    require(parts.kernel == "softmax", f"model.kernel={parts.kernel} is not one that VTN's window attention has.")
-    if backbone != "vit":
-        parts.require_einsum_backend("VTN's window attention")
+    require(
+        config.kernel == "softmax",
+        f"model.kernel={config.kernel} does not go with VTN's window attention. Use softmax.",
+    )
     if backbone == "vit":
-        encoder = vit(replace(parts, frames=1), rngs=rngs).encoder
+        encoder: Encoder | ResNet = vit(replace(config, frames=1), rngs=rngs).encoder
     else:
-        encoder = ResNet(
-            frames=1,
-            image_size=parts.image_size,
-            width=parts.width,
-            mean=parts.mean,
-            std=parts.std,
-            depths=depths,
-            stem=stem,
-            dtype=parts.compute["dtype"],
-            rngs=rngs,
-        )
+        config.require_einsum_backend("VTN's window attention")
+        encoder = _resnet(config, depths, stem, rngs)
     readout = TemporalEncoder(
-        parts.width,
-        parts.heads,
+        config.width,
+        config.heads,
         depth=temporal_depth,
         window=window,
-        mlp_ratio=parts.mlp_ratio,
+        mlp_ratio=config.mlp_ratio,
         tie_global=tie_global,
-        make_dictionary=parts.make_dictionary,
+        make_dictionary=config.make_dictionary,
         dropout=temporal_dropout,
         head_dropout=head_dropout,
-        remat=parts.remat,
-        unroll=parts.unroll,
-        dtype=parts.compute["dtype"],
-        masked=parts.masked,
+        remat=config.remat,
+        unroll=config.unroll,
+        dtype=config.compute["dtype"],
+        masked=config.masked,
         rngs=rngs,
     )
-    return Classifier(
-        FramewiseEncoder(encoder, parts.frames, frames_at_once),
-        readout,
-        width=parts.width,
-        num_classes=parts.num_classes,
+    framewise = FramewiseEncoder(encoder, config.frames, frames_at_once)
+    return Classifier(framewise, readout, width=config.width, num_classes=config.num_classes, rngs=rngs)
+
+
+def _resnet(config: ModelConfig, depths: Sequence[int], stem: int, rngs: nnx.Rngs) -> ResNet:
+    return ResNet(
+        frames=1,
+        image_size=config.image_size,
+        width=config.width,
+        mean=config.mean,
+        std=config.std,
+        depths=depths,
+        stem=stem,
+        dtype=config.compute["dtype"],
         rngs=rngs,
     )
