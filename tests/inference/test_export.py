@@ -125,7 +125,7 @@ def test_a_head_is_loaded_by_the_names_of_its_classes(tmp_path, without_program)
     turned = load_weights(Init(weights=folder), make_model, ("Fall", "sit down", "jump", "walk", "run"))
     np.testing.assert_array_equal(turned.values["head", "kernel"], parameters["head"]["kernel"][:, ::-1])
     others = ("run", "walk", "jump", "sit down", "climb")
-    with pytest.raises(ConfigError, match=r"as many classes as the model, but they are others: init\.head=as_is"):
+    with pytest.raises(ConfigError, match=r"as many classes as the model, but they have other names: init\.head=as_is"):
         load_weights(Init(weights=folder), make_model, others)
     drawn = load_weights(Init(weights=folder), partial(make_model, num_classes=3), others[:3])
     assert [row.parameter for row in drawn.rows if row.how == "new"] == ["head.bias", "head.kernel"]
@@ -183,7 +183,7 @@ def test_a_joint_table_of_positions_is_resized_in_space_and_time(tmp_path, witho
         ("vit", dict(mean=(0.5, 0.5, 0.5)), {}, r"\('normalisation',\)"),
         ("vit", dict(depth=3), dict(allow=("depth",)), r"has the shape \(2, 32\), where the model's has \(3, 32\)"),
         ("vit", dict(dictionary=2), {}, "'encoder.stages.0.layers.sublayers.0.dictionary.keys' is missing"),
-        ("vit", {}, dict(channels="bgr"), r"init\.channels must be rgb"),
+        ("vit", {}, dict(channels="bgr"), r"set init\.channels to rgb"),
     ],
 )
 def test_weights_of_another_model_are_refused(name, options, init, sentence, tmp_path, without_program):

@@ -1,4 +1,4 @@
-"""Predictions of a trained run and what they rest on: in Python, from the command line, for videos good and bad."""
+"""Predictions and explanations of a trained run, from Python and from the command line."""
 
 import json
 import os
@@ -10,8 +10,9 @@ import av
 import cv2
 import numpy as np
 import pytest
-from command import BAD, ROOT, Run, arguments, render
+from command import BAD, ROOT, Run, arguments, one_sentence, render
 
+import main
 from input_pipeline.annotations import read_manifest
 from vidformers import ConfigError, load
 
@@ -30,7 +31,18 @@ def trained(data, tmp_path_factory):
     return workdir
 
 
-def command(data, workdir, video, *more, mode="predict"):
+@pytest.fixture(scope="module")
+def model(trained, tmp_path_factory):
+    """The model of a run that was trained on devices that this machine does not have."""
+    workdir = tmp_path_factory.mktemp("elsewhere") / "run"
+    shutil.copytree(trained, workdir)
+    run = json.loads((trained / "run.json").read_text())
+    run["config"]["mesh"]["fsdp"] = 64
+    (workdir / "run.json").write_text(json.dumps(run))
+    return load(str(workdir))
+
+
+def command(workdir, video, *more, mode="predict"):
     return [
         *arguments("nowhere", workdir, {**FIELDS, "data.classes": "none", "data.flip_swaps": "()"}, mode=mode),
         f"--video={video}",
@@ -38,12 +50,33 @@ def command(data, workdir, video, *more, mode="predict"):
     ]
 
 
-def test_from_python_in_three_lines(data, trained, tmp_path):
-    shutil.copytree(trained, tmp_path / "run")
-    run = json.loads((trained / "run.json").read_text())
-    run["config"]["mesh"]["fsdp"] = 64  # as if trained on devices that are not here
-    (tmp_path / "run" / "run.json").write_text(json.dumps(run))
-    model = load(str(tmp_path / "run"))
+@pytest.fixture
+def run(capsys):
+    """Runs `main.py` in this process; returns what it printed. It must succeed and print nothing on stderr."""
+
+    def call(arguments):
+        code = main.main(["main.py", *arguments])
+        out, err = capsys.readouterr()
+        assert (code, err) == (0, ""), f"status {code}\n{out}\n{err}"
+        return out
+
+    return call
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs `main.py` in this process; returns the one sentence with which it must refuse."""
+
+    def call(arguments):
+        code = main.main(["main.py", *arguments])
+        out, err = capsys.readouterr()
+        assert code == 2, f"status {code}\n{out}\n{err}"
+        return one_sentence(err)
+
+    return call
+
+
+def test_prediction_from_python(data, model):
     best = model.predict(data / "val" / "000000.mp4", top=10)
     names = (data / "classes.txt").read_text().split("\n")[:10]
     assert {name for name, _ in best} == set(names)
@@ -53,42 +86,42 @@ def test_from_python_in_three_lines(data, trained, tmp_path):
         model.predict(data / BAD)
 
 
-def test_it_agrees_with_the_evaluation_and_compiles_once(data, trained, tmp_path):
-    model = load(trained)
+def test_predictions_agree_with_the_evaluation_and_are_compiled_once(data, trained, model):
     records = read_manifest("val.csv", root=str(data), num_classes=10).records
-    found = list(model.predict_many([record.path for record in records]))
-    assert [each.video for each in found] == [record.path for record in records]
+    predictions = list(model.predict_many([record.path for record in records]))
+    assert [prediction.video for prediction in predictions] == [record.path for record in records]
     list(model.predict_many([record.path for record in records[:3]]))
     assert model._predict._cache_size() == 1
-    losses = [-np.log(each.probabilities[record.label]) for each, record in zip(found, records, strict=True)]
+    losses = [-np.log(each.probabilities[record.label]) for each, record in zip(predictions, records, strict=True)]
     last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
     key = next(name for name in last if name.startswith("val/loss@2"))
     assert np.mean(losses) == pytest.approx(last[key], rel=1e-5)
 
 
-def test_many_videos_from_the_command_line(data, trained, tmp_path):
+def test_many_videos_from_the_command_line(data, trained, run, refused, tmp_path):
     listed = [f"{data}/val/00000{i}.mp4" for i in range(4)] + [f"{data}/{BAD}", f"{data}/none.mp4"]
     (tmp_path / "list.txt").write_text("\n".join(listed) + "\n")
     out, features = tmp_path / "pred.jsonl", tmp_path / "feats.npz"
-    said = Run(command(data, trained, tmp_path / "list.txt", f"--out={out}", f"--features={features}")).finish()
+    log = Run(command(trained, tmp_path / "list.txt", f"--out={out}", f"--features={features}")).finish()
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["video"] for row in rows] == listed
-    assert ["error" in row for row in rows] == [False] * 4 + [True] * 2 and "2 would not decode" in said
-    assert len(rows[0]["top"]) == 5 and rows[0]["top"][0]["class"] in said
+    assert ["error" in row for row in rows] == [False] * 4 + [True] * 2 and "2 of them could not be decoded" in log
+    assert len(rows[0]["top"]) == 5 and rows[0]["top"][0]["class"] in log
     with np.load(features) as arrays:
         assert arrays["video"].tolist() == listed[:4] and arrays["features"].shape == (4, 16)
 
-    whole = out.read_text()
-    out.write_text("\n".join(whole.split("\n")[:2]) + '\n{"video": "ha')  # as a kill leaves it
-    again = Run(command(data, trained, tmp_path / "list.txt", f"--out={out}")).finish()
-    assert "after the 2 that" in again
+    complete = out.read_text()
+    out.write_text("\n".join(complete.split("\n")[:2]) + '\n{"video": "ha')  # as a killed process leaves it
+    assert "already holds the first 2" in run(command(trained, tmp_path / "list.txt", f"--out={out}"))
     assert [json.loads(line)["video"] for line in out.read_text().splitlines()] == listed
     (tmp_path / "other.txt").write_text("\n".join(listed[::-1]) + "\n")
-    sentence = Run(command(data, trained, tmp_path / "other.txt", f"--out={out}")).refused()
+    sentence = refused(command(trained, tmp_path / "other.txt", f"--out={out}"))
     assert "holds predictions of other videos" in sentence
+    out.write_text("notes\n")
+    assert "does not hold predictions" in refused(command(trained, tmp_path / "list.txt", f"--out={out}"))
 
 
-def test_a_script_without_a_guard(data, trained, tmp_path):
+def test_a_script_needs_no_main_guard(data, trained, tmp_path):
     video = data / "val" / "000000.mp4"
     (tmp_path / "script.py").write_text(
         f"from vidformers import load\nprint(load({str(trained)!r}).predict({str(video)!r}))\n"
@@ -103,12 +136,19 @@ def test_a_script_without_a_guard(data, trained, tmp_path):
     assert done.returncode == 0 and done.stdout.startswith("[('"), done.stderr
 
 
-def test_what_counts_for_a_class(data, trained, tmp_path):
-    (tmp_path / "list.txt").write_text(f"{data}/val/000000.mp4\n{data}/{BAD}\n{data}/train/000000.mp4\n")
-    out = tmp_path / "out"
-    said = Run(command(data, trained, tmp_path / "list.txt", f"--out={out}", "--target=grow", mode="explain")).finish()
+@pytest.fixture(scope="module")
+def explained(data, trained, tmp_path_factory):
+    """The log of `--mode=explain` for two videos and one that cannot be decoded, and the folder that it wrote."""
+    folder = tmp_path_factory.mktemp("explained")
+    (folder / "list.txt").write_text(f"{data}/val/000000.mp4\n{data}/{BAD}\n{data}/train/000000.mp4\n")
+    out = folder / "out"
+    return Run(command(trained, folder / "list.txt", f"--out={out}", "--target=grow", mode="explain")).finish(), out
+
+
+def test_explanations_from_the_command_line(data, trained, explained, refused):
+    log, out = explained
     assert sorted(folder.name for folder in out.iterdir()) == ["0000_000000", "0002_000000"]
-    assert "Left out, it will not decode" in said and "what counts for grow" in said
+    assert "Skipped a video that cannot be decoded" in log and "what counts for the class grow" in log
     folder = out / "0000_000000"
     assert json.loads((folder / "explanation.json").read_text()) == {
         "video": f"{data}/val/000000.mp4",
@@ -129,22 +169,44 @@ def test_what_counts_for_a_class(data, trained, tmp_path):
     assert np.abs(small.astype(float) - frames).mean() < 8
     strip = cv2.imread(folder / "relevance.png")
     assert strip.shape[1] > len(frames) * side and strip.std() > 20
-    assert (
-        "--target=crawl is none of slide left"
-        in Run(command(data, trained, data / "val", f"--out={out}", "--target=crawl", mode="explain")).refused()
-    )
+    sentence = refused(command(trained, data / "val", f"--out={out}", "--target=crawl", mode="explain"))
+    assert "--target=crawl is none of the classes slide left" in sentence
 
 
-def test_mistakes(data, trained, tmp_path):
+def test_explanations_from_python(data, model, explained):
+    explanation = model.explain(data / "val" / "000000.mp4", "grow")
+    with np.load(explained[1] / "0000_000000" / "explanation.npz") as arrays:
+        for field in ("probabilities", "rollout", "gradient", "heads"):
+            expected = arrays[field]
+            np.testing.assert_allclose(getattr(explanation, field), expected, atol=1e-4 * expected.max())
+    assert sorted(explanation.files()) == sorted(path.name for path in (explained[1] / "0000_000000").iterdir())
+    with pytest.raises(ConfigError, match=r"000007\.mp4"):
+        model.explain(data / BAD)
+    with pytest.raises(ConfigError, match="--target=crawl is none of the classes slide left"):
+        model.explain(data / "val" / "000000.mp4", "crawl")
+
+
+@pytest.mark.quick
+def test_mistakes_before_a_run_is_loaded(refused, tmp_path):
     for flags, words in (
         ([f"--video={tmp_path}/none.mp4"], "none.mp4 does not exist"),
         ([f"--video={tmp_path}"], "holds no videos"),
         ([], "--mode=predict needs --video"),
     ):
-        sentence = Run([*command(data, trained, "x")[:-1], *flags]).refused()
-        assert words in sentence
+        assert words in refused([*command(tmp_path, "x")[:-1], *flags])
     with pytest.raises(ConfigError, match=r"holds no run: there is no .*run\.json"):
         load(tmp_path)
+
+
+def test_a_run_without_checkpoints_is_refused(trained, tmp_path):
     shutil.copy(trained / "run.json", tmp_path / "run.json")
-    with pytest.raises(ConfigError, match="holds no checkpoints to predict with"):
+    with pytest.raises(ConfigError, match="holds no checkpoints"):
+        load(tmp_path)
+    run = json.loads((trained / "run.json").read_text())
+    del run["config"]["eval"]
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    with pytest.raises(ConfigError, match="has no section 'eval'"):
+        load(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is damaged"):
         load(tmp_path)
