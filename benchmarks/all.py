@@ -1,11 +1,11 @@
-"""Every measurement of speed, one after the other, and their charts.
+"""Runs all speed benchmarks one after another and draws their charts.
 
 Command: python -m benchmarks.all [--peer-python=PYTHON] [--only=NAME,NAME] [--out=benchmarks/results]
-Each is a program of its own, started in a process of its own, so that none finds memory or a device in use. Their lines
-go to DEVICE-DATE.jsonl, each with the commit, and charts beside it. What depends on the kind of device (batches, types)
-is set as it suits a CPU or a GPU. PYTHON is an interpreter with torch and transformers; without it the comparisons are
-left out. A measurement that fails is named, and the others go on. Those of the input pipeline are apart
-(`benchmarks.input`, `benchmarks.soak`), since they need videos; `benchmarks.relevance` and `benchmarks.finetune` train.
+Each benchmark runs in a process of its own, so that none finds memory or a device in use. The lines go to
+DEVICE-DATE.jsonl, each with the commit, and the charts beside it. Batch sizes and types are chosen for a CPU or a GPU.
+PYTHON is an interpreter with torch and transformers; without it the comparisons are left out. A benchmark that fails is
+reported, and the others continue. Not included are `benchmarks.input` and `benchmarks.soak`, which need videos, and
+`benchmarks.relevance` and `benchmarks.finetune`, which train.
 """
 
 import datetime
@@ -21,13 +21,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def measurements(gpu: bool, peer: str | None) -> dict[str, list[str]]:
-    """Name -> arguments of `python -m`."""
-    beside = [f"--peer-python={peer}"] if peer else []
-    kind = [] if gpu else ["--dtype=float32", "--batches=1", "--product=2048", "--steps=3"]
-    measured = {
-        "throughput": ["benchmarks.throughput", *kind, *beside],
-        "timesformer_train": ["benchmarks.timesformer", "--mode=train", *beside],
-        "timesformer_eval": ["benchmarks.timesformer", "--mode=eval", *beside],
+    """Returns {name: arguments of `python -m`}."""
+    comparison = [f"--peer-python={peer}"] if peer else []
+    cpu_flags = [] if gpu else ["--dtype=float32", "--batches=1", "--product=2048", "--steps=3"]
+    commands = {
+        "throughput": ["benchmarks.throughput", *cpu_flags, *comparison],
+        "timesformer_train": ["benchmarks.timesformer", "--mode=train", *comparison],
+        "timesformer_eval": ["benchmarks.timesformer", "--mode=eval", *comparison],
         "models": ["benchmarks.models"] + (["--dtype=bfloat16", "--batch=8"] if gpu else []),
         "remat": ["benchmarks.remat"] + (["--dtype=bfloat16", "--batch=8"] if gpu else []),
         "startup": ["benchmarks.startup"],
@@ -39,14 +39,14 @@ def measurements(gpu: bool, peer: str | None) -> dict[str, list[str]]:
         "context": ["benchmarks.context"],
         "pipeline": ["benchmarks.pipeline"],
     }
-    if gpu or not peer:  # on a GPU beside the peers in `throughput`
-        del measured["timesformer_train"], measured["timesformer_eval"]
-    return measured
+    if gpu or not peer:  # on a GPU `throughput` includes the comparison
+        del commands["timesformer_train"], commands["timesformer_eval"]
+    return commands
 
 
 def run(name: str, command: list[str], out: Path, commit: str) -> list[dict]:
-    """The lines of one measurement, each also added to `out` as soon as it is there."""
-    began, rows = time.perf_counter(), []
+    """Runs one benchmark. Returns its lines, and appends each to the file `out` as soon as it is printed."""
+    started, rows = time.perf_counter(), []
     with (
         open(out, "a", encoding="utf-8") as file,
         subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process,
@@ -56,7 +56,7 @@ def run(name: str, command: list[str], out: Path, commit: str) -> list[dict]:
                 rows.append(json.loads(line) | {"commit": commit})
                 print(json.dumps(rows[-1]), file=file, flush=True)
     print(
-        f"{name}: {len(rows)} lines in {time.perf_counter() - began:.0f} s"
+        f"{name}: {len(rows)} lines in {time.perf_counter() - started:.0f} s"
         + (f", then it failed with status {process.returncode}" if process.returncode else ""),
         flush=True,
     )
@@ -64,14 +64,14 @@ def run(name: str, command: list[str], out: Path, commit: str) -> list[dict]:
 
 
 def draw(rows: list[dict], stem: Path) -> None:
-    """How each scheme grows, and the clips a second of every model."""
+    """Draws how the cost of each scheme grows, and the clips per second of every model."""
     from matplotlib.figure import Figure
 
     from benchmarks import growth
 
-    grown = [row for row in rows if row["benchmark"] == "growth"]
-    if grown:
-        growth.draw(grown, stem)
+    growth_rows = [row for row in rows if row["benchmark"] == "growth"]
+    if growth_rows:
+        growth.draw(growth_rows, stem)
     speeds = {
         mode: [row for row in rows if row["benchmark"] == "throughput" and row.get("mode") == mode and row.get("batch")]
         for mode in ("train", "eval")
@@ -79,15 +79,15 @@ def draw(rows: list[dict], stem: Path) -> None:
     if any(speeds.values()):
         figure = Figure(figsize=(13, 5.5), layout="constrained")
         panels = figure.subplots(1, 2)
-        for panel, (mode, found) in zip(panels, speeds.items(), strict=True):
-            names = [row["model"] for row in found]
+        for panel, (mode, mode_rows) in zip(panels, speeds.items(), strict=True):
+            names = [row["model"] for row in mode_rows]
             bars = panel.barh(
                 names,
-                [row["clips_per_second"] for row in found],
+                [row["clips_per_second"] for row in mode_rows],
                 color=["tab:gray" if name.startswith("Hugging") else "tab:blue" for name in names],
             )
-            panel.bar_label(bars, [f"{row['clips_per_second']:.3g}" for row in found], padding=3, fontsize=8)
-            panel.set(title=mode, xlabel="clips a second")
+            panel.bar_label(bars, [f"{row['clips_per_second']:.3g}" for row in mode_rows], padding=3, fontsize=8)
+            panel.set(title=mode, xlabel="clips per second")
             panel.margins(x=0.15)
             panel.invert_yaxis()
         figure.suptitle(f"{speeds['train'][0]['dtype']}, on {speeds['train'][0]['device']}")
@@ -97,23 +97,23 @@ def draw(rows: list[dict], stem: Path) -> None:
 def main():
     args = parse(__doc__, peer_python=None, only=None, out=str(ROOT / "benchmarks" / "results"))
     out = Path(args.out)
-    # Asked in a process that ends: a device that is held here would be in the way.
-    question = "import jax; print(jax.default_backend(), jax.devices()[0].device_kind)"
-    asked = subprocess.run([sys.executable, "-c", question], stdout=subprocess.PIPE, text=True, check=True)
-    backend, _, device = asked.stdout.strip().partition(" ")
+    # In another process: this one must not hold the device while the benchmarks run.
+    query = "import jax; print(jax.default_backend(), jax.devices()[0].device_kind)"
+    answer = subprocess.run([sys.executable, "-c", query], stdout=subprocess.PIPE, text=True, check=True)
+    backend, _, device = answer.stdout.strip().partition(" ")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    chosen = measurements(backend == "gpu", args.peer_python)
+    commands = measurements(backend == "gpu", args.peer_python)
     if args.only:
-        unknown = set(args.only.split(",")) - set(chosen)
+        unknown = set(args.only.split(",")) - set(commands)
         if unknown:
             raise SystemExit(
-                f"--only={args.only}: there is no {', '.join(sorted(unknown))}; choose from {', '.join(chosen)}."
+                f"--only={args.only}: there is no {', '.join(sorted(unknown))}. Choose from {', '.join(commands)}."
             )
-        chosen = {name: chosen[name] for name in args.only.split(",")}
+        commands = {name: commands[name] for name in args.only.split(",")}
     out.mkdir(parents=True, exist_ok=True)
     stem = out / f"{device.replace(' ', '-').lower()}-{datetime.date.today().isoformat()}"
     rows = []
-    for name, command in chosen.items():
+    for name, command in commands.items():
         rows += run(name, command, Path(f"{stem}.jsonl"), commit.stdout.strip())
     draw(rows, stem)
 

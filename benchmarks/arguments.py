@@ -1,10 +1,15 @@
-"""The command line of a benchmark. Imports no JAX, which `benchmarks.all` must not hold a device by."""
+"""The command line of a benchmark. This module does not import JAX, so that `benchmarks.all` holds no device."""
 
 import argparse
 
 
 def parse(about: str, **defaults) -> argparse.Namespace:
-    """The options `defaults`, each of the type of its default, text where that is None; --help shows `about`."""
+    """Parses the command line.
+
+    Args:
+        about: text that --help shows.
+        **defaults: options with their default values. An option has the type of its default, or text if that is None.
+    """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in defaults.items():
         kind = (

@@ -1,10 +1,10 @@
-"""What devices send each other in one training step of each model, on meshes of 8 devices.
+"""Counts the collectives in one training step of each model on meshes of 8 devices.
 
 Command: python -m benchmarks.collectives [--only=CONFIG,CONFIG] [--mesh=fsdp8,context4] [--clips=2]
-One JSON line a model and mesh that it goes with: how often a step issues each collective, the bytes of its results on
-one device, and beside them the bytes of the parameters. Needs no accelerator: programs are compiled for 8 simulated
-devices, at published sizes with so many clips a device, in float32 since CPUs compute bfloat16 in it, and not run.
-`--table=FILE` prints the lines of FILE as a table instead.
+Prints one JSON line for each model and mesh that it supports: the number of calls of each collective in a step, the
+bytes of their results on one device, and the bytes of the parameters. It needs no accelerator. Programs are compiled
+for 8 simulated devices and not run: at published sizes, with --clips clips a device, in float32 because CPUs compute
+bfloat16 in float32. `--table=FILE` prints recorded lines as a table instead.
 """
 
 import json
@@ -18,7 +18,7 @@ import jax
 from benchmarks.arguments import parse
 from benchmarks.measure import LoweredStep, report, simulate
 from configs import sheet as configs
-from vidformers.models.registry import WHOLE_CLIPS
+from vidformers.models.registry import MODELS
 from vidformers.parallel.mesh import make_mesh, num_batch_shards
 
 SHEETS = ("vit_b16", "timesformer_b16", "joint_b16", "mevit_b16", "havit_b16", "msca_b16", "stat_t16", "vtn_vit_b16")
@@ -48,9 +48,12 @@ _ISSUED = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
 
 
 def collectives(compiled) -> dict[str, dict[str, int]]:
-    """{kind: {"count": times a call of the program issues it, "bytes": of its results on one device, summed}}.
+    """Counts the collectives of a compiled program, from XLA's text.
 
-    Reads XLA's text; a loop counts as often as it turns, once where the text does not say.
+    The body of a loop counts once for each iteration, or once if the text does not give the trip count.
+
+    Returns:
+        {kind: {"count": calls in one run of the program, "bytes": sum over their results on one device}}.
     """
     text = compiled.as_text()
     starts = [(match.group(1), match.start()) for match in _COMPUTATION.finditer(text)]
@@ -85,14 +88,14 @@ def _size(kind: str, dimensions: str) -> int:
 
 
 def measure(sheet: str, mesh_name: str, clips: int) -> None:
-    """Prints one line."""
+    """Compiles one training step and prints its line."""
     config, mesh = configs.load(f"configs/{sheet}.py").to_dict(), make_mesh(**MESHES[mesh_name])
     step = LoweredStep(config["model"] | dict(dtype="float32"), clips * num_batch_shards(mesh), mesh)
     compiled = step.lowered.compile(
         compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
     )
-    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(step.abstract))
-    share = sum(
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(step.abstract))
+    local = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(step.abstract)
     )
@@ -102,14 +105,14 @@ def measure(sheet: str, mesh_name: str, clips: int) -> None:
         mesh=mesh_name,
         clips_a_device=clips / mesh.shape["context"],
         parameter_bytes=sum(leaf.size * 4 for leaf in jax.tree.leaves(step.abstract.parameters)),
-        state_over_share=share * mesh.shape["fsdp"] / whole,
+        state_over_share=local * mesh.shape["fsdp"] / total,
         collectives=collectives(compiled),
         temporary_mib=compiled.memory_analysis().temp_size_in_bytes / 2**20,
     )
 
 
 def show(path: str) -> None:
-    """Prints recorded lines as a table in Markdown, megabytes a device and step."""
+    """Prints recorded lines as a Markdown table, in megabytes a device and step."""
     print(f"| config | mesh | parameters | {' | '.join(KINDS)} |\n{'|---' * (3 + len(KINDS))}|")
     for line in Path(path).read_text().splitlines():
         row = json.loads(line)
@@ -129,9 +132,9 @@ def main():
         return show(args.table)
     simulate(DEVICES)
     for sheet in args.only.split(","):
-        whole = configs.load(f"configs/{sheet}.py").model.name in WHOLE_CLIPS
+        whole_clips = MODELS[configs.load(f"configs/{sheet}.py").model.name].traits.whole_clips
         for mesh in args.mesh.split(","):
-            if not (whole and "context" in MESHES[mesh]):
+            if not (whole_clips and "context" in MESHES[mesh]):
                 measure(sheet, mesh, args.clips)
 
 

@@ -1,10 +1,10 @@
-"""Whether long clips fit when their frames are spread over devices: memory of a training step, compiled and not run.
+"""Memory of a training step on long clips, with and without sharding the frames over devices.
 
 Command: python -m benchmarks.context [--frames=96] [--size=448] [--models=timesformer,joint] [--remat=none,full]
-One JSON line a model and policy: bytes that a device must hold (state, batch, temporaries, by the compiler's account)
-to train base models on one clip, on one device and on 8 that spread its frames (`mesh.context=8`). Compiled for
-simulated devices in float32, since CPUs would compute bfloat16 in it; in bfloat16 activations take half.
-`--table=FILE` prints recorded lines as a table instead.
+Prints one JSON line for each model and rematerialisation policy: the bytes that a device must hold (state, batch and
+temporaries, as the compiler reports them) to train a base model on one clip, on one device and on 8 devices that shard
+its frames (`mesh.context=8`). Programs are compiled for simulated devices and not run, in float32 because CPUs compute
+bfloat16 in float32; in bfloat16 activations take half. `--table=FILE` prints recorded lines as a table instead.
 """
 
 import json
@@ -20,8 +20,8 @@ from vidformers.parallel.mesh import make_mesh
 DEVICES = 8
 
 
-def needed(name: str, devices: int, frames: int, size: int, remat: str) -> int:
-    """Bytes a device must hold for a step on one clip that so many devices share."""
+def step_bytes(name: str, devices: int, frames: int, size: int, remat: str) -> int:
+    """Returns the bytes that each of `devices` devices must hold for a step on one clip that they share."""
     mesh = make_mesh(data=1, context=devices, devices=jax.devices()[:devices])
     lowered = LoweredStep(dict(name=name, frames=frames, image_size=size, remat=remat), 1, mesh).lowered
     return memory.program_bytes(lowered.compile())
@@ -44,7 +44,7 @@ def main():
     simulate(DEVICES)
     for name in args.models.split(","):
         for remat in args.remat.split(","):
-            one, eight = (needed(name, devices, args.frames, args.size, remat) for devices in (1, DEVICES))
+            one, eight = (step_bytes(name, devices, args.frames, args.size, remat) for devices in (1, DEVICES))
             report(
                 benchmark="context",
                 model=name,

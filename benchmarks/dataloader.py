@@ -1,14 +1,14 @@
-"""PyTorch's DataLoader over video files, on demand: the peer of the input pipeline.
+"""PyTorch's DataLoader over video files, the peer of the input pipeline. It works on request.
 
-Runs where torch, torchcodec and av are installed, apart from the library. It is driven through stdin so that another
-program can take turns with it on the same machine:
+Runs where torch, torchcodec and av are installed, without vidformers. Another program drives it through stdin, so that
+both can take turns on the same machine:
 
     start       prints a JSON line: versions, settings
     run SKIP N  drops SKIP batches, takes N more and prints {"seconds": ..., "mean": ...}
     quit        ends it, and so does the end of stdin
 
-A clip is the frames of the indices that the list gives for a file, decoded by torchcodec (exact seeks, one FFmpeg
-thread) or by PyAV (from the start of the file to the last frame wanted), and their centre, uint8.
+A clip has the frames whose indices the list gives for a file, uint8, cropped to their centre. They are decoded by
+torchcodec (exact seeks, one FFmpeg thread) or by PyAV (from the start of the file to the last frame wanted).
 """
 
 import argparse
@@ -22,7 +22,7 @@ import torch
 
 
 class Clips(torch.utils.data.IterableDataset):
-    """(t y x c) uint8, every worker its share of the list, without end."""
+    """Clips, (t, y, x, c) uint8, without end. Each worker reads its share of the list."""
 
     def __init__(self, rows, decoder, size):
         self.rows, self.decode, self.size = rows, {"torchcodec": torchcodec_frames, "pyav": pyav_frames}[decoder], size
@@ -46,16 +46,16 @@ def torchcodec_frames(path, indices):
 def pyav_frames(path, indices):
     import av
 
-    wanted, found = set(indices), {}
+    wanted, frames = set(indices), {}
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         for index, frame in enumerate(container.decode(stream)):
             if index in wanted:
-                found[index] = torch.from_numpy(frame.to_ndarray(format="rgb24", threads=1))
+                frames[index] = torch.from_numpy(frame.to_ndarray(format="rgb24", threads=1))
                 if index == max(indices):
                     break
-    return torch.stack([found[index] for index in indices])
+    return torch.stack([frames[index] for index in indices])
 
 
 def main():

@@ -1,16 +1,16 @@
-"""One training (or evaluation) step of Hugging Face's TimeSformer, ViViT or VideoMAE, base size, on demand.
+"""Steps of Hugging Face's TimeSformer, ViViT or VideoMAE of base size, in training or evaluation. It works on request.
 
-Runs where torch and transformers are installed, apart from the library. It is driven through stdin so that
-another program can take turns with it on the same machine:
+Runs where torch and transformers are installed, without vidformers. Another program drives it through stdin, so that
+both can take turns on the same machine:
 
     start   prints, after one warm-up step, a JSON line: versions, device, parameters, settings
     step    runs one step and prints {"seconds": ...}, on CUDA with "peak_bytes" too
     quit    ends it, and so does the end of stdin
 
 The models take 8 frames of 224x224 in patches of 16x16, of one frame (TimeSformer, divided attention) or two (ViViT,
-VideoMAE, joint attention), without dropout, for 400 classes; attention is PyTorch's scaled-dot-product attention where
-the model has it. A training step is zero_grad, forward, cross-entropy, backward and AdamW. bfloat16 is autocast: the
-parameters stay float32.
+VideoMAE, joint attention), without dropout, for 400 classes. Attention is PyTorch's scaled-dot-product attention if
+the model supports it. A training step is zero_grad, forward, cross-entropy, backward and AdamW. bfloat16 is autocast:
+the parameters stay float32.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import time
 import torch
 import transformers
 
-MODELS = {  # classes of transformers, and what is not their default
+MODELS = {  # prefix of the classes in transformers, and the fields that differ from their defaults
     "timesformer": ("Timesformer", {}),
     "vivit": ("Vivit", dict(num_frames=8, tubelet_size=[2, 16, 16])),
     "videomae": ("VideoMAE", dict(num_frames=8, tubelet_size=2)),
@@ -42,24 +42,24 @@ def arguments():
 
 
 def build(args):
-    """The model, and one step of it as a function of nothing."""
+    """Returns the model and a function without arguments that runs one step."""
     name, fields = MODELS[args.model]
     config = getattr(transformers, f"{name}Config")(num_labels=400, **fields)
     model = getattr(transformers, f"{name}ForVideoClassification")(config).to(args.device)
     model.train(args.mode == "train")
     forward = torch.compile(model) if args.compile else model
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
     shape = (args.batch, config.num_frames, 3, config.image_size, config.image_size)
     video = torch.randn(shape, device=args.device)
     label = torch.randint(config.num_labels, (args.batch,), device=args.device)
     autocast = torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16")
 
     def train():
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         with autocast:
             loss = torch.nn.functional.cross_entropy(forward(video).logits, label)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
 
     @torch.inference_mode()
     def evaluate():
@@ -70,7 +70,7 @@ def build(args):
 
 
 def timed(step, device):
-    """Runs one step to its very end and says what it took."""
+    """Runs one step and waits for its result. Returns its seconds, and on CUDA the peak memory."""
     started = time.perf_counter()
     step()
     if device == "cpu":

@@ -1,13 +1,13 @@
-"""The input pipeline beside PyTorch's DataLoader with torchcodec and with PyAV: clips a second of each, in turns.
+"""Clips per second of the input pipeline and of PyTorch's DataLoader with torchcodec and with PyAV, in turns.
 
 Command: python -m benchmarks.input --peer-python=PYTHON [--sampling=uniform|dense|whole] [--rounds=5] [--clips=200]
     [--videos=40] [--workers=2] [--folder=DIR]
-PYTHON is an interpreter with torch, torchcodec (and the FFmpeg that it needs) and av. All read the same videos, 10 s
-at 340x256 and 25 frames a second, rendered into DIR and kept there: H.264 with groups of 250 frames and B-frames, and
-with groups of 12; and our shards, prepared from each. All give the same frames, their centre of 224 pixels, in batches
-of 8, from as many worker processes. Uniform sampling takes 8 frames of the whole video, dense 16 frames 4 apart, whole
-64 frames. One JSON line a group length: medians and ranges of clips a second, the ratios to torchcodec, and how long
-a stand-in for a training step waits that takes 80% of as many clips.
+PYTHON is an interpreter with torch, torchcodec (and the FFmpeg that it needs) and av. All contenders read the same
+videos, 10 s at 340x256 and 25 frames a second, which are rendered into DIR and kept there: H.264 in groups of 250
+frames with B-frames, and in groups of 12; and shards prepared from each. All return the same frames, their centre of
+224 pixels, in batches of 8, from the same number of worker processes. Uniform sampling takes 8 frames of the whole
+video, dense 16 frames 4 apart, whole 64 frames. One JSON line for each group length: medians and ranges of clips per
+second, the ratios to torchcodec, and the waiting time of a simulated training step that consumes 80% of that rate.
 """
 
 import argparse
@@ -27,6 +27,7 @@ import numpy as np
 
 from input_pipeline import Pipeline
 from input_pipeline.decode import Video
+from input_pipeline.files import atomic_file
 
 PEER = Path(__file__).with_name("dataloader.py")
 HEIGHT, WIDTH, RATE, SECONDS, SIZE, BATCH = 256, 340, 25, 10, 224, 8
@@ -36,12 +37,12 @@ SAMPLING = {
     "dense": dict(frames=16, sampling="dense", stride=4),
     "whole": dict(frames=64, sampling="uniform"),
 }
-SKIP = 12  # batches of a turn that may have been ready before it began
-LOAD = 0.8  # of the rate measured, at which a stand-in for a training step takes clips
+SKIP = 12  # batches that may have been ready before a turn began
+LOAD = 0.8  # share of the measured rate at which the simulated training step consumes clips
 
 
 def render(folder: Path, group: int, videos: int) -> None:
-    """A texture that drifts and turns, with a camera's noise; files that are there stay."""
+    """Renders videos of a moving, rotating texture with camera noise. Existing files are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(videos):
         path = folder / f"{number:04d}.mp4"
@@ -60,7 +61,7 @@ def render(folder: Path, group: int, videos: int) -> None:
             + 128
         )
         (dy, dx), turn = rng.uniform(-6, 6, 2), rng.uniform(-0.4, 0.4)
-        with av.open(str(path) + ".part", "w", format="mp4") as container:
+        with atomic_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
             stream = container.add_stream(
                 "libx264",
                 rate=RATE,
@@ -74,7 +75,6 @@ def render(folder: Path, group: int, videos: int) -> None:
                 image = np.clip(image + rng.normal(0, 1.5, image.shape), 0, 255).astype(np.uint8)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode())
-        os.replace(str(path) + ".part", path)
     for split in ("train", "val"):
         (folder / f"{split}.csv").write_text("".join(f"{number:04d}.mp4,0\n" for number in range(videos)))
 
@@ -98,7 +98,7 @@ def prepare(folder: Path) -> Path:
 
 
 class Ours:
-    """Evaluation batches of one centre crop, over and over."""
+    """Evaluation batches with one centre crop, repeated without end."""
 
     def __init__(self, workers, **data):
         pipeline = Pipeline(num_classes=1, size=SIZE, test_short_side=HEIGHT, workers=workers, **data)
@@ -107,7 +107,7 @@ class Ours:
         next(self.batches)
 
     def indices(self):
-        """(path, indices) of each record: what all contenders read."""
+        """Yields (path, frame indices) of each record, which all contenders read."""
         for record in self.records:
             video = Video(record.path)
             yield record.path, self.pipeline.sampler.test(video.times, video.duration, 1)[0].tolist()
@@ -124,7 +124,7 @@ class Ours:
         return time.perf_counter() - started, sum(means) / len(means)
 
     def wait(self, rate, count):
-        """Share of the time that a consumer of `rate` clips a second waits for them."""
+        """Returns the share of time that a consumer of `rate` clips per second waits for clips."""
         waited = 0.0
         for _ in range(SKIP):
             next(self.batches)
@@ -140,7 +140,7 @@ class Ours:
 
 
 class Peer:
-    """A process of `dataloader.py`."""
+    """A process that runs `dataloader.py`."""
 
     def __init__(self, python, rows, decoder, workers):
         self.process = subprocess.Popen(
@@ -170,16 +170,17 @@ class Peer:
 
 
 def settle() -> None:
-    """Waits until the processor is idle: those who had their turn still fill their buffers."""
+    """Waits until the processor is idle: the contender before may still fill its buffers."""
     idle = 0
     while idle < 3:
-        before = _times()
+        before = _cpu_times()
         time.sleep(0.2)
-        spent = [after - was for was, after in zip(before, _times(), strict=True)]
-        idle = idle + 1 if spent[3] > 0.9 * sum(spent) else 0
+        elapsed = [after - start for start, after in zip(before, _cpu_times(), strict=True)]
+        idle = idle + 1 if elapsed[3] > 0.9 * sum(elapsed) else 0
 
 
-def _times():
+def _cpu_times():
+    """Returns the jiffies in user, nice, system, idle, iowait, irq and softirq since the start of the machine."""
     with open("/proc/stat", encoding="ascii") as file:
         return [int(number) for number in file.readline().split()[1:8]]
 
@@ -204,11 +205,11 @@ def measure(group: int, args) -> dict:
                 seconds, mean = contender.run(SKIP, count)
                 rates[name].append(count * BATCH / seconds)
                 means[name].append(mean)
-        middle = {name: statistics.median(values) for name, values in rates.items()}
+        medians = {name: statistics.median(values) for name, values in rates.items()}
         waits = {}
         for name in ("files", "shards"):
             settle()
-            waits[name] = contenders[name].wait(LOAD * middle[name], count)
+            waits[name] = contenders[name].wait(LOAD * medians[name], count)
     finally:
         for contender in contenders.values():
             contender.close()
@@ -219,9 +220,9 @@ def measure(group: int, args) -> dict:
         "clips_per_round": count * BATCH,
         "rounds": args.rounds,
         "workers": args.workers,
-        "clips_per_second": middle,
+        "clips_per_second": medians,
         "range": {name: [min(values), max(values)] for name, values in rates.items()},
-        "over_torchcodec": {name: middle[name] / middle["torchcodec"] for name in ("files", "shards")},
+        "over_torchcodec": {name: medians[name] / medians["torchcodec"] for name in ("files", "shards")},
         f"waiting_at_{LOAD:.0%}_of_own_rate": waits,
         "mean_level": {name: statistics.mean(values) for name, values in means.items()},
         "bytes_per_video": {

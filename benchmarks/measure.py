@@ -1,4 +1,4 @@
-"""What the benchmarks share: a model's training step without data, and the account of where it was measured."""
+"""Common parts of the benchmarks: steps of a model without data, and the report with device and versions."""
 
 import ctypes.util
 import datetime
@@ -24,7 +24,7 @@ from vidformers.training.optim import make_optimizer
 from vidformers.training.setup import abstract_state, lower_step
 from vidformers.training.step import initial_state, make_step
 
-# jemalloc, or where it is not installed glibc's malloc, told to keep what is freed.
+# Environment of a malloc that keeps freed memory: jemalloc, or glibc's malloc where jemalloc is not installed.
 _JEMALLOC = ctypes.util.find_library("jemalloc")
 _KEEP = (
     {"LD_PRELOAD": _JEMALLOC, "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"}
@@ -37,26 +37,30 @@ _KEEP = (
 
 
 def keep_memory() -> None:
-    """Starts this program again under a malloc that gives nothing back; the programs it starts inherit that.
+    """Restarts this program under a malloc that returns no memory to the system. Child processes inherit it.
 
-    A virtual machine may hand freed pages to its host while another program has its turn, and fault them in again one
-    by one: seconds a step for the program with the larger buffers, and none of its own doing. jemalloc, which PyTorch's
-    guide to tuning on CPUs advises too, also finds free memory sooner than glibc.
+    A virtual machine may give freed pages to its host while another program has its turn, and fault them in again one
+    by one. This costs the program with the larger buffers seconds a step. jemalloc also finds free memory faster than
+    glibc; PyTorch's guide to tuning on CPUs recommends it, too.
     """
     if any(os.environ.get(name) != value for name, value in _KEEP.items()):
         os.execve(sys.executable, sys.orig_argv, os.environ | _KEEP)
 
 
 def simulate(devices: int) -> None:
-    """Makes of this machine's CPU so many devices, whatever accelerator it has; before JAX looks for any."""
+    """Makes JAX use `devices` simulated CPU devices and no accelerator. Call it before JAX initialises its devices."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
 
 
 class LoweredStep:
-    """AdamW on cross-entropy of one model at its published size, lowered for `rows` clips on a mesh.
+    """A training step (cross-entropy, AdamW) of one model at its published size, lowered for a batch on a mesh.
 
-    `abstract` and `batch` are its state and its batch by shape, type and sharding; `init` makes the state.
+    Attributes:
+        abstract: the state as shapes, types and shardings.
+        batch: the batch as shapes, types and shardings.
+        init: function that returns the initial state.
+        lowered: the lowered step.
     """
 
     def __init__(self, model: dict, rows: int, mesh, in_backward: bool = False):
@@ -70,7 +74,7 @@ class LoweredStep:
 
 
 class TrainingStep(LoweredStep):
-    """That of one device; compiled on construction."""
+    """A training step on one device, compiled on construction."""
 
     def __init__(self, name: str, batch: int, in_backward: bool = False, **options):
         started = time.perf_counter()
@@ -81,7 +85,7 @@ class TrainingStep(LoweredStep):
         self.state = None
 
     def __call__(self) -> float:
-        """Seconds of one step."""
+        """Runs one step. Returns its seconds."""
         if self.state is None:
             shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
             self.state = jax.jit(self.init, out_shardings=shardings)()
@@ -97,13 +101,13 @@ class TrainingStep(LoweredStep):
             )
             jax.block_until_ready(self.state)
         started = time.perf_counter()
-        self.state, figures = self.compiled(self.state, self.rows)
-        jax.block_until_ready((self.state, figures))
+        self.state, metrics = self.compiled(self.state, self.rows)
+        jax.block_until_ready((self.state, metrics))
         return time.perf_counter() - started
 
 
 class ForwardStep:
-    """The logits of one model at its published size; compiled on construction, with what `TrainingStep` says of it."""
+    """The forward pass of one model at its published size, compiled on construction, as `TrainingStep` is."""
 
     def __init__(self, name: str, batch: int, **options):
         make_model = partial(build, name, **{"num_classes": 400, **options})
@@ -119,7 +123,7 @@ class ForwardStep:
         self.state = None
 
     def __call__(self) -> float:
-        """Seconds of one pass."""
+        """Runs one forward pass. Returns its seconds."""
         if self.state is None:
             self.state = jax.block_until_ready(jax.jit(self.init)())
             self.batch = jax.device_put(np.random.default_rng(0).integers(0, 256, self.video.shape, np.uint8))
@@ -129,25 +133,25 @@ class ForwardStep:
 
 
 def processor() -> str:
-    """The CPU's name, with family and model, since virtual machines may call unlike ones alike."""
+    """Returns the name, family and model of the CPU: virtual machines may give different CPUs the same name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     except OSError:
         return platform.processor()
-    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     return ", ".join(
         [
-            said.get("model name", platform.machine()),
-            *(f"{name} {said[name]}" for name in ("cpu family", "model") if name in said),
+            fields.get("model name", platform.machine()),
+            *(f"{name} {fields[name]}" for name in ("cpu family", "model") if name in fields),
         ]
     )
 
 
-def report(**figures) -> None:
-    """Prints one JSON line: the figures, and the device, versions and date they belong to."""
+def report(**metrics) -> None:
+    """Prints one JSON line: the metrics, and the device, versions and date of the measurement."""
     print(
         json.dumps(
-            figures
+            metrics
             | {
                 "device": jax.devices()[0].device_kind,
                 "processor": processor(),

@@ -1,7 +1,8 @@
-"""Clips a second of the input pipeline alone, beside what the demo's training steps take.
+"""Clips per second of the input pipeline alone, and of the training step alone.
 
 Command: python -m benchmarks.pipeline [--config=configs/demo.py] [--batches=60]
-The pipeline has the machine to itself, then the training step has; one JSON line with both and the ratio.
+First the pipeline has the machine to itself, then the training step. Prints one JSON line with both rates and their
+ratio.
 """
 
 import time
@@ -21,7 +22,7 @@ def main():
     setup = set_up(configs.load(args.config).to_dict())
     size = setup.train_config.batch_size
     batches = setup.pipeline.train_batches(batch_size=size, seed=0)
-    for _ in range(10):  # workers have started and their buffers were emptied once
+    for _ in range(10):  # until the workers have started and their first buffers are used up
         batch = next(batches)
     started = time.perf_counter()
     for _ in range(args.batches):
@@ -33,8 +34,8 @@ def main():
     seconds = []
     for _ in range(12):
         started = time.perf_counter()
-        state, figures = compiled(state, batch)
-        jax.block_until_ready((state, figures))
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - started)
     step = size / float(np.median(seconds[2:]))
     report(

@@ -1,9 +1,9 @@
-"""Memory, time and compile time of a training step, by what the backward pass keeps.
+"""Memory, time and compile time of a training step for each rematerialisation policy.
 
 Command: python -m benchmarks.remat [--model=mevit] [--batch=1] [--unroll=1] [--steps=5] [--dtype=float32]
-One JSON line a policy (`model.remat`, and `full` with `optim.in_backward`), the steps of all taking turns, so that the
-states of all are in memory; with --steps=0 nothing is run. The compilation cache is off. `--table=FILE` prints recorded
-lines as a table instead.
+Prints one JSON line for each policy (`model.remat`, and `full` with `optim.in_backward`). The steps of all policies
+take turns, so all their states are in memory; with --steps=0 nothing is run. The compilation cache is off.
+`--table=FILE` prints recorded lines as a table instead.
 """
 
 import json
@@ -21,9 +21,9 @@ def show(path: str) -> None:
         "\n|---|---|---|---|---|---|---|"
     )
     rows = [row for row in map(json.loads, Path(path).read_text().splitlines()) if row["benchmark"] == "remat"]
-    whole = {(row["model"], row["batch"]): row["temporary_mib"] for row in rows if row["remat"] == "none"}
+    baseline = {(row["model"], row["batch"]): row["temporary_mib"] for row in rows if row["remat"] == "none"}
     for row in rows:
-        share = row["temporary_mib"] / whole[row["model"], row["batch"]]
+        share = row["temporary_mib"] / baseline[row["model"], row["batch"]]
         name = f"`{row['remat']}`{', `in_backward`' if row['in_backward'] else ''}"
         seconds = f"{row['seconds']:.1f}" if row["seconds"] else ""
         print(

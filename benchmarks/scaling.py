@@ -1,8 +1,8 @@
-"""On paper: how training steps scale over many devices, from multiply-adds, bytes and the speeds of links.
+"""Predicts how training steps scale over many devices, from multiply-adds, bytes and the speeds of links.
 
 Command: python -m benchmarks.scaling [--batch=8] [--efficiency=0.4] [--links=0.5] [--calls=12]
-Nothing is measured; the counts are those of `--mode=summary`. Prints tables in Markdown, one for each kind of device
-and one of the input that they need. docs/scaling.md says in formulas what is computed, and where the speeds are from.
+Nothing is measured; the counts are those of `--mode=summary`. Prints Markdown tables: one for each kind of device, and
+one of the input that they need. docs/scaling.md gives the formulas and the sources of the speeds.
 """
 
 import argparse
@@ -11,27 +11,27 @@ from functools import partial
 from typing import NamedTuple
 
 SHEETS, COUNTS = ("mevit_b16", "havit_b16"), (8, 64, 512)
-FLOAT = 4  # bytes: parameters, gradients and moments are float32, and so is what devices send each other
+FLOAT = 4  # bytes: parameters, gradients, moments and communication are float32
 UPDATE = 7 * FLOAT  # bytes a parameter: AdamW reads it, its gradient and two moments, and writes all but the gradient
-# Clips a second and core: 8 frames of 224 x 224, uniform, of 10 s in groups of 250 frames, by 2 workers on 2 cores.
+# Clips per second and core: 8 frames of 224 x 224, uniform, of 10 s in groups of 250 frames, by 2 workers on 2 cores.
 INPUT = {"files": 23.8 / 2, "shards": 96.0 / 2}
 
 
 class Device(NamedTuple):
-    """Speeds are bytes a second, one way; latencies are seconds. An island is what fast links join.
+    """Speeds in bytes per second, one way, and latencies in seconds. An island is a group joined by fast links.
 
-    A TPU has half of its links' speed while its island is too small for them to close to rings.
+    On a TPU, an island that is too small for its links to close to rings has half of their speed.
     """
 
-    flops: float  # a second, dense bfloat16
-    hbm: float
-    island: int  # devices
-    axes: int  # of the island's torus; 1 where a switch joins all
-    links: float  # of a device to its island, with all rings closed
-    closed_from: int  # devices
-    hop: float
-    network: float  # of a device, between islands
-    network_hop: float
+    flops: float  # operations per second, dense bfloat16
+    hbm: float  # memory bandwidth
+    island: int  # devices in an island
+    axes: int  # axes of the island's torus, or 1 where a switch joins all devices
+    links: float  # links of one device within the island, with all rings closed
+    closed_from: int  # devices from which the rings are closed
+    hop: float  # latency of a link
+    network: float  # network of one device, between islands
+    network_hop: float  # latency of the network
 
 
 DEVICES = {
@@ -47,49 +47,64 @@ class Cost(NamedTuple):
 
 
 class Assumed(NamedTuple):
-    efficiency: float = 0.4  # of `Device.flops` that a step reaches while it computes
-    links: float = 0.5  # of the speed of links that collectives reach
-    calls: int = 12  # collectives that a pass over all parameters is cut into, one a layer
+    efficiency: float = 0.4  # share of `Device.flops` that a step reaches while it computes
+    links: float = 0.5  # share of the speed of links that collectives reach
+    calls: int = 12  # collectives in a pass over all parameters, one a layer
+
+
+DEFAULTS = Assumed()
 
 
 class Step(NamedTuple):
-    """Seconds, of a batch on each device."""
+    """Times of one step in seconds."""
 
     compute: float
-    gather: float  # of all parameters, once: for the forward pass, and again for the backward
-    reduce: float  # of all gradients
+    gather: float  # one all-gather of all parameters; the forward and the backward pass need one each
+    reduce: float  # reduction of all gradients
     update: float
     calls: int
 
     @property
     def overlapped(self) -> float:
-        """All but one call a pass, its first gather or last reduction, hides as far as the pass is long enough."""
+        """Seconds of a step whose communication overlaps with the computation, as far as a pass is long enough.
 
-        def both(compute, sending):
+        One call in each pass, its first gather or last reduction, does not overlap.
+        """
+
+        def pass_time(compute, sending):
             return max(compute, sending * (1 - 1 / self.calls)) + sending / self.calls
 
-        return both(self.compute / 3, self.gather) + both(2 * self.compute / 3, self.gather + self.reduce) + self.update
+        return (
+            pass_time(self.compute / 3, self.gather)
+            + pass_time(2 * self.compute / 3, self.gather + self.reduce)
+            + self.update
+        )
 
     @property
     def in_turn(self) -> float:
+        """Seconds of a step whose communication and computation take turns."""
         return self.compute + 2 * self.gather + self.reduce + self.update
 
     @property
     def hides_at(self) -> float:
-        """The multiple of this batch from which each pass takes as long as its communication."""
+        """The multiple of this batch size at which each pass takes as long as its communication."""
         return max(3 * self.gather, 1.5 * (self.gather + self.reduce)) / self.compute
 
 
 def ring_bytes(size: float, count: int) -> float:
-    """What each of `count` devices sends in a reduce-scatter or an all-gather of `size` bytes; all-reduce is both."""
+    """Returns the bytes that each of `count` devices sends in a reduce-scatter or an all-gather of `size` bytes.
+
+    An all-reduce is both.
+    """
     return size * (count - 1) / count
 
 
 def pass_seconds(device: Device, size: float, count: int, stride: int, total: int, assumed: Assumed) -> float:
-    """A reduce-scatter or all-gather of `size` bytes by every stride-th of `total` devices, `count` of them.
+    """Returns the seconds of a reduce-scatter or all-gather of `size` bytes.
 
-    Inside the islands and between them at once, so that the slower counts; in `calls` pieces, each of which makes all
-    the hops.
+    The `count` participants are every stride-th of `total` devices. Transfers inside the islands and between them run
+    at the same time, so the slower of the two counts. The collective is divided into `calls` calls, and each of them
+    makes all the hops.
     """
     inside = min(count, max(device.island // stride, 1))
     outside = count // inside
@@ -99,8 +114,8 @@ def pass_seconds(device: Device, size: float, count: int, stride: int, total: in
     return seconds / assumed.links + assumed.calls * (hops * device.hop + (outside - 1) * device.network_hop)
 
 
-def step(cost: Cost, device: Device, count: int, fsdp: int, batch: int, assumed: Assumed = Assumed()) -> Step:
-    """On `count` devices, parameters split over each `fsdp` of them beside each other."""
+def step(cost: Cost, device: Device, count: int, fsdp: int, batch: int, assumed: Assumed = DEFAULTS) -> Step:
+    """Returns the times of a step on `count` devices, with parameters sharded over groups of `fsdp` neighbours."""
     size, run = cost.params * FLOAT, partial(pass_seconds, device, total=count, assumed=assumed)
     gather = run(size, fsdp, 1)
     reduce = gather + 2 * run(size / fsdp, count // fsdp, fsdp)
@@ -114,6 +129,7 @@ def step(cost: Cost, device: Device, count: int, fsdp: int, batch: int, assumed:
 
 
 def count_cost(sheet: str) -> Cost:
+    """Returns the counts of the model of `configs/SHEET.py`."""
     from configs import sheet as configs
     from vidformers import build
     from vidformers.models.summary import summarise
@@ -130,7 +146,7 @@ def table(title, heads, rows) -> None:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8, help="clips a device")
-    for name, value in Assumed()._asdict().items():
+    for name, value in DEFAULTS._asdict().items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
     batch, *rest = vars(parser.parse_args()).values()
     costs, needs = {sheet: count_cost(sheet) for sheet in SHEETS}, []

@@ -1,9 +1,9 @@
-"""Whether the memory of a decoding process stays flat: resident bytes over many decodes in one process.
+"""Resident memory of a process that decodes many videos, to see whether it stays flat.
 
 Command: python -m benchmarks.soak --folder=DIR [--decodes=20000] [--frames=8]
-Opens the videos of DIR one after the other, over and over, and decodes so many frames of each, as a worker does. One
-JSON line: memory at the start, after a tenth, half and all of the decodes, the peak, and the growth a decode of the
-second half.
+Opens the videos of DIR in turn, repeatedly, and decodes --frames frames of each, as a worker does. Prints one JSON
+line: memory at the start, after a tenth, half and all of the decodes, the peak, and the growth per decode in the second
+half.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from input_pipeline.sampling import Uniform
 
 
 def resident() -> int:
-    """Bytes."""
+    """Returns the resident memory of this process in bytes."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 

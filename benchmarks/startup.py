@@ -1,8 +1,8 @@
-"""How long a run of the demo takes to its first step: the first start, and the second, which finds compiled programs.
+"""Time from the start of a demo run to its first step: of the first start, and of later starts with compiled programs.
 
 Command: python -m benchmarks.startup [--rounds=3] [--config=configs/demo.py]
-Starts `main.py` as a user does, with a cache of its own, until it logs its first step. One JSON line: seconds of each
-start. The demo's clips are rendered before, if they are not there.
+Starts `main.py` as a user does, with a compilation cache of its own, until it logs its first step. Prints one JSON line
+with the seconds of each start. The demo's clips are rendered before, if they are missing.
 """
 
 import os
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def start(config: str, folder: str, number: int) -> float:
-    """Seconds until the run has made a step."""
+    """Starts a run. Returns the seconds until its first step is logged."""
     workdir = Path(folder) / f"run{number}"
     command = [
         sys.executable,
@@ -31,7 +31,7 @@ def start(config: str, folder: str, number: int) -> float:
         f"--workdir={workdir}",
         "--config.train.log_every_steps=1",
     ]
-    began = time.perf_counter()
+    started = time.perf_counter()
     with subprocess.Popen(
         command, cwd=ROOT, env=os.environ | {"XDG_CACHE_HOME": folder}, stdout=subprocess.DEVNULL
     ) as run:
@@ -40,14 +40,16 @@ def start(config: str, folder: str, number: int) -> float:
             if run.poll() is not None:
                 raise SystemExit(f"{' '.join(command)} ended with status {run.returncode} before its first step.")
             time.sleep(0.01)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - started
         run.kill()
     return seconds
 
 
 def main():
     args = parse(__doc__, rounds=3, config="configs/demo.py")
-    Pipeline(**configs.load(args.config).to_dict()["data"]).val_manifest  # to read it renders what is not there
+    _ = Pipeline(
+        **configs.load(args.config).to_dict()["data"]
+    ).val_manifest  # reading the manifest renders missing clips
     with tempfile.TemporaryDirectory(dir=ROOT / "data" if (ROOT / "data").is_dir() else None) as folder:
         first, *later = (start(args.config, folder, number) for number in range(1 + args.rounds))
     report(

@@ -1,11 +1,11 @@
-"""Training and inference of the base models on this machine: clips a second, share of the matrix peak, memory.
+"""Training and inference of the base models on this machine: clips per second, share of the matrix peak, memory.
 
 Command: python -m benchmarks.throughput [--only=CONFIG,CONFIG] [--batches=8,16,32,64,128] [--dtype=bfloat16]
          [--product=8192] [--steps=10] [--backend=auto] [--peer-python=PYTHON]
-With PYTHON, an interpreter with torch and transformers, first Hugging Face's TimeSformer, ViViT and VideoMAE, eager and
-under torch.compile, while JAX holds no memory yet. Then a square matrix product, whose rate is the peak that the shares
-are of, and our models. One JSON line a model and mode, at the batch from which a larger one gains less than 3%, or does
-not fit. `--table=FILE` prints recorded lines as a table instead.
+PYTHON is an interpreter with torch and transformers. With it, Hugging Face's TimeSformer, ViViT and VideoMAE run first,
+eager and under torch.compile, before JAX holds memory. Next is a square matrix product, whose rate is the peak that the
+shares refer to, then our models. Prints one JSON line for each model and mode, at the largest batch worth its memory:
+the next larger one gains less than 3%, or does not fit. `--table=FILE` prints recorded lines as a table instead.
 """
 
 import json
@@ -25,13 +25,14 @@ from vidformers import build
 from vidformers.models.summary import summarise
 
 SHEETS = ("vit_b16", "timesformer_b16", "mevit_b16", "havit_b16", "msca_b16", "stat_t16", "vtn_vit_b16")
-MODES = {"train": (TrainingStep, 3), "eval": (ForwardStep, 1)}  # what runs it, and its work over a forward pass
+# The class of the step, and its work relative to a forward pass.
+MODES = {"train": (TrainingStep, 3), "eval": (ForwardStep, 1)}
 PEER = Path(__file__).with_name("huggingface.py")
 PEERS = ("timesformer", "vivit", "videomae")
 
 
 def peak(side: int, dtype: str, rounds: int = 20) -> float:
-    """Floating-point operations a second of a product of square matrices."""
+    """Returns the floating-point operations per second of a product of square matrices."""
     a, b = (jax.random.normal(jax.random.key(i), (side, side), jnp.dtype(dtype)) for i in range(2))
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(a, b))
@@ -44,22 +45,22 @@ def peak(side: int, dtype: str, rounds: int = 20) -> float:
 
 
 def best(batches, run) -> dict | None:
-    """The figures, by `run(batch)`, of the batch from which a larger one does not pay; None where none fits."""
-    found = None
+    """Returns `run(batch)` of the last batch size that gains 3% over the one before, or None if none fits."""
+    result = None
     for batch in batches:
-        figures = run(batch)
-        if figures is None or found and figures["clips_per_second"] < 1.03 * found["clips_per_second"]:
+        metrics = run(batch)
+        if metrics is None or result and metrics["clips_per_second"] < 1.03 * result["clips_per_second"]:
             break
-        found = figures
-    return found
+        result = metrics
+    return result
 
 
 def ours(sheet: str, mode: str, steps: int, dtype: str, backend: str, batch: int) -> dict | None:
-    """The figures of one of our models; None where it does not fit."""
+    """Measures one of our models. Returns None if it does not fit in memory."""
     model = configs.load(f"configs/{sheet}.py").model.to_dict() | dict(dtype=dtype)
     macs = summarise(partial(build, **model)).macs_per_view
     name, (kind, work) = model.pop("name"), MODES[mode]
-    if name != "stat":  # whose attention has no other
+    if name != "stat":  # which has only one attention backend
         model["backend"] = backend
     try:
         step = kind(name, batch, **model)
@@ -79,7 +80,7 @@ def ours(sheet: str, mode: str, steps: int, dtype: str, backend: str, batch: int
 
 
 def peer(python: str, name: str, mode: str, steps: int, dtype: str, compiled: bool, batch: int) -> dict | None:
-    """The figures of one of Hugging Face's models; None where it ends, by a lack of memory most likely."""
+    """Measures one of Hugging Face's models. Returns None if its process ends, most likely for lack of memory."""
     command = [python, str(PEER), f"--model={name}", f"--dtype={dtype}", f"--batch={batch}", f"--mode={mode}"]
     with subprocess.Popen(
         command + ["--compile"] * compiled, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -91,7 +92,7 @@ def peer(python: str, name: str, mode: str, steps: int, dtype: str, compiled: bo
                 times.append(json.loads(process.stdout.readline()))
         except (BrokenPipeError, json.JSONDecodeError):
             return None
-    rate = batch / statistics.median(each["seconds"] for each in times[2:])
+    rate = batch / statistics.median(answer["seconds"] for answer in times[2:])
     return dict(batch=batch, clips_per_second=rate, peak_bytes=times[-1].get("peak_bytes"), about=about)
 
 
@@ -123,7 +124,7 @@ def main():
         return show(args.table)
     keep_memory()
     batches = [int(batch) for batch in args.batches.split(",")]
-    theirs = [
+    peers = [
         (
             name,
             mode,
@@ -134,29 +135,29 @@ def main():
         for mode in MODES
         for compiled in (False, True)
     ]
-    for name, mode, compiled, found in theirs:
+    for name, mode, compiled, metrics in peers:
         report(
             benchmark="throughput",
             model=f"Hugging Face {name}{', compiled' if compiled else ''}",
             mode=mode,
             dtype=args.dtype,
-            **(found or {"batch": None}),
+            **(metrics or {"batch": None}),
         )
     rate = peak(args.product, args.dtype)
     report(benchmark="peak", side=args.product, dtype=args.dtype, flops_per_second=rate)
     for sheet in args.only.split(","):
         for mode in MODES:
-            found = best(batches, partial(ours, sheet, mode, args.steps, args.dtype, args.backend))
-            if found is None:
-                raise SystemExit(f"{sheet}: not even --batches={batches[0]} fits.")
+            metrics = best(batches, partial(ours, sheet, mode, args.steps, args.dtype, args.backend))
+            if metrics is None:
+                raise SystemExit(f"{sheet}: not even a batch of {batches[0]} fits in memory. Use smaller --batches.")
             report(
                 benchmark="throughput",
                 model=sheet,
                 mode=mode,
                 dtype=args.dtype,
                 backend=args.backend,
-                share_of_peak=found["flops_per_second"] / rate,
-                **found,
+                share_of_peak=metrics["flops_per_second"] / rate,
+                **metrics,
             )
 
 

@@ -1,10 +1,10 @@
-"""A step of TimeSformer-B/16, of training or evaluation, beside Hugging Face's in PyTorch, taking turns.
+"""A training or evaluation step of TimeSformer-B/16 and of Hugging Face's TimeSformer in PyTorch, in turns.
 
 Command: python -m benchmarks.timesformer --peer-python=PYTHON [--mode=train|eval] [--batch=1] [--rounds=7]
          [--dtype=float32] [--unroll=12] [--compile]
-PYTHON is an interpreter with torch and transformers; nothing else here needs them. Both take the same clip size, loss
-and optimiser, in float32 on the CPU with 2 threads, and both keep the memory they free. One JSON line: medians, and
-the ratio of clips a second.
+PYTHON is an interpreter with torch and transformers, which nothing else here needs. Both programs take the same clip
+size, loss and optimizer, in float32 on the CPU with 2 threads, and both keep the memory that they free. Prints one JSON
+line: medians, and the ratio of clips per second.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import jax
 
 from benchmarks.measure import ForwardStep, TrainingStep, keep_memory, report
 
-WARM_UP = 4  # rounds, until both have all the memory they will use
+WARM_UP = 4  # rounds until both programs have allocated all their memory
 PEER = Path(__file__).with_name("huggingface.py")
 
 
@@ -45,17 +45,17 @@ def main():
         command + ["--compile"] * args.compile, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     with peer:
-        about = json.loads(peer.stdout.readline())  # it is ready, and idle until asked
+        about = json.loads(peer.stdout.readline())  # the peer is ready, and idle until it gets a command
         kind = TrainingStep if args.mode == "train" else ForwardStep
         ours = kind("timesformer", args.batch, dtype=args.dtype, unroll=args.unroll)
-        mine, theirs = [], []
+        our_times, peer_times = [], []
         for _ in range(WARM_UP + args.rounds):
-            mine.append(ours())
+            our_times.append(ours())
             print("step", file=peer.stdin, flush=True)
-            theirs.append(json.loads(peer.stdout.readline())["seconds"])
-        mine, theirs = mine[WARM_UP:], theirs[WARM_UP:]
+            peer_times.append(json.loads(peer.stdout.readline())["seconds"])
+        our_times, peer_times = our_times[WARM_UP:], peer_times[WARM_UP:]
         print("quit", file=peer.stdin, flush=True)
-    ours_s, peer_s = statistics.median(mine), statistics.median(theirs)
+    ours_seconds, peer_seconds = statistics.median(our_times), statistics.median(peer_times)
     report(
         benchmark="timesformer",
         mode=args.mode,
@@ -63,11 +63,11 @@ def main():
         dtype=args.dtype,
         unroll=args.unroll,
         rounds=args.rounds,
-        ours_seconds=ours_s,
-        peer_seconds=peer_s,
-        ratio=peer_s / ours_s,
-        ours_all=mine,
-        peer_all=theirs,
+        ours_seconds=ours_seconds,
+        peer_seconds=peer_seconds,
+        ratio=peer_seconds / ours_seconds,
+        ours_all=our_times,
+        peer_all=peer_times,
         peer=about,
         compile_seconds=ours.compile_seconds,
         temporary_mib=ours.temporary_bytes / 2**20,
