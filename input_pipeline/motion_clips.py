@@ -1,10 +1,10 @@
-"""Motion clips: a small labelled video data set, rendered on the spot, that only the order of frames tells.
+"""Motion clips: a small labelled video data set, rendered locally, whose classes differ only in the order of frames.
 
-A handwritten digit (8x8 scans shipped with scikit-learn) moves over a drifting texture under a shaking, noisy
-camera. The ten classes are five pairs: a clip of one class played backwards is a clip of its partner. Every
-clip is stored beside its exact reversal, in training and validation alike. Every frame is coded by itself at
-a constant quantiser, so the two files decode to the same frames, bit for bit, in opposite orders: a model
-that ignores order names at most half of them.
+A handwritten digit (8x8 scans shipped with scikit-learn) moves over a drifting texture under a shaking, noisy camera.
+The ten classes are five pairs: a clip of one class played backwards is a clip of its partner. Every clip is stored
+beside its exact reversal, in training and validation alike. Every frame is coded independently at a constant quantiser,
+so that the two files decode to the same frames, bit for bit, in opposite orders. A model that ignores the order
+classifies at most half of the clips correctly.
 """
 
 import csv
@@ -13,8 +13,6 @@ import fcntl
 import json
 import multiprocessing
 import os
-import secrets
-import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -24,6 +22,7 @@ import cv2
 import numpy as np
 
 from input_pipeline.errors import DataError
+from input_pipeline.files import atomic_folder
 from input_pipeline.workers import start_pool_process
 
 CLASSES = (
@@ -42,8 +41,8 @@ REVERSED = {label: label ^ 1 for label in range(10)}  # the label of a clip play
 MIRRORED = {label: label ^ (label in (0, 1, 6, 7)) for label in range(10)}  # left and right swapped
 
 MANIFEST = "motion_clips.json"
-FORMAT = 1  # raise it when the same spec would render other frames
-X264 = {  # every frame a key frame, its coded form independent of the frames around it
+FORMAT = 1  # to be increased when the same spec would render other frames
+X264 = {  # every frame is a keyframe, and its coded form does not depend on other frames
     "preset": "veryfast",
     "x264-params": "qp=28:keyint=1:bframes=0:scenecut=0:aq-mode=0:mbtree=0:rc-lookahead=0:threads=1",
 }
@@ -51,10 +50,17 @@ X264 = {  # every frame a key frame, its coded form independent of the frames ar
 
 @dataclasses.dataclass(frozen=True)
 class MotionClips:
-    """What to render; equal specs give equal frames.
+    """What to render. Equal specs give equal frames.
 
-    A pair is a clip and its reversal; the five pairs of classes take turns. `size` is a frame's side in
-    pixels. DataError for values that cannot be rendered, or that leave the classes out of balance.
+    Attributes:
+        train_pairs, val_pairs: pairs of a clip and its reversal. The five pairs of classes take turns.
+        seed: seed of all random draws.
+        size: pixels, side of a frame.
+        frames: frames of a clip.
+        fps: frames per second.
+
+    Raises:
+        DataError: the values cannot be rendered, or leave the classes unbalanced.
     """
 
     train_pairs: int = 2000
@@ -66,19 +72,22 @@ class MotionClips:
 
     def __post_init__(self):
         if min(self.train_pairs, self.val_pairs) < 5 or self.train_pairs % 5 or self.val_pairs % 5:
-            raise DataError(f"train_pairs and val_pairs must be positive multiples of 5; got {self}.")
+            raise DataError(f"train_pairs and val_pairs must be positive multiples of 5, but the spec is {self}.")
         if self.seed < 0 or self.size < 16 or self.size % 2 or self.frames < 2 or self.fps < 1:
-            raise DataError(f"seed must be >= 0, size even and >= 16, frames >= 2, fps >= 1; got {self}.")
+            raise DataError(
+                f"seed must be >= 0, size even and >= 16, frames >= 2 and fps >= 1, but the spec is {self}."
+            )
 
 
 def _trajectory(label, steps, rng):
-    """Where the digit is: x, y, side, angle, opacity, each float32 (steps,).
+    """Returns x, y, side, angle and opacity of the digit, each float32 (steps,).
 
-    x and y are the centre's offset from the frame's (rightwards, downwards) and, like side, in units of the
-    frame's side; angle is in radians, clockwise. Every draw is distributed alike for a class and its partner.
+    x (rightwards) and y (downwards) are the offset of the centre of the digit from the centre of the frame. x, y and
+    side are in units of the side of the frame. angle is in radians, clockwise. A class and its partner have the same
+    distribution of every draw.
     """
     linear = np.linspace(0, 1, steps)
-    progress = linear + rng.uniform(-0.1, 0.1) * np.sin(2 * np.pi * linear)  # eased alike at both ends
+    progress = linear + rng.uniform(-0.1, 0.1) * np.sin(2 * np.pi * linear)  # symmetric in time
     if label % 2:
         progress = 1 - progress
     x, y = rng.uniform(-0.05, 0.05, 2)
@@ -90,8 +99,9 @@ def _trajectory(label, steps, rng):
         y = y - rng.uniform(0.42, 0.54) * (progress - 0.5)
     elif motion == "grow":
         side = rng.uniform(0.65, 0.8) * rng.uniform(2, 2.5) ** (progress - 1)
-    elif motion == "turn clockwise":  # about a point at its foot: a 0 or an 8 turning in place is ambiguous
-        # From one side over the top to the other: from a start anywhere, small models need far more clips to learn.
+    elif motion == "turn clockwise":
+        # The digit turns about a point at its foot: a 0 or an 8 that turns in place is ambiguous. It moves from one
+        # side over the top to the other: with a random start angle, small models need far more clips to learn.
         angle = np.radians(rng.uniform(-40, 40) + rng.uniform(120, 200) * (progress - 0.5))
         x, y = x + 0.4 * side * np.sin(angle), y - 0.4 * side * np.cos(angle)
     else:
@@ -100,34 +110,39 @@ def _trajectory(label, steps, rng):
 
 
 def render_frames(label, digit, seed, size=64, frames=40):
-    """One clip of class `label`, uint8 (frames, size, size, 3), RGB.
+    """Returns one clip, uint8 (frames, size, size, 3), RGB.
 
-    `digit` is a grey scan, float (8, 8) between 0 and 16; `seed` whatever `numpy.random.default_rng` takes.
+    Args:
+        label: class of the clip.
+        digit: grey scan, float (8, 8) from 0 to 16.
+        seed: seed for `numpy.random.default_rng`.
+        size: pixels, side of a frame.
+        frames: frames of the clip.
     """
     return np.stack(
         [
-            np.clip(scene + alpha * (ink - scene) + noise, 0, 255).astype(np.uint8)
-            for scene, alpha, ink, noise in _layers(label, digit, seed, size, frames)
+            np.clip(background + alpha * (colour - background) + noise, 0, 255).astype(np.uint8)
+            for background, alpha, colour, noise in _layers(label, digit, seed, size, frames)
         ]
     )
 
 
 def digit_opacity(index, spec=MotionClips()):
-    """Where the digit is in the validation clip of this index: its opacity in each frame, (frames, size, size)."""
+    """Returns the opacity of the digit at each pixel of a validation clip, (frames, size, size)."""
     label, digit = _subject(index // 2, split_digits(spec.seed)[1])
     layers = list(_layers(label, digit, [spec.seed, 1, index // 2], spec.size, spec.frames))
     return np.stack([alpha[..., 0] for _, alpha, *_ in (layers[::-1] if index % 2 else layers)])
 
 
 def _layers(label, digit, seed, size, frames):
-    """Of each frame the background, the digit's opacity and colour, and the camera's noise."""
+    """Yields for each frame the background, the opacity and the colour of the digit, and the noise of the camera."""
     rng = np.random.default_rng(seed)
     x, y, side, angle, opacity = _trajectory(label, frames, rng)
 
-    detail = 64  # the digit drawn large once, with an empty rim so that its edges blend
+    detail = 64  # pixels, side of the digit before it is warped, with an empty rim so that its edges blend
     glyph = np.pad(np.float32(digit / 16), 1)
     glyph = np.clip(2 * cv2.resize(glyph, (detail, detail), interpolation=cv2.INTER_CUBIC) - 0.5, 0, 1)
-    ink = np.float32(255 - rng.uniform(0, 70, 3) * rng.permutation([0, 0.5, 1]))  # bright, with a tint
+    colour = np.float32(255 - rng.uniform(0, 70, 3) * rng.permutation([0, 0.5, 1]))  # bright, with a tint
 
     texture = rng.uniform(-1, 1, (9, 9, 1)) * 35 + rng.uniform(-1, 1, (9, 9, 3)) * 20 + rng.uniform(70, 100)
     texture = cv2.resize(np.float32(texture), (2 * size, 2 * size), interpolation=cv2.INTER_CUBIC)
@@ -138,29 +153,29 @@ def _layers(label, digit, seed, size, frames):
     noise = 4 * rng.standard_normal((frames, size, size, 1), np.float32)
 
     for t in range(frames):
-        middle = (size - 1) / 2 + shake[t]
-        slip = middle + travelled[t] * np.array([np.cos(heading), np.sin(heading)])
-        turn = (
+        centre = (size - 1) / 2 + shake[t]
+        texture_centre = centre + travelled[t] * np.array([np.cos(heading), np.sin(heading)])
+        transform = (
             side[t]
             * size
             / detail
             * np.array([[np.cos(angle[t]), -np.sin(angle[t])], [np.sin(angle[t]), np.cos(angle[t])]])
         )
-        place = middle + size * np.array([x[t], y[t]])
-        scene = _warp(texture, np.eye(2), slip, size)
-        alpha = opacity[t] * _warp(glyph, turn, place, size)[..., None]
-        yield scene, alpha, ink, noise[t]
+        glyph_centre = centre + size * np.array([x[t], y[t]])
+        background = _warp(texture, np.eye(2), texture_centre, size)
+        alpha = opacity[t] * _warp(glyph, transform, glyph_centre, size)[..., None]
+        yield background, alpha, colour, noise[t]
 
 
 def _warp(image, linear, centre, size):
-    """`image` under the 2x2 map `linear`, its centre landing on pixel `centre` (x, y) of a square frame."""
-    own = (np.array(image.shape[1::-1]) - 1) / 2
-    return cv2.warpAffine(image, np.column_stack([linear, centre - linear @ own]), (size, size))
+    """Maps `image` by the 2x2 matrix `linear` to a square frame, its centre to the pixel `centre` (x, y)."""
+    image_centre = (np.array(image.shape[1::-1]) - 1) / 2
+    return cv2.warpAffine(image, np.column_stack([linear, centre - linear @ image_centre]), (size, size))
 
 
 def split_digits(seed):
-    """The scans for training clips and those for validation clips, float (n, 8, 8) each, none in both."""
-    from sklearn.datasets import load_digits  # a second to import, and only needed to render
+    """Returns the scans for training clips and those for validation clips, float (n, 8, 8) each, disjoint."""
+    from sklearn.datasets import load_digits  # takes a second to import, and only rendering needs it
 
     scans = np.random.default_rng(seed).permutation(np.unique(load_digits().images, axis=0))
     held_out = len(scans) // 5
@@ -168,7 +183,7 @@ def split_digits(seed):
 
 
 def _write_clip(path, clip, fps):
-    """Writes uint8 RGB (t, y, x, 3) as an H.264 MP4 at `fps` frames a second."""
+    """Writes uint8 RGB (t, y, x, 3) as an H.264 MP4 at `fps` frames per second."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps, options=X264)
         stream.height, stream.width, stream.pix_fmt = *clip.shape[1:3], "yuv420p"
@@ -205,13 +220,15 @@ def _render(folder, spec, workers):
             _render_pair(task)
     else:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_pool_process) as pool:
-            list(pool.map(_render_pair, tasks, chunksize=8))
+            list(pool.map(_render_pair, tasks, chunksize=8))  # list() raises the errors of the workers
     (folder / MANIFEST).write_text(json.dumps(_manifest(spec), indent=1) + "\n")
 
 
 def _subject(index, digits):
-    """Label and scan of the pair of this index: partners take turns at being the one played backwards, and each digit
-    is in every motion."""
+    """Returns label and scan of the pair with this index.
+
+    The partners of a pair of classes take turns as the class that is rendered forwards. Each digit shows every motion.
+    """
     return 2 * (index % 5) + index // 5 % 2, digits[index // 5 % len(digits)]
 
 
@@ -220,54 +237,59 @@ def _manifest(spec):
 
 
 def _is_rendered(root, spec):
-    """Whether `root` holds this data set; False where nothing is yet, DataError where something else is."""
+    """Returns whether `root` holds this data set, or False if it does not exist or is empty.
+
+    Raises:
+        DataError: `root` holds something else.
+    """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
         found = json.loads((root / MANIFEST).read_text())
     except (OSError, ValueError):
-        raise DataError(f"{root} is not a motion-clips folder, nor empty; choose another.") from None
+        raise DataError(
+            f"{root} is neither empty nor a folder of motion clips. Set data.root to another folder."
+        ) from None
     if found != _manifest(spec):
-        raise DataError(f"{root} holds motion clips of another spec, {found}; choose another folder.")
+        raise DataError(f"{root} holds motion clips of another spec, {found}. Set data.root to another folder.")
     return True
 
 
-def ensure(root, spec=MotionClips(), report=print, workers=None):
-    """Renders the data set into the folder `root` unless it is already there, and returns `root` as a Path.
+def ensure(root, spec=MotionClips(), report=print, workers=None) -> Path:
+    """Renders the data set into the folder `root` unless it is already there.
 
-    Afterwards `root` holds train.csv and val.csv (header path,label; paths relative to `root`), classes.txt,
-    the clips in train/ and val/, and motion_clips.json. It appears whole or not at all; a second caller waits
-    for the first. `report` takes a line at the start and one at the end. `workers` processes are spawned to
-    render (default: one a core, at most 8; with 1, this process renders), so a script needs the guard
-    `if __name__ == "__main__"`. DataError where `root` is something else (it is kept) or cannot be written.
+    Afterwards `root` holds train.csv and val.csv (header path,label; paths relative to `root`), classes.txt, the clips
+    in train/ and val/, and motion_clips.json. The folder appears complete or not at all. A second caller waits for the
+    first.
+
+    Args:
+        root: the folder, which does not exist, is empty, or holds this data set.
+        spec: what to render.
+        report: called with one line at the start of rendering and one at the end.
+        workers: processes that render. None: one per core, at most 8. With 1, this process renders. More are spawned,
+            so that a script needs the guard `if __name__ == "__main__"`.
+
+    Returns:
+        `root`, absolute.
+
+    Raises:
+        DataError: `root` holds something else, which is kept, or cannot be written.
     """
     root = Path(root).absolute()
     try:
         if _is_rendered(root, spec):
             return root
         root.parent.mkdir(parents=True, exist_ok=True)
-        with open(root.parent / f".{root.name}.lock", "w") as lock:  # the system frees it if we are killed
+        with open(
+            root.parent / f".{root.name}.lock", "w"
+        ) as lock:  # the kernel frees the lock if the process is killed
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not _is_rendered(root, spec):
-                _publish(root, spec, report, workers or min(8, os.cpu_count()))
+                clips, start = 2 * (spec.train_pairs + spec.val_pairs), time.monotonic()
+                report(f"Rendering {clips} motion clips into {root}")
+                with atomic_folder(root) as folder:
+                    _render(folder, spec, workers or min(8, os.cpu_count() or 1))
+                report(f"Rendered {clips} motion clips in {time.monotonic() - start:.0f} s")
     except OSError as error:
         raise DataError(f"Cannot render motion clips into {root}: {error}.") from error
     return root
-
-
-def _publish(root, spec, report, workers):
-    """Renders beside `root`, then renames; under the lock, any other rendering folder has no owner."""
-    prefix = f".{root.name}.rendering-"
-    for stale in root.parent.iterdir():
-        if stale.name.startswith(prefix):
-            shutil.rmtree(stale, ignore_errors=True)
-    clips, start = 2 * (spec.train_pairs + spec.val_pairs), time.monotonic()
-    report(f"Rendering {clips} motion clips into {root}")
-    staging = root.parent / f"{prefix}{secrets.token_hex(4)}"  # dying workers may still write to an old one
-    staging.mkdir()
-    try:
-        _render(staging, spec, workers)
-        staging.rename(root)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    report(f"Rendered {clips} motion clips in {time.monotonic() - start:.0f} s")

@@ -6,15 +6,20 @@ from input_pipeline.sources.listing import Listing
 
 
 class Source(Protocol):
-    """The interface of a source; every module beside this one implements it with functions and constants.
+    """The interface of a source. Modules such as `csv` implement it with two constants and two functions."""
 
-    Attributes:
-        TRAIN, VAL: file names of the training and validation list as the authors of the data set publish them,
-            relative to the root. They are tried in order. '{split}' stands for the number of the split.
-    """
+    @property
+    def TRAIN(self) -> tuple[str, ...]:
+        """File names of the training list as the authors of the data set publish them, relative to the root.
 
-    TRAIN: tuple[str, ...]
-    VAL: tuple[str, ...]
+        They are tried in order. '{split}' stands for the number of the split.
+        """
+        ...
+
+    @property
+    def VAL(self) -> tuple[str, ...]:
+        """File names of the validation list, as `TRAIN`."""
+        ...
 
     def read(self, path, *, root, split) -> Listing:
         """Returns the videos of a list.

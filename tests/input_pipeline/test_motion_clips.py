@@ -63,7 +63,7 @@ def decode(path):
 
 
 def rendering_folders(root):
-    return [path for path in root.parent.glob(".clips.*") if path.is_dir()]
+    return [path for path in root.parent.glob(".clips.*.tmp") if path.is_dir()]
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_a_killed_render_leaves_no_process_and_no_half_data(tmp_path):
         [sys.executable, script], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".clips.*/train/*.mp4")):
+    while not list(tmp_path.glob(".clips.*.tmp/train/*.mp4")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.kill()

@@ -1,14 +1,14 @@
 """A record opens as the same video whatever holds it, and a clip of a longer file is cut out of it."""
 
 import os
-import sys
-import types
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from numbered import picture, read_number, write
 
+from input_pipeline import videos
 from input_pipeline.annotations import Record
 from input_pipeline.decode import Video
 from input_pipeline.errors import DecodeError
@@ -209,10 +209,8 @@ def test_clip_of_a_folder_of_frames(tmp_path):
 
 
 def test_row_of_a_shard(movie, monkeypatch):
-    content = {("shard-0", 3): open(movie, "rb").read()}
-    shards = types.SimpleNamespace(read_video=lambda path, position: content[path, position])
-    monkeypatch.setitem(sys.modules, "input_pipeline.shards", shards)
-    monkeypatch.setattr(sys.modules["input_pipeline"], "shards", shards, raising=False)
+    content = {("shard-0", 3): Path(movie).read_bytes()}
+    monkeypatch.setattr(videos, "read_video", lambda path, position: content[path, position])
     assert numbers(open_video(record("shard-0", position=3)), [7]) == [7]
 
 
