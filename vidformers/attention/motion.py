@@ -52,19 +52,19 @@ class Motion(Scheme):
         return (query.y // m == key.y // m) & (query.x // m == key.x // m)
 
 
-def _block_of_3(grid, t, y, x):
-    """On a side of 6: rows and columns 0 to 2 form one block, 3 to 5 the next, in every frame."""
-    rows = (0, 1, 2) if y < 3 else (3, 4, 5)
-    columns = (0, 1, 2) if x < 3 else (3, 4, 5)
+def _block_of_2(grid, t, y, x):
+    """On a side of 6: rows and columns 0 and 1 form one block, 2 and 3 the next, 4 and 5 the last, in every frame."""
+    first = {0: 0, 1: 0, 2: 2, 3: 2, 4: 4, 5: 4}
+    rows, columns = (first[y], first[y] + 1), (first[x], first[x] + 1)
     return [(s, j, i) for s in range(grid[0]) for j in rows for i in columns]
 
 
-def _ragged_block_of_2(grid, t, y, x):
-    """On a side of 5: rows and columns 0 and 1 form one block, 2 and 3 the next, 4 the last, in every frame."""
-    rows = {0: (0, 1), 1: (0, 1), 2: (2, 3), 3: (2, 3), 4: (4,)}[y]
-    columns = {0: (0, 1), 1: (0, 1), 2: (2, 3), 3: (2, 3), 4: (4,)}[x]
+def _ragged_block_of_3(grid, t, y, x):
+    """On a side of 7: rows and columns 0 to 2 form one block, 3 to 5 the next, 6 the last, in every frame."""
+    rows = (0, 1, 2) if y < 3 else (3, 4, 5) if y < 6 else (6,)
+    columns = (0, 1, 2) if x < 3 else (3, 4, 5) if x < 6 else (6,)
     return [(s, j, i) for s in range(grid[0]) for j in rows for i in columns]
 
 
-register("motion", lambda: Motion(3), grid=(4, 6, 6), keys=_block_of_3)
-register("motion_ragged", lambda: Motion(2), grid=(4, 5, 5), keys=_ragged_block_of_2)
+register("motion", lambda: Motion(2), grid=(4, 6, 6), keys=_block_of_2)
+register("motion_ragged", lambda: Motion(3), grid=(4, 7, 7), keys=_ragged_block_of_3)
