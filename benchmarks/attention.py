@@ -1,13 +1,15 @@
-"""Softmax attention by each backend, on the groups that the schemes of the base models make, taking turns.
+"""Compares the backends of softmax attention on groups as large as those of the base models.
 
 Command: python -m benchmarks.attention [--batch=1] [--rounds=9] [--dtype=float32]
-One JSON line a scheme: median seconds of forward, and of forward and backward, of each backend that this machine has,
-null where its memory does not do.
-What `model.backend=auto` chooses rests on these.
+
+The backends take turns. Prints one JSON line for each scheme: median seconds of forward, and of forward and backward,
+for each backend that this machine supports, or null where memory is exhausted. `model.backend=auto` is chosen from
+these results.
 """
 
 import statistics
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +23,10 @@ from vidformers.errors import ConfigError
 
 HEADS, WIDTH = 12, 64
 GROUPS = {"frame": (8, 197, 197), "time": (196, 9, 9), "motion, M=2": (49, 33, 33), "joint": (1, 1569, 1569)}
-GROUPS |= {"joint, 32 frames": (1, 6273, 6273)}  # groups of a clip, queries and keys of each
+GROUPS |= {"joint, 32 frames": (1, 6273, 6273)}  # (groups of a clip, queries of a group, keys of a group)
 
 
-def timed(run, *arguments) -> float:
+def time_call(run, *arguments) -> float:
     started = time.perf_counter()
     jax.block_until_ready(run(*arguments))
     return time.perf_counter() - started
@@ -39,19 +41,16 @@ def main():
             check_backend(backend, "softmax", jnp.dtype(args.dtype), WIDTH)
             backends.append(backend)
         except ConfigError as error:
-            print(f"{backend} is left out: {error}")
+            print(f"Skipped {backend}: {error}")
     for scheme, (groups, queries, keys) in GROUPS.items():
         rng = np.random.default_rng(0)
         q, k, v, g = (
             jnp.asarray(rng.normal(size=(args.batch, groups, n, HEADS, WIDTH)), args.dtype)
             for n in (queries, keys, keys, queries)
         )
-        runs, seconds, full = {}, {}, set()
+        runs, seconds, out_of_memory = {}, {}, set()
         for backend in backends:
-
-            def forward(q, k, v, kernel=softmax_kernel(backend)):
-                return attend(q, k, v, kernel=kernel)
-
+            forward = partial(attend, kernel=softmax_kernel(backend))
             runs[backend, "forward"] = jax.jit(forward), (q, k, v)
             runs[backend, "both"] = (
                 jax.jit(lambda q, k, v, g, forward=forward: jax.vjp(forward, q, k, v)[1](g)),
@@ -59,13 +58,13 @@ def main():
             )
         for _ in range(1 + args.rounds):
             for name, (run, arguments) in runs.items():
-                if name not in full:
+                if name not in out_of_memory:
                     try:
-                        seconds.setdefault(name, []).append(timed(run, *arguments))
+                        seconds.setdefault(name, []).append(time_call(run, *arguments))
                     except jax.errors.JaxRuntimeError as error:
                         if "RESOURCE_EXHAUSTED" not in str(error):
                             raise
-                        full.add(name)
+                        out_of_memory.add(name)
         report(
             benchmark="attention",
             scheme=scheme,
@@ -76,7 +75,7 @@ def main():
             dtype=args.dtype,
             seconds={
                 backend: {
-                    pass_: None if (backend, pass_) in full else statistics.median(seconds[backend, pass_][1:])
+                    pass_: None if (backend, pass_) in out_of_memory else statistics.median(seconds[backend, pass_][1:])
                     for pass_ in ("forward", "both")
                 }
                 for backend in backends

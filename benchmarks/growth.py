@@ -1,11 +1,15 @@
-"""How time and memory of each attention scheme grow: with frames, with the grid, with block size and window.
+"""Measures how time and memory of each attention grow with frames, grid, block size and window.
 
 Command: python -m benchmarks.growth [--out=STEM] [--seconds=3] [--largest=1]
-One attention sublayer of width 128 and 2 heads, forward and backward, on one clip. One JSON line a scheme and axis:
-for each size, seconds, temporary bytes as the compiler accounts for them, and multiply-adds counted from the traced
-program; and the exponents of the three, fitted over the upper half of the sizes. Multiply-adds are the theory: time
-that grows otherwise is bound by something else. With --out, charts STEM-growth-AXIS.png. `--table=FILE` prints recorded
-lines as a table instead. `--largest` below 1 leaves out sizes above that share of the largest.
+
+Measures one attention sublayer of width 128 with 2 heads, forward and backward, on one clip: every registered scheme,
+and the attentions that are not schemes. Prints one JSON line for each attention and axis. It holds for each size the
+seconds, the temporary bytes reported by the compiler, and the multiply-adds counted in the traced program, and the
+exponents of these three, fitted over the upper half of the sizes. Multiply-adds are the theory: time with another
+exponent is bound by something else.
+
+`--out` draws charts STEM-growth-AXIS.png. `--table=FILE` prints recorded lines as a table instead. `--largest` below 1
+skips sizes above this fraction of the largest.
 """
 
 import json
@@ -27,66 +31,64 @@ from vidformers.attention.frame import Frame
 from vidformers.attention.joint import Joint
 from vidformers.attention.longformer import FrameSequence, LongformerAttention
 from vidformers.attention.motion import Motion
-from vidformers.attention.shifted import Shifted
+from vidformers.attention.registry import load_schemes
 from vidformers.attention.shifted_window import ShiftedWindowAttention
 from vidformers.attention.shrinking import ShrinkingAttention
-from vidformers.attention.time import Time
 from vidformers.layers.tokens import Tokens
 from vidformers.models.summary import count_macs
 
 WIDTH, HEADS = 128, 2
-FRAMES, GRID = 8, 14  # where they do not grow
+FRAMES, GRID = 8, 14  # the sizes of the axes that do not grow
 SIZES = {"frames": (4, 8, 16, 32, 64), "grid": (7, 14, 21, 28), "block": (1, 2, 7, 14), "window": (8, 16, 32, 64, 128)}
 
 
-def scheme(make):
-    return partial(SelfAttention, make, WIDTH, HEADS)
+def self_attention(scheme, **options):
+    return partial(SelfAttention, scheme, WIDTH, HEADS, **options)
 
 
-SCHEMES = {
-    "frame": scheme(Frame()),
-    "time": scheme(Time()),
-    "joint": scheme(Joint()),
-    "joint, linear (ReLU)": partial(SelfAttention, Joint(), WIDTH, HEADS, kernel="relu"),
-    "motion, M=2": scheme(Motion(2)),
-    "shifted heads (MSCA)": scheme(Shifted("heads", "KV", 1, 1)),
-    "shrinking (STAT)": partial(ShrinkingAttention, WIDTH, HEADS),
-    "windows (Swin)": partial(ShiftedWindowAttention, WIDTH, HEADS, window=(8, 7, 7), shifted=True),
-    "convolutional (CvT)": partial(ConvolutionalAttention, Frame(), WIDTH, HEADS),
-}
-PER_FRAME = ("shrinking (STAT)", "shifted heads (MSCA)")  # with a class token a frame
+def attentions() -> dict:
+    """Returns name -> (sublayer without rngs, class tokens: 'none', one a 'clip' or one a 'frame')."""
+    registered = {
+        name: (self_attention(entry.make()), "clip" if "clip" in entry.class_tokens else "frame")
+        for name, entry in load_schemes().items()
+    }
+    return registered | {
+        "joint, linear (ReLU)": (self_attention(Joint(), kernel="relu"), "clip"),
+        "shrinking (STAT)": (partial(ShrinkingAttention, WIDTH, HEADS), "frame"),
+        "windows (Swin)": (partial(ShiftedWindowAttention, WIDTH, HEADS, window=(8, 7, 7), shifted=True), "none"),
+        "convolutional (CvT)": (partial(ConvolutionalAttention, Frame(), WIDTH, HEADS), "none"),
+    }
+
+
+def draw_tokens(class_tokens: str, frames: int = FRAMES, grid: int = GRID) -> Tokens:
+    count = {"none": 0, "clip": 1, "frame": frames}[class_tokens]
+    rng = np.random.default_rng(0)
+    shapes = (1, frames, grid, grid, WIDTH), (1, count, WIDTH)
+    return Tokens(*(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes))
+
+
+def draw_series(frames: int) -> FrameSequence:
+    values = np.random.default_rng(0).normal(size=(1, 1 + frames, WIDTH))
+    return FrameSequence(jnp.asarray(values, jnp.float32), jnp.ones((1, 1 + frames), bool))
 
 
 def cases():
-    """(scheme, axis, sizes, size -> (what makes the sublayer, its tokens))."""
+    """Yields (name, axis, sizes, function of a size that returns the sublayer without rngs and its tokens)."""
 
-    def tokens(classes, frames=FRAMES, grid=GRID):
-        rng = np.random.default_rng(0)
-        shape = (1, frames, grid, grid, WIDTH)
-        count = {"none": 0, "clip": 1, "frames": frames}[classes]
-        return Tokens(*(jnp.asarray(rng.normal(size=s), jnp.float32) for s in (shape, (1, count, WIDTH))))
+    def with_size(sublayer, class_tokens, axis):
+        return lambda size: (sublayer, draw_tokens(class_tokens, **{axis: size}))
 
-    def series(frames):
-        values = np.random.default_rng(0).normal(size=(1, 1 + frames, WIDTH))
-        return FrameSequence(jnp.asarray(values, jnp.float32), jnp.ones((1, 1 + frames), bool))
-
-    for name, make in SCHEMES.items():
-        classes = "frames" if name in PER_FRAME else "none" if "Swin" in name or "CvT" in name else "clip"
+    for name, (sublayer, class_tokens) in attentions().items():
         for axis in ("frames", "grid"):
-            yield (
-                name,
-                axis,
-                SIZES[axis],
-                lambda size, axis=axis, make=make, classes=classes: (make, tokens(classes, **{axis: size})),
-            )
-    yield "motion, block M", "block", SIZES["block"], lambda size: (scheme(Motion(size)), tokens("clip"))
+            yield name, axis, SIZES[axis], with_size(sublayer, class_tokens, axis)
+    yield "motion, block M", "block", SIZES["block"], lambda m: (self_attention(Motion(m)), draw_tokens("clip"))
     window = partial(LongformerAttention, WIDTH, HEADS)
-    yield "window (VTN)", "frames", (64, 128, 256, 512), lambda size: (partial(window, 32), series(size))
-    yield "window (VTN)", "window", SIZES["window"], lambda size: (partial(window, size), series(512))
+    yield "window (VTN)", "frames", (64, 128, 256, 512), lambda size: (partial(window, 32), draw_series(size))
+    yield "window (VTN)", "window", SIZES["window"], lambda size: (partial(window, size), draw_series(512))
 
 
 def measure(make, tokens, seconds: float) -> dict:
-    """Of forward and backward: median seconds over a while, temporary bytes; of forward, multiply-adds."""
+    """Returns median seconds and temporary bytes of forward and backward, and multiply-adds of forward."""
     graph, state = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
     parameters = jax.jit(lambda: nnx.to_pure_dict(nnx.state(make(rngs=nnx.Rngs(0)))))()
 
@@ -111,23 +113,23 @@ def measure(make, tokens, seconds: float) -> dict:
 
 
 def exponent(sizes, values) -> float:
-    """The slope of log value over log size in the upper half of the sizes, where overheads count least."""
+    """Returns the slope of log value over log size in the upper half of the sizes, where overheads matter least."""
     half = len(sizes) // 2
     return float(np.polyfit(np.log(sizes[half:]), np.log(values[half:]), 1)[0])
 
 
 def draw(rows: list[dict], stem: Path) -> None:
-    """A chart an axis: seconds and bytes over size, each scheme a line with its exponents."""
+    """Draws a chart for each axis: seconds and bytes over size, with a line and an exponent for each attention."""
     from matplotlib.figure import Figure
 
     names = {"frames": "frames", "grid": "patches a side", "block": "block size M", "window": "window w"}
     for axis in dict.fromkeys(row["axis"] for row in rows):
-        own = [row for row in rows if row["axis"] == axis]
-        sizes = sorted({size for row in own for size in row["sizes"]})
+        axis_rows = [row for row in rows if row["axis"] == axis]
+        sizes = sorted({size for row in axis_rows for size in row["sizes"]})
         figure = Figure(figsize=(13, 5.5), layout="constrained")
         panels = figure.subplots(1, 2)
         for panel, field, unit in zip(panels, ("seconds", "bytes"), ("seconds", "temporary bytes"), strict=True):
-            for i, row in enumerate(own):
+            for i, row in enumerate(axis_rows):
                 panel.plot(
                     row["sizes"],
                     [point[field] for point in row["points"]],
@@ -136,7 +138,8 @@ def draw(rows: list[dict], stem: Path) -> None:
                     linewidth=1.3,
                     markersize=5,
                 )
-            decades = np.log10([point[field] for row in own for point in row["points"]])  # whole ones, to be read off
+            # Limits at powers of ten make a logarithmic axis readable.
+            decades = np.log10([point[field] for row in axis_rows for point in row["points"]])
             panel.set(
                 xscale="log",
                 yscale="log",
