@@ -1,7 +1,8 @@
 """Transcoding of one video to one H.264 clip that decodes fast and exactly. `prepare` calls it for every video.
 
 A clip has a constant frame rate, short closed groups of pictures, no B-frames, no audio, and no rotation to apply.
-Its bytes depend only on the decoded frames, their times and the `Encoding`.
+Its bytes depend only on the source file and the `Encoding`, for one version of FFmpeg and x264 and on x86 processors with
+AVX2. On other processors FFmpeg may round a colour conversion differently.
 """
 
 import dataclasses
