@@ -1,8 +1,8 @@
 """Transcoding of one video to one H.264 clip that decodes fast and exactly. `prepare` calls it for every video.
 
 A clip has a constant frame rate, short closed groups of pictures, no B-frames, no audio, and no rotation to apply.
-Its bytes depend only on the source file and the `Encoding`, for one version of FFmpeg and x264 and on x86 processors with
-AVX2. On other processors FFmpeg may round a colour conversion differently.
+Its bytes depend only on the source file and the `Encoding`, given one version of FFmpeg and x264 and an x86 processor
+with AVX2. On other processors FFmpeg may round a colour conversion differently.
 """
 
 import dataclasses
@@ -22,9 +22,10 @@ from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.shards import read_video
 from input_pipeline.videos import open_video
 
-# One thread: with more, the bytes would depend on the number of threads. cpu-independent: x264 propagates costs from
-# frame to frame ("mbtree") by other rounding in its AVX-512 functions, and these give another result about once in 300
-# clips for the same frames, on one machine (libx264 of PyAV 18.1, AMD Zen 5). The option takes the functions in C.
+# One thread: with more, the bytes would depend on the number of threads. cpu-independent: x264 takes its C functions for
+# "mbtree", the propagation of costs from frame to frame. The AVX-512 functions give other bytes, and not always the same
+# bytes for the same frames on one machine: 34 of 16,100 clips differed, and none of 28,600 with this option (libx264 of
+# PyAV 18.1, AMD Zen 5).
 _X264_PARAMS = (
     "scenecut=0:open-gop=0:bframes=0:threads=1:lookahead-threads=1:cpu-independent=1:colormatrix=smpte170m:range=tv"
 )
