@@ -22,10 +22,10 @@ from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.shards import read_video
 from input_pipeline.videos import open_video
 
-# One thread: with more, the bytes would depend on the number of threads. cpu-independent: x264 takes its C functions for
-# "mbtree", the propagation of costs from frame to frame. The AVX-512 functions give other bytes, and not always the same
-# bytes for the same frames on one machine: 34 of 16,100 clips differed, and none of 28,600 with this option (libx264 of
-# PyAV 18.1, AMD Zen 5).
+# One thread: with more, the bytes would depend on the number of threads. cpu-independent: x264 takes its C functions
+# for "mbtree", the propagation of costs from frame to frame. The AVX-512 functions give other bytes, and not always the
+# same bytes for the same frames on one machine: 34 of 16,100 clips differed, and none of 28,600 with this option
+# (libx264 of PyAV 18.1, AMD Zen 5).
 _X264_PARAMS = (
     "scenecut=0:open-gop=0:bframes=0:threads=1:lookahead-threads=1:cpu-independent=1:colormatrix=smpte170m:range=tv"
 )
