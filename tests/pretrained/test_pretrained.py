@@ -11,15 +11,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import safetensors.numpy
-from command import arguments, one_sentence, render
+from command import Run, arguments, one_sentence, render
 from drawn import clip
 from weights import GOLDENS, SIDE, TIGHT, arrays_of, fitted, loaded, tiny_vit, write
 
 import main
 from vidformers.errors import ConfigError
 from vidformers.pretrained import layouts
-from vidformers.pretrained.files import open_file
 from vidformers.pretrained.fit import resize, resize_patch
 
 # Names in Hugging Face's TimeSformer -> names in the file of TimeSformer's authors.
@@ -300,63 +298,6 @@ def test_attention_over_time_is_left_out_only_when_allowed(save):
     assert "Not loaded: attention over time." in left_out.remarks
 
 
-@pytest.mark.parametrize(
-    "content, sentence",
-    [
-        (b"", "is not a file of weights"),
-        (b"text that is long enough", "is not a file of weights"),
-        (b'\x10\0\0\0\0\0\0\0{"a":', "is damaged, or not a file of safetensors"),
-        (b"PK\x03\x04garbage", "is damaged"),
-        (b"\x80\x02}q\x00.", "not a file of torch.save"),
-    ],
-)
-def test_damaged_files_are_refused(content, sentence, tmp_path):
-    path = tmp_path / "weights"
-    path.write_bytes(content)
-    with pytest.raises(ConfigError, match=sentence):
-        open_file(str(path))
-
-
-def test_missing_and_ambiguous_files_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="neither a file, nor a folder, nor OWNER/NAME"):
-        open_file(str(tmp_path / "none"))
-    with pytest.raises(ConfigError, match="holds no file of weights"):
-        open_file(str(tmp_path))
-    for name in ("a.npz", "b.npz"):
-        np.savez(tmp_path / name, x=np.zeros(2))
-    with pytest.raises(ConfigError, match=r"several files of weights, a\.npz and b\.npz"):
-        open_file(str(tmp_path))
-    np.savez(tmp_path / "objects.npz", x=np.array([{}], object))
-    with pytest.raises(ConfigError, match="holds pickled objects"):
-        open_file(str(tmp_path / "objects.npz"))
-
-
-def test_a_repository_in_the_cache_needs_no_network(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    snapshot = tmp_path / "models--owner--name" / "snapshots" / commit
-    snapshot.mkdir(parents=True)
-    (tmp_path / "models--owner--name" / "refs").mkdir()
-    (tmp_path / "models--owner--name" / "refs" / "main").write_text(commit)
-    safetensors.numpy.save_file({"x": np.ones(3, np.float32)}, snapshot / "model.safetensors")
-    file = open_file("owner/name")
-    assert file.revision == commit and list(file.arrays) == ["x"]
-    with pytest.raises(ConfigError, match=r"owner/other is not in the cache of huggingface_hub, and .* reached"):
-        open_file("owner/other")
-
-
-def test_the_files_that_an_index_names_are_read(tmp_path):
-    for number in (1, 2):
-        safetensors.numpy.save_file({f"x{number}": np.full(3, number, np.float32)}, tmp_path / f"p{number}.safetensors")
-    index = tmp_path / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"x1": "p1.safetensors", "x2": "p2.safetensors"}}))
-    assert {name: array[0] for name, array in open_file(str(tmp_path)).arrays.items()} == {"x1": 1, "x2": 2}
-    (tmp_path / "p2.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"names p2\.safetensors, which is missing"):
-        open_file(str(tmp_path))
-
-
 @pytest.mark.quick
 def test_every_golden_file_has_exactly_one_layout():
     for name, golden in GOLDENS.items():
@@ -382,24 +323,25 @@ def command(capsys):
     return run
 
 
-def test_a_run_starts_from_weights(data, save, tmp_path, command):
+def test_a_run_starts_from_weights(data, save, tmp_path):
+    """The runs have processes of their own: one device compiles and saves faster than the eight of the tests."""
     fields = {"init.weights": save(tiny_vit()), "init.head": "as_is", "eval.on_bad": "skip"}
     evaluated, trained = tmp_path / "evaluated", tmp_path / "trained"
-    status, out, _ = command(arguments(data, evaluated, fields, mode="eval"))
-    assert status == 0 and "ViT of timm" in out and "encoder.class_token" in out
+    out = Run(arguments(data, evaluated, fields, mode="eval")).finish()
+    assert "ViT of timm" in out and "encoder.class_token" in out
     report = json.loads((evaluated / "init.json").read_text())
     assert report["counts"] == {"loaded": 20, "resized": 0, "new": 0, "unused": 0}
     assert len(report["sha256"]) == 64 and report["layout"] == "ViT of timm"
     fields |= {"optim.lr": 1e-9, "optim.weight_decay": 0.0, "train.total_steps": 4}
-    assert command(training := arguments(data, trained, fields))[0] == 0
+    Run(arguments(data, trained, fields)).finish()
     (name,) = [path.name for path in evaluated.glob("eval_*.json")]
     before = json.loads((evaluated / name).read_text())
     last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
     loss = next(key for key in last if key.startswith("val/loss@2"))
     assert last[loss] == pytest.approx(before[loss], rel=1e-4), "a learning rate near zero keeps the loaded values"
     Path(fields["init.weights"], "model.safetensors").unlink()
-    status, out, _ = command(training)
-    assert status == 0 and "Continues" in out, "the checkpoint holds the loaded values"
+    continued = Run(arguments(data, trained, fields)).finish()
+    assert "Continues" in continued, "the checkpoint holds the loaded values"
 
 
 def test_a_run_refuses_weights_that_do_not_fit_before_it_compiles(data, save, tmp_path, command):

@@ -58,10 +58,8 @@ def still(frames, side=SIDE):
     [
         pytest.param("vit", {}, marks=pytest.mark.quick),
         ("timesformer", dict(starts_as_image=False)),
-        ("mevit", EARLY),
         ("mevit", EARLY | dict(temporal_fc=True, class_queries_motion=True)),
         ("mevit", EARLY | dict(order="space_motion")),
-        ("havit", INPUT),
         ("havit", INPUT | dict(dictionary=4, hybrid="multi_view")),
         ("msca", {}),
         ("msca", dict(direction="patches", boundary="wrap")),
@@ -98,9 +96,7 @@ def test_a_still_clip_gets_the_answers_of_the_image(name, options, folder, image
 def test_the_report_says_why_a_still_clip_gets_other_answers(
     name, options, time, reason, folder, image_answers, float64
 ):
-    options = MODEL | options
-    pretrained = fitted(folder, name, dict(time=time), frames=FRAMES, **options)
-    run = case_runner(name, tuple(options.items()), time, folder)
+    run, pretrained = loaded_once(folder, name, time, **MODEL | options)
     assert np.abs(run(still(FRAMES))[0] - image_answers[0]).max() > 1e-2
     assert json.loads(pretrained.report())["starts_as_image_model"] is False
     assert any(reason in difference for difference in pretrained.still_clip_differences)
@@ -108,8 +104,8 @@ def test_the_report_says_why_a_still_clip_gets_other_answers(
 
 
 @cache
-def case_runner(name, options, time, folder):
-    return loaded(folder, name, dict(time=time), frames=FRAMES, **dict(options))[0]
+def loaded_once(folder, name, time, **options):
+    return loaded(folder, name, dict(time=time), frames=FRAMES, **options)
 
 
 def test_the_backbone_of_vtn_sees_each_frame_as_the_image_model(folder, image_answers, float64):
@@ -239,6 +235,22 @@ def test_the_report_is_right_for_every_registered_scheme(entry, with_frame, squa
     apart = np.abs(features - expected).max()
     assert apart > 1e-2 if pretrained.still_clip_differences else apart < 1e-9
     assert not with_frame or not pretrained.still_clip_differences
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        (dict(class_keys=False, class_queries=False), "its class token is not a key of the attention"),
+        (dict(class_queries=False), "its class token does not query in the attention"),
+        (dict(extra_projection=True), "the extra projection after its attention starts at zero"),
+    ],
+)
+def test_the_attention_within_a_frame_must_have_the_options_of_an_image_model(options, reason, square, float64):
+    weights, expected = square(3)
+    make_model = scheme_model(SCHEMES["frame"], attention=options, depth=1, dtype="float64")
+    pretrained = load_into(make_model, weights)
+    assert np.abs(runner(make_model, pretrained)(still(4, 3 * PATCH))[1] - expected).max() > 1e-2
+    assert reason in pretrained.still_clip_differences
 
 
 # The parts of the decision

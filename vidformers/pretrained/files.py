@@ -149,7 +149,7 @@ def _read_indexed(path):
         files = [path.parent / name for name in names if Path(name).name == name]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise ConfigError(f"{path} is not an index of files of safetensors.") from None
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for file in files:
         if not file.exists():
             raise ConfigError(f"{path} names {file.name}, which is missing.")
@@ -184,7 +184,7 @@ def _digest(files):
 
 
 def _read_metadata(folder):
-    metadata = {}
+    metadata: dict = {}
     for name in ("config.json", "preprocessor_config.json"):
         try:
             content = json.loads((folder / name).read_text(encoding="utf-8"))

@@ -86,7 +86,10 @@ class Fit:
     """
 
     def __init__(self, model, shapes, source, init: Init, class_order=None):
-        self.source, self.init, self.values, self.not_loaded, self._rows = source, init, {}, [], {}
+        self.source, self.init = source, init
+        self.values: dict[tuple, np.ndarray] = {}
+        self.not_loaded: list[str] = []
+        self._rows: dict[tuple, tuple[str, str]] = {}
         self.shapes = {path: leaf.shape for path, leaf in flatten(shapes).items()}
         self.place(model)
         if class_order is not None:

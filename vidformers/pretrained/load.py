@@ -110,7 +110,7 @@ def load(init: Init, make_model, class_names=None) -> Pretrained:
     Raises:
         ConfigError: the file cannot be read or does not fit the model.
     """
-    file = open_file(init.weights)
+    file = open_file(str(init.weights))
     model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
     try:
         source, fit, unused, remarks = _fit(file, model, make_model, init, class_names)

@@ -18,7 +18,7 @@ from vidformers.errors import ConfigError
 from vidformers.layers.mlp import Mlp
 from vidformers.models.encoder import FramewiseEncoder
 
-_PAIRS_AT_ONCE = 2**24  # (query, key) pairs in memory at a time
+_PAIRS_AT_ONCE = 2**22  # (query, key) pairs in memory at a time
 
 
 class Role(Enum):

@@ -10,6 +10,7 @@ import math
 import pickle
 import pickletools
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -114,6 +115,7 @@ class _Function:
     """A function that a pickle may call but cannot change."""
 
     __slots__ = ("_function",)
+    _function: Callable
 
     def __init__(self, function):
         object.__setattr__(self, "_function", function)
@@ -140,6 +142,7 @@ def _tensor(storage, offset, shape, strides, *_):
         raise Malformed("a tensor has no storage")
     offset, shape, strides = _natural(offset), tuple(map(_natural, shape)), tuple(map(_natural, strides))
     count = math.prod(shape)
+    # Unequal lengths are refused below.
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=False))
     if (
         len(shape) != len(strides)
@@ -201,7 +204,7 @@ def _unpickle(file, storages, size):
     """Returns the next object of a stream of `size` bytes."""
     start = file.tell()
     for opcode, argument, _ in pickletools.genops(file):  # the unpickler allocates memory for any memo number
-        if "PUT" in opcode.name and int(argument) > size:
+        if "PUT" in opcode.name and int(argument or 0) > size:
             raise Malformed("it numbers more objects than it can hold")
     file.seek(start)
     return _Unpickler(file, storages).load()
@@ -233,7 +236,7 @@ def read(path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
 
 
 def _read(path):
-    storages = {}
+    storages: dict[str, _Storage] = {}
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             content, read_storage = _read_zip(archive, storages)
