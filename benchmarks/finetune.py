@@ -1,12 +1,15 @@
-"""Steps that fine-tuning takes to an accuracy, beside training from scratch: the demo's MEViT on motion clips.
+"""Compares the steps that fine-tuning and training from scratch take to an accuracy: the demo's MEViT on motion clips.
 
 Command: python -m benchmarks.finetune [--data=data/motion_clips] [--accuracy=0.95] [--seeds=3] [--steps=800]
 [--pretrain=800] [--every=20]
-The model learns three of the five pairs of motions and is exported. Then it learns the other two, from the export and
-from scratch, by the same commands and settings, and is evaluated after every so many steps on one view of the held-out
-clips of those two; a run ends when it reaches the accuracy. One JSON line: the steps to it by seed, their ratios and
-the median of these. A run from scratch that does not reach it counts with all of its steps, so that the ratio is an
-upper bound; fine-tuning that does not is an error.
+
+The model is trained on three of the five pairs of motions and exported. It is then trained on the other two pairs, from
+the export and from scratch, by the same commands with the same settings. Every `--every` steps it is evaluated on one
+view of the held-out clips of these two pairs. A run ends when it reaches the accuracy.
+
+Prints one JSON line: the steps by seed, their ratios, and the median ratio. A run from scratch that does not reach the
+accuracy counts with all of its steps, so the ratio is then an upper bound. It is an error if fine-tuning does not reach
+the accuracy.
 """
 
 import argparse
@@ -23,16 +26,19 @@ from input_pipeline.motion_clips import CLASSES, ensure
 from vidformers.training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
-FIRST, SECOND = CLASSES[:6], CLASSES[6:]  # slides and sizes; turns and appearing
+PRETRAIN_CLASSES, FINETUNE_CLASSES = CLASSES[:6], CLASSES[6:]  # slides and sizes; turns and appearances
 
 
 def subset(data: Path, folder: Path, names) -> list[str]:
-    """Lists of the clips of these classes alone; returns the fields of a run on them."""
+    """Writes manifests with the clips of the classes `names`, and returns the flags of a run on them."""
     folder.mkdir()
     for split in ("train", "val"):
-        with open(data / f"{split}.csv", newline="") as before, open(folder / f"{split}.csv", "w", newline="") as after:
-            rows = [(data / path, CLASSES[int(label)]) for path, label in list(csv.reader(before))[1:]]
-            csv.writer(after).writerows([("path", "label"), *(row for row in rows if row[1] in names)])
+        with (
+            open(data / f"{split}.csv", newline="") as source,
+            open(folder / f"{split}.csv", "w", newline="") as target,
+        ):
+            rows = [(data / path, CLASSES[int(label)]) for path, label in list(csv.reader(source))[1:]]
+            csv.writer(target).writerows([("path", "label"), *(row for row in rows if row[1] in names)])
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in names))
     swaps = tuple(
         (name, name.replace("left", "right").replace("turn clock", "turn anticlock"))
@@ -60,20 +66,20 @@ def finish(process: subprocess.Popen) -> None:
 
 
 def steps_to(accuracy: float, workdir: Path, fields) -> int | None:
-    """Trains until the accuracy is reached, and returns at which step it was; None where it was not."""
+    """Trains until the accuracy is reached. Returns the step at which it was, or None if it was not."""
 
-    def reached():
+    def step_reached():
         return next((row["step"] for row in read_metrics(workdir) if row.get("val/top1@1x1", 0) >= accuracy), None)
 
     process = start(workdir, fields)
-    while process.poll() is None and reached() is None:
+    while process.poll() is None and step_reached() is None:
         time.sleep(0.5)
-    if reached() is None:
+    if step_reached() is None:
         finish(process)
     else:
-        process.terminate()  # it saves and ends
+        process.terminate()  # the run saves a checkpoint and exits
         process.wait()
-    return reached()
+    return step_reached()
 
 
 def main():
@@ -88,10 +94,11 @@ def main():
     data = ensure(args.data)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        first, second = subset(data, folder / "three", FIRST), subset(data, folder / "two", SECOND)
-        once = [f"--config.train.total_steps={args.pretrain}", "--config.train.eval_every_steps=none"]
-        finish(start(folder / "before", [*first, *once]))
-        finish(start(folder / "before", [*first, *once, "--mode=export", f"--out={folder / 'model'}"]))
+        pretrain_flags = subset(data, folder / "three", PRETRAIN_CLASSES)
+        finetune_flags = subset(data, folder / "two", FINETUNE_CLASSES)
+        pretrain_flags += [f"--config.train.total_steps={args.pretrain}", "--config.train.eval_every_steps=none"]
+        finish(start(folder / "before", pretrain_flags))
+        finish(start(folder / "before", [*pretrain_flags, "--mode=export", f"--out={folder / 'model'}"]))
         steps = {"finetuned": [], "scratch": []}
         for seed in range(args.seeds):
             for kind, weights in (("finetuned", [f"--config.init.weights={folder / 'model'}"]), ("scratch", [])):
@@ -100,7 +107,7 @@ def main():
                         args.accuracy,
                         folder / f"{kind}{seed}",
                         [
-                            *second,
+                            *finetune_flags,
                             *weights,
                             f"--config.seed={seed}",
                             f"--config.train.total_steps={args.steps}",
@@ -112,7 +119,8 @@ def main():
         last = [row for row in read_metrics(folder / "before") if any(name.startswith("val/top1") for name in row)][-1]
     assert all(steps["finetuned"]), f"fine-tuning did not reach {args.accuracy} in {args.steps} steps: {steps}"
     ratios = [
-        ours / (scratch or args.steps) for ours, scratch in zip(steps["finetuned"], steps["scratch"], strict=True)
+        finetuned / (scratch or args.steps)
+        for finetuned, scratch in zip(steps["finetuned"], steps["scratch"], strict=True)
     ]
     report(
         benchmark="finetune",

@@ -1,8 +1,9 @@
-"""Inference of HaViT-S/16 by its internal attention: joint, linear, cosine and divided, taking turns.
+"""Inference time of HaViT-S/16 with joint, linear, cosine and divided internal attention, measured in turns.
 
 Command: python -m benchmarks.inference [--frames=8] [--batch=1] [--rounds=7] [--dtype=float32]
-HaViT reports linear activation to be about 5 times and divided attention about 3 times as fast as joint attention. One
-JSON line: medians, and the ratio of each to joint attention.
+
+HaViT reports that linear attention is about 5 times, and divided attention about 3 times, as fast as joint attention.
+Prints one JSON line with the median seconds of each, and their ratios to joint attention.
 """
 
 import statistics
@@ -17,7 +18,7 @@ from benchmarks.arguments import parse
 from benchmarks.measure import keep_memory, report
 from vidformers import build
 
-KINDS = {
+ATTENTIONS = {
     "joint": dict(attention="joint"),
     "linear": dict(attention="joint", kernel="relu"),
     "cosine": dict(attention="joint", kernel="cosine"),
@@ -25,8 +26,8 @@ KINDS = {
 }
 
 
-def forward(video, **options):
-    """What runs the model once and returns seconds."""
+def timed_forward(video, **options):
+    """Returns a function that runs the model once and returns its seconds."""
     make_model = partial(build, "havit", num_classes=400, size="S", frames=video.shape[1], dictionary=112, **options)
     graph = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))[0]
     parameters = jax.jit(lambda: nnx.to_pure_dict(nnx.state(make_model(rngs=nnx.Rngs(0)))))()
@@ -45,12 +46,12 @@ def main():
     args = parse(__doc__, frames=8, batch=1, rounds=7, dtype="float32")
     keep_memory()
     video = jax.device_put(np.zeros((args.batch, args.frames, 224, 224, 3), np.uint8))
-    runs = {kind: forward(video, dtype=args.dtype, **options) for kind, options in KINDS.items()}
-    seconds = {kind: [] for kind in runs}
+    runs = {name: timed_forward(video, dtype=args.dtype, **options) for name, options in ATTENTIONS.items()}
+    seconds = {name: [] for name in runs}
     for _ in range(args.rounds):
-        for kind, run in runs.items():
-            seconds[kind].append(run())
-    medians = {kind: statistics.median(times) for kind, times in seconds.items()}
+        for name, run in runs.items():
+            seconds[name].append(run())
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
     report(
         benchmark="inference",
         frames=args.frames,
@@ -58,7 +59,7 @@ def main():
         dtype=args.dtype,
         rounds=args.rounds,
         seconds=medians,
-        faster_than_joint={kind: medians["joint"] / median for kind, median in medians.items()},
+        faster_than_joint={name: medians["joint"] / median for name, median in medians.items()},
     )
 
 

@@ -1,10 +1,13 @@
-"""Whether relevance falls on what moves: its share inside the digit's box, for trained models and for random ones.
+"""Measures how much relevance falls on the moving digit, for trained models and for random ones.
 
 Command: python -m benchmarks.relevance --runs=DIR [--clips=100]
-DIR holds runs of configs/demo.py, a folder a model, trained. Explains held-out clips for the class that the model
-finds likeliest. The box is the smallest that holds all pixels in which the digit has a quarter or more of its opacity;
-a patch spreads its relevance evenly over its pixels. One JSON line a model: mean share of relevance inside the box over
-the mean share of the area that the box takes, for both maps, trained and with the same model's weights drawn anew.
+
+DIR holds trained runs of configs/demo.py, one folder per model. Held-out clips are explained for the class that the
+model finds likeliest. The box of a frame is the smallest one that holds all pixels in which the digit has at least a
+quarter of its highest opacity. A patch spreads its relevance evenly over its pixels.
+
+Prints one JSON line per model: for each map, the mean share of relevance inside the box, divided by the mean share of
+the area inside the box. 1 is chance. `trained_*` are the trained parameters, and `drawn_*` random ones of the same model.
 """
 
 import argparse
@@ -21,9 +24,12 @@ from input_pipeline.motion_clips import digit_opacity
 from vidformers import load
 from vidformers.inference.explain.relevance import relevance
 
+MAPS = ("gradient", "rollout")
+VAL_CLIPS = 500  # of the demo's data set
 
-def boxes(number, index, short_side, size):
-    """(t y x), true inside the digit's box, in the frames of that index of a clip, as the model sees them."""
+
+def inside_box(number, index, short_side, size):
+    """Returns (t y x), true inside the digit's box, for the frames `index` of a clip as the model sees them."""
     opacity, edge = digit_opacity(number)[index], (short_side - size) // 2
     out = np.zeros((len(index), size, size), bool)
     for inside, frame in zip(out, opacity, strict=True):
@@ -33,33 +39,31 @@ def boxes(number, index, short_side, size):
     return out
 
 
-def spread(maps, inside):
-    """The share of maps (t' y' x') inside boxes (t y x), and that of the area."""
+def shares_inside(maps, inside):
+    """Returns the shares of the relevance maps (t' y' x') and of the area that are `inside` (t y x)."""
     for axis in range(3):
         maps = maps.repeat(inside.shape[axis] // maps.shape[axis], axis)
     return (maps * inside).sum() / max(maps.sum(), 1e-30), inside.mean()
 
 
 def measure(folder, clips):
-    config = json.loads((folder / "run.json").read_text())["config"]
+    """Returns the mean share of the area, and the ratios of the module's docstring, for the run in `folder`."""
+    data = json.loads((folder / "run.json").read_text())["config"]["data"]
     predictor = load(folder)
-    drawn = jax.jit(lambda: nnx.to_pure_dict(nnx.state(predictor.make_model(rngs=nnx.Rngs(1)))))()
+    random_parameters = jax.jit(lambda: nnx.to_pure_dict(nnx.state(predictor.make_model(rngs=nnx.Rngs(1)))))()
     explain = jax.jit(lambda parameters, *clip: relevance(nnx.merge(predictor.graph, parameters), *clip))
-    data = config["data"]
-    numbers = np.linspace(0, 499, clips).astype(int)
+    numbers = np.linspace(0, VAL_CLIPS - 1, clips).astype(int)
     videos = [Path(data["root"]) / "val" / f"{number:06d}.mp4" for number in numbers]
-    shares = {(weights, map): [] for weights in ("trained", "drawn") for map in ("gradient", "rollout")}
+    shares = {(weights, name): [] for weights in ("trained", "drawn") for name in MAPS}
     for clip, number in zip(predictor.clips(videos), numbers, strict=True):
-        inside = boxes(number, clip.index, data["test_short_side"], data["size"])
-        for weights, parameters in (("trained", predictor.parameters), ("drawn", drawn)):
+        inside = inside_box(number, clip.index, data["test_short_side"], data["size"])
+        for weights, parameters in (("trained", predictor.parameters), ("drawn", random_parameters)):
             found = explain(parameters, clip.frames[None], clip.index[None])
-            for map in ("gradient", "rollout"):
-                shares[weights, map].append(spread(np.asarray(getattr(found, map)[0]), inside))
-    found = {
-        f"{weights}_{map}": (lambda mean: float(mean[0] / mean[1]))(np.mean(rows, axis=0))
-        for (weights, map), rows in shares.items()
-    }
-    return {"area": float(np.mean([area for _, area in shares["trained", "gradient"]])), **found}
+            for name in MAPS:
+                shares[weights, name].append(shares_inside(np.asarray(getattr(found, name)[0]), inside))
+    means = {f"{weights}_{name}": np.mean(rows, axis=0) for (weights, name), rows in shares.items()}
+    ratios = {name: float(relevance_share / area_share) for name, (relevance_share, area_share) in means.items()}
+    return {"area": float(means["trained_gradient"][1]), **ratios}
 
 
 def main():
