@@ -7,7 +7,7 @@ model finds likeliest. The box of a frame is the smallest one that holds all pix
 quarter of its highest opacity. A patch spreads its relevance evenly over its pixels.
 
 Prints one JSON line per model: for each map, the mean share of relevance inside the box, divided by the mean share of
-the area inside the box. 1 is chance. `trained_*` are the trained parameters, and `drawn_*` random ones of the same model.
+the area inside the box. 1 is chance. `trained_*` are the trained parameters, and `drawn_*` are random parameters.
 """
 
 import argparse
