@@ -127,7 +127,7 @@ def main(argv) -> int:
 
 
 def run(argv) -> int:
-    """Parses the command line and runs the command. No JAX is imported before the flags are right."""
+    """Parses the command line and runs the command. JAX is imported when a sheet needs it or the flags are right."""
     from configs.sheet import SheetError
 
     try:

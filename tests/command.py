@@ -1,8 +1,7 @@
-"""`python main.py` as a user starts it: in its own process and session, to be watched, stopped and killed."""
+"""Helpers to run `python main.py` as a user does: in a process of its own, which tests watch, stop and kill."""
 
 import json
 import os
-import shutil
 import signal
 import struct
 import subprocess
@@ -15,9 +14,11 @@ import numpy as np
 from tiny import QUICK
 
 ROOT = Path(__file__).resolve().parent.parent
-CACHE = ROOT / ".cache" / os.environ.get("PYTEST_XDIST_WORKER", "")  # workers would read what others half wrote
-FLAGS = [f"--{name}={str(value).lower()}" for name, value in QUICK.items()]
-TIMING = {"time", "train/clips_per_second", "train/frames_per_second", "train/data_wait"}
+# Each worker of pytest-xdist has its own compilation cache, since JAX does not write its entries atomically.
+CACHE = ROOT / ".cache" / os.environ.get("PYTEST_XDIST_WORKER", "")
+_XLA_FLAGS = [f"--{name}={str(value).lower()}" for name, value in QUICK.items()]
+_TIMES = {"time", "train/clips_per_second", "train/frames_per_second", "train/data_wait"}
+_TIMEOUT_SECONDS = 180
 BAD = "train/000007.mp4"
 TINY = {
     "data.source": "csv",
@@ -46,7 +47,7 @@ TINY = {
 
 
 def render(folder):
-    """A data set of 40 training and 10 validation videos; BAD of them will not decode. Returns its folder."""
+    """Renders 40 training and 10 validation videos, of which BAD cannot be decoded. Returns their folder."""
     from input_pipeline.motion_clips import MotionClips, ensure
 
     root = ensure(folder, MotionClips(train_pairs=20, val_pairs=5, size=32, frames=8), report=lambda _: None, workers=1)
@@ -55,7 +56,7 @@ def render(folder):
 
 
 def arguments(data, workdir, fields=(), mode="train"):
-    """The command line of a tiny run; `fields` override those of TINY."""
+    """Returns the command line of a tiny run; `fields` override those of TINY."""
     fields = {"data.root": data, **TINY, **dict(fields)}
     return [
         f"--config={ROOT}/configs/demo.py:vit",
@@ -66,21 +67,29 @@ def arguments(data, workdir, fields=(), mode="train"):
 
 
 class Run:
-    """A run that has been started. `limit`: bytes that a file it writes may have; `environment`: more variables."""
+    """A process that runs `main.py` in a session of its own.
 
-    def __init__(self, arguments, devices=1, limit=None, environment=None):
+    Args:
+        arguments: the command line.
+        devices: number of CPU devices.
+        file_size_limit: bytes that a file written by the process may have, None for no limit.
+        environment: variables beside those that all runs have.
+        patches: assignments to variables of modules, such as `package.module.NAME = 1`, made before `main.py` runs.
+    """
+
+    def __init__(self, arguments, devices=1, file_size_limit=None, environment=None, patches=()):
         env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
         env |= {
             "XDG_CACHE_HOME": str(CACHE),
             "PYTHONUNBUFFERED": "1",
             "JAX_PLATFORMS": "cpu",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "XLA_FLAGS": " ".join([f"--xla_force_host_platform_device_count={devices}", *FLAGS]),
+            "XLA_FLAGS": " ".join([f"--xla_force_host_platform_device_count={devices}", *_XLA_FLAGS]),
             **(environment or {}),
         }
-        capped = [] if limit is None else ["prlimit", f"--fsize={limit}"]
+        prefix = [] if file_size_limit is None else ["prlimit", f"--fsize={file_size_limit}"]
         self.process = subprocess.Popen(
-            [*capped, sys.executable, "main.py", *arguments],
+            [*prefix, sys.executable, *_program(patches), *arguments],
             cwd=ROOT,
             env=env,
             text=True,
@@ -89,115 +98,120 @@ class Run:
             stderr=subprocess.PIPE,
         )
 
-    def until(self, condition):
-        """Returns what `condition()` gives as soon as it is true of the live run."""
-        end = time.monotonic() + 180
-        while not (found := condition()):
+    def wait_until(self, condition):
+        """Waits until `condition()` is true while the process runs, and returns its value."""
+        deadline = time.monotonic() + _TIMEOUT_SECONDS
+        while not (value := condition()):
             assert self.process.poll() is None, "ended too early:\n" + "".join(self.process.communicate())
-            assert time.monotonic() < end, "the moment never came"
+            assert time.monotonic() < deadline, f"the condition was not met within {_TIMEOUT_SECONDS} s"
             time.sleep(0.002)
-        return found
+        return value
 
     def send(self, number, group=False):
+        """Sends a signal to the process, or to all processes that it has started as well."""
         (os.killpg if group else os.kill)(self.process.pid, number)
 
-    def end(self):
-        """(exit status, stdout, stderr), once nothing of the run's session is alive."""
-        out, err = self.process.communicate(timeout=180)
+    def wait(self):
+        """Returns (exit status, stdout, stderr) after the end of the process and of all that it has started."""
+        out, err = self.process.communicate(timeout=_TIMEOUT_SECONDS)
         deadline = time.monotonic() + 10
-        while left := _alive(self.process.pid):
-            assert time.monotonic() < deadline, f"processes outlive the run: {left}"
+        while alive := _alive(self.process.pid):
+            assert time.monotonic() < deadline, f"processes outlive the run: {alive}"
             time.sleep(0.05)
         return self.process.returncode, out, err
 
     def kill(self):
+        """Kills the process alone; those that it has started must end by themselves."""
         self.send(signal.SIGKILL)
-        assert self.end()[0] == -signal.SIGKILL
+        assert self.wait()[0] == -signal.SIGKILL
 
     def finish(self):
-        """stdout of a run that must end well and say nothing on stderr."""
-        code, out, err = self.end()
-        assert (code, err) == (0, ""), f"status {code}\n{out}\n{err}"
+        """Returns the stdout of a run that must succeed and print nothing to stderr."""
+        status, out, err = self.wait()
+        assert (status, err) == (0, ""), f"status {status}\n{out}\n{err}"
         return out
 
-    def refused(self):
-        """The one sentence of a run that must end with status 2."""
-        code, out, err = self.end()
-        assert code == 2, f"status {code}\n{out}\n{err}"
+    def error(self):
+        """Returns the message of a run that must end with status 2 and one line on stderr."""
+        status, out, err = self.wait()
+        assert status == 2, f"status {status}\n{out}\n{err}"
         return one_sentence(err)
 
 
+def _program(patches):
+    """Returns the arguments of Python that run `main.py` with patches."""
+    if not patches:
+        return ["main.py"]
+    modules = {patch.partition("=")[0].rpartition(".")[0] for patch in patches}
+    lines = [f"import {', '.join(sorted(modules))}", *patches, "import runpy"]
+    return ["-c", "\n".join([*lines, "runpy.run_path('main.py', run_name='__main__')"])]
+
+
 def one_sentence(err):
+    """Returns the stderr of a command that must have printed one error message and nothing else."""
     assert err.startswith("vidformers: ") and err.endswith((".\n", "?\n")) and err.count("\n") == 1, err
     return err
 
 
 def _alive(session):
-    """Command lines of the session's processes, zombies left out."""
-    found = []
+    """Returns the command lines of the processes of a session, without zombies."""
+    alive = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, _, _, own = stat.read_text().rpartition(")")[2].split()[:4]
-            if int(own) == session and state != "Z":
-                found.append((stat.parent / "cmdline").read_text().replace("\0", " "))
-        except (OSError, ValueError):
+            state, _, _, session_id = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(session_id) == session and state != "Z":
+                alive.append((stat.parent / "cmdline").read_text().replace("\0", " "))
+        except (OSError, ValueError):  # the process has ended
             continue
-    return found
+    return alive
 
 
 def rows(workdir):
-    """The lines of metrics.jsonl without what depends on the clock."""
+    """Returns the rows of metrics.jsonl without times and speeds."""
     lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    return [{name: x for name, x in json.loads(line).items() if name not in TIMING} for line in lines]
+    return [{name: x for name, x in json.loads(line).items() if name not in _TIMES} for line in lines]
 
 
-def events(workdir):
-    """(step, name, value) of the TensorBoard events, without what depends on the clock."""
+def _events(workdir):
+    """Returns (step, name, value) of each TensorBoard event without times and speeds."""
     from tensorboardX.proto.event_pb2 import Event
 
     (path,) = Path(workdir).glob("events.out.tfevents.*")
-    data, found = path.read_bytes(), []
-    while data:  # length, its checksum, the event, its checksum
+    data, events = path.read_bytes(), []
+    while data:  # records of length, checksum of the length, event, checksum of the event
         (length,) = struct.unpack("<Q", data[:8])
         event, data = Event.FromString(data[12 : 12 + length]), data[16 + length :]
-        found += [
-            (event.step, value.tag, value.simple_value) for value in event.summary.value if value.tag not in TIMING
+        events += [
+            (event.step, value.tag, value.simple_value) for value in event.summary.value if value.tag not in _TIMES
         ]
-    return found
-
-
-def saved(workdir):
-    """Names of what lies in the folder of checkpoints, halves of saves included."""
-    return sorted(path.name for path in (Path(workdir) / "checkpoints").glob("*"))
+    return events
 
 
 def checkpoint(workdir, step):
-    """({name: array}, progress) of a checkpoint, read anew from the disk."""
+    """Returns ({name: array}, progress) of a checkpoint."""
     import jax
     from orbax.checkpoint import v1 as ocp
 
     path = Path(workdir).absolute() / "checkpoints" / str(step)
-    with warnings.catch_warnings(action="ignore"):  # that the arrays lie as they lay when saved
+    with warnings.catch_warnings(action="ignore"):  # Orbax warns that it uses the sharding of the saved arrays
         tree = ocp.load_checkpointables(path)["state"]
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     progress = ocp.checkpointables_metadata(path).custom_metadata
     return {jax.tree_util.keystr(name): np.asarray(leaf) for name, leaf in leaves}, progress
 
 
-def assert_same_run(one, other, evaluations=True, step=TINY["train.total_steps"]):
-    """Lines, events and the arrays of the last checkpoint agree bit for bit, perhaps but for evaluations."""
-    assert [row for row in rows(one) if evaluations or "train/loss" in row] == [
-        row for row in rows(other) if evaluations or "train/loss" in row
-    ]
-    assert [event for event in events(one) if evaluations or "train/" in event[1]] == [
-        event for event in events(other) if evaluations or "train/" in event[1]
-    ]
-    (arrays, progress), (others, other_progress) = checkpoint(one, step), checkpoint(other, step)
-    assert progress == other_progress and arrays.keys() == others.keys() and arrays
+def assert_same_run(workdir, other, evaluations=True, step=TINY["train.total_steps"]):
+    """Asserts that metrics, events and the arrays of the checkpoint of `step` are equal bit for bit.
+
+    Args:
+        workdir, other: folders of runs.
+        evaluations: False compares the metrics of training alone.
+        step: the step of the last checkpoint.
+    """
+    for read, is_training in ((rows, lambda row: "train/loss" in row), (_events, lambda event: "train/" in event[1])):
+        one, two = ([x for x in read(folder) if evaluations or is_training(x)] for folder in (workdir, other))
+        assert one == two and one
+    (arrays, progress), (other_arrays, other_progress) = checkpoint(workdir, step), checkpoint(other, step)
+    assert progress == other_progress and arrays.keys() == other_arrays.keys() and arrays
     for name, array in arrays.items():
-        np.testing.assert_array_equal(array, others[name], err_msg=name)
-
-
-def copy(workdir, to):
-    shutil.copytree(workdir, to)
-    return to
+        np.testing.assert_array_equal(array, other_arrays[name], err_msg=name)

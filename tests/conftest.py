@@ -1,4 +1,4 @@
-"""Eight devices on the CPU, compilations kept between runs, and absl flags that count as parsed."""
+"""Eight CPU devices, a compilation cache that is kept between runs, and the order of the tests."""
 
 import os
 
@@ -13,26 +13,27 @@ from hypothesis import settings
 
 jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax-tests"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-flags.FLAGS.mark_as_parsed()
+flags.FLAGS.mark_as_parsed()  # Orbax and Grain read absl flags, which pytest does not parse
 settings.register_profile("few", deadline=None, derandomize=True, max_examples=4)
 settings.load_profile("few")
 
-SLOW = ("test_models", "test_resume", "test_step", "test_attention", "test_dictionary", "test_distributed")
+# The stems of the slowest files, the slowest first.
+SLOW = ("test_models", "test_resume", "test_step", "test_processes", "test_dictionary", "test_attention")
 
 
-@pytest.hookimpl(optionalhook=True)  # so that the tests run without xdist, too
+@pytest.hookimpl(optionalhook=True)  # the hook exists with pytest-xdist only
 def pytest_xdist_auto_num_workers():
-    """One more than cores, since tests wait for processes that they started."""
+    """Returns the number of workers: one more than cores, since many tests wait for processes that they started."""
     return os.cpu_count() + 1
 
 
 def pytest_collection_modifyitems(items):
-    """The slowest files first, so that no worker is left with one of them at the end."""
+    """Moves the slowest files to the front, so that no worker starts one of them last."""
     items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
 
 
 @pytest.fixture
 def float64():
-    """Double precision for one test, where an equality is to be seen far above rounding."""
+    """Enables double precision for a test that shows an equality far above rounding errors."""
     with jax.enable_x64(True):
         yield

@@ -1,20 +1,14 @@
-"""A mistake ends with one sentence that names the field or file, status 2, and nothing written over."""
+"""A mistake ends with status 2 and one sentence that names the field or file, and overwrites nothing."""
 
 import json
 import shutil
+import subprocess
+import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
-from command import (
-    BAD,
-    ROOT,
-    TINY,
-    Run,
-    arguments,
-    checkpoint,
-    one_sentence,
-    render,
-    rows,
-)
+from command import BAD, ROOT, TINY, Run, arguments, checkpoint, one_sentence, render, rows
 from ml_collections import ConfigDict
 
 import main
@@ -23,11 +17,12 @@ from input_pipeline.errors import DataError
 from vidformers.errors import ConfigError
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.setup import set_up
+from vidformers.training.workdir import describe_run, write_run_json
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Motion clips, manifests with a mistake each, and videos that will not decode."""
+    """Returns a folder with clips, manifests that have one mistake each, and videos that cannot be decoded."""
     root = render(tmp_path_factory.mktemp("mistakes") / "clips")
     (root / "zero.mp4").touch()
     (root / "text.mp4").write_text("not a video")
@@ -98,14 +93,15 @@ TRAINING = {
     ],
 )
 def test_a_mistake_ends_in_one_sentence_and_writes_nothing(mistake, mode, data, tmp_path, capsys):
-    more, words = MISTAKES[mistake]
+    flags, words = MISTAKES[mistake]
     if mode == "eval" and mistake == "no checkpoint to keep":
         (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    assert main.main(["main.py", *arguments(data, tmp_path / "run", mode=mode), *more]) == 2
+    assert main.main(["main.py", *arguments(data, tmp_path / "run", mode=mode), *flags]) == 2
     assert words in one_sentence(capsys.readouterr().err)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "command, words",
     [
@@ -121,10 +117,18 @@ def test_a_mistake_ends_in_one_sentence_and_writes_nothing(mistake, mode, data, 
         (["--mode=train"], "--config"),
     ],
 )
-def test_a_command_line_that_is_not_understood_names_the_flag(command, words, capsys, monkeypatch):
+def test_a_wrong_flag_is_named(command, words, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert main.main(["main.py", *command]) == 2
     assert words in one_sentence(capsys.readouterr().err)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("flags, status", [(["--help"], 0), (["--config=configs/demo.py", "--workdri=x"], 2)])
+def test_help_and_unknown_flags_are_answered_before_jax_is_imported(flags, status):
+    program = "import sys, main; status = main.main(sys.argv); sys.exit(100 if 'jax' in sys.modules else status)"
+    done = subprocess.run([sys.executable, "-c", program, *flags], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
 
 
 def test_a_sheet_that_cannot_be_loaded_is_named(tmp_path, capsys):
@@ -148,15 +152,16 @@ def test_evaluating_a_folder_without_checkpoints_is_refused(data, tmp_path, caps
         assert f"--workdir={folder}" in one_sentence(capsys.readouterr().err)
 
 
-def test_nonsense_in_any_field_is_a_sentence_or_works(data):
-    def fresh():
-        config = configs.load(f"{ROOT}/configs/demo.py:mevit")
-        mevit = {"model.motion_blocks": 1, "model.patch_size": 4}
-        for name, value in {**TINY, "data.root": data, **mevit}.items():
-            configs.override(config, name, str(value))
+def test_a_wrong_value_of_any_field_is_refused_in_one_sentence_or_works(data):
+    def load(section):
+        # The model of the section `model` is the one with most fields. The others get one that is traced faster.
+        name, more = ("mevit", {"model.motion_blocks": 1, "model.patch_size": 4}) if section == "model" else ("vit", {})
+        config = configs.load(f"{ROOT}/configs/demo.py:{name}")
+        for field, value in {**TINY, "data.root": data, **more}.items():
+            configs.override(config, field, str(value))
         return config
 
-    sections = fresh()
+    sections = load("model")
     names = [
         f"{section}.{field}"
         for section in sections
@@ -165,7 +170,7 @@ def test_nonsense_in_any_field_is_a_sentence_or_works(data):
     ] + ["seed"]
     for name in sorted(set(names) - {"model.name"}):
         for value in ("-1", "none"):
-            config = fresh()
+            config = load(name.partition(".")[0])
             try:
                 configs.override(config, name, value)
                 set_up(config.to_dict())
@@ -175,43 +180,43 @@ def test_nonsense_in_any_field_is_a_sentence_or_works(data):
 
 def test_summary_prints_a_json_object_last(capsys):
     assert main.main(["main.py", f"--config={ROOT}/configs/demo.py:vit", "--mode=summary"]) == 0
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["config"] == "demo_vit" and found["views"] == 4
-    assert 0 < found["macs_per_view_linear"] < found["macs_per_view"] and found["params"] > 100_000
+    costs = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert costs["config"] == "demo_vit" and costs["views"] == 4
+    assert 0 < costs["macs_per_view_linear"] < costs["macs_per_view"] and costs["params"] > 100_000
 
 
-def test_evaluation_gives_the_figures_that_training_ended_with(data, tmp_path):
-    command = {"train.total_steps": 3, "train.eval_every_steps": "none", "data.max_bad_fraction": 1.0, "eval.crops": 3}
-    Run(arguments(data, tmp_path, command)).finish()
+# Runs of these fields share one compiled training step.
+SHORT = {"train.total_steps": 3, "train.eval_every_steps": "none", "data.max_bad_fraction": 1.0}
+
+
+def test_evaluation_returns_the_metrics_with_which_training_ended(data, tmp_path):
+    fields = {**SHORT, "eval.crops": 3}
+    assert main.main(["main.py", *arguments(data, tmp_path, fields)]) == 0
     last = rows(tmp_path)[-1]
     assert last["val/videos@2x3"] == 10
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    Run(arguments(data, tmp_path, command, mode="eval")).finish()
-    found = json.loads((tmp_path / "eval_2x3.json").read_text())
-    assert {name: found[name] for name in last} == last
-    assert sum(map(sum, found["confusion"])) == 10 and found["skipped"] == []
+    assert main.main(["main.py", *arguments(data, tmp_path, fields, mode="eval")]) == 0
+    evaluated = json.loads((tmp_path / "eval_2x3.json").read_text())
+    assert {name: evaluated[name] for name in last} == last
+    assert sum(map(sum, evaluated["confusion"])) == 10 and evaluated["skipped"] == []
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """A folder with a checkpoint of untrained weights at step 2."""
-    import jax.numpy as jnp
-
-    from vidformers.training.setup import initialise
-    from vidformers.training.workdir import describe_run, write_run_json
-
+    """Returns a folder with a checkpoint of step 2, whose parameters are 0."""
     workdir = tmp_path_factory.mktemp("trained")
     config, *_ = main.parse(["main.py", *arguments(data, workdir)])
     setup = set_up(config)
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), setup.abstract)
     with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(2, initialise(setup)._replace(step=jnp.int32(2)), {})
+        checkpoints.save(2, state._replace(step=jnp.int32(2)), {})
     write_run_json(workdir, describe_run(config, {"train": setup.pipeline.train_manifest.digest}))
     return workdir
 
 
-def test_another_number_of_frames_is_taken_where_parameters_allow(data):
-    """VTN's positions are a table for any clip; MEViT's are one for each frame of a clip."""
+def test_another_number_of_frames_is_accepted_if_the_parameters_allow_it(data):
+    """VTN has position embeddings for clips of any length, MEViT one per frame of the clips it is trained on."""
     for name, allowed in (("vtn", True), ("mevit", False)):
         config = configs.load(f"configs/demo.py:{name}")
         config.data.update(source="csv", root=str(data), workers=0)
@@ -223,7 +228,7 @@ def test_another_number_of_frames_is_taken_where_parameters_allow(data):
             set_up(config.to_dict())
 
 
-def test_a_batch_that_does_not_divide_among_the_devices_is_refused_in_training_alone(data, tmp_path):
+def test_a_batch_size_that_the_devices_do_not_divide_is_refused_in_training_alone(data, tmp_path):
     flags = {"train.batch_size": 20, "train.accumulate": 2, "mesh.data": 8, "eval.batch_size": 8}
     config, *_ = main.parse(["main.py", *arguments(data, tmp_path, flags)])
     with pytest.raises(ConfigError, match=r"^train\.batch_size=20 .*\. Use 16 or 32, .*\.$"):
@@ -232,7 +237,7 @@ def test_a_batch_that_does_not_divide_among_the_devices_is_refused_in_training_a
 
 
 @pytest.mark.parametrize("name", ["zero", "text"])
-def test_a_video_that_will_not_decode_ends_an_evaluation_or_is_left_out(name, data, trained, capsys):
+def test_a_video_that_cannot_be_decoded_ends_an_evaluation_or_is_left_out(name, data, trained, capsys):
     command = arguments(data, trained, {"data.val": f"{name}.csv"}, mode="eval")
     assert main.main(["main.py", *command]) == 2
     error = one_sentence(capsys.readouterr().err)
@@ -242,13 +247,14 @@ def test_a_video_that_will_not_decode_ends_an_evaluation_or_is_left_out(name, da
     assert json.loads((trained / "eval_2x1.json").read_text())["val/videos@2x1"] == 1
 
 
-def test_a_video_that_will_not_decode_ends_the_evaluation_within_training(data, tmp_path):
-    fields = {"data.val": "zero.csv", "train.eval_every_steps": 2, "checkpoint.every_steps": 1}
-    assert "zero.mp4 of data.val cannot be decoded" in Run(arguments(data, tmp_path, fields)).refused()
+def test_a_video_that_cannot_be_decoded_ends_the_evaluation_during_training(data, tmp_path, capsys):
+    fields = {**SHORT, "data.val": "zero.csv", "train.eval_every_steps": 2, "checkpoint.every_steps": 1}
+    assert main.main(["main.py", *arguments(data, tmp_path, fields)]) == 2
+    assert "zero.mp4 of data.val cannot be decoded" in one_sentence(capsys.readouterr().err)
     assert checkpoint(tmp_path, 1)[0]
 
 
-def test_another_model_is_not_read_from_a_checkpoint(data, trained, capsys):
+def test_the_checkpoint_of_another_model_is_refused(data, trained, capsys):
     assert main.main(["main.py", *arguments(data, trained, {"model.width": 32}, mode="eval")]) == 2
     assert "does not fit the model" in one_sentence(capsys.readouterr().err)
 
@@ -272,9 +278,9 @@ def test_a_damaged_description_is_named(data, trained, tmp_path, capsys):
         assert str(workdir / "run.json") in one_sentence(capsys.readouterr().err)
 
 
-def test_the_real_program_says_one_sentence_too(data, tmp_path):
-    assert "--config.optim.rl" in Run([*arguments(data, tmp_path / "run"), "--config.optim.rl=1"]).refused()
+def test_the_program_in_its_own_process_prints_one_sentence_too(data, tmp_path):
+    assert "--config.optim.rl" in Run([*arguments(data, tmp_path / "run"), "--config.optim.rl=1"]).error()
     mesh = {"mesh.fsdp": 3, "mesh.data": 2}
-    assert "needs 6 devices" in Run(arguments(data, tmp_path / "run", mesh)).refused()
+    assert "needs 6 devices" in Run(arguments(data, tmp_path / "run", mesh)).error()
     assert not (tmp_path / "run").exists()
     assert (data / BAD).stat().st_size == 500

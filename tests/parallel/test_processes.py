@@ -1,4 +1,4 @@
-"""Processes that a scheduler starts are one run: the same batches, losses and checkpoints as of one process."""
+"""A run of several processes computes what a run of one process computes, and ends if one of them dies."""
 
 import contextlib
 import gzip
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from command import Run, arguments, render, rows
 
+import main
 from vidformers.errors import ConfigError
 from vidformers.parallel.processes import initialize
 
@@ -23,13 +24,13 @@ FIELDS = {
     "train.cutmix": 1.0,
     "model.dropout": 0.1,
     "train.batch_size": 16,
-    "train.total_steps": 6,
+    "train.total_steps": 4,
     "data.max_bad_fraction": 0.2,
 }
 
 
-def free_job():
-    """The number of a job whose coordinator will find its port free: JAX computes one from the other."""
+def free_slurm_job():
+    """Returns the number of a SLURM job whose coordinator port, which JAX computes from the number, is free."""
     for job in np.random.default_rng().permutation(2**12):
         with socket.socket() as port, contextlib.suppress(OSError):
             port.bind(("localhost", 65535 - 2**12 + 1 + int(job)))
@@ -37,10 +38,10 @@ def free_job():
     raise OSError("no port is free")
 
 
-def scheduled(arguments, count, devices):
-    """Runs of as many processes, with the variables that SLURM sets."""
-    job = free_job()
-    runs = [
+def start_under_slurm(arguments, count, devices):
+    """Starts `count` processes with the environment variables that SLURM sets."""
+    job = free_slurm_job()
+    return [
         Run(
             [*arguments, "--distributed=true"],
             devices,
@@ -54,57 +55,45 @@ def scheduled(arguments, count, devices):
         )
         for number in range(count)
     ]
-    return runs
 
 
-def addressed(arguments, count, devices):
-    """Runs of as many processes, told where they are."""
+def start_with_addresses(arguments, count, devices, **options):
+    """Starts `count` processes with the flags that name the coordinator."""
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
-    return [
-        Run(
-            [
-                *arguments,
-                "--distributed=true",
-                f"--coordinator=localhost:{port}",
-                f"--processes={count}",
-                f"--process={number}",
-            ],
-            devices,
-        )
-        for number in range(count)
-    ]
+    flags = ["--distributed=true", f"--coordinator=localhost:{port}", f"--processes={count}"]
+    return [Run([*arguments, *flags, f"--process={number}"], devices, **options) for number in range(count)]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return render(tmp_path_factory.mktemp("distributed") / "clips")
+    return render(tmp_path_factory.mktemp("processes") / "clips")
 
 
-def test_two_processes_of_four_devices_are_one_of_eight(data, tmp_path):
+def test_two_processes_of_four_devices_compute_what_one_of_eight_computes(data, tmp_path):
     traced = FIELDS | {"train.profile_steps": "(3,3)"}
-    assert "Step 3 is traced" in Run(arguments(data, tmp_path / "one", traced), devices=8).finish()
-    first, second = scheduled(arguments(data, tmp_path / "two", traced), 2, devices=4)
-    said = [run.end() for run in (first, second)]
-    assert [code for code, _, _ in said] == [0, 0], said
-    assert "train 6/6" in said[0][1] and "train 6/6" not in said[1][1], "one of them speaks"
-    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
-    assert [row.keys() for row in one] == [row.keys() for row in two] and len(one) > 3
-    for expected, actual in zip(one, two, strict=True):
+    one = Run(arguments(data, tmp_path / "one", traced), devices=8)
+    pair = start_under_slurm(arguments(data, tmp_path / "two", traced), 2, devices=4)
+    assert "Step 3 is traced" in one.finish()
+    ends = [run.wait() for run in pair]
+    assert [status for status, _, _ in ends] == [0, 0], ends
+    assert "train 4/4" in ends[0][1] and "train 4/4" not in ends[1][1], "process 0 alone logs"
+    one_rows, two_rows = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert [row.keys() for row in one_rows] == [row.keys() for row in two_rows] and len(one_rows) > 3
+    for expected, actual in zip(one_rows, two_rows, strict=True):
         for name in expected:
             np.testing.assert_allclose(actual[name], expected[name], rtol=1e-4, err_msg=name)
     for folder in ("one/profile", "two/profile/process0", "two/profile/process1"):
         (trace,) = (tmp_path / folder).glob("plugins/profile/*/perfetto_trace.json.gz")
         assert json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
-    Run(arguments(data, tmp_path / "two", FIELDS, mode="eval")).finish()
-    again = json.loads((tmp_path / "two" / "eval_2x1.json").read_text())
-    assert again["val/top1@2x1"] == two[-1]["val/top1@2x1"], "what two wrote, one reads"
+    # One process evaluates the checkpoint that two have written.
+    assert main.main(["main.py", *arguments(data, tmp_path / "two", FIELDS, mode="eval")]) == 0
+    evaluated = json.loads((tmp_path / "two" / "eval_2x1.json").read_text())
+    assert evaluated["val/top1@2x1"] == two_rows[-1]["val/top1@2x1"]
 
 
-# Without mixing, which sends rows from device to device: on CPUs Gloo's collective permutes hang once in some hundred.
-LONG = FIELDS | {
-    "train.mixup": 0.0,
-    "train.cutmix": 0.0,
+# Without mixing, which sends rows between devices: on CPUs, Gloo's collective permutes hang once in a few hundred runs.
+ENDLESS = {
     "train.total_steps": 100000,
     "train.log_every_steps": 1,
     "train.eval_every_steps": "none",
@@ -112,24 +101,26 @@ LONG = FIELDS | {
 }
 
 
-def logged(workdir, step):
+def is_logged(workdir, step):
+    """Returns a function that tells whether metrics of `step` or later have been logged."""
     return lambda: (workdir / "metrics.jsonl").is_file() and any(row["step"] >= step for row in rows(workdir))
 
 
-def kill_one(data, workdir, victim):
-    """Starts two, kills one, and sees the other end."""
-    pair = addressed(arguments(data, workdir, LONG), 2, devices=4)
-    pair[0].until(logged(workdir, 12))
+def kill_one_of_two(data, workdir, victim, **options):
+    """Starts two processes, kills one during training, and asserts that the other ends with one message."""
+    pair = start_with_addresses(arguments(data, workdir, ENDLESS), 2, devices=4, **options)
+    pair[0].wait_until(is_logged(workdir, 7))
     pair[victim].kill()
-    begun = time.monotonic()
-    code, _, said = pair[1 - victim].end()
-    assert time.monotonic() - begun < 60 and code == 1, said
-    sentences = [line for line in said.splitlines() if line.startswith("vidformers: ")]
-    assert len(sentences) == 1 and "continue" in sentences[0], said
+    start = time.monotonic()
+    status, _, err = pair[1 - victim].wait()
+    assert time.monotonic() - start < 60 and status == 1, err
+    messages = [line for line in err.splitlines() if line.startswith("vidformers: ")]
+    assert len(messages) == 1 and "continue" in messages[0], err
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
-    "given, sentence",
+    "flags, message",
     [
         (dict(coordinator="localhost:1"), "are given together or not at all"),
         (dict(coordinator="1234", processes=2, process=0), "--coordinator=1234 must be HOST:PORT"),
@@ -138,24 +129,24 @@ def kill_one(data, workdir, victim):
     ],
     ids=str,
 )
-def test_addresses_that_cannot_be_are_refused(given, sentence):
-    with pytest.raises(ConfigError, match=sentence):
-        initialize(**given)
+def test_wrong_addresses_are_refused(flags, message):
+    with pytest.raises(ConfigError, match=message):
+        initialize(**flags)
 
 
-def test_when_the_first_is_killed_the_other_ends_with_a_sentence(data, tmp_path):
-    kill_one(data, tmp_path, 0)
+def test_when_process_0_is_killed_the_other_ends_with_a_message(data, tmp_path):
+    kill_one_of_two(data, tmp_path, victim=0)
 
 
-def test_when_another_is_killed_the_first_ends_both_resume_and_a_signal_to_one_stops_both(data, tmp_path):
-    kill_one(data, tmp_path, 1)
+def test_when_process_1_is_killed_the_other_ends_both_resume_and_a_signal_to_one_stops_both(data, tmp_path):
+    kill_one_of_two(data, tmp_path, victim=1, patches=["vidformers.parallel.processes._HEARTBEAT_SECONDS = 1"])
     saved = max(int(folder.name) for folder in (tmp_path / "checkpoints").iterdir() if folder.name.isdigit())
-    pair = addressed(arguments(data, tmp_path, LONG), 2, devices=4)
-    pair[0].until(logged(tmp_path, saved + 8))
+    pair = start_with_addresses(arguments(data, tmp_path, ENDLESS), 2, devices=4)
+    pair[0].wait_until(is_logged(tmp_path, saved + 3))
     pair[1].send(signal.SIGTERM)
-    (first, spoken, _), (second, silent, _) = (run.end() for run in pair)
-    assert first == second == 143
-    assert f"Continues {tmp_path} at step {saved}" in spoken and "Continues" not in silent
-    stopped = re.search(r"Stopped at step (\d+) of 100000, which is saved", spoken)
-    assert stopped and "Stopped" not in silent, "one of them speaks"
+    (status_0, out_0, _), (status_1, out_1, _) = (run.wait() for run in pair)
+    assert status_0 == status_1 == 143
+    assert f"Continues {tmp_path} at step {saved}" in out_0 and "Continues" not in out_1
+    stopped = re.search(r"Stopped at step (\d+) of 100000, which is saved", out_0)
+    assert stopped and "Stopped" not in out_1, "process 0 alone logs"
     assert (tmp_path / "checkpoints" / stopped[1]).is_dir()
