@@ -46,40 +46,40 @@ MANIFESTS = {
 MISTAKES = {
     "a misspelt field": (["--config.optim.rl=1"], "did you mean --config.optim.lr?"),
     "a misspelt section": (["--config.optimizer.lr=1"], "--config.optimizer.lr"),
-    "a word for a number": (["--config.train.batch_size=many"], "--config.train.batch_size=many"),
-    "a fraction for a count": (["--config.train.batch_size=8.5"], "--config.train.batch_size=8.5"),
-    "none where there is no default": (["--config.optim.lr=none"], "--config.optim.lr=none"),
+    "a word in place of a number": (["--config.train.batch_size=many"], "--config.train.batch_size=many"),
+    "a fraction in place of an integer": (["--config.train.batch_size=8.5"], "--config.train.batch_size=8.5"),
+    "none for a field that needs a value": (["--config.optim.lr=none"], "--config.optim.lr=none"),
     "the model's name": (["--config.model.name=mevit"], "--config.model.name"),
-    "a patch that does not divide": (["--config.model.patch_size=7"], "patch_size=7"),
-    "heads that do not divide": (["--config.model.heads=3"], "heads=3"),
-    "no class": (["--config.data.num_classes=0"], "data.num_classes"),
-    "a batch not divisible": (["--config.mesh.data=-1", "--config.train.accumulate=7"], "train.batch_size=8"),
+    "a patch size that does not divide the frame": (["--config.model.patch_size=7"], "patch_size=7"),
+    "heads that do not divide the width": (["--config.model.heads=3"], "heads=3"),
+    "no classes": (["--config.data.num_classes=0"], "data.num_classes"),
+    "a batch that cannot be divided": (["--config.mesh.data=-1", "--config.train.accumulate=7"], "train.batch_size=8"),
     "too few devices": (["--config.mesh.fsdp=16", "--config.mesh.data=2"], "mesh.data=2 x mesh.fsdp=16"),
-    "crops nobody takes": (["--config.eval.crops=2"], "eval.crops"),
-    "a score nobody computes": (["--config.checkpoint.best=val/top2@1x1"], "checkpoint.best=val/top2@1x1"),
+    "a number of crops that is not supported": (["--config.eval.crops=2"], "eval.crops"),
+    "an unknown metric": (["--config.checkpoint.best=val/top2@1x1"], "checkpoint.best=val/top2@1x1"),
     "no checkpoint to keep": (["--config.checkpoint.keep=0"], "checkpoint.keep=0"),
     "a missing list of training videos": (["--config.data.train=absent.csv"], "absent.csv"),
-    "a module nobody has": (["--config.optim.frozen=('backbone',)"], "optim.frozen='backbone'"),
+    "an unknown module": (["--config.optim.frozen=('backbone',)"], "optim.frozen='backbone'"),
     "two durations": (["--config.train.total_epochs=1.0"], "train.total_steps=12 and train.total_epochs=1.0"),
-    "a warm-up without end": (["--config.optim.warmup_steps=12"], "warm-up"),
+    "a warm-up as long as the run": (["--config.optim.warmup_steps=12"], "warm-up"),
     "a missing manifest": (["--config.data.val=absent.csv"], "absent.csv"),
     "a missing class file": (["--config.data.classes=absent.txt"], "absent.txt"),
     "an empty manifest": (["--config.data.val=empty.csv"], "empty.csv"),
-    "a manifest of a header": (["--config.data.val=header.csv"], "header.csv"),
+    "a manifest with nothing but a header": (["--config.data.val=header.csv"], "header.csv"),
     "one column": (["--config.data.val=columns.csv"], "columns.csv line 2"),
-    "a word for a label": (["--config.data.val=word.csv"], "word.csv line 2"),
+    "a word in place of a label": (["--config.data.val=word.csv"], "word.csv line 2"),
     "a label out of range": (["--config.data.val=range.csv"], "range.csv line 2: label 10"),
     "a missing video": (["--config.data.val=gone.csv"], "gone.csv line 3"),
     "more classes than labels": (["--config.data.train=few.csv"], "data.num_classes=1"),
     "fewer classes than labels": (["--config.data.num_classes=5"], "out of range for data.num_classes=5"),
 }
 
-TRAINING = {
+TRAINING_ONLY = {
     "a missing list of training videos",
     "two durations",
-    "a warm-up without end",
+    "a warm-up as long as the run",
     "more classes than labels",
-    "a batch not divisible",
+    "a batch that cannot be divided",
 }
 
 
@@ -89,7 +89,7 @@ TRAINING = {
         (mode, mistake)
         for mode in ("train", "eval")
         for mistake in MISTAKES
-        if mode == "train" or mistake not in TRAINING
+        if mode == "train" or mistake not in TRAINING_ONLY
     ],
 )
 def test_a_mistake_ends_in_one_sentence_and_writes_nothing(mistake, mode, data, tmp_path, capsys):

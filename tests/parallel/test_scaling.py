@@ -1,4 +1,4 @@
-"""What the paper model of scaling must say whatever the speeds are."""
+"""The analytical model of scaling (benchmarks/scaling.py) obeys laws that hold for any speed of device and link."""
 
 import pytest
 from hypothesis import given
@@ -11,6 +11,7 @@ devices = st.sampled_from(sorted(DEVICES)).map(DEVICES.get)
 powers = st.integers(0, 9).map(lambda k: 2**k)
 
 
+@pytest.mark.quick
 @given(devices, powers, powers, st.integers(1, 64), st.integers(1, 100))
 def test_a_larger_batch_never_lowers_efficiency(device, fsdp, data, batch, calls):
     one, two = (step(COST, device, fsdp * data, fsdp, size, Assumed(calls=calls)) for size in (batch, 2 * batch))
@@ -21,23 +22,23 @@ def test_a_larger_batch_never_lowers_efficiency(device, fsdp, data, batch, calls
 
 
 @given(devices, st.integers(1, 64))
-def test_one_device_sends_nothing(device, batch):
-    alone = step(COST, device, 1, 1, batch)
-    assert (alone.gather, alone.reduce, alone.hides_at) == (0, 0, 0)
-    assert alone.overlapped == pytest.approx(alone.compute + alone.update)
+def test_one_device_communicates_nothing(device, batch):
+    single = step(COST, device, 1, 1, batch)
+    assert (single.gather, single.reduce, single.hides_at) == (0, 0, 0)
+    assert single.overlapped == pytest.approx(single.compute + single.update)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
-def test_bytes_of_a_ring(count):
-    """An all-reduce done by hand: in each of 2 (count - 1) rounds every device hands one chunk to its neighbour."""
-    values, sent = [[10**d + chunk for chunk in range(count)] for d in range(count)], 0
-    total = [sum(column) for column in zip(*values, strict=True)]
+def test_bytes_of_a_ring_all_reduce(count):
+    """Simulates the all-reduce: in each of 2 (count - 1) rounds, every device sends one chunk to its neighbour."""
+    chunks, sent = [[10**device + chunk for chunk in range(count)] for device in range(count)], 0
+    sums = [sum(column) for column in zip(*chunks, strict=True)]
     for turn in range(2 * (count - 1)):
-        adding = turn < count - 1  # afterwards whole sums are handed on
-        handed = [((d - turn) % count, values[d][(d - turn) % count]) for d in range(count)]
-        for d, (chunk, value) in enumerate(handed):
-            neighbour = values[(d + 1) % count]
-            neighbour[chunk] = value + neighbour[chunk] * adding
+        is_reducing = turn < count - 1  # the later rounds send sums, which replace the chunks of the neighbour
+        messages = [((device - turn) % count, chunks[device][(device - turn) % count]) for device in range(count)]
+        for device, (chunk, value) in enumerate(messages):
+            neighbour = chunks[(device + 1) % count]
+            neighbour[chunk] = value + neighbour[chunk] * is_reducing
         sent += 1
-    assert values == [total] * count
-    assert sent == 2 * ring_bytes(count, count)  # in chunks, of which the array has `count`
+    assert chunks == [sums] * count
+    assert sent == 2 * ring_bytes(count, count)  # counted in chunks: the array has `count` of them
