@@ -34,6 +34,23 @@ DATASETS = [
 DIFFERENT = {("data", "stride"): 32, ("data", "workers"): 4, ("model", "dtype"): "bfloat16"}
 
 
+# Parameters, and G multiply-adds of a view: all, and those with weights.
+COSTS = {
+    "vit_b16": (86_106_256, 140.5, 134.8),
+    "timesformer_b16": (121_566_352, 195.8, None),
+    "joint_b16": (86_112_400, 179.6, None),
+    "vivit_b16": (88_954_000, 451.5, None),
+    "mevit_b16": (102_659_728, 156.5, 150.8),
+    "havit_s16": (34_541_584, None, None),
+    "msca_b16": (86_106_256, 140.5, 134.8),
+    "tokenshift_b16": (86_106_256, 140.5, 134.8),
+    "vtn_vit_b16": (113_502_352, None, None),
+    "stat_t16": (44_058_928, 58.895, None),
+    "stat_t32": (None, 119.57, None),
+    "stat_t64": (None, 243.34, None),
+}
+
+
 def config(name, *arguments, overrides=()):
     sheet = importlib.import_module(f"configs.{name}").get_config(*arguments)
     for path, text in overrides:
@@ -59,7 +76,15 @@ def distinct(name, rows):
 @pytest.mark.parametrize("name", [*sorted(set(CONFIGS) - set(DATASETS)), *(f"demo:{model}" for model in MODELS)])
 def test_every_config_builds_and_runs_at_full_size(name):
     sheet, _, model = name.partition(":")
-    assert summarise(partial(build, **config(sheet, *[model] * bool(model)).model.to_dict())).params > 0
+    summary = summarise(partial(build, **config(sheet, *[model] * bool(model)).model.to_dict()))
+    assert summary.params == sum(size for _, size in summary.modules) > 0
+    params, macs, linear = COSTS.get(name, (None, None, None))
+    assert params in (None, summary.params)
+    rounding = 0.006 if sheet.startswith("stat") else 0.05
+    assert macs is None or summary.macs_per_view / 1e9 == pytest.approx(macs, abs=rounding)
+    assert linear is None or summary.macs_per_view_linear / 1e9 == pytest.approx(linear, abs=0.05)
+    said = re.search(r"([\d,]{9,}) parameters[.,]", importlib.import_module(f"configs.{sheet}").__doc__)
+    assert said is None or int(said[1].replace(",", "")) == summary.params
 
 
 @pytest.mark.quick

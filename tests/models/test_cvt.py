@@ -1,6 +1,6 @@
-"""CvT on clips: the answers of Hugging Face's frame by frame, attention against its definition, and a dictionary.
+"""CvT on clips: logits equal Hugging Face's frame by frame, attention equals its definition, with a dictionary.
 
-goldens/make_pyramids.py writes the archive and says what is in it.
+goldens/make_pyramids.py writes the archive and describes its contents.
 """
 
 from functools import partial
@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import sublayers
 from flax import nnx
-from sublayers import HEADS, WIDTH, draw_tokens, influence, run
-from tiny import quick_jit, randomise
+from sublayers import HEADS, WIDTH, count_parameters, draw_tokens, influence, run
+from tiny import clips, quick_jit, randomise
 
 from vidformers import ConfigError
 from vidformers.attention.convolutional import ConvolutionalAttention
@@ -28,9 +28,9 @@ TINY = dict(num_classes=5, frames=3, image_size=40, patch_size=4, width=8, heads
 OWN = dict(depths=(1, 2, 3))
 
 
-def make(own={}, **options):
+def make(own=None, **options):
     """(graph, random parameters) of a tiny model; nothing is compiled."""
-    build = partial(cvt, **{**OWN, **own})
+    build = partial(cvt, **OWN | (own or {}))
     graph, state = nnx.split(nnx.eval_shape(lambda: build(ModelConfig(**{**TINY, **options}), rngs=nnx.Rngs(0))))
     return graph, randomise(nnx.to_pure_dict(state))
 
@@ -63,24 +63,24 @@ def norm(arrays, name):
 
 
 def depthwise(arrays, name):
-    """A convolution with the batch norm behind it, which is a scale and a bias in evaluation."""
+    """A convolution with its batch normalisation, which is a scale and a bias in evaluation."""
     weight, bias, mean, var = (
-        arrays[f"{name}.normalization.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
+        arrays[f"{name}.normalization.{array}"] for array in ("weight", "bias", "running_mean", "running_var")
     )
     scale = weight / np.sqrt(var + 1e-5)
     return {"convolution": convolution(arrays, f"{name}.convolution"), "scale": scale, "bias": bias - mean * scale}
 
 
 def block(arrays, layer):
-    inner, parts = f"{layer}.attention.attention", ("query", "key", "value")
+    inner, names = f"{layer}.attention.attention", ("query", "key", "value")
     return {
         0: {
             "norm": norm(arrays, f"{layer}.layernorm_before"),
             "near": {
-                i: depthwise(arrays, f"{inner}.convolution_projection_{part}.convolution_projection")
-                for i, part in enumerate(parts)
+                i: depthwise(arrays, f"{inner}.convolution_projection_{name}.convolution_projection")
+                for i, name in enumerate(names)
             },
-            "qkv": {i: linear(arrays, f"{inner}.projection_{part}") for i, part in enumerate(parts)},
+            "qkv": {i: linear(arrays, f"{inner}.projection_{name}") for i, name in enumerate(names)},
             "out": linear(arrays, f"{layer}.attention.output.dense"),
         },
         1: {
@@ -92,7 +92,7 @@ def block(arrays, layer):
 
 
 def parameters(arrays):
-    """The archive as the parameters of our model."""
+    """The arrays of the archive as parameters of `cvt`."""
     embeddings, stages = {}, {}
     for i, depth in enumerate(OWN["depths"]):
         stage = f"cvt.encoder.stages.{i}"
@@ -125,11 +125,10 @@ def test_logits_frame_by_frame_equal_those_of_hugging_face():
     np.testing.assert_allclose(found, arrays["output"].mean(1), rtol=0, atol=1e-4)
 
 
-def count(own={}, **options):
-    """Parameters of a CvT-13 of 1000 classes, unless options say otherwise."""
+def count(own=None, **options):
+    """Number of parameters of a CvT-13 with 1000 classes, unless options differ."""
     options = {**dict(num_classes=1000, patch_size=4, width=64, heads=1, depth=13), **options}
-    state = nnx.state(nnx.eval_shape(lambda: cvt(ModelConfig(**options), **own, rngs=nnx.Rngs(0))))
-    return sum(leaf.size for leaf in jax.tree.leaves(state))
+    return count_parameters(lambda: cvt(ModelConfig(**options), **(own or {}), rngs=nnx.Rngs(0)))
 
 
 def test_cvt_13_has_as_many_parameters_as_hugging_face_s():
@@ -145,12 +144,11 @@ def test_a_dictionary_adds_keys_and_values_of_its_stage_s_width_to_each_layer():
 # The definition
 
 
-# Scheme and number of class tokens; odd grids, whose keys round up.
+# Scheme and number of class tokens. The grids are odd, so the number of keys is rounded up.
 CASES = [(Frame(), 0), (Frame(), 3), (Joint(), 0), (Joint(), 1)]
 
 
-@pytest.mark.parametrize("external", [0, 2])
-@pytest.mark.parametrize("kernel", ["softmax", "relu"])
+@pytest.mark.parametrize("kernel, external", [("softmax", 0), ("softmax", 2), ("relu", 2)])
 @pytest.mark.parametrize("scheme, classes", CASES)
 def test_gathered_equals_masked(float64, scheme, classes, kernel, external):
     tokens = draw_tokens((3, 3, 4), classes, clips=2)
@@ -172,7 +170,7 @@ def test_gathered_equals_masked_in_every_hybrid(float64, hybrid):
 
 
 def plain(parameters, frame, scale):
-    """Attention of one frame (y x d) and its dictionary, every convolution and every head written out."""
+    """Attention in one frame (y x d) and to a dictionary, with loops over convolutions and heads."""
 
     def layer_norm(x):
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
@@ -195,14 +193,14 @@ def plain(parameters, frame, scale):
     v = np.concatenate([v, parameters["dictionary"]["values"]])
     out = np.zeros(q.shape)
     for h in range(HEADS):
-        part = slice(h * WIDTH // HEADS, (h + 1) * WIDTH // HEADS)
-        weights = np.exp(q[:, part] @ k[:, part].T * scale)
-        out[:, part] = weights / weights.sum(-1, keepdims=True) @ v[:, part]
+        head = slice(h * WIDTH // HEADS, (h + 1) * WIDTH // HEADS)
+        weights = np.exp(q[:, head] @ k[:, head].T * scale)
+        out[:, head] = weights / weights.sum(-1, keepdims=True) @ v[:, head]
     return (out @ parameters["out"]["kernel"] + parameters["out"]["bias"]).reshape(frame.shape)
 
 
 @pytest.mark.parametrize("scale, factor", [("width", WIDTH**-0.5), ("heads", (WIDTH / HEADS) ** -0.5)])
-def test_a_dictionary_joins_the_projected_keys_and_the_scale_is_as_said(float64, scale, factor):
+def test_a_dictionary_joins_the_projected_keys_and_scores_have_the_scale_of_the_option(float64, scale, factor):
     graph, parameters = attention(Frame(), external=3, scale=scale, dtype=jnp.float64)
     tokens = draw_tokens((2, 3, 4), 0)
     found, _ = run(graph, parameters, tokens)
@@ -215,12 +213,12 @@ def test_a_dictionary_joins_the_projected_keys_and_the_scale_is_as_said(float64,
 def test_a_query_sees_its_frame_or_the_clip(scheme, classes, external):
     patches, tokens = influence(*attention(scheme, external=external), draw_tokens((3, 3, 3), classes))
     same = np.eye(3, dtype=bool) if classes == 3 else np.ones((3, 3), bool)
-    own = same if classes == 3 else np.ones((3, 1), bool)  # which class token is in reach of which frame
+    own = same if classes == 3 else np.ones((3, 1), bool)  # frame x class token: whether patches see it
 
     def check(found, expected, *shape):
         np.testing.assert_array_equal(found.reshape(shape), np.broadcast_to(expected, shape))
 
-    # Every patch is in the reach of some key: those of stride 2 have a side of 3.
+    # Every patch is within the kernel of some key, since the kernels have side 3 and stride 2.
     check(patches[0], same[:, None, :, None], 3, 9, 3, 9)
     check(patches[1], own[:, None], 3, 9, classes)
     check(tokens[0], own.T[..., None], classes, 3, 9)
@@ -230,16 +228,17 @@ def test_a_query_sees_its_frame_or_the_clip(scheme, classes, external):
 # The model
 
 
-@pytest.mark.parametrize("joint", ["none", "last", "all"])
+@pytest.mark.parametrize("joint", ["none", "all"])  # tests/models/test_models.py: "last"
 def test_joint_models_see_order_and_frame_by_frame_ones_do_not(joint):
     graph, parameters = make(dict(joint=joint), dictionary=2)
-    video = np.random.default_rng(0).integers(0, 256, (2, 3, 40, 40, 3), np.uint8)
+    video = clips(2, frames=3, size=40)
     there, back = (logits(graph, parameters, clip) for clip in (video, video[:, ::-1]))
     assert (np.abs(there - back).max() > 1e-2) == (joint != "none")
     if joint == "none":
         np.testing.assert_allclose(there, back, atol=1e-4)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "own, options, words",
     [

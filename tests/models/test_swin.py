@@ -1,6 +1,6 @@
-"""Video Swin: the answers of torchvision's, windows against their definition, and a dictionary in them.
+"""Video Swin: logits equal torchvision's, windows equal their definition, with and without a dictionary.
 
-goldens/make_pyramids.py writes the archives and says what is in them.
+goldens/make_pyramids.py writes the archives and describes their contents.
 """
 
 import json
@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import sublayers
 from flax import nnx
-from sublayers import HEADS, WIDTH, draw_tokens, influence, run
-from tiny import quick_jit, randomise
+from sublayers import HEADS, WIDTH, assert_gathered_equals_masked, count_parameters, draw_tokens, influence, run
+from tiny import clips, quick_jit, randomise
 from weights import write
 
 from vidformers import ConfigError
@@ -62,17 +62,16 @@ def test_logits_equal_those_of_torchvision(golden, own, geometry, tmp_path):
     make_model = partial(swin, ModelConfig(**TINY | geometry), **OWN | own)
     init = Init(weights=write(tmp_path, arrays), head="as_is", allow=("normalisation",))
     graph, drawn = make(OWN | own, **geometry)
-    mapped = load(init, make_model).into(jax.tree.map(jnp.asarray, drawn))
+    mapped = load(init, make_model).place_into(jax.tree.map(jnp.asarray, drawn))
     found = logits(graph, mapped, video)
     assert np.abs(expected).max() > 0.3
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
-def count(own={}, **options):
-    """Parameters of a Swin-T of 400 classes, unless options say otherwise."""
+def count(own=None, **options):
+    """Number of parameters of a Swin-T with 400 classes, unless options differ."""
     options = {**dict(num_classes=400, frames=16, patch_size=4, width=96, heads=3, depth=12), **options}
-    state = nnx.state(nnx.eval_shape(lambda: swin(ModelConfig(**options), **own, rngs=nnx.Rngs(0))))
-    return sum(leaf.size for leaf in jax.tree.leaves(state))
+    return count_parameters(lambda: swin(ModelConfig(**options), **(own or {}), rngs=nnx.Rngs(0)))
 
 
 def test_swin_t_has_as_many_parameters_as_torchvision_s():
@@ -80,16 +79,16 @@ def test_swin_t_has_as_many_parameters_as_torchvision_s():
 
 
 def test_a_dictionary_adds_keys_and_values_of_its_stage_s_width_to_each_layer():
-    layers = 2 * 96 + 2 * 192 + 6 * 384 + 2 * 768
-    assert count(dictionary=112) - count() == 2 * 112 * layers
-    views = 2 * 96**2 + 2 * 192**2 + 6 * 384**2 + 2 * 768**2
-    assert count(dictionary=7, hybrid="multi_view", heads=6) - count(heads=6) == 2 * 7 * layers + views
+    small = partial(count, dict(depths=(2, 4)), depth=6, heads=6)
+    layers, views = 2 * 96 + 4 * 192, 2 * 96**2 + 4 * 192**2
+    assert small(dictionary=112) - small() == 2 * 112 * layers
+    assert small(dictionary=7, hybrid="multi_view") - small() == 2 * 7 * layers + views
 
 
 # The definition
 
 
-# Shifted on every axis; padded; clipped in time; clipped everywhere; one axis whole.
+# Shifted on every axis; padded; the window clipped in time; clipped on every axis; one axis in one window.
 GEOMETRIES = [
     ((4, 4, 4), (2, 2, 2)),
     ((3, 5, 4), (2, 3, 3)),
@@ -103,21 +102,10 @@ CASES += [(*geometry, shifted, 0) for geometry in GEOMETRIES[:2] for shifted in 
 
 @pytest.mark.parametrize("grid, window, shifted, external", CASES)
 def test_gathered_equals_masked_with_its_gradient(float64, grid, window, shifted, external):
-    tokens, cotangent = (draw_tokens(grid, 0, clips=2, seed=seed) for seed in (0, 1))
-
-    def one(masked):
-        graph, parameters = attention(window, shifted, external=external, masked=masked, dtype=jnp.float64)
-        parameters = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), parameters)
-
-        def loss(parameters, tokens):
-            out = nnx.merge(graph, parameters)(tokens).patches
-            return (out * cotangent.patches).sum(), out
-
-        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(parameters, tokens)
-
-    gathered, masked = quick_jit(lambda: (one(False), one(True)))()
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), gathered, masked)
-    assert gathered[0][1].dtype == np.float64
+    assert_gathered_equals_masked(
+        lambda masked: attention(window, shifted, external=external, masked=masked, dtype=jnp.float64),
+        draw_tokens(grid, 0, clips=2),
+    )
 
 
 @pytest.mark.parametrize("hybrid", HYBRIDS)
@@ -133,10 +121,10 @@ def test_gathered_equals_masked_in_every_hybrid(float64, hybrid):
 
 
 def plain(parameters, tokens, window):
-    """Attention in the windows of one clip, shifted by half, and over a dictionary, token by token.
+    """Attention in the shifted windows of one clip and to a dictionary, token by token.
 
-    The grid is larger than the window and a multiple of it. A token's window starts at the last of the borders
-    s, s + w, ... up to its place, or at the end of the grid; the bias goes by displacement.
+    The grid is larger than the window and a multiple of it. Windows of size w begin at 0, s, s + w, ... with the shift
+    s = w // 2. The bias depends on the displacement of the key from the query.
     """
 
     def layer_norm(x):
@@ -155,16 +143,16 @@ def plain(parameters, tokens, window):
 
         keys = [key for key in np.ndindex(grid) if border(key) == border(query)]
         for h in range(HEADS):
-            part = slice(h * e, (h + 1) * e)
+            head = slice(h * e, (h + 1) * e)
             inside = [
-                q[query][part] @ k[key][part] / np.sqrt(e)
+                q[query][head] @ k[key][head] / np.sqrt(e)
                 + table[tuple(a - b + w - 1 for a, b, w in zip(query, key, window, strict=True))][h]
                 for key in keys
             ]
-            outside = parameters["dictionary"]["keys"][:, part] @ q[query][part] / np.sqrt(e)
+            outside = parameters["dictionary"]["keys"][:, head] @ q[query][head] / np.sqrt(e)
             weights = np.exp(np.concatenate([inside, outside]))
-            values = np.concatenate([[v[key][part] for key in keys], parameters["dictionary"]["values"][:, part]])
-            out[query][part] = weights @ values / weights.sum()
+            values = np.concatenate([[v[key][head] for key in keys], parameters["dictionary"]["values"][:, head]])
+            out[query][head] = weights @ values / weights.sum()
     return out @ parameters["out"]["kernel"].astype(float) + parameters["out"]["bias"]
 
 
@@ -181,7 +169,7 @@ def test_shifted_windows_with_a_dictionary_equal_a_plain_loop(float64):
 def test_a_patch_sees_exactly_its_window(grid, window, shifted, external):
     patches, classes = influence(*attention(window, shifted, external=external), draw_tokens(grid, 0))
     assert classes is None
-    # Windows begin at these places of each axis; an axis no longer than the window stays whole.
+    # Windows begin at these places of each axis. An axis no longer than the window is one window.
     borders = [
         [0] if n <= w else sorted({0, *range(w // 2 if shifted else 0, n, w)})
         for n, w in zip(grid, window, strict=True)
@@ -200,7 +188,7 @@ def test_a_patch_sees_exactly_its_window(grid, window, shifted, external):
 
 def test_a_scan_equals_a_rematerialised_loop():
     own = dict(depths=(4,), window=(2, 4, 4))
-    video = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8)
+    video = clips(2, size=16)
     found = []
     for options in (dict(), dict(unroll=2, remat="full")):
         graph, parameters = make(own, frames=4, image_size=16, drop_path=0.5, **options)
@@ -213,13 +201,14 @@ def test_bytes_are_normalised_and_noise_is_drawn_only_with_a_key():
     graph, parameters = make(
         dict(depths=(2,)), frames=8, image_size=24, depth=2, dictionary=3, dropout=0.1, drop_path=0.2
     )
-    video = np.random.default_rng(0).integers(0, 256, (2, 8, 24, 24, 3), np.uint8)
+    video = clips(2, frames=8, size=24)
     still = logits(graph, parameters, video)
     np.testing.assert_allclose(still, logits(graph, parameters, np.float32(video / 127.5 - 1)), atol=1e-4)
     assert np.abs(still - logits(graph, parameters, video, jax.random.key(0))).max() > 1e-2
-    assert np.abs(still - logits(graph, parameters, video[:, ::-1])).max() > 1e-2, "order counts"
+    assert np.abs(still - logits(graph, parameters, video[:, ::-1])).max() > 1e-2, "the order of frames matters"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "own, options, words",
     [

@@ -45,7 +45,7 @@ NOT_PARTITIONS = {
     "ConvolutionalAttention": "tests/models/test_cvt.py: its gathered form equals its masked form.",
     "LongformerAttention": "tests/attention/test_longformer.py: a query sees exactly its window and the class token.",
     "ShiftedWindowAttention": "tests/models/test_swin.py: its gathered form equals its masked form.",
-    "ShrinkingAttention": "tests/models/test_stat.py: its gathered form equals its masked form.",
+    "ShrinkingAttention": "tests/attention/test_shrinking.py: its gathered form equals its masked form.",
 }
 
 

@@ -228,17 +228,7 @@ def stat(
     require(aggregation_layers >= 0, f"model.aggregation_layers={aggregation_layers} must be at least 0.")
     if stem_convs == 1:
         config, depths = _half_width(config), (1, *depths)
-    stem = Stem(
-        config.width,
-        frames=config.frames,
-        image_size=config.image_size,
-        convolutions=stem_convs,
-        strides=stem_strides,
-        mean=config.mean,
-        std=config.std,
-        dtype=config.compute["dtype"],
-        rngs=rngs,
-    )
+    stem = _stem(config, stem_convs, stem_strides, rngs)
     _check_grid(config, stem, depths)
     levels = [replace(config, width=config.width << i, heads=config.heads << i) for i in range(len(depths))]
     width, heads = levels[-1].width, levels[-1].heads
@@ -269,6 +259,20 @@ def _half_width(config: ModelConfig) -> ModelConfig:
         f"model.stem_convs=1 halves model.width={width} and model.heads={heads}. Both must be even.",
     )
     return replace(config, width=width // 2, heads=heads // 2)
+
+
+def _stem(config: ModelConfig, convolutions: int, strides: str, rngs: nnx.Rngs) -> Stem:
+    return Stem(
+        config.width,
+        frames=config.frames,
+        image_size=config.image_size,
+        convolutions=convolutions,
+        strides=strides,
+        mean=config.mean,
+        std=config.std,
+        dtype=config.compute["dtype"],
+        rngs=rngs,
+    )
 
 
 def _check_grid(config: ModelConfig, stem: Stem, depths: Sequence[int]) -> None:

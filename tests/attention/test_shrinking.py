@@ -1,0 +1,200 @@
+"""Shrinking attention (STAT) against its equations, its masked form, and the frames that a query sees."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from sublayers import HEADS, WIDTH, assert_gathered_equals_masked, attention, branch, draw_tokens, run
+from tiny import quick_jit
+
+from vidformers.attention.shrinking import ShrinkingAttention
+
+# The modules of STAT's Table 1 beside current attention.
+CURRENT, SHORT, LONG = dict(window=1, long_key="none"), dict(long_key="none"), dict(window=1)
+
+
+def options_of(**given):
+    return {**dict(kv_stride=2, window=3, long_key="class", pool_queries=False), **given}
+
+
+@cache
+def layer(**options):
+    """(graph, random parameters), the same ones whatever the options."""
+    return attention(ShrinkingAttention, WIDTH, HEADS, **options)
+
+
+def draw(grid, clips: int = 1):
+    return draw_tokens(grid, grid[0], clips)
+
+
+@pytest.mark.parametrize(
+    "options, grid",
+    [
+        (dict(), (4, 5, 7)),
+        (CURRENT | dict(kernel="relu", pool_queries=True), (4, 6, 6)),
+        (SHORT, (3, 4, 4)),
+        (LONG | dict(external=3, hybrid="multi_view", kernel="relu"), (3, 4, 4)),
+        (dict(long_key="mean", external=3, hybrid="combined"), (3, 4, 4)),
+        (dict(window=7, kv_stride=4, pool_queries=True), (3, 8, 8)),
+    ],
+    ids=str,
+)
+def test_gathered_equals_masked_with_its_gradient(float64, options, grid):
+    assert_gathered_equals_masked(
+        lambda masked: layer(dtype=jnp.float64, masked=masked, **options_of(**options)), draw(grid, clips=2)
+    )
+
+
+def norm(x, parameters):
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    return x * parameters["scale"] + parameters["bias"]
+
+
+def pool(x, parameters, stride):
+    """Depthwise 3 x 3 convolution of one frame (y x d), zeros around it."""
+    rows, columns = (
+        range(0, size, stride) if size % stride else range(0, size - stride + 1, stride) for size in x.shape[:2]
+    )
+    x = np.pad(x, ((1, 1), (1, 1), (0, 0)))
+    kernel = parameters["kernel"][:, :, 0]
+    return np.array([[(x[r : r + 3, c : c + 3] * kernel).sum((0, 1)) for c in columns] for r in rows])
+
+
+def average(x):
+    """2 x 2 cells of (y x d) averaged, cut off at an odd end."""
+    return np.array(
+        [[x[r : r + 2, c : c + 2].mean((0, 1)) for c in range(0, x.shape[1], 2)] for r in range(0, x.shape[0], 2)]
+    )
+
+
+def definition(parameters, tokens, kv_stride, pool_queries, around, long_key):
+    """Equations 1 to 8 for one clip, query by query; `around(i)` are the frames that frame i sees averaged."""
+
+    def qkv(x):
+        return np.split(norm(x, parameters["norm"]) @ parameters["qkv"]["kernel"] + parameters["qkv"]["bias"], 3, -1)
+
+    patches, classes = qkv(tokens.patches[0]), qkv(tokens.class_tokens[0])
+    frames = range(len(classes[0]))
+    current, short, long = [], [], []
+    for i, (name, x) in enumerate(zip("kv", patches[1:], strict=True)):
+        current.append(
+            [norm(pool(frame, parameters[f"pool_{name}"], kv_stride), parameters[f"norm_{name}"]) for frame in x]
+        )
+        short.append([average(frame) for frame in current[-1]])
+        long.append({"class": classes[1 + i], "mean": x.mean((1, 2)), "none": np.zeros((0, WIDTH))}[long_key])
+    outputs = []
+    for i in frames:
+        q = patches[0][i] if not pool_queries else pool(patches[0][i], parameters["pool_q"], 2)
+        q = np.concatenate([classes[0][i][None], q.reshape(-1, WIDTH)])
+        k, v = (
+            np.concatenate(
+                [current[s][i].reshape(-1, WIDTH), *(short[s][j].reshape(-1, WIDTH) for j in around(i)), long[s]]
+            )
+            for s in (0, 1)
+        )
+        heads = []
+        for q_h, k_h, v_h in zip(*(np.split(x, HEADS, -1) for x in (q, k, v)), strict=True):
+            weights = np.exp(q_h @ k_h.T / np.sqrt(WIDTH // HEADS))
+            heads.append(weights / weights.sum(-1, keepdims=True) @ v_h)
+        outputs.append(np.concatenate(heads, -1) @ parameters["out"]["kernel"] + parameters["out"]["bias"])
+    return np.array(outputs)
+
+
+@pytest.mark.parametrize(
+    "options, grid",
+    [
+        (dict(), (4, 6, 6)),
+        (dict(kv_stride=1, long_key="mean"), (2, 5, 3)),
+        (dict(window=9), (4, 6, 6)),
+        (dict(kv_stride=4, pool_queries=True, window=5), (4, 8, 8)),
+        (dict(window=1, long_key="none"), (2, 4, 4)),
+    ],
+)
+def test_attention_is_that_of_the_equations(float64, options, grid):
+    options, t = options_of(**options), grid[0]
+    tokens = draw(grid)
+    graph, parameters = layer(dtype=jnp.float64, **options)
+    parameters = jax.tree.map(np.float64, parameters)
+    reach = options.pop("window") // 2
+    around = [[j for j in range(t) if j != i and abs(i - j) <= reach] for i in range(t)]
+    if reach >= t:
+        assert around == [[j for j in range(t) if j != i] for i in range(t)], "a wide window holds every other frame"
+    patches, classes = run(graph, parameters, tokens)
+    expected = definition(parameters, tokens, around=around.__getitem__, **options)
+    np.testing.assert_allclose(classes[0], expected[:, 0], rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(patches[0].reshape(t, -1, WIDTH), expected[:, 1:], rtol=1e-9, atol=1e-11)
+
+
+def covered(size, stride):
+    """The rows, of `size`, that a 3-wide kernel of that stride reads."""
+    return [any(abs(row - centre) <= 1 for centre in range(0, size - stride + 1, stride)) for row in range(size)]
+
+
+# Every window with every key, and either stride with every window and every key.
+STRIDES = [(4, False), (2, True)]
+SEEN = [
+    (window, long_key, *STRIDES[(i + j) % 2])
+    for i, window in enumerate([1, 3, 5])
+    for j, long_key in enumerate(["none", "class", "mean"])
+]
+
+
+@pytest.mark.parametrize("window, long_key, kv_stride, pool_queries", SEEN)
+def test_a_query_sees_exactly_its_frames(window, long_key, kv_stride, pool_queries):
+    t, side = 4, 8
+    graph, parameters = layer(window=window, long_key=long_key, kv_stride=kv_stride, pool_queries=pool_queries)
+    mixture = np.random.default_rng(7).normal(size=WIDTH).astype(np.float32)
+
+    def outputs(tokens):
+        patches, classes = branch(graph, parameters, tokens)
+        return patches[0, :, 1, 1] @ mixture, classes[0] @ mixture  # one patch of each frame, and its class token
+
+    tokens = jax.tree.map(np.float32, draw((t, side, side)))
+    seen = jax.tree.map(lambda j: np.any(j, axis=-1)[:, 0], quick_jit(jax.jacrev(outputs))(tokens))
+    frames = np.arange(t)
+    near = np.abs(frames[:, None] - frames) <= window // 2
+    rows = np.array(covered(side, kv_stride))
+    by_keys = near[:, :, None, None] & (rows[:, None] & rows)
+    if long_key == "mean":
+        by_keys[:] = True
+    own = np.zeros((t, t, side, side), bool)
+    window_of_query = slice(1, 4) if pool_queries else slice(1, 2)
+    own[frames, frames, window_of_query, window_of_query] = True
+    np.testing.assert_array_equal(seen[0].patches, by_keys | own)
+    np.testing.assert_array_equal(seen[1].patches, by_keys)
+    all_classes = np.full((t, t), long_key == "class")
+    np.testing.assert_array_equal(seen[0].class_tokens, all_classes)
+    np.testing.assert_array_equal(seen[1].class_tokens, all_classes | np.eye(t, dtype=bool))
+
+
+@pytest.mark.quick
+def test_the_first_stage_reads_400_of_784_patches():
+    assert sum(covered(28, 4)) ** 2 == 400
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("side, stride, counts", [(28, 4, (49, 16, 1)), (28, 2, (196, 49, 1)), (7, 1, (49, 16, 1))])
+def test_keys_have_the_published_counts(side, stride, counts):
+    graph, parameters = layer(**options_of(kv_stride=stride))
+
+    def levels(parameters, *tokens):
+        module = nnx.merge(graph, parameters)
+        return [level for level, _ in module.levels(*tokens, module.pool)]
+
+    shapes = jax.eval_shape(levels, parameters, np.zeros((2, 1, 8, side, side, WIDTH)), np.zeros((2, 1, 8, WIDTH)))
+    assert tuple(level.shape[3] for level in shapes) == counts
+    assert counts[0] + 2 * counts[1] + 8 * counts[2] == 89 or side == 28 and stride == 2
+
+
+def test_the_residual_of_pooled_queries_is_max_pooled():
+    tokens = jax.tree.map(np.float32, draw((2, 4, 4)))
+    graph, parameters = layer(**options_of(pool_queries=True))
+    parameters = {**parameters, "out": jax.tree.map(np.zeros_like, parameters["out"])}
+    patches, classes = quick_jit(lambda p, x: nnx.merge(graph, p)(x))(parameters, tokens)
+    rows = [slice(max(0, 2 * i - 1), 2 * i + 2) for i in range(2)]
+    expected = [[tokens.patches[:, :, r, c].max((2, 3)) for c in rows] for r in rows]
+    np.testing.assert_array_equal(patches, np.moveaxis(expected, (0, 1), (2, 3)))
+    np.testing.assert_array_equal(classes, tokens.class_tokens)
