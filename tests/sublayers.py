@@ -21,6 +21,11 @@ def module(make):
     return graph, randomise(nnx.to_pure_dict(state))
 
 
+def count_parameters(make) -> int:
+    """Returns the number of parameters of a module, without computing any."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(nnx.eval_shape(make))))
+
+
 def attention(kind, *arguments, external: int = 0, hybrid: str = "combined", **options):
     """Returns (graph, parameters) of an attention of class `kind`; `external` is the size of its dictionary."""
 
@@ -50,14 +55,14 @@ def branch(graph, parameters, tokens):
 run = quick_jit(branch, static_argnums=0)
 
 
-def output_and_gradients(graph, parameters, tokens):
+def output_and_gradients(graph, parameters, tokens, call=lambda sublayer, tokens: sublayer(tokens)):
     """Returns the tokens after the sublayer, and the gradients for parameters and tokens, in float64.
 
     The cotangent of the output is random.
     """
 
     def loss(parameters, tokens):
-        out = nnx.merge(graph, parameters)(tokens)
+        out = call(nnx.merge(graph, parameters), tokens)
         rng = np.random.default_rng(1)
         return sum((leaf * rng.normal(size=leaf.shape)).sum() for leaf in jax.tree.leaves(out)), out
 
@@ -66,10 +71,12 @@ def output_and_gradients(graph, parameters, tokens):
     return out, gradients
 
 
-def assert_gathered_equals_masked(sublayer, tokens) -> None:
-    """Checks outputs and gradients in float64. `sublayer(masked)` returns the (graph, parameters) of either form."""
-    forms = [sublayer(masked) for masked in (False, True)]
-    gathered, masked = quick_jit(lambda tokens: [output_and_gradients(*form, tokens) for form in forms])(tokens)
+def assert_gathered_equals_masked(make, tokens, **options) -> None:
+    """Checks outputs and gradients in float64. `make(masked)` returns the (graph, parameters) of either form."""
+    forms = [make(masked) for masked in (False, True)]
+    gathered, masked = quick_jit(lambda tokens: [output_and_gradients(*form, tokens, **options) for form in forms])(
+        tokens
+    )
     assert {leaf.dtype for leaf in jax.tree.leaves(gathered)} == {np.dtype("float64")}
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), gathered, masked)
 

@@ -7,21 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from sublayers import branch, draw_tokens, influence, layer
-from tiny import quick_jit
+from sublayers import (
+    HEADS,
+    WIDTH,
+    assert_gathered_equals_masked,
+    attention,
+    count_parameters,
+    draw_tokens,
+    layer,
+    run,
+)
 
 from vidformers import ConfigError, build
-from vidformers.attention.core import attend
+from vidformers.attention.core import SelfAttention, attend
 from vidformers.attention.dictionary import HYBRIDS, Dictionary
 from vidformers.attention.frame import Frame
-from vidformers.attention.joint import Joint
-from vidformers.attention.kernels import KERNELS, Source, linear_attention, quadratic_attention, softmax
+from vidformers.attention.kernels import Source, linear_attention, quadratic_attention, softmax
 from vidformers.attention.motion import Motion
-from vidformers.attention.time import Time
-from vidformers.models.summary import count_macs, summarise
+from vidformers.models.summary import count_macs
 
-SCHEMES = {"frame": Frame(), "time": Time(), "joint": Joint(), "motion": Motion(2)}
-NO_CLASS = dict(class_keys=False, class_queries=False)
 close = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11)
 
 
@@ -32,40 +36,22 @@ def draw(*shape, seed=0):
 # The definitions
 
 
-CASES = [(scheme, kernel, "combined", {}) for scheme in SCHEMES for kernel in KERNELS]
-CASES += [("joint", kernel, hybrid, {}) for kernel in KERNELS for hybrid in HYBRIDS[1:]]
-CASES += [(scheme, "cosine", "combined", dict(cosine_index="t")) for scheme in ("time", "joint", "motion")]
-CASES += [("motion", kernel, None, {}) for kernel in KERNELS]
+@pytest.mark.parametrize("hybrid", HYBRIDS[1:])
+@pytest.mark.parametrize("kernel", ["softmax", "cosine"])
+def test_gathered_equals_masked_in_every_hybrid(float64, kernel, hybrid):
+    """tests/attention/test_registry.py holds the first hybrid, with every scheme and kernel."""
+    options = dict(class_keys=False, class_queries=False) if kernel == "cosine" else {}
+
+    def make(masked):
+        options_of_form = dict(kernel=kernel, masked=masked, dtype=jnp.float64, **options)
+        return attention(SelfAttention, Motion(2), WIDTH, HEADS, external=3, hybrid=hybrid, **options_of_form)
+
+    assert_gathered_equals_masked(make, draw_tokens((2, 3, 3), 1))  # blocks of two are padded
 
 
-@pytest.mark.parametrize("scheme, kernel, hybrid, options", CASES)
-def test_gathered_equals_masked_with_its_gradient(float64, scheme, kernel, hybrid, options):
-    options = dict(kernel=kernel, dtype=jnp.float64, **options, **(NO_CLASS if kernel == "cosine" else {}))
-    if hybrid:
-        options |= dict(external=3, hybrid=hybrid)
-    tokens = draw_tokens((2, 3, 5), 1, clips=2)  # blocks of two do not divide it
-    cotangent = draw_tokens((2, 3, 5), 1, clips=2, seed=1)
-
-    @quick_jit
-    def both(tokens):
-        def one(masked):
-            graph, parameters = layer(SCHEMES[scheme], masked=masked, **options)
-            parameters = jax.tree.map(np.float64, parameters)
-
-            def loss(parameters, tokens):
-                out = branch(graph, parameters, tokens)
-                return sum((a * b).sum() for a, b in zip(out, cotangent, strict=True) if a is not None), out
-
-            return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(parameters, tokens)
-
-        return one(False), one(True)
-
-    gathered, masked = both(tokens)
-    jax.tree.map(close, gathered, masked)
-
-
+@pytest.mark.quick
 def test_cosine_weighs_by_the_distance_in_the_sequence(float64):
-    """HaViT's cosine re-weighting, from cosFormer's definition: phi(q_i) phi(k_j) cos(pi/2 (i-j)/m)."""
+    """HaViT's cosine re-weighting by cosFormer's definition: phi(q_i) phi(k_j) cos(pi/2 (i-j)/m)."""
     n = 5
     q, k, v = (draw(n, 1, 8, seed=i) for i in range(3))
     distance = np.arange(n)[:, None] - np.arange(n)
@@ -75,11 +61,12 @@ def test_cosine_weighs_by_the_distance_in_the_sequence(float64):
     close(attend(q, k, v, angle=angle[None], kernel=linear_attention)[:, 0], expected)
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_linear_equals_quadratic_over_several_sources(float64, turned):
-    angle = np.linspace(0.1, 1.5, 6)[None] if turned else None
-    hidden = np.array([[1, 1, 0, 1, 1, 1]], bool)
-    sources = [Source(draw(2, 6, 8), draw(2, 6, 8, seed=1), hidden, None, angle), Source(draw(2, 3, 8), draw(2, 3, 8))]
+@pytest.mark.quick
+@pytest.mark.parametrize("has_angle", [False, True])
+def test_linear_equals_quadratic_over_several_sources(float64, has_angle):
+    angle = np.linspace(0.1, 1.5, 6)[None] if has_angle else None
+    mask = np.array([[1, 1, 0, 1, 1, 1]], bool)
+    sources = [Source(draw(2, 6, 8), draw(2, 6, 8, seed=1), mask, None, angle), Source(draw(2, 3, 8), draw(2, 3, 8))]
     close(linear_attention(draw(2, 6, 8, seed=2), sources), quadratic_attention(draw(2, 6, 8, seed=2), sources))
 
 
@@ -89,93 +76,89 @@ def test_a_query_without_positive_features_reads_nothing():
 
 
 @pytest.mark.parametrize("name, doubled", [("relu", 2), ("cosine", 2), ("softmax", 4)])
-def test_twice_the_tokens_cost_a_linear_kernel_twice_and_softmax_four_times(name, doubled):
-    def products(n):
+def test_twice_the_tokens_double_the_cost_of_a_linear_kernel_and_quadruple_that_of_softmax(name, doubled):
+    def macs(n):
         x = jax.ShapeDtypeStruct((n, 3, 8), jnp.float32)
         angle = jnp.ones((1, n)) if name == "cosine" else None
         kernel = softmax if name == "softmax" else linear_attention
         return count_macs(lambda q, k, v: attend(q, k, v, angle=angle, kernel=kernel), x, x, x).total
 
-    assert products(64) == doubled * products(32)
+    assert macs(64) == doubled * macs(32)
 
 
 # Internal and external attention
 
 
 def dictionary(hybrid, size=3):
-    entries = Dictionary(size, 16, 2, hybrid=hybrid, rngs=nnx.Rngs(0))
-    entries.keys[...], entries.values[...] = draw(size, 16), draw(size, 16, seed=1)
-    return entries
+    module = Dictionary(size, 16, 2, hybrid=hybrid, rngs=nnx.Rngs(0))
+    module.keys[...], module.values[...] = draw(size, 16), draw(size, 16, seed=1)
+    return module
 
 
-def clip(n=5):
+def draw_qkv(n=5):
     return tuple(draw(n, 2, 8, seed=i) for i in range(2, 5))
 
 
 def test_combined_correlation_is_a_gate_between_internal_and_external(float64):
-    """g s_int + (1-g) s_ext with g = sigmoid(lse_int - lse_ext), a head and query at a time."""
-    q, k, v = clip()
+    """g s_int + (1-g) s_ext with g = sigmoid(lse_int - lse_ext), for each head and query."""
+    q, k, v = draw_qkv()
     keys, values = (x.reshape(3, 2, 8) for x in (draw(3, 16), draw(3, 16, seed=1)))
-    inside, outside = (jax.nn.logsumexp(jnp.einsum("qhe,khe->qhk", q, x) / 8**0.5, axis=-1) for x in (k, keys))
-    gate = jax.nn.sigmoid(inside - outside)[..., None]
+    internal, external = (jax.nn.logsumexp(jnp.einsum("qhe,khe->qhk", q, x) / 8**0.5, axis=-1) for x in (k, keys))
+    gate = jax.nn.sigmoid(internal - external)[..., None]
     expected = gate * attend(q, k, v) + (1 - gate) * attend(q, keys, values)
     close(attend(q, k, v, dictionary=dictionary("combined")), expected)
 
 
 @pytest.mark.parametrize("kernel", [softmax, linear_attention])
 def test_the_other_hybrids_combine_two_attentions(float64, kernel):
-    q, k, v = clip()
+    q, k, v = draw_qkv()
     keys, values = (x.reshape(3, 2, 8) for x in (draw(3, 16), draw(3, 16, seed=1)))
     internal, external = attend(q, k, v, kernel=kernel), attend(q, keys, values, kernel=kernel)
-    run = partial(attend, q, k, v, kernel=kernel)
-    close(run(dictionary=dictionary("simplified")), internal + external)
-    close(run(dictionary=dictionary("multi_view")), np.concatenate([internal, external], axis=1))
-    close(run(dictionary=dictionary("split_heads")), np.concatenate([internal[:, :1], external[:, 1:]], axis=1))
+    combine = partial(attend, q, k, v, kernel=kernel)
+    close(combine(dictionary=dictionary("simplified")), internal + external)
+    close(combine(dictionary=dictionary("multi_view")), np.concatenate([internal, external], axis=1))
+    close(combine(dictionary=dictionary("split_heads")), np.concatenate([internal[:, :1], external[:, 1:]], axis=1))
 
 
 def test_multi_view_with_twice_the_same_projection_is_simplified(float64):
     tokens = draw_tokens((2, 2, 2), 1)
     graph, parameters = layer(Frame(), external=3, hybrid="simplified", dtype=jnp.float64)
-    expected = branch(graph, jax.tree.map(np.float64, parameters), tokens)
+    expected = run(graph, parameters, tokens)
     twice = parameters | {"out": parameters["out"] | {"kernel": np.tile(parameters["out"]["kernel"], (2, 1))}}
     graph, _ = layer(Frame(), external=3, hybrid="multi_view", dtype=jnp.float64)
-    jax.tree.map(close, branch(graph, jax.tree.map(np.float64, twice), tokens), expected)
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_dictionary_adds_no_patch_to_what_a_query_sees(scheme):
-    tokens = draw_tokens((2, 4, 4), 1)
-    with_it, without = (influence(*layer(SCHEMES[scheme], external=n), tokens) for n in (3, 0))
-    jax.tree.map(np.testing.assert_array_equal, with_it, without)
+    jax.tree.map(close, run(graph, twice, tokens), expected)
 
 
 # Models
 
 
-def cost(**options):
-    return summarise(partial(build, "havit", num_classes=400, **{"size": "S", "dictionary": 112, **options}))
+def count(name="havit", **options):
+    defaults = dict(num_classes=400, size="S", dictionary=112)
+    return count_parameters(lambda: build(name, rngs=nnx.Rngs(0), **{**defaults, **options}))
 
 
 def test_counts_of_table_6():
-    joint = cost(attention="joint").params
-    assert cost().params == 34_541_584 and joint == 26_403_856
-    assert cost(attention="joint", kernel="relu").params == cost(attention="joint", kernel="cosine").params == joint
+    joint = count(attention="joint")
+    assert count() == 34_541_584 and joint == 26_403_856
+    assert count(attention="joint", kernel="relu") == count(attention="joint", kernel="cosine") == joint
 
 
 def test_parameters_follow_the_formulas():
-    d, none = 384, cost(dictionary=0).params
-    assert cost(dictionary=1).params - none == 12 * 2 * 2 * d, "one dictionary an attention, keys and values"
-    assert cost(dictionary=1, share_dictionary=True).params - none == 12 * 2 * d
-    assert cost(hybrid="multi_view").params - cost(hybrid="simplified").params == 24 * d**2
-    assert none - cost(dictionary=0, attention="joint").params == 12 * (4 * d**2 + 6 * d)
-    assert cost(temporal_fc=True).params - cost().params == 12 * (d**2 + d)
-    assert cost(class_token="input").params == cost(class_token="late").params
+    d, without, with_112 = 384, count(dictionary=0), count()
+    assert count(dictionary=1) - without == 12 * 2 * 2 * d, "one dictionary an attention, with keys and values"
+    assert count(dictionary=1, share_dictionary=True) - without == 12 * 2 * d
+    assert count(hybrid="multi_view") - count(hybrid="simplified") == 24 * d**2
+    assert without - count(dictionary=0, attention="joint") == 12 * (4 * d**2 + 6 * d)
+    assert count(temporal_fc=True) - with_112 == 12 * (d**2 + d)
+    assert count(class_token="input") == count(class_token="late")
 
 
-def test_every_model_takes_a_dictionary():
-    for name, attentions in (("vit", 1), ("timesformer", 2), ("joint", 1), ("msca", 1), ("tokenshift", 1)):
-        counts = [summarise(partial(build, name, num_classes=5, size="Ti", dictionary=n)).params for n in (0, 7)]
-        assert counts[1] - counts[0] == 12 * attentions * 2 * 7 * 192
+@pytest.mark.parametrize(
+    "name, attentions", [("vit", 1), ("timesformer", 2), ("joint", 1), ("msca", 1), ("tokenshift", 1)]
+)
+def test_every_model_takes_a_dictionary(name, attentions):
+    without, with_7 = (count(name, size="Ti", dictionary=n) for n in (0, 7))
+    assert with_7 - without == 12 * attentions * 2 * 7 * 192
 
 
 @pytest.mark.parametrize(
@@ -196,7 +179,7 @@ def test_every_model_takes_a_dictionary():
         ("havit", dict(attention="joint", temporal_fc=True), "model.temporal_fc"),
     ],
 )
-def test_a_combination_that_means_nothing_is_refused_in_a_sentence(name, options, field):
-    with pytest.raises(ConfigError) as refusal:
+def test_an_impossible_combination_raises_an_error_of_one_sentence(name, options, field):
+    with pytest.raises(ConfigError) as error:
         nnx.eval_shape(lambda: build(name, rngs=nnx.Rngs(0), **{"num_classes": 5, "dictionary": 2, **options}))
-    assert field in str(refusal.value) and str(refusal.value).endswith(".")
+    assert field in str(error.value) and str(error.value).endswith(".")

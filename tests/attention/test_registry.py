@@ -124,14 +124,14 @@ def expected_keys(entry: SchemeEntry):
     return read.reshape(n, n)
 
 
-def check_jacobian_equals_keys(entry: SchemeEntry, class_tokens: str) -> None:
+def check_jacobian_equals_keys(entry: SchemeEntry, class_tokens: str, external: int = 0) -> None:
     """Compares the non-zero pattern of the Jacobian of the gathered form with the keys.
 
     The projection of queries is zeroed, so that the Jacobian passes through keys and values alone. A class token of a
     clip reads every patch and every patch reads it. A class token of a frame reads what the patches of its frame read,
     and is read where they are.
     """
-    graph, parameters = sublayer(entry)
+    graph, parameters = sublayer(entry, external=external)
     parameters["qkv"]["kernel"][:, :WIDTH] = 0
     patches, class_reads = influence(graph, parameters, draw(entry, class_tokens))
     keys = expected_keys(entry)
@@ -148,6 +148,11 @@ def check_jacobian_equals_keys(entry: SchemeEntry, class_tokens: str) -> None:
 @every_scheme_and_class_tokens
 def test_the_jacobian_of_the_gathered_form_is_non_zero_exactly_at_the_keys(entry, class_tokens):
     check_jacobian_equals_keys(entry, class_tokens)
+
+
+@every_scheme
+def test_a_dictionary_adds_no_patch_to_the_keys(entry):
+    check_jacobian_equals_keys(entry, entry.class_tokens[-1], external=3)
 
 
 def check_visible_equals_keys(entry: SchemeEntry) -> None:

@@ -1,4 +1,4 @@
-"""Frames that look at their neighbours: MSCA's shifted heads and patches, TokenShift's class token."""
+"""Shifts between neighbouring frames: MSCA's shifted heads and patches, TokenShift's class token."""
 
 from functools import cache, partial
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from sublayers import HEADS, WIDTH, branch, draw_tokens, influence, layer
+from sublayers import HEADS, WIDTH, draw_tokens, influence, layer, run
 from tiny import clips, compiled, make, quick_jit
 
 from vidformers import ConfigError, build
@@ -22,21 +22,20 @@ close = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11)
 
 
 def neighbour(frames, t, step, boundary):
-    """What stands at t + step of a list of frames."""
-    there = t + step
-    if 0 <= there < len(frames):
-        return frames[there]
-    return {"keep": frames[t], "zero": 0 * frames[t], "wrap": frames[there % len(frames)]}[boundary]
+    """Returns the frame t + step of a list of frames, or what replaces it beyond the ends."""
+    if 0 <= t + step < len(frames):
+        return frames[t + step]
+    return {"keep": frames[t], "zero": 0 * frames[t], "wrap": frames[(t + step) % len(frames)]}[boundary]
 
 
 def by_loops(parameters, tokens, direction, moved, before, after, boundary):
-    """MSCA's equations for one clip, an index at a time: the branch's output for tokens (t n d), class token first."""
+    """Returns the branch for one clip (t n d), class token first, by MSCA's equations in loops over all indices."""
     x = np.concatenate([tokens.class_tokens[0][:, None], tokens.patches[0].reshape(GRID[0], -1, WIDTH)], axis=1)
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
     x = x * parameters["norm"]["scale"] + parameters["norm"]["bias"]
     projected = (x @ parameters["qkv"]["kernel"] + parameters["qkv"]["bias"]).reshape(*x.shape[:2], 3, HEADS, -1)
     frames, count = x.shape[:2]
-    chosen = projected.copy()
+    shifted = projected.copy()
     for s, letter in enumerate("QKV"):
         for t in range(frames):
             for n in range(count):
@@ -44,11 +43,11 @@ def by_loops(parameters, tokens, direction, moved, before, after, boundary):
                     index = h if direction == "heads" else n
                     step = -1 if index < before else 1 if index < before + after else 0
                     if letter in moved and step:
-                        chosen[t, n, s, h] = neighbour(list(projected[:, n, s, h]), t, step, boundary)
+                        shifted[t, n, s, h] = neighbour(list(projected[:, n, s, h]), t, step, boundary)
     out = np.zeros((frames, count, HEADS, WIDTH // HEADS))
     for t in range(frames):
         for h in range(HEADS):
-            q, k, v = (chosen[t, :, s, h] for s in range(3))
+            q, k, v = (shifted[t, :, s, h] for s in range(3))
             weights = np.exp(q @ k.T / np.sqrt(WIDTH // HEADS))
             out[t, :, h] = weights / weights.sum(1, keepdims=True) @ v
     return out.reshape(frames, count, WIDTH) @ parameters["out"]["kernel"] + parameters["out"]["bias"]
@@ -69,15 +68,14 @@ def test_every_variant_equals_its_equation_in_loops(float64, direction, moved, b
     graph, parameters = layer(Shifted(direction, moved, before, after, boundary), dtype=jnp.float64)
     parameters = jax.tree.map(np.float64, parameters)
     tokens = draw_tokens(GRID, GRID[0])
-    patches, classes = quick_jit(partial(branch, graph))(parameters, tokens)
+    patches, class_tokens = run(graph, parameters, tokens)
     expected = by_loops(parameters, tokens, direction, moved, before, after, boundary)
-    close(classes[0], expected[:, 0])
+    close(class_tokens[0], expected[:, 0])
     close(patches.reshape(GRID[0], -1, WIDTH), expected[:, 1:])
 
 
-def outputs(scheme, frames=4, **options):
-    graph, parameters = layer(scheme, **options)
-    return quick_jit(partial(branch, graph))(parameters, draw_tokens((frames, 2, 3), frames))
+def outputs(scheme, frames=4):
+    return run(*layer(scheme), draw_tokens((frames, 2, 3), frames))
 
 
 @pytest.mark.parametrize("direction", ["heads", "patches"])
@@ -89,13 +87,13 @@ def test_with_nothing_shifted_or_in_a_clip_of_one_frame_it_is_frame_attention(di
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_shifting_all_of_q_k_v_shifts_the_outputs_of_heads_and_not_of_patches(boundary):
-    """Seen where each head's output is: before the output projection, which is made the identity."""
+    """The output projection is replaced by the identity, so that the outputs of the heads are compared."""
 
     def heads(scheme):
         graph, parameters = layer(scheme)
         parameters = parameters | {"out": {"kernel": np.eye(WIDTH, dtype=np.float32), "bias": np.zeros(WIDTH)}}
-        patches, classes = quick_jit(partial(branch, graph))(parameters, draw_tokens(GRID, GRID[0]))
-        x = np.concatenate([classes[0][:, None], patches[0].reshape(GRID[0], -1, WIDTH)], axis=1)
+        patches, class_tokens = run(graph, parameters, draw_tokens(GRID, GRID[0]))
+        x = np.concatenate([class_tokens[0][:, None], patches[0].reshape(GRID[0], -1, WIDTH)], axis=1)
         return x.reshape(*x.shape[:2], HEADS, -1)
 
     plain = heads(Frame())
@@ -106,31 +104,30 @@ def test_shifting_all_of_q_k_v_shifts_the_outputs_of_heads_and_not_of_patches(bo
         ]
     )
     np.testing.assert_allclose(heads(Shifted("heads", "QKV", 1, 1, boundary)), shifted, rtol=1e-5, atol=1e-5)
-    moved = heads(Shifted("patches", "QKV", 2, 2, boundary))
-    outputs = plain.copy()
+    shifted_outputs = plain.copy()
     for n, step in enumerate((-1, -1, 1, 1)):
-        outputs[:, n] = [neighbour(list(plain[:, n]), t, step, boundary) for t in range(GRID[0])]
-    assert np.abs(moved - outputs).max() > 0.05
+        shifted_outputs[:, n] = [neighbour(list(plain[:, n]), t, step, boundary) for t in range(GRID[0])]
+    assert np.abs(heads(Shifted("patches", "QKV", 2, 2, boundary)) - shifted_outputs).max() > 0.05
 
 
 def reach(scheme):
-    """(t, t'): whether some patch of frame t depends on some patch of frame t', in the branch."""
+    """Returns (t, t'), whether some patch of frame t depends on some patch of frame t' in the branch."""
     patches, _ = influence(*layer(scheme), draw_tokens(GRID, GRID[0]))
     return patches[0].reshape(GRID[0], 6, GRID[0], 6).any((1, 3))
 
 
-def test_frames_see_their_neighbours_alone():
+def test_frames_see_only_the_neighbours_of_the_chosen_side():
+    """tests/attention/test_registry.py holds the shift to both sides."""
     distance = np.subtract.outer(np.arange(4), np.arange(4))
-    np.testing.assert_array_equal(reach(Shifted("heads", "KV", 1, 1)), abs(distance) <= 1)
     np.testing.assert_array_equal(reach(Shifted("heads", "KV", 1, 0)), (distance == 0) | (distance == 1))
     np.testing.assert_array_equal(reach(Shifted("heads", "KV", 0, 1, "wrap")), np.isin(distance % 4, (0, 3)))
-    every = reach(Shifted("heads", "QKV", HEADS, 0))  # frame 0 keeps its own
-    np.testing.assert_array_equal(every, (distance == 1) | ((distance == 0) & (np.arange(4) == 0)))
+    all_heads = reach(Shifted("heads", "QKV", HEADS, 0))  # frame 0 keeps its own entries
+    np.testing.assert_array_equal(all_heads, (distance == 1) | ((distance == 0) & (np.arange(4) == 0)))
 
 
 @cache
 def hops(name, **options):
-    """(t, t'): whether the class token of frame t depends on frame t' of the video, after a whole encoder."""
+    """Returns (t, t'), whether the class token of frame t depends on frame t' of the video after the encoder."""
     graph, parameters = make(name, **options)
     video = clips(1).astype(np.float32) / 255
 
@@ -147,31 +144,30 @@ def test_a_block_reaches_one_frame_further(blocks):
 
 
 def test_token_shift_reaches_one_frame_in_its_first_block_and_two_in_each_other():
-    """Before the first attention the class tokens have seen nothing that the first shift could carry."""
+    """Before the first attention, class tokens do not depend on the video, so the first shift moves nothing."""
     distance = abs(np.subtract.outer(np.arange(4), np.arange(4)))
     np.testing.assert_array_equal(hops("tokenshift", depth=1), distance <= 1)
     assert hops("tokenshift", depth=2).all()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_token_shift_moves_a_quarter_of_the_class_channels_each_way(boundary):
     tokens = draw_tokens(GRID, GRID[0])
     shifted = TokenShift(WIDTH, boundary=boundary, rngs=nnx.Rngs(0))(Tokens(*map(jnp.asarray, tokens)))
     np.testing.assert_array_equal(shifted.patches, tokens.patches.astype(np.float32))
-    quarter, classes = WIDTH // 4, tokens.class_tokens[0].astype(np.float32)
+    quarter, class_tokens = WIDTH // 4, tokens.class_tokens[0].astype(np.float32)
     for t in range(GRID[0]):
-        expected = [neighbour(list(classes), t, step, boundary) for step in (-1, 1, 0)]
-        found = shifted.class_tokens[0, t]
-        np.testing.assert_array_equal(found[:quarter], expected[0][:quarter])
-        np.testing.assert_array_equal(found[quarter : 2 * quarter], expected[1][quarter : 2 * quarter])
-        np.testing.assert_array_equal(found[2 * quarter :], expected[2][2 * quarter :])
+        past, future, same = (neighbour(list(class_tokens), t, step, boundary) for step in (-1, 1, 0))
+        expected = np.concatenate([past[:quarter], future[quarter : 2 * quarter], same[2 * quarter :]])
+        np.testing.assert_array_equal(shifted.class_tokens[0, t], expected)
 
 
 def test_no_variant_has_other_parameters_or_costs_than_vit():
     vit = summarise(partial(build, "vit", num_classes=400))
     for options in [dict(direction=direction, moved=moved) for direction in ("heads", "patches") for moved in MOVED]:
-        found = summarise(partial(build, "msca", num_classes=400, shifted_blocks=4, **options))
-        assert found[:3] == vit[:3] == (86_106_256, 140_504_788_992, 134_782_169_088)
+        msca = summarise(partial(build, "msca", num_classes=400, shifted_blocks=4, **options))
+        assert msca[:3] == vit[:3] == (86_106_256, 140_504_788_992, 134_782_169_088)
     assert summarise(partial(build, "tokenshift", num_classes=400))[:3] == vit[:3]
 
 
@@ -196,7 +192,7 @@ def test_without_shifted_blocks_msca_is_vit():
         ("tokenshift", dict(boundary="mirror"), "model.boundary='mirror'"),
     ],
 )
-def test_an_impossible_shift_is_refused_in_a_sentence(name, options, field):
-    with pytest.raises(ConfigError) as refusal:
+def test_an_impossible_shift_raises_an_error_of_one_sentence(name, options, field):
+    with pytest.raises(ConfigError) as error:
         nnx.eval_shape(lambda: build(name, rngs=nnx.Rngs(0), num_classes=5, **options))
-    assert field in str(refusal.value) and str(refusal.value).endswith(".")
+    assert field in str(error.value) and str(error.value).endswith(".")
