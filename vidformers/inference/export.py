@@ -52,7 +52,7 @@ def export(config: dict, workdir, out: str) -> None:
         "data": {split: run["data"][split] for split in ("train", "val")},
     }
     make_model = predictor.make_model
-    if "frames_at_once" in config["model"]:  # a loop over frames cannot be exported for a symbolic batch size
+    if "frames_at_once" in config["model"]:  # an exported program computes all frames of a clip at once
         make_model = partial(make_model, frames_at_once=None)
     write_export(folder, make_model, predictor.parameters, about)
     log(f"Exported {workdir} at step {predictor.step} to {folder}. {folder}/README.md describes its use.")
