@@ -1,4 +1,4 @@
-"""Video files whose frames show their own numbers in black and white blocks, so that a frame one off is seen."""
+"""Video files whose frames show their own index in black and white blocks, so that a wrong frame is recognised."""
 
 import fractions
 
@@ -10,7 +10,7 @@ VFR = np.cumsum([0] + [17, 33, 90, 40, 250, 21] * 10)[:60].tolist()  # milliseco
 
 
 def picture(number):
-    """Number in binary, as two rows of four blocks, with shading that codecs have something to do about."""
+    """Returns a picture of a number in binary, as two rows of four blocks, with shading that exercises the codec."""
     bits = np.array([number >> bit & 1 for bit in range(BITS)], np.uint8).reshape(2, 4)
     shade = np.linspace(20, 60, WIDTH, dtype=np.uint8) + np.uint8(number % 5)
     return np.repeat((bits.repeat(HEIGHT // 2, 0).repeat(WIDTH // 4, 1) * 150 + shade)[..., None], 3, 2)
@@ -44,7 +44,7 @@ def write(
 ):
     """Encodes `count` numbered frames at 25 frames per second, or at the given pts in milliseconds.
 
-    `size` crops them; `types` gives the encoder the type of each picture, as an index of av's PictureType.
+    `size` crops the frames. `types` gives the encoder the type of each picture, as an index of av's PictureType.
     """
     with av.open(str(path), "w", **kwargs) as container:
         container.metadata.update(metadata or {})
@@ -73,7 +73,7 @@ def write(
 
 
 def write_packed(path, count=60):
-    """An AVI as DivX wrote them: a B-frame shares a packet with the frame after it, and a void packet follows."""
+    """Writes an AVI as DivX did: a B-frame shares a packet with the frame after it, and an empty packet follows."""
     source = str(path) + ".m4v"
     write(source, codec="mpeg4", count=count, options={"bf": "1", "b_strategy": "0"}, format="avi")
     with av.open(source) as container:
@@ -86,8 +86,8 @@ def write_packed(path, count=60):
             packets[-1] += data
             packets.append(vop + b"\x51\0\0")
         else:
-            at = data.index(vop)
-            packets.append(data[:at] + b"\0\0\1\xb2DivX503b1393p" * (coded == 0) + data[at:])
+            start = data.index(vop)
+            packets.append(data[:start] + b"\0\0\1\xb2DivX503b1393p" * (coded == 0) + data[start:])
     assert sum(data.count(vop) == 2 for data in packets) > count // 3
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=25)
@@ -101,21 +101,21 @@ def write_packed(path, count=60):
 
 
 def without_vui(path):
-    """Rewrites an H.264 MP4 as encoders write it that do not say how far the decoder must look ahead."""
+    """Removes the VUI from an H.264 MP4, so that the file does not say how many frames the decoder must look ahead."""
     with open(path, "rb") as file:
         data = bytearray(file.read())
     start = data.index(b"avcC") + 12
     length = int.from_bytes(data[start - 2 : start], "big")
     bits = "".join(f"{byte:08b}" for byte in data[start : start + length].replace(b"\0\0\3", b"\0\0"))
-    at = 0
+    position = 0
 
     def fixed(count):
-        nonlocal at
-        at += count
-        return int(bits[at - count : at], 2)
+        nonlocal position
+        position += count
+        return int(bits[position - count : position], 2)
 
     def golomb():
-        zeros = bits.index("1", at) - at
+        zeros = bits.index("1", position) - position
         return fixed(zeros) + fixed(zeros + 1) - 1 if zeros else fixed(1) - 1
 
     # The fields of 7.3.2.1.1 of the standard, for 4:2:0 without scaling lists and pictures ordered by type 0 or 2.
@@ -132,7 +132,7 @@ def without_vui(path):
     if fixed(1):
         [golomb() for _ in range(4)]
     assert fixed(1) == 1, "there is no VUI"
-    bits = bits[: at - 1] + "01"
+    bits = bits[: position - 1] + "01"
     bits += "0" * (-len(bits) % 8)
     short = bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8))
     assert b"\0\0" not in short and len(short) <= length
@@ -148,7 +148,7 @@ def decode_all(path, format="rgb24"):
 
 
 def planes(frames):
-    """Frames as they are decoded, before any conversion of colour: (n, bytes) uint8."""
+    """Returns frames as decoded, before any conversion of colour: (n, bytes) uint8."""
     return np.stack([np.frombuffer(frame.to_ndarray().tobytes(), np.uint8) for frame in frames])
 
 

@@ -1,4 +1,4 @@
-"""Manifests: what is accepted, and that every mistake is named before training."""
+"""Manifests: which lists are accepted, and that every mistake is named before training."""
 
 import types
 
@@ -24,6 +24,7 @@ def folder(tmp_path):
     return read
 
 
+@pytest.mark.quick
 def test_paths_labels_and_lines(folder):
     manifest = folder(f'path,label\na.mp4,0\n\n"with space, and comma.mp4",2\nsub/d.mp4,1\n{folder.path}/b.mp4,1\n')
     assert [r.path for r in manifest.records] == [
@@ -55,7 +56,7 @@ def test_labels_by_name(folder):
 
 
 @pytest.mark.parametrize(
-    "text, parts",
+    "text, expected",
     [
         ("", ["list.csv", "no videos"]),
         ("path,label\n", ["no videos"]),
@@ -70,21 +71,21 @@ def test_labels_by_name(folder):
         ("a.mp4,0\nx.mp4,1\ny.mp4,1\nno/z.mp4,1\n", ["line 2", "x.mp4", "2 others"]),
     ],
 )
-def test_mistakes_are_named(folder, text, parts):
+def test_mistakes_are_named(folder, text, expected):
     with pytest.raises(DataError) as error:
         folder(text)
-    assert all(part in str(error.value) for part in parts), error.value
+    assert all(words in str(error.value) for words in expected), error.value
     assert str(error.value).endswith(".") and "\n" not in str(error.value)
 
 
-def test_missing_and_binary_manifests(folder):
+def test_missing_and_binary_manifests_are_refused(folder):
     with pytest.raises(DataError, match=r"none\.csv was not found\. Set data\.root"):
         read_manifest("none.csv", root=str(folder.path), num_classes=3)
     with pytest.raises(DataError, match="not UTF-8"):
         folder("caf\xe9.mp4,0\n", encoding="latin-1")
 
 
-def test_class_file_of_another_length(folder):
+def test_a_class_file_with_a_mistake_is_refused(folder):
     (folder.path / "classes.txt").write_text("hop\nskip\n")
     with pytest.raises(DataError, match="2 class names, but data.num_classes is 3"):
         folder("a.mp4,hop\n", classes="classes.txt")
@@ -103,7 +104,7 @@ def test_training_labels_must_use_every_class(folder):
     assert folder(text, num_classes=2, complete=True).records
 
 
-def test_missing_videos_left_out(folder):
+def test_missing_videos_are_left_out(folder):
     text = "a.mp4,0\nx.mp4,1\nb.mp4,1\nno/z.mp4,2\n"
     manifest = folder(text, missing="leave_out", complete=True)
     assert manifest.missing == ("x.mp4", "no/z.mp4")
@@ -113,7 +114,7 @@ def test_missing_videos_left_out(folder):
         folder("x.mp4,0\ny.mp4,1\n", missing="leave_out")
 
 
-def test_first_list_that_exists(folder):
+def test_the_first_list_that_exists_is_read(folder):
     folder("a.mp4,0\n")
     options = dict(root=str(folder.path), num_classes=1)
     assert read_manifest(("none.csv", "list.csv"), **options).path == f"{folder.path}/list.csv"
@@ -121,7 +122,7 @@ def test_first_list_that_exists(folder):
         read_manifest(("none.csv", "other.csv"), **options)
 
 
-def test_paths_upwards(folder):
+def test_paths_that_leave_the_root(folder):
     manifest = folder(f"../{folder.path.name}/sub/../a.mp4,0\nsub/../b.mp4,1\n")
     assert [r.path for r in manifest.records] == [
         f"{folder.path}/../{folder.path.name}/sub/../a.mp4",
@@ -131,7 +132,7 @@ def test_paths_upwards(folder):
 
 @pytest.fixture
 def numbered_source(monkeypatch, folder):
-    """A source whose labels are numbers in its authors' order of the names, as in a shard; one file, three rows."""
+    """A source whose labels are numbers in the order of its own class names, as in a shard: a file with three rows."""
     entries = tuple(
         Entry(f"clip {row}", str(folder.path / "a.mp4"), label, 0, position=row)
         for row, label in enumerate((2, 0, None))
@@ -158,6 +159,7 @@ def test_numbers_of_a_source_keep_their_meaning_in_another_order(folder, numbere
         numbered_source(classes="order.txt")
 
 
+@pytest.mark.quick
 def test_a_training_list_needs_labels(numbered_source):
     with pytest.raises(DataError, match="rows: clip 2: a training list must give a label"):
         numbered_source(complete=True)

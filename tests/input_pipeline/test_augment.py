@@ -1,4 +1,4 @@
-"""Augmentation treats all frames of a clip alike, and crops are where they are said to be."""
+"""Augmentation treats all frames of a clip alike, and crops are where their parameters put them."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ def noise(*shape, seed=0):
 
 
 def ramp(height, width):
-    """(1, y, x, 3): red is the row, green the column, for reading off where a crop lies."""
+    """Returns (1, y, x, 3): red is the row and green the column, so that a crop shows its position."""
     y, x = np.mgrid[:height, :width].astype(np.uint8)
     return np.stack([y, x, 0 * x], -1)[None]
 
@@ -34,6 +34,7 @@ def test_every_frame_gets_the_same_draw(height, width, t, size, seed):
     assert (clip == clip[0]).all()
 
 
+@pytest.mark.quick
 def test_draws_depend_on_the_generator_alone():
     apply = TrainAugment(size=16, short_side=(16, 32), **COLOUR)
     frames = noise(4, 40, 60, 3)
@@ -42,6 +43,7 @@ def test_draws_depend_on_the_generator_alone():
     assert (clips[0] != clips[2]).any()
 
 
+@pytest.mark.quick
 def test_flip_swaps_labels_and_mirrors():
     frames = noise(4, 20, 20, 3)
     plain, flipped = (TrainAugment(size=20, short_side=(20, 20), flip=flip, flip_swaps={1: 2, 2: 1}) for flip in (0, 1))
@@ -59,7 +61,7 @@ def test_flip_probability():
     assert 0.22 < np.mean([apply(noise(1, 2, 2, 3), 0, rng)[1] for _ in range(4000)]) < 0.28
 
 
-def test_crops_reach_every_place_and_no_further():
+def test_crops_reach_every_position_and_stay_within_the_frame():
     apply = TrainAugment(size=8, short_side=(16, 16), flip=0.0)
     rng = np.random.default_rng(0)
     corners = {tuple(apply(ramp(16, 20), 0, rng)[0][0, 0, 0, :2]) for _ in range(3000)}
@@ -103,7 +105,7 @@ def test_window_and_resize_equal_resizing_the_whole_frame():
 
 
 @pytest.mark.parametrize("crops", [0, 2, 5, "3"])
-def test_other_numbers_of_crops(crops):
+def test_other_numbers_of_crops_are_refused(crops):
     with pytest.raises(DataError, match=r"eval\.crops"):
         augment.test_crops(ramp(20, 30), 20, crops)
 
@@ -144,11 +146,11 @@ def test_each_colour_change_has_its_own_probability():
 
 
 def crop_of(size, **options):
-    """A crop without a flip, of the given rectangles."""
+    """Returns an augmentation that only crops, without a flip."""
     return TrainAugment(size=size, short_side=(size, size), flip=0.0, crop="resized", **options)
 
 
-def test_resized_crops_reach_every_place_and_no_further():
+def test_resized_crops_reach_every_position_and_stay_within_the_frame():
     apply = crop_of(8, area=(0.2, 0.2), aspect=(1.0, 1.0))  # 8 x 8 of 16 x 20: pixels are copied
     rng = np.random.default_rng(0)
     corners = set()
@@ -174,7 +176,7 @@ def test_resized_crops_cover_the_ranges_of_area_and_aspect():
 
 
 @pytest.mark.parametrize("height, width", [(20, 200), (200, 20)])
-def test_where_no_rectangle_fits_the_crop_is_the_largest_in_the_centre(height, width):
+def test_if_no_rectangle_fits_the_crop_is_the_largest_centred_one(height, width):
     clip = crop_of(27, area=(0.9, 1.0))(ramp(height, width), 0, np.random.default_rng(0))[0][0]
     along, across = (clip[0, :, 1], clip[:, 0, 0]) if width > height else (clip[:, 0, 0], clip[0, :, 1])
     np.testing.assert_array_equal(along, np.arange(86, 113))  # 20 * 1.3333 pixels, not scaled
@@ -202,8 +204,8 @@ def test_every_frame_gets_the_same_draw_of_everything(crop, height, width, seed)
     np.testing.assert_array_equal(frame, before)
 
 
-def test_changes_leave_each_others_draws_alone():
-    """Which clips are flipped, and where boxes are erased, whatever else is on."""
+def test_switching_a_change_on_leaves_the_draws_of_the_others():
+    """The same clips are flipped, and the same boxes erased, whichever other changes are on."""
     frames = np.full((1, 24, 32, 3), 7, np.uint8)
     flips, boxes = [], []
     for options in ({}, COLOUR, dict(crop="resized"), dict(randaugment=3), dict(crop="resized", randaugment=2)):
@@ -214,10 +216,10 @@ def test_changes_leave_each_others_draws_alone():
             np.stack([apply(frames, 0, np.random.default_rng(seed))[0] for seed in range(60)]) for apply in both
         )
         boxes.append((plain != erased).any(-1))
-    assert all(found == flips[0] for found in flips) and 0 < sum(flips[0]) < 60
+    assert all(other == flips[0] for other in flips) and 0 < sum(flips[0]) < 60
     assert 15 <= boxes[0].any((1, 2, 3)).sum() <= 45
-    for found in boxes[1:]:
-        assert (found != boxes[0]).mean() < 1e-3  # noise may have the colour that it covers
+    for other in boxes[1:]:
+        assert (other != boxes[0]).mean() < 1e-3  # noise may have the colour that it covers
 
 
 def test_randaugment_follows_the_flip_and_its_arguments():

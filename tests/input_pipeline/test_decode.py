@@ -1,4 +1,4 @@
-"""Decoded frames are exactly those asked for, whatever the container, codec and grouping of pictures."""
+"""Decoded frames are exactly the requested ones, in every container, codec and grouping of pictures."""
 
 import ctypes
 import gc
@@ -40,7 +40,7 @@ def x265(params, **kwargs):
 
 
 FILES = {
-    # H.264, of which pictures that no other refers to are left out: every way of referring.
+    # H.264, for which unreferenced pictures are not decoded: every way in which pictures refer to others.
     "long_gop.mp4": {},  # x264's default: B-frames, some of them references
     "short_gop.mp4": dict(gop=3, options={"bf": "2"}),
     "intra.mp4": dict(gop=1),
@@ -121,7 +121,7 @@ def path(request, tmp_path_factory):
 
 
 def test_every_frame_equals_sequential_decoding(path, monkeypatch):
-    monkeypatch.setattr(Video, "_from_start", None)  # the remedy where a seek does not do: slow, and not needed
+    monkeypatch.setattr(Video, "_from_start", None)  # the slow fallback, which must not be needed
     expected = decode_planes(path)
     video = Video(path)
     assert len(video.times) == len(expected)
@@ -146,7 +146,7 @@ def test_every_frame_equals_that_of_the_ffmpeg_program(path, record_property):
     np.testing.assert_array_equal(frames, np.frombuffer(raw, np.uint8).reshape(len(frames), -1))
 
 
-def test_unneeded_pictures_are_not_decoded(tmp_path, monkeypatch):
+def test_pictures_that_are_not_needed_are_not_decoded(tmp_path, monkeypatch):
     decoded = []
     collect = decode._collect
     monkeypatch.setattr(
@@ -159,7 +159,7 @@ def test_unneeded_pictures_are_not_decoded(tmp_path, monkeypatch):
     assert len(decoded) < 25  # 15 P-frames and a few more
 
 
-def test_any_choice_of_frames(path):
+def test_any_frames_in_any_order(path):
     expected = decode_all(path)
     video = Video(path)
     rng = np.random.default_rng(0)
@@ -186,7 +186,7 @@ def test_times_and_duration(path):
     assert video.duration > video.times[-1]
 
 
-def test_strict_decoding_accepts_what_is_sound(path):
+def test_strict_decoding_accepts_sound_files(path):
     if "packed" in path:
         pytest.skip("packed B-frames are against the standard")
     video = Video(path, strict=True)
@@ -213,7 +213,7 @@ def test_edit_list(tmp_path):
     np.testing.assert_array_equal(video.frames([30])[0], expected[30])
 
 
-def test_rotation_of_a_phone(tmp_path):
+def test_the_rotation_that_a_phone_writes(tmp_path):
     """The matrix that a phone held upright writes (ISO 14496-12, tkhd): x' = height - y, y' = x."""
     path = write(tmp_path / "plain.mp4", count=3)
     data = bytearray(open(path, "rb").read())
@@ -233,7 +233,7 @@ def test_rotation(tmp_path, degrees):
     np.testing.assert_array_equal(Video(path).frames([2, 0]), expected[[2, 0]])
 
 
-def test_a_seek_that_lands_too_late_is_made_good(tmp_path, monkeypatch):
+def test_a_seek_that_lands_too_late_is_corrected(tmp_path, monkeypatch):
     video = Video(write(tmp_path / "video.mp4", gop=12))
     monkeypatch.setattr(Video, "_seek", lambda self, container, stream, *_: container.seek(10**6, stream=stream))
     assert [read_number(frame) for frame in video.frames([40, 3])] == [40, 3]
@@ -250,7 +250,7 @@ def test_a_seek_leads_to_the_group_of_the_frame(tmp_path, name):
 
 
 def test_a_seek_by_pts_that_lands_too_late_is_done_by_dts(tmp_path):
-    """As in a container that indexes by dts and whose groups are shorter than what a decoder looks ahead."""
+    """As in a container that indexes by dts, with groups shorter than the number of frames a decoder looks ahead."""
     video = Video(write(tmp_path / "video.flv", gop=12))
     container, stream = video._open()
     with container:
@@ -260,7 +260,7 @@ def test_a_seek_by_pts_that_lands_too_late_is_done_by_dts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "places, damaged, wanted, found",
+    "keys, damaged, wanted, expected",
     [
         ([4, 2, 1, 3, 5], [], [2, 3, 4], [2, 3, 4]),  # out of order
         ([4, 2, 3, 5], [], [1, 4], []),  # one is missing
@@ -269,15 +269,13 @@ def test_a_seek_by_pts_that_lands_too_late_is_done_by_dts(tmp_path):
         ([0, *range(2, 40), 1], [], [0, 1], [0]),  # too late for any order
     ],
 )
-def test_frames_are_collected_in_order_up_to_a_missing_or_damaged_one(places, damaged, wanted, found):
-    frames = [
-        (place, SimpleNamespace(place=place, key_frame=place % 10 == 0, is_corrupt=place in damaged))
-        for place in places
-    ]
-    assert [frame.place for frame in decode._collect(iter(frames), wanted)] == found
+def test_frames_are_collected_in_order_up_to_a_missing_or_damaged_one(keys, damaged, wanted, expected):
+    frames = [(key, SimpleNamespace(key=key, key_frame=key % 10 == 0, is_corrupt=key in damaged)) for key in keys]
+    assert [frame.key for frame in decode._collect(iter(frames), wanted)] == expected
 
 
-def test_cover_art_is_no_video(tmp_path):
+@pytest.mark.quick
+def test_cover_art_is_not_a_video(tmp_path):
     path = str(tmp_path / "song.mp4")
     with av.open(path, "w") as container:
         sound = container.add_stream("aac", rate=16000, layout="mono")
@@ -292,6 +290,7 @@ def test_cover_art_is_no_video(tmp_path):
         Video(path)
 
 
+@pytest.mark.quick
 def test_indices_out_of_range(tmp_path):
     video = Video(write(tmp_path / "video.mp4", count=3))
     for indices in ([3], [-1], []):
@@ -299,6 +298,7 @@ def test_indices_out_of_range(tmp_path):
             video.frames(indices)
 
 
+@pytest.mark.quick
 def test_info(tmp_path):
     plain = Video(write(tmp_path / "plain.webm", codec="libsvtav1", count=3)).info()
     assert plain == Info("av1", WIDTH, HEIGHT, 0, False)
@@ -318,7 +318,7 @@ def test_odd_sizes(tmp_path, codec, pix_fmt, name):
     assert [read_number(frame) for frame in whole] == [4, 1]
 
 
-def test_fewer_frames_than_asked_for(tmp_path):
+def test_a_video_with_fewer_frames_than_requested(tmp_path):
     video = Video(write(tmp_path / "short.mp4", count=3))
     indices = Uniform(8).test(video.times, video.duration, clips=2)
     frames = video.frames(indices.ravel())
@@ -346,18 +346,18 @@ class _Malloc(ctypes.Structure):
     ]
 
 
-def test_what_is_decoded_is_freed(tmp_path):
+def test_decoding_leaks_no_memory(tmp_path):
     malloc = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if malloc is None:
-        pytest.skip("this C library does not say how many bytes are in use")
+        pytest.skip("this C library does not report the bytes in use")
     malloc.restype = _Malloc
     path = str(write(tmp_path / "clip.mp4", gop=12))
 
-    def held(decodes):
+    def bytes_in_use(decodes):
         for _ in range(decodes):
             Video(path).frames([3, 17, 40])
         gc.collect()
         return malloc().uordblks
 
-    before = held(50)
-    assert held(100) - before < 100 * 50, "50 bytes a decode, less than anything of FFmpeg's that is left behind"
+    before = bytes_in_use(50)
+    assert bytes_in_use(100) - before < 100 * 50, "50 bytes per decode: any object of FFmpeg is larger"

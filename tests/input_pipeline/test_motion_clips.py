@@ -1,4 +1,4 @@
-"""Only the order of the frames tells a motion clip from its partner, in memory and in the stored files."""
+"""A motion clip differs from its partner only in the order of the frames, in memory and in the stored files."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ def silent(line):
 
 
 def direction(label, clip):
-    """A number measured on the frames: positive for the first class of the label's pair, else negative."""
+    """Measures the motion: positive for the first class of the pair of the label, negative for the second."""
     clip = clip[2::5].astype(float)
     bright = clip.mean(-1) > 170
     y, x = np.stack([np.argwhere(frame).mean(0) if frame.any() else (0, 0) for frame in bright], axis=1)
@@ -71,6 +71,7 @@ def rendered(tmp_path_factory):
     return ensure(tmp_path_factory.mktemp("motion") / "clips", TINY, report=silent, workers=1)
 
 
+@pytest.mark.quick
 def test_labels_form_pairs():
     for label in range(len(CLASSES)):
         assert REVERSED[label] != label and REVERSED[REVERSED[label]] == label
@@ -91,7 +92,7 @@ def test_motion_reverses_and_mirrors_as_the_labels_say(label):
         assert names(clip[:, :, ::-1], MIRRORED[label])
 
 
-def test_stored_reversal_decodes_to_exactly_the_reversed_frames(rendered):
+def test_the_stored_reversal_decodes_to_exactly_the_reversed_frames(rendered):
     for split in ("train", "val"):
         rows = read_rows(rendered, split)
         for (path, label), (other_path, other_label) in zip(rows[::2], rows[1::2], strict=True):
@@ -101,6 +102,7 @@ def test_stored_reversal_decodes_to_exactly_the_reversed_frames(rendered):
             assert not np.array_equal(other, clip)
 
 
+@pytest.mark.quick
 def test_decoded_frames_resemble_the_rendered_ones(rendered):
     path, label = read_rows(rendered, "val")[0]
     clip = render_frames(label, split_digits(TINY.seed)[1][0], [TINY.seed, 1, 0])
@@ -115,7 +117,7 @@ def test_classes_balance_in_each_split(rendered):
         assert {rendered / path for path, _ in rows} == set((rendered / split).iterdir())
 
 
-def test_every_frame_is_a_key_frame_at_the_stated_rate(rendered):
+def test_every_frame_is_a_keyframe_at_the_stated_rate(rendered):
     with av.open(str(rendered / "train/000000.mp4")) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.width, stream.height) == ("h264", 64, 64)
@@ -129,7 +131,7 @@ def test_splits_share_no_digit():
     assert len(train) > 1000 and len(val) > 300 and not train & val
 
 
-def test_seed_decides_the_frames(rendered, tmp_path):
+def test_frames_depend_on_the_seed_alone(rendered, tmp_path):
     again = ensure(tmp_path / "again", TINY, report=silent, workers=2)
     other = ensure(tmp_path / "other", MotionClips(5, 5, seed=4), report=silent, workers=1)
     for path, _ in read_rows(rendered, "train") + read_rows(rendered, "val"):
@@ -137,7 +139,7 @@ def test_seed_decides_the_frames(rendered, tmp_path):
     assert not np.array_equal(decode(other / "val/000000.mp4"), decode(rendered / "val/000000.mp4"))
 
 
-def test_second_call_reuses(rendered):
+def test_a_second_call_renders_nothing(rendered):
     lines = []
     assert ensure(rendered, TINY, report=lines.append) == rendered
     assert lines == []
@@ -184,7 +186,7 @@ def test_concurrent_calls_render_once(tmp_path):
     assert len(lines) == 2
 
 
-def test_a_killed_render_leaves_no_process_and_no_half_data(tmp_path):
+def test_a_killed_render_leaves_no_process_and_no_incomplete_data(tmp_path):
     root = tmp_path / "clips"
     script = tmp_path / "render.py"
     script.write_text(
@@ -199,7 +201,7 @@ def test_a_killed_render_leaves_no_process_and_no_half_data(tmp_path):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.kill()
-    process.communicate(timeout=10)  # returns once the workers, who share its standard output, are gone too
+    process.communicate(timeout=10)  # returns when the workers, which share its standard output, have ended too
     assert not root.exists() and rendering_folders(root)
     ensure(root, MotionClips(5, 5), report=silent, workers=1)
     assert not rendering_folders(root) and len(read_rows(root, "val")) == 10

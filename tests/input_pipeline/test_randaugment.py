@@ -1,4 +1,4 @@
-"""RandAugment: each operation as Pillow defines it for a picture, the same for all frames of a clip."""
+"""RandAugment: each operation equals that of Pillow for a picture, and treats all frames of a clip alike."""
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ def noise(*shape, seed=0):
 
 
 def picture(height=60, width=80, blur=2, seed=0):
-    """(y, x, 3) uint8: soft shapes of all levels but the darkest and the lightest."""
+    """Returns (y, x, 3) uint8: soft shapes of all levels but the darkest and the lightest."""
     soft = cv2.GaussianBlur(noise(height, width, 3, seed=seed), (0, 0), blur).astype(float) - 127.5
     return (np.clip(soft * 3, -105, 100) + 120).astype(np.uint8)
 
@@ -56,7 +56,7 @@ EXACT = [
     ("solarize", 256),
     ("solarize_add", 77),
 ]
-# Pillow cuts fractions off where levels are rounded here.
+# Pillow truncates levels that are rounded here.
 ROUNDED = [
     ("autocontrast",),
     *(
@@ -82,10 +82,10 @@ MOVED = [
 
 
 def both(frame, name, *arguments):
-    """What becomes of a picture here and in Pillow."""
-    found = getattr(randaugment, name)(frame[None], *arguments)[0]
-    assert found.shape == frame.shape and found.dtype == np.uint8
-    return found.astype(int), np.asarray(PILLOW[name](Image.fromarray(frame), *arguments)).astype(int)
+    """Returns the result of an operation on a picture here and in Pillow."""
+    actual = getattr(randaugment, name)(frame[None], *arguments)[0]
+    assert actual.shape == frame.shape and actual.dtype == np.uint8
+    return actual.astype(int), np.asarray(PILLOW[name](Image.fromarray(frame), *arguments)).astype(int)
 
 
 @pytest.mark.parametrize("operation", EXACT)
@@ -103,13 +103,13 @@ def test_operations_equal_pillows_but_for_rounding(operation, seed):
 @pytest.mark.parametrize("operation", MOVED)
 def test_pictures_move_as_pillow_moves_them(operation):
     """Away from the border, which the two cubic interpolations (a = -0.75 and -0.5) continue in different ways."""
-    found, expected = both(picture(blur=6), *operation)
+    actual, expected = both(picture(blur=6), *operation)
     covered = both(np.zeros((60, 80, 3), np.uint8), *operation)[1].max(-1)
     within = cv2.erode(np.uint8(covered == 0), np.ones((5, 5)), borderValue=0) > 0
     outside = cv2.erode(np.uint8(covered == 128), np.ones((5, 5)), borderValue=1) > 0
     assert within.sum() > 1000 and (outside.any() or operation == ("rotate", 0))
-    np.testing.assert_allclose(found[within], expected[within], atol=2, rtol=0)
-    assert (found[outside] == 128).all()
+    np.testing.assert_allclose(actual[within], expected[within], atol=2, rtol=0)
+    assert (actual[outside] == 128).all()
 
 
 @pytest.mark.parametrize("level", [0, 90, 255])
@@ -125,16 +125,16 @@ def test_levels_are_those_of_the_whole_clip(name, arguments):
     frames = np.stack([picture(seed=seed) // scale + 1 for seed, scale in enumerate((1, 2, 4))])
     wide = np.concatenate(list(frames), axis=1)[None]
     operation = getattr(randaugment, name)
-    found, expected = operation(frames, *arguments), operation(wide, *arguments)[0]
+    actual, expected = operation(frames, *arguments), operation(wide, *arguments)[0]
     expected = np.stack(np.split(expected, 3, axis=1))
     if name == "sharpness":  # looks at neighbours, which the wide picture has at the seams
-        found, expected = found[:, :, 1:-1], expected[:, :, 1:-1]
-    np.testing.assert_array_equal(found, expected)
+        actual, expected = actual[:, :, 1:-1], expected[:, :, 1:-1]
+    np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("number", range(len(OPERATIONS)))
 @pytest.mark.parametrize("severity", [-1.0, -0.7, 0.0, 0.7, 1.0])
-def test_operations_treat_frames_alike_and_spare_their_argument(number, severity):
+def test_operations_treat_frames_alike_and_do_not_change_their_argument(number, severity):
     frame = picture()
     clip = np.stack([frame] * 3)
     changed = OPERATIONS[number](clip, severity)
@@ -144,7 +144,7 @@ def test_operations_treat_frames_alike_and_spare_their_argument(number, severity
     assert np.ptp(changed) > 0, "no severity makes a blank clip"
 
 
-# What severities of +1 and -1 mean in the parameters of the operations, in the order of the table.
+# The parameters of the operations at severities +1 and -1, in the order of the table.
 EXTREMES = (
     ("autocontrast", ()),
     ("equalize", ()),
@@ -177,7 +177,7 @@ def test_severity_reaches_the_published_extremes(number):
 
 @pytest.mark.parametrize("number, argument", [(4, 2), (5, 77), (6, 77)])
 def test_mvits_magnitude_is_the_published_one(number, argument):
-    """Magnitude 7: two bits, levels inverted from 256 - 179 up, 77 added."""
+    """Magnitude 7 keeps two bits, inverts levels from 256 - 179 up, and adds 77."""
     clip = picture()[None]
     expected = getattr(randaugment, EXTREMES[number][0])(clip, argument)
     np.testing.assert_array_equal(OPERATIONS[number](clip, 0.7), expected)
@@ -207,6 +207,7 @@ def test_draws_have_their_distributions(monkeypatch):
     assert severities.max() == 1 and 0.4 < (severities == 1).mean() < 0.6
 
 
+@pytest.mark.quick
 def test_draws_depend_on_the_generator_alone():
     clip = picture()[None]
     results = [RandAugment(layers=4)(clip, np.random.default_rng(seed)) for seed in (1, 1, *range(2, 12))]

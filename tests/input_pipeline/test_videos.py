@@ -1,4 +1,4 @@
-"""A record opens as the same video whatever holds it, and a clip of a longer file is cut out of it."""
+"""A record opens as the same video from a file, a folder or a shard, and a clip is cut out of a longer file."""
 
 import os
 from pathlib import Path
@@ -24,12 +24,12 @@ def numbers(video, indices=None):
 
 
 def write_frames(folder, pattern, first=0, count=12):
-    """Numbered pictures, from 0, under file names that count from `first`."""
+    """Writes pictures numbered from 0, under file names that count from `first`."""
     os.makedirs(folder)
     for number in range(count):
         path = f"{folder}/{pattern.format(first + number)}"
-        done, data = cv2.imencode(".jpg", picture(number))
-        assert done
+        encoded, data = cv2.imencode(".jpg", picture(number))
+        assert encoded
         with open(path, "wb") as file:
             file.write(data)
     return str(folder)
@@ -45,6 +45,7 @@ def test_numbering_of_frames(tmp_path, pattern, first):
     assert frames.dtype == np.uint8 and frames.shape == (1, *picture(0).shape)
 
 
+@pytest.mark.quick
 def test_colours_of_frames(tmp_path):
     red = np.zeros((16, 16, 3), np.uint8)
     red[..., 2] = 250  # OpenCV writes blue, green, red
@@ -86,7 +87,7 @@ def test_gaps_in_the_numbering(tmp_path, pattern, first, change, missing):
 
 
 def with_thumbnail(data):
-    """A JPEG file that holds another, as cameras write it, before the picture."""
+    """Returns a JPEG file with another embedded before the picture, as cameras write it."""
     return data[:2] + b"\xff\xe1" + (len(data) + 2).to_bytes(2, "big") + data + data[2:]
 
 
@@ -100,7 +101,7 @@ def with_thumbnail(data):
         lambda data: with_thumbnail(data)[: -len(data) // 4],
         None,
     ],
-    ids=["empty", "text", "no end", "truncated", "truncated with a thumbnail", "gone"],
+    ids=["empty", "text", "no end", "truncated", "truncated with a thumbnail", "missing"],
 )
 def test_broken_frames(tmp_path, damage):
     path = write_frames(tmp_path / "v", "{:03d}.jpg", count=3)
@@ -135,8 +136,8 @@ def test_frames_of_several_sizes(tmp_path):
 
 
 def test_indices_out_of_range(tmp_path):
-    whole = open_video(record(write_frames(tmp_path / "v", "{:03d}.jpg", count=60), start=0.5, end=0.9))
-    for video in (whole, FrameFolder(str(tmp_path / "v"))):
+    cut = open_video(record(write_frames(tmp_path / "v", "{:03d}.jpg", count=60), start=0.5, end=0.9))
+    for video in (cut, FrameFolder(str(tmp_path / "v"))):
         for indices in ([len(video.times)], [-1], []):
             with pytest.raises(IndexError):
                 video.frames(indices)
@@ -148,13 +149,13 @@ def movie(tmp_path_factory):
     return write(tmp_path_factory.mktemp("movies") / "movie.mp4", count=100, gop=12)
 
 
-@pytest.mark.parametrize("kind", ["file", "part of a file", "folder", "in memory"])
+@pytest.mark.parametrize("kind", ["file", "cut of a file", "folder", "in memory"])
 def test_frames_one_at_a_time(movie, tmp_path, kind):
     folder = write_frames(tmp_path / "v", "{:03d}.jpg", count=20)
     video = {
         "file": lambda: Video(movie),
         "folder": lambda: FrameFolder(folder),
-        "part of a file": lambda: open_video(record(movie, start=1.0, end=2.0)),
+        "cut of a file": lambda: open_video(record(movie, start=1.0, end=2.0)),
         "in memory": lambda: CompressedFrames(
             [cv2.imencode(".png", picture(i))[1].tobytes() for i in range(20)], 30.0, "clip"
         ),
@@ -166,7 +167,7 @@ def test_frames_one_at_a_time(movie, tmp_path, kind):
         list(video.each([len(video.times)]))
 
 
-def test_files_open_as_they_are(movie):
+def test_a_file_without_start_and_end_opens_as_it_is(movie):
     video, expected = open_video(record(movie)), Video(movie)
     np.testing.assert_array_equal(video.times, expected.times)
     assert video.duration == expected.duration and numbers(video, [99, 0]) == [99, 0]
@@ -177,7 +178,7 @@ def test_files_open_as_they_are(movie):
     [
         (1.0, 2.0, 25, 49),
         (0.0, 2.5, 0, 62),
-        (1.01, 1.99, 25, 49),  # what is on screen at the start, and before the end
+        (1.01, 1.99, 25, 49),  # the frames on screen at the start and just before the end
         (3.0, 5.0, 75, 99),  # the file ends first
         (3.99, 6.0, 99, 99),
     ],
@@ -191,7 +192,7 @@ def test_clip_of_a_longer_file(movie, start, end, first, last):
 
 
 def test_a_file_that_was_cut_already_is_taken_whole(movie):
-    """Its times start at the clip, and cuts at keyframes leave up to a second too much."""
+    """Its times start at 0, and cuts at keyframes leave up to a second too much."""
     video = open_video(record(movie, start=112.0, end=115.1))
     assert len(video.times) == 100
     assert len(open_video(record(movie, start=112.0, end=122.0)).times) == 100
@@ -214,18 +215,19 @@ def test_row_of_a_shard(movie, monkeypatch):
     assert numbers(open_video(record("shard-0", position=3)), [7]) == [7]
 
 
-@pytest.mark.parametrize("place", ["with space, comma's & #1", "ünï code 動画", "sub/../sub/./deep", "50%05d"])
-def test_paths(movie, tmp_path, monkeypatch, place):
-    os.makedirs(tmp_path / place)
+@pytest.mark.parametrize("name", ["with space, comma's & #1", "ünï code 動画", "sub/../sub/./deep", "50%05d"])
+def test_paths(movie, tmp_path, monkeypatch, name):
+    os.makedirs(tmp_path / name)
     os.makedirs(tmp_path / "elsewhere")
-    os.link(movie, tmp_path / place / "a b:c.mp4")
-    write_frames(tmp_path / place / "frames 動", "{:03d}.jpg", count=2)
+    os.link(movie, tmp_path / name / "a b:c.mp4")
+    write_frames(tmp_path / name / "frames 動", "{:03d}.jpg", count=2)
     monkeypatch.chdir(tmp_path / "elsewhere")
-    for path in (f"../{place}/a b:c.mp4", tmp_path / place / "a b:c.mp4"):
+    for path in (f"../{name}/a b:c.mp4", tmp_path / name / "a b:c.mp4"):
         assert numbers(open_video(record(path)), [42]) == [42]
-    assert numbers(open_video(record(f"../{place}/frames 動/"))) == [0, 1]
+    assert numbers(open_video(record(f"../{name}/frames 動/"))) == [0, 1]
 
 
-def test_absent(tmp_path):
+@pytest.mark.quick
+def test_an_absent_file(tmp_path):
     with pytest.raises(DecodeError, match="absent.mp4"):
         open_video(record(tmp_path / "absent.mp4"))
