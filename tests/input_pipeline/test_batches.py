@@ -1,4 +1,4 @@
-"""Batches are a function of the seed and of their number alone."""
+"""A batch depends on the seed and on its number alone."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_epochs_hold_every_video_once_in_another_order(reference):
     assert (first != second).any() and (first != np.sort(first)).any()
 
 
-def test_epochs_draw_anew(reference):
+def test_epochs_draw_new_augmentations(reference):
     rows = {}
     for batch in reference:
         for i, video in zip(batch["id"], batch["video"], strict=True):
@@ -44,6 +44,7 @@ def test_epochs_draw_anew(reference):
     assert all((first != second).any() for i, (first, second, *_) in rows.items() if i not in BAD)
 
 
+@pytest.mark.quick
 def test_seeds_differ(clip_folder, reference):
     other = take(pipeline(clip_folder).train_batches(batch_size=4, seed=6), 2)
     assert any((a["id"] != b["id"]).any() for a, b in zip(other, reference, strict=True))
@@ -83,10 +84,10 @@ def test_repeats_are_clips_of_the_same_frames(clip_folder, repeats):
         )
         assert (ids == ids[:, :1]).all() and (index == index[:, :1]).all()
         good = batch["mask"].reshape(-1, repeats)[:, 0] > 0
-        assert (decoded[good, 0] >= 4).all() and not decoded[:, 1:].any(), "and decoded once"
+        assert (decoded[good, 0] >= 4).all() and not decoded[:, 1:].any(), "the frames are decoded once"
         assert all((clip[0] != clip[1]).any() for clip in clips[good])
     videos = np.concatenate([batch["id"][::repeats] for batch in batches])
-    assert sorted(videos[:CLIPS]) == list(range(CLIPS)), "a pass takes as many more batches"
+    assert sorted(videos[:CLIPS]) == list(range(CLIPS)), "a pass takes `repeats` times as many batches"
     local_batches = [
         take(data.train_batches(batch_size=8, seed=5, process_index=p, process_count=2), 12) for p in range(2)
     ]
@@ -112,7 +113,7 @@ def test_validation_counts_every_video_once(clip_folder, batch_size, process_cou
         for p in range(process_count)
     ]
     steps = -(-11 // batch_size)
-    assert [len(part) for part in local_batches] == [steps] * process_count
+    assert [len(batches) for batches in local_batches] == [steps] * process_count
     batches = join_processes(local_batches)
     ids, mask, label, error, video = (
         np.concatenate([b[key] for b in batches]) for key in ("id", "mask", "label", "error", "video")
@@ -125,7 +126,7 @@ def test_validation_counts_every_video_once(clip_folder, batch_size, process_cou
     assert (video[mask == 0] == 0).all()
 
 
-def test_the_index_says_which_frame_of_its_video_each_frame_is(clip_folder):
+def test_the_index_is_that_of_each_frame_in_its_video(clip_folder):
     data = pipeline(clip_folder)
     train = take(data.train_batches(batch_size=4, seed=5), 2)
     views = take(data.val_batches(batch_size=11, clips=2, crops=3), 1)[0]

@@ -27,7 +27,7 @@ BIKE, HEAD = "riding a bike", "massaging person's head"
         ("frames/-a_1_000012_000022", "frames/b2_000000_000010", "frames/c3"),
     ],
 )
-def test_kinetics_layouts(tree, videos):
+def test_layouts(tree, videos):
     root = tree({"train.csv": KINETICS}, videos)
     manifest = read("kinetics", root, "TRAIN", num_classes=2)
     assert manifest.classes == (HEAD, BIKE) and manifest.missing == ()
@@ -35,7 +35,7 @@ def test_kinetics_layouts(tree, videos):
     assert [record.line for record in manifest.records] == [2, 3, 4]
 
 
-def test_kinetics_digest_is_that_of_the_data_and_not_of_the_layout(tree):
+def test_the_digest_does_not_depend_on_the_layout(tree):
     videos = ["-a_1_000012_000022.mp4", "b2_000000_000010.mp4"]
     root = tree({"train.csv": KINETICS}, videos)
     before = read("kinetics", root, "TRAIN", num_classes=2, missing="leave_out")
@@ -48,13 +48,13 @@ def test_kinetics_digest_is_that_of_the_data_and_not_of_the_layout(tree):
     assert read("kinetics", root, "TRAIN", num_classes=2).digest != before.digest
 
 
-def test_kinetics_whole_files_are_cut_and_trimmed_files_are_not(tree):
+def test_whole_files_are_cut_and_trimmed_files_are_not(tree):
     root = tree({"train.csv": KINETICS}, ["-a_1.mp4", "b2_000000_000010.mp4", "c3.mp4"])
     records = read("kinetics", root, "TRAIN", num_classes=2).records
     assert [(record.start, record.end) for record in records] == [(12, 22), (None, None), (114, 124)]
 
 
-def test_kinetics_lists(tree):
+def test_validation_and_test_lists(tree):
     """The validation list under both of its names, and a test list without labels."""
     for name in ("val.csv", "validate.csv"):
         root = tree({name: f"{HEADER}\nriding a bike,v4,3,13,val\n", "train.csv": KINETICS}, ["val/v4.mp4"])
@@ -67,19 +67,19 @@ def test_kinetics_lists(tree):
     )
 
 
-def test_kinetics_without_a_training_list_takes_the_classes_of_the_list_itself(tree):
+def test_without_a_training_list_it_takes_the_classes_of_the_list_itself(tree):
     root = tree({"val.csv": f"{HEADER}\nhop,a,3,13,val\n"}, ["a.mp4"])
     assert read("kinetics", root, num_classes=1).classes == ("hop",)
 
 
-def test_kinetics_with_an_order_of_ones_own(tree):
+def test_a_class_file_gives_another_order(tree):
     root = tree({"train.csv": KINETICS, "order.txt": f"{BIKE}\n{HEAD}\n"}, ["-a_1.mp4", "b2.mp4", "c3.mp4"])
     assert [r.label for r in read("kinetics", root, "TRAIN", num_classes=2).records] == [1, 0, 1]
     manifest = read("kinetics", root, "TRAIN", num_classes=2, classes="order.txt")
     assert [r.label for r in manifest.records] == [0, 1, 0] and manifest.classes == (BIKE, HEAD)
 
 
-def test_kinetics_walk_ends_in_a_loop_of_links(tree, tmp_path_factory):
+def test_the_search_ends_in_a_loop_of_links(tree, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("disk")
     root = tree({"train.csv": KINETICS}, ["-a_1.mp4", "here/b2.mp4"])
     os.rename(f"{root}/-a_1.mp4", elsewhere / "-a_1.mp4")
@@ -90,22 +90,22 @@ def test_kinetics_walk_ends_in_a_loop_of_links(tree, tmp_path_factory):
     assert sorted(summary(manifest)) == sorted(under(root, ("linked/-a_1.mp4", BIKE), ("here/b2.mp4", HEAD)))
 
 
-def test_kinetics_missing_videos_are_counted(tree):
+def test_missing_videos_are_counted(tree):
     root = tree({"train.csv": KINETICS}, ["b2.mp4"])
-    sentence = refusal("kinetics", root, "TRAIN")
-    assert "2 of 3 videos" in sentence and "-a_1_000012_000022" in sentence and "data.missing=leave_out" in sentence
+    message = refusal("kinetics", root, "TRAIN")
+    assert "2 of 3 videos" in message and "-a_1_000012_000022" in message and "data.missing=leave_out" in message
     os.remove(f"{root}/b2.mp4")
     assert "all of its 3 videos are missing" in refusal("kinetics", root, "TRAIN", missing="leave_out")
 
 
-def test_kinetics_two_files_of_one_video(tree):
+def test_two_files_of_one_video_are_refused(tree):
     root = tree({"train.csv": KINETICS}, ["train/b2.mp4", "small/b2.mp4"])
-    sentence = refusal("kinetics", root, "TRAIN")
-    assert "train/b2.mp4" in sentence and "small/b2.mp4" in sentence and "same video" in sentence
+    message = refusal("kinetics", root, "TRAIN")
+    assert "train/b2.mp4" in message and "small/b2.mp4" in message and "same video" in message
 
 
 @pytest.mark.parametrize(
-    "text, parts",
+    "text, expected",
     [
         ("", ["line 1", "header"]),
         ("path,label\na.mp4,0\n", ["line 1", "header", "'path,label'"]),
@@ -118,12 +118,12 @@ def test_kinetics_two_files_of_one_video(tree):
         (HEADER, ["no videos"]),
     ],
 )
-def test_mistakes_in_kinetics(tree, text, parts):
+def test_mistakes_in_lists(tree, text, expected):
     root = tree({"train.csv": text}, ["a.mp4", "b.mp4", "c.mp4"])
-    sentence = refusal("kinetics", root, "TRAIN")
-    assert all(part in sentence for part in parts), sentence
+    message = refusal("kinetics", root, "TRAIN")
+    assert all(words in message for words in expected), message
 
 
-def test_kinetics_label_that_the_training_list_lacks(tree):
+def test_a_label_that_the_training_list_lacks_is_refused(tree):
     root = tree({"train.csv": KINETICS, "val.csv": f"{HEADER}\nriding bike,a,3,13,val\n"}, ["a.mp4"])
     assert "val.csv line 2: the label 'riding bike' is not one of the 2 classes" in refusal("kinetics", root)

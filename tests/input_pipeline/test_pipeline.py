@@ -7,6 +7,7 @@ from clips import pipeline, take
 from input_pipeline import DataError, Record
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("swaps", [(("left", "right"),), ((0, 1),), [["right", 0]]])
 def test_flip_swaps_by_name_and_number(clip_folder, swaps):
     data = pipeline(clip_folder, classes="classes.txt", flip_swaps=swaps, flip=1.0)
@@ -57,10 +58,10 @@ def test_dense_fields_are_checked_at_construction(clip_folder):
 
 
 @pytest.mark.parametrize(
-    "swaps, part", [((("left", "up"),), "'up'"), (((0, 3),), "3"), (((0, 0),), "twice"), (((0, 1), (1, 2)), "twice")]
+    "swaps, words", [((("left", "up"),), "'up'"), (((0, 3),), "3"), (((0, 0),), "twice"), (((0, 1), (1, 2)), "twice")]
 )
-def test_flip_swaps_are_checked(clip_folder, swaps, part):
-    with pytest.raises(DataError, match=rf"data\.flip_swaps.*{part}"):
+def test_flip_swaps_are_checked(clip_folder, swaps, words):
+    with pytest.raises(DataError, match=rf"data\.flip_swaps.*{words}"):
         pipeline(clip_folder, classes="classes.txt", flip_swaps=swaps).flip_map
 
 
@@ -79,9 +80,9 @@ def test_arguments_are_refused_before_workers_start(clip_folder):
 def test_lists_and_classes_are_found_under_the_names_of_the_source(clip_folder, tmp_path):
     for split, numbers in (("train", (0, 1, 2, 4)), ("val", (5, 6))):
         for number in numbers:
-            place = tmp_path / split / ("even" if number % 2 == 0 else "odd")
-            place.mkdir(parents=True, exist_ok=True)
-            (place / f"{number}.mp4").symlink_to(f"{clip_folder}/{number}.mp4")
+            class_folder = tmp_path / split / ("even" if number % 2 == 0 else "odd")
+            class_folder.mkdir(parents=True, exist_ok=True)
+            (class_folder / f"{number}.mp4").symlink_to(f"{clip_folder}/{number}.mp4")
     data = pipeline(str(tmp_path), source="folders", num_classes=2)
     assert data.class_names == ("even", "odd")
     (batch,) = take(data.val_batches(batch_size=2, clips=1, crops=1), 1)

@@ -35,7 +35,7 @@ def test_lists_with_names_and_absolute_paths(tree):
 
 
 @pytest.mark.parametrize(
-    "text, parts",
+    "text, expected",
     [
         ("a.mp4 0\na.mp4\n", ["line 2", "path and a label", "'a.mp4'"]),
         ("a.mp4 0\nclip_7 120 1\n", ["line 2", "third column", "'clip_7 120 1'", "data.source='frames'"]),
@@ -48,13 +48,12 @@ def test_lists_with_names_and_absolute_paths(tree):
         ("", ["no videos"]),
     ],
 )
-def test_mistakes_in_lists(tree, text, parts):
+def test_mistakes_in_lists(tree, text, expected):
     root = tree({"val.txt": text}, ["a.mp4"])
-    assert all(part in refusal("lists", root) for part in parts)
+    assert all(words in refusal("lists", root) for words in expected)
 
 
-def test_folder_names_that_end_in_numbers(tree):
-    """What looks like a frame count belongs to the name where there is such a folder."""
+def test_a_folder_name_that_ends_in_a_number_is_not_a_frame_count(tree):
     root = tree({"val.txt": "person 12 1\n"}, ["person 12"])
     assert summary(read("frames", root, num_classes=2)) == under(root, ("person 12", 1))
 
@@ -62,12 +61,12 @@ def test_folder_names_that_end_in_numbers(tree):
 @pytest.mark.parametrize(
     "name, text", [("val.csv", "path,label\nvideo/7,1\nvideo/8/,0\n"), ("val.txt", "video/7 1\nvideo/8/ 0\n")]
 )
-def test_frames(tree, name, text):
+def test_folders_of_frames(tree, name, text):
     root = tree({name: text}, ["video/7", "video/8"])
     assert summary(read("frames", root, num_classes=2)) == under(root, ("video/7", 1), ("video/8/", 0))
 
 
-def test_folders(tree):
+def test_class_folders(tree):
     root = tree({}, ["train/skip/b.mp4", "train/hop/a.mp4", "train/hop/c d.AVI", "val/skip/e.webm", "train/turn/f"])
     names = ("hop", "skip", "turn")
     manifest = read("folders", root, "TRAIN", num_classes=3)
@@ -84,7 +83,7 @@ def test_folders(tree):
     assert summary(manifest)[-1] == (f"{root}/train/skip/../turn/f", "turn")
 
 
-def test_numbers_as_folder_names_are_names(tree):
+def test_folder_names_that_are_numbers_are_class_names(tree):
     root = tree({}, ["train/0/a.mp4", "train/1/b.mp4", "train/10/c.mp4", "val/10/d.mp4"])
     assert [record.label for record in read("folders", root, num_classes=3).records] == [2]
     tree({}, ["val/2/e.mp4"])
@@ -156,7 +155,7 @@ def test_something(tree, name, video):
 
 
 @pytest.mark.parametrize(
-    "texts, parts",
+    "texts, expected",
     [
         ({"train.json": "[", "labels.json": "{}"}, ["train.json line 1", "not JSON"]),
         ({"train.json": "{}"}, ["train.json", "list", "dict"]),
@@ -181,10 +180,10 @@ def test_something(tree, name, video):
         ({}, ["There is no", "train.json", "data.source=something"]),
     ],
 )
-def test_mistakes_in_something(tree, texts, parts):
+def test_mistakes_in_something(tree, texts, expected):
     root = tree(texts, ["videos/42.webm"])
-    sentence = refusal("something", root, "TRAIN", num_classes=3)
-    assert all(part in sentence for part in parts), sentence
+    message = refusal("something", root, "TRAIN", num_classes=3)
+    assert all(words in message for words in expected), message
 
 
 def test_mirrored_classes():
@@ -227,7 +226,7 @@ def test_ucf101(tree, lists, videos):
 
 
 @pytest.mark.parametrize(
-    "texts, kwargs, parts",
+    "texts, kwargs, expected",
     [
         ({"trainlist01.txt": f"{UCF[0]} 2\n"}, {}, ["trainlist01.txt line 1", "number 1", "not 2"]),
         ({"trainlist01.txt": "Skipping/v.avi 1\n"}, {}, ["trainlist01.txt line 1", "classInd.txt"]),
@@ -238,10 +237,10 @@ def test_ucf101(tree, lists, videos):
         ({}, dict(num_classes=101), ["have 2 classes", "data.num_classes is 101"]),
     ],
 )
-def test_mistakes_in_ucf101(tree, texts, kwargs, parts):
+def test_mistakes_in_ucf101(tree, texts, kwargs, expected):
     root = tree({"classInd.txt": INDEX, "trainlist01.txt": f"{UCF[0]} 1\n", **texts}, UCF[:1])
-    sentence = refusal("ucf101", root, "TRAIN", **kwargs)
-    assert all(part in sentence for part in parts), sentence
+    message = refusal("ucf101", root, "TRAIN", **kwargs)
+    assert all(words in message for words in expected), message
 
 
 HMDB = ("April_09_brush_hair_u_nm_np1_ba_goo_0.avi", "#20_Rhythm_clap_u_nm_np5_fr_goo_0.avi", "x_clap_(1).avi")
@@ -269,7 +268,7 @@ def test_hmdb51(tree, lists, videos):
 
 
 @pytest.mark.parametrize(
-    "text, kwargs, parts",
+    "text, kwargs, expected",
     [
         ("x.avi 3 \n", {}, ["clap_test_split1.txt line 1", "'x.avi 3'"]),
         ("x.avi\n", {}, ["clap_test_split1.txt line 1"]),
@@ -279,10 +278,10 @@ def test_hmdb51(tree, lists, videos):
         ("x.avi 0\n", {}, ["no videos"]),
     ],
 )
-def test_mistakes_in_hmdb51(tree, text, kwargs, parts):
+def test_mistakes_in_hmdb51(tree, text, kwargs, expected):
     root = tree({"clap_test_split1.txt": text})
-    sentence = refusal("hmdb51", root, "TRAIN", **{"num_classes": 1, **kwargs})
-    assert all(part in sentence for part in parts), sentence
+    message = refusal("hmdb51", root, "TRAIN", **{"num_classes": 1, **kwargs})
+    assert all(words in message for words in expected), message
 
 
 @pytest.mark.quick
