@@ -1,10 +1,10 @@
-"""Where the fold of a scheme is cheapest: after the projection to heads, as it runs, or before it, taking turns.
+"""Compares two places for the fold of a scheme: after the projection to heads, as in SelfAttention, or before it.
 
 Command: python -m benchmarks.folds [--batch=1] [--rounds=9] [--dtype=float32]
-One attention sublayer of base size on clips of 8 frames of 224 pixels, its class token included, forward and backward.
-Folded after, q, k and v are folded apart, three times the bytes, and products with weights see tokens in their order;
-folded before, normalised tokens are folded once, what is read is unfolded after W_O. One JSON line a scheme: median
-seconds of both, which must agree to rounding.
+Runs one attention sublayer of base size with a class token on clips of 8 frames of 224 pixels, forward and backward.
+The two variants take turns, and their losses must agree up to rounding. Folding after the projection folds q, k and v
+separately, three times the bytes, but the projections read tokens in their order. Folding before it folds the
+normalised tokens once and unfolds the output of W_O. Prints one JSON line a scheme with the median seconds of both.
 """
 
 import statistics
@@ -30,7 +30,7 @@ SCHEMES = {"frame": Frame(), "time": Time(), "motion, M=2": Motion(2), "joint": 
 
 
 class FoldedBefore(SelfAttention):
-    """Softmax attention by groups without padding, folded before its projections."""
+    """Softmax attention in groups without padding, folded before the projections."""
 
     def branch(self, tokens: Tokens):
         grid = tokens.patches.shape[1:4]
@@ -38,8 +38,8 @@ class FoldedBefore(SelfAttention):
         patches = [
             rearrange(x, "b g n (h e) -> b g n h e", h=self.heads) for x in jnp.split(self.qkv(groups), 3, axis=-1)
         ]
-        classes = [x[:, :, None] for x in self._class_heads(tokens.class_tokens, groups.shape[1])]
-        out = attend(*(jnp.concatenate(pair, axis=2) for pair in zip(classes, patches, strict=True)))
+        class_tokens = [x[:, :, None] for x in self._class_heads(tokens.class_tokens, groups.shape[1])]
+        out = attend(*(jnp.concatenate(pair, axis=2) for pair in zip(class_tokens, patches, strict=True)))
         patches = self.scheme.unfold(self._project(out[:, :, 1:]), grid)
         return patches, merge_copies(self._project(out[:, :, 0]), tokens.class_tokens)
 
@@ -54,8 +54,8 @@ def main():
     for name, scheme in SCHEMES.items():
         runs, seconds = {}, {}
         for place, kind in (("after", SelfAttention), ("before", FoldedBefore)):
-            make = kind(scheme, WIDTH, HEADS, dtype=jnp.dtype(args.dtype), rngs=nnx.Rngs(0))
-            graph, parameters = nnx.split(make)
+            sublayer = kind(scheme, WIDTH, HEADS, dtype=jnp.dtype(args.dtype), rngs=nnx.Rngs(0))
+            graph, parameters = nnx.split(sublayer)
 
             def loss(parameters, tokens, graph=graph):
                 return sum(
@@ -65,8 +65,8 @@ def main():
 
             runs[place] = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(parameters, tokens).compile(), parameters
             seconds[place] = []
-        found = [run(parameters, tokens)[0] for run, parameters in runs.values()]
-        assert abs(found[0] - found[1]) < 1e-2 * abs(found[0]), f"{name}: the two compute {found}"
+        losses = [run(parameters, tokens)[0] for run, parameters in runs.values()]
+        assert abs(losses[0] - losses[1]) < 1e-2 * abs(losses[0]), f"{name}: the losses differ: {losses}"
         for _ in range(1 + args.rounds):
             for place, (run, parameters) in runs.items():
                 started = time.perf_counter()

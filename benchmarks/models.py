@@ -1,8 +1,9 @@
-"""Every published model: parameters, multiply-adds, and a training step at its published size on this machine.
+"""Measures every published model: parameters, multiply-adds, and a training step at its published size.
 
 Command: python -m benchmarks.models [--batch=1] [--steps=3] [--dtype=float32] [--only=CONFIG,CONFIG]
-One JSON line a model; `--table=FILE` prints the lines of FILE as the README's table instead. The compilation cache is
-off; temporary memory is what the compiled step allocates beside its arguments. --steps=0 compiles only.
+Prints one JSON line a model. `--table=FILE` prints the lines of FILE as the README's table instead. The compilation
+cache is off. Temporary memory is what the compiled step allocates in addition to its arguments. --steps=0 compiles
+only.
 """
 
 import json
@@ -39,7 +40,7 @@ SHEETS = (
 
 
 def measure(sheet: str, batch: int, steps: int, dtype: str) -> None:
-    """Prints one line."""
+    """Prints the JSON line of one model."""
     model = configs.load(f"configs/{sheet}.py").model.to_dict() | dict(dtype=dtype)
     cost = summarise(partial(build, **model))
     name = model.pop("name")
@@ -65,8 +66,8 @@ def measure(sheet: str, batch: int, steps: int, dtype: str) -> None:
 
 
 def show(path: str) -> None:
-    """Prints recorded lines as a table in Markdown."""
-    heads = (
+    """Prints recorded lines as a Markdown table."""
+    columns = (
         "config",
         "frames",
         "parameters",
@@ -75,7 +76,7 @@ def show(path: str) -> None:
         "temporary memory",
         "compiles in",
     )
-    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for line in Path(path).read_text().splitlines():
         row = json.loads(line)
         if row["benchmark"] == "models":
@@ -95,7 +96,7 @@ def main():
     sheets = args.only.split(",")
     if len(sheets) == 1:
         return measure(sheets[0], args.batch, args.steps, args.dtype)
-    for sheet in sheets:  # a process each, with memory of its own
+    for sheet in sheets:  # one process a model, so that no memory of another model remains
         subprocess.run(
             [
                 sys.executable,

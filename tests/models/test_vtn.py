@@ -13,8 +13,10 @@ from sublayers import count_parameters
 from tiny import clips, compiled, make, maker, quick_jit
 
 import main
+import vidformers.training.setup
 from vidformers import ConfigError, build
 from vidformers.models.resnet import ResNet
+from vidformers.parallel.mesh import make_mesh
 from vidformers.training.optim import make_optimizer
 from vidformers.training.step import initial_state, make_step
 
@@ -81,9 +83,8 @@ def test_features_equal_those_of_hugging_face_s_resnet():
     np.testing.assert_allclose(found[:, 0], expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, RESNET], ids=["vit", "resnet"])
-@pytest.mark.parametrize("at_once", [1, 3, 16])
-def test_frames_in_chunks_equal_frames_together(options, at_once):
+@pytest.mark.parametrize("at_once, options", [(1, {}), (3, {}), (16, {}), (3, RESNET)], ids=str)
+def test_frames_in_chunks_equal_frames_together(at_once, options):
     forward, parameters = compiled("vtn", **options)
     chunked, _ = compiled("vtn", frames_at_once=at_once, **options)
     close(chunked(parameters, clips()), forward(parameters, clips()))
@@ -162,9 +163,13 @@ def test_mistakes_are_refused_in_a_sentence(options, field):
     assert field in str(refusal.value) and str(refusal.value).endswith(".")
 
 
-def test_a_trained_checkpoint_is_evaluated_on_whole_videos(tmp_path):
+def test_a_trained_checkpoint_is_evaluated_on_whole_videos(tmp_path, monkeypatch):
+    # One device, since programs for eight take longer to compile.
+    monkeypatch.setattr(vidformers.training.setup, "make_mesh", partial(make_mesh, devices=jax.devices()[:1]))
     data, workdir = render(tmp_path / "clips"), tmp_path / "run"
     fields = {
+        "model.width": 32,
+        "model.depth": 1,
         "model.temporal_depth": 1,
         "model.window": "(4,)",
         "model.frames_at_once": 3,
