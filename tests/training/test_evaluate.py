@@ -201,9 +201,7 @@ def test_as_many_videos_as_fit_are_taken_at_once(room, monkeypatch):
     evaluator = Evaluator(
         GRAPH, mesh, jax.tree.map(lambda _: replicated_sharding(mesh), PARAMETERS), EvalProtocol(clips=2, crops=1)
     )
-    sizes = {
-        count: memory.program_bytes(evaluator.compile(PARAMETERS, count, 1, 64)) for count in (8, 16, 32, 64, 128)
-    }
+    sizes = {count: memory.program_bytes(evaluator.compile(PARAMETERS, count, 1, 64)) for count in (8, 16, 32, 64, 128)}
     assert list(sizes.values()) == sorted(sizes.values())
     each = sizes[16] - sizes[8]  # what a video on each device takes
     monkeypatch.setattr(memory, "bytes_available", lambda: sizes[8] + room * each)

@@ -1,12 +1,12 @@
-"""Layers updated within the backward pass: the same step, without a gradient of the whole model."""
+"""Updating the layers in the backward pass gives the same step, without a gradient of the whole model."""
 
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from steps import same, zeros_of
 from tiny import clips, make, maker, quick_jit
 
 from vidformers import ConfigError
@@ -16,8 +16,13 @@ from vidformers.parallel.state import replicated_sharding, state_shardings
 from vidformers.training.optim import make_optimizer
 from vidformers.training.step import State, initial_state, make_step
 
+CLOSE = dict(rtol=1e-6, atol=1e-9)
+NOISY = dict(depth=3, dropout=0.1, drop_path=0.2)
+ADAMW, SGD = dict(name="adamw", lr=1e-3, weight_decay=0.1), dict(name="sgd", lr=0.05, nesterov=True)
+
 
 def batch(seed: int, rows: int = 8):
+    """Returns clips of noise with random labels; row 3 is masked."""
     rng = np.random.default_rng(seed)
     return {
         "video": clips(rows, seed=seed),
@@ -29,25 +34,18 @@ def batch(seed: int, rows: int = 8):
 def step_and_state(name, in_backward, optimizer, **options):
     graph, parameters = make(name, remat="full", dtype="float64", **options)
     parameters = jax.tree.map(np.float64, parameters)
-    optimizer, rate = make_optimizer(10, 1, schedule="constant", ema_decay=0.75, **optimizer)
-    step = make_step(graph, optimizer, rate, seed=0, label_smoothing=0.1, ema_decay=0.75, in_backward=in_backward)
-    return step, State(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), parameters)
+    optimizer, schedule = make_optimizer(10, 1, schedule="constant", ema_decay=0.75, **optimizer)
+    step = make_step(graph, optimizer, schedule, seed=0, label_smoothing=0.1, ema_decay=0.75, in_backward=in_backward)
+    return step, State(np.int32(0), parameters, zeros_of(optimizer, parameters), parameters)
 
 
 def two_steps(step, state, put=lambda batch: batch):
+    """Returns (state, metrics) after each of two steps."""
     trace = []
     for seed in range(2):
-        state, figures = step(state, put(batch(seed)))
-        trace.append((state, figures))
+        state, metrics = step(state, put(batch(seed)))
+        trace.append((state, metrics))
     return trace
-
-
-def same(found, expected):
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9), found, expected)
-
-
-NOISY = dict(depth=3, dropout=0.1, drop_path=0.2)
-ADAMW, SGD = dict(name="adamw", lr=1e-3, weight_decay=0.1), dict(name="sgd", lr=0.05, nesterov=True)
 
 
 @pytest.mark.parametrize(
@@ -59,37 +57,43 @@ def test_it_is_the_same_step(name, optimizer, options, mesh, float64):
     expected = two_steps(quick_jit(step), state)
     step, _ = step_and_state(name, True, optimizer, **options)
     if mesh is None:
-        return same(two_steps(quick_jit(step), state), expected)
+        return same(two_steps(quick_jit(step), state), expected, **CLOSE)
     mesh = make_mesh(**mesh)
-    shardings = state_shardings(mesh, jax.eval_shape(lambda: state))
+    shardings = state_shardings(mesh, state)
     step = quick_jit(with_mesh(mesh, step), out_shardings=(shardings, replicated_sharding(mesh)))
-    same(two_steps(step, jax.device_put(state, shardings), partial(put_batch, mesh)), expected)
+    same(two_steps(step, jax.device_put(state, shardings), partial(put_batch, mesh)), expected, **CLOSE)
+
+
+def memory(in_backward):
+    """Returns (bytes of the parameters, bytes of temporary memory of a step)."""
+    make_model = maker("vit", remat="full", width=128, depth=8)
+    optimizer, schedule = make_optimizer(10, 1, schedule="constant")
+    graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
+    state = jax.eval_shape(partial(initial_state, make_model, optimizer, None, 0))
+    step = quick_jit(make_step(graph, optimizer, schedule, seed=0, in_backward=in_backward), donate_argnums=0)
+    temporary = step.lower(state, batch(0, rows=1)).compile().memory_analysis().temp_size_in_bytes
+    return sum(4 * leaf.size for leaf in jax.tree.leaves(state.parameters)), temporary
 
 
 def test_the_stacks_are_written_in_place_and_the_gradient_never_exists():
-    """Beside the arguments, a step needs less memory than the parameters take; the ordinary one needs more."""
-    needs = {}
-    for in_backward in (False, True):
-        make_model = maker("vit", remat="full", width=128, depth=8)
-        optimizer, rate = make_optimizer(10, 1, schedule="constant")
-        graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
-        state = jax.eval_shape(partial(initial_state, make_model, optimizer, None, 0))
-        step = quick_jit(make_step(graph, optimizer, rate, seed=0, in_backward=in_backward), donate_argnums=0)
-        needs[in_backward] = step.lower(state, batch(0, rows=1)).compile().memory_analysis().temp_size_in_bytes
-    parameters = sum(4 * leaf.size for leaf in jax.tree.leaves(state.parameters))
-    assert needs[False] > parameters and needs[True] < 0.7 * parameters
+    """A step needs less temporary memory than the parameters take. The ordinary step needs more."""
+    parameters, temporary = memory(in_backward=True)
+    assert temporary < 0.7 * parameters
+    parameters, temporary = memory(in_backward=False)
+    assert temporary > parameters
 
 
-def test_a_layer_whose_gradient_is_not_finite_stays_as_it_was(float64):
+def test_a_layer_whose_gradient_is_not_finite_keeps_its_values(float64):
     step, state = step_and_state("vit", True, SGD)
     broken = batch(0)
     broken["video"] = np.full(broken["video"].shape, np.nan)
-    new, figures = quick_jit(step)(state, broken)
-    assert not np.isfinite(figures["gradient_norm"]), "which ends the run"
+    new, metrics = quick_jit(step)(state, broken)
+    assert not np.isfinite(metrics["gradient_norm"]), "the trainer ends the run by this"
     stages = [tree["encoder"]["stages"] for tree in (new.parameters, state.parameters)]
     jax.tree.map(np.testing.assert_array_equal, *stages)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("options", [dict(clip_norm=1.0), dict(frozen=("encoder",))], ids=str)
 def test_what_needs_the_whole_gradient_is_refused(options):
     with pytest.raises(
