@@ -7,16 +7,27 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
+from flax import nnx
 from house import ROOT
 
 from configs.base import base
 from configs.sheet import load
 from vidformers import MODELS
+from vidformers.attention import registry as schemes
+from vidformers.models import registry as models
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SECTIONS = ("data", "model", "train", "optim", "eval", "mesh", "checkpoint", "init")
+EXAMPLES = {  # files that a reader of docs/adding.md creates
+    "vidformers/attention/rows.py",
+    "vidformers/models/rows.py",
+    "input_pipeline/sources/jsonl.py",
+}
+FILES = (".csv", ".json", ".safetensors", ".stablehlo")  # `train.csv` is a file, not a field
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 pytestmark = pytest.mark.quick
 
@@ -41,6 +52,7 @@ def code_blocks(text: str) -> list[str]:
 def commands(text: str) -> list[list[str]]:
     """Returns the words of every command of a page that starts with `python`, `make` or `pip`."""
     lines = [line for block in code_blocks(text) for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+    lines += re.findall(r"`(python [^`]+)`", text)
     return [
         shlex.split(line, comments=True)
         for line in lines
@@ -76,12 +88,15 @@ def check_module(module: str, words: list[str]) -> None:
         if name.startswith("config."):
             assert name.removeprefix("config.") in known_fields(), name
         else:
-            assert name in source or name.replace("-", "_") in source, f"{module} has no --{name}"
+            keyword = name.replace("-", "_")  # benchmarks.arguments.parse takes the flags as keyword arguments
+            assert re.search(rf"--{name}\b|\b{keyword}=|\"{keyword}\"", source), f"{module} has no --{name}"
 
 
 def check(words: list[str]) -> None:
     if words[:2] == ["python", "main.py"]:
         check_main(words[2:])
+    elif words[:3] == ["python", "-m", "pytest"]:
+        assert (ROOT / words[3]).exists(), words
     elif words[:2] == ["python", "-m"]:
         check_module(words[2], words[3:])
     elif words[0] == "make":
@@ -103,6 +118,7 @@ def test_a_wrong_command_is_found():
         "python main.py --config=configs/demo.py --config.model.widht=3",
         "python main.py --config=configs/demo.py --wrkdir=runs",
         "python -m input_pipeline.check --nothing=3",
+        "python -m pytest tests/nothing.py",
         "make nothing",
         "pip install -r nothing.txt",
     ):
@@ -113,8 +129,10 @@ def test_a_wrong_command_is_found():
 @pages
 def test_fields_in_the_text_exist(page):
     text = page.read_text(encoding="utf-8")
-    named = re.findall(rf"`(?:--config\.)?((?:{'|'.join(SECTIONS)})\.[a-z_0-9]+)[=`]", text)
-    assert set(named) <= known_fields(), set(named) - known_fields()
+    section = f"(?:{'|'.join(SECTIONS)})"
+    named = re.findall(rf"`({section}\.[a-z_0-9]+)[=`]|--config\.([\w.]+)=", text)
+    fields = {field or flag for field, flag in named if not field.endswith(FILES)}
+    assert fields - {"section.field"} <= known_fields(), fields - known_fields()
 
 
 @pages
@@ -136,7 +154,23 @@ def test_files_that_the_text_names_exist():
             r"`((?:vidformers|input_pipeline|configs|benchmarks|tests|docs|colab)/[\w./]+\.\w+)`",
             page.read_text(encoding="utf-8"),
         ):
-            assert (ROOT / name).exists() or name.endswith(("/rows.py", "sources/__init__.py")), f"{page.name}: {name}"
+            assert (ROOT / name).exists() or name in EXAMPLES, f"{page.name}: {name}"
+
+
+def test_the_examples_of_adding_run(monkeypatch):
+    text = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
+    scheme, model, _, source, *_ = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
+    for registry, rows in ((schemes, "SCHEMES"), (models, "MODELS")):
+        monkeypatch.setattr(registry, rows, dict(getattr(registry, rows)))
+    modules = [ModuleType(name) for name in ("example_scheme", "example_model", "example_source")]
+    monkeypatch.setitem(sys.modules, "vidformers.attention.rows", modules[0])
+    for module, code in zip(modules, (scheme, model, source), strict=True):
+        exec(code, module.__dict__)
+    models.register("rows", modules[1].rows)
+    tiny = dict(width=8, heads=2, depth=1, patch_size=4, frames=2, image_size=8, num_classes=3)
+    clips = np.zeros((1, 2, 8, 8, 3), np.uint8)
+    assert nnx.eval_shape(lambda: models.build("rows", rngs=nnx.Rngs(0), **tiny)(clips)).shape == (1, 3)
+    assert "rows" in schemes.SCHEMES and all(hasattr(modules[2], name) for name in ("TRAIN", "VAL", "read", "classes"))
 
 
 def test_the_readme_is_a_front_page():
