@@ -1,4 +1,4 @@
-"""Steps that cannot be traced; those that are, by one process and by two, are in `test_distributed`."""
+"""Steps that cannot be traced. tests/parallel/test_processes.py traces steps in one process and in two."""
 
 import pytest
 
@@ -7,13 +7,14 @@ from vidformers.training.setup import TrainConfig
 from vidformers.training.tracing import Trace
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("steps", [(3,), (1.5, 2), ("a", "b")])
-def test_steps_that_are_no_pair_of_whole_numbers_are_refused(steps):
+def test_steps_that_are_not_a_pair_of_whole_numbers_are_refused(steps):
     with pytest.raises(ConfigError, match=r"train\.profile_steps=.* must be a first and a last step"):
         TrainConfig(profile_steps=steps)
 
 
 @pytest.mark.parametrize("steps", [(0, 1), (3, 2), (4, 6)])
-def test_steps_that_are_none_are_refused(steps, tmp_path):
+def test_steps_that_the_run_does_not_have_are_refused(steps, tmp_path):
     with pytest.raises(ConfigError, match=r"train\.profile_steps=.* from 1 to 5"):
         Trace(tmp_path, steps, total=5)
