@@ -18,7 +18,7 @@ settings.register_profile("few", deadline=None, derandomize=True, max_examples=4
 settings.load_profile("few")
 
 # The stems of the slowest files, the slowest first.
-SLOW = ("test_models", "test_resume", "test_step", "test_processes", "test_dictionary", "test_attention")
+SLOW = ("test_models", "test_resume", "test_devices", "test_processes", "test_dictionary", "test_attention")
 
 
 @pytest.hookimpl(optionalhook=True)  # the hook exists with pytest-xdist only

@@ -15,6 +15,7 @@ from vidformers.parallel.mesh import make_mesh, with_mesh
 from vidformers.parallel.state import replicated_sharding, state_shardings
 from vidformers.training.optim import make_optimizer
 from vidformers.training.step import State, initial_state, make_step
+from vidformers.training.update_in_backward import REST, merge_stages, split_stages
 
 CLOSE = dict(rtol=1e-6, atol=1e-9)
 NOISY = dict(depth=3, dropout=0.1, drop_path=0.2)
@@ -50,7 +51,7 @@ def two_steps(step, state, put=lambda batch: batch):
 
 @pytest.mark.parametrize(
     "name, optimizer, options, mesh",
-    [("mevit", ADAMW, NOISY, dict(data=2, fsdp=2, context=2)), ("vtn", SGD, {}, None)],
+    [("timesformer", ADAMW, NOISY, dict(data=2, fsdp=2, context=2)), ("vtn", SGD, {}, None)],
 )
 def test_it_is_the_same_step(name, optimizer, options, mesh, float64):
     step, state = step_and_state(name, False, optimizer, **options)
@@ -62,6 +63,16 @@ def test_it_is_the_same_step(name, optimizer, options, mesh, float64):
     shardings = state_shardings(mesh, state)
     step = quick_jit(with_mesh(mesh, step), out_shardings=(shardings, replicated_sharding(mesh)))
     same(two_steps(step, jax.device_put(state, shardings), partial(put_batch, mesh)), expected, **CLOSE)
+
+
+@pytest.mark.quick
+def test_a_stage_of_one_layer_is_updated_with_the_rest():
+    parameters = make("mevit", depth=3, class_blocks=1)[1]
+    stages = split_stages(parameters)
+    depths = {path: len(jax.tree.leaves(stage)[0]) for path, stage in stages.items() if path != REST}
+    assert depths == {("encoder", "stages", 1, "layers"): 2}
+    assert {"0", "2"} <= {str(stage) for stage in stages[REST]["encoder"]["stages"]}
+    jax.tree.map(np.testing.assert_array_equal, merge_stages(stages), parameters)
 
 
 def memory(in_backward):
