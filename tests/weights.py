@@ -2,6 +2,7 @@
 
 import json
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 
 import jax
@@ -21,6 +22,10 @@ SHAPE = dict(num_classes=CLASSES, image_size=SIDE, patch_size=16, width=192, hea
 TIGHT = dict(rtol=0, atol=1e-4)
 
 draw_once = cache(draw)
+
+# Tracing a model takes most of the time of a test, and tests load many files into one model.
+load_module = import_module("vidformers.pretrained.load")
+abstract_model = load_module.abstract_model = cache(load_module.abstract_model)
 
 
 def arrays_of(golden):
@@ -59,6 +64,7 @@ def write(folder, arrays, metadata=None):
     return str(folder)
 
 
+@cache
 def maker(name, **options):
     """Returns make_model(rngs=...) of a model with the shape of the golden models."""
     return partial(build, name, **SHAPE | options)
@@ -72,7 +78,7 @@ def fitted(weights, name, init=None, class_names=None, **options):
 
 def start(make_model, pretrained):
     """Returns (graph, parameters) with which a run starts: the loaded values, and drawn ones for all others."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(abstract_model(make_model))
     new = [path for path in flatten(nnx.to_pure_dict(state)) if path not in pretrained.values]
 
     @quick_jit

@@ -100,6 +100,11 @@ class Pretrained:
         return place(parameters, ())
 
 
+def abstract_model(make_model):
+    """Returns the model with shapes in place of arrays. Nothing is computed."""
+    return nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
+
+
 def load(init: Init, make_model, class_names=None) -> Pretrained:
     """Reads weights and fits them to a model.
 
@@ -111,7 +116,7 @@ def load(init: Init, make_model, class_names=None) -> Pretrained:
         ConfigError: the file cannot be read or does not fit the model.
     """
     file = open_file(str(init.weights))
-    model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
+    model = abstract_model(make_model)
     try:
         source, fit, unused, remarks = _fit(file, model, make_model, init, class_names)
     except ConfigError as error:
