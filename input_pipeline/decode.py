@@ -3,7 +3,8 @@
 The first pass reads the packets without decoding them. It gives the presentation time (pts) of every frame and the
 keyframes at which decoding can start. The second pass seeks to the keyframe at or before each requested frame, decodes
 forward, and identifies the frame by its pts. Indices computed from a nominal frame rate, and seeks by time alone,
-return wrong frames when the frame rate varies or groups of pictures are open.
+return wrong frames when the frame rate varies, or when groups of pictures (GOPs) are open: the first frames of an open
+GOP refer to frames of the GOP before.
 """
 
 import bisect
@@ -25,15 +26,16 @@ from av.stream import Disposition
 from input_pipeline.errors import DecodeError
 from input_pipeline.watchdog import watch_call
 
-# AVI stores no presentation times, and one AVI packet may hold two frames. Transport and program streams have no index
-# to seek in. VP8 has packets that show no frame. These are decoded from the start, and their frames are counted.
+# The frames of these files are numbered by decoding from the start. AVI stores no presentation times, and one AVI
+# packet may hold two frames. Transport and program streams have no index to seek in. VP8 has packets without a visible
+# frame.
 _UNINDEXED_FORMATS = {"avi", "mpegts", "mpeg"}
 _UNINDEXED_CODECS = {"vp8"}
 
-# FFmpeg opens these as videos, but they are text shown letter by letter (tty) and lists of other files.
+# FFmpeg opens these as videos, but they are ANSI-art text (tty) and playlists.
 _NO_VIDEO_FORMATS = {"tty", "concat", "hls"}
 
-_MAX_REORDER = 16  # the most frames, in any codec, that a decoder may output before a frame that should precede them
+_MAX_REORDER = 16  # frames; upper bound, over all codecs, on how far decoder output may be out of presentation order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +59,15 @@ class Info:
 class Video:
     """The frames of one video file, numbered from 0 in presentation order.
 
-    A requested frame is either exactly that frame or a DecodeError. A frame is refused if FFmpeg flags it as damaged,
-    or if a frame before it in its group of pictures is flagged. A seek can cause flags in a sound file. Therefore a
-    frame that is flagged after a seek is decoded again from the start of the file. Decoded from the start, none of
-    about 70 sound files in 13 codecs was flagged.
+    The methods return exactly the requested frames or raise DecodeError. A frame is refused if FFmpeg flags it as
+    damaged, or if a frame before it in its GOP is flagged. A seek can cause flags in an undamaged file. Therefore a
+    frame that is flagged after a seek is decoded again from the start of the file. About 70 undamaged files in 13
+    codecs, decoded from the start, had no flagged frame.
 
     FFmpeg conceals some damage without a flag: of 200 copies of a clip with three flipped bits each, about 40 decoded
-    to wrong pixels. With `strict`, everything that FFmpeg finds doubtful is an error. In short groups of pictures
-    without B-frames, 7 to 24 of 200 damaged copies still passed, so that only a checksum proves that a file is sound.
-    `strict` refuses some sound files, and is meant for clips that this package encoded.
+    to wrong pixels. With `strict`, everything that FFmpeg finds doubtful is an error. In short GOPs without B-frames, 7
+    to 24 of 200 damaged copies still passed, so only a checksum proves that a file is undamaged. `strict` refuses some
+    undamaged files, and is meant for clips that this package encoded.
 
     The file stays open until the first frames are read, or until this object is deleted.
 
@@ -73,16 +75,16 @@ class Video:
         source: a path, or the content of a file as bytes.
         name: name of the video in errors. None: the path.
         strict: refuse everything that FFmpeg finds doubtful.
-        limit_seconds: the most seconds that opening and each call of a method may take.
+        limit_seconds: time limit in seconds for opening the file and for each call of a method.
 
     Attributes:
         times: (n,) float64, seconds from the first frame to each frame.
         duration: seconds, the end of the last frame.
-        decoded: frames that FFmpeg has decoded so far to return the requested ones.
+        decoded: number of frames that FFmpeg has decoded so far.
 
     Raises:
-        DecodeError: the file does not exist, is not a regular file, is damaged or truncated (if the container tells;
-            Matroska does not), holds no video, or takes too long.
+        DecodeError: the file does not exist, is not a regular file, is damaged or truncated (if the container records
+            its size; Matroska does not), holds no video, or takes too long.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Video:
                 self._codec = stream.codec.canonical_name
                 self._audio = bool(container.streams.audio)
                 frames = self._index(container, stream)
+                # FFmpeg's default rate is 25, for streams that store none.
                 time_base, rate = stream.time_base, stream.average_rate or 25
             except BaseException:
                 container.close()
@@ -107,8 +110,9 @@ class Video:
             else:
                 container.close()
                 self._pts = None
-                frames = self._count()
-                if any(pts is None or pts <= before for (before, _), (pts, _) in itertools.pairwise(frames)):
+                frames = self._decode_timestamps()
+                # Raw streams and some AVI files lack ascending timestamps. Assume a constant frame rate.
+                if not _ascend([pts for pts, _ in frames]):
                     frames, time_base = [(index, 1) for index in range(len(frames))], 1 / rate
         if not frames:
             raise DecodeError(f"{self._name}: no frame can be decoded.")
@@ -138,7 +142,7 @@ class Video:
         if not (len(distinct) and 0 <= distinct[0] and distinct[-1] < len(self.times)):
             raise IndexError(f"{self._name} has {len(self.times)} frames, but the indices are {indices}.")
         with self._working():
-            images = [_image(frame) for frame in self._pictures(distinct.tolist())]
+            images = [_to_rgb(frame) for frame in self._av_frames(distinct.tolist())]
             if len({image.shape for image in images}) > 1:
                 raise DecodeError(f"{self._name}: the frames are not of one size.")
             return np.stack([images[position] for position in inverse])
@@ -156,10 +160,10 @@ class Video:
             raise IndexError(
                 f"{self._name} has {len(self.times)} frames, but the indices are {indices}. They must ascend."
             )
-        pictures, shape = self._pictures(np.unique(indices).tolist()), None
+        av_frames, shape = self._av_frames(np.unique(indices).tolist()), None
         for _, group in itertools.groupby(indices.tolist()):
             with self._working():
-                image = _image(next(pictures))
+                image = _to_rgb(next(av_frames))
                 if image.shape != (shape := shape or image.shape):
                     raise DecodeError(f"{self._name}: the frames are not of one size.")
             for _ in group:
@@ -172,7 +176,7 @@ class Video:
             DecodeError: the first frame cannot be decoded or is damaged.
         """
         with self._working():
-            (first,) = self._pictures([0])
+            (first,) = self._av_frames([0])
             return Info(self._codec, first.width, first.height, first.rotation, self._audio)
 
     @contextlib.contextmanager
@@ -184,7 +188,7 @@ class Video:
                 yield
         except DecodeError:
             raise
-        except av.ExitError as error:  # FFmpeg gave up a read at its timeout
+        except av.ExitError as error:  # FFmpeg's read timed out
             raise self._too_long() from error
         except Exception as error:
             reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
@@ -196,9 +200,9 @@ class Video:
     def _open(self):
         """Returns the container and its video stream."""
         if isinstance(self._source, str):
-            if not stat.S_ISREG(os.stat(self._source).st_mode):  # opening a pipe would wait for a writer
+            if not stat.S_ISREG(os.stat(self._source).st_mode):  # opening a pipe blocks until a process writes to it
                 raise DecodeError(f"{self._name}: not a regular file.")
-            source = f"file:{self._source}"  # without the scheme, FFmpeg takes a name with a colon for a URL
+            source = f"file:{self._source}"  # without the scheme, FFmpeg parses a name with a colon as a URL
         else:
             source = io.BytesIO(self._source)
         # Titles and comments in other encodings than UTF-8 are common. By default PyAV refuses to open such files.
@@ -210,7 +214,7 @@ class Video:
             context = streams[0].codec_context
             if context is None:
                 raise DecodeError(f"{self._name}: there is no decoder for its video.")
-            # One thread: there is a worker for each core already.
+            # One thread: there is already one worker process per core.
             context.thread_type, context.thread_count = ThreadType.NONE, 1
             if self._strict:
                 context.options = {"err_detect": "explode+aggressive"}
@@ -220,7 +224,7 @@ class Video:
         return container, streams[0]
 
     def _packets(self, container, stream):
-        # PyAV's generator never frees 150 bytes if it is dropped before its end, so that it is closed explicitly.
+        # PyAV's generator leaks 150 bytes if it is not exhausted, so close it explicitly.
         with contextlib.closing(container.demux(stream)) as packets:
             for packet in packets:
                 if time.monotonic() > self._deadline:
@@ -228,14 +232,18 @@ class Video:
                 yield packet
 
     def _index(self, container, stream):
-        """Returns [(pts, duration)] of the frames in presentation order, or [] if the frames must be counted."""
+        """Reads all packets. Returns [(pts, duration)] of the frames in presentation order, and sets `_keyframes`.
+
+        Returns [] if the packets do not determine the frames. Then the frames must be numbered by decoding.
+        """
         packets = [
             (p.pts, p.dts, p.duration, p.is_keyframe, p.is_discard) for p in self._packets(container, stream) if p.size
         ]
         entries = [entry for entry in stream.index_entries if entry.size]
         if any(entry.pos + entry.size > container.size for entry in entries):
             raise DecodeError(f"{self._name}: the file is truncated.")
-        if container.format.name == "avi" and len(entries) > len(packets):  # all later frames would get wrong numbers
+        # Every frame after a missing packet would get a wrong number.
+        if container.format.name == "avi" and len(entries) > len(packets):
             raise DecodeError(f"{self._name}: {len(entries) - len(packets)} of {len(entries)} frames are damaged.")
         if (
             container.format.name in _UNINDEXED_FORMATS
@@ -243,33 +251,37 @@ class Video:
             or any(pts is None for pts, *_ in packets)
         ):
             return []
-        # For the keyframe of each group of pictures: its pts, and the smaller of its pts and dts. Containers index by
-        # dts or by pts. A seek to the smaller one never lands after the keyframe, but lands a group too early if the
-        # container indexes by pts.
-        self._keyframes = sorted((pts, pts if dts is None else min(pts, dts)) for pts, dts, _, key, _ in packets if key)
-        # Edit lists discard packets. Frames before the first keyframe lack their reference.
+        # (pts, safe seek target) of each keyframe. Containers index by dts or by pts. The safe target min(pts, dts)
+        # works for both, but a seek to it may land one GOP early when the container indexes by pts.
+        self._keyframes = sorted(
+            (pts, pts if dts is None else min(pts, dts)) for pts, dts, _, is_keyframe, _ in packets if is_keyframe
+        )
+        # Drop packets that an MP4 edit list hides, and frames before the first keyframe, which cannot be decoded.
         frames = sorted(
             (pts, duration)
-            for pts, _, duration, _, discard in packets
-            if self._keyframes and not discard and pts >= self._keyframes[0][0]
+            for pts, _, duration, _, is_hidden in packets
+            if self._keyframes and not is_hidden and pts >= self._keyframes[0][0]
         )
         return frames if len({pts for pts, _ in frames}) == len(frames) else []
 
-    def _count(self):
-        """Decodes all frames and returns their [(pts, duration)], in the order of decoding."""
+    def _decode_timestamps(self):
+        """Decodes all frames. Returns their [(pts, duration)] in the order in which the decoder outputs them."""
         container, stream = self._open()
         with container:
             return [(frame.pts, frame.duration) for frame in self._decoded(container, stream)]
 
-    def _pictures(self, wanted):
-        """Yields the frames of ascending, distinct indices."""
+    def _av_frames(self, wanted):
+        """Yields PyAV's frames of ascending, distinct indices."""
         count = 0
         if self._pts is None:
             attempts = (self._by_count,)
+        elif self._strict:
+            # One attempt: the clips of this package have closed GOPs, so a seek that fails proves damage.
+            attempts = (self._by_seeking,)
         else:
-            # A seek may land too late, or in a group of pictures that needs the group before. Then a seek that lands
-            # earlier finds the frame, or decoding from the start.
-            attempts = (self._by_seeking, self._by_seeking_early, self._from_start)[: 1 if self._strict else 3]
+            # A seek may land too late, or in a GOP that refers to the GOP before. Fall back to an earlier seek, then to
+            # decoding from the start.
+            attempts = (self._by_seeking, self._by_seeking_early, self._from_start)
         for attempt in attempts:
             for frame in attempt(wanted[count:]):
                 count += 1
@@ -294,72 +306,81 @@ class Video:
         return self._by_seeking(wanted, early=True)
 
     def _by_seeking(self, wanted, early=False):
-        """Yields frames by one seek for each group of pictures, up to the first frame that is missing or damaged."""
+        """Yields frames with one seek per GOP, up to the first frame that is missing or damaged."""
         (container, stream), self._opened = self._opened or self._open(), None
         wanted = [self._pts[index] for index in wanted]
         with container:
-            for keyframe, group in itertools.groupby(
+            for keyframe_index, group in itertools.groupby(
                 wanted, lambda pts: bisect.bisect(self._keyframes, (pts, float("inf"))) - 1
             ):
                 group_pts, count = list(group), 0
                 try:
-                    pts, safe = self._keyframes[keyframe]
-                    self._seek(container, stream, safe if early else pts, safe)
+                    keyframe_pts, safe_target = self._keyframes[keyframe_index]
+                    self._seek(container, stream, safe_target if early else keyframe_pts, safe_target)
                     frames = ((frame.pts, frame) for frame in self._decoded(container, stream, set(group_pts)))
                     for frame in _collect(frames, group_pts):
                         count += 1
                         yield frame
-                except av.InvalidDataError:
+                except av.InvalidDataError:  # not fatal: the frame counts as missing, and the next attempt retries it
                     if self._strict:
                         raise
                 if count < len(group_pts):
                     return
 
-    def _seek(self, container, stream, pts, safe):
-        """Seeks to the keyframe with this pts, or to one before it."""
-        container.seek(pts, stream=stream)
+    def _seek(self, container, stream, target, safe_target):
+        """Seeks to `target`, or to `safe_target` if that seek lands too late."""
+        container.seek(target, stream=stream)
         first = next(self._packets(container, stream))
-        container.seek(pts if first.pts is not None and first.pts <= pts else safe, stream=stream)
+        # Reading the packet consumed it, so seek again in both cases.
+        landed_in_time = first.pts is not None and first.pts <= target
+        container.seek(target if landed_in_time else safe_target, stream=stream)
 
     def _decoded(self, container, stream, wanted=None):
-        """Yields frames in presentation order: all, or those whose pts is in `wanted` and some others."""
+        """Yields all frames in presentation order. With `wanted`, frames whose pts is not in it may be skipped."""
         context = stream.codec_context
         for packet in self._packets(container, stream):
             if wanted and context.name == "h264":
-                # Pictures to which no other refers need no decoding. Not for HEVC: there NONREF also skips pictures to
-                # which higher temporal layers refer.
+                # Skip frames that no other frame refers to. Not in HEVC: there NONREF also skips frames that higher
+                # temporal layers refer to.
                 context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
             frames = packet.decode()
             self.decoded += len(frames)
             yield from frames
 
 
+def _ascend(timestamps):
+    """Returns whether no timestamp is missing (None) and each is later than the one before."""
+    return None not in timestamps and all(before < after for before, after in itertools.pairwise(timestamps))
+
+
 def _collect(frames, wanted):
     """Yields the wanted frames in order, up to the first that is missing or damaged.
 
     Args:
-        frames: iterable of (key, frame), a key being an index or a pts, in nearly ascending order.
+        frames: iterable of (key, frame) in nearly ascending order. A key is an index or a pts.
         wanted: ascending keys.
     """
-    wanted, missing, held = set(wanted), collections.deque(wanted), {}
-    is_damaged, late = False, 0
+    wanted, remaining, decoded_early = set(wanted), collections.deque(wanted), {}
+    is_damaged = False  # True from a damaged frame to the next keyframe, because later frames refer to it
+    frames_past_next = 0  # consecutive frames after the next remaining one; after _MAX_REORDER of them it is missing
     for key, frame in frames:
         is_damaged = frame.is_corrupt or is_damaged and not frame.key_frame
         if key in wanted:
             if is_damaged:
                 return
-            held[key] = frame
-        # Frames rarely come out of order: a decoder learns from the stream how far it must look ahead.
-        late = late + 1 if key is not None and key > missing[0] else 0
-        while missing and missing[0] in held:
-            yield held.pop(missing.popleft())
-            late = 0
-        if not missing or late > _MAX_REORDER:
+            decoded_early[key] = frame
+        # Frames are rarely out of order: a decoder reads from the stream how many frames it must reorder.
+        frames_past_next = frames_past_next + 1 if key is not None and key > remaining[0] else 0
+        while remaining and remaining[0] in decoded_early:
+            yield decoded_early.pop(remaining.popleft())
+            frames_past_next = 0
+        if not remaining or frames_past_next > _MAX_REORDER:
             return
 
 
-def _image(frame):
-    """Returns a frame as RGB, (y, x, 3) uint8, upright."""
-    # One thread: FFmpeg would start one per core for every frame, at ten times the cost of converting a small frame.
+def _to_rgb(frame):
+    """Converts PyAV's frame to an upright RGB image, (y, x, 3) uint8."""
+    # One thread: otherwise FFmpeg starts one thread per core for every frame, which costs ten times as much as
+    # converting a small frame.
     rgb = frame.to_ndarray(format="rgb24", threads=1)
     return np.rot90(rgb, round(frame.rotation / 90))  # counterclockwise both in FFmpeg and in NumPy

@@ -159,4 +159,4 @@ def decode_planes(path):
 
 def pictures(video, indices):
     with video._working():
-        return planes(video._pictures(indices))
+        return planes(video._av_frames(indices))

@@ -186,7 +186,20 @@ def test_times_and_duration(path):
     assert video.duration > video.times[-1]
 
 
-def test_strict_decoding_accepts_sound_files(path):
+@pytest.mark.quick
+@pytest.mark.parametrize("timestamps", [None, [None, 1, 2], [0, None, 2], [0, 2, 1]])
+def test_without_ascending_timestamps_the_frame_rate_is_constant(tmp_path, monkeypatch, timestamps):
+    """A raw stream stores no timestamps, not even for a single frame."""
+    path = write(tmp_path / "raw.h264", count=1 if timestamps is None else 3)
+    if timestamps:
+        monkeypatch.setattr(Video, "_decode_timestamps", lambda self: [(pts, 1) for pts in timestamps])
+    video, count = Video(path), len(timestamps or [None])
+    np.testing.assert_allclose(video.times, np.arange(count) / 25)
+    assert video.duration == pytest.approx(count / 25)
+    assert read_number(video.frames([count - 1])[0]) == count - 1
+
+
+def test_strict_decoding_accepts_undamaged_files(path):
     if "packed" in path:
         pytest.skip("packed B-frames are against the standard")
     video = Video(path, strict=True)
