@@ -93,4 +93,5 @@ def influence(graph, parameters, tokens):
         return tuple(None if update is None else update[0] @ mixture for update in updates)
 
     jacobians = quick_jit(jax.jacrev(outputs))(jax.tree.map(np.float32, tokens))
-    return [None if update is None else [np.any(j, axis=-1) for j in update] for update in jacobians]
+    # As NumPy arrays: eager operations on JAX arrays compile for every shape.
+    return [None if update is None else [np.asarray(j).any(-1) for j in update] for update in jacobians]

@@ -1,6 +1,6 @@
 """HaViT: kernels that are linear in the number of tokens, and external tokens beside those of the clip."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from sublayers import (
     layer,
     run,
 )
+from tiny import quick_jit
 
 from vidformers import ConfigError, build
 from vidformers.attention.core import SelfAttention, attend
@@ -27,6 +28,12 @@ from vidformers.attention.motion import Motion
 from vidformers.models.summary import count_macs
 
 close = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11)
+
+
+def compiled(function, **options):
+    """Returns the function with these options under jit, which takes less time than compiling every operation."""
+    run = quick_jit(partial(function, **options))
+    return lambda *arguments, **named: np.asarray(run(*arguments, **named))
 
 
 def draw(*shape, seed=0):
@@ -58,7 +65,7 @@ def test_cosine_weighs_by_the_distance_in_the_sequence(float64):
     weights = np.maximum(q[:, 0], 0) @ np.maximum(k[:, 0], 0).T * np.cos(np.pi / 2 * distance / n)
     expected = weights @ v[:, 0] / weights.sum(1, keepdims=True)
     angle = (np.arange(n) + 1) * np.pi / 2 / n
-    close(attend(q, k, v, angle=angle[None], kernel=linear_attention)[:, 0], expected)
+    close(compiled(attend, kernel=linear_attention)(q, k, v, angle=angle[None])[:, 0], expected)
 
 
 @pytest.mark.quick
@@ -67,12 +74,13 @@ def test_linear_equals_quadratic_over_several_sources(float64, has_angle):
     angle = np.linspace(0.1, 1.5, 6)[None] if has_angle else None
     mask = np.array([[1, 1, 0, 1, 1, 1]], bool)
     sources = [Source(draw(2, 6, 8), draw(2, 6, 8, seed=1), mask, None, angle), Source(draw(2, 3, 8), draw(2, 3, 8))]
-    close(linear_attention(draw(2, 6, 8, seed=2), sources), quadratic_attention(draw(2, 6, 8, seed=2), sources))
+    q = draw(2, 6, 8, seed=2)
+    close(compiled(linear_attention)(q, sources), compiled(quadratic_attention)(q, sources))
 
 
 def test_a_query_without_positive_features_reads_nothing():
     q, k, v = -np.ones((3, 1, 4)), np.ones((3, 1, 4)), np.ones((3, 1, 4))
-    np.testing.assert_array_equal(attend(q, k, v, kernel=linear_attention), 0)
+    np.testing.assert_array_equal(compiled(attend, kernel=linear_attention)(q, k, v), 0)
 
 
 @pytest.mark.parametrize("name, doubled", [("relu", 2), ("cosine", 2), ("softmax", 4)])
@@ -103,21 +111,28 @@ def test_combined_correlation_is_a_gate_between_internal_and_external(float64):
     """g s_int + (1-g) s_ext with g = sigmoid(lse_int - lse_ext), for each head and query."""
     q, k, v = draw_qkv()
     keys, values = (x.reshape(3, 2, 8) for x in (draw(3, 16), draw(3, 16, seed=1)))
-    internal, external = (jax.nn.logsumexp(jnp.einsum("qhe,khe->qhk", q, x) / 8**0.5, axis=-1) for x in (k, keys))
-    gate = jax.nn.sigmoid(internal - external)[..., None]
-    expected = gate * attend(q, k, v) + (1 - gate) * attend(q, keys, values)
-    close(attend(q, k, v, dictionary=dictionary("combined")), expected)
+
+    @compiled
+    def gated():
+        internal, external = (jax.nn.logsumexp(jnp.einsum("qhe,khe->qhk", q, x) / 8**0.5, axis=-1) for x in (k, keys))
+        gate = jax.nn.sigmoid(internal - external)[..., None]
+        return gate * attend(q, k, v) + (1 - gate) * attend(q, keys, values)
+
+    close(compiled(attend, dictionary=dictionary("combined"))(q, k, v), gated())
 
 
 @pytest.mark.parametrize("kernel", [softmax, linear_attention])
 def test_the_other_hybrids_combine_two_attentions(float64, kernel):
     q, k, v = draw_qkv()
     keys, values = (x.reshape(3, 2, 8) for x in (draw(3, 16), draw(3, 16, seed=1)))
-    internal, external = attend(q, k, v, kernel=kernel), attend(q, keys, values, kernel=kernel)
-    combine = partial(attend, q, k, v, kernel=kernel)
-    close(combine(dictionary=dictionary("simplified")), internal + external)
-    close(combine(dictionary=dictionary("multi_view")), np.concatenate([internal, external], axis=1))
-    close(combine(dictionary=dictionary("split_heads")), np.concatenate([internal[:, :1], external[:, 1:]], axis=1))
+    internal, external = (compiled(attend, kernel=kernel)(q, *source) for source in ((k, v), (keys, values)))
+
+    def combine(hybrid):
+        return compiled(attend, kernel=kernel, dictionary=dictionary(hybrid))(q, k, v)
+
+    close(combine("simplified"), internal + external)
+    close(combine("multi_view"), np.concatenate([internal, external], axis=1))
+    close(combine("split_heads"), np.concatenate([internal[:, :1], external[:, 1:]], axis=1))
 
 
 def test_multi_view_with_twice_the_same_projection_is_simplified(float64):
@@ -132,6 +147,7 @@ def test_multi_view_with_twice_the_same_projection_is_simplified(float64):
 # Models
 
 
+@cache
 def count(name="havit", **options):
     defaults = dict(num_classes=400, size="S", dictionary=112)
     return count_parameters(lambda: build(name, rngs=nnx.Rngs(0), **{**defaults, **options}))

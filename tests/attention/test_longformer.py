@@ -116,8 +116,8 @@ def test_a_window_of_twice_the_length_is_full_attention(float64, tie_global):
         out = attend(q, k, v, series.valid[:, None, None])
         return sublayer.out(out.reshape(2, 1 + frames, WIDTH))
 
-    windowed = run(graph, parameters, series)
-    expected = quick_jit(full)(parameters, series)
+    windowed = np.asarray(run(graph, parameters, series))
+    expected = np.asarray(quick_jit(full)(parameters, series))
     np.testing.assert_allclose(windowed[:, 1:], expected[:, 1:], rtol=1e-10, atol=1e-12)
     assert np.allclose(windowed[:, 0], expected[:, 0], rtol=1e-10, atol=1e-12) == tie_global
 
