@@ -19,7 +19,7 @@ from vidformers.training import workdir as folders
 from vidformers.training.bad_videos import BadVideos
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.evaluate import EvalProtocol, EvalResult, Evaluator
-from vidformers.training.late_metrics import LateMetrics
+from vidformers.training.deferred_metrics import LateMetrics
 from vidformers.training.metrics import MetricWriter
 from vidformers.training.reports import data_notes, draw_run, print_report, print_summary, status_line
 from vidformers.training.setup import Setup, compile_within_memory, initialise, load_weights, set_up
