@@ -1,6 +1,6 @@
-"""Evaluation against plain numpy: views averaged, every video counted once, on any number of devices.
+"""Evaluation equals plain numpy: views are averaged, and each video counts once, on any number of devices.
 
-The model here passes its pixels on as logits, so that every case can be set up exactly.
+The model of these tests returns its pixels as logits, so that each case can be set up exactly.
 """
 
 from functools import partial
@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from tiny import quick_jit
 
 from vidformers import ConfigError
 from vidformers.parallel import memory
@@ -20,7 +21,7 @@ CLASSES = 7
 
 
 class Pixels(nnx.Module):
-    """Logits are the pixels, times one parameter."""
+    """A model whose logits are its pixels times one parameter."""
 
     def __init__(self):
         self.gain = nnx.Param(np.ones((), np.float32))
@@ -34,7 +35,7 @@ PARAMETERS = nnx.to_pure_dict(STATE)
 
 
 def rows(logits, label, mask=None, ids=None, errors=None):
-    """A batch of logits (b v k)."""
+    """Returns a batch whose model has the logits (b v k)."""
     count = len(logits)
     return {
         "video": np.asarray(logits, np.float32)[:, :, None, None, None, :],
@@ -58,7 +59,7 @@ def evaluate(batches, mesh=None, **protocol):
 
 
 def average(logits, kind):
-    """(b v k) -> log-probabilities (b k), in float64."""
+    """Returns log-probabilities (b k) of logits (b v k), averaged in float64."""
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     if kind == "probabilities":
         return np.log(p.mean(1))
@@ -70,10 +71,10 @@ def average(logits, kind):
 @pytest.mark.parametrize("at_once", [1, 2, 4, 6, 9])
 def test_views_are_averaged_as_asked_however_many_run_at_once(kind, at_once):
     logits, label = draw(0)
-    found = jax.jit(partial(log_probabilities, average=kind, views_at_once=at_once), static_argnums=0)(
+    actual = quick_jit(partial(log_probabilities, average=kind, views_at_once=at_once), static_argnums=0)(
         Pixels().__call__, rows(logits, label)["video"], None
     )
-    np.testing.assert_allclose(found, average(logits, kind), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(actual, average(logits, kind), rtol=1e-5, atol=1e-5)
 
 
 def test_the_two_averages_differ_where_one_view_is_sure():
@@ -81,27 +82,27 @@ def test_the_two_averages_differ_where_one_view_is_sure():
     logits[0, 0, 0], logits[0, 1, 1], logits[0, 0, 1] = 1, 6, -20
     assert [average(logits, kind).argmax() for kind in ("probabilities", "logits")] == [1, 0]
     for kind, winner in (("probabilities", 1), ("logits", 0)):
-        sums = jax.jit(partial(batch_sums, GRAPH, kind, 1))(
+        sums = quick_jit(partial(batch_sums, GRAPH, kind, 1))(
             PARAMETERS, rows(logits, [winner]) | dict(id=None, error=None)
         )
         assert sums.top1 == 1
 
 
 @pytest.mark.parametrize("mesh", [dict(), dict(data=2, fsdp=4)], ids=["data", "data and fsdp"])
-def test_figures_over_devices_equal_numpy(mesh):
+def test_metrics_over_devices_equal_numpy(mesh):
     logits, label = draw(1)
     result = evaluate([rows(logits[:8], label[:8]), rows(logits[8:], label[8:])], make_mesh(**mesh))
     log_p = average(logits, "probabilities")
     order = np.argsort(-log_p, axis=1)
-    right = order[:, 0] == label
+    correct = order[:, 0] == label
     confusion = np.zeros((CLASSES, CLASSES), int)
     np.add.at(confusion, (label, order[:, 0]), 1)
     expected = {
-        "top1": right.mean(),
+        "top1": correct.mean(),
         "top5": (order[:, :5] == label[:, None]).any(1).mean(),
         "loss": -log_p[np.arange(16), label].mean(),
         "videos": 16,
-        "mean_class_top1": np.mean([right[label == k].mean() for k in np.unique(label)]),
+        "mean_class_top1": np.mean([correct[label == k].mean() for k in np.unique(label)]),
     }
     expected = {f"val/{key}@2x3": value for key, value in expected.items()}
     assert result.metrics == pytest.approx(expected, rel=1e-5)
@@ -109,40 +110,41 @@ def test_figures_over_devices_equal_numpy(mesh):
     assert result.skipped == []
 
 
+@pytest.mark.quick
 def test_sums_over_devices_equal_those_of_one():
     logits, label = draw(2, videos=8)
     batch = {key: value for key, value in rows(logits, label).items() if key in ("video", "label", "mask")}
     mesh = make_mesh(data=2, fsdp=4)
     everywhere = jax.tree.map(lambda _: replicated_sharding(mesh), PARAMETERS)
     evaluator = Evaluator(GRAPH, mesh, everywhere, EvalProtocol(clips=2))
-    one = jax.jit(partial(batch_sums, GRAPH, "probabilities", 1))(PARAMETERS, batch)
+    one = quick_jit(partial(batch_sums, GRAPH, "probabilities", 1))(PARAMETERS, batch)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), evaluator.step(PARAMETERS, batch), one)
 
 
-def test_rows_that_fill_up_a_batch_count_nowhere():
+def test_rows_that_pad_a_batch_are_not_counted():
     logits, label = draw(3)
     whole = evaluate([rows(logits[:8], label[:8]), rows(logits[8:], label[8:])])
     noise, other = draw(4)
     mask, ids = [1, 1, 0, 0, 0, 0, 0, 0], [0, 1, -1, -1, -1, -1, -1, -1]
-    pieces = [
+    small_batches = [
         rows(np.concatenate([logits[i : i + 2], noise[:6]]), np.concatenate([label[i : i + 2], other[:6]]), mask, ids)
         for i in range(0, 16, 2)
     ]
-    parts = evaluate(pieces)
-    assert parts.metrics == pytest.approx(whole.metrics, rel=1e-6)
-    np.testing.assert_array_equal(parts.confusion, whole.confusion)
-    assert parts.skipped == []
+    padded = evaluate(small_batches)
+    assert padded.metrics == pytest.approx(whole.metrics, rel=1e-6)
+    np.testing.assert_array_equal(padded.confusion, whole.confusion)
+    assert padded.skipped == []
 
 
 def test_ties_go_to_the_class_that_comes_first():
-    """The same answer for every class is right about class 0 at first, and about classes 0 to 4 in five."""
+    """With equal logits, the top-1 prediction is class 0 and the top-5 predictions are classes 0 to 4."""
     result = evaluate([rows(np.zeros((8, 1, CLASSES)), [0, 1, 2, 3, 4, 5, 6, 6])], clips=1, crops=1)
     assert result.metrics["val/top1@1x1"] == 1 / 8
     assert result.metrics["val/top5@1x1"] == 5 / 8
     assert result.confusion[:, 0].sum() == 8
 
 
-def test_a_class_without_videos_has_no_part_in_the_mean_over_classes():
+def test_a_class_without_videos_is_not_part_of_the_mean_over_classes():
     logits = np.zeros((8, 1, CLASSES))
     logits[:, 0, 2] = 1
     result = evaluate([rows(logits, [2] * 6 + [3] * 2)], clips=1, crops=1)
@@ -167,8 +169,8 @@ def test_a_bad_video_is_left_out_and_named_if_asked():
     result = evaluate([batch], on_bad="skip")
     assert result.skipped == [(13, "no frames")]
     assert result.metrics["val/videos@2x3"] == 7
-    right = average(batch["video"][good, :, 0, 0, 0], "probabilities").argmax(1) == batch["label"][good]
-    assert result.metrics["val/top1@2x3"] == pytest.approx(right.mean())
+    correct = average(batch["video"][good, :, 0, 0, 0], "probabilities").argmax(1) == batch["label"][good]
+    assert result.metrics["val/top1@2x3"] == pytest.approx(correct.mean())
 
 
 def test_nothing_to_evaluate_is_a_mistake():
@@ -178,6 +180,7 @@ def test_nothing_to_evaluate_is_a_mistake():
             evaluate(batches, on_bad="skip")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "protocol, field",
     [
@@ -195,19 +198,28 @@ def test_a_protocol_that_cannot_work_is_refused(protocol, field):
         evaluate([], **protocol)
 
 
-@pytest.mark.parametrize("room", [0, 1, 3, 20])
-def test_as_many_videos_as_fit_are_taken_at_once(room, monkeypatch):
+@pytest.fixture(scope="module")
+def programs():
+    """Returns an evaluator, and the bytes of its programs by the number of videos."""
     mesh = make_mesh()
-    evaluator = Evaluator(
-        GRAPH, mesh, jax.tree.map(lambda _: replicated_sharding(mesh), PARAMETERS), EvalProtocol(clips=2, crops=1)
-    )
-    sizes = {count: memory.program_bytes(evaluator.compile(PARAMETERS, count, 1, 64)) for count in (8, 16, 32, 64, 128)}
+    shardings = jax.tree.map(lambda _: replicated_sharding(mesh), PARAMETERS)
+    evaluator = Evaluator(GRAPH, mesh, shardings, EvalProtocol(clips=2, crops=1))
+    counts = (8, 16, 32, 64, 128)
+    return evaluator, {count: memory.program_bytes(evaluator.compile(PARAMETERS, count, 1, 64)) for count in counts}
+
+
+@pytest.mark.parametrize("spare, videos", [(0, 8), (1, 16), (3, 32), (20, 128)])
+def test_the_largest_batch_that_fits_is_chosen(spare, videos, programs, monkeypatch):
+    """The memory has space for `spare` videos on each device beside the first."""
+    evaluator, sizes = programs
     assert list(sizes.values()) == sorted(sizes.values())
-    each = sizes[16] - sizes[8]  # what a video on each device takes
-    monkeypatch.setattr(memory, "bytes_available", lambda: sizes[8] + room * each)
-    at_once = partial(evaluator.choose_batch_size, PARAMETERS, 1, 64)
-    assert at_once() == {0: 8, 1: 16, 3: 32, 20: 128}[room]
-    if room == 20:  # less where others hold memory, the host has no room, or workers would go without
-        assert at_once(other_bytes=18 * each) == 16
-        assert at_once(max_batch_bytes=40 * 2 * 64 * 64 * 3) == 32 and at_once(max_batch_bytes=1) == 8
-        assert at_once(max_videos=17) == 16
+    per_video = sizes[16] - sizes[8]  # on each of 8 devices
+    monkeypatch.setattr(memory, "bytes_available", lambda: sizes[8] + spare * per_video)
+    monkeypatch.setattr(memory, "program_bytes", lambda count: sizes[count])
+    monkeypatch.setattr(evaluator, "compile", lambda parameters, count, frames, size: count)
+    choose = partial(evaluator.choose_batch_size, PARAMETERS, 1, 64)
+    assert choose() == videos
+    if spare == 20:  # fewer if other arrays take memory, shared memory is short, or workers would get no batch
+        assert choose(other_bytes=18 * per_video) == 16
+        assert choose(max_batch_bytes=40 * 2 * 64 * 64 * 3) == 32 and choose(max_batch_bytes=1) == 8
+        assert choose(max_videos=17) == 16
