@@ -168,15 +168,12 @@ def test_a_trained_checkpoint_is_evaluated_on_whole_videos(tmp_path, monkeypatch
     monkeypatch.setattr(vidformers.training.setup, "make_mesh", partial(make_mesh, devices=jax.devices()[:1]))
     data, workdir = render(tmp_path / "clips"), tmp_path / "run"
     fields = {
-        "model.width": 32,
-        "model.depth": 1,
         "model.temporal_depth": 1,
         "model.window": "(4,)",
         "model.frames_at_once": 3,
         "train.total_steps": 3,
         "eval.clips": 1,
         "eval.frames": 8,
-        "eval.batch_size": 8,
     }
     for mode in ("train", "eval"):
         _, *flags = arguments(data, workdir, fields, mode)
