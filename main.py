@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 from vidformers.training.signals import StopRequested, install_signal_handlers, report_stop
 
-USAGE = """python main.py --config=FILE[:MODEL] [--config.section.field=value ...]
+USAGE = """python main.py --config=FILE[:NAME] [--config.section.field=value ...]
                [--workdir=DIR] [--mode=train|eval|predict|explain|export|summary] [--distributed=true]
                [--coordinator=HOST:PORT --processes=N --process=I]
                [--video=FILE_OR_FOLDER_OR_LIST] [--out=FILE.jsonl_OR_DIR] [--features=FILE.npz]
                [--target=CLASS]
 
---config is an experiment sheet, such as those in configs/. configs/base.py lists every field.
+--config is a config file, such as those in configs/. configs/base.py lists every field. Some files take a NAME:
+configs/demo.py takes a model, and configs/kinetics400.py takes a config, such as mevit_b16.
 
 --workdir is the folder of the run, by default runs/NAME. The same command continues the run that the folder holds.
 
@@ -21,8 +22,8 @@ USAGE = """python main.py --config=FILE[:MODEL] [--config.section.field=value ..
 --coordinator=HOST:PORT of the first process, --processes=N and --process=I, from 0 to N-1.
 
 --mode=predict prints the most likely classes of --video: a video file, a folder with videos at any depth, or a .txt or
-.csv list with one path per line. --out=FILE.jsonl gets one line of JSON per video, and the same command continues the
-file. --features=FILE.npz gets the inputs of the classification head.
+.csv list with one path per line. --out=FILE.jsonl writes one line of JSON per video. If the command is repeated, the
+missing videos are appended. --features=FILE.npz writes the inputs of the classification head.
 
 --mode=explain draws what in each video of --video supports the class --target, by default the most likely one, and
 writes the pictures to the folder --out.
@@ -64,7 +65,7 @@ class Command(NamedTuple):
     config: dict[str, Any]
     workdir: str
     mode: str
-    process: dict[str, Any] | None  # the arguments of `processes.initialize`, None without --distributed=true
+    process: dict[str, Any] | None  # the arguments of `processes.initialise`, None without --distributed=true
     flags: dict[str, str | None]  # the flags of the mode
 
 
@@ -72,9 +73,9 @@ def parse(argv) -> Command:
     """Returns the command that `argv`, with the name of the program first, describes.
 
     Raises:
-        SheetError: a flag or a field of the config is wrong.
+        FlagError: a flag or a field of the config is wrong.
     """
-    from configs.sheet import read_flags, require
+    from configs.loading import read_flags, require
 
     defaults = {"workdir": None, "mode": "train", "distributed": "false"}
     config, flags = read_flags(argv[1:], defaults | dict.fromkeys(PROCESS_FLAGS + MODE_FLAGS))
@@ -112,8 +113,8 @@ def main(argv) -> int:
     """Runs a command and returns its exit status.
 
     Returns:
-        0 after success, 1 if a peer process is gone, 2 after a mistake of the user, which is reported in one line,
-        128 + N after signal N.
+        0 after success, 2 after a mistake of the user, which is reported in one line, 128 + N after signal N. The
+        process exits with status 1, without returning, if a peer process has died.
     """
     try:
         if "--help" in argv:
@@ -127,12 +128,12 @@ def main(argv) -> int:
 
 
 def run(argv) -> int:
-    """Parses the command line and runs the command. JAX is imported when a sheet needs it or the flags are right."""
-    from configs.sheet import SheetError
+    """Parses the command line and runs the command. JAX is imported late, so that wrong flags are reported at once."""
+    from configs.loading import FlagError
 
     try:
         command = parse(argv)
-    except SheetError as error:
+    except FlagError as error:
         return report_error(error)
 
     import jax
@@ -146,7 +147,7 @@ def run(argv) -> int:
     status = 0
     try:
         if command.process is not None:
-            processes.initialize(**command.process)
+            processes.initialise(**command.process)
         silence_libraries()
         compilation_cache.enable_compilation_cache(command.workdir)
         mode = MODES[command.mode]
@@ -156,7 +157,7 @@ def run(argv) -> int:
             print(stop)
         status = 128 + stop.signal
     except (ConfigError, DataError) as error:
-        return report_error(error)
+        return report_error(error)  # without `finish`: the peers would hang in a collective, so they must exit too
     processes.finish()
     return status
 
@@ -171,7 +172,7 @@ if __name__ == "__main__":
     install_signal_handlers()
     status = main(sys.argv)
     if "--distributed=true" in sys.argv:
-        from vidformers.parallel.processes import exit_process
+        from vidformers.parallel.processes import exit_without_waiting
 
-        exit_process(status)
+        exit_without_waiting(status)  # sys.exit would run JAX's exit handlers, which wait for all peers
     sys.exit(status)

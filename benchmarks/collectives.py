@@ -17,11 +17,11 @@ import jax
 
 from benchmarks.arguments import parse
 from benchmarks.measure import LoweredStep, report, simulate
-from configs import sheet as configs
+from configs.loading import load
 from vidformers.models.registry import MODELS
 from vidformers.parallel.mesh import make_mesh, num_batch_shards
 
-SHEETS = ("vit_b16", "timesformer_b16", "joint_b16", "mevit_b16", "havit_b16", "msca_b16", "stat_t16", "vtn_vit_b16")
+CONFIGS = ("vit_b16", "timesformer_b16", "joint_b16", "mevit_b16", "havit_b16", "msca_b16", "stat_t16", "vtn_vit_b16")
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 MESHES = {"data8": dict(data=8), "fsdp8": dict(fsdp=8), "context4": dict(data=2, context=4)}
 DEVICES = 8
@@ -87,9 +87,9 @@ def _size(kind: str, dimensions: str) -> int:
     return size
 
 
-def measure(sheet: str, mesh_name: str, clips: int) -> None:
+def measure(name: str, mesh_name: str, clips: int) -> None:
     """Compiles one training step and prints its line."""
-    config, mesh = configs.load(f"configs/{sheet}.py").to_dict(), make_mesh(**MESHES[mesh_name])
+    config, mesh = load(f"configs/{name}.py").to_dict(), make_mesh(**MESHES[mesh_name])
     step = LoweredStep(config["model"] | dict(dtype="float32"), clips * num_batch_shards(mesh), mesh)
     compiled = step.lowered.compile(
         compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
@@ -101,7 +101,7 @@ def measure(sheet: str, mesh_name: str, clips: int) -> None:
     )
     report(
         benchmark="collectives",
-        config=sheet,
+        config=name,
         mesh=mesh_name,
         clips_a_device=clips / mesh.shape["context"],
         parameter_bytes=sum(leaf.size * 4 for leaf in jax.tree.leaves(step.abstract.parameters)),
@@ -127,15 +127,15 @@ def show(path: str) -> None:
 
 
 def main():
-    args = parse(__doc__, only=",".join(SHEETS), mesh="fsdp8,context4", clips=2, table=None)
+    args = parse(__doc__, only=",".join(CONFIGS), mesh="fsdp8,context4", clips=2, table=None)
     if args.table:
         return show(args.table)
     simulate(DEVICES)
-    for sheet in args.only.split(","):
-        whole_clips = MODELS[configs.load(f"configs/{sheet}.py").model.name].traits.whole_clips
+    for name in args.only.split(","):
+        whole_clips = MODELS[load(f"configs/{name}.py").model.name].traits.whole_clips
         for mesh in args.mesh.split(","):
             if not (whole_clips and "context" in MESHES[mesh]):
-                measure(sheet, mesh, args.clips)
+                measure(name, mesh, args.clips)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from benchmarks.arguments import parse
 from benchmarks.measure import TrainingStep, keep_memory, report
-from configs import sheet as configs
+from configs.loading import load
 from vidformers import build
 from vidformers.models.summary import summarise
 
-SHEETS = (
+CONFIGS = (
     "vit_b16",
     "timesformer_b16",
     "joint_b16",
@@ -39,9 +39,9 @@ SHEETS = (
 )
 
 
-def measure(sheet: str, batch: int, steps: int, dtype: str) -> None:
+def measure(name: str, batch: int, steps: int, dtype: str) -> None:
     """Prints the JSON line of one model."""
-    model = configs.load(f"configs/{sheet}.py").model.to_dict() | dict(dtype=dtype)
+    model = load(f"configs/{name}.py").model.to_dict() | dict(dtype=dtype)
     cost = summarise(partial(build, **model))
     name = model.pop("name")
     step = TrainingStep(name, batch, **model)
@@ -51,7 +51,7 @@ def measure(sheet: str, batch: int, steps: int, dtype: str) -> None:
         rate = batch / statistics.median(step() for _ in range(steps))
     report(
         benchmark="models",
-        config=sheet,
+        config=name,
         batch=batch,
         frames=model["frames"],
         size=model["image_size"],
@@ -89,14 +89,14 @@ def show(path: str) -> None:
 
 
 def main():
-    args = parse(__doc__, batch=1, steps=3, dtype="float32", only=",".join(SHEETS), table=None)
+    args = parse(__doc__, batch=1, steps=3, dtype="float32", only=",".join(CONFIGS), table=None)
     if args.table:
         return show(args.table)
     keep_memory()
-    sheets = args.only.split(",")
-    if len(sheets) == 1:
-        return measure(sheets[0], args.batch, args.steps, args.dtype)
-    for sheet in sheets:  # one process a model, so that no memory of another model remains
+    configs = args.only.split(",")
+    if len(configs) == 1:
+        return measure(configs[0], args.batch, args.steps, args.dtype)
+    for name in configs:  # one process a model, so that no memory of another model remains
         subprocess.run(
             [
                 sys.executable,
@@ -105,7 +105,7 @@ def main():
                 f"--batch={args.batch}",
                 f"--steps={args.steps}",
                 f"--dtype={args.dtype}",
-                f"--only={sheet}",
+                f"--only={name}",
             ],
             check=True,
         )

@@ -12,14 +12,14 @@ import numpy as np
 
 from benchmarks.arguments import parse
 from benchmarks.measure import report
-from configs import sheet as configs
+from configs.loading import load
 from vidformers.parallel.batch import put_batch
 from vidformers.training.setup import compile_step, initialise, set_up
 
 
 def main():
     args = parse(__doc__, config="configs/demo.py", batches=60)
-    setup = set_up(configs.load(args.config).to_dict())
+    setup = set_up(load(args.config).to_dict())
     size = setup.train_config.batch_size
     batches = setup.pipeline.train_batches(batch_size=size, seed=0)
     for _ in range(10):  # until the workers have started and their first buffers are used up

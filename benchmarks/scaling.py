@@ -10,7 +10,7 @@ import math
 from functools import partial
 from typing import NamedTuple
 
-SHEETS, COUNTS = ("mevit_b16", "havit_b16"), (8, 64, 512)
+CONFIGS, COUNTS = ("mevit_b16", "havit_b16"), (8, 64, 512)
 FLOAT = 4  # bytes: parameters, gradients, moments and communication are float32
 UPDATE = 7 * FLOAT  # bytes a parameter: AdamW reads it, its gradient and two moments, and writes all but the gradient
 # Clips per second and core: 8 frames of 224 x 224, uniform, of 10 s in groups of 250 frames, by 2 workers on 2 cores.
@@ -128,13 +128,13 @@ def step(cost: Cost, device: Device, count: int, fsdp: int, batch: int, assumed:
     )
 
 
-def count_cost(sheet: str) -> Cost:
-    """Returns the counts of the model of `configs/SHEET.py`."""
-    from configs import sheet as configs
+def count_cost(name: str) -> Cost:
+    """Returns the counts of the model of `configs/NAME.py`."""
+    from configs.loading import load
     from vidformers import build
     from vidformers.models.summary import summarise
 
-    summary = summarise(partial(build, **configs.load(f"configs/{sheet}.py").model.to_dict()))
+    summary = summarise(partial(build, **load(f"configs/{name}.py").model.to_dict()))
     return Cost(summary.params, summary.macs_per_view)
 
 
@@ -149,16 +149,16 @@ def main():
     for name, value in DEFAULTS._asdict().items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
     batch, *rest = vars(parser.parse_args()).values()
-    costs, needs = {sheet: count_cost(sheet) for sheet in SHEETS}, []
+    costs, needs = {config: count_cost(config) for config in CONFIGS}, []
     for name, device in DEVICES.items():
         rows = []
-        for sheet, count in ((sheet, count) for sheet in SHEETS for count in COUNTS):
+        for config, count in ((config, count) for config in CONFIGS for count in COUNTS):
             for fsdp in sorted({1, min(device.island, count), count}):  # none, an island, all
-                s = step(costs[sheet], device, count, fsdp, batch, Assumed(*rest))
+                s = step(costs[config], device, count, fsdp, batch, Assumed(*rest))
                 times = (f"{1e3 * x:.1f}" for x in (s.compute, 2 * s.gather + s.reduce, s.overlapped, s.in_turn))
                 rows.append(
                     (
-                        sheet,
+                        config,
                         count,
                         fsdp,
                         *times,
@@ -169,7 +169,7 @@ def main():
                 )
                 if fsdp == 1:
                     clips = count * batch / s.overlapped
-                    needs.append((name, sheet, count, *(f"{clips / x:,.0f}" for x in (1, *INPUT.values()))))
+                    needs.append((name, config, count, *(f"{clips / x:,.0f}" for x in (1, *INPUT.values()))))
         table(
             f"{name}, --batch={batch}",
             (

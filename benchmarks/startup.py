@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.arguments import parse
 from benchmarks.measure import report
-from configs import sheet as configs
+from configs.loading import load
 from input_pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,9 +47,7 @@ def start(config: str, folder: str, number: int) -> float:
 
 def main():
     args = parse(__doc__, rounds=3, config="configs/demo.py")
-    _ = Pipeline(
-        **configs.load(args.config).to_dict()["data"]
-    ).val_manifest  # reading the manifest renders missing clips
+    _ = Pipeline(**load(args.config).to_dict()["data"]).val_manifest  # reading the manifest renders missing clips
     with tempfile.TemporaryDirectory(dir=ROOT / "data" if (ROOT / "data").is_dir() else None) as folder:
         first, *later = (start(args.config, folder, number) for number in range(1 + args.rounds))
     report(

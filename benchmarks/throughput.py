@@ -20,11 +20,11 @@ import jax.numpy as jnp
 
 from benchmarks.arguments import parse
 from benchmarks.measure import ForwardStep, TrainingStep, keep_memory, report
-from configs import sheet as configs
+from configs.loading import load
 from vidformers import build
 from vidformers.models.summary import summarise
 
-SHEETS = ("vit_b16", "timesformer_b16", "mevit_b16", "havit_b16", "msca_b16", "stat_t16", "vtn_vit_b16")
+CONFIGS = ("vit_b16", "timesformer_b16", "mevit_b16", "havit_b16", "msca_b16", "stat_t16", "vtn_vit_b16")
 # The class of the step, and its work relative to a forward pass.
 MODES = {"train": (TrainingStep, 3), "eval": (ForwardStep, 1)}
 PEER = Path(__file__).with_name("huggingface.py")
@@ -55,9 +55,9 @@ def best(batches, run) -> dict | None:
     return result
 
 
-def ours(sheet: str, mode: str, steps: int, dtype: str, backend: str, batch: int) -> dict | None:
+def ours(name: str, mode: str, steps: int, dtype: str, backend: str, batch: int) -> dict | None:
     """Measures one of our models. Returns None if it does not fit in memory."""
-    model = configs.load(f"configs/{sheet}.py").model.to_dict() | dict(dtype=dtype)
+    model = load(f"configs/{name}.py").model.to_dict() | dict(dtype=dtype)
     macs = summarise(partial(build, **model)).macs_per_view
     name, (kind, work) = model.pop("name"), MODES[mode]
     if name != "stat":  # which has only one attention backend
@@ -111,7 +111,7 @@ def show(path: str) -> None:
 def main():
     args = parse(
         __doc__,
-        only=",".join(SHEETS),
+        only=",".join(CONFIGS),
         batches="8,16,32,64,128",
         dtype="bfloat16",
         product=8192,
@@ -145,14 +145,14 @@ def main():
         )
     rate = peak(args.product, args.dtype)
     report(benchmark="peak", side=args.product, dtype=args.dtype, flops_per_second=rate)
-    for sheet in args.only.split(","):
+    for name in args.only.split(","):
         for mode in MODES:
-            metrics = best(batches, partial(ours, sheet, mode, args.steps, args.dtype, args.backend))
+            metrics = best(batches, partial(ours, name, mode, args.steps, args.dtype, args.backend))
             if metrics is None:
-                raise SystemExit(f"{sheet}: not even a batch of {batches[0]} fits in memory. Use smaller --batches.")
+                raise SystemExit(f"{name}: not even a batch of {batches[0]} fits in memory. Use smaller --batches.")
             report(
                 benchmark="throughput",
-                model=sheet,
+                model=name,
                 mode=mode,
                 dtype=args.dtype,
                 backend=args.backend,

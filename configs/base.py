@@ -1,4 +1,4 @@
-"""Every field of every section of a config, with its default. Experiment sheets start from `base(model)`.
+"""Every field of every section of a config, with its default. Every config starts from `base(model)`.
 
 Each section holds the keyword arguments of one callable, whose docstring explains the fields:
 
@@ -11,7 +11,8 @@ Each section holds the keyword arguments of one callable, whose docstring explai
     mesh        vidformers.parallel.mesh.make_mesh
     checkpoint  vidformers.training.checkpoint.Checkpoints
 
-A field without a default value is a `placeholder` of its type and reads as None.
+A field without a default value is a `placeholder` of its type and reads as None. Three defaults are those of a full
+training run and differ from the defaults of the callables: data.stride, data.workers and model.dtype.
 """
 
 from types import NoneType
@@ -33,7 +34,7 @@ def base(model: str) -> ConfigDict:
     config.seed = 0
     config.data = _data()
     config.model = _model(model)
-    # The data and the model share these fields. To override one sets both.
+    # The data and the model share these fields: overriding data.frames also sets model.frames, and the reverse.
     config.model.frames = config.data.get_ref("frames")
     config.model.image_size = config.data.get_ref("size")
     config.model.num_classes = config.data.get_ref("num_classes")
@@ -41,7 +42,8 @@ def base(model: str) -> ConfigDict:
     config.train = _train()
     config.optim = _optim()
     config.eval = _eval()
-    config.mesh = dict(data=-1, fsdp=1, context=1)
+    config.mesh = dict(data=-1, fsdp=1, context=1)  # data=-1: all remaining devices
+    # Evaluations during training use one centre view (1x1), whatever the section `eval` says.
     config.checkpoint = dict(every_steps=1000, keep=2, best="val/top1@1x1")
     return config
 
@@ -61,7 +63,7 @@ def _model(name: str) -> dict:
         if parameter.default is None:
             (kind,) = (kind for kind in get_args(parameter.annotation) if kind is not NoneType)
             section[field] = placeholder(kind)
-    return section | dict(dtype="bfloat16")
+    return section | dict(dtype="bfloat16")  # activations of half the size; float32 is the default of `build`
 
 
 def _data() -> dict:

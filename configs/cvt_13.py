@@ -1,11 +1,11 @@
 """CvT-13 x 8 frames with HaViT's dictionary of external tokens.
 
-Paper: HaViT, Table 7. Kinetics-400 76.6 without and 77.4 with the dictionary, from ImageNet weights. The paper does not
-say how CvT is extended to video. Here its last stage attends over all frames.
+Paper: HaViT, Table 7: top-1 76.6 % without and 77.4 % with the dictionary on Kinetics-400, from ImageNet weights. The
+paper does not say how CvT is extended to video. Here the last stage attends over all frames.
 Command: python main.py --config=configs/cvt_13.py --config.data.root=DIR --config.data.num_classes=N
 
-Without the dictionary:      --config.model.dictionary=0                      76.6
-Joint attention elsewhere:   --config.model.joint=none|all
+Without the dictionary:            --config.model.dictionary=0                      76.6
+Joint attention in no/every stage: --config.model.joint=none|all
 """
 
 from configs import swin_t

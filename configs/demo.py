@@ -1,14 +1,14 @@
 """The demo: a small MEViT learns the direction of motion, in minutes on a CPU. Its videos are rendered on first use.
 
-Expected: top-1 of at least 95% on held-out digits. --config=configs/demo.py:vit, the same run with the frame-wise
-model, reaches between 40% and 52%: the data contain every clip and its reversal, and a frame-wise model cannot tell
+Expected: top-1 of at least 95 % on held-out digits. --config=configs/demo.py:vit, the same run with the frame-wise
+model, reaches between 40 % and 52 %: the data contain every clip and its reversal, and a frame-wise model cannot tell
 them apart.
 Command: python main.py --config=configs/demo.py
 """
 
 from configs.base import base
 
-# Fields that make a model as small as the others.
+# Fields of single models, so that all models of the demo are small.
 SMALL = {
     "timesformer": dict(starts_as_image=False),
     "mevit": dict(motion_blocks=3, class_blocks=1),

@@ -4,7 +4,7 @@ Paper: HaViT, Tables 5-7. Kinetics-400, from ImageNet weights.
 Cost: 34,541,584 parameters.
 Command: python main.py --config=configs/havit_s16.py --config.data.root=DIR --config.data.num_classes=N
 
-Rows of the paper's ablations, as overrides:
+Rows of the paper's ablations, as overrides, with the paper's top-1:
   Table 5 (hybrid):     --config.model.hybrid=simplified|multi_view|combined        77.1 77.5 78.2
   Table 6 (attention):
     joint               --config.model.attention=joint                              77.3

@@ -1,4 +1,4 @@
-"""HMDB51 in the layout of its authors, with the sheet of a model after the colon.
+"""HMDB51 in the layout of its authors, with the config of a model after the colon.
 
 Paper: Kuehne et al., "HMDB: A Large Video Database for Human Motion Recognition", 2011. 51 classes, 70 training and 30
 test clips each in each of three splits. Results are the mean over the three splits.
@@ -9,5 +9,5 @@ Command: python main.py --config=configs/hmdb51.py:mevit_b16 --config.data.root=
 from configs.datasets import with_data
 
 
-def get_config(sheet: str = "mevit_b16"):
-    return with_data(sheet, source="hmdb51", root="data/hmdb51", num_classes=51)
+def get_config(name: str = "mevit_b16"):
+    return with_data(name, source="hmdb51", root="data/hmdb51", num_classes=51)

@@ -1,7 +1,7 @@
 """Joint space-time attention, B/16 x 8 frames: every token attends to every token of the clip.
 
-The joint model of TimeSformer's authors. mmaction2 retrained it to 77.0 on Kinetics-400.
-Cost: 86,112,400 parameters, 179.6 G multiply-adds a view.
+The joint model of TimeSformer's authors. mmaction2 reports top-1 77.0 % on Kinetics-400, from a training of its own.
+Cost: 86,112,400 parameters, 179.6 G multiply-adds per view.
 Command: python main.py --config=configs/joint_b16.py --config.data.root=DIR --config.data.num_classes=N
 """
 

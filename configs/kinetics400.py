@@ -1,4 +1,4 @@
-"""Kinetics-400 in the layout of its authors, with the sheet of a model after the colon.
+"""Kinetics-400 in the layout of its authors, with the config of a model after the colon.
 
 Paper: Kay et al., "The Kinetics Human Action Video Dataset", 2017. About 240,000 training and 20,000 validation clips
 of 10 seconds. Every copy lacks some, because videos disappear from the web. Missing videos are counted and listed.
@@ -10,7 +10,7 @@ Command: python main.py --config=configs/kinetics400.py:mevit_b16 --config.data.
 from configs.datasets import with_data
 
 
-def get_config(sheet: str = "mevit_b16", num_classes: int = 400):
+def get_config(name: str = "mevit_b16", num_classes: int = 400):
     return with_data(
-        sheet, source="kinetics", root=f"data/kinetics{num_classes}", num_classes=num_classes, missing="leave_out"
+        name, source="kinetics", root=f"data/kinetics{num_classes}", num_classes=num_classes, missing="leave_out"
     )

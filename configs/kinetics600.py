@@ -1,4 +1,4 @@
-"""Kinetics-600 in the layout of its authors, with the sheet of a model after the colon.
+"""Kinetics-600 in the layout of its authors, with the config of a model after the colon.
 
 Paper: Carreira et al., "A Short Note about Kinetics-600", 2018. Folder and classes are as in configs/kinetics400.py.
 Command: python main.py --config=configs/kinetics600.py:mevit_b16 --config.data.root=DIR
@@ -7,5 +7,5 @@ Command: python main.py --config=configs/kinetics600.py:mevit_b16 --config.data.
 from configs import kinetics400
 
 
-def get_config(sheet: str = "mevit_b16"):
-    return kinetics400.get_config(sheet, 600)
+def get_config(name: str = "mevit_b16"):
+    return kinetics400.get_config(name, 600)

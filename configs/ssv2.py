@@ -1,4 +1,4 @@
-"""Something-Something v2 in the layout of its authors, with the sheet of a model after the colon.
+"""Something-Something v2 in the layout of its authors, with the config of a model after the colon.
 
 Paper: Goyal et al., "The 'Something Something' Video Database", 2017. 168,913 training and 24,777 validation clips of 2
 to 6 seconds in 174 classes.
@@ -14,7 +14,7 @@ swaps left and right in their labels.
 from configs.datasets import with_data
 
 
-def get_config(sheet: str = "mevit_b16"):
-    config = with_data(sheet, source="something", root="data/ssv2", num_classes=174, sampling="uniform", flip=0.0)
+def get_config(name: str = "mevit_b16"):
+    config = with_data(name, source="something", root="data/ssv2", num_classes=174, sampling="uniform", flip=0.0)
     config.eval.update(clips=1, crops=3)
     return config

@@ -1,7 +1,8 @@
 """TimeSformer-B/16 x 8 frames, divided space-time attention.
 
-Its authors report 77.9 / 93.2 on Kinetics-400, one clip x three crops, from ImageNet-21k weights.
-Cost: 121,566,352 parameters, 195.8 G multiply-adds a view.
+Paper: Bertasius, Wang and Torresani, 2021. Its authors report top-1 77.9 %, top-5 93.2 % on Kinetics-400, one clip x
+three crops, from ImageNet-21k weights.
+Cost: 121,566,352 parameters, 195.8 G multiply-adds per view.
 Command: python main.py --config=configs/timesformer_b16.py --config.data.root=DIR --config.data.num_classes=N
 """
 

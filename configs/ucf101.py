@@ -1,4 +1,4 @@
-"""UCF101 in the layout of its authors, with the sheet of a model after the colon.
+"""UCF101 in the layout of its authors, with the config of a model after the colon.
 
 Paper: Soomro et al., "UCF101", 2012. 13,320 clips of 101 classes in three splits. Results are the mean over the splits.
 Folder: data.root holds classInd.txt, trainlist0k.txt and testlist0k.txt (or the folder ucfTrainTestlist with them), and
@@ -9,5 +9,5 @@ Command: python main.py --config=configs/ucf101.py:mevit_b16 --config.data.root=
 from configs.datasets import with_data
 
 
-def get_config(sheet: str = "mevit_b16"):
-    return with_data(sheet, source="ucf101", root="data/ucf101", num_classes=101)
+def get_config(name: str = "mevit_b16"):
+    return with_data(name, source="ucf101", root="data/ucf101", num_classes=101)

@@ -1,8 +1,9 @@
 """ViViT-B/16x2 x 32 frames: joint attention over patches of two frames.
 
-Paper: Arnab et al., "ViViT: A Video Vision Transformer", 2021, model 1: 80.0 on Kinetics-400, four clips x three crops,
-from ImageNet-21k weights. The recipe of its authors' code, whose result is `google/vivit-b-16x2-kinetics400`.
-Cost: 88,954,000 parameters, 451.5 G multiply-adds a view.
+Paper: Arnab et al., "ViViT: A Video Vision Transformer", 2021, model 1: top-1 80.0 % on Kinetics-400, four clips x
+three crops, from ImageNet-21k weights. This is the recipe of its authors' code, which trained the published weights
+`google/vivit-b-16x2-kinetics400`.
+Cost: 88,954,000 parameters, 451.5 G multiply-adds per view.
 Command: python main.py --config=configs/vivit_b16.py --config.data.root=DIR --config.data.num_classes=N
 """
 

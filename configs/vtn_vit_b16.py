@@ -1,10 +1,10 @@
 """VTN with a ViT-B/16 for each frame and three Longformer layers over the frames.
 
-Paper: Neimark et al., "Video Transformer Network", 2021. As its authors' code behaves. From ImageNet weights.
+Paper: Neimark et al., "Video Transformer Network", 2021. The model behaves as its authors' code. From ImageNet weights.
 Cost: 113,502,352 parameters.
 Command: python main.py --config=configs/vtn_vit_b16.py --config.data.root=DIR --config.data.num_classes=N
 
-Evaluation uses one view with 250 frames of the whole video. The backbone processes 16 frames of it at once.
+Evaluation uses one view with 250 frames of the whole video. The backbone processes 16 of these frames at once.
 The paper's ablations, as overrides:
   depth of the temporal encoder:  --config.model.temporal_depth=1|3|6
   frames, rate:                   --config.data.frames=8|16|32 --config.data.stride=4|8|16

@@ -25,14 +25,14 @@ from input_pipeline.files import write_text
 from input_pipeline.videos import open_video
 from input_pipeline.workers import follow_parent
 
-USAGE = """python -m input_pipeline.check --config=FILE[:MODEL] [--config.data.field=value ...]
+USAGE = """python -m input_pipeline.check --config=FILE[:NAME] [--config.data.field=value ...]
     [--out=DIR] [--workers=2]
 
 Decodes every frame of the training and validation videos of a config, and counts the classes. It writes to DIR, by
 default checks/NAME,
   report.csv   one row for each video: its format, its length, and its error if it is broken
   exclude.txt  the broken videos, as paths relative to data.root; data.exclude=DIR/exclude.txt leaves them out
-  missing.txt  the videos that a list names and that are not there
+  missing.txt  the listed videos that do not exist
 The same command continues a check that was stopped. After a finished check it examines the broken videos again.
 Exit status: 0, or 1 if videos are broken, or 2 after a mistake."""
 
@@ -50,14 +50,15 @@ COLUMNS = (
     "error",
 )
 
-_HANG_SECONDS = 120.0  # without a message from a process; a Video gives up earlier where it can
+# A decoding process that sends no message for this time is killed. A Video usually reaches its time limit earlier.
+_HANG_SECONDS = 120.0
 _MAX_LISTED_CLASSES = 30  # classes whose counts are printed
 
 
 @command(USAGE)
 def main(argv) -> int:
     """Returns 1 if videos are broken, or 0."""
-    from configs.sheet import read_flags, require
+    from configs.loading import read_flags, require
     from input_pipeline.pipeline import Pipeline  # imports grain, which the decoding processes do not need
 
     config, flags = read_flags(argv, {"out": None, "workers": "2"})
@@ -80,7 +81,7 @@ def main(argv) -> int:
     broken = check(records, out / "report.csv", int(workers), examine)
     _write_lines(out / "exclude.txt", broken)
     if not broken:
-        print(f"All {len(records)} videos are sound, see {out / 'report.csv'}.")
+        print(f"All {len(records)} videos can be decoded, see {out / 'report.csv'}.")
         return 0
     for name, error in list(broken.items())[:5]:
         print(f"  {_printable(name)}: {_printable(error)}")
@@ -92,14 +93,14 @@ def main(argv) -> int:
 
 
 def check(records: dict, report: Path, workers: int, examine: Callable, hang_seconds: float = _HANG_SECONDS) -> dict:
-    """Examines the videos that `report` does not list as sound, and appends one row for each.
+    """Examines every video that has no row without an error in `report`, and appends its row.
 
     Args:
         records: {name: record}.
         report: CSV file with `COLUMNS`. It may exist from an earlier check.
         workers: number of processes.
         examine: function of a record and of `beat` that returns a row. It calls `beat()` regularly.
-        hang_seconds: a process that sends nothing for this long is killed, and its video counts as broken.
+        hang_seconds: a process that sends no message for this time is killed, and its video counts as broken.
 
     Returns:
         {name: error} of the broken videos.
@@ -110,7 +111,7 @@ def check(records: dict, report: Path, workers: int, examine: Callable, hang_sec
     done = {row["path"] for row in _restart(report, records)}
     todo = {name: record for name, record in records.items() if name not in done}
     if len(todo) < len(records):
-        print(f"{len(records) - len(todo)} of {len(records)} videos are listed as sound in {report}.")
+        print(f"{len(records) - len(todo)} of {len(records)} videos are listed without an error in {report}.")
     broken, start, console = {}, time.monotonic(), Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -220,7 +221,7 @@ class _Worker:
 
 
 def _serve(pipe, examine):
-    """Runs in the process: sends None as a sign of life, and a tuple of one row for each record."""
+    """Runs in the process. Sends None as a heartbeat, and a tuple of one row for each record."""
     cv2.setNumThreads(1)
     follow_parent()
     pipe.send(None)
@@ -271,7 +272,7 @@ def _replace(crew, worker, examine):
 
 def _exit_message(status):
     cause = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
-    return f"The process that decoded it ended with {cause}."
+    return f"The process that decoded the video ended with {cause}."
 
 
 def _print_classes(split, records, names):
@@ -283,7 +284,7 @@ def _print_classes(split, records, names):
     most, least = counts[ranked[0]], min(counts.values())
     classes = "class" if len(counts) == 1 else "classes"
     print(
-        f"{split}: {len(records)} videos of {len(counts)} {classes}, from {least} to {most} of a class "
+        f"{split}: {len(records)} videos of {len(counts)} {classes}, from {least} to {most} per class "
         f"({most / least:.1f} times as many)."
     )
     if len(names) <= _MAX_LISTED_CLASSES:

@@ -1,4 +1,4 @@
-"""The common frame of this package's commands: usage text, error messages and exit status."""
+"""The parts that all commands of this package share: usage text, error messages and exit status."""
 
 import functools
 import os
@@ -43,9 +43,9 @@ def command(usage: str):
 
 def _run(work, argv):
     try:
-        from configs.sheet import SheetError
+        from configs.loading import FlagError
     except ModuleNotFoundError as error:
-        if error.name not in ("configs", "configs.sheet"):
+        if error.name not in ("configs", "configs.loading"):
             raise
         return _fail(
             "The package configs, which reads --config=FILE, was not found: pip does not install it. "
@@ -53,7 +53,7 @@ def _run(work, argv):
         )
     try:
         return work(argv) or 0
-    except (SheetError, DataError) as error:
+    except (FlagError, DataError) as error:
         return _fail(error)
 
 

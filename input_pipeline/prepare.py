@@ -17,7 +17,7 @@ from input_pipeline import beam, shard_plan, transcode
 from input_pipeline.commands import command, end
 from input_pipeline.workers import start_pool_process
 
-USAGE = """python -m input_pipeline.prepare --config=FILE[:MODEL] [--config.data.field=value ...] --out=DIR
+USAGE = """python -m input_pipeline.prepare --config=FILE[:NAME] [--config.data.field=value ...] --out=DIR
     [--short_side=256] [--gop=4] [--crf=23] [--clips_per_shard=256] [--workers=2]
     [--shard=i/n] [--merge=true] [--runner=local] [--runner_flags='--flag=value ...']
 
@@ -50,7 +50,7 @@ RUNNERS = ("local", "DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunne
 
 @command(USAGE)
 def main(argv):
-    from configs.sheet import read_flags, require
+    from configs.loading import read_flags, require
 
     config, flags = read_flags(argv, FLAGS)
     out, runner = flags["out"], flags["runner"]
@@ -81,7 +81,7 @@ def main(argv):
         missing = len(shard_plan.unfinished_jobs(out, plan.jobs))
         print(
             f"{out}: the shards of --shard={flags['shard']} are written; {missing} of {len(plan.jobs)} are missing. "
-            "When none is missing, run the command with --merge=true to write the lists."
+            "When all are written, run the command with --merge=true to write the lists."
         )
         return
     summary = shard_plan.merge(out, plan)
@@ -98,7 +98,7 @@ def _summary_line(split, numbers, out):
 
 
 def _integer(flags, name):
-    from configs.sheet import require
+    from configs.loading import require
 
     require(flags[name].isdecimal(), f"--{name}={flags[name]} must be a whole number.")
     return int(flags[name])
@@ -106,7 +106,7 @@ def _integer(flags, name):
 
 def _job_slice(text):
     """Returns i and n of the value 'i/n' of --shard."""
-    from configs.sheet import require
+    from configs.loading import require
 
     index, _, count = (text or "0/1").partition("/")
     require(
@@ -152,11 +152,11 @@ def run_jobs(out: str, jobs: list[shard_plan.ShardJob], workers: int) -> None:
 
 
 def _results(tasks: Iterable[transcode.Task], workers: int) -> Iterator[tuple[dict, bytes | None]]:
-    """Yields `transcode.run` of each task, in order. A video that ends the process that decodes it gives no clip."""
+    """Yields `transcode.run` of each task, in order. A video that crashes its decoding process gives no clip."""
     tasks, waiting, pool = iter(tasks), collections.deque(), _pool(workers)
     try:
         while True:
-            # Enough tasks are submitted that the other processes do not wait for one long video.
+            # Enough tasks are submitted to keep the other processes busy during one long video.
             waiting.extend([task, None] for task in itertools.islice(tasks, 8 * workers - len(waiting)))
             if not waiting:
                 return

@@ -11,20 +11,21 @@ import numpy as np
 from input_pipeline.commands import command, end
 from input_pipeline.files import write_bytes
 
-USAGE = """python -m input_pipeline.show --config=FILE[:MODEL] [--config.data.field=value ...] --out=FILE.png
+USAGE = """python -m input_pipeline.show --config=FILE[:NAME] [--config.data.field=value ...] --out=FILE.png
     [--rows=8] [--split=train|val] [--video=0]
 
 Draws the first training batch of a run, one row for each clip, with its label and file. The number above each frame is
 its index in the video. --split=val draws the test views of one validation video instead; --video is its index in the
 list."""
 
-# In pixels: the largest width of all frames of a row, the margin left of them, the gap between and the space above.
+# In pixels: the maximum total width of the frames in a row, the margin to their left, the gap between frames, and the
+# space above them.
 _MAX_WIDTH, _MARGIN, _GAP, _HEAD = 3200, 260, 4, 18
 
 
 @command(USAGE)
 def main(argv):
-    from configs.sheet import read_flags, require
+    from configs.loading import read_flags, require
     from input_pipeline.pipeline import Pipeline
 
     config, flags = read_flags(argv, {"out": None, "rows": "8", "split": "train", "video": "0"})
@@ -125,7 +126,7 @@ def draw(labels, clips, indices) -> np.ndarray:
         if width >= 24:
             figure.text(left / across, 1 - (top - 4) / down, str(indices[n, t]), size=6, color="grey")
     agg = FigureCanvasAgg(figure)
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # about letters that the font lacks
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # about characters that the font lacks
         agg.draw()
     picture = np.array(agg.buffer_rgba())[..., :3]
     for n, t, top, left in places:
@@ -138,7 +139,7 @@ def draw(labels, clips, indices) -> np.ndarray:
 
 
 def _wrapped(text, width=40):
-    """Breaks lines after `width` letters. Names of files have no spaces to break at."""
+    """Breaks lines after `width` characters. File names have no spaces to break at."""
     text = text.encode("utf-8", "replace").decode()
     return "\n".join(line[start : start + width] for line in text.split("\n") for start in range(0, len(line), width))
 

@@ -15,7 +15,7 @@ from flax import nnx
 from house import ROOT
 
 from configs.base import base
-from configs.sheet import load
+from configs.loading import load
 from vidformers import MODELS
 from vidformers.attention import registry as schemes
 from vidformers.models import registry as models

@@ -12,7 +12,7 @@ from command import BAD, ROOT, TINY, Run, arguments, checkpoint, one_sentence, r
 from ml_collections import ConfigDict
 
 import main
-from configs import sheet as configs
+from configs.loading import FlagError, load, override
 from input_pipeline.errors import DataError
 from vidformers.errors import ConfigError
 from vidformers.training.checkpoint import Checkpoints
@@ -131,10 +131,10 @@ def test_help_and_unknown_flags_are_answered_before_jax_is_imported(flags, statu
     assert done.returncode == status, done.stderr
 
 
-def test_a_sheet_that_cannot_be_loaded_is_named(tmp_path, capsys):
-    (tmp_path / "sheet.py").write_text("def get_config(:\n")
-    assert main.main(["main.py", f"--config={tmp_path}/sheet.py"]) == 2
-    assert "sheet.py" in one_sentence(capsys.readouterr().err)
+def test_a_config_file_that_cannot_be_loaded_is_named(tmp_path, capsys):
+    (tmp_path / "broken.py").write_text("def get_config(:\n")
+    assert main.main(["main.py", f"--config={tmp_path}/broken.py"]) == 2
+    assert "broken.py" in one_sentence(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
@@ -153,15 +153,15 @@ def test_evaluating_a_folder_without_checkpoints_is_refused(data, tmp_path, caps
 
 
 def test_a_wrong_value_of_any_field_is_refused_in_one_sentence_or_works(data):
-    def load(section):
+    def small_config(section):
         # The model of the section `model` is the one with most fields. The others get one that is traced faster.
         name, more = ("mevit", {"model.motion_blocks": 1, "model.patch_size": 4}) if section == "model" else ("vit", {})
-        config = configs.load(f"{ROOT}/configs/demo.py:{name}")
+        config = load(f"{ROOT}/configs/demo.py:{name}")
         for field, value in {**TINY, "data.root": data, **more}.items():
-            configs.override(config, field, str(value))
+            override(config, field, str(value))
         return config
 
-    sections = load("model")
+    sections = small_config("model")
     names = [
         f"{section}.{field}"
         for section in sections
@@ -170,11 +170,11 @@ def test_a_wrong_value_of_any_field_is_refused_in_one_sentence_or_works(data):
     ] + ["seed"]
     for name in sorted(set(names) - {"model.name"}):
         for value in ("-1", "none"):
-            config = load(name.partition(".")[0])
+            config = small_config(name.partition(".")[0])
             try:
-                configs.override(config, name, value)
+                override(config, name, value)
                 set_up(config.to_dict())
-            except (configs.SheetError, ConfigError, DataError) as error:
+            except (FlagError, ConfigError, DataError) as error:
                 assert "\n" not in str(error), name
 
 
@@ -218,7 +218,7 @@ def trained(data, tmp_path_factory):
 def test_another_number_of_frames_is_accepted_if_the_parameters_allow_it(data):
     """VTN has position embeddings for clips of any length, MEViT one per frame of the clips it is trained on."""
     for name, allowed in (("vtn", True), ("mevit", False)):
-        config = configs.load(f"configs/demo.py:{name}")
+        config = load(f"configs/demo.py:{name}")
         config.data.update(source="csv", root=str(data), workers=0)
         config.eval.frames = 12
         if allowed:

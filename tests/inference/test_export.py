@@ -18,7 +18,7 @@ from tiny import SMALL, TINY, clips, quick_jit, randomise
 
 import main
 import vidformers.inference.export
-from configs.sheet import SheetError
+from configs.loading import FlagError
 from vidformers import MODELS, ConfigError, build, load
 from vidformers.inference.export import write_export
 from vidformers.inference.predictor import Predictor
@@ -237,7 +237,7 @@ def test_the_flags_of_a_mode():
         (["--mode=export", "--out=x", "--video=y"], "--video is a flag of --mode=predict"),
         (["--mode=nothing"], "--mode=nothing must be one of train, eval"),
     ):
-        with pytest.raises(SheetError, match=sentence):
+        with pytest.raises(FlagError, match=sentence):
             main.parse(["main.py", f"--config={ROOT}/configs/demo.py", *flags])
 
 

@@ -44,9 +44,9 @@ def test_an_interrupt_and_a_closed_pipe_have_their_statuses(capsys):
 
 
 @pytest.mark.parametrize("module", [check, prepare, show], ids=COMMANDS)
-@pytest.mark.parametrize("absent", ["configs", "configs.sheet"])
+@pytest.mark.parametrize("absent", ["configs", "configs.loading"])
 def test_without_the_package_configs_an_error_asks_for_a_clone(module, absent, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "configs.sheet", None)
+    monkeypatch.setitem(sys.modules, "configs.loading", None)
     monkeypatch.setitem(sys.modules, absent, None)
     assert module.main(["--config=configs/demo.py"]) == 2
     assert "Run this command in the root folder of a clone of the repository." in one_sentence(capsys.readouterr().err)

@@ -38,7 +38,7 @@ def published(**options):
     ids=str,
 )
 def test_aggregation_layers_alone_make_the_size(options, params):
-    """tests/commands/test_sheets.py counts one layer, at 16, 32 and 64 frames."""
+    """tests/commands/test_configs.py counts one layer, at 16, 32 and 64 frames."""
     assert count_parameters(lambda: published(**options)(rngs=nnx.Rngs(0))) == params
 
 
@@ -54,7 +54,7 @@ def test_aggregation_layers_alone_make_the_size(options, params):
     ids=str,
 )
 def test_cost_agrees_with_tables_1_2_and_6(options, gmacs):
-    """tests/commands/test_sheets.py counts the other rows."""
+    """tests/commands/test_configs.py counts the other rows."""
     summary = summarise(published(**options))
     assert summary.macs_per_view / 1e9 == pytest.approx(gmacs, abs=0.006)
     if "frames" not in options:

@@ -1,4 +1,4 @@
-"""Experiment sheets: every sheet and every override in its docstring builds a model, and defaults agree."""
+"""Configs: every config and every override in its docstring builds a model, and defaults agree."""
 
 import importlib
 import inspect
@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from configs.base import base
-from configs.sheet import SheetError, load, override
+from configs.loading import FlagError, load, override
 from input_pipeline import Pipeline
 from vidformers import MODELS, ConfigError, build
 from vidformers.models.config import ModelConfig
@@ -26,11 +26,11 @@ from vidformers.training.setup import TrainConfig
 
 CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py") if "def get_config" in path.read_text())
 DATASETS = [
-    sheet
-    for sheet in CONFIGS
-    if "configs.datasets" in Path(f"configs/{sheet}.py").read_text() or sheet.startswith("kinetics")
+    name
+    for name in CONFIGS
+    if "configs.datasets" in Path(f"configs/{name}.py").read_text() or name.startswith("kinetics")
 ]
-# The sheets' defaults that differ from those of the library: rates and sizes of a full training run.
+# The defaults of configs/base.py that differ from those of the library: values of a full training run.
 DIFFERENT = {("data", "stride"): 32, ("data", "workers"): 4, ("model", "dtype"): "bfloat16"}
 
 
@@ -52,10 +52,10 @@ COSTS = {
 
 
 def config(name, *arguments, overrides=()):
-    sheet = importlib.import_module(f"configs.{name}").get_config(*arguments)
+    config = importlib.import_module(f"configs.{name}").get_config(*arguments)
     for path, text in overrides:
-        override(sheet, path, text)
-    return sheet
+        override(config, path, text)
+    return config
 
 
 def shape(model):
@@ -64,7 +64,7 @@ def shape(model):
 
 
 def distinct(name, rows):
-    """(overrides, section model) of the rows that change the model of a sheet, each model once."""
+    """Yields (overrides, section model) of the rows that change the model of a config, each model once."""
     seen = [config(name).model.to_dict()]
     for row in rows:
         model = config(name, overrides=row).model
@@ -75,16 +75,16 @@ def distinct(name, rows):
 
 @pytest.mark.parametrize("name", [*sorted(set(CONFIGS) - set(DATASETS)), *(f"demo:{model}" for model in MODELS)])
 def test_every_config_builds_and_runs_at_full_size(name):
-    sheet, _, model = name.partition(":")
-    summary = summarise(partial(build, **config(sheet, *[model] * bool(model)).model.to_dict()))
+    file, _, model = name.partition(":")
+    summary = summarise(partial(build, **config(file, *[model] * bool(model)).model.to_dict()))
     assert summary.params == sum(size for _, size in summary.modules) > 0
     params, macs, linear = COSTS.get(name, (None, None, None))
     assert params in (None, summary.params)
-    rounding = 0.006 if sheet.startswith("stat") else 0.05
+    rounding = 0.006 if file.startswith("stat") else 0.05
     assert macs is None or summary.macs_per_view / 1e9 == pytest.approx(macs, abs=rounding)
     assert linear is None or summary.macs_per_view_linear / 1e9 == pytest.approx(linear, abs=0.05)
-    said = re.search(r"([\d,]{9,}) parameters[.,]", importlib.import_module(f"configs.{sheet}").__doc__)
-    assert said is None or int(said[1].replace(",", "")) == summary.params
+    documented = re.search(r"([\d,]{9,}) parameters[.,]", importlib.import_module(f"configs.{file}").__doc__)
+    assert documented is None or int(documented[1].replace(",", "")) == summary.params
 
 
 @pytest.mark.quick
@@ -115,7 +115,7 @@ def test_the_section_model_holds_the_fields_of_the_model(name):
         ("checkpoint", Checkpoints),
     ],
 )
-def test_defaults_of_a_sheet_are_those_of_the_library(section, function):
+def test_defaults_of_a_config_are_those_of_the_library(section, function):
     fields = base("vit")[section]
     parameters = inspect.signature(function).parameters
     unknown = set(fields) - set(parameters)
@@ -145,7 +145,7 @@ def test_a_model_is_registered_once_and_without_shared_fields():
         ("joint", "temporal_fc"),
         ("mevit", "blocksize"),
         ("timesformer", "order"),
-        ("vit", "compute"),
+        ("vit", "sublayer_options"),
     ],
 )
 def test_a_foreign_field_is_refused_by_name(name, field):
@@ -156,7 +156,7 @@ def test_a_foreign_field_is_refused_by_name(name, field):
 def ablations():
     """(label, overrides) of the rows that the docstring of configs/mevit_b16.py gives."""
     baseline = ()
-    for line in importlib.import_module("configs.mevit_b16").__doc__.split("as overrides:")[1].splitlines():
+    for line in importlib.import_module("configs.mevit_b16").__doc__.split("as overrides,")[1].splitlines():
         row = [(path, values.split("|")) for path, values in re.findall(r"--config\.(\S+?)=(\S+)", line)]
         if "baseline of" in line:
             baseline = tuple((path, values[0]) for path, values in row)
@@ -164,8 +164,6 @@ def ablations():
             chosen = tuple((path, values[i % len(values)]) for path, values in row)
             if "the baseline and" in line:
                 chosen = baseline + chosen
-            if re.match(r"\s+\d+\+\d", line):  # Table 2: as many motion blocks as blocks
-                chosen += (("model.motion_blocks", dict(chosen)["model.depth"]),)
             yield chosen
 
 
@@ -177,9 +175,9 @@ def test_every_row_of_the_ablations_builds():
         assert [stage.depth for stage in shape(model).encoder.stages] == [depth for depth in depths if depth], row
 
 
-def variants(sheet):
-    """(path, text) overrides of each variant that the docstring of a sheet gives; values of a line go together."""
-    text = importlib.import_module(f"configs.{sheet}").__doc__
+def variants(name):
+    """Yields (path, text) overrides of each variant in the docstring of a config; values of a line go together."""
+    text = importlib.import_module(f"configs.{name}").__doc__
     text = re.sub(r"\n +(?=--config)", " ", text)  # a line may be continued
     for line in text.splitlines():
         row = [
@@ -192,26 +190,26 @@ def variants(sheet):
 
 
 @pytest.mark.parametrize("data", DATASETS)
-def test_sheets_of_data_sets_take_every_model(data):
-    for sheet in sorted(set(CONFIGS) - set(DATASETS) - {"demo"}):
-        chosen = load(f"configs/{data}.py:{sheet}")
-        assert chosen.model.to_dict() == config(sheet).model.to_dict() | dict(num_classes=chosen.data.num_classes)
+def test_configs_of_data_sets_take_every_config_of_a_model(data):
+    for name in sorted(set(CONFIGS) - set(DATASETS) - {"demo"}):
+        chosen = load(f"configs/{data}.py:{name}")
+        assert chosen.model.to_dict() == config(name).model.to_dict() | dict(num_classes=chosen.data.num_classes)
         assert chosen.data.source != "csv" and chosen.data.num_classes == chosen.model.num_classes
-    with pytest.raises(SheetError, match="one of cvt_13, .*, not 'demo'"):
+    with pytest.raises(FlagError, match="one of cvt_13, .*, not 'demo'"):
         load(f"configs/{data}.py:demo")
 
 
-VARIANTS = {sheet: list(variants(sheet)) for sheet in CONFIGS if sheet not in ("demo", "mevit_b16")}
+VARIANTS = {name: list(variants(name)) for name in CONFIGS if name not in ("demo", "mevit_b16")}
 
 
-@pytest.mark.parametrize("sheet", [sheet for sheet, rows in VARIANTS.items() if rows])
-def test_every_override_a_sheet_gives_builds(sheet):
-    for row, model in distinct(sheet, VARIANTS[sheet]):
+@pytest.mark.parametrize("name", [name for name, rows in VARIANTS.items() if rows])
+def test_every_override_in_the_docstring_of_a_config_builds(name):
+    for row, model in distinct(name, VARIANTS[name]):
         assert shape(model), row
 
 
 @pytest.mark.quick
-def test_the_sheets_list_the_ablations_of_their_papers():
-    count = {sheet: len(rows) for sheet, rows in VARIANTS.items()}
+def test_the_configs_list_the_ablations_of_their_papers():
+    count = {name: len(rows) for name, rows in VARIANTS.items()}
     assert count["havit_s16"] == 3 + 3 + 2 + 3 and count["msca_b16"] == 5 + 7 + 4 + 6 + 7 + 1
     assert count["stat_t16"] == 3 + 4 + 2 + 4 + 2 + 1

@@ -1,4 +1,4 @@
-"""Loads experiment sheets from their files and overrides their fields from the command line.
+"""Loads configs from their files and overrides their fields from the command line.
 
 This module is not part of vidformers, because the commands of `input_pipeline` use it too.
 """
@@ -12,12 +12,15 @@ from pathlib import Path
 from ml_collections import ConfigDict, FieldReference
 
 
-class SheetError(ValueError):
-    """A mistake in a sheet, a field or a flag. The message is one sentence that names it."""
+class FlagError(ValueError):
+    """A mistake in a flag: --config and its file, a field --config.SECTION.FIELD, or another flag of the program.
+
+    The message names the flag.
+    """
 
 
 def read_flags(argv: Sequence[str], defaults: dict[str, str | None]) -> tuple[ConfigDict, dict[str, str | None]]:
-    """Reads `--config=FILE[:MODEL] [--config.section.field=value ...] [--name=value ...]`.
+    """Reads `--config=FILE[:NAME] [--config.section.field=value ...] [--name=value ...]`.
 
     Args:
         argv: the arguments without the name of the program.
@@ -25,7 +28,7 @@ def read_flags(argv: Sequence[str], defaults: dict[str, str | None]) -> tuple[Co
     Returns:
         The config with its overrides, and the flags of `defaults` and 'config' with the given values.
     Raises:
-        SheetError: an unknown flag, a missing --config, or an error of `load` or `override`.
+        FlagError: an unknown flag, a missing --config, or an error of `load` or `override`.
     """
     flags: dict[str, str | None] = {"config": None, **defaults}
     fields = []
@@ -48,44 +51,50 @@ def read_flags(argv: Sequence[str], defaults: dict[str, str | None]) -> tuple[Co
 
 
 def load(name: str) -> ConfigDict:
-    """Returns the config of `FILE.py` or `FILE.py:MODEL`, from the `get_config` of the file.
+    """Returns `get_config()` of FILE.py, or `get_config(NAME)`.
 
+    Args:
+        name: FILE.py or FILE.py:NAME. The file decides what NAME is: a model in configs/demo.py, and a config in the
+            files of data sets, such as configs/kinetics400.py.
     Raises:
-        SheetError: there is no such file, it has no `get_config`, or `get_config` refuses the model.
+        FlagError: there is no such file, it has no `get_config`, or `get_config` refuses NAME.
     """
-    file, colon, model = name.partition(":")
+    file, colon, argument = name.partition(":")
     require(Path(file).is_file(), f"--config={name}: the file {file} does not exist.")
-    spec = importlib.util.spec_from_file_location("experiment_sheet", file)
+    spec = importlib.util.spec_from_file_location("experiment_config", file)
     require(spec is not None, f"--config={name}: {file} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise SheetError(f"--config={name}: {file} cannot be loaded: {type(error).__name__}: {error}.") from error
+        raise FlagError(f"--config={name}: {file} cannot be loaded: {type(error).__name__}: {error}.") from error
     require(hasattr(module, "get_config"), f"--config={name}: {file} defines no get_config.")
-    takes_model = module.get_config.__code__.co_argcount > 0
+    takes_argument = module.get_config.__code__.co_argcount > 0
     require(
-        takes_model or not colon, f"--config={name}: {file} is for one model. Leave out the colon and what follows."
+        takes_argument or not colon,
+        f"--config={name}: {file} takes no name after a colon. Leave out the colon and what follows.",
     )
     try:
-        return module.get_config(model) if colon else module.get_config()
+        return module.get_config(argument) if colon else module.get_config()
     except Exception as error:
-        raise SheetError(f"--config={name}: {error}.") from error
+        raise FlagError(f"--config={name}: {error}.") from error
 
 
 def override(config: ConfigDict, path: str, text: str) -> None:
     """Sets `section.field` to the value that is written as `text`.
 
     Raises:
-        SheetError: the field does not exist or is the name of the model, or the value is not of the field's type.
+        FlagError: the field does not exist or is the name of the model, or the value is not of the field's type.
     """
     known = [name for name in config if not isinstance(config[name], ConfigDict)]
     known += [f"{name}.{field}" for name in config if isinstance(config[name], ConfigDict) for field in config[name]]
     if path not in known:
         similar = difflib.get_close_matches(path, known, n=1)
         question = f"; did you mean --config.{similar[0]}?" if similar else "."
-        raise SheetError(f"--config.{path} is not a field of this config{question}")
-    require(path != "model.name", "--config.model.name cannot be overridden. Choose another sheet, or FILE.py:MODEL.")
+        raise FlagError(f"--config.{path} is not a field of this config{question}")
+    require(
+        path != "model.name", "--config.model.name cannot be overridden. Choose another config file, or FILE.py:NAME."
+    )
     section_name, _, field = path.rpartition(".")
     section = config[section_name] if section_name else config
     kind = section.get_type(field)
@@ -94,7 +103,7 @@ def override(config: ConfigDict, path: str, text: str) -> None:
     try:
         section[field] = _read(text, kind, is_reference)
     except (ValueError, SyntaxError, TypeError):
-        raise SheetError(f"--config.{path}={text} is not of type {kind.__name__}.") from None
+        raise FlagError(f"--config.{path}={text} is not of type {kind.__name__}.") from None
 
 
 def _read(text: str, kind: type, optional: bool):
@@ -112,6 +121,6 @@ def _read(text: str, kind: type, optional: bool):
 
 
 def require(condition: bool, sentence: str) -> None:
-    """Raises `SheetError(sentence)` unless `condition` holds."""
+    """Raises `FlagError(sentence)` unless `condition` holds."""
     if not condition:
-        raise SheetError(sentence)
+        raise FlagError(sentence)
