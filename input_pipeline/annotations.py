@@ -92,7 +92,7 @@ def class_names(lists, *, source="csv", root, num_classes, classes=None, split=1
     """Returns the class names by label: from the class file `classes` if given, otherwise from the source.
 
     Args:
-        lists: file names of lists. The first that exists gives the names if no other file of the source does.
+        lists: file names of lists. If the source takes the names from a list, it reads the first that exists.
         source, root, num_classes, classes, split: see `read_manifest`.
 
     Returns:
@@ -136,8 +136,8 @@ def read_manifest(
         train: the training list, as `path`. Some sources find their classes there. (): `path` itself.
         split: number of the official split, for data sets with several.
         complete: refuse a video without a label and, if there are no class names, a `num_classes` that is not the
-            largest label + 1. For the training split: a classifier with more outputs than classes trains without
-            complaint and is nearly always a mistake.
+            largest label + 1. Meant for the training split: a classifier with more outputs than classes trains without
+            an error, but is nearly always a mistake.
         missing: 'error', or 'leave_out' to leave out videos that do not exist.
         exclude: file of videos to leave out, one `relative_path` per line, or None.
 
@@ -152,7 +152,7 @@ def read_manifest(
     if classes is not None and any(isinstance(entry.label, int) for entry in listing.entries):
         source_names = reader.classes(root, _find_list(lists, root, split)) or ()
     numbers = _LabelNumbers(names or (), source_names, num_classes, classes is not None)
-    labels = [numbers.of(entry, path, required=complete) for entry in listing.entries]
+    labels = [numbers.class_number(entry, path, required=complete) for entry in listing.entries]
     _refuse_empty_and_repeated(path, listing)
     chosen, absent, excluded = _choose(path, listing, labels, root, missing, exclude)
     if complete and names is None and max(labels) + 1 != num_classes:
@@ -174,10 +174,10 @@ def _as_tuple(names) -> tuple[str, ...]:
 
 
 def _find_list(names, root, split, source=None) -> str:
-    """Returns the path of the first list that exists, or of the first name if none does.
+    """Returns the path of the first list that exists, or the path of the first name if no list exists.
 
     Raises:
-        DataError: none of several names exists, and `source` is given.
+        DataError: no list exists, there are several names, and `source` is given.
     """
     paths = [os.path.join(root, name.replace("{split}", str(split))) for name in _as_tuple(names)]
     existing = [path for path in paths if os.path.exists(path)]
@@ -195,7 +195,8 @@ class _LabelNumbers:
 
     Attributes:
         names: class names in the order of the numbers, or ().
-        source_names: what number labels of the source mean, if a class file has another order than the source.
+        source_names: class names in the order of the number labels of the source. Empty unless a class file, whose
+            order may differ, is given.
         num_classes: numbers are 0 to num_classes - 1.
         has_class_file: whether `names` come from data.classes.
     """
@@ -209,8 +210,8 @@ class _LabelNumbers:
     def _number_of(self):
         return {name: number for number, name in enumerate(self.names)}
 
-    def of(self, entry: Entry, path, required: bool) -> int:
-        """Returns the class number of an entry of the list `path`, or -1 if it has no label and none is required."""
+    def class_number(self, entry: Entry, path, required: bool) -> int:
+        """Returns the class number of an entry of the list `path`, or -1 if it has no label and `required` is False."""
         where, label = _where(path, entry), entry.label
         if isinstance(label, int) and 0 <= label < len(self.source_names):
             label = self.source_names[label]
@@ -279,7 +280,7 @@ def _choose(path, listing: Listing, labels, root, missing, exclude):
 
 
 def _read_excluded(path) -> frozenset[str]:
-    """Returns the lines of a file. File names may hold any bytes, so that the file need not be valid UTF-8."""
+    """Returns the lines of a file. File names may hold any bytes, so the file need not be valid UTF-8."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             return frozenset(file.read().split("\n")) - {""}

@@ -45,8 +45,8 @@ class TrainAugment:
             used.
         area: (low, high) share of the frame that the rectangle of 'resized' covers.
         aspect: (low, high) width / height of that rectangle, whose logarithm is uniform.
-        randaugment: operations of RandAugment per clip, 0 for none. MViT uses 4. RandAugment replaces the colour
-            changes.
+        randaugment: number of RandAugment operations per clip. 0 switches RandAugment off; MViT uses 4. RandAugment
+            replaces the colour changes.
         magnitude, magnitude_std: mean severity of the operations, 0 to 10, and its standard deviation.
         erasing: probability that a box of 2% to a third of the frame is filled with noise, the same in all frames.
 
@@ -175,7 +175,7 @@ def test_crops(frames, size, crops, short_side=None):
 
 
 def _box(draws, height, width, area, aspect):
-    """Returns a random box (top, left, height, width) in whole pixels, or None if none of the draws fits.
+    """Returns a random box (top, left, height, width) in whole pixels, or None if no draw fits.
 
     Args:
         draws: (n, 4) uniform draws from 0 to 1. A row is one attempt: area, aspect, position along y and along x.

@@ -18,9 +18,9 @@ class ProcessRows(grain.MapDataset):
     """Selects the rows of one process from every global batch: rows p * size to (p + 1) * size of process p.
 
     The devices of a process hold its rows in the same order. If the mesh keeps the devices of each process together, a
-    global batch has the same layout for any number of processes. Then whatever depends on a row's position in the batch
-    is the same, too: dropout, and the clip that a row is mixed with. A mesh that follows the links of a TPU slice may
-    not keep them together.
+    global batch has the same layout for any number of processes. Then dropout and the mixing of clips, which depend on
+    the position of a row in the batch, are also the same. A mesh that follows the links of a TPU slice may not keep the
+    devices of each process together.
     """
 
     def __init__(self, parent: grain.MapDataset, size: int, process_index: int, process_count: int):
@@ -38,7 +38,7 @@ class ProcessRows(grain.MapDataset):
 
 
 def videos_per_process(videos: int, process_count: int) -> int:
-    """Returns how many of the videos of a global batch each process loads.
+    """Returns the number of videos that each process loads for a global batch.
 
     Raises:
         DataError: the processes do not divide the batch evenly.
@@ -83,7 +83,7 @@ def load_val_row(record, *, sampler, clips, crops, size, short_side, open_video)
         return _row(record, black, no_index, error="")
     try:
         video = open_video(record)
-        # Clips share frames, so that each distinct frame is decoded and resized once.
+        # Clips may share frames. Each distinct frame is decoded and resized once.
         distinct, inverse = np.unique(sampler.test(video.times, video.duration, clips), return_inverse=True)
         frames = video.frames(distinct)
     except DecodeError as error:

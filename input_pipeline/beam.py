@@ -1,7 +1,7 @@
-"""Writing shards as an Apache Beam pipeline, for clusters that run one. See `prepare`.
+"""Writes shards with an Apache Beam pipeline, for clusters with a Beam runner. See `prepare`.
 
 An element of the pipeline is one job. Beam may give an element to several workers, or to the same worker again. This is
-harmless: a shard appears complete by one rename, and its bytes depend only on the lists and the options.
+harmless: a complete shard replaces an older one by a rename, and its bytes depend only on the lists and the options.
 """
 
 import functools

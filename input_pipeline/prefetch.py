@@ -21,9 +21,10 @@ from input_pipeline.workers import follow_parent
 
 
 def max_batch_bytes(workers: int, prefetch: int) -> float:
-    """Returns the most bytes that a batch may have for all prefetched batches to fit in half of the free shared memory.
+    """Returns the maximum size in bytes of a batch, such that the prefetched batches fit in half of the shared memory.
 
-    Each worker keeps `prefetch` batches ready, and grain holds as many again on their way, plus the one in the making.
+    Only free shared memory counts. Each worker keeps `prefetch` batches ready, grain holds the same number again in
+    transit, and the worker makes one more.
     """
     batches = workers * (2 * prefetch + 1)
     if not batches or not os.path.isdir("/dev/shm"):
@@ -35,9 +36,9 @@ def max_batch_bytes(workers: int, prefetch: int) -> float:
 class Batches:
     """Iterator over the batches of a grain data set.
 
-    With `workers`, processes decode ahead from the moment of construction. They end at `close` and at the end of the
-    program. A worker outlives neither the iterator nor its parent. Workers ignore SIGINT and SIGTERM, which a terminal
-    or scheduler sends to the whole process group; the parent decides what these signals mean.
+    With `workers`, processes start to decode ahead at construction. They end at `close`, when the iterator is deleted,
+    and when their parent ends. Workers ignore SIGINT and SIGTERM, which a terminal or scheduler sends to the whole
+    process group. The parent handles these signals.
 
     Raises:
         DataError: on iteration, a worker process ended unexpectedly.
@@ -46,7 +47,7 @@ class Batches:
     def __init__(self, dataset: grain.MapDataset, *, workers: int, prefetch: int):
         if not flags.FLAGS.is_parsed():  # grain reads absl flags, which only an absl program parses
             flags.FLAGS.mark_as_parsed()
-        # No threads within a process: each would read batches ahead by the dozen, each of many megabytes.
+        # No threads within a process: each thread would prefetch dozens of batches of many megabytes.
         dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         if workers:
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
@@ -81,7 +82,7 @@ class Batches:
 
 
 class _Direct:
-    """Makes each batch when it is asked for."""
+    """Makes each batch on demand."""
 
     def __init__(self, iterator):
         self._iterator = iterator
@@ -90,14 +91,14 @@ class _Direct:
         return next(self._iterator)
 
     def close(self):
-        # The reference is dropped as well: grain closes its iterator again on deletion, and when the interpreter
-        # deletes it at exit, grain's own modules are gone.
+        # The reference is dropped as well: grain closes its iterator again on deletion. If the interpreter deletes the
+        # iterator at exit, the modules of grain are already unloaded.
         self._iterator.close()
         del self._iterator
 
 
 class _BackgroundCopy:
-    """Copies batches out of shared memory in a thread: copying one takes longer than many a training step can wait."""
+    """Copies batches out of shared memory in a thread, because a training step should not wait for the copy."""
 
     def __init__(self, iterator):
         self._iterator, self._ready, self._stop = iterator, queue.Queue(maxsize=1), threading.Event()
@@ -126,7 +127,7 @@ class _BackgroundCopy:
 def _copy_batches(iterator, ready: queue.Queue, stop: threading.Event) -> None:
     while not stop.is_set():
         try:
-            # Batches are copied out of shared memory, which would leak if the program ended while it held one.
+            # Batches are copied out of shared memory. It would leak if the program ended while it held a batch there.
             ready.put(({key: np.array(value) for key, value in next(iterator).items()}, None))
         except BaseException as error:  # StopIteration included: __next__ raises it in the caller's thread
             ready.put((None, error))
@@ -135,7 +136,7 @@ def _copy_batches(iterator, ready: queue.Queue, stop: threading.Event) -> None:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Blocks SIGINT and SIGTERM, in new threads and processes too, so that no worker is interrupted while importing."""
+    """Blocks SIGINT and SIGTERM, also in new threads and processes, so no worker is interrupted while importing."""
     signals = {signal.SIGINT, signal.SIGTERM}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
@@ -150,8 +151,8 @@ def _start_worker(index, count):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     follow_parent()
-    # The accelerators belong to the parent. grain imports jax for its profiler, so that jax may have read the
-    # environment already; then only its config can change the platform.
+    # The accelerators belong to the parent. grain imports jax for its profiler, so jax may have read the environment
+    # already. Then only the config of jax can change the platform.
     os.environ["JAX_PLATFORMS"] = "cpu"
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_platforms", "cpu")

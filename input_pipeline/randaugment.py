@@ -1,9 +1,9 @@
 """RandAugment (Cubuk et al., 2020) for whole clips, in the variant whose severities grow with the magnitude.
 
-Operations, probabilities and strengths are those of the setting `rand-m7-n4-mstd0.5-inc1`, with which MViT and its
-successors train. The operations are those that Pillow defines for one picture, computed for all frames of a clip at
-once. Histograms and means are those of the whole clip: computed frame by frame, brightness would flicker. No operation
-mirrors the clip, so that labels with a direction stay correct.
+MViT and its successors train with the setting `rand-m7-n4-mstd0.5-inc1`. This module has its operations, probabilities
+and strengths. Pillow defines the operations for one picture; here they are computed for all frames of a clip at once.
+Histograms and means are taken over the whole clip, because per frame they would make the brightness flicker. No
+operation mirrors the clip, so labels with a direction stay correct.
 
 Every operation takes a clip (t, y, x, 3) uint8 in C order. It returns a new clip or the same one and never changes its
 argument.
@@ -133,7 +133,7 @@ def rotate(clip, degrees):
 
 
 # Functions of a clip and a severity from -1 to 1. Only operations with two directions use the sign. `posterize` keeps
-# at least one bit: with none, the highest magnitude would make a black clip.
+# at least one bit: with 0 bits, the highest magnitude would make a black clip.
 OPERATIONS = (
     lambda clip, _: autocontrast(clip),
     lambda clip, _: equalize(clip),

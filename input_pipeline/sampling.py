@@ -1,4 +1,4 @@
-"""Sampling: which frames of a video make a clip. Arithmetic on the times of the frames; nothing is read.
+"""Sampling: chooses the frames of a clip from the times of the frames, without reading the video.
 
 A frame is on screen from its own time until the time of the next frame, and the last frame until `duration`. Both
 schemes choose instants in seconds and take the frame on screen at each instant. A variable frame rate therefore needs
@@ -15,8 +15,8 @@ import numpy as np
 
 from input_pipeline.errors import DataError
 
-# Rounding puts instants that should equal the time of a frame on either side of it. A microsecond is far above the
-# rounding error and far below the time that any frame lasts.
+# An instant that should equal the time of a frame may be rounded to either side of it. A microsecond is far above the
+# rounding error and far below the duration of any frame.
 _TOLERANCE = 1e-6
 
 
@@ -92,7 +92,7 @@ class Dense:
         'spread': from the first possible start to the last possible start, both included. A single clip is centred.
 
         'from_first': clip k of K starts at k / K of the duration that a clip of frames x stride leaves. A single clip
-        is the beginning of the video, and no number of clips reaches its end.
+        is the beginning of the video. The clips never reach the end of the video, however many there are.
         """
         _check_count("eval.clips", clips)
         offsets = self._offsets(times, duration)

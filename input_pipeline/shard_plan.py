@@ -1,8 +1,8 @@
-"""The plan of a prepared data set: one job a shard, and the lists that are written when all shards are done.
+"""The plan of a prepared data set: one job per shard, and the lists that are written when all shards are done.
 
-A job writes a shard and its metadata, one JSON object a line. Both are written under temporary names, verified, and
+A job writes a shard and its metadata, one JSON object per line. Both are written under temporary names, verified, and
 renamed, the metadata last. A job whose metadata file exists is done, and any other is run again from its start. The
-content of a shard depends only on the lists and the options, so any process may run a job, and more than once.
+content of a shard depends only on the lists and the options, so any process may run a job, even more than once.
 """
 
 import csv
@@ -101,7 +101,7 @@ def make_plan(data: dict, encoding: dict, clips_per_shard: int) -> Plan:
             ShardJob(split, index, len(starts), tuple(tasks[start : start + clips_per_shard]))
             for index, start in enumerate(starts)
         ]
-        left_out += [(split, name, "The video is not there.") for name in manifest.missing]
+        left_out += [(split, name, "The video does not exist.") for name in manifest.missing]
         left_out += [(split, name, "data.exclude names it.") for name in manifest.excluded]
     return Plan(tuple(jobs), classes, tuple(left_out), options)
 
@@ -110,7 +110,7 @@ def claim_folder(folder, options: dict) -> None:
     """Records the options in an empty folder, or verifies that the folder was begun with the same options.
 
     Raises:
-        DataError: the folder was begun with other options, or contains something else.
+        DataError: the folder was begun with other options, or contains other files.
         OSError: the folder cannot be read or written.
     """
     os.makedirs(folder, exist_ok=True)
@@ -120,7 +120,7 @@ def claim_folder(folder, options: dict) -> None:
         write_text(path, json.dumps(options) + "\n")
         return
     if OPTIONS_FILE not in names:
-        raise DataError(f"--out={folder} contains something else than prepared shards. Choose another folder.")
+        raise DataError(f"--out={folder} contains other files than prepared shards. Choose another folder.")
     with open(path, encoding="utf-8") as file:
         try:
             begun = dict(json.load(file))

@@ -1,4 +1,4 @@
-"""Prepared shards: ArrayRecord files with one short video a record, and the JSON lists that describe the records.
+"""Prepared shards: ArrayRecord files with one short video per record, and the JSON lists that describe the records.
 
 A list, train.json or val.json, is one JSON object with one line for every clip. The shards are in the same folder.
 """
@@ -14,7 +14,7 @@ from input_pipeline.errors import DataError, DecodeError
 FORMAT = 1  # increase it if older readers would misread the lists or the records
 FIELDS = ("name", "shard", "position", "label", "frames", "fps", "width", "height", "bytes", "sha256")
 
-# Videos are already compressed. In a group of several records, all would be read to return one.
+# Videos are already compressed. To return one record, ArrayRecord reads its whole group, so a group is one record.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 # Access is random: reading ahead would fetch neighbours that the shuffled order does not need.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
@@ -90,7 +90,7 @@ def read_rows(path: str) -> list[dict]:
         path: train.json or val.json.
 
     Returns:
-        One dictionary a clip, in the order of the list, with the keys `FIELDS`: `name` of the source video, `shard`
+        One dictionary per clip, in the order of the list, with the keys `FIELDS`: `name` of the source video, `shard`
         (file beside the list), `position` of the record in it, `label` (from 0, or -1 without a label), number of
         `frames`, `fps` (a fraction as text), `width` and `height` (pixels), `bytes` and `sha256` of the record.
 

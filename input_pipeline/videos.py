@@ -15,10 +15,10 @@ from input_pipeline.errors import DecodeError
 from input_pipeline.shards import read_video
 from input_pipeline.sources import tfds
 
-# A file that is longer than its clip by more than this holds more than the clip. A file that was cut at keyframes is
+# A file that is longer than its clip by more than this is not yet cut to the clip. Files that were cut at keyframes are
 # longer by less.
 _SPARE_SECONDS = 1.0
-_TOLERANCE = 1e-6  # seconds, for rounding of times; far below the time that any frame lasts
+_TOLERANCE = 1e-6  # seconds, for rounding of times; far below the duration of any frame
 
 _NUMBERED = re.compile(r"(.*?)(\d+)\.jpe?g", re.IGNORECASE)
 
@@ -43,7 +43,7 @@ def open_video(record: Record, *, frame_rate: float = 30.0, limit_seconds: float
     """Opens the video of a record.
 
     The video is cut to the `start` and `end` of the record if the file is over a second longer than `end - start`.
-    Otherwise the file is taken for a clip that was cut already.
+    Otherwise the file counts as already cut to the clip.
 
     Args:
         record: see `annotations.Record`.
@@ -97,7 +97,7 @@ class Cut:
 
     @property
     def decoded(self) -> int:
-        """Frames that were decoded so far."""
+        """Number of frames that were decoded so far."""
         return self._video.decoded
 
 
@@ -107,7 +107,7 @@ class Pictures:
     Attributes:
         times: (n,) float64, seconds from the first frame to each frame.
         duration: seconds, the end of the last frame.
-        decoded: frames that were decoded so far.
+        decoded: number of frames that were decoded so far.
     """
 
     def __init__(self, name, count, frame_rate):
@@ -209,7 +209,7 @@ class CompressedFrames(Pictures):
     """A video whose frames are PNG or JPEG pictures in memory.
 
     Args:
-        files: the pictures, bytes each.
+        files: the content of each picture file, bytes.
         frame_rate: frames per second.
         name: name of the video in errors.
 

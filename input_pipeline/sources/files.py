@@ -70,7 +70,7 @@ def read_json(path, kind: type):
 
 
 def is_video(name) -> bool:
-    """Returns whether the extension of a file name is that of a video."""
+    """Returns whether a file name has the extension of a video."""
     return os.path.splitext(name)[1].lower() in _VIDEOS
 
 
@@ -87,7 +87,7 @@ def list_folder(path) -> list[str]:
 
 
 def find_folder(root, holds: Callable[[list[str]], bool]) -> str | None:
-    """Returns `root`, or the first folder in it, whose list of names satisfies `holds`; None if there is none."""
+    """Returns the first of `root` and the folders in it whose list of names satisfies `holds`, or None."""
     for name in ("", *list_folder(root)):
         folder = os.path.join(root, name) if name else root
         if os.path.isdir(folder) and holds(list_folder(folder)):

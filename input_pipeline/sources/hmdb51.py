@@ -25,7 +25,7 @@ def read(path, *, root, split) -> Listing:
         split: 1, 2 or 3.
 
     Raises:
-        DataError: `path` ends in neither, the split has no files, or a line is not `clip.avi 0|1|2`.
+        DataError: `path` has another ending, the split has no files, or a line is not `clip.avi 0|1|2`.
     """
     subset = os.path.basename(path)
     if subset not in _MARKS:

@@ -3,7 +3,7 @@
 A list has the header `label,youtube_id,time_start,time_end,split`, with more columns in some versions and without a
 label in some test lists. The videos are anywhere below `root`, in class folders or not. Their names are
 `ID_000012_000022.mp4`, already cut to the clip, or `ID.mp4`, cut or whole; the duration decides which when the file is
-opened. Any extension will do, and a video may be a folder of frames.
+opened. A file may have any video extension, and a video may be a folder of frames.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def read(path, *, root, split) -> Listing:
     """Returns the videos of a list that are below `root`. The others are missing.
 
     Raises:
-        DataError: the header or a row is not that of Kinetics, or two files are the same video.
+        DataError: the header or a row is not in the format of Kinetics, or two files are the same video.
     """
     del split
     clips = [_clip(path, line, row) for line, row in _rows(path)]

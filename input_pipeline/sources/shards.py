@@ -10,7 +10,7 @@ TRAIN, VAL = ("train.json",), ("val.json",)
 
 
 def read(path, *, root, split) -> Listing:
-    """Returns the clips of a list. Their names are those of the source videos; the shards are beside the list."""
+    """Returns the clips of a list, by the names of their source videos. The shards are in the folder of the list."""
     del root, split
     folder = os.path.dirname(path)
     return Listing(

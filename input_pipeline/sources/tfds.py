@@ -2,7 +2,7 @@
 
 A list is a split such as `train`, or a slice of a split such as `train[:90%]`, in the folder of the data set. That
 folder holds versions, or configurations with versions. TensorFlow is not needed. The labels are stored among the
-frames, so that reading a list reads the whole split once.
+frames, so reading a list reads the whole split once.
 """
 
 import os
@@ -61,7 +61,7 @@ def example(data):
     """Returns the features of a record by name, each a `tf.train.Feature`.
 
     Raises:
-        DecodeError: the record is not one of TensorFlow Datasets.
+        DecodeError: TensorFlow Datasets did not write the record.
     """
     from google.protobuf.message import DecodeError as MalformedMessage
     from tensorflow_datasets.proto import tf_example_pb2
@@ -112,8 +112,7 @@ def _features(folder):
         if len(matching) != 1:
             raise DataError(
                 f"{path}: a data set must have one feature of the kind {kind}, but "
-                f"{' and '.join(matching) or 'none of its features'} "
-                f"{'are' if len(matching) > 1 else 'is'} of this kind."
+                f"{' and '.join(matching) or 'no feature'} {'are' if len(matching) > 1 else 'is'} of this kind."
             )
         names += matching
     return names

@@ -18,7 +18,7 @@ def read(path, *, root, split) -> Listing:
     """Returns the videos of a list. The folder of a video is its class; the number in training lists must agree.
 
     Raises:
-        DataError: a line is not `Class/video.avi [number]`, or the number is that of another class.
+        DataError: a line is not `Class/video.avi [number]`, or the number belongs to another class.
     """
     del split
     names = classes(root, path)

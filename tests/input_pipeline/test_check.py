@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Five sound videos of three classes, one of them in both lists, and four broken ones."""
+    """Five undamaged videos of three classes, one of them in both lists, and four broken ones."""
     root = tmp_path_factory.mktemp("data")
     write(root / "plain.mp4", count=10, audio=True)
     write(root / "vfr.mkv", count=20, pts=VFR)
@@ -80,7 +80,7 @@ def test_the_report(data, tmp_path, capsys):
     assert "not a regular file" in report["pipe.mp4"]["error"]
     assert (tmp_path / "exclude.txt").read_text().splitlines() == BROKEN
     assert "4 of 9 videos are broken" in printed
-    assert "train: 7 videos of 3 classes, from 1 to 5 of a class (5.0 times as many)." in printed
+    assert "train: 7 videos of 3 classes, from 1 to 5 per class (5.0 times as many)." in printed
     assert "videos: 0 5, 1 1, 2 1." in printed
     assert not [path for path in tmp_path.iterdir() if is_temporary(path.name)]
 
@@ -108,14 +108,14 @@ def test_the_videos_of_exclude_are_left_out_of_a_run(data, tmp_path):
 def test_a_check_that_was_killed_continues(data, tmp_path, capsys):
     report = tmp_path / "report.csv"
     head = ",".join(check.COLUMNS)
-    # A report after a kill: a sound video, a video of another list, a broken video, and an incomplete row.
+    # A report after a kill: an undamaged video, a video of another list, a broken video, and an incomplete row.
     report.write_text(
         f"{head}\nplain.mp4,old,1,2,3,4,5,0,no,no,\nelsewhere.mp4,,,,,,,,,,gone\n"
         "text.mp4,,,,,,,,,,broken then\nvfr.mkv,h26"
     )
     assert check.main(command(data, tmp_path)) == 1
     report_rows = rows(tmp_path)
-    assert "1 of 9 videos are listed as sound in" in capsys.readouterr().out
+    assert "1 of 9 videos are listed without an error in" in capsys.readouterr().out
     assert report_rows["plain.mp4"]["codec"] == "old"  # not examined again
     assert report_rows["elsewhere.mp4"]["error"] == "gone"
     assert report_rows["text.mp4"]["error"] != "broken then"  # it may have been repaired
@@ -129,7 +129,7 @@ def test_a_data_set_without_broken_videos(data, tmp_path, capsys):
     (tmp_path / "val.csv").write_text(f"{data}/other.avi,0\n")
     flags = command(tmp_path, tmp_path / "out", "--config.data.num_classes=2", "--workers=1")
     assert check.main(flags) == 0
-    assert "All 3 videos are sound" in capsys.readouterr().out
+    assert "All 3 videos can be decoded" in capsys.readouterr().out
     assert (tmp_path / "out" / "exclude.txt").read_text() == ""
 
 
@@ -159,9 +159,9 @@ def test_videos_that_end_or_hang_their_process(tmp_path):
     records = {name: Record(i, name, 0, i) for i, name in enumerate(names)}
     broken = check.check(records, tmp_path / "report.csv", 2, misbehave, hang_seconds=0.5)
     assert broken == {
-        "crash": "The process that decoded it ended with SIGSEGV.",
+        "crash": "The process that decoded the video ended with SIGSEGV.",
         "hang": "Decoding hangs for over 0.5 s.",
-        "exit": "The process that decoded it ended with exit status 3.",
+        "exit": "The process that decoded the video ended with exit status 3.",
     }
     report = rows(tmp_path)
     assert report.keys() == set(names)

@@ -264,7 +264,7 @@ def test_mistakes_are_one_sentence(source, tmp_path, capsys, flag, sentence):
 def test_a_folder_of_something_else_is_refused_and_kept(source, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     assert prepare.main(arguments(source, tmp_path)) == 2
-    assert "something else" in capsys.readouterr().err
+    assert "contains other files than prepared shards" in capsys.readouterr().err
     assert prepare.main(arguments(source, tmp_path / "notes.txt")) == 2
     assert content(tmp_path) == {"notes.txt": b"mine"}
 
