@@ -50,13 +50,14 @@ X264 = {  # every frame is a keyframe, and its coded form does not depend on oth
 
 @dataclasses.dataclass(frozen=True)
 class MotionClips:
-    """What to render. Equal specs give equal frames.
+    """The specification of a data set of motion clips. Equal specs give equal frames.
 
     Attributes:
-        train_pairs, val_pairs: pairs of a clip and its reversal. The five pairs of classes take turns.
+        train_pairs, val_pairs: number of pairs of a clip and its reversal, a multiple of 5. Consecutive pairs are of
+            different pairs of classes.
         seed: seed of all random draws.
         size: pixels, side of a frame.
-        frames: frames of a clip.
+        frames: frames per clip.
         fps: frames per second.
 
     Raises:
@@ -225,9 +226,9 @@ def _render(folder, spec, workers):
 
 
 def _subject(index, digits):
-    """Returns label and scan of the pair with this index.
+    """Returns the label and the scan of the pair with this index.
 
-    The partners of a pair of classes take turns as the class that is rendered forwards. Each digit shows every motion.
+    The two classes of a pair take turns as the class that is rendered forwards. Each digit shows every motion.
     """
     return 2 * (index % 5) + index // 5 % 2, digits[index // 5 % len(digits)]
 
@@ -240,18 +241,18 @@ def _is_rendered(root, spec):
     """Returns whether `root` holds this data set, or False if it does not exist or is empty.
 
     Raises:
-        DataError: `root` holds something else.
+        DataError: `root` holds other files.
     """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
-        found = json.loads((root / MANIFEST).read_text())
+        manifest = json.loads((root / MANIFEST).read_text())
     except (OSError, ValueError):
         raise DataError(
             f"{root} is neither empty nor a folder of motion clips. Set data.root to another folder."
         ) from None
-    if found != _manifest(spec):
-        raise DataError(f"{root} holds motion clips of another spec, {found}. Set data.root to another folder.")
+    if manifest != _manifest(spec):
+        raise DataError(f"{root} holds motion clips of another spec, {manifest}. Set data.root to another folder.")
     return True
 
 
@@ -264,16 +265,16 @@ def ensure(root, spec=MotionClips(), report=print, workers=None) -> Path:
 
     Args:
         root: the folder, which does not exist, is empty, or holds this data set.
-        spec: what to render.
+        spec: the data set to render.
         report: called with one line at the start of rendering and one at the end.
-        workers: processes that render. None: one per core, at most 8. With 1, this process renders. More are spawned,
-            so that a script needs the guard `if __name__ == "__main__"`.
+        workers: processes that render. None: one per core, at most 8. With 1, this process renders. More processes are
+            spawned, so a script needs the guard `if __name__ == "__main__"`.
 
     Returns:
         `root`, absolute.
 
     Raises:
-        DataError: `root` holds something else, which is kept, or cannot be written.
+        DataError: `root` holds other files, which are not changed, or cannot be written.
     """
     root = Path(root).absolute()
     try:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import grain
 
+from input_pipeline import motion_clips
 from input_pipeline.annotations import Manifest, Record, class_names, read_manifest
 from input_pipeline.augment import TrainAugment, crop_positions
 from input_pipeline.batches import (
@@ -35,17 +36,18 @@ class Pipeline:
         source: kind of the lists, a key of `sources.SOURCES`. 'motion_clips' renders the embedded data set into `root`
             if it is not there.
         root: folder to which the lists, the class file and the paths in the lists are relative.
-        name: data set below `root`, with a configuration after a slash. Only for the source 'tfds'.
+        name: data set below `root`, or data set and configuration with a slash between them. Only for the source
+            'tfds'.
         train, val: lists, see `annotations.read_manifest`. None: the names that the authors of the data set chose.
         split: number of the official split, for data sets with several.
         missing: 'error', or 'leave_out' to leave out listed videos that do not exist.
         exclude: file of videos to leave out, as `check` writes it, or None.
         num_classes: labels are 0 to num_classes - 1.
         classes: class file with one name per line, or None for the classes of the source.
-        frames: frames of a clip.
+        frames: frames per clip.
         sampling: 'uniform', over the whole video, or 'dense', one stretch of the video (see `sampling`).
-        stride, fps: dense sampling takes every stride-th frame, counted at `fps` frames per second. None: at the frame
-            rate of the file.
+        stride, fps: dense sampling takes every stride-th frame, counted at `fps` frames per second. If `fps` is None,
+            frames are counted at the frame rate of the file.
         test_starts: where dense test clips start, 'spread' or 'from_first' (see `sampling.Dense`).
         frame_rate: frames per second of videos that are folders of frames. Video files store their own rate.
         size: pixels, side of the square clip.
@@ -58,8 +60,8 @@ class Pipeline:
         flip_swaps: pairs of class names or label numbers that a mirror turns into each other.
         flip_sides: also swap classes whose names differ only in left and right.
         workers: decoding processes. 0: decode in this process.
-        prefetch: batches that each worker keeps ready. grain holds as many again on their way to this process.
-        limit_seconds: most seconds that decoding one video may take.
+        prefetch: batches that each worker keeps ready. grain holds the same number again in transit to this process.
+        limit_seconds: time limit in seconds for decoding one video.
         max_bad_fraction: share of undecodable videos, from 0 to 1, at which a run should stop.
 
     Raises:
@@ -226,7 +228,7 @@ class Pipeline:
             `id`: int32 (b,), row in the manifest.
             `decoded`: int32 (b,), number of frames that were decoded for the row.
             `error`: bytes (b,), why the video could not be decoded, or empty. A row with an error has a black clip and
-            mask 0. Another video in its place would silently change the distribution of the classes.
+            mask 0. A replacement by another video would silently change the distribution of the classes.
 
         Raises:
             DataError: the manifest has a mistake, or the batch does not divide among the processes.
@@ -269,13 +271,13 @@ class Pipeline:
         process_count=1,
         records: Sequence[Record] | None = None,
     ) -> Batches:
-        """Returns an iterator over every video once, in order, with equally many full batches for every process.
+        """Returns an iterator over every video once, in order. Every process gets the same number of full batches.
 
         Args:
             batch_size: videos of the global batch. A process gets `batch_size / process_count` of them.
             clips: temporal views, see `sampling`.
             crops: spatial views, 1 or 3, see `augment.test_crops`.
-            frames: frames of a view, spread over the whole video. None: views are sampled as in training.
+            frames: frames per view, spread over the whole video. None: `data.frames`, sampled by `data.sampling`.
             process_index, process_count: see `train_batches`.
             records: videos to use instead of the validation manifest.
 
@@ -312,7 +314,7 @@ class Pipeline:
 
     @property
     def max_batch_bytes(self) -> float:
-        """The most bytes that a batch of this process may have, see `prefetch.max_batch_bytes`."""
+        """The maximum size in bytes of a batch of this process, see `prefetch.max_batch_bytes`."""
         return max_batch_bytes(self.workers, self.prefetch)
 
     def _augment(self, flip_swaps):
@@ -354,8 +356,6 @@ class Pipeline:
     @functools.cached_property
     def _prepared_root(self):
         if self.source == "motion_clips":
-            from input_pipeline import motion_clips
-
             motion_clips.ensure(self.root, report=print)
         return self.root
 
