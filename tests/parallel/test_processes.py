@@ -14,7 +14,7 @@ from command import Run, arguments, render, rows
 
 import main
 from vidformers.errors import ConfigError
-from vidformers.parallel.processes import initialize
+from vidformers.parallel.processes import initialise
 
 FIELDS = {
     "data.repeats": 2,
@@ -131,7 +131,7 @@ def kill_one_of_two(data, workdir, victim, **options):
 )
 def test_wrong_addresses_are_refused(flags, message):
     with pytest.raises(ConfigError, match=message):
-        initialize(**flags)
+        initialise(**flags)
 
 
 def test_when_process_0_is_killed_the_other_ends_with_a_message(data, tmp_path):

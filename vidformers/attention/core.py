@@ -25,24 +25,26 @@ from flax import nnx
 
 from vidformers.attention.dictionary import Dictionary, head_multiplier
 from vidformers.attention.fused import check_backend, softmax_kernel
-from vidformers.attention.kernels import KERNELS, Source, get_kernel, softmax
+from vidformers.attention.kernels import KERNELS, KeyValues, get_kernel, softmax
 from vidformers.attention.scheme import Position, Scheme
 from vidformers.errors import require
 from vidformers.layers.linear import Linear, square_init
-from vidformers.layers.tokens import Noise, Tokens, add_branch
-from vidformers.parallel.activations import constrain, constrain_rows, padded_count
+from vidformers.layers.tokens import LayerRng, Tokens, add_branch
+from vidformers.parallel.activations import constrain, constrain_without_context, padded_count
 
 _remat_attention = ContextVar("whether attention weights are rematerialised in the backward pass", default=False)
 
 
-def attend(q, k, v, mask=None, *, bias=None, angle=None, dictionary: Dictionary | None = None, kernel=softmax):
+def compute_attention(
+    q, k, v, mask=None, *, bias=None, angle=None, dictionary: Dictionary | None = None, kernel=softmax
+):
     """Returns attention (..., q h e) of q (..., q h e), k (..., k h e) and v (..., k h e).
 
     A dictionary of two views doubles the heads of the result.
 
     Args:
         mask: broadcasts to (..., h q k); False hides a key.
-        bias, angle: those of `kernels.Source`.
+        bias, angle: those of `kernels.KeyValues`.
         dictionary: external keys and values that every query reads too, or None.
         kernel: computes attention from queries and sources, see `kernels`.
     """
@@ -50,8 +52,8 @@ def attend(q, k, v, mask=None, *, bias=None, angle=None, dictionary: Dictionary 
     q, k, v = (jnp.swapaxes(x, -2, -3) for x in (q, k, v))
 
     def read(q, k, v):
-        source = Source(k, v, mask, bias, angle)
-        return kernel(q, [source]) if dictionary is None else dictionary.attend(kernel, q, source)
+        source = KeyValues(k, v, mask, bias, angle)
+        return kernel(q, [source]) if dictionary is None else dictionary.hybrid_attention(kernel, q, source)
 
     return jnp.swapaxes((jax.checkpoint(read) if _remat_attention.get() else read)(q, k, v), -2, -3)
 
@@ -136,8 +138,8 @@ class SelfAttention(nnx.Module):
         if extra_projection:
             self.extra = Linear(width, width, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
 
-    def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
-        return add_branch(tokens, self.branch(tokens), self.dropout, noise)
+    def __call__(self, tokens: Tokens, rng: LayerRng | None = None) -> Tokens:
+        return add_branch(tokens, self.branch(tokens), self.dropout, rng)
 
     def branch(self, tokens: Tokens):
         """Returns the update without the residual: patches (b t y x d), and class tokens (b c d) or None.
@@ -145,14 +147,14 @@ class SelfAttention(nnx.Module):
         It is None for class tokens that do not query.
         """
         grid = tokens.patches.shape[1:4]
-        patches, class_tokens = self._heads(tokens.patches), None
+        patches, class_tokens = self._qkv(tokens.patches), None
         if self.class_keys and tokens.class_tokens.shape[1]:
-            class_tokens = self._class_heads(tokens.class_tokens, self.group_mask(grid).shape[0])
+            class_tokens = self._class_qkv(tokens.class_tokens, self.group_mask(grid).shape[0])
         patches, class_tokens = self.attend(patches, class_tokens, grid)
-        patches = constrain(self._project(patches))
+        patches = constrain(self._output_projection(patches))
         if class_tokens is None:
             return patches, None
-        return patches, constrain(merge_copies(self._project(class_tokens), tokens.class_tokens))
+        return patches, constrain(merge_copies(self._output_projection(class_tokens), tokens.class_tokens))
 
     def group_mask(self, grid):
         """Returns (g n), False at padding."""
@@ -169,18 +171,18 @@ class SelfAttention(nnx.Module):
         Returns:
             (b t y x h e), and (b g h e) or None for class tokens that do not query.
         """
-        patches, class_tokens = self.scheme.move(patches, class_tokens)
+        patches, class_tokens = self.scheme.shift_in_time(patches, class_tokens)
         read = self._masked if self.masked else self._gathered
         return read(patches, class_tokens, self.group_mask(grid), grid)
 
-    def _heads(self, x):
+    def _qkv(self, x):
         """Returns q, k, v, each (... h e), of x (... d)."""
         return [
             rearrange(projected, "... (h e) -> ... h e", h=self.heads)
-            for projected in jnp.split(constrain_rows(self.qkv(self.norm(x))), 3, axis=-1)
+            for projected in jnp.split(constrain_without_context(self.qkv(self.norm(x))), 3, axis=-1)
         ]
 
-    def _class_heads(self, class_tokens, groups: int):
+    def _class_qkv(self, class_tokens, groups: int):
         """Returns q, k, v of the class token of each group, each (b g h e), of class tokens (b c d)."""
         count = class_tokens.shape[1]
         require(
@@ -188,19 +190,19 @@ class SelfAttention(nnx.Module):
             f"{count} class tokens cannot be distributed to {groups} groups. Use one a clip or one a group.",
         )
         if self.class_queries or count == groups:
-            return self._heads(jnp.broadcast_to(class_tokens, (class_tokens.shape[0], groups, class_tokens.shape[2])))
-        return [repeat(projected, "b 1 h e -> b g h e", g=groups) for projected in self._heads(class_tokens)]
+            return self._qkv(jnp.broadcast_to(class_tokens, (class_tokens.shape[0], groups, class_tokens.shape[2])))
+        return [repeat(projected, "b 1 h e -> b g h e", g=groups) for projected in self._qkv(class_tokens)]
 
-    def _project(self, x):
+    def _output_projection(self, x):
         """Returns the output projection (... d) of the heads (... h e)."""
         x = self.out(rearrange(x, "... h e -> ... (h e)"))
         return x if self.extra is None else self.extra(x)
 
     def _gathered(self, patches, class_tokens, mask, grid):
-        groups, reach = len(mask), self.scheme.reach
+        groups, extent = len(mask), self.scheme.group_extent
         angle = self._angles(mask, grid) if self.has_angles else None
-        padded_groups = padded_count(groups) if reach == "time" else 0  # 0: frames stay sharded
-        if reach != "frame" and not padded_groups:  # all-gather keys and values; queries stay with their frames
+        padded_groups = padded_count(groups) if extent == "time" else 0  # 0: frames stay sharded
+        if extent != "frame" and not padded_groups:  # all-gather keys and values; queries stay with their frames
             patches = [patches[0], *(constrain(x, None) for x in patches[1:])]
         q, k, v = (self.scheme.fold(x) for x in patches)
         if padded_groups:  # all-to-all: shard groups instead of frames
@@ -219,7 +221,7 @@ class SelfAttention(nnx.Module):
             mask = np.pad(mask, ((0, 0), (1, 0)), constant_values=True)
             if self.class_queries:
                 q = jnp.concatenate([class_q, q], axis=2)
-        out = attend(
+        out = compute_attention(
             q,
             k,
             v,
@@ -229,7 +231,7 @@ class SelfAttention(nnx.Module):
             kernel=softmax_kernel(self.backend) if self.kernel == "softmax" else get_kernel(self.kernel, masked=False),
         )
         # Without this constraint cotangents inherit the sharding of heads from W_O and are resharded.
-        out, class_out = constrain_rows(out), None
+        out, class_out = constrain_without_context(out), None
         if class_tokens is not None and self.class_queries:
             class_out, out = out[:, :groups, 0], out[:, :, 1:]
         if padded_groups:
@@ -260,7 +262,7 @@ class SelfAttention(nnx.Module):
         angle = None
         if self.has_angles:
             angle = self.scheme.unfold(self._angles(mask, grid)[None], grid).reshape(1, -1)
-        out = attend(
+        out = compute_attention(
             q, k, v, visible, angle=angle, dictionary=self.dictionary, kernel=get_kernel(self.kernel, masked=True)
         )
         shape = (out.shape[0], *grid, *out.shape[2:])

@@ -1,4 +1,4 @@
-"""The sharding of activations. Every function refers to the ambient mesh (`mesh.with_mesh`)."""
+"""The sharding of activations. Every function refers to the ambient mesh (`parallel.mesh.with_mesh`)."""
 
 import jax
 from jax.sharding import PartitionSpec
@@ -14,9 +14,9 @@ def constrain(x: jax.Array, axis: int | None = 1) -> jax.Array:
 
     Args:
         x: activations (b ...). The batch axis is sharded over `data` and `fsdp`.
-        axis: the axis that is sharded over `context`, counted from 0; None for none. All other axes are replicated.
+        axis: the index of the axis that is sharded over `context`, or None. All other axes are replicated.
     Returns:
-        `x`, unchanged if there is no ambient mesh.
+        `x`, unchanged if there is no ambient mesh or `x` has no elements, as where a model has no class tokens.
     """
     mesh = current_mesh()
     if mesh is None or x.size == 0:
@@ -27,15 +27,17 @@ def constrain(x: jax.Array, axis: int | None = 1) -> jax.Array:
     elif x.shape[axis] % context == 0:
         spec = PartitionSpec(BATCH_AXES, *("context" if i == axis else None for i in range(1, x.ndim)))
     else:
-        # One token, or one frame where frames are rows of the batch: the rows may be sharded over `context` as well.
+        # The axis is not divisible by `context`: it is a single token, or frames are folded into the batch axis. Leave
+        # the batch axis unconstrained, since it may be sharded over `context`.
         spec = PartitionSpec(PartitionSpec.UNCONSTRAINED, *replicated)
     return jax.lax.with_sharding_constraint(x, spec)
 
 
-def constrain_rows(x: jax.Array) -> jax.Array:
-    """Constrains activations (b ...) to be sharded along the batch axis alone.
+def constrain_without_context(x: jax.Array) -> jax.Array:
+    """Constrains activations (b ...) to be sharded along the batch axis alone, unless frames are sharded.
 
-    With a mesh axis `context`, `x` is returned unchanged, and the compiler chooses the sharding.
+    If `context` > 1, `x` is returned unchanged: the constraint would all-gather the axis of frames or groups, which is
+    sharded over `context`.
     """
     return x if has_context() else constrain(x, None)
 
@@ -49,17 +51,17 @@ def replicate(x: jax.Array) -> jax.Array:
 
 
 def padded_count(count: int) -> int:
-    """Returns the next multiple of `context` at or above `count`, the length to which an axis must be padded.
+    """Returns the smallest multiple of `context` that is at least `count`: the length to which an axis must be padded.
 
-    Returns 0, for no padding, if there is no mesh axis `context` or if padding would add more than a quarter of
-    `count`.
+    Returns 0 if the axis should not be sharded over `context`: `context` is 1, or padding would add more than a quarter
+    of `count`. The quarter is a guess. Only padding from 14 to 16 was measured (benchmarks/NOTES.md).
     """
     padded = -(-count // context_size()) * context_size()
     return padded if has_context() and padded <= 1.25 * count else 0
 
 
 def has_context() -> bool:
-    """Returns whether frames are sharded, over the mesh axis `context`."""
+    """Returns whether `context` > 1, so that frames are sharded."""
     return context_size() > 1
 
 

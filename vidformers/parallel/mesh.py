@@ -1,7 +1,7 @@
 """The device mesh and its axes.
 
 - `data`: the rows of a batch are sharded, parameters are replicated.
-- `fsdp`: the rows of a batch are sharded, and parameters and optimizer state too (`state.state_shardings`).
+- `fsdp`: the rows of a batch are sharded, and parameters and optimizer state too (`parallel.state.state_shardings`).
 - `context`: the frames of a clip are sharded.
 """
 
@@ -41,6 +41,7 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, context: int = 1, devices: Seque
         f"mesh.data={data}, mesh.fsdp={fsdp} and mesh.context={context} must be at least 1. Only mesh.data may be -1, "
         "which takes the remaining devices.",
     )
+    # At least 1, so that the message below says how many devices fsdp x context needs, instead of 0.
     data = max(count // (fsdp * context), 1) if data == -1 else data
     require(
         data * fsdp * context == count,
@@ -56,8 +57,8 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, context: int = 1, devices: Seque
     axis_types = (AxisType.Auto,) * len(AXES)
     mesh = jax.make_mesh((data, fsdp, context), AXES, devices=devices, axis_types=axis_types)
     if any(len({device.process_index for device in group}) > 1 for group in mesh.devices.reshape(-1, context)):
-        # jax.make_mesh follows the links between devices, for example on a TPU, and may place `context` across
-        # processes. In the order of process and id it does not, since `context` divides the devices of a process.
+        # jax.make_mesh optimises for the links between devices, for example on a TPU, and may spread `context` over
+        # processes. Sorting by process and id keeps it within one, since `context` divides the devices of a process.
         devices = sorted(devices, key=lambda device: (device.process_index, device.id))
         mesh = Mesh(np.reshape(devices, (data, fsdp, context)), AXES, axis_types=axis_types)
     return mesh
@@ -69,9 +70,10 @@ def num_batch_shards(mesh: Mesh) -> int:
 
 
 def with_mesh(mesh: Mesh, function: Callable[..., Result]) -> Callable[..., Result]:
-    """Returns `function` such that it is traced with `mesh` as the ambient mesh.
+    """Returns a function that calls `function` with `mesh` as the ambient mesh. JAX then traces it with this mesh.
 
-    The constraints of `parallel.activations` refer to the ambient mesh, so that models need not know it.
+    The functions of `parallel.activations` read the ambient mesh, so that models do not need it as an argument.
+    `jax.set_mesh` cannot be used here, since it is not allowed within `jax.jit`.
     """
 
     @functools.wraps(function)

@@ -1,14 +1,20 @@
-"""One run of several processes: how they join, exchange strings, and end.
+"""Runs of several processes: initialisation, all-gather of strings, and shutdown.
 
-Collectives have no timeout. If one process dies, its peers wait in the next collective for ever, and a scheduler sees
-a run that is alive. JAX notices a dead process only after its own heartbeat timeout, and then aborts the peers with a
-stack trace. Therefore a thread in each process (`_watch_peers`) writes a heartbeat to JAX's key-value store every 3
-seconds, reads those of its peers, and ends the process with a message and status 1 after 8 missed heartbeats. The
-key-value store dies with process 0, and JAX may then abort the others first: `_on_abort`, a C handler of SIGABRT, adds
-the message. A process that ends as planned calls `finish`, so that its peers do not take its silence for death. A
-process that ends otherwise leaves through `exit_process`, since the exit handlers of JAX wait for all peers. Two tests
-in tests/parallel/test_processes.py kill processes: `test_when_process_0_is_killed_...` and
-`test_when_process_1_is_killed_...`.
+Collectives have no timeout. If one process dies, its peers wait in the next collective indefinitely, and a scheduler
+sees a run that is alive. JAX notices a dead process only after its own heartbeat timeout, and then aborts the peers
+with a stack trace. Therefore a thread in each process (`_watch_peers`) writes a heartbeat to JAX's key-value store
+every 3 seconds and reads the heartbeats of its peers. If a peer misses 9 heartbeats in a row, the thread ends the
+process with a message and status 1.
+
+The key-value store is unavailable once process 0 has exited, and JAX may then abort the other processes before the
+thread ends them. `_on_sigabrt`, a C handler of SIGABRT, prints the message in this case.
+
+A process that ends as planned calls `finish`, so that its peers do not treat it as dead. A process that ends otherwise
+calls `exit_without_waiting`, since the exit handlers of JAX wait for all peers.
+
+Two tests in tests/parallel/test_processes.py kill processes:
+`test_when_process_0_is_killed_the_other_ends_with_a_message` and
+`test_when_process_1_is_killed_the_other_ends_both_resume_and_a_signal_to_one_stops_both`.
 """
 
 import ctypes
@@ -27,16 +33,19 @@ from vidformers.errors import ConfigError, require
 
 _HEARTBEAT_SECONDS = 3
 _MAX_MISSED_HEARTBEATS = 8
-_HEARTBEATS, _FINISHED = "vidformers/heartbeats", "finished"  # a prefix of keys, and the last value of a process
-_BARRIER_SECONDS = 3600  # a process may compile for long while others wait
+_HEARTBEATS = "vidformers/heartbeats"  # prefix of the keys; the index of the process follows
+_FINISHED = "finished"  # the heartbeat of a process that has called `finish`
+_BARRIER_SECONDS = 3600  # some processes compile much longer than others
 _PEER_ERRORS = ("gloo", "nccl", "unavailable", "deadline_exceeded", "coordination", "connection")
-_barrier_numbers = itertools.count()  # all processes call `barrier` and `allgather_strings` in the same order
+# Unique numbers for keys and barriers. They agree across processes, because all processes call `barrier` and
+# `allgather_strings` in the same order.
+_collective_ids = itertools.count()
 _finishing = threading.Event()
-_initialized = False
+_is_initialised = False
 
 
-def initialize(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
-    """Joins this process with its peers.
+def initialise(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+    """Connects this process with its peers.
 
     Without arguments, JAX detects the peers from the environment of a TPU pod, SLURM or Kubernetes. After this call,
     the process exits with status 1 if a peer dies without calling `finish`. Otherwise its collectives would hang.
@@ -48,7 +57,7 @@ def initialize(coordinator: str | None = None, processes: int | None = None, pro
     Raises:
         ConfigError: an argument is wrong, or the peers cannot be found or reached.
     """
-    global _initialized
+    global _is_initialised
     if coordinator is not None and processes is not None and process is not None:
         host, _, port = coordinator.rpartition(":")
         require(
@@ -66,7 +75,7 @@ def initialize(coordinator: str | None = None, processes: int | None = None, pro
         )
     sigterm_handler = signal.getsignal(signal.SIGTERM)
     try:
-        # The timeout is above that of this module, whose message is the better one.
+        # 60 s are longer than the 27 s after which `_watch_peers` ends the process, with a clearer message than JAX's.
         jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=60)
     except (ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0].rstrip(".")
@@ -74,55 +83,56 @@ def initialize(coordinator: str | None = None, processes: int | None = None, pro
             f"--distributed=true: the processes of this run cannot find each other ({reason}). Give --coordinator, "
             "--processes and --process if there is no scheduler."
         ) from None
-    _initialized = True
-    signal.signal(signal.SIGTERM, sigterm_handler)  # JAX has replaced it by its preemption service
+    _is_initialised = True
+    signal.signal(signal.SIGTERM, sigterm_handler)  # JAX has installed the handler of its preemption service
     sys.excepthook = _exit_on_uncaught_error
     if jax.process_count() > 1:
-        # Python's own handlers run in the main thread, to which an abort does not return. JAX calls no Python
-        # function before it aborts.
-        ctypes.CDLL(None).signal(int(signal.SIGABRT), _on_abort)
+        # A handler installed with signal.signal would never run, because abort() does not return to the interpreter.
+        # JAX calls no Python function before it aborts.
+        ctypes.CDLL(None).signal(int(signal.SIGABRT), _on_sigabrt)
         _watcher.start()
 
 
 def is_distributed() -> bool:
-    """Returns whether `initialize` has joined this process with others."""
-    return _initialized
+    """Returns whether `initialise` has been called, as it is with --distributed=true."""
+    return _is_initialised
 
 
 def barrier() -> None:
-    """Waits until all processes have called this function, for an hour at most.
+    """Waits for at most an hour until all processes have called this function.
 
-    Needed before the first collective: on CPUs, a collective waits for 30 seconds only, and some processes compile much
+    Needed before the first collective: on CPUs, a collective waits for only 30 seconds, and some processes compile much
     longer than others.
     """
     if jax.process_count() > 1:
-        _store().wait_at_barrier(f"vidformers/barriers/{next(_barrier_numbers)}", _BARRIER_SECONDS * 1000)
+        _store().wait_at_barrier(f"vidformers/barriers/{next(_collective_ids)}", _BARRIER_SECONDS * 1000)
 
 
 def allgather_strings(text: str) -> list[str]:
-    """Returns the strings that all processes pass, ordered by process."""
+    """Returns the strings that the processes pass as `text`, ordered by process index."""
     if jax.process_count() == 1:
         return [text]
-    prefix = f"vidformers/strings/{next(_barrier_numbers)}"
+    prefix = f"vidformers/strings/{next(_collective_ids)}"
     _store().key_value_set(f"{prefix}/{jax.process_index():06}", text)
     barrier()
     return [value for _, value in sorted(_store().key_value_dir_get(prefix))]
 
 
 def finish() -> None:
-    """Tells the peers that this process ends as planned, after a success or a stop on which all agreed."""
-    if _initialized and jax.process_count() > 1:
+    """Tells the peers that this process ends as planned: after success, or after all processes agreed to stop."""
+    if _is_initialised and jax.process_count() > 1:
         _finishing.set()
-        _watcher.join(timeout=10)
+        _watcher.join(timeout=10)  # otherwise the thread could overwrite `_FINISHED` with a heartbeat
         _write_heartbeat(_FINISHED)
 
 
-def exit_process(status: int) -> None:
-    """Ends the process with `status` if it has peers and has not called `finish`. Otherwise returns.
+def exit_without_waiting(status: int) -> None:
+    """Exits with `status` at once if a normal exit would wait for peers: there are peers, and `finish` was not called.
 
-    The exit handlers of JAX, which this function skips, would wait for the peers.
+    Otherwise returns, and the caller exits normally. The exit at once skips JAX's exit handlers, which wait for all
+    peers.
     """
-    if not _initialized or jax.process_count() == 1 or _finishing.is_set():
+    if not _is_initialised or jax.process_count() == 1 or _finishing.is_set():
         return
     sys.stdout.flush()
     sys.stderr.flush()
@@ -130,7 +140,7 @@ def exit_process(status: int) -> None:
 
 
 def _exit_on_uncaught_error(kind, error, trace) -> None:
-    """Ends the process after an uncaught exception; a collective that failed is reported without a traceback."""
+    """Ends the process after an uncaught exception. A collective that failed is reported without a traceback."""
     if isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error).lower() for word in _PEER_ERRORS):
         reason = (str(error).splitlines() or [""])[0][:200].rstrip(".")
         print(
@@ -140,24 +150,24 @@ def _exit_on_uncaught_error(kind, error, trace) -> None:
         )
     else:
         traceback.print_exception(kind, error, trace)
-    exit_process(1)
+    exit_without_waiting(1)
 
 
-def _abort(message: str) -> NoReturn:
-    """Ends the process from any thread or signal handler."""
+def _exit_now(message: str) -> NoReturn:
+    """Ends the process with a message and status 1, from any thread or signal handler."""
     os.write(2, f"vidformers: {message} Run the same commands again to continue.\n".encode())
     os._exit(1)
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
-def _on_abort(_) -> None:
-    _abort("JAX has ended this process for the reason above, most likely because another process is gone.")
+def _on_sigabrt(_) -> None:
+    _exit_now("JAX has ended this process for the reason above, most likely because another process has exited.")
 
 
 def _watch_peers() -> None:
-    """Writes the heartbeats of this process and ends it when those of a peer stop.
+    """Writes the heartbeats of this process, and ends it if a peer misses too many heartbeats.
 
-    Time is counted in heartbeats of this process: after it was suspended, it gives its peers the full time again.
+    Counts missed heartbeats, not seconds, so that a suspended process does not declare its peers dead when it resumes.
     """
     index, count = jax.process_index(), jax.process_count()
     last_seen: dict[str, str | None] = {f"{_HEARTBEATS}/{peer}": None for peer in range(count) if peer != index}
@@ -168,14 +178,18 @@ def _watch_peers() -> None:
         try:
             _write_heartbeat(str(number))
             heartbeats = dict(_store().key_value_dir_get(_HEARTBEATS))
-        except jax.errors.JaxRuntimeError:  # process 0, which holds the key-value store, does not answer
+        except jax.errors.JaxRuntimeError:  # the key-value store, which process 0 holds, does not answer
             heartbeats = {}
         for peer, last in last_seen.items():
             heartbeat = heartbeats.get(peer, last)
             missed[peer] = 0 if heartbeat != last or heartbeat == _FINISHED else missed[peer] + 1
             last_seen[peer] = heartbeat
             if missed[peer] > _MAX_MISSED_HEARTBEATS:
-                _abort(f"Process {peer.rpartition('/')[2]} of {count} is gone, so this process ends too.")
+                seconds = missed[peer] * _HEARTBEAT_SECONDS
+                _exit_now(
+                    f"Process {peer.rpartition('/')[2]} of {count} has exited or has not responded for {seconds} s, so "
+                    "this process exits too."
+                )
         _finishing.wait(_HEARTBEAT_SECONDS)
 
 
