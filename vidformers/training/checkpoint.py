@@ -28,16 +28,17 @@ class _StoredState(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints in `workdir/checkpoints`, a context manager. They are written in the background.
+    """Saves and restores the checkpoints in `workdir/checkpoints`. A context manager. Saves run in the background.
 
-    A checkpoint gets its name when all of it is written. If a save is killed, the latest checkpoint is the one before.
+    A checkpoint gets its final name after all of it is written. If a save is killed, the previous checkpoint is the
+    latest one.
 
     Args:
         workdir: the folder of the run.
-        every_steps: steps between saves, for the training loop.
-        keep: the number of newest checkpoints that are kept.
-        best: the metric whose highest checkpoint is kept as well.
-        read_only: leaves alone the unfinished saves in the folder, which another process may be writing.
+        every_steps: steps between saves. The training loop reads it.
+        keep: the newest `keep` checkpoints are kept.
+        best: a metric. The checkpoint with the highest value of this metric is also kept.
+        read_only: does not delete unfinished saves, since another process may be writing them.
     Raises:
         ConfigError: `every_steps` or `keep` is below 1.
     """
@@ -60,6 +61,7 @@ class Checkpoints:
         keep_best = _policies.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
         self._orbax = ocp.training.Checkpointer(
             self.folder,
+            # Every step may be saved: the training loop decides when.
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(keep), keep_best]),
             cleanup_tmp_directories=not read_only,
@@ -68,31 +70,31 @@ class Checkpoints:
     def __enter__(self):
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, error_type, *_):
         try:
-            self._orbax.close()  # waits for a save that has begun
+            self._orbax.close()  # waits for a save in progress
         except Exception:
-            if kind is None:  # an error of the block is not replaced
+            if error_type is None:  # otherwise the error of the `with` block is the one to report
                 raise
 
     def _score(self, metrics: dict) -> float:
         return metrics.get(self.best, -1.0)  # absent if the run was continued with another `best`
 
-    def save(self, step: int, state, progress: dict, metrics: dict | None = None) -> None:
-        """Starts to save, after the save before has finished.
+    def save(self, step: int, state, host_state: dict, metrics: dict | None = None) -> None:
+        """Starts a save, after the previous save has finished.
 
         Args:
             step: the number of finished steps.
             state: the `State`.
-            progress: what is stored beside the arrays, as JSON.
-            metrics: the metrics of this step, for `best`.
+            host_state: the state of the training loop that is not in `state`. Stored as JSON.
+            metrics: the metrics of this step, among them `best`; None or {} if the step was not evaluated.
         Raises:
-            ConfigError: the file system refuses this save or the one before.
+            ConfigError: the file system refuses this save or the previous one.
         """
         self.wait()
-        self._pending_save = self._report_refusal(
+        self._pending_save = self._convert_os_errors(
             lambda: self._orbax.save_checkpointables_async(
-                step, {"state": _StoredState(*state)}, force=True, metrics=metrics or None, custom_metadata=progress
+                step, {"state": _StoredState(*state)}, force=True, metrics=metrics or None, custom_metadata=host_state
             )
         )
 
@@ -100,10 +102,10 @@ class Checkpoints:
         """Waits until the last save has finished. Raises like `save`."""
         pending, self._pending_save = self._pending_save, None
         if pending is not None:
-            self._report_refusal(pending.result)
+            self._convert_os_errors(pending.result)
 
-    def _report_refusal(self, write: Callable[[], Any]) -> Any:
-        """Returns `write()`; an error of the file system becomes a ConfigError."""
+    def _convert_os_errors(self, write: Callable[[], Any]) -> Any:
+        """Returns `write()`. An error of the file system becomes a ConfigError."""
         try:
             return write()
         except Exception as error:
@@ -113,7 +115,7 @@ class Checkpoints:
         steps = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
         newest = f"continues from the checkpoint of step {max(steps)}" if steps else "starts again from step 0"
         raise ConfigError(
-            f"A checkpoint cannot be written to {self.folder}: {reason}. Remedy this and run the same command again, "
+            f"A checkpoint cannot be written to {self.folder}: {reason}. Fix this and run the same command again, "
             f"which {newest}."
         )
 
@@ -121,12 +123,13 @@ class Checkpoints:
         """Restores a checkpoint.
 
         Args:
-            abstract_state: the `State` by shape, dtype and sharding; the arrays get these shardings.
-            which: `latest`, or `best`, the checkpoint with the highest metric `best`; the latest if none has metrics.
+            abstract_state: a `State` of `jax.ShapeDtypeStruct`. The restored arrays get its shardings.
+            which: 'latest', or 'best' for the checkpoint with the highest value of the metric `best`. If no checkpoint
+                has metrics, 'best' is the latest one.
         Returns:
-            (state, progress, step), or None if there is no checkpoint.
+            (state, host_state, step), or None if there is no checkpoint.
         Raises:
-            ConfigError: the checkpoint cannot be read, or its arrays have other names or shapes than the state.
+            ConfigError: the checkpoint cannot be read, or the names or shapes of its arrays differ from the state.
         """
         chosen = self._orbax.latest
         if which == "best":
@@ -152,7 +155,7 @@ class Checkpoints:
             reason = (str(error).splitlines() or [""])[0][:200].rstrip(".")
             raise ConfigError(
                 f"The checkpoint {chosen.path} cannot be read ({type(error).__name__}: {reason}). If it is damaged, "
-                "delete this folder, and the run continues from the checkpoint before."
+                "delete this folder, and the run continues from the previous checkpoint."
             ) from error
         return state, dict(metadata.custom_metadata or {}), chosen.step
 

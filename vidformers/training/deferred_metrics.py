@@ -1,4 +1,4 @@
-"""The metrics of training steps, fetched late from the devices and averaged between two log lines."""
+"""The metrics of training steps, fetched from the devices with a delay and averaged between two log lines."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -10,20 +10,20 @@ from vidformers.errors import require
 _MAX_UNFETCHED = 2  # steps by which the host may run ahead of the devices
 
 
-class LateMetrics:
+class DeferredMetrics:
     """The metrics of the steps since the last log line.
 
-    Metrics are fetched two steps late, so that the host prepares the next steps while the devices compute. Every metric
-    is checked when it is fetched, so a state may be saved only after all metrics up to its step have been fetched:
-    otherwise a checkpoint could hold parameters that are not finite.
+    Metrics are fetched with a delay of two steps, so that the host prepares the next steps while the devices compute.
+    Loss and gradient norm are checked when they are fetched. So a state may be saved only after all metrics up to its
+    step have been fetched: otherwise a checkpoint could hold parameters that are not finite.
 
     Args:
-        fetched: the metrics that the restored checkpoint holds, one dict per step.
+        unlogged: the metrics of the restored checkpoint that no log line has averaged, one dict per step.
     """
 
-    def __init__(self, fetched: list[dict]):
+    def __init__(self, unlogged: list[dict]):
         self._on_device: deque = deque()
-        self._fetched = list(fetched)
+        self._unlogged = list(unlogged)
 
     def add(self, step: int, metrics: dict) -> None:
         """Adds the metrics of `step`, which are still on the devices."""
@@ -39,30 +39,29 @@ class LateMetrics:
             step, metrics = self._on_device.popleft()
             metrics = {name: float(value) for name, value in metrics.items()}
             _require_finite(step, metrics)
-            self._fetched.append(metrics)
+            self._unlogged.append(metrics)
             yield step, metrics
 
     @property
-    def pending(self) -> list[dict]:
-        """The metrics of all steps since the last log line, for a checkpoint to hold.
+    def unlogged(self) -> list[dict]:
+        """The metrics of all steps since the last log line. A checkpoint stores them.
 
         The log line after a resume averages over these steps too, so it equals that of an uninterrupted run.
         """
         assert not self._on_device, "a checkpoint needs the metrics of all steps"
-        return list(self._fetched)
+        return list(self._unlogged)
 
     def pop_averages(self, batch_size: int) -> dict:
-        """Returns the metrics of a log line, and begins the next one. All steps must have been fetched.
+        """Returns the metrics of a log line, and starts the next one. All steps must have been fetched.
 
         Loss and top-1 are averaged over the decoded clips of all steps. Gradient norm and learning rate are those of
         the last step. `train/bad_rows` counts the rows that could not be decoded.
         """
-        steps, self._fetched = self.pending, []
+        steps, self._unlogged = self.unlogged, []
         counts = np.array([metrics["count"] for metrics in steps])
+        weights = counts if counts.any() else None  # np.average refuses weights whose sum is zero
         averages = {
-            f"train/{name}": float(
-                np.average([metrics[name] for metrics in steps], weights=counts if counts.any() else None)
-            )
+            f"train/{name}": float(np.average([metrics[name] for metrics in steps], weights=weights))
             for name in ("loss", "top1")
             if name in steps[-1]
         }

@@ -130,7 +130,7 @@ class Setup:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
     @property
-    def quick_protocol(self) -> EvalProtocol:
+    def periodic_protocol(self) -> EvalProtocol:
         """The protocol of evaluations during training: one centre view."""
         return replace(self.protocol, clips=1, crops=1)
 
@@ -225,7 +225,7 @@ def _check_context(config: dict, mesh) -> None:
         f"data.frames={config['data']['frames']} must be divisible by mesh.context={context}.",
     )
     require(
-        context == 1 or name not in MODELS or not MODELS[name].traits.whole_clips,
+        context == 1 or name not in MODELS or not MODELS[name].traits.frames_on_one_device,
         f"mesh.context={context} does not work with model.name={name}: XLA (jaxlib 0.10) computes wrong gradients of "
         "its convolutions if the frames of a clip are sharded. Use mesh.fsdp instead.",
     )

@@ -1,4 +1,4 @@
-"""The trainer: `train` prepares a run in its folder, and `training_loop` runs the steps."""
+"""The trainer: `train` prepares a run in its workdir, and `training_loop` runs the steps."""
 
 import signal
 from collections.abc import Iterator, Sequence
@@ -15,11 +15,10 @@ from vidformers.parallel.batch import put_batch
 from vidformers.parallel.processes import barrier
 from vidformers.pretrained import Pretrained
 from vidformers.progress import Bar, log
-from vidformers.training import workdir as folders
 from vidformers.training.bad_videos import BadVideos
 from vidformers.training.checkpoint import Checkpoints
+from vidformers.training.deferred_metrics import DeferredMetrics
 from vidformers.training.evaluate import EvalProtocol, EvalResult, Evaluator
-from vidformers.training.deferred_metrics import LateMetrics
 from vidformers.training.metrics import MetricWriter
 from vidformers.training.reports import data_notes, draw_run, print_report, print_summary, status_line
 from vidformers.training.setup import Setup, compile_within_memory, initialise, load_weights, set_up
@@ -28,12 +27,13 @@ from vidformers.training.stopping import Interrupted, StopSignal
 from vidformers.training.timing import PhaseTimer, Throughput
 from vidformers.training.tracing import Trace
 from vidformers.training.validation import run_evaluation
+from vidformers.training.workdir import describe_run, differences_from_stored_run, lock, open_workdir, write_run_json
 
 
 def train(config: dict, path) -> dict:
-    """Trains in the folder `path`, or continues the run that the folder holds.
+    """Trains in the workdir `path`, or continues the run in it.
 
-    Nothing is written to the folder before the step is compiled and fits in memory.
+    No files of the run (run.json, metrics, checkpoints) are written before the step is compiled and fits in memory.
 
     Args:
         config: the config as nested dicts.
@@ -49,37 +49,38 @@ def train(config: dict, path) -> dict:
     main, phases = jax.process_index() == 0, PhaseTimer()
     with ExitStack() as stack:
         with phases.measure("set-up"):
-            setup, workdir = set_up(config), folders.open_workdir(path)
+            setup, workdir = set_up(config), open_workdir(path)
             if main:
-                stack.enter_context(folders.lock(workdir))
-            description = folders.describe_run(config, _describe_data(setup))
-            changes = folders.compare_with_folder(workdir, description)
+                stack.enter_context(lock(workdir))
+            description = describe_run(config, _describe_data(setup))
+            changes = differences_from_stored_run(workdir, description)
             checkpoints = stack.enter_context(Checkpoints(workdir, **config["checkpoint"]))
             restored = checkpoints.restore(setup.abstract)
             pretrained = None if restored else load_weights(setup)
         with phases.measure("compiling"):
-            state, progress, start = restored or (None, {}, 0)
-            trace = _check_steps(setup, workdir, start)
+            state, host_state, start = restored or (None, {}, 0)
+            _check_start(setup, workdir, start)
+            profile_steps = setup.train_config.profile_steps
+            trace = stack.enter_context(closing(Trace(workdir / "profile", profile_steps, setup.total_steps)))
             batches = train_step = None
             if start < setup.total_steps:
                 # The workers start here, so that they decode the first batches while the step is compiled.
                 batches = stack.enter_context(closing(_train_batches(setup, start)))
                 train_step = compile_within_memory(setup)
-            if not restored:
+            if not restored:  # after compilation, so that a step that does not fit is refused before any allocation
                 state = initialise(setup, pretrained)
-            barrier()
+            barrier()  # the first collective follows
         writer = None
         if main:
-            _write_beginning(workdir, description, pretrained)
+            _write_run_files(workdir, description, pretrained)
             writer = stack.enter_context(closing(MetricWriter(workdir, start)))
-            _log_beginning(setup, workdir, start if restored else None, changes)
-        progress = {"bad_in_pass": 0, "bad": {}, "pending": []} | progress
-        bad_videos = BadVideos(setup, progress)
+            _log_start(setup, workdir, start if restored else None, changes)
+        # A new run has no values, and checkpoints of older versions lack some.
+        bad_videos = BadVideos(setup, host_state.get("bad", {}), host_state.get("bad_in_pass", 0))
         with StopSignal() as stop:
-            stack.enter_context(closing(trace))
             run = TrainingRun(setup, checkpoints, batches, train_step, writer, stop, trace, bad_videos, phases)
             with phases.measure("training"):
-                result = training_loop(run, state, start, progress["pending"])
+                result = training_loop(run, state, start, host_state.get("pending", []))
             checkpoints.wait()
             if main:
                 with phases.measure("drawing"):
@@ -90,11 +91,12 @@ def train(config: dict, path) -> dict:
 
 @dataclass
 class TrainingRun:
-    """What the training loop works with.
+    """The components of a run that the training loop uses.
 
     Args:
         batches, train_step: the batches and the compiled step, or None if the run has no steps left.
-        writer: of the first process; None in the others.
+        writer: the writer of metrics in process 0, None in all other processes.
+        evaluators: the evaluators that have been used, by the name of the protocol.
     """
 
     setup: Setup
@@ -106,21 +108,24 @@ class TrainingRun:
     trace: Trace
     bad_videos: BadVideos
     phases: PhaseTimer
-    evaluators: dict[str, Evaluator] = field(default_factory=dict)  # by the name of the protocol
+    evaluators: dict[str, Evaluator] = field(default_factory=dict)
 
     def write_metrics(self, step: int, metrics: dict) -> None:
         if self.writer is not None:
             self.writer.write(step, metrics)
 
     def due_protocols(self, step: int) -> list[EvalProtocol]:
-        """Returns the protocols of the evaluations that are due after `step`."""
-        setup = self.setup
-        last = step == setup.total_steps
-        quick = setup.eval_every and (last or step % setup.eval_every == 0)
-        return list(dict.fromkeys([setup.quick_protocol] * bool(quick) + [setup.protocol] * last))
+        """Returns the protocols to evaluate after `step`. The last one after the last step is `setup.protocol`."""
+        setup, protocols = self.setup, []
+        is_last = step == setup.total_steps
+        if setup.eval_every and (is_last or step % setup.eval_every == 0):
+            protocols.append(setup.periodic_protocol)
+        if is_last:
+            protocols.append(setup.protocol)
+        return list(dict.fromkeys(protocols))  # the two protocols may be equal
 
     def evaluate(self, step: int, state: State, protocols: Sequence[EvalProtocol]) -> list[EvalResult]:
-        """Evaluates the state after `step` by each protocol, and writes the metrics."""
+        """Evaluates the state after `step` by each protocol, and writes the metrics. Returns the results in order."""
         results = []
         for protocol in protocols:
             with self.phases.measure("evaluating"):
@@ -131,22 +136,39 @@ class TrainingRun:
                 self.write_metrics(step, results[-1].metrics)
         return results
 
-    def save(self, step: int, state: State, pending: list[dict], results: Sequence[EvalResult]) -> None:
-        """Starts saving a checkpoint; it is scored by the metrics of the evaluations."""
-        scores = {name: value for result in results for name, value in result.metrics.items()}
-        self.checkpoints.save(step, state, {**self.bad_videos.progress, "pending": pending}, scores)
+    def save(self, step: int, state: State, unlogged: list[dict], results: Sequence[EvalResult]) -> None:
+        """Starts saving a checkpoint. The metrics of the evaluations decide which checkpoint is kept as the best.
+
+        Besides the arrays, a checkpoint holds the host state:
+
+        - `bad_in_pass`, an int: the videos of the current epoch that could not be decoded, over all processes.
+        - `bad`, {path: int}: for each video that process 0 could not decode, the number of its rows.
+        - `pending`, a list of dicts: the metrics of the steps since the last log line.
+        """
+        host_state = {
+            "bad_in_pass": self.bad_videos.count_in_epoch,
+            "bad": self.bad_videos.rows_by_path,
+            "pending": unlogged,
+        }
+        metrics = {name: value for result in results for name, value in result.metrics.items()}
+        self.checkpoints.save(step, state, host_state, metrics)
 
 
-def training_loop(run: TrainingRun, state: State, start: int, pending: list[dict]) -> EvalResult:
+def training_loop(run: TrainingRun, state: State, start: int, unlogged: list[dict]) -> EvalResult:
     """Runs the steps from `start` + 1 to the last, and returns the result of the last evaluation.
 
-    A run that was stopped or killed at any moment continues bit for bit as if it had not been. This rests on:
+    A run that was stopped or killed at any moment gives, when continued, results that are bit-identical to those of an
+    uninterrupted run. This works because:
 
-    - Step n uses batch n. The position in the data is the number of batches used, so the step alone determines it.
-    - Before a save, the metrics of all steps are fetched and checked to be finite. Those since the last log line
-      (`pending`) are saved with the state, and the next log line averages over them.
+    - Step n uses batch n. The data iterator has no other state than the step.
+    - Before a save, the metrics of all steps are fetched and checked to be finite. The metrics since the last log line
+      (`unlogged`) are saved with the state, and the next log line averages over them.
     - The evaluation of a step comes before its save, so a run killed during an evaluation evaluates again.
 
+    Args:
+        state: the state after step `start`.
+        start: the number of finished steps.
+        unlogged: the metrics of the steps up to `start` that no log line has averaged.
     Raises:
         ConfigError: the loss or the gradient of a step is not finite.
         DataError: too many videos cannot be decoded.
@@ -155,43 +177,47 @@ def training_loop(run: TrainingRun, state: State, start: int, pending: list[dict
     setup, checkpoints, stop, config = run.setup, run.checkpoints, run.stop, run.setup.train_config
     if start == setup.total_steps:
         return run.evaluate(start, state, [setup.protocol])[-1]
-    late_metrics, throughput = LateMetrics(pending), Throughput(config.batch_size)
+    deferred_metrics, throughput = DeferredMetrics(unlogged), Throughput(config.batch_size)
     with Bar("train", setup.total_steps, start, shown=jax.process_index() == 0) as bar:
         for step in range(start + 1, setup.total_steps + 1):
             run.trace.before(step, state)
             batch = throughput.next_batch(run.batches)
-            run.bad_videos.note_bad_rows(batch)
+            run.bad_videos.log_local(batch)
+            # The stop request travels with the batch, so that all processes stop at the same step.
             state, metrics = run.train_step(state, put_batch(setup.mesh, stop.attach_flag(batch)))
-            late_metrics.add(step, metrics)
-            last, protocols = step == setup.total_steps, run.due_protocols(step)
-            logs = last or step % config.log_every_steps == 0
-            saves = bool(protocols) or step % checkpoints.every_steps == 0
-            sync = logs or saves or stop.requested
-            for fetched_step, fetched in late_metrics.fetch(sync):
-                run.bad_videos.count_bad_rows(fetched_step, fetched)
+            deferred_metrics.add(step, metrics)
+            is_last, protocols = step == setup.total_steps, run.due_protocols(step)
+            should_log = is_last or step % config.log_every_steps == 0
+            # After an evaluation, always: its metrics rank the checkpoint of this step.
+            should_save = bool(protocols) or step % checkpoints.every_steps == 0
+            sync = should_log or should_save or stop.requested
+            for fetched_step, fetched in deferred_metrics.fetch(sync):
+                run.bad_videos.count_global(fetched_step, fetched)
                 stop.read_flag(fetched)
             run.trace.after(step, state)
             bar.advance()
-            if logs:
-                logged = late_metrics.pop_averages(config.batch_size) | throughput.pop_rates()
-                bar.status(status_line(logged))
-                run.write_metrics(step, logged)
+            if should_log:
+                averages = deferred_metrics.pop_averages(config.batch_size) | throughput.pop_rates()
+                bar.status(status_line(averages))
+                run.write_metrics(step, averages)
             with throughput.paused():
                 results = run.evaluate(step, state, protocols)
-                stops = sync and stop.requested  # requested before or during the evaluation
-                if saves or stops:
-                    run.save(step, state, late_metrics.pending, results)
-            if stops and not last:
+                # A request that arrived after `sync` was computed waits for the next step: a save needs the metrics of
+                # all steps. `stop.requested` is equal in all processes, since they have fetched the same metrics.
+                should_stop = sync and stop.requested
+                if should_save or should_stop:
+                    run.save(step, state, deferred_metrics.unlogged, results)
+            if should_stop and not is_last:
                 checkpoints.wait()
                 raise Interrupted(
                     f"Stopped at step {step} of {setup.total_steps}, which is saved: the same command continues.",
-                    stop.signal or signal.SIGTERM,
+                    stop.signal or signal.SIGTERM,  # None if only another process got a signal
                 )
-    return results[-1]
+    return results[-1]  # of `setup.protocol`, the last of the protocols that are due after the last step
 
 
 def _describe_data(setup: Setup) -> dict:
-    """Returns the part `data` of run.json."""
+    """Returns the entry `data` of run.json."""
     description: dict[str, Any] = {"classes": list(setup.pipeline.class_names)}
     for split, manifest in (("train", setup.pipeline.train_manifest), ("val", setup.pipeline.val_manifest)):
         description |= {
@@ -204,14 +230,13 @@ def _describe_data(setup: Setup) -> dict:
     return description
 
 
-def _check_steps(setup: Setup, workdir: Path, start: int) -> Trace:
-    """Returns the trace of the run. Refuses a checkpoint beyond the last step, and steps to trace that do not exist."""
+def _check_start(setup: Setup, workdir: Path, start: int) -> None:
+    """Raises ConfigError if the checkpoint is beyond the last step."""
     require(
         start <= setup.total_steps,
         f"--workdir={workdir} holds step {start}, beyond the {setup.total_steps} steps of train.total_steps or "
         "train.total_epochs. Raise these, or give another workdir.",
     )
-    return Trace(workdir / "profile", setup.train_config.profile_steps, setup.total_steps)
 
 
 def _train_batches(setup: Setup, start: int):
@@ -224,15 +249,15 @@ def _train_batches(setup: Setup, start: int):
     )
 
 
-def _write_beginning(workdir: Path, description: dict, pretrained: Pretrained | None) -> None:
+def _write_run_files(workdir: Path, description: dict, pretrained: Pretrained | None) -> None:
     """Writes `run.json`, and `init.json` if the run starts from pretrained weights."""
-    folders.write_run_json(workdir, description)
+    write_run_json(workdir, description)
     if pretrained:
         write_text(workdir / "init.json", pretrained.report())
         print_report(pretrained)
 
 
-def _log_beginning(setup: Setup, workdir: Path, resumed_at: int | None, changes: list[str]) -> None:
+def _log_start(setup: Setup, workdir: Path, resumed_at: int | None, changes: list[str]) -> None:
     if resumed_at is not None:
         log(f"Continues {workdir} at step {resumed_at} of {setup.total_steps}.")
     for sentence in [*changes, *data_notes(setup, workdir)]:

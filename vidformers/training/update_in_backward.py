@@ -98,36 +98,36 @@ def value_and_update(loss, graph, optimizer, parameters, opt_state):
     return value, correct, norm, merge_stages(new_parameters), merged_opt_state
 
 
-def _run_layers(optimizer, opt_state, squared_norm, run, parameters, tokens, noise):
+def _run_layers(optimizer, opt_state, squared_norm, run, parameters, tokens, rng):
     """Runs the layers of a stage as `Stage.layer_loop`. `squared_norm` is a zero whose cotangent is the result."""
-    return _scan_with_update(run, optimizer, nnx.to_pure_dict(parameters), opt_state, squared_norm, tokens, noise)
+    return _scan_with_update(run, optimizer, nnx.to_pure_dict(parameters), opt_state, squared_norm, tokens, rng)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _scan_with_update(run, optimizer, parameters, opt_state, squared_norm, tokens, noise):
-    return jax.lax.scan(run, tokens, (parameters, noise))[0]
+def _scan_with_update(run, optimizer, parameters, opt_state, squared_norm, tokens, rng):
+    return jax.lax.scan(run, tokens, (parameters, rng))[0]
 
 
-def _scan_forward(run, optimizer, parameters, opt_state, squared_norm, tokens, noise):
+def _scan_forward(run, optimizer, parameters, opt_state, squared_norm, tokens, rng):
     """Runs the layers and keeps the input of each, as model.remat=full does."""
-    tokens, inputs = jax.lax.scan(lambda tokens, layer: (run(tokens, layer)[0], tokens), tokens, (parameters, noise))
-    return tokens, (parameters, opt_state, squared_norm, inputs, noise)
+    tokens, inputs = jax.lax.scan(lambda tokens, layer: (run(tokens, layer)[0], tokens), tokens, (parameters, rng))
+    return tokens, (parameters, opt_state, squared_norm, inputs, rng)
 
 
 def _scan_backward(run, optimizer, residuals, cotangent):
     """Returns the updated parameters, the updated optimizer state, the squared gradient norm, and the one true
     cotangent, that of the tokens."""
-    parameters, opt_state, squared_norm, inputs, noise = residuals
+    parameters, opt_state, squared_norm, inputs, rng = residuals
     depth = len(jax.tree.leaves(parameters)[0])
 
     def update_layer(step, carry):
         cotangent, parameters, opt_state, squared_norm = carry
         i = depth - 1 - step
-        layer, layer_opt_state, layer_noise, layer_input = jax.tree.map(
+        layer, layer_opt_state, layer_rng, layer_input = jax.tree.map(
             lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False) if x.ndim else x,
-            (parameters, opt_state, noise, inputs),
+            (parameters, opt_state, rng, inputs),
         )
-        _, pullback = jax.vjp(lambda layer, tokens: run(tokens, (layer, layer_noise))[0], layer, layer_input)
+        _, pullback = jax.vjp(lambda layer, tokens: run(tokens, (layer, layer_rng))[0], layer, layer_input)
         gradient, cotangent = pullback(cotangent)
         squared_norm += optax.tree.norm(gradient, squared=True)
         updates, layer_opt_state = optimizer.update(gradient, layer_opt_state, layer)

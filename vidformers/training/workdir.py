@@ -1,4 +1,4 @@
-"""The folder of a run: its lock and its description, `run.json`."""
+"""The workdir, which is the folder of a run: its lock and `run.json`, which describes the run."""
 
 import fcntl
 import importlib.metadata
@@ -16,7 +16,9 @@ from vidformers.errors import ConfigError, require
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av", "opencv-python-headless", "numpy")
 
-# Config fields and sections that must not differ when a run is continued: they decide what is computed.
+# Config fields and sections that must not differ when a run is continued. They determine the clips of each batch, the
+# kinds of augmentation, the model, and the structure of the training state. All other fields may differ, such as the
+# learning rate, the schedule, label smoothing, data.brightness or data.magnitude: the change is logged.
 _FIXED_FIELDS = (
     "seed",
     "model",
@@ -39,15 +41,16 @@ _FIXED_FIELDS = (
     "optim.name",
     "optim.ema_decay",
 )
-# Fields within these that may differ: they only decide how it is computed.
+# Fields of the section `model` that may differ: they select how the same function is computed. model.dtype is among
+# them although it changes the rounding, and with it the results.
 _FREE_FIELDS = ("model.remat", "model.unroll", "model.dtype", "model.backend")
 
 
 def open_workdir(path) -> Path:
-    """Makes the folder of a run if there is none and returns its path.
+    """Creates the workdir if it does not exist, and returns its path.
 
     Raises:
-        ConfigError: the folder cannot be made or written to.
+        ConfigError: the folder cannot be created or written to.
     """
     path = Path(path)
     try:
@@ -61,7 +64,7 @@ def open_workdir(path) -> Path:
 
 
 def lock(workdir: Path) -> IO[str]:
-    """Locks the folder of a run for training, and removes the temporary files that killed processes left in it.
+    """Locks the workdir for training, and removes the temporary files that killed processes left in it.
 
     Returns:
         The locked file. The lock ends when it is closed, or when the process ends in any way.
@@ -85,7 +88,7 @@ def describe_run(config: dict, data: dict) -> dict:
 
     Args:
         config: the config of the run.
-        data: the digests of the manifests, the class names and what else describes the data.
+        data: the entry `data`: the digests of the manifests, the class names and other facts.
     """
     return {
         "config": config,
@@ -112,17 +115,16 @@ def write_run_json(workdir: Path, run: dict) -> None:
     write_text(workdir / "run.json", json.dumps(run, indent=1) + "\n")
 
 
-def compare_with_folder(workdir: Path, run: dict) -> list[str]:
-    """Compares a run with the run that the folder holds, which it is to continue.
+def differences_from_stored_run(workdir: Path, run: dict) -> list[str]:
+    """Compares the new config with that of the run in the folder, before the run is continued.
 
     Args:
         workdir: the folder.
-        run: the description of the new run.
+        run: the new contents of `run.json`, from `describe_run`.
     Returns:
-        A log line for each field that differs and may differ; empty if the folder holds no run.
+        A log line for each field that differs, [] if the folder holds no run.
     Raises:
-        ConfigError: `run.json` is damaged, or the runs differ in the training videos or in a field that must not
-            differ.
+        ConfigError: `run.json` is damaged, or the training videos or a field of `_FIXED_FIELDS` differ.
     """
     path = workdir / "run.json"
     if not path.exists():
@@ -134,7 +136,7 @@ def compare_with_folder(workdir: Path, run: dict) -> list[str]:
         raise ConfigError(
             f"{path} is damaged: it does not describe a run. Restore the file, or give another workdir."
         ) from None
-    new = _flatten(json.loads(json.dumps(run["config"])))
+    new = _flatten(json.loads(json.dumps(run["config"])))  # tuples become lists, as in the stored file
     changed = sorted(field for field in old.keys() | new.keys() if old.get(field) != new.get(field))
     for field in changed:
         is_fixed = any(field == name or field.startswith(name + ".") for name in _FIXED_FIELDS)
