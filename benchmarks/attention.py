@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.arguments import parse
 from benchmarks.measure import keep_memory, report
-from vidformers.attention.core import attend
+from vidformers.attention.core import compute_attention
 from vidformers.attention.fused import BACKENDS, check_backend, softmax_kernel
 from vidformers.errors import ConfigError
 
@@ -50,7 +50,7 @@ def main():
         )
         runs, seconds, out_of_memory = {}, {}, set()
         for backend in backends:
-            forward = partial(attend, kernel=softmax_kernel(backend))
+            forward = partial(compute_attention, kernel=softmax_kernel(backend))
             runs[backend, "forward"] = jax.jit(forward), (q, k, v)
             runs[backend, "both"] = (
                 jax.jit(lambda q, k, v, g, forward=forward: jax.vjp(forward, q, k, v)[1](g)),

@@ -132,9 +132,9 @@ def main():
         return show(args.table)
     simulate(DEVICES)
     for name in args.only.split(","):
-        whole_clips = MODELS[load(f"configs/{name}.py").model.name].traits.whole_clips
+        frames_on_one_device = MODELS[load(f"configs/{name}.py").model.name].traits.frames_on_one_device
         for mesh in args.mesh.split(","):
-            if not (whole_clips and "context" in MESHES[mesh]):
+            if not (frames_on_one_device and "context" in MESHES[mesh]):
                 measure(name, mesh, args.clips)
 
 

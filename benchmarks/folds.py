@@ -18,7 +18,7 @@ from flax import nnx
 
 from benchmarks.arguments import parse
 from benchmarks.measure import keep_memory, report
-from vidformers.attention.core import SelfAttention, attend, merge_copies
+from vidformers.attention.core import SelfAttention, compute_attention, merge_copies
 from vidformers.attention.frame import Frame
 from vidformers.attention.joint import Joint
 from vidformers.attention.motion import Motion
@@ -38,10 +38,10 @@ class FoldedBefore(SelfAttention):
         patches = [
             rearrange(x, "b g n (h e) -> b g n h e", h=self.heads) for x in jnp.split(self.qkv(groups), 3, axis=-1)
         ]
-        class_tokens = [x[:, :, None] for x in self._class_heads(tokens.class_tokens, groups.shape[1])]
-        out = attend(*(jnp.concatenate(pair, axis=2) for pair in zip(class_tokens, patches, strict=True)))
-        patches = self.scheme.unfold(self._project(out[:, :, 1:]), grid)
-        return patches, merge_copies(self._project(out[:, :, 0]), tokens.class_tokens)
+        class_tokens = [x[:, :, None] for x in self._class_qkv(tokens.class_tokens, groups.shape[1])]
+        out = compute_attention(*(jnp.concatenate(pair, axis=2) for pair in zip(class_tokens, patches, strict=True)))
+        patches = self.scheme.unfold(self._output_projection(out[:, :, 1:]), grid)
+        return patches, merge_copies(self._output_projection(out[:, :, 0]), tokens.class_tokens)
 
 
 def main():

@@ -7,14 +7,14 @@ SCHEMES = load_schemes()
 PATCH = 4  # pixels a side
 
 
-def scheme_model(entry: SchemeEntry, *, temporal=None, attention=None, **options):
+def scheme_model(entry: SchemeEntry, *, temporal_init=None, attention=None, **options):
     """Returns make_model(rngs=...) of a classifier with 5 classes, whose only attention is the scheme of `entry`.
 
     Its grid of patches is `entry.grid`. There is one class token a clip, or one a frame where the scheme needs that.
     It has 4 heads, since `entry.keys` are those of at least 3.
 
     Args:
-        temporal: initialiser of the table of frames, or None for no table.
+        temporal_init: initialiser of the table of frames, or None for no table.
         attention: options of `SelfAttention`.
         **options: fields of `ModelConfig`.
     """
@@ -25,6 +25,8 @@ def scheme_model(entry: SchemeEntry, *, temporal=None, attention=None, **options
     stage = config.stage(config.depth, config.attention(entry.make(), **attention or {}), config.mlp())
 
     def make_model(*, rngs):
-        return config.classifier(stage, temporal=temporal, class_per_frame="clip" not in entry.class_tokens, rngs=rngs)
+        return config.classifier(
+            stage, temporal_init=temporal_init, class_per_frame="clip" not in entry.class_tokens, rngs=rngs
+        )
 
     return make_model

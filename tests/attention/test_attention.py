@@ -16,11 +16,11 @@ from tiny import make as make_model
 
 from vidformers import ConfigError
 from vidformers.attention.class_attention import ClassAttention
-from vidformers.attention.core import attend
+from vidformers.attention.core import compute_attention
 from vidformers.attention.joint import Joint
 from vidformers.attention.motion import Motion
 from vidformers.attention.time import Time
-from vidformers.layers.tokens import Noise, Tokens, add_branch, dropout
+from vidformers.layers.tokens import LayerRng, Tokens, add_branch, dropout
 
 CLASS_TOKEN = {
     "keys_and_queries": dict(),
@@ -149,10 +149,12 @@ def test_class_attention_reads_every_patch_and_not_the_class_token():
 def test_attention_weights_sum_to_one_and_a_mask_hides():
     rng = np.random.default_rng(0)
     q, k, v = rng.normal(size=(3, 2, 6, HEADS, 8)).astype(np.float32)
-    np.testing.assert_allclose(attend(q, k, np.ones_like(v)), 1, rtol=1e-6)
+    np.testing.assert_allclose(compute_attention(q, k, np.ones_like(v)), 1, rtol=1e-6)
     mask = np.array([True, True, False, True, False, False])
-    np.testing.assert_allclose(attend(q, k, v, mask), attend(q, k[:, mask], v[:, mask]), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(attend(q, k, np.ones_like(v), mask), 1, rtol=1e-6)
+    np.testing.assert_allclose(
+        compute_attention(q, k, v, mask), compute_attention(q, k[:, mask], v[:, mask]), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(compute_attention(q, k, np.ones_like(v), mask), 1, rtol=1e-6)
 
 
 def test_softmax_is_taken_in_float32_below_it():
@@ -160,17 +162,17 @@ def test_softmax_is_taken_in_float32_below_it():
     q, k, v = rng.normal(size=(3, 1, 64, 1, 8)).astype(jnp.bfloat16)
     weights = [
         eqn.invars[0].aval.dtype
-        for eqn in jax.make_jaxpr(attend)(q, k, v).eqns
+        for eqn in jax.make_jaxpr(compute_attention)(q, k, v).eqns
         if eqn.primitive.name == "exp" or "softmax" in str(eqn.params.get("name", ""))
     ]
     assert weights and set(weights) == {jnp.dtype("float32")}
-    assert attend(q, k, v).dtype == jnp.bfloat16
+    assert compute_attention(q, k, v).dtype == jnp.bfloat16
 
 
 def test_a_dropped_branch_is_dropped_for_a_whole_clip_and_kept_in_the_mean():
     tokens = Tokens(jnp.zeros((256, 1, 2, 2, 3)), jnp.zeros((256, 1, 3)))
     branch = jax.tree.map(jnp.ones_like, tokens)
-    out = add_branch(tokens, branch, 0.0, Noise(jax.random.key(0), jnp.float32(0.25)))
+    out = add_branch(tokens, branch, 0.0, LayerRng(jax.random.key(0), jnp.float32(0.25)))
     rows = np.concatenate([out.patches.reshape(256, -1), out.class_tokens.reshape(256, -1)], axis=1)
     assert (rows == rows[:, :1]).all(), "patches and class token of a clip share the draw"
     np.testing.assert_allclose(np.unique(rows), [0, 4 / 3], rtol=1e-6)
@@ -178,7 +180,7 @@ def test_a_dropped_branch_is_dropped_for_a_whole_clip_and_kept_in_the_mean():
 
 
 def test_dropout_keeps_the_mean():
-    x = dropout(jnp.ones(4096), 0.25, Noise(jax.random.key(0), jnp.zeros(())))
+    x = dropout(jnp.ones(4096), 0.25, LayerRng(jax.random.key(0), jnp.zeros(())))
     np.testing.assert_allclose(np.unique(x), [0, 4 / 3], rtol=1e-6)
     assert abs(x.mean() - 1) < 4 * np.sqrt(0.25 / 0.75 / 4096)
 

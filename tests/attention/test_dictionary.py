@@ -20,10 +20,10 @@ from sublayers import (
 from tiny import quick_jit
 
 from vidformers import ConfigError, build
-from vidformers.attention.core import SelfAttention, attend
+from vidformers.attention.core import SelfAttention, compute_attention
 from vidformers.attention.dictionary import HYBRIDS, Dictionary
 from vidformers.attention.frame import Frame
-from vidformers.attention.kernels import Source, linear_attention, quadratic_attention, softmax
+from vidformers.attention.kernels import KeyValues, linear_attention, quadratic_attention, softmax
 from vidformers.attention.motion import Motion
 from vidformers.models.summary import count_macs
 
@@ -65,7 +65,7 @@ def test_cosine_weighs_by_the_distance_in_the_sequence(float64):
     weights = np.maximum(q[:, 0], 0) @ np.maximum(k[:, 0], 0).T * np.cos(np.pi / 2 * distance / n)
     expected = weights @ v[:, 0] / weights.sum(1, keepdims=True)
     angle = (np.arange(n) + 1) * np.pi / 2 / n
-    close(compiled(attend, kernel=linear_attention)(q, k, v, angle=angle[None])[:, 0], expected)
+    close(compiled(compute_attention, kernel=linear_attention)(q, k, v, angle=angle[None])[:, 0], expected)
 
 
 @pytest.mark.quick
@@ -73,14 +73,17 @@ def test_cosine_weighs_by_the_distance_in_the_sequence(float64):
 def test_linear_equals_quadratic_over_several_sources(float64, has_angle):
     angle = np.linspace(0.1, 1.5, 6)[None] if has_angle else None
     mask = np.array([[1, 1, 0, 1, 1, 1]], bool)
-    sources = [Source(draw(2, 6, 8), draw(2, 6, 8, seed=1), mask, None, angle), Source(draw(2, 3, 8), draw(2, 3, 8))]
+    sources = [
+        KeyValues(draw(2, 6, 8), draw(2, 6, 8, seed=1), mask, None, angle),
+        KeyValues(draw(2, 3, 8), draw(2, 3, 8)),
+    ]
     q = draw(2, 6, 8, seed=2)
     close(compiled(linear_attention)(q, sources), compiled(quadratic_attention)(q, sources))
 
 
 def test_a_query_without_positive_features_reads_nothing():
     q, k, v = -np.ones((3, 1, 4)), np.ones((3, 1, 4)), np.ones((3, 1, 4))
-    np.testing.assert_array_equal(compiled(attend, kernel=linear_attention)(q, k, v), 0)
+    np.testing.assert_array_equal(compiled(compute_attention, kernel=linear_attention)(q, k, v), 0)
 
 
 @pytest.mark.parametrize("name, doubled", [("relu", 2), ("cosine", 2), ("softmax", 4)])
@@ -89,7 +92,7 @@ def test_twice_the_tokens_double_the_cost_of_a_linear_kernel_and_quadruple_that_
         x = jax.ShapeDtypeStruct((n, 3, 8), jnp.float32)
         angle = jnp.ones((1, n)) if name == "cosine" else None
         kernel = softmax if name == "softmax" else linear_attention
-        return count_macs(lambda q, k, v: attend(q, k, v, angle=angle, kernel=kernel), x, x, x).total
+        return count_macs(lambda q, k, v: compute_attention(q, k, v, angle=angle, kernel=kernel), x, x, x).total
 
     assert macs(64) == doubled * macs(32)
 
@@ -116,19 +119,19 @@ def test_combined_correlation_is_a_gate_between_internal_and_external(float64):
     def gated():
         internal, external = (jax.nn.logsumexp(jnp.einsum("qhe,khe->qhk", q, x) / 8**0.5, axis=-1) for x in (k, keys))
         gate = jax.nn.sigmoid(internal - external)[..., None]
-        return gate * attend(q, k, v) + (1 - gate) * attend(q, keys, values)
+        return gate * compute_attention(q, k, v) + (1 - gate) * compute_attention(q, keys, values)
 
-    close(compiled(attend, dictionary=dictionary("combined"))(q, k, v), gated())
+    close(compiled(compute_attention, dictionary=dictionary("combined"))(q, k, v), gated())
 
 
 @pytest.mark.parametrize("kernel", [softmax, linear_attention])
 def test_the_other_hybrids_combine_two_attentions(float64, kernel):
     q, k, v = draw_qkv()
     keys, values = (x.reshape(3, 2, 8) for x in (draw(3, 16), draw(3, 16, seed=1)))
-    internal, external = (compiled(attend, kernel=kernel)(q, *source) for source in ((k, v), (keys, values)))
+    internal, external = (compiled(compute_attention, kernel=kernel)(q, *source) for source in ((k, v), (keys, values)))
 
     def combine(hybrid):
-        return compiled(attend, kernel=kernel, dictionary=dictionary(hybrid))(q, k, v)
+        return compiled(compute_attention, kernel=kernel, dictionary=dictionary(hybrid))(q, k, v)
 
     close(combine("simplified"), internal + external)
     close(combine("multi_view"), np.concatenate([internal, external], axis=1))

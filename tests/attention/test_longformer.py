@@ -15,10 +15,10 @@ from sublayers import HEADS, WIDTH, assert_gathered_equals_masked, attention, br
 from tiny import quick_jit
 
 from vidformers import ConfigError, build
-from vidformers.attention.core import attend
+from vidformers.attention.core import compute_attention
 from vidformers.attention.dictionary import HYBRIDS
 from vidformers.attention.longformer import FrameSequence, LongformerAttention
-from vidformers.layers.tokens import Noise
+from vidformers.layers.tokens import LayerRng
 from vidformers.models.summary import count_macs
 from vidformers.models.vtn import TemporalEncoder
 
@@ -113,7 +113,7 @@ def test_a_window_of_twice_the_length_is_full_attention(float64, tie_global):
     def full(parameters, series):
         sublayer = nnx.merge(graph, parameters)
         q, k, v = sublayer._heads(sublayer.qkv(series.tokens), 3)
-        out = attend(q, k, v, series.valid[:, None, None])
+        out = compute_attention(q, k, v, series.valid[:, None, None])
         return sublayer.out(out.reshape(2, 1 + frames, WIDTH))
 
     windowed = np.asarray(run(graph, parameters, series))
@@ -353,8 +353,8 @@ def test_dropout_of_attention_weights_keeps_the_mean():
     series = draw_series(7)
 
     def draw(key):
-        frame_noise, class_noise = Noise(key, jnp.zeros(())).split(2)
-        return nnx.merge(graph, parameters).branch(series, frame_noise, class_noise)
+        frame_rng, class_rng = LayerRng(key, jnp.zeros(())).split(2)
+        return nnx.merge(graph, parameters).branch(series, frame_rng, class_rng)
 
     draws = np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 1000)))
     error = draws.std(axis=0) / len(draws) ** 0.5

@@ -166,7 +166,7 @@ def check_visible_equals_keys(entry: SchemeEntry) -> None:
     n = int(np.prod(grid))
     number = jnp.broadcast_to(1 + jnp.arange(n).reshape(1, *grid, 1, 1), (1, *grid, HEADS, 1))  # 0: not a patch
     class_tokens = [jnp.zeros((1, grid[0], HEADS, 1), int)] * 3 if "frame" in entry.class_tokens else None
-    (_, k, v), _ = scheme.move([number] * 3, class_tokens)
+    (_, k, v), _ = scheme.shift_in_time([number] * 3, class_tokens)
     content = np.concatenate([np.asarray(x).reshape(n, HEADS) for x in (k, v)], axis=1)
     place = Position(*(axis.ravel() for axis in np.indices(grid)))
     visible = scheme.visible(Position(*(x[:, None] for x in place)), Position(*(x[None] for x in place)))

@@ -13,7 +13,7 @@ from tiny import SMALL, clips, compiled, initial, make, quick_jit
 
 from vidformers import ConfigError, build
 from vidformers.layers.tokens import Tokens
-from vidformers.models.encoder import stage_noises
+from vidformers.models.encoder import stage_rngs
 from vidformers.models.summary import summarise
 
 TWELVE = dict(depth=12, motion_blocks=12, class_blocks=0)  # the baseline of MEViT's Tables 1 and 3
@@ -166,7 +166,7 @@ def explicit(graph, parameters, video):
     patches = encoder.embedding(video)
     tokens = Tokens(patches, jnp.zeros((len(patches), 0, patches.shape[-1])))
     for i, stage in enumerate(encoder.stages):
-        if i == encoder.class_enters:
+        if i == encoder.class_token_stage:
             tokens = tokens._replace(class_tokens=encoder.initial_class_tokens(tokens.patches))
         block, stacked = nnx.split(stage.layers)
         for depth in range(stage.depth):
@@ -258,7 +258,7 @@ def test_the_default_initialisation_gives_logits_of_moderate_size():
 
 
 @pytest.mark.parametrize("rates", [dict(dropout=0.3), dict(drop_path=0.3)], ids=["dropout", "drop_path"])
-def test_noise_is_a_function_of_the_key_and_absent_without_one(rates):
+def test_dropout_is_a_function_of_the_key_and_absent_without_one(rates):
     forward, parameters = compiled("mevit", **rates)
     first, again, other = (forward(parameters, clips(), jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
@@ -276,7 +276,7 @@ def test_at_rate_zero_a_key_changes_nothing():
 def test_stochastic_depth_grows_linearly_over_all_blocks():
     graph, parameters = make("mevit", depth=3, motion_blocks=2, class_blocks=1, drop_path=0.3)
     keys = jax.random.split(jax.random.key(0), 3)
-    rates = [noise.drop_path for noise in stage_noises(nnx.merge(graph, parameters).encoder.stages, 0.3, keys)]
+    rates = [rng.drop_path for rng in stage_rngs(nnx.merge(graph, parameters).encoder.stages, 0.3, keys)]
     assert [len(stage) for stage in rates] == [1, 2, 1]
     np.testing.assert_allclose(np.concatenate(rates), [0, 0.1, 0.2, 0.3], rtol=1e-6)
 

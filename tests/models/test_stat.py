@@ -151,7 +151,7 @@ def test_the_model_equals_its_masked_definition():
     assert logits.shape == (2, 5) and np.abs(logits[0] - logits[1]).max() > 1e-2
 
 
-def test_noise_is_drawn_by_key():
+def test_dropout_is_drawn_by_key():
     function, parameters = compiled("stat", dropout=0.1, drop_path=0.3)
     first, again, other = (function(parameters, clips(2), jax.random.key(seed)) for seed in (0, 0, 1))
     assert np.isfinite(first).all()

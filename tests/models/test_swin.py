@@ -197,7 +197,7 @@ def test_a_scan_equals_a_rematerialised_loop():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *found)
 
 
-def test_bytes_are_normalised_and_noise_is_drawn_only_with_a_key():
+def test_bytes_are_normalised_and_dropout_is_drawn_only_with_a_key():
     graph, parameters = make(
         dict(depths=(2,)), frames=8, image_size=24, depth=2, dictionary=3, dropout=0.1, drop_path=0.2
     )

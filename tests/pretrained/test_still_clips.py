@@ -128,7 +128,7 @@ def test_the_backbone_of_vtn_sees_each_frame_as_the_image_model(folder, image_an
 class Rows(Scheme):
     """Patch (y, x, t) sees every patch of its row, in every frame."""
 
-    reach = "time"
+    group_extent = "time"
 
     def fold(self, patches):
         return rearrange(patches, "b t y x ... -> b y (t x) ...")
@@ -155,11 +155,11 @@ class FrameRows(Scheme):
 
 
 @cache
-def block_maker(*schemes, temporal=None, **options):
+def block_maker(*schemes, temporal_init=None, **options):
     """Returns make_model(rngs=...) of a model whose blocks have an attention for each scheme, then an MLP."""
     config = ModelConfig(num_classes=7, **dict(frames=FRAMES) | MODEL | options)
     stage = config.stage(config.depth, *map(config.attention, schemes), config.mlp())
-    return partial(config.classifier, stage, temporal=temporal)
+    return partial(config.classifier, stage, temporal_init=temporal_init)
 
 
 def load_into(make_model, weights, **init):
@@ -231,7 +231,7 @@ def test_the_report_is_right_for_every_registered_scheme(entry, with_frame, squa
         config = ModelConfig(frames=frames, **square_fields(rows))
         stage = config.stage(1, config.attention(entry.make()), config.attention(Frame()), config.mlp())
         per_frame = "clip" not in entry.class_tokens
-        make_model = partial(config.classifier, stage, temporal=None, class_per_frame=per_frame)
+        make_model = partial(config.classifier, stage, temporal_init=None, class_per_frame=per_frame)
     pretrained = load_into(make_model, weights)
     features = runner(make_model, pretrained)(still(frames, PATCH * rows))[1]
     apart = np.abs(features - expected).max()

@@ -44,7 +44,7 @@ CASES = [
     ("vit", "fsdp"),
     ("mevit", "context"),
     ("vtn:resnet", "all"),
-    *((name, "fsdp" if entry.traits.whole_clips else "all") for name, entry in MODELS.items()),
+    *((name, "fsdp" if entry.traits.frames_on_one_device else "all") for name, entry in MODELS.items()),
 ]
 SAVED = ("vit", "all")  # how a state is saved depends on the ranks and shardings of its arrays alone
 GOLDEN = Path(__file__).parents[1] / "goldens" / "collectives.json"

@@ -4,10 +4,10 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from vidformers.attention.core import attend, check_heads
+from vidformers.attention.core import check_heads, compute_attention
 from vidformers.attention.kernels import softmax
 from vidformers.layers.linear import Linear, square_init
-from vidformers.layers.tokens import Noise, Tokens, add_branch
+from vidformers.layers.tokens import LayerRng, Tokens, add_branch
 
 
 class ClassAttention(nnx.Module):
@@ -28,8 +28,8 @@ class ClassAttention(nnx.Module):
         self.kv = Linear(width, 2 * width, kernel_init=square_init, dtype=dtype, rngs=rngs)
         self.out = Linear(width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
-        return add_branch(tokens, self.branch(tokens), self.dropout, noise)
+    def __call__(self, tokens: Tokens, rng: LayerRng | None = None) -> Tokens:
+        return add_branch(tokens, self.branch(tokens), self.dropout, rng)
 
     def branch(self, tokens: Tokens):
         """Returns the update without the residual: None for the patches, and class tokens (b c d)."""
@@ -39,4 +39,4 @@ class ClassAttention(nnx.Module):
         return None, self.out(rearrange(self.attend(q, k, v), "b c h e -> b c (h e)"))
 
     def attend(self, q, k, v):
-        return attend(q, k, v, kernel=self.kernel)
+        return compute_attention(q, k, v, kernel=self.kernel)

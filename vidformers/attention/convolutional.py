@@ -5,14 +5,14 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from vidformers.attention.core import attend, check_heads
+from vidformers.attention.core import check_heads, compute_attention
 from vidformers.attention.dictionary import Dictionary, head_multiplier
 from vidformers.attention.kernels import get_kernel
 from vidformers.attention.scheme import Position, Scheme
 from vidformers.errors import require
 from vidformers.layers.convolution import Convolution
 from vidformers.layers.linear import Linear, square_init
-from vidformers.layers.tokens import Noise, Tokens, add_branch
+from vidformers.layers.tokens import LayerRng, Tokens, add_branch
 
 
 class ConvolutionalAttention(nnx.Module):
@@ -66,8 +66,8 @@ class ConvolutionalAttention(nnx.Module):
         self.qkv = nnx.List(Linear(width, width, kernel_init=square_init, dtype=dtype, rngs=rngs) for _ in "qkv")
         self.out = Linear(head_multiplier(dictionary) * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
-        return add_branch(tokens, self.branch(tokens), self.dropout, noise)
+    def __call__(self, tokens: Tokens, rng: LayerRng | None = None) -> Tokens:
+        return add_branch(tokens, self.branch(tokens), self.dropout, rng)
 
     def branch(self, tokens: Tokens):
         """Returns the update without the residual: patches (b t y x d), and class tokens (b c d) or None."""
@@ -100,7 +100,7 @@ class ConvolutionalAttention(nnx.Module):
                 jnp.concatenate([token[:, :, None], x], axis=2)
                 for token, x in zip(class_tokens, (q, k, v), strict=True)
             )
-        out = attend(q, k, v, dictionary=self.dictionary, kernel=get_kernel(self.kernel, masked=False))
+        out = compute_attention(q, k, v, dictionary=self.dictionary, kernel=get_kernel(self.kernel, masked=False))
         if not count:
             return self.scheme.unfold(out, grid), out[:, :0, 0]
         return self.scheme.unfold(out[:, :, 1:], grid), out[:, :, 0]
@@ -114,5 +114,5 @@ class ConvolutionalAttention(nnx.Module):
         # Class token i has the position of frame i. `Joint` sees all positions; neither scheme reads y or x.
         query, key = (np.concatenate([np.arange(count), np.indices(x.shape[1:4])[0].ravel()]) for x in patches[:2])
         mask = self.scheme.visible(Position(*[query[:, None]] * 3), Position(*[key[None]] * 3))
-        out = attend(q, k, v, mask, dictionary=self.dictionary, kernel=get_kernel(self.kernel, masked=True))
+        out = compute_attention(q, k, v, mask, dictionary=self.dictionary, kernel=get_kernel(self.kernel, masked=True))
         return rearrange(out[:, count:], "b (t y x) h e -> b t y x h e", t=grid[0], y=grid[1]), out[:, :count]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from vidformers.attention.kernels import Source
+from vidformers.attention.kernels import KeyValues
 from vidformers.errors import require
 
 HYBRIDS = ("combined", "simplified", "multi_view", "split_heads")
@@ -44,12 +44,12 @@ class Dictionary(nnx.Module):
         self.keys = nnx.Param(entry_init(rngs.params(), (size, width)))
         self.values = nnx.Param(entry_init(rngs.params(), (size, width)))
 
-    def attend(self, kernel, q, internal: Source) -> jax.Array:
+    def hybrid_attention(self, kernel, q, internal: KeyValues) -> jax.Array:
         """Returns (... h q e), or (... 2h q e) with internal heads first for 'multi_view', of q (... h q e)."""
         keys, values = (
             rearrange(x[...], "m (h e) -> h m e", h=self.heads).astype(q.dtype) for x in (self.keys, self.values)
         )
-        external = Source(keys, values)
+        external = KeyValues(keys, values)
         if self.hybrid == "combined":
             return kernel(q, [internal, external])
         internal_out, external_out = kernel(q, [internal]), kernel(q, [external])

@@ -13,7 +13,7 @@ from vidformers.attention.scheme import Scheme
 class Joint(Scheme):
     """Every token sees every token: NT keys, and the class token (MEViT eq. 3)."""
 
-    reach = "clip"
+    group_extent = "clip"
 
     def fold(self, patches):
         return rearrange(patches, "b t y x ... -> b 1 (t y x) ...")

@@ -14,7 +14,7 @@ KERNELS = ("softmax", "relu", "cosine")
 _MIN_DIVISOR = 1e-6  # all ReLU features of a query may vanish, and then it reads no key
 
 
-class Source(NamedTuple):
+class KeyValues(NamedTuple):
     """Keys and values that queries read.
 
     Attributes:

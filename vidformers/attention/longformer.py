@@ -10,12 +10,12 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from vidformers.attention.core import attend, check_heads
+from vidformers.attention.core import check_heads, compute_attention
 from vidformers.attention.dictionary import Dictionary, head_multiplier
 from vidformers.attention.kernels import softmax, softmax_with_dropout
 from vidformers.errors import require
 from vidformers.layers.linear import Linear, square_init
-from vidformers.layers.tokens import Noise, dropout
+from vidformers.layers.tokens import LayerRng, dropout
 
 
 class FrameSequence(NamedTuple):
@@ -68,7 +68,7 @@ class LongformerAttention(nnx.Module):
             isinstance(window, int) and window >= 4 and window % 2 == 0,
             f"model.window={window} is not applicable. Set an even number of frames, at least 4.",
         )
-        self.heads, self.reach, self.dropout, self.masked = heads, window // 2, dropout, masked
+        self.heads, self.half_window, self.dropout, self.masked = heads, window // 2, dropout, masked
         self.tie_global, self.kernel, self.dictionary = tie_global, softmax, nnx.data(dictionary)
 
         def linear(inputs, outputs):
@@ -80,26 +80,26 @@ class LongformerAttention(nnx.Module):
         self.out = linear(head_multiplier(dictionary) * width, width)
         self.norm = nnx.LayerNorm(width, epsilon=1e-12, dtype=dtype, rngs=rngs)
 
-    def __call__(self, series: FrameSequence, noise: Noise | None = None) -> FrameSequence:
-        noises: Sequence[Noise | None] = [None] * 3 if noise is None else noise.split(3)
-        branch = dropout(self.branch(series, *noises[1:]), self.dropout, noises[0])
+    def __call__(self, series: FrameSequence, rng: LayerRng | None = None) -> FrameSequence:
+        split_rngs: Sequence[LayerRng | None] = [None] * 3 if rng is None else rng.split(3)
+        branch = dropout(self.branch(series, *split_rngs[1:]), self.dropout, split_rngs[0])
         return series._replace(tokens=self.norm(series.tokens + branch))
 
     def branch(
-        self, series: FrameSequence, frame_noise: Noise | None = None, class_noise: Noise | None = None
+        self, series: FrameSequence, frame_rng: LayerRng | None = None, class_rng: LayerRng | None = None
     ) -> jax.Array:
         """Returns the update (b n d), without the residual and its norm.
 
         Args:
             series: class token and frames.
-            frame_noise: draws dropout of the attention weights of frames.
-            class_noise: draws dropout of the attention weights of the class token.
+            frame_rng: draws dropout of the attention weights of frames.
+            class_rng: draws dropout of the attention weights of the class token.
         """
         kernels = [
             self.kernel
-            if noise is None
-            else partial(softmax_with_dropout, drop=lambda weights, noise=noise: dropout(weights, self.dropout, noise))
-            for noise in (frame_noise, class_noise)
+            if rng is None
+            else partial(softmax_with_dropout, drop=lambda weights, rng=rng: dropout(weights, self.dropout, rng))
+            for rng in (frame_rng, class_rng)
         ]
         tokens, valid = series
         frames = class_token = self._heads(self.qkv(tokens), 3)
@@ -116,7 +116,9 @@ class LongformerAttention(nnx.Module):
             valid: (b n).
             kernels: the kernels of the two attentions.
         """
-        attend_frames, attend_class = (partial(attend, dictionary=self.dictionary, kernel=kernel) for kernel in kernels)
+        attend_frames, attend_class = (
+            partial(compute_attention, dictionary=self.dictionary, kernel=kernel) for kernel in kernels
+        )
         q, k, v = frames
         frames_out = (self._masked if self.masked else self._gathered)(attend_frames, q[:, 1:], k, v, valid)
         q, k, v = class_token
@@ -126,28 +128,28 @@ class LongformerAttention(nnx.Module):
         """Returns `count` projections side by side (b n s*d) as (s b n h e)."""
         return rearrange(x, "b n (s h e) -> s b n h e", s=count, h=self.heads)
 
-    def _gathered(self, attend, q, k, v, valid):
+    def _gathered(self, attend_frames, q, k, v, valid):
         """Returns the outputs of the heads for frames (b t h e), from q (b t h e), k, v (b 1+t h e) and valid (b 1+t).
 
         Each chunk of w/2 frames reads itself and the chunks before and after it, which hold the windows of its frames.
         """
         frames = q.shape[1]
-        size = min(self.reach, frames)
+        size = min(self.half_window, frames)
 
         def keys(x):
             chunks = _with_neighbours(_fold(x[:, 1:], size))
             class_token = jnp.broadcast_to(x[:, None, :1], (*chunks.shape[:2], 1, *chunks.shape[3:]))
             return jnp.concatenate([class_token, chunks], axis=2)
 
-        near = np.abs(np.arange(size)[:, None] + size - np.arange(3 * size)) <= self.reach
+        near = np.abs(np.arange(size)[:, None] + size - np.arange(3 * size)) <= self.half_window
         mask = np.pad(near, ((0, 0), (1, 0)), constant_values=True) & keys(valid)[:, :, None]
-        out = attend(_fold(q, size), keys(k), keys(v), mask[:, :, None])
+        out = attend_frames(_fold(q, size), keys(k), keys(v), mask[:, :, None])
         return rearrange(out, "b g n h e -> b (g n) h e")[:, :frames]
 
-    def _masked(self, attend, q, k, v, valid):
+    def _masked(self, attend_frames, q, k, v, valid):
         place = np.arange(k.shape[1])
-        near = (np.abs(place[1:, None] - place) <= self.reach) | (place == 0)
-        return attend(q, k, v, (near & valid[:, None])[:, None])
+        near = (np.abs(place[1:, None] - place) <= self.half_window) | (place == 0)
+        return attend_frames(q, k, v, (near & valid[:, None])[:, None])
 
 
 def _fold(x, size: int):

@@ -27,7 +27,7 @@ class Motion(Scheme):
         ConfigError: the block size is below 1.
     """
 
-    reach = "time"
+    group_extent = "time"
 
     size: int
 

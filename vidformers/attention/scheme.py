@@ -24,7 +24,7 @@ class Scheme:
     """
 
     ordered = True
-    reach = "frame"
+    group_extent = "frame"
 
     @property
     def reads_zeros_beyond_clip(self) -> bool:
@@ -43,7 +43,7 @@ class Scheme:
         """Returns whether a token at `query` sees the token at `key`, elementwise."""
         raise NotImplementedError
 
-    def move(self, patches, class_tokens):
+    def shift_in_time(self, patches, class_tokens):
         """Returns queries, keys and values shifted in time, before attention. Most schemes do not shift them.
 
         Args:

@@ -9,7 +9,7 @@ from flax import nnx
 from vidformers.attention.frame import Frame
 from vidformers.attention.registry import register
 from vidformers.errors import require
-from vidformers.layers.tokens import Noise, Tokens
+from vidformers.layers.tokens import LayerRng, Tokens
 
 BOUNDARIES = ("keep", "zero", "wrap")
 
@@ -90,14 +90,14 @@ class Shifted(Frame):
     def reads_zeros_beyond_clip(self) -> bool:
         return self.boundary == "zero" and self.before + self.after > 0
 
-    def move(self, patches, class_tokens):
+    def shift_in_time(self, patches, class_tokens):
         pairs = [
-            self._move(*pair) if letter in self.moved else pair
+            self._shift(*pair) if letter in self.moved else pair
             for letter, *pair in zip("QKV", patches, class_tokens, strict=True)
         ]
         return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
-    def _move(self, patches, class_tokens):
+    def _shift(self, patches, class_tokens):
         tokens = jnp.concatenate([class_tokens[:, :, None], rearrange(patches, "b t y x h e -> b t (y x) h e")], axis=2)
         axis = 3 if self.direction == "heads" else 2
         tokens = shift(tokens, axis, self.before, self.after, self.boundary)
@@ -124,7 +124,7 @@ class TokenShift(nnx.Module):
         """Whether the first and the last frame take zeros for the frames beyond the ends of the clip."""
         return self.boundary == "zero"
 
-    def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
+    def __call__(self, tokens: Tokens, rng: LayerRng | None = None) -> Tokens:
         return tokens._replace(class_tokens=shift(tokens.class_tokens, 2, self.channels, self.channels, self.boundary))
 
 

@@ -5,12 +5,12 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from vidformers.attention.core import attend, check_heads
+from vidformers.attention.core import check_heads, compute_attention
 from vidformers.attention.dictionary import Dictionary, head_multiplier
 from vidformers.attention.kernels import softmax
 from vidformers.errors import require
 from vidformers.layers.linear import Linear, square_init
-from vidformers.layers.tokens import Noise, Tokens, add_branch
+from vidformers.layers.tokens import LayerRng, Tokens, add_branch
 
 table_init = nnx.initializers.truncated_normal(0.02)
 
@@ -69,8 +69,8 @@ class ShiftedWindowAttention(nnx.Module):
         self.out = Linear(head_multiplier(dictionary) * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
         self.table = nnx.Param(table_init(rngs.params(), (int(np.prod([2 * w - 1 for w in window])), heads)))
 
-    def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
-        return add_branch(tokens, self.branch(tokens), self.dropout, noise)
+    def __call__(self, tokens: Tokens, rng: LayerRng | None = None) -> Tokens:
+        return add_branch(tokens, self.branch(tokens), self.dropout, rng)
 
     def branch(self, tokens: Tokens):
         """Returns the update without the residual: patches (b t y x d), and None, because Swin has no class tokens."""
@@ -102,7 +102,7 @@ class ShiftedWindowAttention(nnx.Module):
         index, _ = _window_indices(grid, window, shift)
         index = _fold(np.roll(index, [-s for s in shift], (0, 1, 2))[None], window)[0]
         mask = (index[:, :, None] == index[:, None, :])[:, None] if any(shift) else None
-        out = attend(
+        out = compute_attention(
             q, k, v, mask, bias=self._bias(np.arange(np.prod(window))), dictionary=self.dictionary, kernel=self.kernel
         )
         return jnp.roll(_unfold(out, grid, window), shift, (1, 2, 3))
@@ -111,7 +111,7 @@ class ShiftedWindowAttention(nnx.Module):
         grid = q.shape[1:4]
         index, entry = (x.ravel() for x in _window_indices(grid, window, shift))
         q, k, v = (rearrange(x, "b t y x h e -> b (t y x) h e") for x in (q, k, v))
-        out = attend(
+        out = compute_attention(
             q, k, v, index[:, None] == index, bias=self._bias(entry), dictionary=self.dictionary, kernel=self.kernel
         )
         return rearrange(out, "b (t y x) h e -> b t y x h e", t=grid[0], y=grid[1])

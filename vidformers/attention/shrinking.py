@@ -7,13 +7,13 @@ import numpy as np
 from einops import rearrange, repeat
 from flax import nnx
 
-from vidformers.attention.core import attend, check_heads
+from vidformers.attention.core import check_heads, compute_attention
 from vidformers.attention.dictionary import Dictionary, head_multiplier
 from vidformers.attention.kernels import get_kernel
 from vidformers.errors import require
 from vidformers.layers.convolution import Conv, mean_pool
 from vidformers.layers.linear import Linear, square_init
-from vidformers.layers.tokens import Noise, Tokens, add_branch
+from vidformers.layers.tokens import LayerRng, Tokens, add_branch
 
 
 class ShrinkingAttention(nnx.Module):
@@ -69,7 +69,7 @@ class ShrinkingAttention(nnx.Module):
             kernel in ("softmax", "relu"),
             f"model.kernel={kernel!r} is not applicable, because pooled keys have no order. Use softmax or relu.",
         )
-        self.heads, self.reach, self.long_key, self.dropout = heads, window // 2, long_key, dropout
+        self.heads, self.radius, self.long_key, self.dropout = heads, window // 2, long_key, dropout
         self.kv_stride = kv_stride
         self.kernel, self.masked, self.dictionary = kernel, masked, nnx.data(dictionary)
         compute = dict(dtype=dtype, rngs=rngs)
@@ -80,11 +80,11 @@ class ShrinkingAttention(nnx.Module):
         self.pool_k, self.pool_v = pool(strides=kv_stride), pool(strides=kv_stride)
         self.out = Linear(head_multiplier(dictionary) * width, width, kernel_init=square_init, **compute)
 
-    def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
+    def __call__(self, tokens: Tokens, rng: LayerRng | None = None) -> Tokens:
         branch, patches = self.branch(tokens), tokens.patches
         if self.pool_q is not None:
             patches = nnx.max_pool(patches, (1, 3, 3), strides=(1, 2, 2), padding=((0, 0), (1, 1), (1, 1)))
-        return add_branch(tokens._replace(patches=patches), branch, self.dropout, noise)
+        return add_branch(tokens._replace(patches=patches), branch, self.dropout, rng)
 
     def branch(self, tokens: Tokens):
         """Returns the update without the residual: patches (b t y x d), and class tokens (b t d)."""
@@ -111,8 +111,8 @@ class ShrinkingAttention(nnx.Module):
         """
         pooled = pool(patches)
         yield rearrange(pooled, "s b t y x d -> s b t (y x) d"), [0]
-        if self.reach:
-            around = [offset for offset in range(-self.reach, self.reach + 1) if offset]
+        if self.radius:
+            around = [offset for offset in range(-self.radius, self.radius + 1) if offset]
             yield rearrange(mean_pool(pooled, 2), "s b t y x d -> s b t (y x) d"), around
         if self.long_key != "none":
             yield (class_tokens if self.long_key == "class" else patches.mean((3, 4)))[:, :, :, None], None
@@ -128,7 +128,7 @@ class ShrinkingAttention(nnx.Module):
         q = jnp.concatenate([class_tokens[:, :, None], rearrange(q, "b t y x d -> b t (y x) d")], axis=2)
         queries, keys, values, mask = _masked(q, levels) if self.masked else _gathered(q, levels)
         queries, keys, values = (rearrange(x, "... (h e) -> ... h e", h=self.heads) for x in (queries, keys, values))
-        out = attend(
+        out = compute_attention(
             queries,
             keys,
             values,

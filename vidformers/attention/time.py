@@ -12,7 +12,7 @@ from vidformers.attention.scheme import Scheme
 class Time(Scheme):
     """Patch (p, t) sees patch p of every frame: T keys, and the class token (MEViT eq. 7)."""
 
-    reach = "time"
+    group_extent = "time"
 
     def fold(self, patches):
         return rearrange(patches, "b t y x ... -> b (y x) t ...")

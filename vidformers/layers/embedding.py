@@ -32,8 +32,8 @@ class Embedding(nnx.Module):
         frames: frames of a clip.
         image_size: height and width of a frame in pixels.
         patch_size: height and width of a patch in pixels.
-        temporal: initialiser of a table of frames that is added to patches alone, as in TimeSformer. With None there is
-            no table, and tokens do not depend on the order of frames.
+        temporal_init: initialiser of the temporal position embedding (t, d), which is added to patches but not to class
+            tokens, as in TimeSformer. None: no such embedding, so that tokens do not depend on the order of frames.
         mean: of each channel, for uint8 pixels.
         std: of each channel, for uint8 pixels.
         patch_frames: frames of a patch, r; tokens then have t / r frames (ViViT's tubelets).
@@ -51,7 +51,7 @@ class Embedding(nnx.Module):
         frames: int,
         image_size: int,
         patch_size: int,
-        temporal,
+        temporal_init,
         mean,
         std,
         patch_frames: int = 1,
@@ -76,8 +76,8 @@ class Embedding(nnx.Module):
         places = side**2 * (self.grid[0] if self.joint else 1)
         self.space = nnx.Param(position_init(rngs.params(), (1 + places, width)))
         self.time = nnx.data(None)
-        if temporal is not None and not self.joint:
-            self.time = nnx.Param(temporal(rngs.params(), (self.grid[0], width)))
+        if temporal_init is not None and not self.joint:
+            self.time = nnx.Param(temporal_init(rngs.params(), (self.grid[0], width)))
 
     def __call__(self, video):
         video = normalise(video, self.mean, self.std, self.dtype)

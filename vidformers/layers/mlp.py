@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vidformers.layers.linear import Linear, glorot
-from vidformers.layers.tokens import Noise, Tokens, add_branch, dropout
+from vidformers.layers.tokens import LayerRng, Tokens, add_branch, dropout
 
 
 @jax.checkpoint
@@ -33,7 +33,7 @@ class Mlp(nnx.Module):
     Args:
         width: d.
         hidden: width of the hidden layer.
-        patches: whether patches are updated as well as class tokens.
+        updates_patches: whether patches are updated as well as class tokens.
         norm_epsilon: epsilon of the norm.
         activation: the activation function.
         dropout: rate of dropout after the activation and on the branch.
@@ -44,24 +44,24 @@ class Mlp(nnx.Module):
         width: int,
         hidden: int,
         *,
-        patches: bool = True,
+        updates_patches: bool = True,
         norm_epsilon: float = 1e-6,
         activation=gelu,
         dropout: float = 0.0,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.patches, self.dropout, self.activation = patches, dropout, activation
+        self.updates_patches, self.dropout, self.activation = updates_patches, dropout, activation
         self.norm = nnx.LayerNorm(width, epsilon=norm_epsilon, dtype=dtype, rngs=rngs)
         self.wide = Linear(width, hidden, kernel_init=glorot, dtype=dtype, rngs=rngs)
         self.out = Linear(hidden, width, kernel_init=glorot, dtype=dtype, rngs=rngs)
 
-    def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
-        noises: Sequence[Noise | None] = [None] * 3 if noise is None else noise.split(3)
+    def __call__(self, tokens: Tokens, rng: LayerRng | None = None) -> Tokens:
+        split_rngs: Sequence[LayerRng | None] = [None] * 3 if rng is None else rng.split(3)
 
-        def apply(x, noise):
-            return self.out(dropout(self.activation(self.wide(self.norm(x))), self.dropout, noise))
+        def apply(x, rng):
+            return self.out(dropout(self.activation(self.wide(self.norm(x))), self.dropout, rng))
 
-        patches = apply(tokens.patches, noises[1]) if self.patches else None
-        class_tokens = apply(tokens.class_tokens, noises[2]) if tokens.class_tokens.shape[1] else None
-        return add_branch(tokens, (patches, class_tokens), self.dropout, noises[0])
+        patches = apply(tokens.patches, split_rngs[1]) if self.updates_patches else None
+        class_tokens = apply(tokens.class_tokens, split_rngs[2]) if tokens.class_tokens.shape[1] else None
+        return add_branch(tokens, (patches, class_tokens), self.dropout, split_rngs[0])

@@ -13,7 +13,7 @@ class Tokens(NamedTuple):
     class_tokens: jax.Array
 
 
-class Noise(NamedTuple):
+class LayerRng(NamedTuple):
     """The randomness of one layer in a training pass. In evaluation None takes its place.
 
     Attributes:
@@ -24,32 +24,32 @@ class Noise(NamedTuple):
     key: jax.Array
     drop_path: jax.Array
 
-    def split(self, count: int) -> "list[Noise]":
-        """Returns `count` noises with independent keys."""
-        return [Noise(key, self.drop_path) for key in jax.random.split(self.key, count)]
+    def split(self, count: int) -> "list[LayerRng]":
+        """Returns `count` split_rngs with independent keys."""
+        return [LayerRng(key, self.drop_path) for key in jax.random.split(self.key, count)]
 
 
-def dropout(x, rate: float, noise: Noise | None):
+def dropout(x, rate: float, rng: LayerRng | None):
     """Returns x after inverted dropout, or x itself in evaluation."""
-    if noise is None or rate == 0.0:
+    if rng is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(noise.key, 1.0 - rate, x.shape)
+    keep = jax.random.bernoulli(rng.key, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 
-def add_branch(tokens: Tokens, branch, rate: float, noise: Noise | None) -> Tokens:
+def add_branch(tokens: Tokens, branch, rate: float, rng: LayerRng | None) -> Tokens:
     """Returns the residual, tokens + dropout(branch). Stochastic depth skips the whole branch of a clip.
 
     Args:
         tokens: input of the branch.
         branch: the updates (patches, class tokens). None leaves the tokens unchanged, bit for bit.
         rate: rate of dropout.
-        noise: None in evaluation.
+        rng: None in evaluation.
     """
-    if noise is None:
+    if rng is None:
         return Tokens(*(x if dx is None else x + dx for x, dx in zip(tokens, branch, strict=True)))
-    path, *drops = noise.split(3)
-    keep = 1.0 - noise.drop_path
+    path, *drops = rng.split(3)
+    keep = 1.0 - rng.drop_path
     path_scale = jax.random.bernoulli(path.key, keep, (tokens.patches.shape[0],)) / keep
 
     def add(x, dx, drop):

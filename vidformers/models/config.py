@@ -37,7 +37,7 @@ SIZES = {
 }
 
 
-class ComputeOptions(TypedDict):
+class SublayerOptions(TypedDict):
     """Keyword arguments that every sublayer takes."""
 
     dtype: jnp.dtype
@@ -50,12 +50,12 @@ class ModelTraits:
 
     Attributes:
         defaults: the shared fields whose defaults differ from those of `ModelConfig.from_size`.
-        whole_clips: whether all frames of a clip must be on one device, so that mesh.context must be 1. With jaxlib
-            0.10, XLA computes wrong gradients of the convolutions of CvT and STAT if the frame axis is sharded.
+        frames_on_one_device: whether all frames of a clip must be on one device, so that mesh.context must be 1. With
+            jaxlib 0.10, XLA computes wrong gradients of the convolutions of CvT and STAT if the frame axis is sharded.
     """
 
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    whole_clips: bool = False
+    frames_on_one_device: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +151,8 @@ class ModelConfig:
         )
 
     @property
-    def compute(self) -> ComputeOptions:
-        return ComputeOptions(dtype=jnp.dtype(self.dtype), dropout=self.dropout)
+    def sublayer_options(self) -> SublayerOptions:
+        return SublayerOptions(dtype=jnp.dtype(self.dtype), dropout=self.dropout)
 
     def require_einsum_backend(self, attention: str) -> None:
         """Raises ConfigError if `backend` is one that only `SelfAttention` has; `attention` names the other one."""
@@ -184,16 +184,16 @@ class ModelConfig:
                 masked=self.masked,
                 rngs=rngs,
                 **options,
-                **self.compute,
+                **self.sublayer_options,
             )
 
         return make
 
     def class_attention(self) -> Callable[..., ClassAttention]:
-        return partial(ClassAttention, self.width, self.heads, **self.compute)
+        return partial(ClassAttention, self.width, self.heads, **self.sublayer_options)
 
     def mlp(self, **options) -> Callable[..., Mlp]:
-        compute: dict[str, Any] = {**options, **self.compute}
+        compute: dict[str, Any] = {**options, **self.sublayer_options}
         return partial(Mlp, self.width, self.mlp_ratio * self.width, **compute)
 
     @staticmethod
@@ -204,7 +204,7 @@ class ModelConfig:
     def classifier(
         self,
         *stages: StageSpec,
-        temporal: nnx.Initializer | None,
+        temporal_init: nnx.Initializer | None,
         patch_frames: int = 1,
         positions: str = "separate",
         class_per_frame: bool = False,
@@ -216,12 +216,12 @@ class ModelConfig:
             frames=self.frames,
             image_size=self.image_size,
             patch_size=self.patch_size,
-            temporal=temporal,
+            temporal_init=temporal_init,
             mean=self.mean,
             std=self.std,
             patch_frames=patch_frames,
             positions=positions,
-            dtype=self.compute["dtype"],
+            dtype=self.sublayer_options["dtype"],
             rngs=rngs,
         )
         encoder = Encoder(
@@ -233,6 +233,6 @@ class ModelConfig:
             remat=self.remat,
             unroll=self.unroll,
             rngs=rngs,
-            **self.compute,
+            **self.sublayer_options,
         )
         return Classifier(encoder, width=self.width, num_classes=self.num_classes, rngs=rngs)

@@ -29,7 +29,7 @@ from vidformers.models.config import ModelConfig, ModelTraits
 from vidformers.models.encoder import Classifier
 from vidformers.models.pyramid import NORM_EPSILON, check_depth, pyramid
 
-CVT = ModelTraits(defaults=dict(size="CvT-13", patch_size=4), whole_clips=True)
+CVT = ModelTraits(defaults=dict(size="CvT-13", patch_size=4), frames_on_one_device=True)
 WIDTHS, HEADS = (1, 3, 6), (1, 3, 6)  # of each stage, relative to the first
 STEMS = (
     dict(kernel=7, stride=4, padding=2),
@@ -109,7 +109,7 @@ def cvt(
         frames = config.frames if i == first_joint else None
         embeddings.append(
             ConvolutionalEmbedding(
-                [3, *widths][i], widths[i], **STEMS[i], frames=frames, dtype=config.compute["dtype"], rngs=rngs
+                [3, *widths][i], widths[i], **STEMS[i], frames=frames, dtype=config.sublayer_options["dtype"], rngs=rngs
             )
         )
         attention = _attention(level, Joint() if i >= first_joint else Frame(), scale)
@@ -129,7 +129,7 @@ def _attention(level: ModelConfig, scheme: Scheme, scale: str) -> Callable[..., 
             kernel=level.kernel,
             masked=level.masked,
             rngs=rngs,
-            **level.compute,
+            **level.sublayer_options,
         )
 
     return make

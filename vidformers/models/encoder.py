@@ -19,7 +19,7 @@ from vidformers.attention.core import remat_attention
 from vidformers.errors import require
 from vidformers.layers.embedding import position_init
 from vidformers.layers.linear import Linear
-from vidformers.layers.tokens import Noise, Tokens, dropout
+from vidformers.layers.tokens import LayerRng, Tokens, dropout
 from vidformers.parallel.activations import constrain
 
 # What the backward pass recomputes in a block: nothing, the attention weights, everything except the products with
@@ -35,16 +35,16 @@ class Block(nnx.Module):
     def __init__(self, sublayers: Sequence[nnx.Module]):
         self.sublayers = nnx.List(sublayers)
 
-    def __call__(self, tokens: AnyTokens, noise: Noise | None = None) -> AnyTokens:
+    def __call__(self, tokens: AnyTokens, rng: LayerRng | None = None) -> AnyTokens:
         count = len(self.sublayers)
-        for sublayer, sublayer_noise in zip(self.sublayers, split_noise(noise, count), strict=True):
-            tokens = jax.tree.map(constrain, sublayer(tokens, sublayer_noise))
+        for sublayer, sublayer_rng in zip(self.sublayers, split_rng(rng, count), strict=True):
+            tokens = jax.tree.map(constrain, sublayer(tokens, sublayer_rng))
         return tokens
 
 
-def split_noise(noise: Noise | None, count: int) -> Sequence[Noise | None]:
-    """Returns the noise of each of `count` modules, or None for each."""
-    return [None] * count if noise is None else noise.split(count)
+def split_rng(rng: LayerRng | None, count: int) -> Sequence[LayerRng | None]:
+    """Returns the rng of each of `count` modules, or None for each."""
+    return [None] * count if rng is None else rng.split(count)
 
 
 @dataclass(frozen=True)
@@ -74,30 +74,32 @@ class Stage(nnx.Module):
         require(remat in REMAT, f"model.remat={remat!r} must be one of {', '.join(REMAT)}.")
         require(unroll >= 1, f"model.unroll={unroll} must be at least 1.")
         self.depth, self.remat, self.unroll = spec.depth, remat, min(unroll, spec.depth)
-        self.layer_loop = None  # replaces the loop over layers; set by `vidformers.training.update_in_backward`
+        # None, or a function (apply_layer, parameters, tokens, rng) -> tokens that replaces the loop over the layers.
+        # Set by `vidformers.training.update_in_backward`.
+        self.run_layers = None
         self.layers = nnx.vmap(lambda key: spec.block(nnx.Rngs(key)))(jax.random.split(rngs.params(), spec.depth))
 
-    def __call__(self, tokens: AnyTokens, noise: Noise | None = None) -> AnyTokens:
-        """Runs the blocks. `noise` holds keys and stochastic depth rates stacked along axis 0, one a block."""
+    def __call__(self, tokens: AnyTokens, rng: LayerRng | None = None) -> AnyTokens:
+        """Runs the blocks. `rng` holds keys and stochastic depth rates stacked along axis 0, one a block."""
         graph, parameters = nnx.split(self.layers)
 
         def run(tokens, layer):
-            parameters, noise = layer
+            parameters, rng = layer
             with remat_attention() if self.remat == "attention" else nullcontext():
-                return nnx.merge(graph, parameters)(tokens, noise), None
+                return nnx.merge(graph, parameters)(tokens, rng), None
 
-        if self.layer_loop is not None:
-            return self.layer_loop(run, parameters, tokens, noise)
+        if self.run_layers is not None:
+            return self.run_layers(run, parameters, tokens, rng)
         if self.remat in ("dots", "full"):
             dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             run = jax.checkpoint(
                 run, policy=dots if self.remat == "dots" else None, prevent_cse=self.unroll == self.depth
             )
         if self.unroll < self.depth:
-            return jax.lax.scan(run, tokens, (parameters, noise), unroll=self.unroll)[0]
+            return jax.lax.scan(run, tokens, (parameters, rng), unroll=self.unroll)[0]
         # In a loop, unlike in a scan, XLA leaves out the gradients of outputs of the last block that nothing reads.
         # Also, a single block may change the shape of its tokens.
-        for layer in _unstack((parameters, noise), self.depth):
+        for layer in _unstack((parameters, rng), self.depth):
             tokens, _ = run(tokens, layer)
         return tokens
 
@@ -112,15 +114,15 @@ def _unstack(tree, count: int) -> list:
     return [jax.tree.unflatten(structure, layer) for layer in zip(*slices, strict=True)]
 
 
-def stage_noises(stages: Iterable[Stage], drop_path: float, keys) -> Iterator[Noise]:
-    """Yields the noise of each stage, from one key a stage.
+def stage_rngs(stages: Iterable[Stage], drop_path: float, keys) -> Iterator[LayerRng]:
+    """Yields the rng of each stage, from one key a stage.
 
     The stochastic depth rate grows linearly over the blocks of all stages, from 0 to `drop_path`.
     """
     depths = [stage.depth for stage in stages]
     rates = jnp.linspace(0.0, drop_path, sum(depths))
     for key, depth in zip(keys, depths, strict=True):
-        yield Noise(jax.random.split(key, depth), rates[:depth])
+        yield LayerRng(jax.random.split(key, depth), rates[:depth])
         rates = rates[depth:]
 
 
@@ -159,7 +161,7 @@ class Encoder(nnx.Module):
         self.embedding, self.dropout, self.drop_path, self.dtype = embedding, dropout, drop_path, dtype
         self.class_per_frame = class_per_frame
         late = [i for i, spec in enumerate(stages) if spec.late_class]
-        self.class_enters = late[0] if late else 0
+        self.class_token_stage = late[0] if late else 0
         self.class_token = nnx.Param(position_init(rngs.params(), (width,)))
         self.stages = nnx.List(Stage(spec, remat=remat, unroll=unroll, rngs=rngs) for spec in stages)
         self.norm = nnx.LayerNorm(out_width or width, epsilon=1e-6, dtype=dtype, rngs=rngs)
@@ -172,15 +174,15 @@ class Encoder(nnx.Module):
     def __call__(self, video, key=None):
         patches = constrain(self.embedding(video))
         tokens = Tokens(patches, jnp.zeros((patches.shape[0], 0, patches.shape[-1]), patches.dtype))
-        noises: Iterable[Noise | None] = [None] * len(self.stages)
+        rng_per_stage: Iterable[LayerRng | None] = [None] * len(self.stages)
         if key is not None:
             input_key, *keys = jax.random.split(key, 1 + len(self.stages))
-            tokens = tokens._replace(patches=dropout(patches, self.dropout, Noise(input_key, jnp.zeros(()))))
-            noises = stage_noises(self.stages, self.drop_path, keys)
-        for i, (stage, noise) in enumerate(zip(self.stages, noises, strict=True)):
-            if i == self.class_enters:
+            tokens = tokens._replace(patches=dropout(patches, self.dropout, LayerRng(input_key, jnp.zeros(()))))
+            rng_per_stage = stage_rngs(self.stages, self.drop_path, keys)
+        for i, (stage, rng) in enumerate(zip(self.stages, rng_per_stage, strict=True)):
+            if i == self.class_token_stage:
                 tokens = tokens._replace(class_tokens=self.initial_class_tokens(tokens.patches))
-            tokens = stage(tokens, noise)
+            tokens = stage(tokens, rng)
         return self.norm(tokens.class_tokens)
 
     def initial_class_tokens(self, patches):

@@ -66,7 +66,9 @@ def havit(
 
     return config.classifier(
         StageSpec(block, config.depth),
-        config.stage(class_blocks, config.class_attention(), config.mlp(patches=False), late_class=not early_class),
-        temporal=position_init,
+        config.stage(
+            class_blocks, config.class_attention(), config.mlp(updates_patches=False), late_class=not early_class
+        ),
+        temporal_init=position_init,
         rngs=rngs,
     )

@@ -40,4 +40,6 @@ def joint(
     """
     require(gelu in GELUS, f"model.gelu={gelu!r} must be one of {', '.join(GELUS)}.")
     stage = config.stage(config.depth, config.attention(Joint()), config.mlp(activation=GELUS[gelu]))
-    return config.classifier(stage, temporal=position_init, patch_frames=patch_frames, positions=positions, rngs=rngs)
+    return config.classifier(
+        stage, temporal_init=position_init, patch_frames=patch_frames, positions=positions, rngs=rngs
+    )

@@ -70,7 +70,7 @@ def mevit(
     return config.classifier(
         config.stage(config.depth - motion_blocks, space, config.mlp()),
         config.stage(motion_blocks, *attentions, config.mlp()),
-        config.stage(class_blocks, config.class_attention(), config.mlp(patches=False), late_class=True),
-        temporal=position_init,
+        config.stage(class_blocks, config.class_attention(), config.mlp(updates_patches=False), late_class=True),
+        temporal_init=position_init,
         rngs=rngs,
     )

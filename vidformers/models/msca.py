@@ -58,7 +58,7 @@ def msca(
     return config.classifier(
         config.stage(config.depth - blocks, config.attention(Frame()), config.mlp()),
         config.stage(blocks, config.attention(shifted), config.mlp()),
-        temporal=None,
+        temporal_init=None,
         class_per_frame=True,
         rngs=rngs,
     )

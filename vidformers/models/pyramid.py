@@ -13,9 +13,9 @@ from flax import nnx
 
 from vidformers.errors import require
 from vidformers.layers.embedding import normalise, position_init
-from vidformers.layers.tokens import Noise, Tokens, dropout
+from vidformers.layers.tokens import LayerRng, Tokens, dropout
 from vidformers.models.config import ModelConfig
-from vidformers.models.encoder import Classifier, Stage, StageSpec, stage_noises
+from vidformers.models.encoder import Classifier, Stage, StageSpec, stage_rngs
 
 NORM_EPSILON = 1e-5  # of all layer norms of Swin and CvT
 
@@ -60,16 +60,16 @@ class Pyramid(nnx.Module):
         self.norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
 
     def __call__(self, video, key=None):
-        patches, input_noise = normalise(video, self.mean, self.std, self.dtype), None
-        noises: Iterable[Noise | None] = [None] * len(self.stages)
+        patches, input_rng = normalise(video, self.mean, self.std, self.dtype), None
+        rng_per_stage: Iterable[LayerRng | None] = [None] * len(self.stages)
         if key is not None:
             key, *keys = jax.random.split(key, 1 + len(self.stages))
-            input_noise, noises = Noise(key, jnp.zeros(())), stage_noises(self.stages, self.drop_path, keys)
-        for i, (embedding, stage, noise) in enumerate(zip(self.embeddings, self.stages, noises, strict=True)):
+            input_rng, rng_per_stage = LayerRng(key, jnp.zeros(())), stage_rngs(self.stages, self.drop_path, keys)
+        for i, (embedding, stage, rng) in enumerate(zip(self.embeddings, self.stages, rng_per_stage, strict=True)):
             patches = embedding(patches)
             if i == 0:
-                patches = dropout(patches, self.dropout, input_noise)
-            patches, class_tokens = stage(Tokens(patches, self.initial_class_tokens(i, patches)), noise)
+                patches = dropout(patches, self.dropout, input_rng)
+            patches, class_tokens = stage(Tokens(patches, self.initial_class_tokens(i, patches)), rng)
         if self.num_class_tokens:
             return self.norm(class_tokens)
         wide = jnp.promote_types(self.dtype, jnp.float32)
@@ -99,7 +99,7 @@ def pyramid(
         remat=config.remat,
         unroll=config.unroll,
         rngs=rngs,
-        **config.compute,
+        **config.sublayer_options,
     )
     return Classifier(encoder, width=width, num_classes=config.num_classes, rngs=rngs)
 

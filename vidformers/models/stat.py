@@ -30,12 +30,12 @@ from vidformers.layers.convolution import Conv
 from vidformers.layers.embedding import normalise, position_init
 from vidformers.layers.linear import Linear, glorot
 from vidformers.layers.mlp import Mlp, gelu
-from vidformers.layers.tokens import Noise, Tokens, add_branch, dropout
+from vidformers.layers.tokens import LayerRng, Tokens, add_branch, dropout
 from vidformers.models.config import ModelConfig, ModelTraits
-from vidformers.models.encoder import Block, Classifier, Encoder, StageSpec, split_noise
+from vidformers.models.encoder import Block, Classifier, Encoder, StageSpec, split_rng
 from vidformers.models.pyramid import check_depth
 
-STAT = ModelTraits(defaults=dict(size="STAT", patch_size=8), whole_clips=True)
+STAT = ModelTraits(defaults=dict(size="STAT", patch_size=8), frames_on_one_device=True)
 CUBE, HALVE, HALVE_SPACE, KEEP = (3, 3, 3), (2, 2, 2), (1, 2, 2), (1, 1, 1)
 # The rows of Table 5. Each convolution is (kernel, stride, divisor), and its width is the width of the stem over the
 # divisor. The paper does not give the inner widths; those of the default are 64, 96 and 192. The five convolutions that
@@ -144,15 +144,14 @@ class WideningMlp(nnx.Module):
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.wide, self.out, self.skip = linear(width, hidden), linear(hidden, out_width), linear(width, out_width)
 
-    def __call__(self, tokens: Tokens, noise: Noise | None = None) -> Tokens:
-        branch_noise, *inner = split_noise(noise, 3)
+    def __call__(self, tokens: Tokens, rng: LayerRng | None = None) -> Tokens:
+        branch_rng, *inner = split_rng(rng, 3)
         tokens = Tokens(*map(self.norm, tokens))
         patches, class_tokens = (
-            self.out(dropout(gelu(self.wide(x)), self.dropout, x_noise))
-            for x, x_noise in zip(tokens, inner, strict=True)
+            self.out(dropout(gelu(self.wide(x)), self.dropout, x_rng)) for x, x_rng in zip(tokens, inner, strict=True)
         )
         skipped = Tokens(self.skip(tokens.patches), self.skip(tokens.class_tokens))
-        return add_branch(skipped, (patches, class_tokens), self.dropout, branch_noise)
+        return add_branch(skipped, (patches, class_tokens), self.dropout, branch_rng)
 
 
 class TemporalAggregation(nnx.Module):
@@ -184,9 +183,9 @@ class TemporalAggregation(nnx.Module):
 
     def __call__(self, class_tokens, key=None, index=None):
         tokens = Tokens(rearrange(class_tokens, "b t d -> b t 1 1 d"), self.tokens(class_tokens))
-        noise = None if key is None else Noise(key, jnp.zeros(()))
-        for block, block_noise in zip(self.blocks, split_noise(noise, len(self.blocks)), strict=True):
-            tokens = block(tokens, block_noise)
+        rng = None if key is None else LayerRng(key, jnp.zeros(()))
+        for block, block_rng in zip(self.blocks, split_rng(rng, len(self.blocks)), strict=True):
+            tokens = block(tokens, block_rng)
         return self.norm(tokens.class_tokens[:, 0])
 
     def tokens(self, class_tokens):
@@ -242,12 +241,12 @@ def stat(
         remat=config.remat,
         unroll=config.unroll,
         rngs=rngs,
-        **config.compute,
+        **config.sublayer_options,
     )
     readout = None
     if aggregation_layers:
         readout = TemporalAggregation(
-            width, heads, aggregation_layers, mlp_ratio=config.mlp_ratio, rngs=rngs, **config.compute
+            width, heads, aggregation_layers, mlp_ratio=config.mlp_ratio, rngs=rngs, **config.sublayer_options
         )
     return Classifier(encoder, readout, width=width, num_classes=config.num_classes, rngs=rngs)
 
@@ -270,7 +269,7 @@ def _stem(config: ModelConfig, convolutions: int, strides: str, rngs: nnx.Rngs) 
         strides=strides,
         mean=config.mean,
         std=config.std,
-        dtype=config.compute["dtype"],
+        dtype=config.sublayer_options["dtype"],
         rngs=rngs,
     )
 
@@ -310,12 +309,14 @@ def _stages(levels: Sequence[ModelConfig], depths: Sequence[int], *, window: int
             kernel=config.kernel,
             masked=config.masked,
             rngs=rngs,
-            **config.compute,
+            **config.sublayer_options,
         )
         if not last:
             return Block([attention, config.mlp()(rngs=rngs)])
         hidden = config.mlp_ratio * config.width
-        return Block([attention, WideningMlp(config.width, hidden, 2 * config.width, rngs=rngs, **config.compute)])
+        return Block(
+            [attention, WideningMlp(config.width, hidden, 2 * config.width, rngs=rngs, **config.sublayer_options)]
+        )
 
     kinds = [
         (level, level > 0 and i == 0, level < last_level and i == depth - 1)

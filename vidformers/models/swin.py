@@ -80,7 +80,7 @@ def swin(
     """
     _check(config, depths, patch_frames)
     levels = [replace(config, width=config.width << i, heads=config.heads << i) for i in range(len(depths))]
-    dtype = config.compute["dtype"]
+    dtype = config.sublayer_options["dtype"]
     embeddings = [
         TubeletEmbedding(config.width, frames=patch_frames, patch_size=config.patch_size, dtype=dtype, rngs=rngs),
         *(PatchMerging(level.width, dtype=dtype, rngs=rngs) for level in levels[:-1]),
@@ -121,7 +121,7 @@ def _window_attention(level: ModelConfig, window, shifted: bool) -> Callable[...
             kernel=level.kernel,
             masked=level.masked,
             rngs=rngs,
-            **level.compute,
+            **level.sublayer_options,
         )
 
     return make

@@ -28,4 +28,6 @@ def timesformer(config: ModelConfig, *, starts_as_image: bool = True, rngs: nnx.
     """
     time = config.attention(Time(), class_keys=False, class_queries=False, extra_projection=True)
     stage = config.stage(config.depth, time, config.attention(Frame()), config.mlp())
-    return config.classifier(stage, temporal=nnx.initializers.zeros if starts_as_image else position_init, rngs=rngs)
+    return config.classifier(
+        stage, temporal_init=nnx.initializers.zeros if starts_as_image else position_init, rngs=rngs
+    )

@@ -28,4 +28,4 @@ def tokenshift(config: ModelConfig, *, fold: int = 4, boundary: str = "zero", rn
     """
     shift = partial(TokenShift, config.width, fold=fold, boundary=boundary)
     stage = config.stage(config.depth, shift, config.attention(Frame()), shift, config.mlp())
-    return config.classifier(stage, temporal=None, class_per_frame=True, rngs=rngs)
+    return config.classifier(stage, temporal_init=None, class_per_frame=True, rngs=rngs)

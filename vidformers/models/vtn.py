@@ -25,7 +25,7 @@ from vidformers.errors import require
 from vidformers.layers.embedding import position_init
 from vidformers.layers.linear import Linear, glorot, square_init
 from vidformers.layers.mlp import gelu
-from vidformers.layers.tokens import Noise, dropout
+from vidformers.layers.tokens import LayerRng, dropout
 from vidformers.models.config import ModelConfig
 from vidformers.models.encoder import Block, Classifier, Encoder, FramewiseEncoder, Stage, StageSpec
 from vidformers.models.resnet import ResNet
@@ -44,8 +44,8 @@ class PostNormMlp(nnx.Module):
         self.out = Linear(hidden, width, kernel_init=glorot, dtype=dtype, rngs=rngs)
         self.norm = nnx.LayerNorm(width, epsilon=1e-12, dtype=dtype, rngs=rngs)
 
-    def __call__(self, series: FrameSequence, noise: Noise | None = None) -> FrameSequence:
-        branch = dropout(self.out(gelu(self.wide(series.tokens))), self.dropout, noise)
+    def __call__(self, series: FrameSequence, rng: LayerRng | None = None) -> FrameSequence:
+        branch = dropout(self.out(gelu(self.wide(series.tokens))), self.dropout, rng)
         return series._replace(tokens=self.norm(series.tokens + branch))
 
 
@@ -139,9 +139,9 @@ class TemporalEncoder(nnx.Module):
         """
         encode_key, head_key = (None, None) if key is None else jax.random.split(key)
         tokens = self.encode(features, encode_key, positions, mask)
-        return dropout(self.attend(tokens), self.head_dropout, _noise(head_key))
+        return dropout(self.class_features(tokens), self.head_dropout, _without_drop_path(head_key))
 
-    def attend(self, tokens):
+    def class_features(self, tokens):
         """Returns (b d) from the class token of tokens (b 1+t d) after the last layer."""
         x = tokens[:, 0].astype(jnp.promote_types(tokens.dtype, jnp.float32))
         return gelu(self.head(self.head_norm(x)))
@@ -152,7 +152,9 @@ class TemporalEncoder(nnx.Module):
         embed_key, *keys = [None] * count if key is None else jax.random.split(key, count)
         series = self.embed(features, embed_key, positions, mask)
         for stage, stage_key in zip(self.stages, keys, strict=True):
-            series = stage(series, None if stage_key is None else _noise(jax.random.split(stage_key, stage.depth)))
+            series = stage(
+                series, None if stage_key is None else _without_drop_path(jax.random.split(stage_key, stage.depth))
+            )
         return series.tokens
 
     def embed(self, features, key=None, positions=None, mask=None) -> FrameSequence:
@@ -169,13 +171,13 @@ class TemporalEncoder(nnx.Module):
         frames = features + self.position[rows] + self.token_type[0]
         token = self.class_token + self.position[CLASS_POSITION] + self.token_type[1]
         tokens = jnp.concatenate([jnp.broadcast_to(token, (b, 1, d)), frames], axis=1)
-        tokens = dropout(self.norm(tokens), self.dropout, _noise(key))
+        tokens = dropout(self.norm(tokens), self.dropout, _without_drop_path(key))
         return FrameSequence(tokens, jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True))
 
 
-def _noise(keys) -> Noise | None:
-    """Returns noise without stochastic depth from one key or from several stacked ones; None for None."""
-    return None if keys is None else Noise(keys, jnp.zeros(keys.shape))
+def _without_drop_path(keys) -> LayerRng | None:
+    """Returns rng without stochastic depth from one key or from several stacked ones; None for None."""
+    return None if keys is None else LayerRng(keys, jnp.zeros(keys.shape))
 
 
 def vtn(
@@ -229,7 +231,7 @@ def vtn(
         head_dropout=head_dropout,
         remat=config.remat,
         unroll=config.unroll,
-        dtype=config.compute["dtype"],
+        dtype=config.sublayer_options["dtype"],
         masked=config.masked,
         rngs=rngs,
     )
@@ -246,6 +248,6 @@ def _resnet(config: ModelConfig, depths: Sequence[int], stem: int, rngs: nnx.Rng
         std=config.std,
         depths=depths,
         stem=stem,
-        dtype=config.compute["dtype"],
+        dtype=config.sublayer_options["dtype"],
         rngs=rngs,
     )

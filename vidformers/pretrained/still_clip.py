@@ -42,14 +42,14 @@ def still_clip_differences(model, values) -> list[str]:
                 out = values.get((*root, "stages", i, "layers", "sublayers", j, "out", "kernel"))
                 reasons += _added_attention_reasons(sublayer, out)
             elif role is not Role.NEW:
-                reasons += loaded_sublayer_reasons(sublayer, grid, i >= encoder.class_enters)
+                reasons += loaded_sublayer_reasons(sublayer, grid, i >= encoder.class_token_stage)
     return list(dict.fromkeys([*reasons, *readout_reasons(model.readout)]))  # each reason once, in order
 
 
 def _encoder_reasons(encoder, time_table) -> Iterator[str]:
     if encoder.embedding.time is not None and (time_table is None or time_table.any()):
         yield "its positions of frames are drawn (init.time=zero makes them zero)"
-    if encoder.class_enters > 0:
+    if encoder.class_token_stage > 0:
         yield "its class token enters late, after the first layers"
 
 
@@ -109,7 +109,7 @@ def _(sublayer: SelfAttention, grid, has_class_token) -> Iterator[str]:
 
 @loaded_sublayer_reasons.register
 def _(sublayer: Mlp, grid, has_class_token) -> Iterator[str]:
-    if not sublayer.patches:
+    if not sublayer.updates_patches:
         yield "its MLP does not change the patches"
 
 

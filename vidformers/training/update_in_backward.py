@@ -1,19 +1,20 @@
-"""Updates the layers in the backward pass, so that the gradient of the whole model never exists.
+"""Updates the layers in the backward pass, so that the gradient of the whole model is never materialised.
 
 Each stage of stacked layers is run by a scan with a custom_vjp. The "cotangents" that this custom_vjp returns are not
 gradients: they are the updated parameters, the updated optimizer state, and the squared norm of the true gradient. The
-backward rule walks the layers from last to first, computes the gradient of one layer, applies the optimizer to this
-layer, and writes the result over its old values. The gradient of one layer is all that exists at a time.
+backward rule iterates over the layers from last to first. It computes the gradient of one layer, applies the optimizer
+to this layer, and overwrites its old values. Only the gradient of one layer is materialised at a time.
 
-Why so: `jax.grad` returns the gradients of all layers together, and its scan stacks them, which takes as much memory as
-the parameters. A custom_vjp is the one place where JAX hands over a layer's cotangent inside the backward pass.
-`test_the_stacks_are_written_in_place_and_the_gradient_never_exists` in tests/training/test_update_in_backward.py
-compiles a step and holds that its temporary memory stays below the size of the parameters;
-`test_it_is_the_same_step` holds that the results equal those of the ordinary step.
+Reason: `jax.grad` returns the gradients of all layers together, and its scan stacks them, which takes as much memory as
+the parameters. A custom_vjp is the only place where JAX passes a layer's cotangent to our code inside the backward
+pass. Two tests in tests/training/test_update_in_backward.py check this.
+`test_the_stacks_are_written_in_place_and_the_gradient_is_never_materialised` compiles a step and asserts that its
+temporary memory is smaller than the parameters. `test_it_is_the_same_step` asserts that the results equal those of the
+ordinary step.
 
-The method is known from LOMO (arXiv 2306.09782) and from optimizer steps fused into the backward pass in other
-libraries. It excludes updates that need the whole gradient at once, such as clipping by its norm, and the sum over
-several micro-batches.
+The method is that of LOMO (arXiv 2306.09782) and of optimizer steps fused into the backward pass in other libraries. It
+excludes updates that need the whole gradient at once, such as clipping by its norm, and the sum over several
+micro-batches.
 """
 
 from collections import defaultdict
@@ -26,28 +27,33 @@ import optax
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-REST = ()  # the key of all parameters outside the stacked layers of a stage
+REST = ()  # the empty path: the key of all parameters outside the stacked layers of a stage
 
 
 def split_stages(parameters: dict) -> dict:
-    """Returns {path of a stage: its stacked layers}, for stages of more than one layer, with all else under `REST`."""
+    """Returns a dict from the path of each stage of more than one layer to its stacked layers.
+
+    All other parameters are under `REST`.
+    """
     stages = defaultdict(dict)
     for path, leaf in flatten_dict(parameters).items():
-        cut = path.index("layers") + 1 if "layers" in path and len(leaf) > 1 else 0
-        stages[path[:cut]][path[cut:]] = leaf
+        prefix_length = path.index("layers") + 1 if "layers" in path and len(leaf) > 1 else 0
+        stages[path[:prefix_length]][path[prefix_length:]] = leaf  # path[:0] is REST
     return {path: unflatten_dict(stage) for path, stage in stages.items()}
 
 
 def merge_stages(stages: dict) -> dict:
-    """Returns the parameters that `split_stages` split."""
+    """Returns the parameters from which `split_stages` made `stages`."""
     return unflatten_dict(
         {(*path, *inner): leaf for path, stage in stages.items() for inner, leaf in flatten_dict(stage).items()}
     )
 
 
 def _map_parameter_trees(function, *states):
-    """Maps `function` over the parameter trees of optimizer states, which are the dicts; keeps all else of the first
-    state."""
+    """Applies `function` to each parameter tree (a dict) in the optimizer states.
+
+    Takes all other leaves, such as step counts, from the first state.
+    """
     return jax.tree.map(
         lambda *nodes: function(*nodes) if isinstance(nodes[0], dict) else nodes[0],
         *states,
@@ -55,14 +61,15 @@ def _map_parameter_trees(function, *states):
     )
 
 
-def value_and_update(loss, graph, optimizer, parameters, opt_state):
-    """Returns (loss, correct, gradient norm, new parameters, new opt_state).
+def value_and_update(loss_fn, graph, optimizer, parameters, opt_state):
+    """Returns (loss, accuracy, gradient norm, new parameters, new opt_state).
 
     Stages of more than one layer are updated in the backward pass, all other parameters after it. If a gradient is not
-    finite, its layer and all earlier layers of the stage keep their values.
+    finite, its layer and all earlier layers of the stage keep their values, so the new state is only partly updated.
+    This state is never saved, since the training loop stops the run when the gradient norm is not finite.
 
     Args:
-        loss: model -> (loss, correct).
+        loss_fn: model -> (loss, accuracy).
         graph: the graph definition of the model.
         optimizer: an optax transformation that treats each parameter separately.
         parameters, opt_state: the values before the update.
@@ -77,21 +84,26 @@ def value_and_update(loss, graph, optimizer, parameters, opt_state):
         model = nnx.merge(graph, merge_stages(parameters))
         for path, module in nnx.iter_modules(model):
             if (path := (*path, "layers")) in opt_state:
-                module.layer_loop = partial(_run_layers, optimizer, opt_state[path], squared_norms[path])
-        return loss(model)
+                module.run_layers = partial(_run_layers, optimizer, opt_state[path], squared_norms[path])
+        return loss_fn(model)
 
     zeros = dict.fromkeys(opt_state, jnp.zeros(()))
-    value, pullback, correct = jax.vjp(loss_of_stages, parameters, opt_state, zeros, has_aux=True)
-    # These three are updated values in the place of cotangents, but for the entry REST of the first: a true gradient.
+    loss, pullback, accuracy = jax.vjp(loss_of_stages, parameters, opt_state, zeros, has_aux=True)
+    # These "cotangents" are updated values (see the docstring of the module), except new_parameters[REST], which is a
+    # gradient.
     new_parameters, new_opt_state, squared_norms = pullback(jnp.ones(()))
     rest_gradient = new_parameters[REST]
+    # Step counts are integers, whose cotangents have the type float0 and no values. The old counts take their place.
     new_opt_state = jax.tree.map(
         lambda new, old: old if new.dtype == jax.dtypes.float0 else new, new_opt_state, opt_state
     )
     norm = jnp.sqrt(sum(squared_norms.values()) + optax.tree.norm(rest_gradient, squared=True))
     updates, new_opt_state[REST] = optimizer.update(rest_gradient, rest_opt_state, parameters[REST])
     new_parameters[REST] = optax.apply_updates(parameters[REST], updates)
-    paths = [REST, *opt_state]
+    paths = [
+        REST,
+        *opt_state,
+    ]  # REST first: the merged state takes the counts of its first state, and only REST's are new
     merged_opt_state = _map_parameter_trees(
         lambda *trees: merge_stages(dict(zip(paths, trees, strict=True))), *(new_opt_state[path] for path in paths)
     )
@@ -139,9 +151,9 @@ def _scan_backward(run, optimizer, residuals, cotangent):
             )
 
         # XLA updates the carried stacks in place only if it can prove that all reads of them come before the writes,
-        # and copies them otherwise. A branch of lax.cond starts after its predicate is known. So the writes stand in a
-        # branch, and the predicate depends on every read: the gradient's norm and the cotangent need all that was read.
-        # XLA cannot fold the predicate to a constant, since whether these are finite is known only at run time.
+        # and copies them otherwise. A branch of lax.cond starts after its predicate is known. Therefore the writes are
+        # in a branch whose predicate depends on the gradient norm and the cotangent, and so on every read. XLA cannot
+        # fold the predicate to a constant, since whether these are finite is known only at run time.
         depends_on_reads = squared_norm + sum(
             x.ravel()[0] for x in jax.tree.leaves(cotangent) if _is_inexact(x) and x.size
         )
@@ -161,7 +173,7 @@ def _is_inexact(x) -> bool:
 
 
 def _as_cotangent(x):
-    """Returns `x`, or for integers, which have no cotangent, the float0 zeros that JAX asks for in their place."""
+    """Returns `x` if it is inexact. For integers, returns zeros of type float0, which JAX requires as cotangents."""
     return x if _is_inexact(x) else np.zeros(x.shape, jax.dtypes.float0)
 
 

@@ -26,19 +26,27 @@ class ModelPass:
     A new class of encoder or readout is registered with `encoder` or `readout`.
 
     Attributes:
-        grid: (t, y, x) of the first patches.
-        averages_attended_patches: whether the encoder ends in an average of patches that attention has mixed.
+        grid: (t, y, x), the patch grid of the input embedding.
+        pools_patches_after_attention: whether the encoder ends in global average pooling of patches that attention has
+            mixed.
     """
 
     grid: tuple[int, ...] = ()
-    averages_attended_patches = False
+    pools_patches_after_attention = False
 
-    def patches(self, embedding, x, first, normalised_by=None):
-        """Returns the patches (b t y x d) that an embedding makes of x. `first` marks the embedding of the pixels."""
+    def patches(self, embedding, x, embeds_pixels, normalised_by=None):
+        """Embeds x as patches (b t y x d).
+
+        Args:
+            embedding: the embedding.
+            x: pixels, or the patches of the stage before.
+            embeds_pixels: whether x is pixels.
+            normalised_by: an encoder with the `mean` and `std` of the pixels, if the embedding does not normalise them.
+        """
         raise NotImplementedError
 
     def class_tokens(self, initial, patches, count):
-        """Returns the `count` class tokens (b c d) that join the patches: `initial(patches)`."""
+        """Returns the `count` class tokens (b c d) that join the patches, in the model `initial(patches)`."""
         raise NotImplementedError
 
     def stage(self, stage, tokens):
@@ -50,11 +58,11 @@ class ModelPass:
         raise NotImplementedError
 
     def average(self, maps, mean):
-        """Returns `mean(maps)` of maps (b t y x d). It counts as an attention with equal weights."""
+        """Returns `mean(maps)` of maps (b t y x d): average pooling, treated as attention with uniform weights."""
         raise NotImplementedError
 
     def sequence(self, readout, features, index):
-        """Returns the `FrameSequence` that a `TemporalEncoder` makes of the features of frames (b t d)."""
+        """Returns the features of frames (b t d) as the `FrameSequence` that a `TemporalEncoder` reads."""
         raise NotImplementedError
 
     def temporal_stage(self, stage, sequence):
@@ -66,7 +74,7 @@ class ModelPass:
         raise NotImplementedError
 
     def head(self, model, read, class_tokens):
-        """Returns what the head makes of `read(class_tokens)`, one row per clip."""
+        """Applies the readout `read` to the class tokens, then the head. Returns one row per clip."""
         raise NotImplementedError
 
     def __call__(self, model, x, index=None):
@@ -86,7 +94,7 @@ class ModelPass:
         sequence = self.sequence(readout, features, index)
         for stage in readout.stages:
             sequence = self.temporal_stage(stage, sequence)
-        return self.head(model, readout.attend, sequence.tokens[:, :1])
+        return self.head(model, readout.class_features, sequence.tokens[:, :1])
 
     @readout.register
     def _(self, readout: TemporalAggregation, model, features, index):
@@ -108,26 +116,26 @@ class ModelPass:
 
     @encoder.register
     def _(self, encoder: ResNet, x):
-        return self.average(self.patches(encoder.maps, x, first=True), encoder.features)
+        return self.average(self.patches(encoder.maps, x, embeds_pixels=True), encoder.features)
 
     @encoder.register
     def _(self, encoder: Pyramid, x):
         for i, (embedding, stage) in enumerate(zip(encoder.embeddings, encoder.stages, strict=True)):
-            patches = self.patches(embedding, x, first=i == 0, normalised_by=encoder)
+            patches = self.patches(embedding, x, embeds_pixels=i == 0, normalised_by=encoder)
             count = encoder.num_class_tokens if i == len(encoder.stages) - 1 else 0
             class_tokens = self.class_tokens(partial(encoder.initial_class_tokens, i), patches, count)
             x, class_tokens = self.stage(stage, Tokens(patches, class_tokens))
         if encoder.num_class_tokens:
             return self.norm(encoder, class_tokens)
-        self.averages_attended_patches = True
+        self.pools_patches_after_attention = True
         return self.average(self.norm(encoder, x), _mean)
 
     @encoder.register
     def _(self, encoder: Encoder, x):
-        patches = self.patches(encoder.embedding, x, first=True)
+        patches = self.patches(encoder.embedding, x, embeds_pixels=True)
         tokens = Tokens(patches, jnp.zeros((len(patches), 0, patches.shape[-1]), patches.dtype))
         for i, stage in enumerate(encoder.stages):
-            if i == encoder.class_enters:
+            if i == encoder.class_token_stage:
                 count = patches.shape[1] if encoder.class_per_frame else 1
                 class_tokens = self.class_tokens(encoder.initial_class_tokens, tokens.patches, count)
                 tokens = tokens._replace(class_tokens=class_tokens)
@@ -139,9 +147,10 @@ class RecordingPass(ModelPass):
     """Computes the logits of a clip and records the attention weights.
 
     Args:
-        perturbations: in the structure of `weights`. The weights are multiplied by 1 + perturbation.
+        perturbations: arrays in the structure of `weights`. The weights are multiplied by 1 + perturbation.
     Attributes:
-        weights: the weights of each stage in order, stacked over its layers, and those of an average.
+        weights: in the order of the pass, a list for each stage, as `_run_stage` returns it, and an array (b t y x) for
+            average pooling.
         last_stage: the last stage of the encoder, its input tokens and its weights, or None without a stage.
         temporal_weights: the weights of the last stage of a `TemporalEncoder`, or None.
     """
@@ -150,11 +159,11 @@ class RecordingPass(ModelPass):
         self.perturbations, self.weights = iter(perturbations or ()), []
         self.last_stage, self.temporal_weights = None, None
 
-    def patches(self, embedding, x, first, normalised_by=None):
-        if first and normalised_by is not None:
+    def patches(self, embedding, x, embeds_pixels, normalised_by=None):
+        if embeds_pixels and normalised_by is not None:
             x = normalise(x, normalised_by.mean, normalised_by.std, normalised_by.dtype)
         x = embedding(x)
-        if first:
+        if embeds_pixels:
             self.grid = x.shape[1:4]
         return x
 
@@ -196,17 +205,18 @@ class PropagationPass(ModelPass):
     """Propagates one scalar per patch (b t y x 1) through recorded weights to one scalar per clip (b 1).
 
     Args:
-        weights: the weights of a `RecordingPass`, or numbers in their place.
-        halve: an attention and its residual path count half each, instead of 1 each.
+        weights: the weights of a `RecordingPass`, or arrays in the same structure, such as their gradients.
+        mean_with_residual: whether attention and residual path are averaged, as in rollout, or summed.
     Attributes:
         dictionary_shares: see `Relevance.dictionary`.
     """
 
-    def __init__(self, weights, halve: bool):
-        self.weights, self.step, self.dictionary_shares = iter(weights), partial(_propagate, halve), {}
+    def __init__(self, weights, *, mean_with_residual: bool):
+        self.weights, self.dictionary_shares = iter(weights), {}
+        self.step = partial(_propagate, mean_with_residual=mean_with_residual)
 
-    def patches(self, embedding, x, first, normalised_by=None):
-        if first:
+    def patches(self, embedding, x, embeds_pixels, normalised_by=None):
+        if embeds_pixels:
             self.grid = x.shape[1:4]
             return x
         return mean_pool(x, 2)
@@ -248,32 +258,40 @@ def _record(sublayer, tokens, perturbations):
     return sublayer(tokens), recording.weights
 
 
-def _propagate(halve, sublayer, scalars, weights):
-    """Returns the scalars after a sublayer, and [the share of its dictionary (b)], or [] without combined weights."""
-    attended, passing, shares = propagate(sublayer, scalars, weights), residual(sublayer, scalars), []
+def _propagate(sublayer, scalars, weights, *, mean_with_residual):
+    """Returns the scalars after a sublayer, and a list.
+
+    The list holds the share (b) of the attention weights on the dictionary if its hybrid is 'combined'. Otherwise it is
+    empty.
+    """
+    attended, kept, shares = propagate(sublayer, scalars, weights), residual(sublayer, scalars), []
     if attended is None:
-        return passing, shares
+        return kept, shares
     dictionary = getattr(sublayer, "dictionary", None)
     if dictionary is not None and dictionary.hybrid == "combined":
-        # The weighted sum of ones is the sum of the weights on the clip's own tokens.
+        # The weighted sum of ones is the sum of the weights on the tokens of the clip. All weights sum to 1.
         sums = [x for x in propagate(sublayer, jax.tree.map(jnp.ones_like, scalars), weights) if x is not None]
         shares = [1 - sum(x.reshape(len(x), -1).sum(1) for x in sums) / sum(x[0].size for x in sums)]
 
-    def add(passing, attended):
+    def add(kept, attended):
         if attended is None or not attended.size:
-            return passing
+            return kept
         attended = attended.sum(-1, keepdims=True) / sublayer.heads
-        return (passing + attended) / 2 if halve else passing + attended
+        return (kept + attended) / 2 if mean_with_residual else kept + attended
 
     if isinstance(scalars, FrameSequence):
-        return scalars._replace(tokens=add(passing.tokens, attended.patches)), shares
-    return Tokens(*map(add, passing, attended)), shares
+        return scalars._replace(tokens=add(kept.tokens, attended.patches)), shares
+    return Tokens(*map(add, kept, attended)), shares
 
 
 def _run_stage(stage, x, step, extras):
     """Runs `step(sublayer, x, extra) -> (x, out)` through the layers of a stage.
 
-    `extras` and the returned outs are lists by sublayer, stacked over the layers.
+    Args:
+        extras: a list with one entry per sublayer of a layer, stacked over the layers: the weights to apply, or the
+            perturbations of the weights to record. None: no perturbations.
+    Returns:
+        x after the stage, and the outs in the layout of `extras`.
     """
     graph, parameters = nnx.split(stage.layers)
 
@@ -283,12 +301,13 @@ def _run_stage(stage, x, step, extras):
 
     if stage.depth > 1:
         return jax.lax.scan(layer, x, (parameters, extras))
-    x, outs = layer(x, jax.tree.map(lambda leaf: leaf[0], (parameters, extras)))  # may change the shape of x
+    # A single layer may change the shape of x, which a scan does not allow.
+    x, outs = layer(x, jax.tree.map(lambda leaf: leaf[0], (parameters, extras)))
     return x, jax.tree.map(lambda leaf: leaf[None], outs)
 
 
 def _run_blocks(blocks, x, step, extras):
-    """Runs `step` like `_run_stage` through blocks whose parameters are not stacked."""
+    """Runs `step` as `_run_stage` does, for blocks whose parameters are not stacked. `extras` is a list by block."""
     outs = []
     for i, block in enumerate(blocks):
         x, out = _run_block(nnx.merge(*nnx.split(block)).sublayers, x, step, extras and extras[i])
@@ -316,9 +335,10 @@ def _name(sublayer):
 
 
 def _mean(patches):
-    """(b t y x d) -> (b 1 d)."""
+    """Returns the mean (b 1 d) of patches (b t y x d), in float32 or wider."""
     return patches.mean(axis=(1, 2, 3), dtype=jnp.promote_types(patches.dtype, jnp.float32))[:, None]
 
 
 def _widen(x):
+    """Returns x in float32 or wider."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
