@@ -139,7 +139,7 @@ def test_a_data_set_without_videos(copy):
     features = json.loads((copy / VERSION / "features.json").read_text())
     del features["featuresDict"]["features"]["video"]
     (copy / VERSION / "features.json").write_text(json.dumps(features))
-    with pytest.raises(DataError, match=r"features\.json: .* one feature of the kind video, but none"):
+    with pytest.raises(DataError, match=r"features\.json: .* one feature of the kind video, but no feature is"):
         pipeline(copy).train_manifest
 
 
