@@ -148,7 +148,7 @@ def explained(data, trained, tmp_path_factory):
 def test_explanations_from_the_command_line(data, trained, explained, refused):
     log, out = explained
     assert sorted(folder.name for folder in out.iterdir()) == ["0000_000000", "0002_000000"]
-    assert "Skipped a video that cannot be decoded" in log and "what counts for the class grow" in log
+    assert "Skipped a video that cannot be decoded" in log and "the relevance for the class grow" in log
     folder = out / "0000_000000"
     assert json.loads((folder / "explanation.json").read_text()) == {
         "video": f"{data}/val/000000.mp4",
@@ -170,7 +170,7 @@ def test_explanations_from_the_command_line(data, trained, explained, refused):
     strip = cv2.imread(folder / "relevance.png")
     assert strip.shape[1] > len(frames) * side and strip.std() > 20
     sentence = refused(command(trained, data / "val", f"--out={out}", "--target=crawl", mode="explain"))
-    assert "--target=crawl is none of the classes slide left" in sentence
+    assert "--target=crawl is not one of the classes slide left" in sentence
 
 
 def test_explanations_from_python(data, model, explained):
@@ -182,7 +182,7 @@ def test_explanations_from_python(data, model, explained):
     assert sorted(explanation.files()) == sorted(path.name for path in (explained[1] / "0000_000000").iterdir())
     with pytest.raises(ConfigError, match=r"000007\.mp4"):
         model.explain(data / BAD)
-    with pytest.raises(ConfigError, match="--target=crawl is none of the classes slide left"):
+    with pytest.raises(ConfigError, match="--target=crawl is not one of the classes slide left"):
         model.explain(data / "val" / "000000.mp4", "crawl")
 
 

@@ -1,4 +1,4 @@
-"""What the commands `predict`, `explain` and `export` share."""
+"""Functions that the commands `predict`, `explain` and `export` share."""
 
 import os
 
@@ -20,9 +20,9 @@ def find_videos(source: str) -> list[str]:
     """Returns the paths of the videos that `--video` names.
 
     Args:
-        source: a video, a folder, whose videos are found at any depth, or a .txt or .csv list with a path per line.
+        source: a video, a folder, which is searched at any depth, or a .txt or .csv list with a path per line.
     Raises:
-        ConfigError: there are none.
+        ConfigError: `source` does not exist or holds no videos.
     """
     if os.path.isdir(source):
         videos = sorted(

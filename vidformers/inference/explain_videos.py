@@ -7,11 +7,11 @@ from input_pipeline.files import write_bytes
 from vidformers.inference.commands import find_videos, load_and_log
 from vidformers.progress import log, table
 
-_MAX_TABLES = 10  # videos; the predictions of more are not printed
+_MAX_TABLES = 10  # with more videos, the predictions are not printed
 
 
 def explain(config: dict[str, Any], workdir, video: str, out: str, target: str | None = None) -> None:
-    """Writes a folder per video that shows which patches and frames count for a class.
+    """Writes a folder per video with the relevance of its patches and frames for a class.
 
     `relevance.png` shows the frames above both relevance maps and the map of each head. `relevance.mp4` shows the
     frames and both maps side by side. `time.png` is written for models with a temporal encoder, and `dictionary.png`
@@ -20,11 +20,11 @@ def explain(config: dict[str, Any], workdir, video: str, out: str, target: str |
     Args:
         config: the config of the run.
         workdir: the folder of the run.
-        video: what `find_videos` takes.
-        out: the folder in which the folders are made.
+        video: a video, a folder or a list, see `find_videos`.
+        out: the folder that gets the folders of the videos.
         target: the class to explain, or None for the likeliest class of each video.
     Raises:
-        ConfigError: there is no checkpoint, no video, or no such class.
+        ConfigError: there is no checkpoint or no video, or `target` is not a class.
     """
     videos = find_videos(video)
     predictor = load_and_log(config, workdir)
@@ -43,4 +43,4 @@ def explain(config: dict[str, Any], workdir, video: str, out: str, target: str |
         if len(videos) <= _MAX_TABLES:
             best = predictor.best(explanation.probabilities)
             table(clip.video, [(label, f"{probability:.1%}") for label, probability in best])
-        log(f"Wrote {folder}: what counts for the class {explanation.target}.")
+        log(f"Wrote {folder}: the relevance for the class {explanation.target}.")

@@ -36,13 +36,13 @@ def export(config: dict, workdir, out: str) -> None:
         run.py, README.md: a program that runs the model, and instructions for users without vidformers.
 
     Raises:
-        ConfigError: there is no checkpoint, it is of another model, or `out` is not an empty folder.
+        ConfigError: there is no checkpoint, it belongs to another model, or `out` is not an empty folder.
     """
     folder = Path(out).absolute()
     _require_empty(folder)
     run = read_run_json(workdir)
     predictor = load_and_log(config, workdir)
-    about = {
+    metadata = {
         "model": resolve_size(config["model"]),
         "id2label": dict(enumerate(predictor.classes)),
         "frames": {name: config["data"][name] for name in CLIP_FIELDS},
@@ -54,18 +54,18 @@ def export(config: dict, workdir, out: str) -> None:
     make_model = predictor.make_model
     if "frames_at_once" in config["model"]:  # an exported program computes all frames of a clip at once
         make_model = partial(make_model, frames_at_once=None)
-    write_export(folder, make_model, predictor.parameters, about)
+    write_export(folder, make_model, predictor.parameters, metadata)
     log(f"Exported {workdir} at step {predictor.step} to {folder}. {folder}/README.md describes its use.")
 
 
-def write_export(folder: Path, make_model, parameters, about: dict) -> None:
+def write_export(folder: Path, make_model, parameters, metadata: dict) -> None:
     """Writes an export atomically.
 
     Args:
-        folder: an absolute path that does not exist, or of an empty folder.
-        make_model: rngs -> the model.
+        folder: an absolute path. The folder does not exist or is empty.
+        make_model: function of `rngs` that builds the model.
         parameters: the parameters of the model as a tree of arrays.
-        about: the contents of config.json, except for the inputs and their normalisation.
+        metadata: the contents of config.json, except for the inputs and their normalisation.
     Raises:
         ConfigError: the folder is not empty.
     """
@@ -73,20 +73,20 @@ def write_export(folder: Path, make_model, parameters, about: dict) -> None:
     model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
     config = (
         FORMAT
-        | about
+        | metadata
         | {
             "inputs": input_specs(model),
             "colours": "rgb",
             "range": [0, 255],
             "normalisation": "inside the program: (video / 255 - image_mean) / image_std",
-            "image_mean": about["model"]["mean"],
-            "image_std": about["model"]["std"],
+            "image_mean": metadata["model"]["mean"],
+            "image_std": metadata["model"]["std"],
         }
     )
     substitutes = {
-        "model": about["model"]["name"],
-        "classes": len(about["id2label"]),
-        "step": about["step"],
+        "model": metadata["model"]["name"],
+        "classes": len(metadata["id2label"]),
+        "step": metadata["step"],
         "shape": " x ".join(map(str, model.shape)),
         "jax": jax.__version__,
         "platforms": ", ".join(PLATFORMS),
@@ -129,8 +129,9 @@ def export_program(model) -> jax.export.Exported:
     """Exports the forward pass of an abstract model for any batch size and for each of `PLATFORMS`.
 
     Returns:
-        A program (parameters, video, [index]) -> float32 logits (b k). `parameters` is a dictionary like that of
-        `parameter_arrays`, `video` is uint8 (b t y x 3), and `index` (b t) is the frame indices, in VTN only.
+        A program (parameters, video, [index]) -> float32 logits (b k). `parameters` is a dictionary as
+        `parameter_arrays` returns it, `video` is uint8 (b t y x 3), and `index` (b t) is the frame indices. Only VTN
+        has the argument `index`.
     """
     graph, state = nnx.split(model)
     leaves, structure = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))

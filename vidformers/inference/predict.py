@@ -16,23 +16,23 @@ from vidformers.inference.commands import find_videos, load_and_log
 from vidformers.inference.predictor import Prediction, Predictor
 from vidformers.progress import Bar, log, table
 
-_MAX_TABLES = 10  # videos; the predictions of more are not printed
+_MAX_TABLES = 10  # with more videos, the predictions are not printed
 
 
 def predict(config: dict[str, Any], workdir, video: str, out: str | None = None, features: str | None = None) -> None:
     """Predicts the classes of videos.
 
-    Prints a table per video if there are at most 10. If the command was interrupted, it continues after the rows that
-    `out` holds. With `features`, it predicts all videos again.
+    Prints a table per video if there are at most 10 videos. After an interrupt, the same command continues after the
+    last prediction in `out`. With `features`, it predicts all videos again.
 
     Args:
         config: the config of the run.
         workdir: the folder of the run.
-        video: what `find_videos` takes.
+        video: a video, a folder or a list, see `find_videos`.
         out: a file that gets a line of JSON per video.
         features: an .npz file that gets the inputs of the head, see `save_features`.
     Raises:
-        ConfigError: there is no checkpoint or no video, or `out` holds something else.
+        ConfigError: there is no checkpoint or no video, or `out` does not hold predictions of these videos.
     """
     videos = find_videos(video)
     done = _count_done(out, videos) if out else 0
@@ -41,11 +41,11 @@ def predict(config: dict[str, Any], workdir, video: str, out: str | None = None,
     predictor = load_and_log(config, workdir)
     log(
         f"Predicting {len(videos) - done} videos with {workdir} at step {predictor.step}, {predictor.protocol.name} "
-        "views a video." + (f" {out} already holds the first {done}." if done else "")
+        "views per video." + (f" {out} already holds the first {done}." if done else "")
     )
     feature_rows: dict[str, np.ndarray] = {}
     count, num_bad, start = 0, 0, time.perf_counter()
-    with _opened(out, append=done > 0) as file, Bar("predict", len(videos), done) as bar:
+    with _open_output(out, append=done > 0) as file, Bar("predict", len(videos), done) as bar:
         for prediction in predictor.predict_many(videos[done:]):
             count += 1
             _report(predictor, prediction, file, print_table=len(videos) <= _MAX_TABLES)
@@ -58,14 +58,14 @@ def predict(config: dict[str, Any], workdir, video: str, out: str | None = None,
         save_features(features, feature_rows)
     seconds = time.perf_counter() - start
     log(
-        f"Predicted {count} videos in {seconds:.1f} s, {count / seconds:.1f} a second. {num_bad} of them could not be "
+        f"Predicted {count} videos in {seconds:.1f} s, {count / seconds:.1f} videos/s. {num_bad} of them could not be "
         "decoded."
     )
 
 
 @contextmanager
-def _opened(path: str | None, append: bool) -> Iterator[TextIO | None]:
-    """Opens a text file to write to, or yields None without a path."""
+def _open_output(path: str | None, append: bool) -> Iterator[TextIO | None]:
+    """Yields a text file open for writing, or None if `path` is None."""
     if path is None:
         yield None
         return
@@ -97,7 +97,7 @@ def save_features(path: str, rows: dict[str, np.ndarray]) -> None:
 
 
 def _count_done(out: str, videos: list[str]) -> int:
-    """Returns how many of the videos `out` holds. Removes a last line that was cut off when the process was killed."""
+    """Returns the number of predictions in `out`. Removes an incomplete last line, which a killed process leaves."""
     path = Path(out)
     if not path.exists():
         return 0

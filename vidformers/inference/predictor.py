@@ -29,10 +29,10 @@ from vidformers.training.evaluate import EvalProtocol, log_probabilities_and_fea
 from vidformers.training.optim import make_optimizer
 from vidformers.training.setup import abstract_state
 
-# The fields of the section `data` that determine how a clip is cut from a video.
+# The fields of the section `data` that determine how clips are cut from a video.
 CLIP_FIELDS = ("sampling", "stride", "fps", "test_starts", "frame_rate", "size", "test_short_side")
 _TOP = 5
-_BATCH_SIZE = 8  # videos, if eval.batch_size is not set
+_BATCH_SIZE = 8  # videos per batch if eval.batch_size is not set
 
 
 class Prediction(NamedTuple):
@@ -71,7 +71,7 @@ def load(workdir: str | os.PathLike) -> "Predictor":
 
 
 def _with_tuples(tree: Any) -> Any:
-    """Returns a tree with tuples in place of the lists that JSON has made of them."""
+    """Replaces the lists in a tree by tuples. JSON has no tuples and stores them as lists."""
     if isinstance(tree, dict):
         return {name: _with_tuples(child) for name, child in tree.items()}
     return tuple(map(_with_tuples, tree)) if isinstance(tree, list) else tree
@@ -97,28 +97,28 @@ def read_run_json(workdir: str | os.PathLike) -> dict[str, Any]:
 
 
 class Predictor:
-    """A trained model with its class names and its way of reading videos. It is compiled once, at the first prediction.
+    """A trained model with its class names and its input pipeline. It is compiled once, at the first prediction.
 
     Args:
-        config: the config of the run. The section `eval` sets the number of views and which checkpoint is restored.
-        workdir: the folder of the run. The data of the run need not be there. Without checkpoints in the folder,
-            the parameters are those of `init.weights`.
+        config: the config of the run. The section `eval` sets the number of views and selects the checkpoint.
+        workdir: the folder of the run. The data of the run need not exist. If the folder has no checkpoints and
+            `init.weights` is set, the parameters are loaded from `init.weights`.
     Attributes:
         classes: the class names by label.
         step: the step of the checkpoint, or 0 with `init.weights`.
         remarks: sentences on how the model or its input differs from training.
-        make_model: rngs -> the model.
+        make_model: function of `rngs` that builds the model.
         graph: the structure of the model for `nnx.merge`.
         parameters: the parameters as a tree of arrays: the EMA if there is one.
     Raises:
-        ConfigError: there are no checkpoints and no weights, or they belong to another model.
+        ConfigError: there is neither a checkpoint nor `init.weights`, or the parameters belong to another model.
     """
 
     def __init__(self, config: dict[str, Any], workdir: str | os.PathLike):
         from_weights = config["init"]["weights"] is not None and not (Path(workdir) / "checkpoints").is_dir()
         self.remarks: list[str] = []
         if not from_weights:
-            self._compare(read_run_json(workdir), config, workdir)
+            self._read_run(read_run_json(workdir), config, workdir)
         self.protocol, self._data = EvalProtocol(**config["eval"]), config["data"]
         self._mesh = make_mesh(**config["mesh"])
         frames, context = self.protocol.frames or self._data["frames"], self._mesh.shape["context"]
@@ -142,7 +142,7 @@ class Predictor:
         self._predict = self._jit_predict()
 
     def _jit_predict(self):
-        """Returns a jitted function (parameters, batch) -> log-probabilities (b k) and features (b d)."""
+        """Returns a jitted function (parameters, batch) -> log-probabilities (b classes) and features (b d)."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.parameters)
 
         def predict(parameters, batch):
@@ -153,8 +153,8 @@ class Predictor:
         replicated = replicated_sharding(self._mesh)
         return jax.jit(with_mesh(self._mesh, predict), in_shardings=(shardings, None), out_shardings=replicated)
 
-    def _compare(self, run: dict[str, Any], config: dict[str, Any], workdir: str | os.PathLike) -> None:
-        """Takes the class names from a run, checks that its model is that of `config`, and notes other clips."""
+    def _read_run(self, run: dict[str, Any], config: dict[str, Any], workdir: str | os.PathLike) -> None:
+        """Sets `classes` and `remarks` from run.json, and checks that the run has the model of `config`."""
         for field, trained, given in model_differences(run["config"]["model"], config["model"]):
             require(
                 False,
@@ -181,7 +181,7 @@ class Predictor:
         return state.eval_parameters
 
     def _load_weights(self, section: dict[str, Any], abstract):
-        """Returns the parameters of `init.weights`. Sets `step`, `remarks` and `classes`, in the order of the file."""
+        """Returns the parameters of `init.weights`. Sets `step`, `remarks` and `classes`."""
         init = pretrained.Init(**section | {"head": "as_is"})
         weights = pretrained.load(init, self.make_model)
         weights.require_complete()
@@ -202,7 +202,7 @@ class Predictor:
         return self.best(prediction.probabilities, top)
 
     def explain(self, video: str | os.PathLike, target: str | None = None) -> Explanation:
-        """Returns which patches and frames of a video count for the class `target`, or for the likeliest class.
+        """Returns the relevance of the patches and frames of a video for the class `target`, or the likeliest class.
 
         Raises:
             ConfigError: there is no such class, or the video cannot be decoded.
@@ -222,7 +222,7 @@ class Predictor:
         return [(self.classes[label], float(probabilities[label])) for label in labels]
 
     def predict_many(self, videos: Sequence[str | os.PathLike]) -> Iterator[Prediction]:
-        """Yields a `Prediction` for each video, in order. `data.workers` processes decode, and batches are computed."""
+        """Yields a `Prediction` for each video, in order. `data.workers` processes decode the videos."""
         if not videos:
             return
         with self._batches(videos, self._batch_size, self.protocol.clips, self.protocol.crops) as batches:
@@ -237,7 +237,7 @@ class Predictor:
                         yield Prediction(path, np.exp(log_probabilities[row]), features[row], "")
 
     def clips(self, videos: Sequence[str | os.PathLike]) -> Iterator[Clip]:
-        """Yields the `Clip` in the middle of each video, in order, as the model sees it."""
+        """Yields the middle `Clip` of each video, in order, scaled and cropped for the model."""
         with self._batches(videos, 1, 1, 1) as batches:
             for video, batch in zip(videos, batches, strict=True):
                 yield Clip(os.fspath(video), batch["video"][0, 0], batch["index"][0, 0], _decoding_error(batch, 0))

@@ -1,4 +1,4 @@
-"""The command `summary`: what a model costs."""
+"""The command `summary`: the parameters and the computation of a model."""
 
 import json
 from functools import partial

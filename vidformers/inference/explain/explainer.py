@@ -1,4 +1,4 @@
-"""Explains the prediction for a clip: relevance maps, and pictures of them."""
+"""Explains the prediction for a clip by relevance maps, and draws them."""
 
 import io
 import json
@@ -18,9 +18,9 @@ from vidformers.parallel.memory import bytes_available, program_bytes
 
 
 class Explanation(NamedTuple):
-    """Which patches and frames of a clip count for a class. Maps are on the grid of patches (t' y' x').
+    """The relevance of the patches and frames of a clip for a class.
 
-    `relevance.Relevance` defines the maps.
+    Maps are on the grid of patches (t' y' x'). `relevance.Relevance` defines them.
 
     Attributes:
         clip: the clip, from the middle of the video.
@@ -28,8 +28,8 @@ class Explanation(NamedTuple):
         probabilities: (classes).
         rollout, gradient: (t' y' x').
         heads: (h t' y' x'), or None.
-        time: (t), in VTN, the class token's attention weights of the frames. None for other models.
-        dictionary: for each attention with a dictionary, the share of its weights on the dictionary, by layer.
+        time: (t), in VTN, the attention weights of the class token on the frames. None for other models.
+        dictionary: by name of the attention sublayer, the share of the attention weights on the dictionary, by layer.
     """
 
     clip: Clip
@@ -82,7 +82,7 @@ class Explainer:
     def require_class(self, target: str | None) -> None:
         """Raises ConfigError unless `target` is the name of a class or None."""
         names = ", ".join(self._classes[:8]) + (", ..." if len(self._classes) > 8 else "")
-        require(target is None or target in self._classes, f"--target={target} is none of the classes {names}.")
+        require(target is None or target in self._classes, f"--target={target} is not one of the classes {names}.")
 
     def __call__(self, clip: Clip, target: str | None = None) -> Explanation:
         """Explains a clip for the class `target`, or for the likeliest class.
@@ -93,17 +93,17 @@ class Explainer:
         self.require_class(target)
         label = None if target is None else np.array([self._classes.index(target)])
         arrays = (clip.frames[None], clip.index[None], label)
-        found = jax.device_get(self._program(arrays)(self._parameters, *arrays))
-        logits = found.logits[0].astype(np.float64)
+        result = jax.device_get(self._program(arrays)(self._parameters, *arrays))
+        logits = result.logits[0].astype(np.float64)
         return Explanation(
             clip,
-            self._classes[found.target[0]],
+            self._classes[result.target[0]],
             np.exp(logits - np.logaddexp.reduce(logits)),
-            found.rollout[0],
-            found.gradient[0],
-            None if found.heads is None else found.heads[0],
-            None if found.frames is None else found.frames[0],
-            {name: share[:, 0].tolist() for name, share in found.dictionary.items()},
+            result.rollout[0],
+            result.gradient[0],
+            None if result.heads is None else result.heads[0],
+            None if result.frames is None else result.frames[0],
+            {name: share[:, 0].tolist() for name, share in result.dictionary.items()},
         )
 
     def _program(self, arrays):
@@ -119,7 +119,7 @@ class Explainer:
             require(
                 needed <= available,
                 f"An explanation needs {needed:.1f} GiB to hold all attention weights, but the device has "
-                f"{available:.1f} GiB. Take fewer frames with eval.frames or data.frames.",
+                f"{available:.1f} GiB. Use fewer frames: reduce eval.frames or data.frames.",
             )
             self._programs[shapes] = compiled
         return self._programs[shapes]

@@ -31,7 +31,7 @@ def overlay(frames, maps) -> np.ndarray:
 
 
 def enlarged(frames) -> np.ndarray:
-    """Returns frames (t y x 3) enlarged by a whole factor to at least 112 pixels a side."""
+    """Returns frames (t y x 3) enlarged by a whole factor so that each side has at least 112 pixels."""
     factor = max(1, -(-_MIN_SIDE // frames.shape[1]))
     return frames.repeat(factor, axis=1).repeat(factor, axis=2)
 

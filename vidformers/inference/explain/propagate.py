@@ -1,12 +1,12 @@
 """Propagates one scalar per token through a recorded attention, for every kind of attention sublayer.
 
-The scalars take the place of the values V. The sublayer folds, shifts and pads them with its own methods. Where a
-sublayer pools keys and values by a convolution, the scalars are averaged over the cells of the grid instead, because
-convolution kernels act on channels. No projection takes part. The kernel must therefore ignore queries and keys and
-apply recorded weights (`ReplayKernel`).
+The scalars take the place of the values V. The sublayer folds, shifts and pads them with its own methods. Sublayers
+that pool keys and values by a convolution use mean pooling of the same stride instead, because convolution kernels act
+on channels. Projections are skipped. Queries and keys are therefore meaningless, and the kernel ignores them and
+applies recorded weights (`ReplayKernel`).
 
-A new scheme of `SelfAttention` needs no change here. A new class of sublayer is registered with `_attended`, and with
-`residual` if its residual path is not the identity.
+A new scheme of `SelfAttention` needs no change here. A new class of sublayer is registered with
+`_propagate_attention`, and with `residual` if its residual path is not the identity.
 """
 
 from functools import singledispatch
@@ -49,8 +49,8 @@ class RecordingKernel:
 
     Args:
         kernel: the kernel to compute with. A linear kernel is computed in its quadratic form, which has weights.
-        perturbations: in the structure of `weights`. The weights are multiplied by 1 + perturbation, so that the
-            gradient at 0 is the gradient of the weights times the weights.
+        perturbations: arrays in the structure of `weights`. The weights A are multiplied by 1 + perturbation, so that
+            the gradient of a logit with respect to the perturbation, at 0, is A * (d logit / dA).
     Attributes:
         weights: for each call, the weights (... h q k) of each source.
     """
@@ -98,8 +98,9 @@ def propagate(sublayer, scalars, weights) -> Propagated | None:
         sublayer = nnx.merge(*nnx.split(sublayer))
         sublayer.kernel = ReplayKernel(weights)
     if getattr(sublayer, "dictionary", None) is not None:
+        # (entries, heads): a scalar takes the place of the values of a head, so the width of a head is 1.
         sublayer.dictionary.values = nnx.Param(jnp.zeros((sublayer.dictionary.keys.shape[0], sublayer.heads)))
-    return _attended(sublayer, scalars)
+    return _propagate_attention(sublayer, scalars)
 
 
 @singledispatch
@@ -115,77 +116,78 @@ def _(sublayer: ShrinkingAttention, scalars: Tokens):
 
 @residual.register
 def _(sublayer: TokenShift, scalars: Tokens):
+    # A share of the channels is shifted. The mean over all channels weighs each frame by its share of the channels.
     channels = jnp.broadcast_to(scalars.class_tokens, (*scalars.class_tokens.shape[:-1], sublayer.width))
     shifted = sublayer(scalars._replace(class_tokens=channels))
     return scalars._replace(class_tokens=shifted.class_tokens.mean(-1, keepdims=True))
 
 
 @singledispatch
-def _attended(sublayer, scalars) -> Propagated | None:
+def _propagate_attention(sublayer, scalars) -> Propagated | None:
     raise ConfigError(
-        f"--mode=explain does not support the sublayer {type(sublayer).__name__}. Register it with `_attended` in "
-        f"{__name__}."
+        f"--mode=explain does not support the sublayer {type(sublayer).__name__}. Register it with "
+        f"`_propagate_attention` in {__name__}."
     )
 
 
-@_attended.register(Mlp)
-@_attended.register(PostNormMlp)
-@_attended.register(TokenShift)
-@_attended.register(WideningMlp)
+@_propagate_attention.register(Mlp)
+@_propagate_attention.register(PostNormMlp)
+@_propagate_attention.register(TokenShift)
+@_propagate_attention.register(WideningMlp)
 def _(sublayer, scalars):
     return None
 
 
-@_attended.register
+@_propagate_attention.register
 def _(sublayer: SelfAttention, scalars: Tokens):
     grid, class_tokens = scalars.patches.shape[1:4], None
-    patches, count = _by_head(sublayer, scalars.patches), scalars.class_tokens.shape[1]
+    patches, count = _repeat_per_head(sublayer, scalars.patches), scalars.class_tokens.shape[1]
     if sublayer.class_keys and count:
         copies = jnp.repeat(scalars.class_tokens, len(sublayer.group_mask(grid)) // count, axis=1)
-        class_tokens = [_by_head(sublayer, copies)] * 3
-    patches, class_tokens = sublayer.attend([patches] * 3, class_tokens, grid)
+        class_tokens = [_repeat_per_head(sublayer, copies)] * 3
+    patches, class_tokens = sublayer.attend([patches] * 3, class_tokens, grid)  # q, k, v
     if class_tokens is not None:
         class_tokens = merge_copies(class_tokens[..., 0], scalars.class_tokens)
     return Propagated(patches[..., 0], class_tokens)
 
 
-@_attended.register
+@_propagate_attention.register
 def _(sublayer: ClassAttention, scalars: Tokens):
-    patches = rearrange(_by_head(sublayer, scalars.patches), "b t y x h 1 -> b (t y x) h 1")
-    return Propagated(None, sublayer.attend(_by_head(sublayer, scalars.class_tokens), patches, patches)[..., 0])
+    patches = rearrange(_repeat_per_head(sublayer, scalars.patches), "b t y x h 1 -> b (t y x) h 1")
+    return Propagated(None, sublayer.attend(_repeat_per_head(sublayer, scalars.class_tokens), patches, patches)[..., 0])
 
 
-@_attended.register
+@_propagate_attention.register
 def _(sublayer: ShrinkingAttention, scalars: Tokens):
     patches, class_tokens = (repeat(x, "... 1 -> ... h", h=sublayer.heads) for x in scalars)
     query = residual(sublayer, Tokens(patches, class_tokens)).patches
-    levels = sublayer.levels(
-        jnp.stack([patches] * 2), jnp.stack([class_tokens] * 2), lambda pair: mean_pool(pair, sublayer.kv_stride)
-    )
+    kv_patches, kv_class_tokens = jnp.stack([patches] * 2), jnp.stack([class_tokens] * 2)  # k and v stacked
+    levels = sublayer.levels(kv_patches, kv_class_tokens, lambda kv: mean_pool(kv, sublayer.kv_stride))
     out = sublayer.attend(query, class_tokens, levels)[..., 0]
     return Propagated(out[:, :, 1:].reshape(query.shape), out[:, :, 0])
 
 
-@_attended.register
+@_propagate_attention.register
 def _(sublayer: ConvolutionalAttention, scalars: Tokens):
     pooled = mean_pool(scalars.patches, sublayer.stride)
-    query, key, class_tokens = (_by_head(sublayer, x) for x in (scalars.patches, pooled, scalars.class_tokens))
-    patches, class_tokens = sublayer.attend([query, key, key], [class_tokens] * 3)
+    q, kv, class_tokens = (_repeat_per_head(sublayer, x) for x in (scalars.patches, pooled, scalars.class_tokens))
+    patches, class_tokens = sublayer.attend([q, kv, kv], [class_tokens] * 3)
     return Propagated(patches[..., 0], class_tokens[..., 0] if class_tokens.shape[1] else None)
 
 
-@_attended.register
+@_propagate_attention.register
 def _(sublayer: ShiftedWindowAttention, scalars: Tokens):
-    patches = _by_head(sublayer, sublayer.padded(scalars.patches))
+    patches = _repeat_per_head(sublayer, sublayer.padded(scalars.patches))
     return Propagated(sublayer.attend(patches, patches, patches, scalars.patches.shape[1:4])[..., 0], None)
 
 
-@_attended.register
+@_propagate_attention.register
 def _(sublayer: LongformerAttention, scalars: FrameSequence):
-    tokens = [_by_head(sublayer, scalars.tokens)] * 3
-    return Propagated(sublayer.attend(tokens, tokens, scalars.valid, [sublayer.kernel] * 2)[..., 0], None)
+    qkv = [_repeat_per_head(sublayer, scalars.tokens)] * 3
+    kernels = [sublayer.kernel] * 2  # of the frames and of the class token: one kernel replays the calls of both
+    return Propagated(sublayer.attend(qkv, qkv, scalars.valid, kernels)[..., 0], None)
 
 
-def _by_head(sublayer, x):
-    """(... 1) -> (... h 1): the same scalars for each head."""
+def _repeat_per_head(sublayer, x):
+    """Returns (... h 1) from (... 1): the same scalars for each head."""
     return repeat(x, "... 1 -> ... h 1", h=sublayer.heads)

@@ -6,6 +6,7 @@ pass is linear in the scalars, so its gradient is the relevance of every patch. 
 window the scalars themselves (see `propagate`), so a new attention scheme needs no change here.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -19,27 +20,28 @@ from vidformers.layers.tokens import Tokens
 
 
 class Relevance(NamedTuple):
-    """The relevance of a batch of clips. Maps are on the grid (t y x) of the first patches.
+    """The relevance of a batch of clips.
+
+    Maps (b t y x) are on the patch grid of the input embedding, before any pooling. Where a later stage has a coarser
+    grid or pooled keys, each of its cells stands for the mean over the patches that it covers.
 
     Attributes:
-        logits: (b k).
+        logits: (b classes).
         target: (b), the explained class.
-        rollout: (b t y x), attention rollout (Abnar and Zuidema, arXiv:2005.00928). Every attention is the mean of its
-            heads, and counts half; its residual path counts the other half. A token without a query keeps its value.
-            Where the grid is coarser, keys are pooled, or a convolution lies between two stages, a cell is the mean of
-            the patches that it covers.
-        gradient: (b t y x), attention weights times their gradients for the target (Chefer et al., arXiv:2103.15679,
-            eq. 5, 6): the positive part, averaged over heads, plus the residual path. ResNet and Swin average their
-            last maps. This average counts as an attention, by the gradient of the scores that would give its weights.
-            For Swin, the path that only passes through the average is subtracted, because it would outweigh all
-            attention.
-        heads: (b h t y x), by head, the attention weights of the class token in the last layer of the encoder in which
-            it reads patches. The grid may be the coarser one of that layer. In Swin, the mean over the queries of all
-            patches. None for a ResNet.
-        frames: (b t), in VTN, the attention weights of the class token in the last temporal layer, averaged over
-            heads. None for other models.
-        dictionary: for every attention sublayer with a dictionary in combined correlation, (layers b), the share of
-            the attention weights on the dictionary.
+        rollout: (b t y x), attention rollout (Abnar and Zuidema, arXiv:2005.00928). A sublayer with attention weights A
+            contributes 0.5 mean_heads(A) + 0.5 I. Tokens without a query contribute I.
+        gradient: (b t y x), attention weights times their gradients (Chefer et al., arXiv:2103.15679, eq. 5, 6). A
+            sublayer contributes mean_heads(relu(A * (d logit / dA))) + I, for the logit of the target. ResNet and Swin
+            end in global average pooling. It is treated as attention with uniform weights, and its gradient is taken
+            with respect to the softmax scores of these weights. For Swin, the relevance that passes through the
+            pooling alone is subtracted, because it would outweigh the relevance that passes through attention.
+        heads: (b h t y x), per head, the attention weights of the class token on the patches, from the last sublayer
+            of the encoder in which the class token attends to patches. The grid of that sublayer may be coarser. Swin
+            has no class token, and the weights are averaged over the queries of all patches. None for a ResNet.
+        frames: (b t), in VTN, the attention weights of the class token on the frames in the last temporal layer,
+            averaged over heads. None for other models.
+        dictionary: by name of the attention sublayer, (layers b), the share of the attention weights on HaViT's
+            dictionary, for hybrid='combined'. Empty for other models.
     """
 
     logits: jax.Array
@@ -52,9 +54,9 @@ class Relevance(NamedTuple):
 
 
 def relevance(model, video, index=None, target=None) -> Relevance:
-    """Returns the relevance of every patch of clips for one class each.
+    """Returns the relevance of every patch of each clip for one class.
 
-    All attention weights are in memory at once. With joint attention, their number is layers x heads x tokens^2.
+    All attention weights are in memory at once. Joint attention has layers x heads x tokens^2 of them per clip.
 
     Args:
         model: a `Classifier`.
@@ -72,22 +74,24 @@ def relevance(model, video, index=None, target=None) -> Relevance:
         logits = RecordingPass(perturbations)(model, video, index)
         return jnp.take_along_axis(logits, target[:, None], axis=-1).sum()
 
-    def propagated(scalars, weights, halve):
-        propagation = PropagationPass(weights, halve)
+    @partial(jax.grad, has_aux=True)
+    def patch_relevance(scalars, weights, *, mean_with_residual):
+        propagation = PropagationPass(weights, mean_with_residual=mean_with_residual)
         return propagation(model, scalars).sum(), propagation.dictionary_shares
 
     gradients = jax.grad(target_logit)(jax.tree.map(jnp.zeros_like, recording.weights))
-    scalars = jnp.zeros((len(video), *recording.grid, 1))
-    gradients = [  # the weights of an average are an array, those of a stage a list
+    scalars = jnp.zeros((len(video), *recording.grid, 1))  # any values: the pass is linear, so its gradient is constant
+    gradients = [
+        # `weights` is an array for average pooling and a list for a stage of attention layers.
         _score_gradients(gradient, weights) if isinstance(weights, jax.Array) else gradient
         for gradient, weights in zip(gradients, recording.weights, strict=True)
     ]
     positive = jax.tree.map(jax.nn.relu, gradients)
-    gradient, _ = jax.grad(propagated, has_aux=True)(scalars, positive, False)
-    if recording.averages_attended_patches:
-        only_average = [*jax.tree.map(jnp.zeros_like, positive[:-1]), positive[-1]]
-        gradient = jnp.maximum(gradient - jax.grad(propagated, has_aux=True)(scalars, only_average, False)[0], 0)
-    rollout, dictionary_shares = jax.grad(propagated, has_aux=True)(scalars, recording.weights, True)
+    gradient, _ = patch_relevance(scalars, positive, mean_with_residual=False)
+    if recording.pools_patches_after_attention:
+        pooling_alone = [*jax.tree.map(jnp.zeros_like, positive[:-1]), positive[-1]]
+        gradient = jnp.maximum(gradient - patch_relevance(scalars, pooling_alone, mean_with_residual=False)[0], 0)
+    rollout, dictionary_shares = patch_relevance(scalars, recording.weights, mean_with_residual=True)
     return Relevance(
         logits,
         target,
@@ -100,36 +104,52 @@ def relevance(model, video, index=None, target=None) -> Relevance:
 
 
 def _score_gradients(gradients, weights):
-    """Returns the gradients of the scores whose softmax gives the weights of an average.
+    """Converts gradients with respect to pooling weights to gradients with respect to their softmax scores.
 
-    They sum to 0, so a gradient that all patches share does not count.
+    With weights w = softmax(s), `gradients` are g = w * (dL / dw), and dL / ds = g - w * sum(g). The result sums to 0
+    over the patches, so a gradient that all patches share cancels out.
     """
     return gradients - weights * gradients.sum(axis=(1, 2, 3), keepdims=True)
 
 
-def _head_maps(stage, tokens, weights, clips):
-    """Returns `Relevance.heads` (b h t y x) from the last stage, its input tokens and its weights."""
+def _head_maps(stage, tokens, weights, num_clips):
+    """Returns `Relevance.heads` (b h t y x) from the last stage, its input tokens and its weights.
+
+    The weighted sums of patch scalars are linear in the scalars, and their Jacobian is the attention weights.
+    """
     graph, parameters = nnx.split(stage.layers)
     sublayers = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[-1], parameters)).sublayers
     weights = jax.tree.map(lambda leaf: leaf[-1], weights)
     scalars = Tokens(*(jnp.zeros((*x.shape[:-1], 1)) for x in tokens))
+    has_class_tokens = tokens.class_tokens.shape[1] > 0
 
-    def attended(patches, sublayer, weights):
-        """(n h): the mean over the class tokens, or over all patches without class tokens. None if they do not read."""
-        found = propagate(sublayer, scalars._replace(patches=patches), weights)
-        if found is None or tokens.class_tokens.shape[1] and found.class_tokens is None:
+    def head_sums(patches, sublayer, weights):
+        """Returns (n h): propagated scalars, averaged over class tokens, or over patches if there are none.
+
+        None if the tokens to average have no queries in this sublayer.
+        """
+        propagated = propagate(sublayer, scalars._replace(patches=patches), weights)
+        if propagated is None:  # not an attention sublayer
             return None
-        out = found.class_tokens if tokens.class_tokens.shape[1] else found.patches
-        return out.reshape(len(out), -1, out.shape[-1]).mean(axis=1)
+        sums = propagated.class_tokens if has_class_tokens else propagated.patches
+        return None if sums is None else sums.reshape(len(sums), -1, sums.shape[-1]).mean(axis=1)
 
-    attentions = [pair for pair in zip(sublayers, weights, strict=True) if attended(scalars.patches, *pair) is not None]
-    maps = jax.jacobian(lambda patches: attended(patches, *attentions[-1]).sum(axis=0))(scalars.patches)[..., 0]
-    frames = len(scalars.patches) // clips  # more than 1 if the encoder runs on single frames
+    attentions = [
+        attention
+        for attention in zip(sublayers, weights, strict=True)
+        if head_sums(scalars.patches, *attention) is not None
+    ]
+    # The sums of a clip depend on its own patches only, so the sum over the clips has the Jacobian of every clip.
+    maps = jax.jacobian(lambda patches: head_sums(patches, *attentions[-1]).sum(axis=0))(scalars.patches)[..., 0]
+    frames = len(scalars.patches) // num_clips  # more than 1 if the encoder runs on single frames
     return rearrange(maps, "h (b f) t y x -> b h (f t) y x", f=frames)
 
 
 def _frame_weights(weights):
     """Returns `Relevance.frames` (b t) from the weights of the last temporal stage."""
-    calls = weights[0]
-    of_class_token = calls[len(calls) // 2]  # the kernel is called for the frames first, then for the class token
-    return of_class_token[0][-1, :, :, 0, 1:].mean(axis=1)
+    calls = weights[0]  # the attention sublayer comes first in a layer
+    # The first half of the calls has the queries of frames, the second half the query of the class token. A half is one
+    # call, or two with a dictionary that has its own attention. The first call of a half reads the clip.
+    sources = calls[len(calls) // 2]
+    last_layer = sources[0][-1]  # (b h q k) with one query, the class token; key 0 is the class token itself
+    return last_layer[:, :, 0, 1:].mean(axis=1)

@@ -14,8 +14,10 @@ HERE = Path(__file__).parent
 
 
 def read_parameters(path):
-    """Returns float32 arrays by name from a safetensors file: 8 bytes with the length of a JSON header, the header, and
-    the arrays."""
+    """Returns float32 arrays by name from a safetensors file.
+
+    The file holds 8 bytes with the length of a JSON header, the header, and the arrays.
+    """
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
