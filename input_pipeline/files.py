@@ -1,7 +1,7 @@
 """Atomic writing: a file or a folder appears complete under its name, or not at all.
 
-Content goes to a temporary name in the same folder, is flushed to the disk, and is then renamed. A process that is
-killed leaves at most a file or folder whose name starts with a dot and ends in `.tmp`.
+Content goes to a temporary name in the same folder and is then renamed. A single file is flushed to the disk first;
+the files of a folder must be flushed by the caller, for example by `write_bytes`. A process that is killed leaves at most a file or folder whose name starts with a dot and ends in `.tmp`.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ def write_bytes(path, content: bytes) -> None:
 
 
 def write_text(path, text: str) -> None:
-    """Writes a text file atomically in UTF-8. Undecodable bytes of file names are written back (surrogateescape)."""
+    """Writes a text file atomically in UTF-8. File names that are not UTF-8 keep their bytes."""
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 

@@ -33,8 +33,8 @@ class Pipeline:
     """The data of a run. The fields are those of the config section `data`.
 
     Attributes:
-        source: kind of the lists, a key of `sources.SOURCES`. 'motion_clips' renders the embedded data set into `root`
-            if it is not there.
+        source: kind of the lists, a key of `sources.SOURCES`. 'motion_clips' renders the demo data set into `root` if it
+            is not there.
         root: folder to which the lists, the class file and the paths in the lists are relative.
         name: data set below `root`, or data set and configuration with a slash between them. Only for the source
             'tfds'.
@@ -45,7 +45,7 @@ class Pipeline:
         num_classes: labels are 0 to num_classes - 1.
         classes: class file with one name per line, or None for the classes of the source.
         frames: frames per clip.
-        sampling: 'uniform', over the whole video, or 'dense', one stretch of the video (see `sampling`).
+        sampling: 'uniform', over the whole video, or 'dense', one contiguous segment (see `sampling`).
         stride, fps: dense sampling takes every stride-th frame, counted at `fps` frames per second. If `fps` is None,
             frames are counted at the frame rate of the file.
         test_starts: where dense test clips start, 'spread' or 'from_first' (see `sampling.Dense`).
@@ -54,7 +54,7 @@ class Pipeline:
         short_side: (low, high) pixels, the scale jitter of training.
         test_short_side: pixels, the scale in testing. None: `size`.
         repeats: clips of each video in a training batch: the same frames, augmented differently (repeated
-            augmentation). A pass over the videos takes `repeats` times as many clips.
+            augmentation). An epoch has `repeats` times as many clips.
         crop, area, aspect, flip, brightness, saturation, gamma, hue, randaugment, magnitude, magnitude_std, erasing:
             augmentation in training, see `augment.TrainAugment`.
         flip_swaps: pairs of class names or label numbers that a mirror turns into each other.
@@ -209,9 +209,9 @@ class Pipeline:
         """Returns an endless iterator over shuffled, augmented training batches.
 
         Global batch k depends on `seed` and k alone, not on the workers, the number of processes or `start`: the order
-        and all random draws are functions of the position in the whole sequence. With n videos per process, video v of
-        process p is video `p * n + v` of the global batch, and its `repeats` rows are adjacent. A batch may hold the
-        end of one epoch and the start of the next.
+        and all random draws are functions of the position in the whole sequence. The processes divide a batch into consecutive
+        videos: with 2 processes and 4 videos, process 1 gets videos 2 and 3. The `repeats` rows of a video are adjacent.
+        A batch may hold the end of one epoch and the start of the next.
 
         Args:
             batch_size: rows of the global batch. A process gets `batch_size / process_count` of them.
@@ -253,8 +253,9 @@ class Pipeline:
             .repeat()
             .random_map(load)[start * videos :]
         )
-        # The processes divide the rows after random_map: before it, all processes would draw the same numbers.
-        # The rows are batched before the workers divide the work: after it, the order would depend on their number.
+        # The processes divide the rows after random_map. Otherwise all processes would draw the same numbers.
+        # The rows are batched before the workers divide the work. Otherwise the order would depend on the number of
+        # workers.
         local_videos = videos_per_process(videos, process_count)
         dataset = ProcessRows(dataset, local_videos, process_index, process_count)
         dataset = dataset.batch(local_videos).map(merge_repeats)

@@ -1,4 +1,4 @@
-"""Sampling: chooses the frames of a clip from the times of the frames, without reading the video.
+"""Sampling: chooses the frames of a clip from the times of the frames, without opening the video.
 
 A frame is on screen from its own time until the time of the next frame, and the last frame until `duration`. Both
 schemes choose instants in seconds and take the frame on screen at each instant. A variable frame rate therefore needs
@@ -15,8 +15,8 @@ import numpy as np
 
 from input_pipeline.errors import DataError
 
-# An instant that should equal the time of a frame may be rounded to either side of it. A microsecond is far above the
-# rounding error and far below the duration of any frame.
+# Because of rounding, an instant that should equal the time of a frame can be slightly smaller or larger. A microsecond
+# is far above the rounding error and far below the duration of any frame.
 _TOLERANCE = 1e-6
 
 
@@ -43,8 +43,8 @@ class Uniform:
     def test(self, times, duration, clips: int) -> np.ndarray:
         """Returns (clips, frames) int64 indices: clip k takes the instant (k + 1/2) / clips of every segment.
 
-        A single clip takes the centres. Several clips interleave, and differ wherever a segment has enough frames. If
-        every clip took the centres, one clip would be scored several times.
+        A single clip takes the centres. Several clips use different offsets inside each segment, so they show different
+        frames wherever a segment has enough of them.
         """
         _check_count("eval.clips", clips)
         within = (np.arange(clips) + 0.5) / clips
@@ -53,7 +53,7 @@ class Uniform:
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """Takes `frames` instants that are `stride` frames apart, from one stretch of the video.
+    """Takes `frames` instants that are `stride` frames apart, from one contiguous segment of the video.
 
     A video shorter than the clip starts at its first frame and repeats its last.
 
@@ -89,10 +89,11 @@ class Dense:
     def test(self, times, duration, clips: int) -> np.ndarray:
         """Returns (clips, frames) int64 indices of clips with evenly spaced starts.
 
-        'spread': from the first possible start to the last possible start, both included. A single clip is centred.
+        'spread': from the first possible start to the last one, at which the last instant is the time of the last frame.
+        A single clip is centred.
 
-        'from_first': clip k of K starts at k / K of the duration that a clip of frames x stride leaves. A single clip
-        is the beginning of the video. The clips never reach the end of the video, however many there are.
+        'from_first': clip k of K starts at k / K x (duration - frames x stride), as in the code that `test_starts` names.
+        A single clip is the beginning of the video, and no clip reaches the end of the video.
         """
         _check_count("eval.clips", clips)
         offsets = self._offsets(times, duration)
