@@ -86,7 +86,7 @@ def memory(in_backward):
     return sum(4 * leaf.size for leaf in jax.tree.leaves(state.parameters)), temporary
 
 
-def test_the_stacks_are_written_in_place_and_the_gradient_never_exists():
+def test_the_stacks_are_written_in_place_and_the_gradient_is_never_materialised():
     """A step needs less temporary memory than the parameters take. The ordinary step needs more."""
     parameters, temporary = memory(in_backward=True)
     assert temporary < 0.7 * parameters

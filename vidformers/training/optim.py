@@ -43,7 +43,7 @@ class OptimConfig:
     Args:
         name: 'adamw' (`b1`, `b2`, decoupled weight decay) or 'sgd' (`momentum`, weight decay added to the gradient).
         lr: the learning rate after the warm-up.
-        weight_decay: its factor.
+        weight_decay: the factor of the weight decay.
         decay: which parameters decay, 'kernels' or 'all'; see `decay_mask`.
         b1, b2: decay rates of Adam's moment estimates.
         momentum, nesterov: the momentum of SGD.
@@ -52,10 +52,11 @@ class OptimConfig:
         warmup_steps, warmup_epochs: the length of the warm-up; give at most one.
         clip_norm: the largest norm of the whole gradient; None does not clip.
         ema_decay: the decay of the parameters' EMA, which the training step updates; None keeps no EMA.
-        frozen: top-level modules whose parameters stay as they are, for example 'encoder' to train only a readout.
-            Their gradient is not computed.
+        frozen: top-level modules whose parameters do not change, for example 'encoder' to train only a readout. Their
+            gradient is not computed.
         in_backward: updates each layer in the backward pass as soon as its gradient is known, so that the whole
-            gradient never exists. Needs model.remat=full, and excludes clip_norm, frozen and train.accumulate.
+            gradient is never materialised. Needs model.remat=full and train.accumulate=1. Cannot be combined with
+            `clip_norm` or `frozen`.
 
     Raises:
         ConfigError: an unknown name or a number out of range.
@@ -117,7 +118,7 @@ def make_optimizer(total_steps: int, steps_per_epoch: float, **section):
         **section: the fields of `OptimConfig`.
 
     Raises:
-        ConfigError: a field that `OptimConfig` refuses, or a warm-up that is not shorter than the run.
+        ConfigError: `OptimConfig` refuses a field, or the warm-up is not shorter than the run.
     """
     config = OptimConfig(**section)
     schedule = _make_schedule(config, total_steps, steps_per_epoch)

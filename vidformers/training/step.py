@@ -33,6 +33,7 @@ class State(NamedTuple):
 def initial_state(make_model, optimizer, ema_decay, seed: int) -> State:
     """Returns the state before the first step, with the parameters that `make_model` draws from `seed`."""
     parameters = nnx.to_pure_dict(nnx.state(make_model(rngs=nnx.Rngs(seed))))
+    # A copy, since the training step donates the state: two of its arrays must not share a buffer.
     ema = jax.tree.map(jnp.copy, parameters) if ema_decay else ()
     return State(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters), ema)
 
@@ -41,7 +42,8 @@ def make_step(graph, optimizer, schedule, **options):
     """Returns the training step (state, batch) -> (state, metrics), to be jitted with the state donated.
 
     The batch is {video (b t y x c), index (b t), label (b), mask (b)}. In a run of several processes it also holds
-    `stop` (b), which is 1 in the rows of a process that was asked to stop. The metrics then say if any was.
+    `stop` (b), which is 1 in the rows of a process that was asked to stop. Then metrics['stop'] is 1 if any process was
+    asked to stop, 0 otherwise.
 
     The loss is the cross-entropy averaged over the rows of the whole batch that have mask 1.
 
@@ -49,23 +51,24 @@ def make_step(graph, optimizer, schedule, **options):
         graph: the graph definition of the model.
         optimizer: the optax transformation.
         schedule: step -> learning rate, for the metrics.
-        **options: the fields of `_Step` below, of which only `seed` must be given.
+        **options: the other fields of `_Step`. Only `seed` is required.
     """
     return _Step(graph, optimizer, schedule, **options).step
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)  # eq=False: hashed by identity, since jax.jit hashes the bound method `step`
 class _Step:
     """The training step with its options.
 
     Args:
         seed: seeds dropout, stochastic depth and mixing, together with the number of the step.
-        accumulate: the number of micro-batches. Their gradients are summed before the one update, so the number does
-            not change the loss.
+        accumulate: the number of micro-batches. Their gradients are summed before the update, so the number does not
+            change the loss.
         label_smoothing: the share of the target that is spread over all classes.
         ema_decay: the decay of the EMA of the parameters, or None.
         frozen: the top-level modules whose gradient is not computed.
-        in_backward: updates the layers of each stage in the backward pass. Excludes `accumulate` and `frozen`.
+        in_backward: updates the layers of each stage in the backward pass. Cannot be combined with `accumulate` or
+            `frozen`.
         mixing: Mixup and CutMix, within each micro-batch. A mixed clip has no single class, so the metrics then hold
             no top-1.
     """
@@ -85,61 +88,66 @@ class _Step:
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         update = self.update_in_backward if self.in_backward else self.update_after_backward
         count = batch["mask"].sum()
-        loss, correct, norm, parameters, opt_state = update(state, batch, count, key)
+        loss, accuracy, norm, parameters, opt_state = update(state, batch, count, key)
         ema = state.ema
         if self.ema_decay:
             ema = optax.incremental_update(parameters, ema, 1 - self.ema_decay)
         metrics = {"loss": loss, "count": count, "gradient_norm": norm, "lr": self.schedule(state.step)}
         if self.mixing is None:
-            metrics["top1"] = correct
+            metrics["top1"] = accuracy
         if "stop" in batch:
             metrics["stop"] = batch["stop"].max()
         return State(state.step + 1, parameters, opt_state, ema), metrics
 
     def update_after_backward(self, state: State, batch, count, key):
-        """Returns (loss, correct, gradient norm, new parameters, new opt_state), updating with the whole gradient."""
+        """Returns (loss, accuracy, gradient norm, new parameters, new opt_state), updating with the whole gradient."""
         sums = self.accumulated_sums(state.parameters, batch, key)
-        loss, correct, gradients = jax.tree.map(lambda x: x / jnp.maximum(count, 1), sums)
+        loss, accuracy, gradients = jax.tree.map(lambda x: x / jnp.maximum(count, 1), sums)
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.parameters)
-        return loss, correct, optax.tree.norm(gradients), optax.apply_updates(state.parameters, updates), opt_state
+        return loss, accuracy, optax.tree.norm(gradients), optax.apply_updates(state.parameters, updates), opt_state
 
     def update_in_backward(self, state: State, batch, count, key):
         """Returns the same as `update_after_backward`, updating layer by layer in the backward pass."""
 
-        def loss(model):
+        def loss_fn(model):
+            # Without `fuse_projections`: the backward pass updates the parameters that the layers are called with, so
+            # these must be the model's own and not products of them.
             return jax.tree.map(lambda x: x / jnp.maximum(count, 1), self.loss_sums(model, batch, key))
 
-        return value_and_update(loss, self.graph, self.optimizer, state.parameters, state.opt_state)
+        return value_and_update(loss_fn, self.graph, self.optimizer, state.parameters, state.opt_state)
 
     def accumulated_sums(self, parameters, batch, key):
-        """Returns (loss, correct, gradient), each summed over the rows of all micro-batches."""
+        """Returns (loss, correct predictions, gradient), each summed over the rows of all micro-batches."""
         if self.accumulate == 1:
-            return self.sums(parameters, batch, key)
-        # A micro-batch takes every accumulate-th row, so that the rows of each device stay on this device.
+            return self.sums_and_gradient(parameters, batch, key)
+        # A micro-batch takes every accumulate-th row, so that no row moves to another device.
         micro = jax.tree.map(lambda x: rearrange(x, "(b a) ... -> a b ...", a=self.accumulate), batch)
         keys = jax.random.split(key, self.accumulate)
         zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, parameters))
         return jax.lax.scan(
-            lambda sums, xs: (jax.tree.map(jnp.add, sums, self.sums(parameters, *xs)), None), zero, (micro, keys)
+            lambda sums, xs: (jax.tree.map(jnp.add, sums, self.sums_and_gradient(parameters, *xs)), None),
+            zero,
+            (micro, keys),
         )[0]
 
-    def sums(self, parameters, batch, key):
-        """Returns (loss, correct, gradient), each summed over the rows of one micro-batch."""
+    def sums_and_gradient(self, parameters, batch, key):
+        """Returns (loss, correct predictions, gradient), each summed over the rows of one micro-batch."""
 
-        def loss(parameters):
+        def loss_fn(parameters):
             is_frozen = frozen_mask(parameters, self.frozen)
             parameters = jax.tree.map(
                 lambda x, frozen: jax.lax.stop_gradient(x) if frozen else x, parameters, is_frozen
             )
+            # Fusing saves multiply-adds. Within the differentiated function, it leaves the parameters as they are.
             return self.loss_sums(fuse_projections(nnx.merge(self.graph, parameters)), batch, key)
 
-        (loss, correct), gradients = jax.value_and_grad(loss, has_aux=True)(parameters)
+        (loss, correct), gradients = jax.value_and_grad(loss_fn, has_aux=True)(parameters)
         return loss, correct, gradients
 
     def loss_sums(self, model, batch, key):
-        """Returns (loss, correct predictions), each summed over the rows of mask 1."""
+        """Returns (loss, correct predictions), each summed over the rows that have mask 1."""
         mask = batch["mask"]
-        # Blank the masked rows before the model: a NaN in their pixels must reach neither the loss nor a gradient.
+        # Zero the masked rows before the model: a NaN in their pixels must reach neither the loss nor a gradient.
         video = jnp.where(mask[:, None, None, None, None] > 0, batch["video"], 0)
         targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], model.num_classes), self.label_smoothing)
         if self.mixing is not None:

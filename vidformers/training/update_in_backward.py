@@ -100,35 +100,42 @@ def value_and_update(loss_fn, graph, optimizer, parameters, opt_state):
     norm = jnp.sqrt(sum(squared_norms.values()) + optax.tree.norm(rest_gradient, squared=True))
     updates, new_opt_state[REST] = optimizer.update(rest_gradient, rest_opt_state, parameters[REST])
     new_parameters[REST] = optax.apply_updates(parameters[REST], updates)
-    paths = [
-        REST,
-        *opt_state,
-    ]  # REST first: the merged state takes the counts of its first state, and only REST's are new
+    # REST comes first, because the merged state takes the step counts of the first state, and only REST has new counts.
+    paths = [REST, *opt_state]
     merged_opt_state = _map_parameter_trees(
         lambda *trees: merge_stages(dict(zip(paths, trees, strict=True))), *(new_opt_state[path] for path in paths)
     )
-    return value, correct, norm, merge_stages(new_parameters), merged_opt_state
+    return loss, accuracy, norm, merge_stages(new_parameters), merged_opt_state
 
 
-def _run_layers(optimizer, opt_state, squared_norm, run, parameters, tokens, rng):
-    """Runs the layers of a stage as `Stage.layer_loop`. `squared_norm` is a zero whose cotangent is the result."""
-    return _scan_with_update(run, optimizer, nnx.to_pure_dict(parameters), opt_state, squared_norm, tokens, rng)
+def _run_layers(optimizer, opt_state, squared_norm, apply_layer, parameters, tokens, rng):
+    """Runs the layers of a stage; the last four arguments are those of `Stage.run_layers`.
+
+    `squared_norm` is a dummy input of value 0. Its cotangent returns the squared norm of the gradient.
+    """
+    parameters = nnx.to_pure_dict(parameters)
+    return _scan_with_update(apply_layer, optimizer, parameters, opt_state, squared_norm, tokens, rng)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _scan_with_update(run, optimizer, parameters, opt_state, squared_norm, tokens, rng):
-    return jax.lax.scan(run, tokens, (parameters, rng))[0]
+def _scan_with_update(apply_layer, optimizer, parameters, opt_state, squared_norm, tokens, rng):
+    """Scans the layers. `opt_state` and `squared_norm` are inputs only so that their cotangents exist."""
+    return jax.lax.scan(apply_layer, tokens, (parameters, rng))[0]
 
 
-def _scan_forward(run, optimizer, parameters, opt_state, squared_norm, tokens, rng):
-    """Runs the layers and keeps the input of each, as model.remat=full does."""
-    tokens, inputs = jax.lax.scan(lambda tokens, layer: (run(tokens, layer)[0], tokens), tokens, (parameters, rng))
+def _scan_forward(apply_layer, optimizer, parameters, opt_state, squared_norm, tokens, rng):
+    """Scans the layers and keeps the input of each layer, as model.remat=full does."""
+    tokens, inputs = jax.lax.scan(
+        lambda tokens, layer: (apply_layer(tokens, layer)[0], tokens), tokens, (parameters, rng)
+    )
     return tokens, (parameters, opt_state, squared_norm, inputs, rng)
 
 
-def _scan_backward(run, optimizer, residuals, cotangent):
-    """Returns the updated parameters, the updated optimizer state, the squared gradient norm, and the one true
-    cotangent, that of the tokens."""
+def _scan_backward(apply_layer, optimizer, residuals, cotangent):
+    """Returns the updated parameters, the updated optimizer state, the squared gradient norm, and a true cotangent.
+
+    The true cotangent is that of `tokens`.
+    """
     parameters, opt_state, squared_norm, inputs, rng = residuals
     depth = len(jax.tree.leaves(parameters)[0])
 
@@ -136,10 +143,11 @@ def _scan_backward(run, optimizer, residuals, cotangent):
         cotangent, parameters, opt_state, squared_norm = carry
         i = depth - 1 - step
         layer, layer_opt_state, layer_rng, layer_input = jax.tree.map(
+            # Scalars, such as step counts, are not stacked. All layers use the same value.
             lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False) if x.ndim else x,
             (parameters, opt_state, rng, inputs),
         )
-        _, pullback = jax.vjp(lambda layer, tokens: run(tokens, (layer, layer_rng))[0], layer, layer_input)
+        _, pullback = jax.vjp(lambda layer, tokens: apply_layer(tokens, (layer, layer_rng))[0], layer, layer_input)
         gradient, cotangent = pullback(cotangent)
         squared_norm += optax.tree.norm(gradient, squared=True)
         updates, layer_opt_state = optimizer.update(gradient, layer_opt_state, layer)
