@@ -1,7 +1,8 @@
 """Atomic writing: a file or a folder appears complete under its name, or not at all.
 
 Content goes to a temporary name in the same folder and is then renamed. A single file is flushed to the disk first;
-the files of a folder must be flushed by the caller, for example by `write_bytes`. A process that is killed leaves at most a file or folder whose name starts with a dot and ends in `.tmp`.
+the files of a folder must be flushed by the caller, for example by `write_bytes`. A process that is killed leaves at
+most a file or folder whose name starts with a dot and ends in `.tmp`.
 """
 
 import contextlib

@@ -89,11 +89,12 @@ class Dense:
     def test(self, times, duration, clips: int) -> np.ndarray:
         """Returns (clips, frames) int64 indices of clips with evenly spaced starts.
 
-        'spread': from the first possible start to the last one, at which the last instant is the time of the last frame.
-        A single clip is centred.
+        'spread': from the first possible start to the last one, at which the last instant is the time of the
+        last frame. A single clip is centred.
 
-        'from_first': clip k of K starts at k / K x (duration - frames x stride), as in the code that `test_starts` names.
-        A single clip is the beginning of the video, and no clip reaches the end of the video.
+        'from_first': clip k of K starts at k / K x (duration - frames x stride), as in the code that
+        `test_starts` names. A single clip is the beginning of the video, and no clip reaches the end of the
+        video.
         """
         _check_count("eval.clips", clips)
         offsets = self._offsets(times, duration)
