@@ -34,8 +34,7 @@ class Pipeline:
 
     Attributes:
         source: kind of the lists, a key of `sources.SOURCES`. 'motion_clips' renders the demo data set into
-        `root` if it
-            is not there.
+            `root` if it is not there.
         root: folder to which the lists, the class file and the paths in the lists are relative.
         name: data set below `root`, or data set and configuration with a slash between them. Only for the source
             'tfds'.
@@ -211,9 +210,8 @@ class Pipeline:
 
         Global batch k depends on `seed` and k alone, not on the workers, the number of processes or `start`: the order
         and all random draws are functions of the position in the whole sequence. The processes divide a batch
-        into consecutive
-        videos: with 2 processes and 4 videos, process 1 gets videos 2 and 3. The `repeats` rows of a video are
-        adjacent. A batch may hold the end of one epoch and the start of the next.
+        into consecutive videos: with 2 processes and 4 videos, process 1 gets videos 2 and 3. The `repeats` rows of a
+        video are adjacent. A batch may hold the end of one epoch and the start of the next.
 
         Args:
             batch_size: rows of the global batch. A process gets `batch_size / process_count` of them.
