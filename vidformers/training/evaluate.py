@@ -1,6 +1,6 @@
 """Evaluation: averages the views of each video and counts each video once, on any number of devices.
 
-Batches return sums. The sums are added up and divided once at the end, so that the batch size changes no metric.
+Each batch yields sums. They are added up and divided once at the end, so that the batch size changes no metric.
 """
 
 import json
@@ -22,7 +22,7 @@ from vidformers.parallel.mesh import num_batch_shards, with_mesh
 from vidformers.parallel.processes import allgather_strings, barrier
 from vidformers.parallel.state import replicated_sharding
 
-_MAX_VIDEOS_PER_DEVICE = 32  # in one batch; larger batches made no model faster
+_MAX_VIDEOS_PER_DEVICE = 32  # larger batches made no model faster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,13 @@ class EvalProtocol:
 
     Args:
         clips, crops: each video is evaluated in `clips` x `crops` views.
-        frames: frames of a view, spread over the whole video, for models that take any number of frames. None takes as
-            many as in training.
+        frames: frames per view, spread over the whole video, for models that take any number of frames. None takes the
+            number of frames of training.
         average: what is averaged over the views, 'probabilities' or 'logits'.
-        batch_size: videos of a batch over all devices. None takes the largest batch that fits in device memory and,
-            times the batches that workers keep ready, in the host's shared memory, up to 32 videos per device.
-        views_at_once: views of each video that run together. Memory grows with this number, not with that of the views.
-        on_bad: 'error' ends the evaluation at a video that cannot be decoded; 'skip' leaves the video out and reports
+        batch_size: videos per batch over all devices. None takes the largest batch that fits in device memory, with at
+            most 32 videos per device. All prefetched batches must also fit in the host's shared memory.
+        views_at_once: views of each video that run together. Memory grows with this number, not with `clips` x `crops`.
+        on_bad: 'error' stops the evaluation at a video that cannot be decoded; 'skip' excludes the video and reports
             it.
         checkpoint: the checkpoint that `--mode=eval` reads, 'latest' or 'best'.
 
@@ -90,10 +90,10 @@ class EvalResult(NamedTuple):
 
 
 def log_probabilities(model, video, index, average: str, views_at_once: int):
-    """Returns log-probabilities (b k) averaged over the views v of videos (b v t y x c).
+    """Returns log-probabilities (b n) averaged over the views v of videos (b v t y x c), for n classes.
 
     Args:
-        model: (video (b t y x c), index=(b t)) -> logits (b k).
+        model: (video (b t y x c), index=(b t)) -> logits (b n).
         index: the frame indices (b v t), or None.
         average: 'probabilities' or 'logits'.
         views_at_once: views that run together.
@@ -114,17 +114,16 @@ def _map_views(run, video, index, views_at_once):
 
 
 def _average(logits, average: str):
-    """Returns log-probabilities (b k) of logits (v b k), the mean over the views of 'probabilities' or 'logits'."""
+    """Returns log-probabilities (b n) of logits (v b n), averaged over the views as 'probabilities' or 'logits'."""
     if average == "logits":
         return jax.nn.log_softmax(logits.mean(axis=0))
     return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(len(logits))
 
 
 def batch_sums(graph, average: str, views_at_once: int, parameters, batch) -> EvalSums:
-    """Returns the sums of one batch {video, index, label, mask}. Rows of mask 0 are not counted."""
-    log_p = log_probabilities(
-        fuse_projections(nnx.merge(graph, parameters)), batch["video"], batch.get("index"), average, views_at_once
-    )
+    """Returns the sums over one batch {video, index, label, mask}. Rows that have mask 0 are not counted."""
+    model = fuse_projections(nnx.merge(graph, parameters))  # the same output with fewer multiply-adds
+    log_p = log_probabilities(model, batch["video"], batch.get("index"), average, views_at_once)
     label, mask = batch["label"], batch["mask"]
     label_log_p = jnp.take_along_axis(log_p, label[:, None], axis=1)[:, 0]
     num_classes = log_p.shape[1]
@@ -168,7 +167,7 @@ class Evaluator:
             in_shardings=(parameter_shardings, None),
             out_shardings=replicated_sharding(mesh),
         )
-        self.programs = {}  # {shape of the batch's video: compiled `step`}
+        self.programs = {}  # shape of the field `video` -> compiled `step`
 
     def choose_batch_size(
         self,
@@ -181,13 +180,13 @@ class Evaluator:
     ) -> int:
         """Returns `eval.batch_size`, or the largest batch that fits in memory, for clips (frames size size 3).
 
-        The memory of any batch is extrapolated linearly from the programs for one and two videos per device, as the
-        compiler reports it. All processes return the same number.
+        Compiles for 1 and 2 videos per device, reads the memory that the compiler reports, and extrapolates linearly to
+        larger batches. All processes return the same number.
 
         Args:
             other_bytes: bytes on a device besides the parameters.
-            max_batch_bytes: the most bytes that the clips of this process's batch may have.
-            max_videos: the most videos of a batch. With larger batches, some workers would get no batch.
+            max_batch_bytes: upper limit for the bytes of the clips in this process's part of a batch.
+            max_videos: upper limit for the videos of a batch. With larger batches, some workers would get no batch.
         """
         if self.protocol.batch_size is not None:
             return self.protocol.batch_size
@@ -214,9 +213,11 @@ class Evaluator:
         one, two = needed(1), needed(2)
         if two < math.inf:
             bounds.append(1 + (limit - one) // max(two - one, 1))
+        # Rounding down to a power of two leaves a margin for the extrapolation. Its benefit was not measured.
         per_shard = 2 ** (int(max(min(bounds), 1)).bit_length() - 1)
         while per_shard > 1 and needed(per_shard) > limit:
             per_shard //= 2
+        # The minimum, in case the memory that a process reads from its own programs differs.
         return min(map(int, allgather_strings(str(per_shard)))) * shards
 
     def compile(self, parameters, videos: int, frames: int, size: int):
@@ -225,20 +226,21 @@ class Evaluator:
         return self.step.lower(parameters, abstract_batch(self.mesh, video)).compile()
 
     def run_step(self, parameters, batch) -> EvalSums:
-        """Runs `step`. Before its first run with a batch shape, all processes have compiled it."""
+        """Runs `step`. For a new batch shape: compiles, waits until all processes have compiled, then runs."""
         shape = batch["video"].shape
         if shape not in self.programs:
             self.programs[shape] = self.step.lower(parameters, batch).compile()
             barrier()
         return self.programs[shape](parameters, batch)
 
-    def __call__(self, parameters, batches, bad_video, advance=lambda videos: None) -> EvalResult:
+    def __call__(self, parameters, batches, make_error, advance=lambda videos: None) -> EvalResult:
         """Evaluates `parameters` on all `batches`.
 
         Args:
-            batches: an iterable of {video (b v t y x c), label, mask, id, error}. A row of mask 0 is padding if its id
-                is negative, and a video that could not be decoded otherwise.
-            bad_video: (id, error) -> the exception to raise for such a video, unless `eval.on_bad` is 'skip'.
+            batches: an iterable of {video (b v t y x c), label, mask, id, error}. A row that has mask 0 is padding if
+                its id is negative, and a video that could not be decoded otherwise.
+            make_error: (id, error) -> the exception to raise for a video that could not be decoded. Not called if
+                `eval.on_bad` is 'skip'.
             advance: called after each batch with the number of its rows in all processes.
 
         Raises:
@@ -249,23 +251,23 @@ class Evaluator:
             for row in np.flatnonzero((batch["mask"] == 0) & (batch["id"] >= 0)):
                 error = batch["error"][row].decode("utf-8", "replace")
                 if self.protocol.on_bad == "error":
-                    raise bad_video(int(batch["id"][row]), error)
+                    raise make_error(int(batch["id"][row]), error)
                 skipped.append((int(batch["id"][row]), error))
             sums = self.run_step(parameters, put_batch(self.mesh, batch))
             sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
             total = sums if total is None else jax.tree.map(np.add, total, sums)
             advance(len(batch["mask"]) * jax.process_count())
         require(total is not None and total.count > 0, "data.val: none of its videos could be evaluated.")
-        of_all_processes = allgather_strings(json.dumps(skipped))
+        skipped_per_process = allgather_strings(json.dumps(skipped))
         return EvalResult(
             {f"val/{name}@{self.protocol.name}": value for name, value in _metrics(total).items()},
             total.confusion.astype(np.int64),
-            sorted(tuple(video) for videos in of_all_processes for video in json.loads(videos)),
+            sorted(tuple(video) for videos in skipped_per_process for video in json.loads(videos)),
         )
 
 
 def _metrics(total: EvalSums) -> dict[str, float]:
-    """Returns the metrics of the sums over all videos. Classes without videos are not part of `mean_class_top1`."""
+    """Returns the metrics, given the sums over all videos. `mean_class_top1` ignores classes without videos."""
     metrics = {name: float(getattr(total, name) / total.count) for name in ("top1", "top5", "loss")}
     videos_per_class = total.confusion.sum(axis=1)
     top1_per_class = np.diag(total.confusion) / np.maximum(videos_per_class, 1)

@@ -12,8 +12,8 @@ from input_pipeline.files import atomic_file, write_text
 class MetricWriter:
     """Appends metrics to `metrics.jsonl` and to TensorBoard events. Only one process of a run has a writer.
 
-    When a run continues, the rows after the restored step are removed first, and a row that a kill cut short as well:
-    `metrics.jsonl` is rewritten atomically. The events are written anew from its rows.
+    When a run continues, `metrics.jsonl` is first rewritten atomically without the rows after the restored step and
+    without a last row that is incomplete after a kill. The events are then written anew from its rows.
 
     Args:
         workdir: the folder of the run.
@@ -36,7 +36,7 @@ class MetricWriter:
         self._board.flush()
 
     def write(self, step: int, metrics: dict) -> None:
-        """Appends a row. Does nothing if the step has a row with these metrics, as when a finished run is repeated."""
+        """Appends a row. Does nothing if the step has a row with these metrics, as when a finished run is run again."""
         row = {"step": step, "time": round(time.time(), 3), **{name: float(x) for name, x in metrics.items()}}
         if _step_and_names(row) in self._written:
             return
@@ -60,7 +60,7 @@ def _step_and_names(row: dict) -> tuple:
 
 
 def read_metrics(workdir: Path) -> list[dict]:
-    """Returns the rows of `metrics.jsonl` in order, up to a row that was cut short; [] if there is no file."""
+    """Returns the rows of `metrics.jsonl` in order, up to an incomplete row; [] if there is no file."""
     rows: list[dict] = []
     path = Path(workdir) / "metrics.jsonl"
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
@@ -95,7 +95,7 @@ def draw_confusion(workdir: Path, confusion: np.ndarray, names, title: str) -> N
     Args:
         workdir: the folder of the run.
         confusion: counts of videos (true class, predicted class).
-        names: the class names, which are shown for at most 30 classes.
+        names: the class names. They are shown if there are at most 30 classes.
         title: the title of the picture.
     """
     plt = _pyplot()
@@ -124,7 +124,7 @@ def draw_confusion(workdir: Path, confusion: np.ndarray, names, title: str) -> N
 
 
 def _pyplot():
-    """Imports pyplot, which takes a second, with a backend that needs no display."""
+    """Returns pyplot with a backend that needs no display. Imported late, since the import takes a second."""
     import matplotlib
 
     matplotlib.use("Agg")

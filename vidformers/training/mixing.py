@@ -11,7 +11,7 @@ from vidformers.errors import require
 
 @dataclass(frozen=True)
 class Mixing:
-    """Mixes each clip with a partner from the same batch. The share is drawn per clip and holds for all its frames.
+    """Mixes each clip with a partner from the same batch. The partner's share is drawn per clip, for all its frames.
 
     Mixup blends the two clips at every pixel. CutMix replaces a box, the same in every frame, by the partner's pixels.
     The targets are blended in the same shares as the pixels.
@@ -40,21 +40,21 @@ class Mixing:
 
     @property
     def active(self) -> bool:
-        """Whether any clip can be mixed. If not, callers skip the exchange of rows between devices."""
+        """Whether any clip can be mixed. If not, the exchange of rows between devices is skipped."""
         return self.probability > 0 and (self.mixup > 0 or self.cutmix > 0)
 
     def __call__(self, video, targets, mask, key):
         """Mixes row i with row i - b // 2, modulo b.
 
-        Batches are drawn at random, so a fixed partner is a random one. It costs one exchange of rows between devices.
-        A drawn partner would all-gather the batch on every device. Neighbouring rows, which may be clips of one video
-        (data.repeats), are never mixed.
+        Batches are drawn at random, so a partner at a fixed distance is a random clip. It costs one exchange of rows
+        between devices, whereas a random permutation would all-gather the batch on every device. Neighbouring rows,
+        which may be clips of one video (data.repeats), are never mixed.
 
         Args:
             video: (b t y x c) uint8, or floats.
             targets: (b n) float, with label smoothing already applied.
             mask: (b), 0 for a row without data. Such a row is not mixed, and neither is the row whose partner it is.
-            key: the key of the draws. They depend only on the key and on the row number.
+            key: the random key. The random numbers of a row depend only on the key and on the row number.
 
         Returns:
             The video in its own dtype (mixed in float32; uint8 is rounded to the nearest level) and the targets.
@@ -74,7 +74,7 @@ class Mixing:
         return mixed, targets + share * (_partner(targets) - targets)
 
     def _draw(self, key, rows: int, height: int, width: int):
-        """Returns the partner's share (b) and weight (b y x). The share is the mean of the weight over the frame."""
+        """Draws the partner's share (b) and weight (b y x). The share is the mean of the weight over the frame."""
         method_key, share_key, applied_key, y_key, x_key = jax.random.split(key, 5)
         switch = self.switch if self.mixup and self.cutmix else float(self.cutmix > 0)
         is_cutmix = jax.random.uniform(method_key, (rows,)) < switch

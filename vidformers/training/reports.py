@@ -1,4 +1,4 @@
-"""What a run tells its user: notes on the data, the table of pretrained weights, and the files and table at its end."""
+"""Messages and results for the user: notes on the data, a table of pretrained weights, closing table and pictures."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _PERCENTAGES = ("top1", "top5", "mean_class_top1")
 
 
 def print_report(pretrained: Pretrained) -> None:
-    """Prints a table of all parameters and how each was set."""
+    """Prints a table of all parameters with the origin of each."""
     counts = ", ".join(f"{count} {how}" for how, count in pretrained.counts.items())
     table(
         f"{pretrained.file.path}, a {pretrained.layout}: {counts}",
@@ -27,7 +27,7 @@ def print_report(pretrained: Pretrained) -> None:
 
 
 def data_notes(setup: Setup, workdir: Path) -> Iterator[str]:
-    """Yields sentences on videos that are missing or excluded, and on batches with several clips of a video."""
+    """Yields sentences about videos that are missing or excluded, and about several clips per video in a batch."""
     for manifest in (setup.pipeline.train_manifest, setup.pipeline.val_manifest):
         if manifest.missing:
             yield (
@@ -40,7 +40,7 @@ def data_notes(setup: Setup, workdir: Path) -> Iterator[str]:
     if repeats > 1:
         yield (
             f"A batch of {batch_size} clips holds {batch_size // repeats} videos with {repeats} clips of each "
-            f"(data.repeats). A pass over the videos takes {repeats} times as many steps."
+            f"(data.repeats). An epoch takes {repeats} times as many steps."
         )
 
 
@@ -79,7 +79,7 @@ def draw_run(setup: Setup, workdir: Path, result: EvalResult) -> None:
 
 
 def draw_result(setup: Setup, workdir: Path, result: EvalResult) -> None:
-    """Draws the confusion matrix of an evaluation by the config section `eval`."""
+    """Draws the confusion matrix of an evaluation by the protocol of the config section `eval`."""
     top1 = result.metrics[f"val/top1@{setup.protocol.name}"]
     draw_confusion(
         workdir, result.confusion, setup.pipeline.class_names, f"top-1 {top1:.1%} ({setup.protocol.name} views)"

@@ -30,15 +30,15 @@ class TrainConfig:
 
     Args:
         total_steps, total_epochs: the length of the run; give one.
-        batch_size: clips of an optimizer step, over all devices and micro-batches.
-        accumulate: micro-batches of a step.
+        batch_size: clips per optimizer step, over all devices and micro-batches.
+        accumulate: micro-batches per step.
         log_every_steps: steps between two log lines.
-        eval_every_steps, eval_every_epochs: time between evaluations by one centre view. If neither is given, the only
-            evaluation is at the end.
+        eval_every_steps, eval_every_epochs: interval of the periodic evaluations, which use one centre view. If neither
+            is given, the only evaluation is at the end.
         label_smoothing: share of the target that is spread over all classes.
-        profile_steps: (first, last) step to trace for Perfetto and XProf; empty traces none.
-        mixup, cutmix, mix_probability, mix_switch: the fields of `mixing.Mixing`. Clips are not mixed if the first two
-            are 0.
+        profile_steps: (first, last) step to trace for Perfetto and XProf; () traces none.
+        mixup, cutmix, mix_probability, mix_switch: the fields of `mixing.Mixing`. Clips are not mixed if `mixup` and
+            `cutmix` are 0.
 
     Raises:
         ConfigError: a field is out of range.
@@ -95,18 +95,20 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A run before any array exists: its checked config, its data, and the shapes and shardings of its state.
+    """The setup of a run, without arrays: its checked config, its data, and the shapes and shardings of its state.
 
     Attributes:
         config: the config as nested dicts.
-        train_config, protocol, optim, init: its sections `train`, `eval`, `optim` and `init`.
-        pipeline: its section `data`, with the manifests.
-        make_model: builds the model, given `rngs`.
+        train_config, protocol, optim, init: its sections `train`, `eval`, `optim` and `init`. `protocol` is that of
+            the final evaluation and of `--mode=eval`.
+        pipeline: the data pipeline, from its section `data`.
+        make_model: rngs -> the model.
         graph: the graph definition of the model.
         optimizer: the optax transformation.
         schedule: step -> learning rate.
         abstract: the shapes and shardings of the training state.
-        eval_every: steps between evaluations during training, or None.
+        total_steps: the length of the run.
+        eval_every: steps between two periodic evaluations, or None.
     """
 
     config: dict
@@ -131,15 +133,15 @@ class Setup:
 
     @property
     def periodic_protocol(self) -> EvalProtocol:
-        """The protocol of evaluations during training: one centre view."""
+        """The protocol of periodic evaluations: one centre view."""
         return replace(self.protocol, clips=1, crops=1)
 
     def evaluator(self, protocol: EvalProtocol) -> Evaluator:
         """Returns the evaluator of a protocol.
 
         Raises:
-            ConfigError: the model does not take `protocol.frames` with the parameters of data.frames, or the protocol
-                cannot be divided among the devices.
+            ConfigError: the shapes of the parameters depend on the number of frames, and `protocol.frames` differs from
+                data.frames; or the protocol cannot be divided among the devices.
         """
         graph = self.graph
         if protocol.frames is not None:
@@ -168,19 +170,19 @@ def abstract_state(make_model, optimizer, ema_decay: float | None, mesh):
 
 
 def set_up(config: dict, training: bool = True) -> Setup:
-    """Reads the manifests and checks every field, before anything is compiled or written.
+    """Reads the manifests and checks every field. Compiles and writes nothing.
 
     Args:
         config: the config as nested dicts.
-        training: False for evaluation only. The training videos may then be missing, and durations are ignored, since
-            their epochs cannot be counted.
+        training: False for evaluation only. Then the training videos may be missing, and durations are ignored, since
+            the length of an epoch is unknown.
 
     Raises:
         ConfigError, DataError: a field or a file that cannot work.
     """
     require(config["seed"] >= 0, f"seed={config['seed']} must be at least 0.")
     pipeline = Pipeline(**config["data"])
-    _ = pipeline.val_manifest, pipeline.flip_map  # properties that read files: a mistake must be found here
+    _ = pipeline.val_manifest, pipeline.flip_map  # reads files, so that mistakes in them are reported now
     train_config, protocol = TrainConfig(**config["train"]), EvalProtocol(**config["eval"])
     mesh = make_mesh(**config["mesh"])
     if training:
@@ -232,7 +234,7 @@ def _check_context(config: dict, mesh) -> None:
 
 
 def _durations(config: TrainConfig, steps_per_epoch: float) -> tuple[int, int | None]:
-    """Returns the length of the run and the time between evaluations, in steps."""
+    """Returns the length of the run and the interval of periodic evaluations, in steps."""
     total = duration_in_steps("train.total", config.total_steps, config.total_epochs, steps_per_epoch)
     require(total is not None and total >= 1, "train.total_steps or train.total_epochs must be set, to 1 step or more.")
     eval_every = duration_in_steps(
@@ -246,9 +248,9 @@ def _durations(config: TrainConfig, steps_per_epoch: float) -> tuple[int, int | 
 
 
 def _check_best(best: str, protocol: EvalProtocol) -> None:
-    """Checks that a run computes the metric by which the best checkpoint is chosen."""
+    """Checks that the evaluations of a run yield the metric by which the best checkpoint is chosen."""
     protocols = (replace(protocol, clips=1, crops=1), protocol)
-    metrics = [f"val/{score}@{each.name}" for each in protocols for score in ("top1", "top5", "mean_class_top1")]
+    metrics = [f"val/{name}@{protocol.name}" for protocol in protocols for name in ("top1", "top5", "mean_class_top1")]
     require(best in metrics, f"checkpoint.best={best} must be one of {', '.join(dict.fromkeys(metrics))}.")
 
 
@@ -286,7 +288,7 @@ def compile_step(setup: Setup, **changes):
     """Returns the training step, compiled for the mesh of the run.
 
     Args:
-        **changes: values in place of those of the config: fields of the model, `accumulate` or `in_backward`.
+        **changes: values that replace those of the config: fields of the model, `accumulate` or `in_backward`.
     """
     config = setup.train_config
     accumulate = changes.pop("accumulate", config.accumulate)
@@ -314,7 +316,7 @@ def compile_step(setup: Setup, **changes):
 
 
 def lower_step(step, mesh, abstract: State, batch: dict):
-    """Returns `step` lowered for a mesh. The state and the batch are given as shapes, dtypes and shardings."""
+    """Returns `step` lowered for a mesh. State and batch are trees of `jax.ShapeDtypeStruct` with shardings."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     jitted = jax.jit(with_mesh(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated_sharding(mesh)))
     return jitted.lower(abstract, batch)
@@ -324,10 +326,10 @@ def compile_within_memory(setup: Setup, limit: float | None = None):
     """Returns the compiled training step if it fits in device memory.
 
     Args:
-        limit: bytes of memory of a device; None takes the bytes that the device has.
+        limit: the memory of a device in bytes; None asks the device.
 
     Raises:
-        ConfigError: the step does not fit. The message names a setting with which it would.
+        ConfigError: the step does not fit. The message names a setting with which it fits, if there is one.
     """
     limit = memory.bytes_available() if limit is None else limit
     needed = None
@@ -343,7 +345,7 @@ def compile_within_memory(setup: Setup, limit: float | None = None):
 
 
 def _smaller_settings(setup: Setup) -> Iterator[tuple[str, int]]:
-    """Yields (settings that need less memory, bytes of the step with them), from the least to the most costly."""
+    """Yields (settings that need less memory, bytes of the step with them). The settings that cost least come first."""
     config, optim = setup.train_config, setup.optim
     accumulate, clips_per_device = config.accumulate, config.batch_size // num_batch_shards(setup.mesh)
     if optim.in_backward:

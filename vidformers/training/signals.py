@@ -1,11 +1,11 @@
 """SIGINT and SIGTERM outside the training loop, which `stopping.StopSignal` handles.
 
-The signal handler raises `StopRequested`, a KeyboardInterrupt. That is not enough, since some code swallows whatever is
-raised in it: Python ignores exceptions in `__del__` and in callbacks of the garbage collector, where JAX has one, and
+The signal handler raises `StopRequested`, a KeyboardInterrupt. That is not enough, since some code ignores all
+exceptions: Python ignores exceptions in `__del__` and in callbacks of the garbage collector, among them one of JAX, and
 JAX ignores exceptions at some points of tracing. The signal would be lost, and the program would run on. Therefore
-`StopRequested.__del__` sends the signal again if the exception is freed before `report_stop` has handled it. The 10 ms
-delay lets the swallowing code return first. This is held by
-`test_a_signal_is_sent_again_if_its_exception_is_swallowed` in tests/training/test_signals.py.
+`StopRequested.__del__` sends the signal again if the exception is freed before `report_stop` has handled it. The delay
+of 10 ms lets the code that ignored the exception return first.
+`test_a_signal_is_sent_again_if_its_exception_is_swallowed` in tests/training/test_signals.py checks this.
 
 This module imports no JAX: the handlers must be installed before the imports that take seconds.
 """
@@ -36,7 +36,7 @@ class StopRequested(KeyboardInterrupt):
 def install_signal_handlers() -> None:
     """Makes SIGINT and SIGTERM raise `StopRequested`.
 
-    A shell starts background programs such that they ignore SIGINT; they heed it after this call.
+    A shell starts background programs with SIGINT ignored. After this call, SIGINT stops them as well.
     """
 
     def handle(number, _):
@@ -44,14 +44,14 @@ def install_signal_handlers() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)
-    # Python reports each swallowed exception on stderr. These come again, so the report would mislead.
+    # Python reports each ignored exception on stderr. For `StopRequested` the report would mislead: it is sent again.
     sys.unraisablehook = lambda report: isinstance(report.exc_value, StopRequested) or sys.__unraisablehook__(report)
 
 
 def report_stop(request: StopRequested) -> int:
     """Prints that the program was interrupted and returns its exit status, 128 + the number of the signal."""
     request.is_handled = True
-    # The program ends here. Objects and coroutines that are freed half-way would only warn about it.
+    # The program ends here. Objects and coroutines that are freed early would print warnings.
     warnings.simplefilter("ignore")
     sys.unraisablehook = lambda _: None
     print("Interrupted. Nothing is lost: run the same command again to continue.", file=sys.stderr)

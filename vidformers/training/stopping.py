@@ -7,11 +7,11 @@ import numpy as np
 
 
 class StopSignal:
-    """Records the first SIGTERM or SIGINT, so that the training loop can stop after a whole step. The second one kills.
+    """Records the first SIGTERM or SIGINT, so that the training loop can stop between two steps. The second one kills.
 
-    In a run of several processes, any of them may get the signal, but all must stop at the same step. Each process
-    therefore sends its flag with the batch (`attach_flag`), the training step takes the maximum, and all processes read
-    it from the same metrics (`read_flag`).
+    In a run of several processes, any process may get the signal, but all must stop at the same step. Therefore each
+    process sends its flag with the batch (`attach_flag`), the training step takes the maximum over all processes, and
+    all processes read it from the same metrics (`read_flag`).
 
     `signal` is the number of the signal that this process got, or None.
     """
@@ -31,22 +31,22 @@ class StopSignal:
 
     @property
     def requested(self) -> bool:
-        """Whether the run must stop. The same in all processes after the same fetched metrics."""
+        """Whether the run must stop. Equal in all processes once they have read the same metrics."""
         return self._agreed if jax.process_count() > 1 else self.signal is not None
 
     def attach_flag(self, batch: dict) -> dict:
-        """Returns the batch of this process, with the flag added if there are several processes."""
+        """Returns the batch of this process, with the field `stop` added if there are several processes."""
         if jax.process_count() == 1:
             return batch
         return batch | {"stop": np.full(len(batch["mask"]), self.signal is not None, np.float32)}
 
     def read_flag(self, metrics: dict) -> None:
-        """Reads the flag that the training step took over all processes."""
+        """Reads the maximum of the flags of all processes from the metrics of a step."""
         self._agreed = self._agreed or metrics.get("stop", 0) > 0
 
 
 class Interrupted(Exception):
-    """Raised when a run was stopped by a signal. Its state is saved, and the same command continues it.
+    """Raised when a signal stopped a run. The state is saved, and the same command continues the run.
 
     `signal` is the number of the signal.
     """

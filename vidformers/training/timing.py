@@ -7,14 +7,14 @@ import jax
 
 
 class PhaseTimer:
-    """Measures the phases of a run. `seconds` is {phase: seconds}, in the order in which the phases ended first."""
+    """Measures the phases of a run. `seconds` is {phase: seconds}, ordered by the first end of each phase."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def measure(self, phase: str):
-        """Adds the time inside this context to `phase`, without the time of other phases inside it."""
+        """Adds the time spent inside this context to `phase`, except the time of other phases measured inside it."""
         start, inner_before = time.perf_counter(), sum(self.seconds.values())
         yield
         inner = sum(self.seconds.values()) - inner_before
@@ -37,15 +37,15 @@ class Throughput:
 
     def next_batch(self, batches) -> dict:
         """Returns the next batch of this process, and measures how long it took to arrive."""
-        asked = time.perf_counter()
+        start = time.perf_counter()
         batch = next(batches)
-        self._waited += time.perf_counter() - asked
+        self._waited += time.perf_counter() - start
         self._steps += 1
         self._frames += int(batch["decoded"].sum())
         return batch
 
     def pop_rates(self) -> dict:
-        """Returns the rates since the last log line, and begins the next measurement."""
+        """Returns the rates since the last log line, and starts the next measurement."""
         seconds = time.perf_counter() - self._start
         rates = {
             "train/clips_per_second": self._steps * self.batch_size / seconds,
@@ -57,7 +57,7 @@ class Throughput:
 
     @contextmanager
     def paused(self):
-        """Leaves the time inside this context, spent evaluating and saving, out of the measurement."""
-        paused = time.perf_counter()
+        """Excludes the time spent inside this context, on evaluation and saving, from the measurement."""
+        start = time.perf_counter()
         yield
-        self._start += time.perf_counter() - paused
+        self._start += time.perf_counter() - start

@@ -9,11 +9,11 @@ from vidformers.progress import log
 class Trace:
     """Traces the steps from `first` to `last` with the JAX profiler, for Perfetto and XProf.
 
-    All that happens between these steps is in the trace too, such as an evaluation.
+    The trace also contains everything that happens between these steps, such as an evaluation.
 
     Args:
         folder: the trace is written to `plugins/profile/DATE/` below it. In a run of several processes, each process
-            writes to a folder of its own below `folder`.
+            writes to its own folder below `folder`.
         steps: (first, last), counted from 1, or empty for no trace. A run that is resumed after `first` traces nothing.
         total: the number of steps of the run.
 
@@ -31,14 +31,14 @@ class Trace:
         )
 
     def before(self, step: int, state) -> None:
-        """Starts the trace if `step` is the first step of it. `state` is the input of `step`."""
+        """Starts the trace if `step` is its first step. `state` is the input of `step`."""
         if step == self.first:
-            jax.block_until_ready(state)  # or the end of the step before would be in the trace
+            jax.block_until_ready(state)  # otherwise the trace would contain the end of the previous step
             jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
             self.active = True
 
     def after(self, step: int, state) -> None:
-        """Ends the trace if `step` is the last step of it. `state` is the output of `step`."""
+        """Ends the trace if `step` is its last step. `state` is the output of `step`."""
         if self.active and step == self.last:
             jax.block_until_ready(state)
             self.close()

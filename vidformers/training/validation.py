@@ -1,4 +1,4 @@
-"""Evaluation on the validation videos: of a run during training, and of a checkpoint by `--mode=eval`."""
+"""Evaluation on the validation videos: during training, and of a checkpoint by `--mode=eval`."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def run_evaluation(setup: Setup, evaluator: Evaluator, parameters, protocol: Eva
     """
     records, main = setup.pipeline.val_manifest.records, jax.process_index() == 0
 
-    def bad_video(row: int, error: str) -> DataError:
+    def make_error(row: int, error: str) -> DataError:
         return DataError(
             f"{records[row].path} of data.val cannot be decoded: {error}. Set eval.on_bad=skip to leave out such "
             "videos."
@@ -41,7 +41,7 @@ def run_evaluation(setup: Setup, evaluator: Evaluator, parameters, protocol: Eva
     )
     try:
         with Bar(f"eval {protocol.name}", len(records), shown=main) as bar:
-            result = evaluator(parameters, batches, bad_video, bar.advance)
+            result = evaluator(parameters, batches, make_error, bar.advance)
             bar.status(f"top-1 {result.metrics[f'val/top1@{protocol.name}']:.2%}")
     finally:
         batches.close()
@@ -52,6 +52,7 @@ def run_evaluation(setup: Setup, evaluator: Evaluator, parameters, protocol: Eva
 
 
 def _batch_size(setup: Setup, evaluator: Evaluator, parameters, protocol: EvalProtocol) -> int:
+    """Returns the batch size of an evaluation that may run while the whole training state is on the devices."""
     state_bytes, parameter_bytes = (
         sum(memory.shard_bytes(leaf) for leaf in jax.tree.leaves(tree))
         for tree in (setup.abstract, setup.abstract.eval_parameters)
@@ -68,7 +69,7 @@ def _batch_size(setup: Setup, evaluator: Evaluator, parameters, protocol: EvalPr
 
 
 def evaluate(config: dict, path) -> dict:
-    """Evaluates a checkpoint of the workdir `path`, writes the result and draws the confusion matrix: `--mode=eval`.
+    """Runs `--mode=eval`: evaluates a checkpoint in the workdir `path`, writes and draws the result.
 
     If the workdir holds no checkpoints, the weights that `init.weights` names are evaluated.
 
