@@ -4,7 +4,7 @@
 class ConfigError(ValueError):
     """Raised when a setting or a file cannot work.
 
-    The message names the field or file, says why it cannot work, and what to do. Commands print it on one line.
+    The message names the field or file, and says why it cannot work and what to do. Commands print it on one line.
     """
 
 

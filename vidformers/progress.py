@@ -1,4 +1,4 @@
-"""What commands print: log lines, tables, and a progress bar if the output is a terminal."""
+"""The output of commands: log lines, tables, and a progress bar if the output is a terminal."""
 
 import logging
 import os
@@ -16,11 +16,11 @@ def log(message: str) -> None:
 
 
 def silence_libraries() -> None:
-    """Keeps libraries from printing what the program reports itself or what is no problem."""
-    # A batch that was ready when its reader closed is freed by Python's resource tracker, which warns about it.
+    """Suppresses messages of libraries that are harmless or that the program reports itself."""
+    # Python's resource tracker frees a batch that was still in shared memory when its reader closed, and warns about it.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of a save that fails
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # builds its font cache at its first start
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of a failed save
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it logs that it builds its font cache
 
 
 class Bar:
@@ -28,9 +28,9 @@ class Bar:
 
     Args:
         title: the text before the bar.
-        total: the number of steps, or videos, at which the bar is full.
-        done: how many of them are done at the start.
-        shown: False prints nothing, as in all processes of a run but one.
+        total: the number of steps or videos at which the bar is full.
+        done: the number of steps or videos that are done at the start.
+        shown: False prints nothing. In a run of several processes, only process 0 shows the bar.
     """
 
     def __init__(self, title: str, total: int, done: int = 0, shown: bool = True):
@@ -57,7 +57,7 @@ class Bar:
             self._progress.stop()
 
     def advance(self, count: int = 1) -> None:
-        """Adds `count` to what is done, up to the total: the last batch may be padded."""
+        """Adds `count` to `done`, up to `total`: the last batch may be padded."""
         self.done = min(self.done + count, self.total)
         if self._progress:
             self._progress.update(self._task, completed=self.done)

@@ -29,7 +29,7 @@ def batch_sharding(mesh: Mesh, name: str, ndim: int) -> NamedSharding:
 
 
 def abstract_batch(mesh: Mesh, video: tuple[int, ...], stop: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns a batch by shape, dtype and sharding, to compile for.
+    """Returns a batch of `jax.ShapeDtypeStruct` with shardings, for which a step can be compiled.
 
     Args:
         mesh: the device mesh.
@@ -50,7 +50,7 @@ def abstract_batch(mesh: Mesh, video: tuple[int, ...], stop: bool = False) -> di
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Returns the fields that the devices need as global arrays, sharded over `mesh`. The transfer is asynchronous.
+    """Returns the fields that the devices need, as global arrays sharded over `mesh`. The transfer is asynchronous.
 
     Args:
         mesh: the device mesh.

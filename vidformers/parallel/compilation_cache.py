@@ -1,4 +1,4 @@
-"""Compiled programs on disk."""
+"""The cache of compiled programs on disk."""
 
 import os
 import warnings
@@ -10,14 +10,16 @@ from vidformers.parallel.processes import is_distributed
 
 
 def enable_compilation_cache(workdir) -> None:
-    """Keeps compiled programs on disk, so that a run that starts again need not compile again.
+    """Caches compiled programs on disk, so that a run that is started again does not compile again.
 
-    A run of one process uses the cache folder of the user, `$XDG_CACHE_HOME/vidformers/compiled`. A run of several
-    processes uses `compiled` in the folder of the run, which all hosts see. On GPUs the processes share the autotuning
-    of a program: a process that compiles waits for the others, so either all of them must find a program or none.
+    A run of one process uses the user's cache folder, `$XDG_CACHE_HOME/vidformers/compiled`. A run of several processes
+    uses `compiled` in the workdir, which all hosts share. On GPUs the processes share the autotuning of a program: a
+    process that compiles waits for the others. So either all processes must find a program in the cache or none.
+
+    A cache folder that `JAX_COMPILATION_CACHE_DIR` sets takes precedence.
 
     Args:
-        workdir: the folder of the run. A cache that `JAX_COMPILATION_CACHE_DIR` sets takes precedence.
+        workdir: the folder of the run.
     """
     if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # JAX adds its options at run time
         return
@@ -28,16 +30,16 @@ def enable_compilation_cache(workdir) -> None:
 
 
 def _remove_damaged_programs(folder: Path) -> None:
-    """Empties the cache in place of JAX's warning about a damaged entry.
+    """Empties the cache when JAX warns about a damaged entry, and suppresses the warning.
 
-    A kill or a full disk leaves half of a program. JAX does not replace it, so it would warn at every start.
+    A kill or a full disk can leave an incomplete program. JAX does not replace it, so it would warn at every start.
     """
     show_warning = warnings.showwarning
 
     def show_or_remove(message, *args, **kwargs):
         if "persistent compilation cache" not in str(message):
             return show_warning(message, *args, **kwargs)
-        for program in filter(Path.is_file, folder.glob("*")):  # XLA keeps folders there, too
+        for program in filter(Path.is_file, folder.glob("*")):  # XLA also keeps folders there
             program.unlink(missing_ok=True)
 
     warnings.showwarning = show_or_remove

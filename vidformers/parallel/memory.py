@@ -11,8 +11,8 @@ import jax
 def program_bytes(compiled: jax.stages.Compiled) -> int:
     """Returns the bytes that one device holds while a compiled program runs.
 
-    These are the arguments, the results that are not donated arguments, and the temporaries. Returns 0 if the backend
-    does not report them.
+    These are the arguments, the results without those that reuse donated arguments, and the temporaries. Returns 0 if
+    the backend does not report them.
     """
     stats: Any = compiled.memory_analysis()
     if stats is None:
@@ -23,7 +23,7 @@ def program_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def shard_bytes(leaf: jax.Array | jax.ShapeDtypeStruct) -> int:
-    """Returns the bytes of one shard of an array, which may be given by shape, dtype and sharding alone."""
+    """Returns the bytes of one shard of an array. Only its shape, dtype and sharding are used."""
     assert leaf.sharding is not None
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
@@ -31,8 +31,8 @@ def shard_bytes(leaf: jax.Array | jax.ShapeDtypeStruct) -> int:
 def bytes_available() -> float:
     """Returns the memory of one device in bytes.
 
-    On the CPU, it is an equal share of the memory of the machine for each device of this process. It is infinite if
-    another device does not report its memory.
+    A CPU device gets an equal share of the machine's memory. If a device of another kind does not report its memory,
+    returns infinity.
     """
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
@@ -45,10 +45,10 @@ def out_of_memory_message(limit: float, needed: int | None, options: Iterable[tu
     """Returns the error message for a training step that does not fit on a device.
 
     Args:
-        limit: the bytes of a device.
-        needed: the bytes that the step needs, None if the compiler ran out of memory before it could tell.
-        options: pairs (settings, bytes that the step needs with them), the mildest settings first. The first pair that
-            fits is named, so the iterable may compile lazily.
+        limit: the memory of a device in bytes.
+        needed: the bytes that the step needs, None if the compiler ran out of memory before it reported them.
+        options: pairs (settings, bytes that the step needs with them). The message names the first pair that fits, and
+            later pairs are not read, so the iterable may compile lazily.
     """
     needs = f"{_gib(needed)} per device" if needed is not None else "more memory than a device has"
     problem = f"The training step needs {needs}, but {_gib(limit)} are available."

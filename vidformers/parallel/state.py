@@ -7,15 +7,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def replicated_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of an array of which every device of `mesh` holds a copy."""
+    """Returns the sharding of an array that is replicated on every device of `mesh`."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def state_shardings(mesh: Mesh, abstract: Any) -> Any:
-    """Returns the sharding of each array of a training state, which depends on the shape of the array alone.
+    """Returns the sharding of each array of a training state.
 
-    Parameters, their optimizer state and their EMA have equal shapes, so they have equal shardings. The largest axis
-    that `mesh.fsdp` divides is sharded over `fsdp`. Arrays without such an axis are replicated.
+    The largest axis that is divisible by `mesh.fsdp` is sharded over `fsdp`. Arrays without such an axis are replicated.
+    Parameters, their optimizer state and their EMA have equal shapes, so they have equal shardings.
 
     Args:
         mesh: the device mesh.
@@ -26,7 +26,7 @@ def state_shardings(mesh: Mesh, abstract: Any) -> Any:
     fsdp = mesh.shape["fsdp"]
 
     def sharding(path, leaf) -> NamedSharding:
-        # Axis 0 of stacked layers is the layer. A scan loops over it, so it is never sharded.
+        # Axis 0 of stacked layers is the layer axis. A scan loops over it, so it is never sharded.
         is_stacked = any(getattr(key, "key", None) == "layers" for key in path)
         axes = [axis for axis in range(1 if is_stacked else 0, leaf.ndim) if leaf.shape[axis] % fsdp == 0]
         if not axes or fsdp == 1:
