@@ -71,7 +71,7 @@ def show(path: str) -> None:
         "config",
         "frames",
         "parameters",
-        "G multiply-adds a view (linear)",
+        "G multiply-adds per view (linear)",
         "clips/s",
         "temporary memory",
         "compiles in",
