@@ -13,7 +13,7 @@ from vidformers.pretrained import layouts, native
 from vidformers.pretrained.files import File, open_file
 from vidformers.pretrained.fit import Fit, Init, Row
 from vidformers.pretrained.fit_transformer import FitTransformer
-from vidformers.pretrained.fit_windows import FitWindows
+from vidformers.pretrained.fit_swin import FitWindows
 from vidformers.pretrained.head import head_class_names, match_classes
 from vidformers.pretrained.roles import patch_encoder
 from vidformers.pretrained.still_clip import still_clip_differences
