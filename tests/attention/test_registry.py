@@ -160,7 +160,7 @@ def check_visible_equals_keys(entry: SchemeEntry) -> None:
     """Compares the visibility matrix with the keys, without a model.
 
     A scheme may move the content of heads before attention. The patches compared are therefore those whose key or
-    value, after `move`, lies in any head at a place that is visible to the query.
+    value, after `shift_in_time`, lies in any head at a place that is visible to the query.
     """
     scheme, grid = entry.make(), entry.grid
     n = int(np.prod(grid))

@@ -1,1 +1,1 @@
-"""Attention sublayers: `core` holds the code that all schemes share; a scheme defines the keys of each query."""
+"""Attention sublayers. `core` holds the code that all schemes share; a scheme decides what attends to what."""

@@ -1,4 +1,4 @@
-"""Class attention: a late class token reads patches that no longer change."""
+"""Class attention: a late class token attends to patches that no longer change."""
 
 import jax.numpy as jnp
 from einops import rearrange
@@ -13,7 +13,7 @@ from vidformers.layers.tokens import LayerRng, Tokens, add_branch
 class ClassAttention(nnx.Module):
     """z_cls + W_O attend(LN z_cls, LN z_patches) with the NT patches as keys (MEViT eq. 10).
 
-    The class token is not a key, as in the equation and unlike CaiT. Patches are returned bit-identical. The class
+    The class token is not a key, as in the equation and unlike in CaiT. Patches are returned bit for bit. The class
     token and the patches share the norm.
 
     Raises:

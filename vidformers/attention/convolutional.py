@@ -1,4 +1,4 @@
-"""CvT's attention: convolutions of a frame make queries, and keys and values at half the resolution."""
+"""CvT's attention: convolutions of each frame compute the queries, and the keys and values at half the resolution."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,18 +18,18 @@ from vidformers.layers.tokens import LayerRng, Tokens, add_branch
 class ConvolutionalAttention(nnx.Module):
     """tokens + W_O attend(W_q conv LN tokens, W_k conv_s LN tokens, W_v conv_s LN tokens) (CvT eq. 2, 3).
 
-    Class tokens are optional, one a group of the scheme. They are queries and keys, and are not convolved.
+    Class tokens are optional, one per group of the scheme. They are queries and keys, and are not convolved.
 
     Args:
-        scheme: `Frame()` or `Joint()`, the keys that a query sees on their coarser grid.
+        scheme: `Frame()` or `Joint()`: a query attends to the keys of its frame or of the clip, on their coarser grid.
         width: d.
         heads: h, which divides d.
         stride: s of keys and values.
         scale: the factor of the scores: 'width' is 1/sqrt(d), as in the public CvT, 'heads' is 1/sqrt(e).
-        dictionary: external tokens that every query reads beside the projected keys and values, or None.
-        kernel: 'softmax', or 'relu', on which the scale has no effect.
+        dictionary: learned keys and values that every query attends to as well, or None.
+        kernel: 'softmax' or 'relu'. The scale has no effect on 'relu'.
         dropout: rate of dropout on the branch.
-        masked: runs full attention under the visibility matrix of the scheme, the slow definition, for tests.
+        masked: runs the masked form, attention over all tokens under a mask. This slow form is the reference in tests.
 
     Raises:
         ConfigError: the heads do not divide the width, or the scale or the kernel is unknown or not applicable.
@@ -72,47 +72,54 @@ class ConvolutionalAttention(nnx.Module):
     def branch(self, tokens: Tokens):
         """Returns the update without the residual: patches (b t y x d), and class tokens (b c d) or None."""
         patches, class_tokens = self.norm(tokens.patches), self.norm(tokens.class_tokens)
-        patches = [self._heads(project(near(patches))) for near, project in zip(self.near, self.qkv, strict=True)]
-        class_tokens = [self._heads(project(class_tokens)) for project in self.qkv]
-        patches[0], class_tokens[0] = patches[0] * self.scale, class_tokens[0] * self.scale
+        patches_qkv = [
+            self._split_heads(project(near(patches))) for near, project in zip(self.near, self.qkv, strict=True)
+        ]
+        class_qkv = [self._split_heads(project(class_tokens)) for project in self.qkv]
+        patches_qkv[0], class_qkv[0] = patches_qkv[0] * self.scale, class_qkv[0] * self.scale
         patches, class_tokens = (
-            self.out(rearrange(x, "... h e -> ... (h e)")) for x in self.attend(patches, class_tokens)
+            self.out(rearrange(x, "... h e -> ... (h e)")) for x in self.attend(patches_qkv, class_qkv)
         )
         return patches, class_tokens if class_tokens.shape[1] else None
 
-    def attend(self, patches, class_tokens):
-        """Returns the outputs of the heads of [q, k, v] of patches (b t y x h e) and class tokens (b c h e)."""
-        return (self._masked if self.masked else self._gathered)(patches, class_tokens)
+    def attend(self, patches_qkv, class_qkv):
+        """Returns the outputs of the heads for patches (b t y x h e) and class tokens (b c h e).
 
-    def _heads(self, x):
+        Args:
+            patches_qkv: [q, k, v], each (b t y x h e). Keys and values have a coarser grid than queries.
+            class_qkv: [q, k, v], each (b c h e).
+        """
+        return (self._masked if self.masked else self._gathered)(patches_qkv, class_qkv)
+
+    def _split_heads(self, x):
         return rearrange(x, "... (h e) -> ... h e", h=self.heads)
 
-    def _gathered(self, patches, class_tokens):
-        grid, count = patches[0].shape[1:4], class_tokens[0].shape[1]
-        q, k, v = (self.scheme.fold(x) for x in patches)
+    def _gathered(self, patches_qkv, class_qkv):
+        grid, count = patches_qkv[0].shape[1:4], class_qkv[0].shape[1]
+        q, k, v = (self.scheme.fold(x) for x in patches_qkv)
         if count:
             groups = q.shape[1]
             require(
                 count == groups,
-                f"{count} class tokens cannot be distributed to {groups} groups. Use one class token a group.",
+                f"{count} class tokens cannot be distributed to {groups} groups. Use one class token per group.",
             )
             q, k, v = (
-                jnp.concatenate([token[:, :, None], x], axis=2)
-                for token, x in zip(class_tokens, (q, k, v), strict=True)
+                jnp.concatenate([token[:, :, None], x], axis=2) for token, x in zip(class_qkv, (q, k, v), strict=True)
             )
         out = compute_attention(q, k, v, dictionary=self.dictionary, kernel=get_kernel(self.kernel, masked=False))
         if not count:
             return self.scheme.unfold(out, grid), out[:, :0, 0]
         return self.scheme.unfold(out[:, :, 1:], grid), out[:, :, 0]
 
-    def _masked(self, patches, class_tokens):
-        grid, count = patches[0].shape[1:4], class_tokens[0].shape[1]
+    def _masked(self, patches_qkv, class_qkv):
+        grid, count = patches_qkv[0].shape[1:4], class_qkv[0].shape[1]
         q, k, v = (
             jnp.concatenate([token, rearrange(x, "b t y x h e -> b (t y x) h e")], axis=1)
-            for token, x in zip(class_tokens, patches, strict=True)
+            for token, x in zip(class_qkv, patches_qkv, strict=True)
         )
-        # Class token i has the position of frame i. `Joint` sees all positions; neither scheme reads y or x.
-        query, key = (np.concatenate([np.arange(count), np.indices(x.shape[1:4])[0].ravel()]) for x in patches[:2])
+        # The frame index stands for t, y and x alike: `Frame` compares t only, and `Joint` compares nothing. Class token
+        # i has the position of frame i.
+        query, key = (np.concatenate([np.arange(count), np.indices(x.shape[1:4])[0].ravel()]) for x in patches_qkv[:2])
         mask = self.scheme.visible(Position(*[query[:, None]] * 3), Position(*[key[None]] * 3))
         out = compute_attention(q, k, v, mask, dictionary=self.dictionary, kernel=get_kernel(self.kernel, masked=True))
         return rearrange(out[:, count:], "b (t y x) h e -> b t y x h e", t=grid[0], y=grid[1]), out[:, :count]

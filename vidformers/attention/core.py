@@ -1,16 +1,26 @@
-"""The attention core shared by all schemes: projections, kernel, dictionary, residual. A scheme only chooses keys.
+"""Attention that all schemes share: projections, kernel, dictionary, residual. A scheme decides what attends to what.
 
-Axes: b clips, t frames, y x patches of a frame, d width; b c d class tokens (c = 0, 1 a clip, or one a frame);
+A scheme partitions the patches into groups. Inside a group, every patch attends to every patch. There are two forms:
+
+- Gathered: reorders the patches into groups and computes attention inside each group. Models run this form.
+- Masked: computes attention over all tokens, under a mask. This slow form is the reference in tests (masked=True).
+
+tests/attention/test_registry.py compares the two forms of every registered scheme, compares the gathered form with keys
+that are written by hand, and compares one device with eight.
+
+In the gathered form:
+
+- Class tokens: the class token of a group is prepended to its keys and, with `class_queries`, to its queries, so that
+  one matmul covers patches and class token.
+- Padding: `Scheme.fold` may pad a group with zeros. A mask hides them as keys, and `Scheme.unfold` drops them as
+  queries.
+- Context parallelism shards the frame axis. Groups of one frame need no communication. For groups with patches of every
+  frame, an all-to-all moves the sharding from frames to groups, whose number is padded to a multiple of `context`. A
+  second all-to-all moves it back. If padding would add more than 25% of the groups, or if the group is the whole clip,
+  keys and values are all-gathered instead, and queries stay sharded by frame.
+
+Axes: b clips, t frames, y x patches of a frame, d width; b c d class tokens (c = 0, 1 per clip, or 1 per frame);
 g groups, n tokens of a group, h heads, e width of a head, q queries, k keys.
-
-The gathered form folds patches into the groups of the scheme and attends inside each group. Queries: the class token of
-a group is its first key and, if it queries, its first query, so that one product of matrices serves both. Padding:
-`fold` may pad a group with zeros; a mask hides them as keys, and `unfold` drops them as queries. Context parallelism:
-frames are sharded, so a group of one frame needs no communication. Groups with patches of every frame are resharded
-instead: an all-to-all replaces the sharded axis of frames by that of groups, padded to a multiple of `context`, and a
-second one goes back. Where that padding exceeds a quarter, and for groups of a whole clip, keys and values are
-all-gathered and queries stay on the devices of their frames. tests/attention/test_registry.py compares the gathered
-form of every registered scheme with the masked form and with its hand-written keys, and one device with eight.
 """
 
 import math
@@ -40,27 +50,29 @@ def compute_attention(
 ):
     """Returns attention (..., q h e) of q (..., q h e), k (..., k h e) and v (..., k h e).
 
-    A dictionary of two views doubles the heads of the result.
+    With a dictionary whose `hybrid` is 'multi_view', the result has 2h heads.
 
     Args:
         mask: broadcasts to (..., h q k); False hides a key.
         bias, angle: those of `kernels.KeyValues`.
-        dictionary: external keys and values that every query reads too, or None.
-        kernel: computes attention from queries and sources, see `kernels`.
+        dictionary: learned keys and values that every query attends to as well, or None.
+        kernel: computes attention from queries and a list of `KeyValues`; see `kernels`.
     """
-    # Heads come first: products with them as batch dimensions in front are 1.5 times as fast on CPUs.
+    # Batched matmuls with heads as a leading axis are 1.5 times as fast on CPUs.
     q, k, v = (jnp.swapaxes(x, -2, -3) for x in (q, k, v))
 
-    def read(q, k, v):
-        source = KeyValues(k, v, mask, bias, angle)
-        return kernel(q, [source]) if dictionary is None else dictionary.hybrid_attention(kernel, q, source)
+    def heads_first(q, k, v):
+        clip = KeyValues(k, v, mask, bias, angle)
+        return kernel(q, [clip]) if dictionary is None else dictionary.hybrid_attention(kernel, q, clip)
 
-    return jnp.swapaxes((jax.checkpoint(read) if _remat_attention.get() else read)(q, k, v), -2, -3)
+    if _remat_attention.get():
+        heads_first = jax.checkpoint(heads_first)
+    return jnp.swapaxes(heads_first(q, k, v), -2, -3)
 
 
 @contextmanager
 def remat_attention():
-    """Makes `attend` rematerialise attention weights in the backward pass, from q, k and v."""
+    """Makes `compute_attention` rematerialise attention weights in the backward pass, from q, k and v."""
     token = _remat_attention.set(True)
     try:
         yield
@@ -71,24 +83,25 @@ def remat_attention():
 class SelfAttention(nnx.Module):
     """A residual attention sublayer: tokens + W_O attend(LN tokens), pre-norm (ViT; MEViT eq. 3-8).
 
-    With `class_keys`, class tokens are keys of every group. With `class_queries`, they also attend: a single class
-    token is copied to every group, and its update is the mean over its copies (TimeSformer does so in space).
+    With `class_keys`, class tokens are keys of every group. With `class_queries`, they are also queries: a single class
+    token is copied to every group, and its update is the mean over its copies (as in TimeSformer's space attention).
 
     Args:
-        scheme: the keys of each query.
+        scheme: decides which patches each patch attends to.
         width: d.
         heads: h, which divides d.
         class_keys: whether class tokens are keys.
         class_queries: whether class tokens are queries. They must then be keys.
         extra_projection: adds a d -> d linear map after W_O that starts at zero (TimeSformer's `temporal_fc`).
-        dictionary: external tokens that every query reads too, or None.
-        kernel: 'softmax', 'relu' or 'cosine'. The last two are linear in the number of keys. 'cosine' weighs keys by
-            their distance in the order of the group, where a class token has no place.
-        cosine_index: the order that 'cosine' uses: 'sequence', the order of the group, or 't', the frames alone.
-        backend: the implementation of softmax in the gathered form: 'einsum', JAX's own function by 'xla' or 'cudnn',
-            or 'auto'.
+        dictionary: learned keys and values that every query attends to as well, or None.
+        kernel: 'softmax', 'relu' or 'cosine'; or a function (see `kernels`), which explanations assign. The cost of
+            'relu' and 'cosine' is linear in the number of keys. 'cosine' scales weights by the distance of query and
+            key in the group, so it does not support class tokens.
+        cosine_index: how 'cosine' measures this distance: 'sequence' in tokens of the group, 't' in frames.
+        backend: the implementation of softmax in the gathered form: 'einsum'; 'xla' or 'cudnn', which are
+            implementations of `jax.nn.dot_product_attention`; or 'auto'.
         dropout: rate of dropout on the branch.
-        masked: runs full attention under the visibility matrix of the scheme, the slow definition, for tests.
+        masked: runs the masked form, for tests.
 
     Raises:
         ConfigError: the heads do not divide the width, or a kernel or a backend is unknown or not applicable.
@@ -115,20 +128,22 @@ class SelfAttention(nnx.Module):
         check_heads(width, heads)
         check_backend(backend, kernel, dtype, width // heads)
         require(
-            class_keys or not class_queries, "class_queries=True needs class_keys=True: a class token reads itself."
+            class_keys or not class_queries,
+            "class_queries=True needs class_keys=True: a class token attends to itself.",
         )
         require(kernel in KERNELS, f"model.kernel={kernel!r} is unknown. Use one of {', '.join(KERNELS)}.")
         require(
             cosine_index in ("sequence", "t"), f"model.cosine_index={cosine_index!r} is unknown. Use sequence or t."
         )
         require(
-            kernel != "cosine" or scheme.ordered and not class_keys,
-            "model.kernel=cosine weighs keys by their distance in a sequence, where class tokens and shifted keys have "
-            "no place. Use model.kernel=softmax or relu.",
+            kernel != "cosine" or (scheme.ordered and not class_keys),
+            "model.kernel=cosine scales weights by the distance of query and key, so it does not support class tokens "
+            "as keys or shifted keys. Use model.kernel=softmax or relu.",
         )
         self.scheme, self.heads, self.dropout, self.masked = scheme, heads, dropout, masked
         self.kernel, self.cosine_index, self.backend = kernel, cosine_index, backend
         self.has_angles = kernel == "cosine"
+        # nnx.data, here and elsewhere: Flax makes an attribute that is None static, and refuses to assign it a module.
         self.dictionary = nnx.data(dictionary)
         self.class_keys, self.class_queries = class_keys, class_queries
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
@@ -142,38 +157,37 @@ class SelfAttention(nnx.Module):
         return add_branch(tokens, self.branch(tokens), self.dropout, rng)
 
     def branch(self, tokens: Tokens):
-        """Returns the update without the residual: patches (b t y x d), and class tokens (b c d) or None.
+        """Returns the update without the residual: patches (b t y x d), and class tokens (b c d).
 
-        It is None for class tokens that do not query.
+        The second is None without class tokens or without `class_queries`.
         """
         grid = tokens.patches.shape[1:4]
-        patches, class_tokens = self._qkv(tokens.patches), None
+        class_qkv = None
         if self.class_keys and tokens.class_tokens.shape[1]:
-            class_tokens = self._class_qkv(tokens.class_tokens, self.group_mask(grid).shape[0])
-        patches, class_tokens = self.attend(patches, class_tokens, grid)
+            class_qkv = self._class_qkv(tokens.class_tokens, self.group_mask(grid).shape[0])
+        patches, class_copies = self.attend(self._qkv(tokens.patches), class_qkv, grid)
         patches = constrain(self._output_projection(patches))
-        if class_tokens is None:
+        if class_copies is None:
             return patches, None
-        return patches, constrain(merge_copies(self._output_projection(class_tokens), tokens.class_tokens))
+        return patches, constrain(merge_copies(self._output_projection(class_copies), tokens.class_tokens))
 
     def group_mask(self, grid):
-        """Returns (g n), False at padding."""
+        """Returns a NumPy array (g n), False at padding."""
         return self.scheme.fold(np.ones((1, *grid), bool))[0]
 
-    def attend(self, patches, class_tokens, grid):
+    def attend(self, patches_qkv, class_qkv, grid):
         """Returns the outputs of the heads for patches and class tokens.
 
         Args:
-            patches: [q, k, v], each (b t y x h e).
-            class_tokens: [q, k, v] of the class token of each group, each (b g h e), or None.
+            patches_qkv: [q, k, v], each (b t y x h e).
+            class_qkv: [q, k, v] of the class token of each group, each (b g h e), or None.
             grid: (t, y, x).
-
         Returns:
-            (b t y x h e), and (b g h e) or None for class tokens that do not query.
+            Patches (b t y x h e), and class tokens (b g h e). The second is None without `class_queries`.
         """
-        patches, class_tokens = self.scheme.shift_in_time(patches, class_tokens)
-        read = self._masked if self.masked else self._gathered
-        return read(patches, class_tokens, self.group_mask(grid), grid)
+        patches_qkv, class_qkv = self.scheme.shift_in_time(patches_qkv, class_qkv)
+        form = self._masked if self.masked else self._gathered
+        return form(patches_qkv, class_qkv, self.group_mask(grid), grid)
 
     def _qkv(self, x):
         """Returns q, k, v, each (... h e), of x (... d)."""
@@ -187,8 +201,10 @@ class SelfAttention(nnx.Module):
         count = class_tokens.shape[1]
         require(
             count in (1, groups),
-            f"{count} class tokens cannot be distributed to {groups} groups. Use one a clip or one a group.",
+            f"{count} class tokens cannot be distributed to {groups} groups. Use one per clip or one per group.",
         )
+        # With `class_queries`, a single class token is copied to the groups and then projected. Projecting it once and
+        # copying q, k and v would give the same values. The speed of the two orders has not been compared.
         if self.class_queries or count == groups:
             return self._qkv(jnp.broadcast_to(class_tokens, (class_tokens.shape[0], groups, class_tokens.shape[2])))
         return [repeat(projected, "b 1 h e -> b g h e", g=groups) for projected in self._qkv(class_tokens)]
@@ -198,25 +214,31 @@ class SelfAttention(nnx.Module):
         x = self.out(rearrange(x, "... h e -> ... (h e)"))
         return x if self.extra is None else self.extra(x)
 
-    def _gathered(self, patches, class_tokens, mask, grid):
+    def _gathered(self, patches_qkv, class_qkv, mask, grid):
+        """The gathered form of `attend`, given the group mask (g n). After `fold`, the axes are (b g n h e)."""
         groups, extent = len(mask), self.scheme.group_extent
         angle = self._angles(mask, grid) if self.has_angles else None
-        padded_groups = padded_count(groups) if extent == "time" else 0  # 0: frames stay sharded
-        if extent != "frame" and not padded_groups:  # all-gather keys and values; queries stay with their frames
-            patches = [patches[0], *(constrain(x, None) for x in patches[1:])]
-        q, k, v = (self.scheme.fold(x) for x in patches)
-        if padded_groups:  # all-to-all: shard groups instead of frames
+        num_sharded = padded_count(groups) if extent == "time" else 0  # groups after padding; 0: frames stay sharded
+        if extent != "frame" and not num_sharded:  # all-gather keys and values; queries stay sharded by frame
+            q, k, v = patches_qkv
+            patches_qkv = [q, constrain(k, axis=None), constrain(v, axis=None)]
+        q, k, v = (self.scheme.fold(x) for x in patches_qkv)
+        if num_sharded:
 
             def shard_groups(x):
-                return constrain(_pad_groups(x, padded_groups), 1)
+                return constrain(_pad_groups(x, num_sharded), axis=1)
 
-            q, k, v = (shard_groups(constrain(x, 2)) for x in (q, k, v))
-            class_tokens = class_tokens and [shard_groups(x) for x in class_tokens]
+            # Two constraints per array. The first shards frames, which `fold` puts outermost on the token axis. The
+            # second shards groups, which takes an all-to-all. With the second alone, XLA (jaxlib 0.10.2) computes wrong
+            # gradients of the projections: their tokens are sharded by frame on one side and by patch on the other.
+            q, k, v = (shard_groups(constrain(x, axis=2)) for x in (q, k, v))
+            class_qkv = class_qkv and [shard_groups(x) for x in class_qkv]
+            # Padding groups get the mask of the last group: if all keys were hidden, softmax would give NaN.
             mask, angle = (
-                x if x is None else np.pad(x, ((0, padded_groups - groups), (0, 0)), mode="edge") for x in (mask, angle)
+                x if x is None else np.pad(x, ((0, num_sharded - groups), (0, 0)), mode="edge") for x in (mask, angle)
             )
-        if class_tokens is not None:
-            class_q, class_k, class_v = (x[:, :, None] for x in class_tokens)
+        if class_qkv is not None:
+            class_q, class_k, class_v = (x[:, :, None] for x in class_qkv)
             k, v = jnp.concatenate([class_k, k], axis=2), jnp.concatenate([class_v, v], axis=2)
             mask = np.pad(mask, ((0, 0), (1, 0)), constant_values=True)
             if self.class_queries:
@@ -230,32 +252,38 @@ class SelfAttention(nnx.Module):
             dictionary=self.dictionary,
             kernel=softmax_kernel(self.backend) if self.kernel == "softmax" else get_kernel(self.kernel, masked=False),
         )
-        # Without this constraint cotangents inherit the sharding of heads from W_O and are resharded.
+        # Otherwise GSPMD propagates the sharding of W_O to the head axis of the cotangents and reshards these.
         out, class_out = constrain_without_context(out), None
-        if class_tokens is not None and self.class_queries:
+        if class_qkv is not None and self.class_queries:
             class_out, out = out[:, :groups, 0], out[:, :, 1:]
-        if padded_groups:
-            out = constrain(constrain(out, 1), 2)[:, :groups]
+        if num_sharded:  # the second all-to-all, in two constraints for the same reason
+            out = constrain(constrain(out, axis=1), axis=2)[:, :groups]
         return constrain(self.scheme.unfold(out, grid)), class_out
 
     def _angles(self, mask, grid):
-        """Returns (g n) radians above 0 and up to pi/2, over the group or, by `cosine_index`, over the frames."""
+        """Returns pi/2 * i / length radians (g n), where i = 1, 2, ... is the index in the group, or the frame for 't'.
+
+        cosFormer: the weight of a key is scaled by the cosine of the difference of the two angles.
+        """
         index, length = np.broadcast_to(np.arange(mask.shape[1]), mask.shape), mask.shape[1]
         if self.cosine_index == "t":
             index, length = self.scheme.fold(np.indices(grid)[:1])[0], grid[0]
         return (index + 1) * (math.pi / 2 / length)
 
-    def _masked(self, patches, class_tokens, mask, grid):
-        place = Position(*np.indices(grid))
-        keys = Position(*(axis.ravel() for axis in place))
+    def _masked(self, patches_qkv, class_qkv, mask, grid):
+        """The masked form of `attend`, with the group mask (g n)."""
+        positions = Position(*np.indices(grid))
+        keys = Position(*(axis.ravel() for axis in positions))
         queries, groups = keys, len(mask)
-        q, k, v = (rearrange(x, "b t y x h e -> b (t y x) h e") for x in patches)
-        if class_tokens is not None:  # the class token of a group has the position of the group's first patch
-            homes = Position(*(self.scheme.fold(axis[None])[0, :, 0] for axis in place))
-            keys = Position(*map(np.concatenate, zip(homes, keys, strict=True)))
-            k, v = jnp.concatenate([class_tokens[1], k], axis=1), jnp.concatenate([class_tokens[2], v], axis=1)
+        q, k, v = (rearrange(x, "b t y x h e -> b (t y x) h e") for x in patches_qkv)
+        if class_qkv is not None:
+            class_q, class_k, class_v = class_qkv
+            # `Scheme.visible` takes positions. The class token of a group gets that of the group's first patch.
+            class_positions = Position(*(self.scheme.fold(axis[None])[0, :, 0] for axis in positions))
+            keys = Position(*map(np.concatenate, zip(class_positions, keys, strict=True)))
+            k, v = jnp.concatenate([class_k, k], axis=1), jnp.concatenate([class_v, v], axis=1)
             if self.class_queries:
-                queries, q = keys, jnp.concatenate([class_tokens[0], q], axis=1)
+                queries, q = keys, jnp.concatenate([class_q, q], axis=1)
         visible = self.scheme.visible(
             Position(*(axis[:, None] for axis in queries)), Position(*(axis[None] for axis in keys))
         )
@@ -266,7 +294,7 @@ class SelfAttention(nnx.Module):
             q, k, v, visible, angle=angle, dictionary=self.dictionary, kernel=get_kernel(self.kernel, masked=True)
         )
         shape = (out.shape[0], *grid, *out.shape[2:])
-        if class_tokens is None or not self.class_queries:
+        if class_qkv is None or not self.class_queries:
             return out.reshape(shape), None
         return out[:, groups:].reshape(shape), out[:, :groups]
 
@@ -277,12 +305,13 @@ def _pad_groups(x, groups: int):
 
 
 def merge_copies(copies, class_tokens):
-    """Returns class tokens (b c ...) from one copy a group (b g ...): the mean over the copies if c = 1."""
+    """Returns class tokens (b c ...) from one copy per group (b g ...): the mean over the copies if c = 1."""
     return copies.mean(axis=1, keepdims=True) if class_tokens.shape[1] == 1 else copies
 
 
 def check_heads(width: int, heads: int) -> None:
     """Raises ConfigError if the heads do not divide the width."""
+    # Up to 16, the largest number of heads in `models.config.SIZES`.
     divisors = ", ".join(str(n) for n in range(1, 17) if width % n == 0)
     require(
         heads > 0 and width % heads == 0,

@@ -1,4 +1,4 @@
-"""HaViT's external tokens: learned keys and values that queries read beside the tokens of the clip."""
+"""HaViT's dictionary of external tokens: learned keys and values that queries attend to beside those of the clip."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ class Dictionary(nnx.Module):
             'combined': combined correlation, one normalisation over the keys of clip and dictionary (eq. 7).
             'simplified': the sum of the two attentions.
             'multi_view': 2h heads, h for each attention, and an output projection from 2d.
-            'split_heads': the first half of the heads reads the clip, the second half the dictionary.
+            'split_heads': the first half of the heads attends to the clip, the second half to the dictionary.
 
     Raises:
         ConfigError: the size is below 1, the hybrid is unknown, or 'split_heads' has an odd number of heads.
@@ -45,7 +45,10 @@ class Dictionary(nnx.Module):
         self.values = nnx.Param(entry_init(rngs.params(), (size, width)))
 
     def hybrid_attention(self, kernel, q, internal: KeyValues) -> jax.Array:
-        """Returns (... h q e), or (... 2h q e) with internal heads first for 'multi_view', of q (... h q e)."""
+        """Returns attention of q (... h q e) to the clip, `internal`, and to the dictionary: (... h q e).
+
+        With 'multi_view', returns (... 2h q e), the heads of internal attention first.
+        """
         keys, values = (
             rearrange(x[...], "m (h e) -> h m e", h=self.heads).astype(q.dtype) for x in (self.keys, self.values)
         )

@@ -10,7 +10,7 @@ from vidformers.attention.scheme import Scheme
 
 @dataclass(frozen=True)
 class Frame(Scheme):
-    """Patch (p, t) sees all patches of frame t: N keys, and the class token (MEViT eq. 6)."""
+    """Patch (p, t) attends to all patches of frame t: N keys, and the class token (MEViT eq. 6)."""
 
     def fold(self, patches):
         return rearrange(patches, "b t y x ... -> b t (y x) ...")
@@ -23,8 +23,8 @@ class Frame(Scheme):
 
 
 def _keys(grid, t, y, x):
-    """All patches of frame t."""
-    return [(t, j, i) for j in range(grid[1]) for i in range(grid[2])]
+    """Returns the keys of patch (t, y, x), written by hand: all patches of frame t."""
+    return [(t, row, column) for row in range(grid[1]) for column in range(grid[2])]
 
 
 register("frame", Frame, grid=(4, 3, 3), keys=_keys, class_tokens=("none", "clip", "frame"))

@@ -46,14 +46,14 @@ def check_backend(backend: str, kernel: str, dtype, head_width: int) -> None:
 
 
 def _fused(implementation: Literal["xla", "cudnn"], q, sources):
-    """Returns what `softmax` returns, (... h q e), for q (... h q e) and sources without a bias.
+    """Returns the same as `softmax`, (... h q e), for q (... h q e) and sources without a bias.
 
-    cuDNN's function does not support masks of an odd size. With keys that lack axes of the queries, as those of a
-    dictionary do, cuDNN's function cannot shard them, and XLA (jaxlib 0.10.2 on CPUs) returns wrong values under jit
-    from about 2,000 queries on. These cases use einsums.
+    Uses einsums where `jax.nn.dot_product_attention` fails. cuDNN does not support masks of an odd size. The keys of a
+    dictionary have fewer axes than the queries: cuDNN's function cannot shard such keys, and XLA (jaxlib 0.10.2, CPUs)
+    returns wrong values under jit from about 2,000 queries on.
     """
-    lacks_axes = sources[0].k.shape[:-2] != q.shape[:-2]
-    if lacks_axes or implementation == "cudnn" and (len(sources) > 1 or sources[0].mask is not None):
+    has_fewer_axes = sources[0].k.shape[:-2] != q.shape[:-2]
+    if has_fewer_axes or implementation == "cudnn" and (len(sources) > 1 or sources[0].mask is not None):
         return softmax(q, sources)
     lead, (_, queries, _) = q.shape[:-3], q.shape[-3:]
 

@@ -11,7 +11,7 @@ from vidformers.attention.scheme import Scheme
 
 @dataclass(frozen=True)
 class Joint(Scheme):
-    """Every token sees every token: NT keys, and the class token (MEViT eq. 3)."""
+    """Every patch attends to every patch: NT keys, and the class token (MEViT eq. 3)."""
 
     group_extent = "clip"
 
@@ -26,8 +26,8 @@ class Joint(Scheme):
 
 
 def _keys(grid, t, y, x):
-    """All patches of all frames."""
-    return [(s, j, i) for s in range(grid[0]) for j in range(grid[1]) for i in range(grid[2])]
+    """Returns the keys of patch (t, y, x), written by hand: all patches of all frames."""
+    return [(s, row, column) for s in range(grid[0]) for row in range(grid[1]) for column in range(grid[2])]
 
 
 register("joint", Joint, grid=(4, 3, 3), keys=_keys)

@@ -1,7 +1,7 @@
 """Attention kernels: softmax, or products of ReLU features in time linear in the number of tokens.
 
-A kernel takes queries q (... h q e) and one or more sources with keys and values (... h k e). It normalises the weights
-over the keys of all sources together and returns (... h q e).
+A kernel takes queries q (... h q e) and `sources`, a list of `KeyValues`: those of the clip, of a dictionary, or both.
+It normalises the weights over the keys of all sources together and returns (... h q e).
 """
 
 import functools
@@ -11,19 +11,20 @@ import jax
 import jax.numpy as jnp
 
 KERNELS = ("softmax", "relu", "cosine")
-_MIN_DIVISOR = 1e-6  # all ReLU features of a query may vanish, and then it reads no key
+_MIN_DENOMINATOR = 1e-6  # all ReLU features of a query may be zero; the output is then zero
 
 
 class KeyValues(NamedTuple):
-    """Keys and values that queries read.
+    """Keys and values.
 
     Attributes:
         k: keys (... h k e).
         v: values (... h k e).
-        mask: (... q k), or (... 1 k) for all queries. False hides a key.
+        mask: (... q k), or (... 1 k) for all queries. False hides a key. Every query must have a key that is not
+            hidden in one of the sources; otherwise softmax gives NaN.
         bias: (... h q k), added to the scores.
-        angle: (... 1 n) in radians, for a source whose n tokens are also the queries. The weight of key j for query i
-            is multiplied by the cosine of angle i minus angle j.
+        angle: (... 1 n) in radians, only for self-attention, where queries and keys are the same n tokens. The weight
+            of key j for query i is multiplied by the cosine of angle i minus angle j.
     """
 
     k: jax.Array
@@ -36,30 +37,32 @@ class KeyValues(NamedTuple):
 def softmax(q, sources):
     """Returns softmax attention with scores scaled by 1/sqrt(e). Softmax is computed in float32, or in a wider q.dtype.
 
-    The weighted sum of the values is divided by the sum of the weights, because it has fewer elements than the weights.
+    Normalises after the product with V, because the output has fewer elements than the weights. In bfloat16 the product
+    uses weights that are rounded to bfloat16, and the denominator sums the float32 weights.
     """
     scores = _scores(q, sources)
-    top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores]))
-    weights = [jnp.exp(score - top) for score in scores]
-    dividend = weighted_values(weights, q, sources)
-    return (dividend / sum(source_weights.sum(-1, keepdims=True) for source_weights in weights)).astype(q.dtype)
+    max_score = jax.lax.stop_gradient(functools.reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores]))
+    weights = [jnp.exp(score - max_score) for score in scores]
+    numerator = weighted_values(weights, q, sources)
+    denominator = sum(source_weights.sum(-1, keepdims=True) for source_weights in weights)
+    return (numerator / denominator).astype(q.dtype)
 
 
-def softmax_with_dropout(q, sources, drop):
-    """Returns what `softmax` returns, with dropout of the weights by `drop`, on all sources at once."""
-    return weighted_values(softmax_weights(q, sources, drop), q, sources)
+def softmax_with_dropout(q, sources, dropout_fn):
+    """Returns `softmax` with `dropout_fn` applied to the weights of all sources together."""
+    return weighted_values(softmax_weights(q, sources, dropout_fn), q, sources)
 
 
-def softmax_weights(q, sources, drop=lambda weights: weights):
-    """Returns the weights of `softmax`, (... h q k) of each source, after dropout by `drop`."""
+def softmax_weights(q, sources, dropout_fn=lambda weights: weights):
+    """Returns the weights of `softmax`, (... h q k) for each source, after `dropout_fn`."""
     scores = _scores(q, sources)
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0], axis=-1)
     sizes = [score.shape[-1] for score in scores]
-    return jnp.split(drop(weights), [sum(sizes[:i]) for i in range(1, len(sizes))], axis=-1)
+    return jnp.split(dropout_fn(weights), [sum(sizes[:i]) for i in range(1, len(sizes))], axis=-1)
 
 
 def _scores(q, sources) -> list:
-    """Returns the scores (... h q k) of each source, -inf where its mask hides a key."""
+    """Returns the scores (... h q k) for each source, -inf where its mask hides a key."""
     q = q * q.shape[-1] ** -0.5
     scores = []
     for source in sources:
@@ -72,7 +75,7 @@ def _scores(q, sources) -> list:
 
 
 def weighted_values(weights, q, sources):
-    """Returns the weighted sum (... h q e) of the values of all sources, in q.dtype. `weights` are (... h q k) each."""
+    """Returns the sum (... h q e) over all sources of weights (... h q k), rounded to q.dtype, times values."""
     return sum(
         jnp.einsum("...qk,...ke->...qe", source_weights.astype(q.dtype), source.v)
         for source_weights, source in zip(weights, sources, strict=True)
@@ -80,46 +83,46 @@ def weighted_values(weights, q, sources):
 
 
 def linear_attention(q, sources):
-    """Returns attention with weights ReLU(q) ReLU(k), times the cosine of angles if a source has them.
+    """Returns attention with weights ReLU(q).ReLU(k), times the cosine of angles if a source has them.
 
-    HaViT sec. 3.2; cosFormer. The products of keys and values are summed first, so time and memory grow with q + k
-    instead of q k. A mask must hide a key from all queries or from none.
+    Sums the products of keys and values first, so the cost is O(q + k), not O(q k), in the numbers of queries and keys.
+    A mask must hide a key from all queries or from none. HaViT sec. 3.2; cosFormer.
     """
-    dividend: jax.Array | int = 0
-    divisor: jax.Array | int = 0
+    numerator: jax.Array | int = 0
+    denominator: jax.Array | int = 0
     for source in sources:
-        features, keys = _features(q, source.angle), _features(source.k, source.angle)
+        query_features, key_features = _features(q, source.angle), _features(source.k, source.angle)
         if source.mask is not None:
-            keys = jnp.where(jnp.swapaxes(source.mask, -1, -2), keys, 0)
+            key_features = jnp.where(jnp.swapaxes(source.mask, -1, -2), key_features, 0)
         einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
-        summed = einsum("...kf,...ke->...fe", keys, source.v)
-        dividend += einsum("...qf,...fe->...qe", features, summed)
-        divisor += einsum("...qf,...f->...q", features, keys.sum(-2, dtype=summed.dtype))
-    return (dividend / jnp.maximum(divisor, _MIN_DIVISOR)[..., None]).astype(q.dtype)
+        key_values = einsum("...kf,...ke->...fe", key_features, source.v)
+        numerator += einsum("...qf,...fe->...qe", query_features, key_values)
+        denominator += einsum("...qf,...f->...q", query_features, key_features.sum(-2, dtype=key_values.dtype))
+    return (numerator / jnp.maximum(denominator, _MIN_DENOMINATOR)[..., None]).astype(q.dtype)
 
 
 def quadratic_attention(q, sources):
-    """Returns what `linear_attention` returns, from the matrix of weights and under any mask: its definition."""
+    """Returns the same as `linear_attention`, but materialises the weights and supports any mask: its reference."""
     return weighted_values(quadratic_weights(q, sources), q, sources)
 
 
 def quadratic_weights(q, sources):
-    """Returns the weights of `quadratic_attention`, (... h q k) of each source."""
+    """Returns the weights of `quadratic_attention`, (... h q k) for each source."""
     products = []
     for source in sources:
         product = jnp.einsum("...qe,...ke->...qk", jax.nn.relu(q), jax.nn.relu(source.k))
         if source.angle is not None:
             product *= jnp.cos(source.angle[..., :, None] - source.angle[..., None, :])
         products.append(product if source.mask is None else jnp.where(source.mask, product, 0))
-    divisor = jnp.maximum(sum(product.sum(-1, keepdims=True) for product in products), _MIN_DIVISOR)
-    return [product / divisor for product in products]
+    denominator = jnp.maximum(sum(product.sum(-1, keepdims=True) for product in products), _MIN_DENOMINATOR)
+    return [product / denominator for product in products]
 
 
 def get_kernel(kernel, masked: bool):
-    """Returns the kernel with a name of `KERNELS`. A function is returned as it is.
+    """Returns the kernel of a name.
 
     Args:
-        kernel: name or function.
+        kernel: one of `KERNELS`. A callable is returned unchanged.
         masked: returns the quadratic form of a linear kernel, which supports any mask.
     """
     if callable(kernel):
@@ -128,7 +131,7 @@ def get_kernel(kernel, masked: bool):
 
 
 def _features(x, angle):
-    """Returns features (... f) of which products are ReLU products times the cosine of the difference of angles."""
+    """Returns features phi (... f) with phi(q).phi(k) = ReLU(q).ReLU(k), times cos(angle_q - angle_k) if given."""
     x = jax.nn.relu(x)
     if angle is None:
         return x

@@ -23,7 +23,7 @@ class FrameSequence(NamedTuple):
 
     Attributes:
         tokens: (b n d), the class token first.
-        valid: (b n), False for a frame that is padding, which no query sees. The class token is always valid.
+        valid: (b n), False for a frame that is padding, which is hidden as a key. The class token is always valid.
     """
 
     tokens: jax.Array
@@ -33,18 +33,18 @@ class FrameSequence(NamedTuple):
 class LongformerAttention(nnx.Module):
     """LN(tokens + W_O attend(tokens)), post-norm (Longformer sec. 3.1; the temporal encoder of VTN sec. 3.2).
 
-    A frame sees the frames at most w/2 before or after it in the series, and the class token. The class token sees all
-    frames and itself, by separate projections: q_g of itself, and k_g and v_g of all tokens. Time and memory are linear
-    in the number of frames.
+    A frame attends to the frames at most w/2 before or after it, and to the class token. The class token attends to all
+    frames and to itself, with separate projections: q_g of itself, and k_g and v_g of all tokens. Time and memory are
+    linear in the number of frames.
 
     Args:
         width: d.
         heads: h, which divides d.
-        window: w, even, counted over both sides as Hugging Face does.
+        window: w, even, the sum over both sides, as in Hugging Face.
         tie_global: whether the class token uses the projections of the frames.
-        dictionary: external tokens that the frames and the class token read too, or None.
+        dictionary: learned keys and values that every query attends to as well, or None.
         dropout: rate of dropout on the attention weights and on the branch.
-        masked: runs full attention under the visibility matrix, the slow definition, for tests.
+        masked: runs the masked form, attention over all tokens under a mask. This slow form is the reference in tests.
 
     Raises:
         ConfigError: the heads do not divide the width, or the window is odd or below 4.
@@ -92,36 +92,36 @@ class LongformerAttention(nnx.Module):
 
         Args:
             series: class token and frames.
-            frame_rng: draws dropout of the attention weights of frames.
-            class_rng: draws dropout of the attention weights of the class token.
+            frame_rng: for dropout of the attention weights of frames.
+            class_rng: for dropout of the attention weights of the class token.
         """
         kernels = [
             self.kernel
             if rng is None
-            else partial(softmax_with_dropout, drop=lambda weights, rng=rng: dropout(weights, self.dropout, rng))
+            else partial(softmax_with_dropout, dropout_fn=lambda weights, rng=rng: dropout(weights, self.dropout, rng))
             for rng in (frame_rng, class_rng)
         ]
         tokens, valid = series
-        frames = class_token = self._heads(self.qkv(tokens), 3)
+        frames_qkv = class_qkv = self._heads(self.qkv(tokens), 3)
         if not self.tie_global:
-            class_token = (*self._heads(self.q_global(tokens[:, :1]), 1), *self._heads(self.kv_global(tokens), 2))
-        return self.out(rearrange(self.attend(frames, class_token, valid, kernels), "b n h e -> b n (h e)"))
+            class_qkv = (*self._heads(self.q_global(tokens[:, :1]), 1), *self._heads(self.kv_global(tokens), 2))
+        return self.out(rearrange(self.attend(frames_qkv, class_qkv, valid, kernels), "b n h e -> b n (h e)"))
 
-    def attend(self, frames, class_token, valid, kernels):
+    def attend(self, frames_qkv, class_qkv, valid, kernels):
         """Returns the outputs of the heads (b n h e), the class token first.
 
         Args:
-            frames: q, k, v (b n h e) for the queries of frames.
-            class_token: q (b 1 h e) or (b n h e), and k, v (b n h e), for the query of the class token.
+            frames_qkv: q, k, v of all tokens (b n h e), for the attention of frames.
+            class_qkv: q (b 1 h e) or (b n h e), and k, v of all tokens (b n h e), for the attention of the class token.
             valid: (b n).
-            kernels: the kernels of the two attentions.
+            kernels: the kernel for frames and the kernel for the class token.
         """
         attend_frames, attend_class = (
             partial(compute_attention, dictionary=self.dictionary, kernel=kernel) for kernel in kernels
         )
-        q, k, v = frames
+        q, k, v = frames_qkv
         frames_out = (self._masked if self.masked else self._gathered)(attend_frames, q[:, 1:], k, v, valid)
-        q, k, v = class_token
+        q, k, v = class_qkv
         return jnp.concatenate([attend_class(q[:, :1], k, v, valid[:, None, None]), frames_out], axis=1)
 
     def _heads(self, x, count: int):
@@ -131,7 +131,8 @@ class LongformerAttention(nnx.Module):
     def _gathered(self, attend_frames, q, k, v, valid):
         """Returns the outputs of the heads for frames (b t h e), from q (b t h e), k, v (b 1+t h e) and valid (b 1+t).
 
-        Each chunk of w/2 frames reads itself and the chunks before and after it, which hold the windows of its frames.
+        Frames are cut into chunks of w/2. The keys of a chunk are the class token, the chunk before, the chunk itself
+        and the chunk after. These contain the windows of all frames of the chunk; a mask hides the rest.
         """
         frames = q.shape[1]
         size = min(self.half_window, frames)
@@ -141,15 +142,15 @@ class LongformerAttention(nnx.Module):
             class_token = jnp.broadcast_to(x[:, None, :1], (*chunks.shape[:2], 1, *chunks.shape[3:]))
             return jnp.concatenate([class_token, chunks], axis=2)
 
-        near = np.abs(np.arange(size)[:, None] + size - np.arange(3 * size)) <= self.half_window
-        mask = np.pad(near, ((0, 0), (1, 0)), constant_values=True) & keys(valid)[:, :, None]
+        in_window = np.abs(np.arange(size)[:, None] + size - np.arange(3 * size)) <= self.half_window
+        mask = np.pad(in_window, ((0, 0), (1, 0)), constant_values=True) & keys(valid)[:, :, None]
         out = attend_frames(_fold(q, size), keys(k), keys(v), mask[:, :, None])
         return rearrange(out, "b g n h e -> b (g n) h e")[:, :frames]
 
     def _masked(self, attend_frames, q, k, v, valid):
-        place = np.arange(k.shape[1])
-        near = (np.abs(place[1:, None] - place) <= self.half_window) | (place == 0)
-        return attend_frames(q, k, v, (near & valid[:, None])[:, None])
+        index = np.arange(k.shape[1])  # 0 is the class token
+        visible = (np.abs(index[1:, None] - index) <= self.half_window) | (index == 0)
+        return attend_frames(q, k, v, (visible & valid[:, None])[:, None])
 
 
 def _fold(x, size: int):
@@ -159,6 +160,6 @@ def _fold(x, size: int):
 
 
 def _with_neighbours(chunks):
-    """Returns (b g 3n ...): the chunk before, the chunk itself and the chunk after; zeros beyond the ends."""
+    """Returns (b g 3n ...): each chunk (b g n ...) between the chunks before and after it, with zeros at the ends."""
     padded = jnp.pad(chunks, [(0, 0), (1, 1)] + [(0, 0)] * (chunks.ndim - 2))
     return jnp.concatenate([padded[:, :-2], chunks, padded[:, 2:]], axis=2)

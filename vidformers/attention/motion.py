@@ -13,12 +13,12 @@ from vidformers.errors import require
 
 @dataclass(frozen=True)
 class Motion(Scheme):
-    """Patch (p, t) sees every patch of its M x M block in every frame: T M^2 keys, and the class token (MEViT eq. 8).
+    """Patch (p, t) attends to the M x M patches of its block in every frame: T M^2 keys, and the class token.
 
-    Blocks are a fixed partition of the grid, not a sliding neighbourhood. The paper reports M=3 on a 14 x 14 grid and
-    does not describe the blocks at the edge. Here the grid is padded at the bottom and right and padded keys are
-    hidden, which equals smaller blocks there. M=1 is time attention. M as large as the grid is joint attention between
-    patches.
+    MEViT eq. 8. Blocks are a fixed partition of the grid, not a sliding neighbourhood. The paper reports M=3 on a
+    14 x 14 grid and does not describe the blocks at the edge. Here the grid is padded at the bottom and right and the
+    padding is hidden, which equals smaller blocks at the edge. M=1 is time attention. M as large as the grid is joint
+    attention between patches.
 
     Attributes:
         size: M, in patches.
@@ -36,15 +36,15 @@ class Motion(Scheme):
 
     def fold(self, patches):
         m, (y, x) = self.size, patches.shape[2:4]
-        if y % m or x % m:
-            pad = np.pad if isinstance(patches, np.ndarray) else jnp.pad  # a mask in NumPy stays concrete under jit
+        if y % m or x % m:  # pad both sides to a multiple of m
+            pad = np.pad if isinstance(patches, np.ndarray) else jnp.pad  # a NumPy mask stays concrete under jit
             patches = pad(patches, [(0, 0)] * 2 + [(0, -y % m), (0, -x % m)] + [(0, 0)] * (patches.ndim - 4))
-        return rearrange(patches, "b t (y i) (x j) ... -> b (y x) (t i j) ...", i=m, j=m)
+        return rearrange(patches, "b t (by i) (bx j) ... -> b (by bx) (t i j) ...", i=m, j=m)
 
     def unfold(self, groups, grid):
         t, y, x = grid
         m = self.size
-        patches = rearrange(groups, "b (y x) (t i j) ... -> b t (y i) (x j) ...", t=t, i=m, j=m, y=-(-y // m))
+        patches = rearrange(groups, "b (by bx) (t i j) ... -> b t (by i) (bx j) ...", t=t, i=m, j=m, by=-(-y // m))
         return patches[:, :, :y, :x]
 
     def visible(self, query, key):
@@ -53,17 +53,23 @@ class Motion(Scheme):
 
 
 def _block_of_2(grid, t, y, x):
-    """On a side of 6: rows and columns 0 and 1 form one block, 2 and 3 the next, 4 and 5 the last, in every frame."""
+    """Returns the keys of patch (t, y, x) on a 6 x 6 grid, written by hand: its block in every frame.
+
+    Rows and columns 0 and 1 form one block, 2 and 3 the next, 4 and 5 the last.
+    """
     first = {0: 0, 1: 0, 2: 2, 3: 2, 4: 4, 5: 4}
     rows, columns = (first[y], first[y] + 1), (first[x], first[x] + 1)
-    return [(s, j, i) for s in range(grid[0]) for j in rows for i in columns]
+    return [(s, row, column) for s in range(grid[0]) for row in rows for column in columns]
 
 
 def _ragged_block_of_3(grid, t, y, x):
-    """On a side of 7: rows and columns 0 to 2 form one block, 3 to 5 the next, 6 the last, in every frame."""
+    """Returns the keys of patch (t, y, x) on a 7 x 7 grid, written by hand: its block in every frame.
+
+    Rows and columns 0 to 2 form one block, 3 to 5 the next, 6 the last.
+    """
     rows = (0, 1, 2) if y < 3 else (3, 4, 5) if y < 6 else (6,)
     columns = (0, 1, 2) if x < 3 else (3, 4, 5) if x < 6 else (6,)
-    return [(s, j, i) for s in range(grid[0]) for j in rows for i in columns]
+    return [(s, row, column) for s in range(grid[0]) for row in rows for column in columns]
 
 
 register("motion", lambda: Motion(2), grid=(4, 6, 6), keys=_block_of_2)

@@ -1,4 +1,4 @@
-"""The registry of attention schemes, over which tests and the growth benchmark loop.
+"""The registry of attention schemes. Tests and the growth benchmark loop over it; models do not use it.
 
 A scheme registers itself at the end of its file with a small grid on which its groups differ from those of other
 schemes, and with the keys of every query written by hand. The tests compare the Jacobian of the gathered form with
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from vidformers.attention.scheme import Scheme
 
-Place = tuple[int, int, int]
-Keys = Callable[[Place, int, int, int], Iterable[Place]]
+GridPosition = tuple[int, int, int]
+Keys = Callable[[GridPosition, int, int, int], Iterable[GridPosition]]
 
 
 @dataclass(frozen=True)
@@ -25,25 +25,26 @@ class SchemeEntry:
         make: returns an instance of the scheme.
         grid: (t, y, x), the grid of patches on which tests run the instance. `y` equals `x`, because an embedding
             takes square images.
-        keys: (grid, t, y, x) -> the places (t, y, x) of all patches whose keys and values the query of the patch at
-            (t, y, x) reads, in any of at least 3 heads. Never computed with `fold` or `visible`.
-        class_tokens: the class tokens with which the scheme runs: 'none', one a 'clip', or one a 'frame'.
+        keys: keys(grid, t, y, x) returns the positions (t, y, x) of all patches that the patch at (t, y, x) attends to,
+            in any of at least 3 heads. Written by hand, without `fold` and `visible`.
+        class_tokens: the numbers of class tokens with which the scheme runs: 'none', 'clip' for one per clip, 'frame'
+            for one per frame.
     """
 
     name: str
     make: Callable[[], Scheme]
-    grid: Place
+    grid: GridPosition
     keys: Keys
     class_tokens: tuple[str, ...]
 
 
 SCHEMES: dict[str, SchemeEntry] = {}
 
-# Attentions that are not a partition of the grid into groups, and the test that holds each of them instead.
+# Attentions that are not a partition of the grid into groups, and the test that covers each of them instead.
 NOT_PARTITIONS = {
-    "ClassAttention": "tests/attention/test_attention.py: the class token reads every patch and not itself.",
+    "ClassAttention": "tests/attention/test_attention.py: the class token attends to every patch and not to itself.",
     "ConvolutionalAttention": "tests/models/test_cvt.py: its gathered form equals its masked form.",
-    "LongformerAttention": "tests/attention/test_longformer.py: a query sees exactly its window and the class token.",
+    "LongformerAttention": "tests/attention/test_longformer.py: a frame attends to its window and the class token.",
     "ShiftedWindowAttention": "tests/models/test_swin.py: its gathered form equals its masked form.",
     "ShrinkingAttention": "tests/attention/test_shrinking.py: its gathered form equals its masked form.",
 }
@@ -53,11 +54,11 @@ def register(
     name: str,
     make: Callable[[], Scheme],
     *,
-    grid: Place,
+    grid: GridPosition,
     keys: Keys,
     class_tokens: tuple[str, ...] = ("none", "clip"),
 ) -> None:
-    """Adds a row to `SCHEMES`; `SchemeEntry` explains the arguments.
+    """Adds a row to `SCHEMES`, which lists the scheme for the tests. `SchemeEntry` explains the arguments.
 
     Raises:
         ValueError: the name is registered already.

@@ -1,4 +1,4 @@
-"""The base class of attention schemes: a partition of the patch grid, and the keys that each query sees."""
+"""The base class of attention schemes: a partition of the patch grid into groups that attend to each other."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,10 @@ import numpy as np
 
 
 class Position(NamedTuple):
-    """Positions of tokens on the grid: integer arrays of one shape. A class token has a position in its group."""
+    """Positions of tokens on the grid: NumPy arrays of integers, of one shape.
+
+    A class token has the position of the first patch of its group.
+    """
 
     t: np.ndarray
     y: np.ndarray
@@ -14,13 +17,19 @@ class Position(NamedTuple):
 
 
 class Scheme:
-    """A partition of the patch grid into groups, in which every patch sees every patch of its group.
+    """A partition of the patch grid into groups. Every patch attends to every patch of its group.
 
-    `fold` and `unfold` are the gathered form, which models run. `visible` is the masked form, which defines the scheme.
+    The pattern is written twice. The gathered form, which models run, calls `fold`, computes attention inside each
+    group, and calls `unfold`. The masked form, the reference in tests, computes attention over all tokens with the mask
+    that `visible` returns. A scheme may also exchange entries between frames before attention, in `shift_in_time`.
 
     Attributes:
-        ordered: whether the keys of a group have an order by which the cosine kernel can weigh them.
-        reach: what a group holds: one 'frame', some patches of every frame ('time'), or the whole 'clip'.
+        ordered: whether the order of the tokens in a group is meaningful. The cosine kernel requires it.
+        group_extent: what a group contains, which decides the sharding under context parallelism (see `core`).
+            'frame': patches of one frame. There is no communication.
+            'time': some patches of every frame. The sharding moves from frames to groups. `fold` must put frames
+                outermost in n, as in "(t i j)".
+            'clip': all patches, as a single group. Keys and values are all-gathered.
     """
 
     ordered = True
@@ -28,26 +37,39 @@ class Scheme:
 
     @property
     def reads_zeros_beyond_clip(self) -> bool:
-        """Whether `move` fills in zeros for frames before the first or after the last one."""
+        """Whether `shift_in_time` uses zeros for the frames before the first and after the last one.
+
+        Only the report on still clips (`vidformers.pretrained.still_clip`) reads this property.
+        """
         return False
 
     def fold(self, patches):
-        """Returns groups (b g n ...) of patches (b t y x ...), padded with zeros where groups do not fit the grid."""
+        """Returns groups (b g n ...) of patches (b t y x ...). Groups that do not fit the grid are padded with zeros.
+
+        `patches` is a JAX array or a NumPy array of any dtype. For a NumPy array the result must be one, too: `core`
+        folds a mask of ones to find the padding, and the result must stay concrete under jit. einops keeps the kind of
+        array; a scheme that pads must choose between np.pad and jnp.pad, as `Motion` does.
+        """
         raise NotImplementedError
 
     def unfold(self, groups, grid: tuple[int, int, int]):
-        """Returns patches (b t y x ...) of groups (b g n ...), without the padding."""
+        """Returns patches (b t y x ...) of groups (b g n ...), without the padding. `grid` is (t, y, x)."""
         raise NotImplementedError
 
     def visible(self, query: Position, key: Position) -> np.ndarray:
-        """Returns whether a token at `query` sees the token at `key`, elementwise."""
+        """Returns the mask (q k): whether the token at `query` attends to the token at `key`.
+
+        The arrays of `query` have the shape (q 1) and those of `key` (1 k), so that comparisons broadcast.
+        """
         raise NotImplementedError
 
-    def shift_in_time(self, patches, class_tokens):
-        """Returns queries, keys and values shifted in time, before attention. Most schemes do not shift them.
+    def shift_in_time(self, patches_qkv, class_qkv):
+        """Returns queries, keys and values with entries taken from other frames, before they are folded.
+
+        Most schemes return the arguments.
 
         Args:
-            patches: [q, k, v], each (b t y x h e).
-            class_tokens: [q, k, v] of the class token of each group, each (b g h e), or None.
+            patches_qkv: [q, k, v] of patches, each (b t y x h e).
+            class_qkv: [q, k, v] of the class token of each group, each (b g h e), or None.
         """
-        return patches, class_tokens
+        return patches_qkv, class_qkv

@@ -29,7 +29,7 @@ def shift(x, axis: int, before: int, after: int, boundary: str):
 
 
 def _neighbour(x, step: int, boundary: str):
-    """Returns x (b t ...) of frame t + step."""
+    """Returns x (b t ...) with every frame replaced by the frame `step` later."""
     moved = jnp.roll(x, -step, axis=1)
     if boundary == "wrap":
         return moved
@@ -46,12 +46,12 @@ def check_boundary(boundary: str) -> None:
 class Shifted(Frame):
     """Frame attention after some heads or tokens of Q, K or V are taken from neighbouring frames (MSCA).
 
-    If heads of K and V are shifted, a query of frame t sees all tokens of frame t-1 in the first `before` heads, those
-    of frame t+1 in the next `after` heads, and those of its own frame in the others (MSCA eq. 17). If patches are
-    shifted, the first `before` tokens of every head come from frame t-1 and the next `after` tokens from frame t+1;
+    With shifted heads of K and V, a query of frame t attends to the tokens of frame t-1 in the first `before` heads, to
+    those of frame t+1 in the next `after` heads, and to those of frame t in the others (MSCA eq. 17). With shifted
+    patches, the first `before` tokens of every head come from frame t-1 and the next `after` tokens from frame t+1;
     token 0 is the class token. The bounds in the paper are off by one, and the paper does not define the ends of the
-    clip. By default the first and the last frame keep their own entries, so that a clip of one frame is computed as ViT
-    computes an image.
+    clip. By default the first and the last frame keep their own entries, so that the model computes on a clip of one
+    frame what ViT computes on an image.
 
     Attributes:
         direction: 'heads' or 'patches'.
@@ -90,10 +90,10 @@ class Shifted(Frame):
     def reads_zeros_beyond_clip(self) -> bool:
         return self.boundary == "zero" and self.before + self.after > 0
 
-    def shift_in_time(self, patches, class_tokens):
+    def shift_in_time(self, patches_qkv, class_qkv):
         pairs = [
             self._shift(*pair) if letter in self.moved else pair
-            for letter, *pair in zip("QKV", patches, class_tokens, strict=True)
+            for letter, *pair in zip("QKV", patches_qkv, class_qkv, strict=True)
         ]
         return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
@@ -121,7 +121,7 @@ class TokenShift(nnx.Module):
 
     @property
     def reads_zeros_beyond_clip(self) -> bool:
-        """Whether the first and the last frame take zeros for the frames beyond the ends of the clip."""
+        """Whether zeros stand for the frames beyond the ends of the clip. Read by the report on still clips alone."""
         return self.boundary == "zero"
 
     def __call__(self, tokens: Tokens, rng: LayerRng | None = None) -> Tokens:
@@ -129,9 +129,9 @@ class TokenShift(nnx.Module):
 
 
 def _keys(grid, t, y, x):
-    """All patches of frame t and of the frames before and after it."""
+    """Returns the keys of patch (t, y, x), written by hand: all patches of the frames t - 1, t and t + 1."""
     frames = [s for s in (t - 1, t, t + 1) if 0 <= s < grid[0]]
-    return [(s, j, i) for s in frames for j in range(grid[1]) for i in range(grid[2])]
+    return [(s, row, column) for s in frames for row in range(grid[1]) for column in range(grid[2])]
 
 
 register("shifted_heads", lambda: Shifted("heads", "KV", 1, 1), grid=(4, 3, 3), keys=_keys, class_tokens=("frame",))

@@ -18,20 +18,20 @@ table_init = nnx.initializers.truncated_normal(0.02)
 class ShiftedWindowAttention(nnx.Module):
     """tokens + W_O attend(LN tokens) inside windows, with a relative position bias (Video Swin eq. 1, 2).
 
-    As in the code of the authors and of torchvision, an axis of the grid that is not longer than the window is one
-    window and is not shifted. Other axes are padded to whole windows after the norm, and queries read the padding. On a
-    small grid the window is clipped: entry i of the clipped window takes the bias of entry i of the full window. That
-    is the bias of its displacement if only time is clipped, as at 224 pixels.
+    As in the code of the authors and of torchvision: an axis of the grid that is not longer than the window is one
+    window and is not shifted. Other axes are padded to whole windows after the norm, and queries attend to the padding.
+    On a small grid the window is clipped: token i of the clipped window takes the bias of token i of the full window.
+    If only time is clipped, as at 224 pixels, this equals the bias of the true displacement.
 
     Args:
         width: d.
         heads: h, which divides d.
         window: (t, y, x) in patches.
-        shifted: whether windows start half a window later on each axis. The rests at the two ends are windows too.
-        dictionary: external tokens that every query reads too, without bias and without mask, or None.
+        shifted: whether windows start half a window later on each axis. The remainders at both ends are windows, too.
+        dictionary: learned keys and values that every query attends to as well, without bias or mask; or None.
         kernel: 'softmax'. The other kernels have no scores to which a bias can be added.
         dropout: rate of dropout on the branch.
-        masked: runs full attention under the visibility matrix, the slow definition, for tests.
+        masked: runs the masked form, attention over all tokens under a mask. This slow form is the reference in tests.
 
     Raises:
         ConfigError: the heads do not divide the width, the window is impossible, or the kernel is not softmax.
@@ -80,12 +80,12 @@ class ShiftedWindowAttention(nnx.Module):
         return self.out(rearrange(out, "b t y x h e -> b t y x (h e)")), None
 
     def padded(self, patches):
-        """Returns patches (b t y x d) padded to a grid that the window divides."""
+        """Returns patches (b t y x d) with zeros added, so that the window divides the grid."""
         grid = patches.shape[1:4]
         return jnp.pad(patches, [(0, 0), *((0, -n % w) for n, w in zip(grid, self.clip(grid)[0], strict=True)), (0, 0)])
 
     def attend(self, q, k, v, grid):
-        """Returns the outputs of the heads on the grid (t, y, x), of padded q, k, v (b t y x h e)."""
+        """Returns the outputs of the heads (b t y x h e) on the grid (t, y, x), of padded q, k, v (b t y x h e)."""
         window, shift = self.clip(grid)
         out = (self._masked if self.masked else self._gathered)(q, k, v, window, shift)
         return out[:, : grid[0], : grid[1], : grid[2]]
@@ -99,9 +99,9 @@ class ShiftedWindowAttention(nnx.Module):
         grid = q.shape[1:4]
         # After the roll, the windows at the two ends of an axis share one full window, in which a mask separates them.
         q, k, v = (_fold(jnp.roll(x, [-s for s in shift], (1, 2, 3)), window) for x in (q, k, v))
-        index, _ = _window_indices(grid, window, shift)
-        index = _fold(np.roll(index, [-s for s in shift], (0, 1, 2))[None], window)[0]
-        mask = (index[:, :, None] == index[:, None, :])[:, None] if any(shift) else None
+        window_index, _ = _window_indices(grid, window, shift)
+        window_index = _fold(np.roll(window_index, [-s for s in shift], (0, 1, 2))[None], window)[0]
+        mask = (window_index[:, :, None] == window_index[:, None, :])[:, None] if any(shift) else None
         out = compute_attention(
             q, k, v, mask, bias=self._bias(np.arange(np.prod(window))), dictionary=self.dictionary, kernel=self.kernel
         )
@@ -109,26 +109,32 @@ class ShiftedWindowAttention(nnx.Module):
 
     def _masked(self, q, k, v, window, shift):
         grid = q.shape[1:4]
-        index, entry = (x.ravel() for x in _window_indices(grid, window, shift))
+        window_index, token_index = (x.ravel() for x in _window_indices(grid, window, shift))
         q, k, v = (rearrange(x, "b t y x h e -> b (t y x) h e") for x in (q, k, v))
         out = compute_attention(
-            q, k, v, index[:, None] == index, bias=self._bias(entry), dictionary=self.dictionary, kernel=self.kernel
+            q,
+            k,
+            v,
+            window_index[:, None] == window_index,
+            bias=self._bias(token_index),
+            dictionary=self.dictionary,
+            kernel=self.kernel,
         )
         return rearrange(out, "b (t y x) h e -> b t y x h e", t=grid[0], y=grid[1])
 
-    def _bias(self, entry):
-        """Returns the bias (h q k) between tokens that are these entries (n) of a window."""
-        return rearrange(self.table[...][self.rows(entry)], "q k h -> h q k")
+    def _bias(self, token_index):
+        """Returns the bias (h q k) between tokens with these indices (n) in their full window."""
+        return rearrange(self.table[...][self.rows(token_index)], "q k h -> h q k")
 
-    def rows(self, entry):
-        """Returns the rows (q k) of the bias table for pairs of tokens that are these entries (n) of a window."""
-        place = np.stack(np.unravel_index(entry, self.window))
-        displacement = place[:, :, None] - place[:, None] + np.array(self.window)[:, None, None] - 1
+    def rows(self, token_index):
+        """Returns the rows (q k) of the bias table for pairs of tokens with these indices (n) in their full window."""
+        position = np.stack(np.unravel_index(token_index, self.window))
+        displacement = position[:, :, None] - position[:, None] + np.array(self.window)[:, None, None] - 1
         return np.ravel_multi_index(tuple(displacement), [2 * w - 1 for w in self.window])
 
 
 def _fold(patches, window):
-    """Returns windows (b g n ...) of n tokens each, of patches (b t y x ...)."""
+    """Returns windows (b g n ...) of patches (b t y x ...)."""
     i, j, k = window
     return rearrange(patches, "b (t i) (y j) (x k) ... -> b (t y x) (i j k) ...", i=i, j=j, k=k)
 
@@ -140,9 +146,10 @@ def _unfold(windows, grid, window):
 
 
 def _window_indices(grid, window, shift):
-    """Returns for every patch (t y x) the index of its window, and the index of its entry in the window."""
-    places = [np.arange(n) - s for n, s in zip(grid, shift, strict=True)]
-    windows = np.meshgrid(*(p // w + 1 for p, w in zip(places, window, strict=True)), indexing="ij")
-    entries = np.meshgrid(*(p % w for p, w in zip(places, window, strict=True)), indexing="ij")
+    """Returns for every patch (t y x) the index of its window, and the index of the patch in the window."""
+    shifted = [np.arange(n) - s for n, s in zip(grid, shift, strict=True)]
+    # + 1: the remainder before the first whole window has the coordinate -1.
+    windows = np.meshgrid(*(x // w + 1 for x, w in zip(shifted, window, strict=True)), indexing="ij")
+    patches = np.meshgrid(*(x % w for x, w in zip(shifted, window, strict=True)), indexing="ij")
     counts = [n // w + 2 for n, w in zip(grid, window, strict=True)]
-    return np.ravel_multi_index(windows, counts), np.ravel_multi_index(entries, window)
+    return np.ravel_multi_index(windows, counts), np.ravel_multi_index(patches, window)

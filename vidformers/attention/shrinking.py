@@ -17,12 +17,12 @@ from vidformers.layers.tokens import LayerRng, Tokens, add_branch
 
 
 class ShrinkingAttention(nnx.Module):
-    """tokens + W_O attend(Q, [K_CA, K_SA, K_LA]) of LN tokens, with one class token a frame (STAT eq. 1-9).
+    """tokens + W_O attend(Q, [K_CA, K_SA, K_LA]) of LN tokens, with one class token per frame (STAT eq. 1-9).
 
-    A query of frame i, a patch or the class token, reads three levels of keys and values.
+    A query of frame i, a patch or the class token, attends to three levels of keys and values.
         Current: the patches of frame i, pooled by a depthwise 3 x 3 convolution and normalised (eq. 2).
-        Short-term: the same of frames i-r .. i+r without i, r = window // 2, averaged over 2 x 2 cells (eq. 3). Frames
-            beyond the ends of the clip are hidden; the paper does not define them.
+        Short-term: the pooled patches of frames i-r .. i+r without i, r = window // 2, averaged over 2 x 2 cells
+            (eq. 3). Frames beyond the ends of the clip are hidden; the paper does not define them.
         Long-term: one token of every frame, neither pooled nor normalised (eq. 6).
     Unlike eq. 8, there is an output projection, and scores are scaled by the width of a head.
 
@@ -35,10 +35,10 @@ class ShrinkingAttention(nnx.Module):
         window: t_o, odd. With 1 there is no short-term attention.
         long_key: 'class' for the class tokens, 'mean' for the means of a frame's keys and values before pooling (Table
             3), or 'none' for no long-term attention, where class tokens are queries only.
-        dictionary: external tokens that every query reads too, or None.
+        dictionary: learned keys and values that every query attends to as well, or None.
         kernel: 'softmax' or 'relu'. 'cosine' is not applicable, because these keys have no order.
         dropout: rate of dropout on the branch.
-        masked: runs full attention under the visibility matrix, the slow definition, for tests.
+        masked: runs the masked form, attention over all tokens under a mask. This slow form is the reference in tests.
 
     Raises:
         ConfigError: the heads do not divide the width, the window is even, or long_key or kernel is unknown.
@@ -99,7 +99,7 @@ class ShrinkingAttention(nnx.Module):
         return jnp.stack([self.norm_k(self.pool_k(patches[0])), self.norm_v(self.pool_v(patches[1]))])
 
     def levels(self, patches, class_tokens, pool):
-        """Yields for each level the tokens (s b t n d) that a frame offers, and the offsets of frames that read them.
+        """Yields for each level the keys and values of every frame, and which frames a query attends to.
 
         Args:
             patches: keys and values of patches (s b t y x d), s = 2.
@@ -107,18 +107,19 @@ class ShrinkingAttention(nnx.Module):
             pool: as `self.pool`.
 
         Yields:
-            (tokens, offsets). Frame i reads the tokens of frames i + offset; offsets of None are all frames.
+            (tokens, offsets): tokens (s b t n d) are n keys and values per frame. Queries of frame i attend to the
+            tokens of frames i + offset, or to those of all frames if `offsets` is None.
         """
         pooled = pool(patches)
         yield rearrange(pooled, "s b t y x d -> s b t (y x) d"), [0]
         if self.radius:
-            around = [offset for offset in range(-self.radius, self.radius + 1) if offset]
-            yield rearrange(mean_pool(pooled, 2), "s b t y x d -> s b t (y x) d"), around
+            neighbours = [offset for offset in range(-self.radius, self.radius + 1) if offset]
+            yield rearrange(mean_pool(pooled, 2), "s b t y x d -> s b t (y x) d"), neighbours
         if self.long_key != "none":
             yield (class_tokens if self.long_key == "class" else patches.mean((3, 4)))[:, :, :, None], None
 
     def attend(self, q, class_tokens, levels):
-        """Returns the outputs of the heads (b t 1+n h e) for class token and patches of each frame.
+        """Returns the outputs of the heads (b t 1+n h e) for the class token and the patches of each frame.
 
         Args:
             q: queries of patches (b t y x d).
@@ -140,7 +141,7 @@ class ShrinkingAttention(nnx.Module):
 
 
 def _gathered(q, levels):
-    """Returns the gathered form, a group a frame: q (b t q d), k and v (b t k d), and the mask (t 1 1 k) or None."""
+    """Returns the gathered form, one group per frame: q (b t q d), k, v (b t k d), and the mask (t 1 1 k) or None."""
     t, keys, visible = q.shape[1], [], []
     for level, offsets in levels:
         if offsets is None:
@@ -157,7 +158,7 @@ def _gathered(q, levels):
 
 
 def _masked(q, levels):
-    """Returns the masked form, tokens of all frames in one list: q (b q d), k and v (b k d), and the mask (q k)."""
+    """Returns the masked form, the tokens of all frames on one axis: q (b q d), k, v (b k d), and the mask (q k)."""
     frames = np.arange(q.shape[1])
     query_frames, keys, visible = np.repeat(frames, q.shape[2])[:, None], [], []
     for level, offsets in levels:

@@ -1,4 +1,4 @@
-"""Attention over time at one place of the grid: the time attention of TimeSformer."""
+"""Attention over time at one position of the grid: the time attention of TimeSformer."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from vidformers.attention.scheme import Scheme
 
 @dataclass(frozen=True)
 class Time(Scheme):
-    """Patch (p, t) sees patch p of every frame: T keys, and the class token (MEViT eq. 7)."""
+    """Patch (p, t) attends to patch p of every frame: T keys, and the class token (MEViT eq. 7)."""
 
     group_extent = "time"
 
@@ -25,7 +25,7 @@ class Time(Scheme):
 
 
 def _keys(grid, t, y, x):
-    """The same place in every frame."""
+    """Returns the keys of patch (t, y, x), written by hand: the same position in every frame."""
     return [(s, y, x) for s in range(grid[0])]
 
 
