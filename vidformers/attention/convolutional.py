@@ -117,8 +117,8 @@ class ConvolutionalAttention(nnx.Module):
             jnp.concatenate([token, rearrange(x, "b t y x h e -> b (t y x) h e")], axis=1)
             for token, x in zip(class_qkv, patches_qkv, strict=True)
         )
-        # The frame index stands for t, y and x alike: `Frame` compares t only, and `Joint` compares nothing. Class token
-        # i has the position of frame i.
+        # The frame index stands for t, y and x alike, since `Frame` compares only t and `Joint` compares nothing. Class
+        # token i has the position of frame i.
         query, key = (np.concatenate([np.arange(count), np.indices(x.shape[1:4])[0].ravel()]) for x in patches_qkv[:2])
         mask = self.scheme.visible(Position(*[query[:, None]] * 3), Position(*[key[None]] * 3))
         out = compute_attention(q, k, v, mask, dictionary=self.dictionary, kernel=get_kernel(self.kernel, masked=True))
