@@ -1,6 +1,5 @@
 """Longformer attention over a series of frames: a sliding window, and a class token with global attention."""
 
-from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -81,8 +80,8 @@ class LongformerAttention(nnx.Module):
         self.norm = nnx.LayerNorm(width, epsilon=1e-12, dtype=dtype, rngs=rngs)
 
     def __call__(self, series: FrameSequence, rng: LayerRng | None = None) -> FrameSequence:
-        split_rngs: Sequence[LayerRng | None] = [None] * 3 if rng is None else rng.split(3)
-        branch = dropout(self.branch(series, *split_rngs[1:]), self.dropout, split_rngs[0])
+        branch_rng, frame_rng, class_rng = (None, None, None) if rng is None else rng.split(3)
+        branch = dropout(self.branch(series, frame_rng, class_rng), self.dropout, branch_rng)
         return series._replace(tokens=self.norm(series.tokens + branch))
 
     def branch(

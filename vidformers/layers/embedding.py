@@ -1,4 +1,4 @@
-"""The embedding of pixels as patch tokens: normalisation, patch projection, positions in space and time."""
+"""The embedding of pixels as patch tokens: normalisation, patch projection, position embeddings in space and time."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from vidformers.layers.linear import Linear, square_init
 
 
 def position_init(key, shape, dtype=jnp.float32):
-    """Returns normal values with standard deviation 1/sqrt(d), so that a table has the same norm at any width.
+    """Returns normal values with standard deviation 1/sqrt(d), so that a row has the same norm at any width.
 
     With a fixed 0.02, positions are weak in narrow models, which then take long to learn motion.
     """
@@ -18,7 +18,7 @@ def position_init(key, shape, dtype=jnp.float32):
 
 
 def normalise(video, mean, std, dtype):
-    """Returns pixels in `dtype`: (x / 255 - mean) / std of uint8, on the device. Floats are already normalised."""
+    """Returns pixels in `dtype`: (x / 255 - mean) / std for uint8 pixels. Floats are already normalised."""
     if video.dtype == jnp.uint8:
         video = (video.astype(dtype) / 255 - jnp.array(mean)) / jnp.array(std)
     return video.astype(dtype)
@@ -37,8 +37,8 @@ class Embedding(nnx.Module):
         mean: of each channel, for uint8 pixels.
         std: of each channel, for uint8 pixels.
         patch_frames: frames of a patch, r; tokens then have t / r frames (ViViT's tubelets).
-        positions: 'separate' tables of space and time, or one 'joint' table (1 + t y x, d), as in ViViT. Row 0 of the
-            spatial or joint table belongs to the class token.
+        positions: 'separate' embeddings (1 + y x, d) in space and (t, d) in time, or one 'joint' embedding
+            (1 + t y x, d), as in ViViT. Row 0 of the spatial or joint embedding belongs to the class token.
 
     Raises:
         ConfigError: the patch does not divide the clip, or `positions` is unknown.
@@ -73,8 +73,8 @@ class Embedding(nnx.Module):
         self.grid = (frames // patch_frames, side, side)
         self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
         self.patch = Linear(3 * patch_frames * patch_size**2, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
-        places = side**2 * (self.grid[0] if self.joint else 1)
-        self.space = nnx.Param(position_init(rngs.params(), (1 + places, width)))
+        num_positions = side**2 * (self.grid[0] if self.joint else 1)
+        self.space = nnx.Param(position_init(rngs.params(), (1 + num_positions, width)))
         self.time = nnx.data(None)
         if temporal_init is not None and not self.joint:
             self.time = nnx.Param(temporal_init(rngs.params(), (self.grid[0], width)))

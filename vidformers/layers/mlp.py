@@ -1,7 +1,5 @@
 """The MLP sublayer and its activations."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -33,7 +31,7 @@ class Mlp(nnx.Module):
     Args:
         width: d.
         hidden: width of the hidden layer.
-        updates_patches: whether patches are updated as well as class tokens.
+        updates_patches: whether patches are updated. If not, only class tokens are.
         norm_epsilon: epsilon of the norm.
         activation: the activation function.
         dropout: rate of dropout after the activation and on the branch.
@@ -57,11 +55,11 @@ class Mlp(nnx.Module):
         self.out = Linear(hidden, width, kernel_init=glorot, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Tokens, rng: LayerRng | None = None) -> Tokens:
-        split_rngs: Sequence[LayerRng | None] = [None] * 3 if rng is None else rng.split(3)
+        branch_rng, patch_rng, class_rng = (None, None, None) if rng is None else rng.split(3)
 
         def apply(x, rng):
             return self.out(dropout(self.activation(self.wide(self.norm(x))), self.dropout, rng))
 
-        patches = apply(tokens.patches, split_rngs[1]) if self.updates_patches else None
-        class_tokens = apply(tokens.class_tokens, split_rngs[2]) if tokens.class_tokens.shape[1] else None
-        return add_branch(tokens, (patches, class_tokens), self.dropout, split_rngs[0])
+        patches = apply(tokens.patches, patch_rng) if self.updates_patches else None
+        class_tokens = apply(tokens.class_tokens, class_rng) if tokens.class_tokens.shape[1] else None
+        return add_branch(tokens, (patches, class_tokens), self.dropout, branch_rng)

@@ -1,4 +1,4 @@
-"""Tokens, random numbers of a training pass, dropout, and the residual branch."""
+"""Tokens, the random key of a layer, dropout, and the residual branch."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ class Tokens(NamedTuple):
 
 
 class LayerRng(NamedTuple):
-    """The randomness of one layer in a training pass. In evaluation None takes its place.
+    """The random key of one layer and its stochastic depth rate, in a training step. Evaluation passes None instead.
 
     Attributes:
         key: random key.
@@ -25,7 +25,7 @@ class LayerRng(NamedTuple):
     drop_path: jax.Array
 
     def split(self, count: int) -> "list[LayerRng]":
-        """Returns `count` split_rngs with independent keys."""
+        """Returns `count` of them, with independent keys and the same rate."""
         return [LayerRng(key, self.drop_path) for key in jax.random.split(self.key, count)]
 
 
@@ -38,10 +38,10 @@ def dropout(x, rate: float, rng: LayerRng | None):
 
 
 def add_branch(tokens: Tokens, branch, rate: float, rng: LayerRng | None) -> Tokens:
-    """Returns the residual, tokens + dropout(branch). Stochastic depth skips the whole branch of a clip.
+    """Returns tokens + dropout(branch). Stochastic depth skips the whole branch of a clip.
 
     Args:
-        tokens: input of the branch.
+        tokens: the input of the branch.
         branch: the updates (patches, class tokens). None leaves the tokens unchanged, bit for bit.
         rate: rate of dropout.
         rng: None in evaluation.

@@ -1,4 +1,4 @@
-"""The fields that all models share, and factories of sublayers, stages and classifiers with these fields."""
+"""The fields that all models share, and methods that make sublayers, stages and classifiers with these fields."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -46,7 +46,7 @@ class SublayerOptions(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTraits:
-    """What a model must tell the registry beside its function.
+    """Optional registry settings of a model.
 
     Attributes:
         defaults: the shared fields whose defaults differ from those of `ModelConfig.from_size`.
@@ -62,14 +62,17 @@ class ModelTraits:
 class ModelConfig:
     """The fields that all models share. `from_size` makes it from the section `model` of a config.
 
+    `attention`, `class_attention` and `mlp` return factories: make(rngs=rngs) creates one sublayer. `stage` combines
+    factories to the spec of a stage, and `classifier` builds the model from specs.
+
     Attributes:
         width: d, the width of a token.
         heads: attention heads; divides `width`.
         depth: number of blocks.
         mlp_ratio: hidden width of an MLP divided by d.
         patch_size: side of a patch in pixels.
-        dictionary: number of external tokens that every self-attention reads (HaViT); 0 is no dictionary.
-        hybrid: how a `Dictionary` is combined with the tokens of the clip.
+        dictionary: number of external tokens of every self-attention (HaViT). 0: no dictionary.
+        hybrid: 'combined', 'simplified', 'multi_view' or 'split_heads': how a `Dictionary` is combined with the clip.
         kernel, cosine_index, backend: those of `SelfAttention`. Class attention does not have these options.
         dropout: dropout rate of the embedded patches and of every residual branch.
         drop_path: stochastic depth of the last block. It grows linearly from 0 at the first block.
@@ -79,7 +82,7 @@ class ModelConfig:
         frames: frames of a clip.
         image_size: side of a frame in pixels.
         num_classes: number of logits.
-        masked: runs every attention by its slow definition, with a full mask. For tests.
+        masked: runs every attention in its masked form, the slow reference in tests.
     """
 
     width: int
@@ -152,24 +155,30 @@ class ModelConfig:
 
     @property
     def sublayer_options(self) -> SublayerOptions:
+        """The keyword arguments that every sublayer takes."""
         return SublayerOptions(dtype=jnp.dtype(self.dtype), dropout=self.dropout)
 
     def require_einsum_backend(self, attention: str) -> None:
-        """Raises ConfigError if `backend` is one that only `SelfAttention` has; `attention` names the other one."""
+        """Raises ConfigError unless `backend` is 'auto' or 'einsum'.
+
+        Args:
+            attention: the name of the model's attention, for the message.
+        """
         require(
             self.backend in ("auto", "einsum"),
             f"model.backend={self.backend} does not go with {attention}. Use auto or einsum.",
         )
 
     def make_dictionary(self, rngs: nnx.Rngs) -> Dictionary | None:
+        """Returns a new dictionary with `self.dictionary` entries, or None for 0 entries."""
         if not self.dictionary:
             return None
         return Dictionary(self.dictionary, self.width, self.heads, hybrid=self.hybrid, rngs=rngs)
 
     def attention(self, scheme: Scheme, **options) -> Callable[..., SelfAttention]:
-        """Returns make(rngs, dictionary=None) of a `SelfAttention` sublayer with these options.
+        """Returns make(rngs, dictionary=None), which creates a `SelfAttention` with these options.
 
-        Sublayers that are given one dictionary share it. Without one, each makes its own.
+        Sublayers that get the same dictionary share it. A sublayer that gets none creates its own.
         """
 
         def make(rngs: nnx.Rngs, dictionary: Dictionary | None = None) -> SelfAttention:
@@ -190,15 +199,22 @@ class ModelConfig:
         return make
 
     def class_attention(self) -> Callable[..., ClassAttention]:
+        """Returns make(rngs), which creates a `ClassAttention`."""
         return partial(ClassAttention, self.width, self.heads, **self.sublayer_options)
 
     def mlp(self, **options) -> Callable[..., Mlp]:
-        compute: dict[str, Any] = {**options, **self.sublayer_options}
-        return partial(Mlp, self.width, self.mlp_ratio * self.width, **compute)
+        """Returns make(rngs), which creates an `Mlp` with these options."""
+        all_options: dict[str, Any] = {**options, **self.sublayer_options}
+        return partial(Mlp, self.width, self.mlp_ratio * self.width, **all_options)
 
     @staticmethod
     def stage(depth: int, *sublayers: MakeModule, late_class: bool = False) -> StageSpec:
-        """Returns the spec of `depth` blocks with these sublayers."""
+        """Returns the spec of `depth` blocks, each with the sublayers that these factories create.
+
+        Args:
+            depth: 0 leaves the stage out.
+            late_class: whether the class token is added at this stage instead of at the input.
+        """
         return StageSpec(lambda rngs: Block([make(rngs=rngs) for make in sublayers]), depth, late_class)
 
     def classifier(
@@ -210,7 +226,14 @@ class ModelConfig:
         class_per_frame: bool = False,
         rngs: nnx.Rngs,
     ) -> Classifier:
-        """Returns a classifier whose `Embedding` and `Encoder` have these options and the fields of the config."""
+        """Returns a classifier of an `Embedding`, the stages and a linear head.
+
+        Args:
+            temporal_init: initialiser of the temporal position embedding, or None for a model without one.
+            patch_frames: frames of a patch.
+            positions: 'separate' position embeddings in space and time, or one 'joint' embedding; see `Embedding`.
+            class_per_frame: one class token per frame, whose mean the head takes, instead of one per clip.
+        """
         embedding = Embedding(
             self.width,
             frames=self.frames,

@@ -7,9 +7,9 @@ Li et al., "HaViT", 2022, Table 7, adds the dictionary but does not say how CvT 
     depths[1] x [ convolutional attention -> MLP ]     after a 3 x 3 convolution with stride 2
     depths[2] x [ convolutional attention -> MLP ]     after a 3 x 3 convolution with stride 2, with class tokens
 
-Only the last stage has class tokens. CvT has no spatial table, because convolutions encode the place of a patch in its
-frame. A table of frames is added at the start of the first stage with joint attention, since only joint attention uses
-the time of a patch.
+Only the last stage has class tokens. CvT has no spatial position embedding, because convolutions encode the position of
+a patch in its frame. A temporal position embedding is added at the start of the first stage with joint attention, since
+only joint attention uses the time of a patch.
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ class ConvolutionalEmbedding(nnx.Module):
         channels: c.
         width: d.
         kernel, stride, padding: of the convolution, in pixels or patches.
-        frames: if given, a learned table (frames, d) is added.
+        frames: if given, a learned temporal position embedding (frames, d) is added.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ def cvt(
     Args:
         depths: blocks of each stage. Their sum is `config.depth`.
         joint: the stages that attend over all frames, 'none', 'last' or 'all'. With 'none', each frame has a class
-            token, the head reads their mean, and the model is blind to the order of frames. Otherwise the clip has one
+            token, the head takes their mean, and the model is blind to the order of frames. Otherwise the clip has one
             class token.
         scale: scale of the attention scores, 'width' for 1/sqrt(d) as in the public CvT, or 'heads' for 1/sqrt(d/h).
     Raises:

@@ -1,9 +1,11 @@
-"""Blocks, stages, encoder and classifier, of which every model is made.
+"""The building blocks of all models: block, stage, encoder and classifier.
 
 classifier:  encoder -> readout -> linear head
 encoder:     embedding -> stage -> ... -> stage -> norm
 stage:       depth x block, with stacked parameters
 block:       sublayer -> ... -> sublayer, each with its residual
+
+Axes: b clips, t frames, y x rows and columns (pixels in video, patches in tokens), c class tokens, d width.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,9 +24,13 @@ from vidformers.layers.linear import Linear
 from vidformers.layers.tokens import LayerRng, Tokens, dropout
 from vidformers.parallel.activations import constrain
 
-# What the backward pass recomputes in a block: nothing, the attention weights, everything except the products with
-# parameters, or everything from the input of the block.
-REMAT = ("none", "attention", "dots", "full")
+# What the backward pass rematerialises in a block.
+REMAT = (
+    "none",  # nothing
+    "attention",  # the attention weights
+    "dots",  # everything except the products with parameters
+    "full",  # everything, from the input of the block
+)
 
 AnyTokens = TypeVar("AnyTokens", bound=tuple)  # `Tokens`, or another NamedTuple of arrays that the sublayers take
 
@@ -43,7 +49,7 @@ class Block(nnx.Module):
 
 
 def split_rng(rng: LayerRng | None, count: int) -> Sequence[LayerRng | None]:
-    """Returns the rng of each of `count` modules, or None for each."""
+    """Returns `rng.split(count)`, or None for each of `count` modules."""
     return [None] * count if rng is None else rng.split(count)
 
 
@@ -52,9 +58,9 @@ class StageSpec:
     """A stage to build.
 
     Attributes:
-        block: block(rngs) makes one block.
-        depth: number of blocks; a stage of depth 0 is left out.
-        late_class: whether the class token joins the patches at this stage instead of at the input.
+        block: block(rngs) returns one block.
+        depth: number of blocks. A stage of depth 0 is left out.
+        late_class: whether the class token is added at this stage instead of at the input.
     """
 
     block: Callable[[nnx.Rngs], Block]
@@ -80,7 +86,7 @@ class Stage(nnx.Module):
         self.layers = nnx.vmap(lambda key: spec.block(nnx.Rngs(key)))(jax.random.split(rngs.params(), spec.depth))
 
     def __call__(self, tokens: AnyTokens, rng: LayerRng | None = None) -> AnyTokens:
-        """Runs the blocks. `rng` holds keys and stochastic depth rates stacked along axis 0, one a block."""
+        """Runs the blocks. The arrays of `rng` have one entry per block along axis 0."""
         graph, parameters = nnx.split(self.layers)
 
         def run(tokens, layer):
@@ -92,13 +98,14 @@ class Stage(nnx.Module):
             return self.run_layers(run, parameters, tokens, rng)
         if self.remat in ("dots", "full"):
             dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            # prevent_cse is only needed outside of a scan.
             run = jax.checkpoint(
                 run, policy=dots if self.remat == "dots" else None, prevent_cse=self.unroll == self.depth
             )
         if self.unroll < self.depth:
             return jax.lax.scan(run, tokens, (parameters, rng), unroll=self.unroll)[0]
-        # In a loop, unlike in a scan, XLA leaves out the gradients of outputs of the last block that nothing reads.
-        # Also, a single block may change the shape of its tokens.
+        # In a plain loop JAX skips the gradients of unused outputs of the last block; in a scan it cannot. Also, a
+        # stage of one block may change the shape of its tokens.
         for layer in _unstack((parameters, rng), self.depth):
             tokens, _ = run(tokens, layer)
         return tokens
@@ -107,7 +114,8 @@ class Stage(nnx.Module):
 def _unstack(tree, count: int) -> list:
     """Returns the `count` trees that are stacked along axis 0 of a tree.
 
-    `split` has one concatenation as its gradient, where indexing would have a padded sum for each index.
+    The gradient of `split` is one concatenation. The gradient of indexing would be a zero-padded array per index, and
+    their sum.
     """
     leaves, structure = jax.tree.flatten(tree)
     slices = [[row.squeeze(0) for row in jax.lax.split(leaf, [1] * count)] for leaf in leaves]
@@ -115,7 +123,7 @@ def _unstack(tree, count: int) -> list:
 
 
 def stage_rngs(stages: Iterable[Stage], drop_path: float, keys) -> Iterator[LayerRng]:
-    """Yields the rng of each stage, from one key a stage.
+    """Yields the `LayerRng` of each stage, with arrays that have one entry per block. `keys` has one key per stage.
 
     The stochastic depth rate grows linearly over the blocks of all stages, from 0 to `drop_path`.
     """
@@ -131,11 +139,11 @@ class Encoder(nnx.Module):
 
     Args:
         embedding: pixels -> patch tokens (b t y x d). Its `class_position()` is added to the class tokens.
-        stages: specs in order. The class tokens join at the first stage with `late_class`, else at the input.
+        stages: specs in order. The class tokens are added at the first stage with `late_class`, else at the input.
         width: d of the first stage.
         out_width: d after the last stage; None is `width`.
-        class_per_frame: one class token for each frame instead of one for the clip.
-        dropout: rate for the embedded patches.
+        class_per_frame: one class token per frame instead of one per clip.
+        dropout: dropout rate of the embedded patches.
         drop_path: stochastic depth of the last block. It grows linearly from 0 at the first block.
     Raises:
         ConfigError: all stages are empty, or a value is out of range.
@@ -186,7 +194,7 @@ class Encoder(nnx.Module):
         return self.norm(tokens.class_tokens)
 
     def initial_class_tokens(self, patches):
-        """Returns the class tokens (b c d) that join patches (b t y x d)."""
+        """Returns the class tokens (b c d) that are added to patches (b t y x d)."""
         b, t, _, _, d = patches.shape
         token = (self.class_token[...] + self.embedding.class_position()).astype(self.dtype)
         return jnp.broadcast_to(token, (b, t if self.class_per_frame else 1, d))
@@ -199,7 +207,8 @@ class FramewiseEncoder(nnx.Module):
         encoder: clips of one frame (b 1 y x 3) -> (b 1 d).
         frames: t.
         at_once: frames of each clip that the encoder processes at once in evaluation, so that memory does not grow with
-            t. None is all frames. Training always processes all frames at once.
+            t. None is all frames. Training always processes all frames at once: the backward pass needs the
+            activations of all frames, so that a loop would save no memory.
     """
 
     def __init__(self, encoder, frames: int, at_once: int | None = None):
@@ -254,7 +263,7 @@ class Classifier(nnx.Module):
 
         Args:
             video: (b t y x 3), uint8, or float if normalised already.
-            key: PRNG key of a training pass; None in evaluation.
+            key: random key of a training step; None in evaluation.
             index: (b t), the index of each frame in its video, for a readout that uses frame positions.
         Raises:
             ConfigError: the clips do not have the shape of the model.

@@ -4,12 +4,12 @@ Paper: Li, Zhuang, Gao and Wang, "HaViT: Hybrid-Attention Based Vision Transform
 
     divided:  depth        x [ time attention -> space attention -> MLP ]     each attention with a dictionary
     joint:    depth        x [ joint attention -> MLP ]                       with a dictionary
-    the class token joins
+    the class token is added
               class_blocks x [ class attention -> MLP of the class token ]
 
 The clip has one class token. The paper gives neither the size of the dictionary, `model.dictionary`, nor the number of
 class-attention layers: 112 and 2 agree with the parameters of its Table 6 (26.4 M joint, 34.5 M divided at width 384).
-Its hosts of Table 7 are in `swin.py` and `cvt.py`.
+`swin.py` and `cvt.py` are the other models of Table 7 to which the paper adds a dictionary.
 """
 
 from flax import nnx
@@ -39,8 +39,8 @@ def havit(
         attention: 'divided' or 'joint'. Joint attention with model.kernel=relu or cosine is the paper's linear
             activation or cosine re-weighting (Table 6).
         class_blocks: class-attention layers after the `depth` hybrid blocks (eq. 8, 9).
-        class_token: 'late', joining at class attention (sec. 3.3), or 'input', a key from the first block on (eq. 1).
-        temporal_fc: adds TimeSformer's extra projection after time attention.
+        class_token: 'late', added before class attention (sec. 3.3), or 'input', a key from the first block on (eq. 1).
+        temporal_fc: adds `extra_projection` to time attention, as TimeSformer does.
         share_dictionary: the two attentions of a block share one dictionary. False: each has its own.
     Raises:
         ConfigError: an unknown choice, or a late class token without class attention.

@@ -33,7 +33,7 @@ def joint(
 
     Args:
         patch_frames: frames in a patch, 2 in ViViT; see `Embedding`.
-        positions: 'separate' tables of space and time, or 'joint' as in ViViT; see `Embedding`.
+        positions: 'separate' position embeddings in space and time, or 'joint' as in ViViT; see `Embedding`.
         gelu: 'exact', or 'tanh', the approximation that ViViT uses.
     Raises:
         ConfigError: the patches do not divide the clip, or a choice is unknown.

@@ -1,14 +1,14 @@
-"""MEViT: motion attention in the upper blocks, then class attention.
+"""MEViT: motion attention in the last blocks, then class attention.
 
 Paper: Li and Zhuang, "MEViT: Motion Enhanced Video Transformer for Video Classification", 2022.
 
     (depth - motion_blocks) x [ space attention -> MLP ]
     motion_blocks           x [ motion attention -> space attention -> MLP ]
-    the class token joins
+    the class token is added
     class_blocks            x [ class attention -> MLP of the class token ]
 
-The clip has one class token. With class_blocks=0 it joins at the input and takes part in all attention, as in the
-baseline of Tables 1 and 3.
+Space attention is attention inside a frame (scheme `Frame`). The clip has one class token. With class_blocks=0 the
+class token is added at the input instead and takes part in self-attention, as in the baseline of Tables 1 and 3.
 """
 
 from flax import nnx
@@ -37,17 +37,21 @@ def mevit(
 
     Args:
         block_size: M, the side of a motion block in patches (Table 1).
-        motion_blocks: L_t, the number of blocks with motion attention (Table 3). The blocks below attend in space only.
-        class_blocks: class-attention layers (sec. 3.4; Table 2 has 9+3, 10+2, 11+1 and 12+1).
+        motion_blocks: L_t, the number of blocks with motion attention (Table 3). These are the last of the `depth`
+            blocks; the blocks before them have space attention only.
+        class_blocks: number of class-attention blocks, in addition to `depth` (sec. 3.4; Table 2 has 9+3, 10+2, 11+1
+            and 12+1).
         order: 'motion_space' as in the equations, or 'space_motion' as at the end of sec. 3. With 'space_motion',
-            class_blocks=0 and no class query in motion attention, nothing reads the output of the last motion sublayer.
+            class_blocks=0 and class_queries_motion=False, the last motion sublayer does not affect the logits.
         class_in_motion: the class token is a key of motion attention (eq. 8). False is the behaviour of TimeSformer's
-            code.
+            code. Only has an effect with class_blocks=0.
         class_queries_motion: the class token is also a query of motion attention. With M as large as the grid, motion
-            attention is then joint attention.
-        temporal_fc: adds TimeSformer's extra projection after motion attention, which the equations do not have.
+            attention is then joint attention. Only has an effect with class_blocks=0.
+        temporal_fc: adds `extra_projection` to motion attention, as TimeSformer does to time attention. The equations
+            do not have this projection.
     Raises:
-        ConfigError: more motion blocks than blocks, a negative count, or an unknown order.
+        ConfigError: more motion blocks than blocks, a negative count, an unknown order, or class_queries_motion without
+            class_in_motion.
     """
     require(
         0 <= motion_blocks <= config.depth,
@@ -70,6 +74,7 @@ def mevit(
     return config.classifier(
         config.stage(config.depth - motion_blocks, space, config.mlp()),
         config.stage(motion_blocks, *attentions, config.mlp()),
+        # With class_blocks=0 this stage is left out, and so is late_class.
         config.stage(class_blocks, config.class_attention(), config.mlp(updates_patches=False), late_class=True),
         temporal_init=position_init,
         rngs=rngs,

@@ -6,8 +6,8 @@ Recognition", 2022.
     (depth - shifted_blocks) x [ frame attention -> MLP ]
     shifted_blocks           x [ shifted attention -> MLP ]
 
-Every frame has a class token, and the head reads the mean of the class tokens. There is no temporal table: the order of
-frames enters by the shifted queries, keys and values. Every variant costs as much as ViT.
+Every frame has a class token, and the head takes the mean of the class tokens. There is no temporal position embedding:
+the order of frames enters through the shifted queries, keys and values. Every variant costs as much as ViT.
 """
 
 from flax import nnx
@@ -39,8 +39,9 @@ def msca(
             token.
         after: number of heads or tokens that take them from the frame after (h_f, N_f).
         shifted_blocks: m, the number of blocks at the end that shift (Table 3); None is all.
-        boundary: what the first frame takes from before and the last frame from after: 'keep' its own values, 'zero',
-            or 'wrap' around. The paper does not say. TokenShift's code, on which it builds, uses zeros.
+        boundary: replaces the missing neighbour of the first and of the last frame: 'keep' takes the values of the
+            frame itself, 'zero' zeros, 'wrap' the values of the frame at the other end. The paper does not
+            define it. TokenShift's code, on which MSCA builds, uses zeros.
     Raises:
         ConfigError: more shifted heads or tokens than there are, more shifted blocks than blocks, an unknown choice.
     """

@@ -1,4 +1,4 @@
-"""Encoders whose stages see the clip on ever coarser grids; shared by Swin and CvT.
+"""Encoders whose stages have ever coarser grids; shared by Swin and CvT.
 
     embedding -> stage -> embedding -> stage -> ... -> norm
 
@@ -24,14 +24,14 @@ class Pyramid(nnx.Module):
     """Stages, each after an embedding: video (b t y x 3) -> class tokens (b c d), after the final norm.
 
     Args:
-        embeddings: one a stage; the first takes pixels, the others take patches, and all return patches (b t y x d).
-        stages: one spec a stage.
+        embeddings: one per stage; the first takes pixels, the others take patches, and all return patches (b t y x d).
+        stages: one spec per stage.
         width: d of the last stage.
         shape: the shape of one clip, (t, y, x, 3).
         mean, std: normalisation of the colour channels.
-        num_class_tokens: class tokens that join at the last stage. With 0, the mean of the normalised patches takes the
-            place of one class token.
-        dropout: rate for the patches of the first embedding.
+        num_class_tokens: class tokens that are added at the last stage. With 0, the encoder returns the mean of the
+            normalised patches as one class token.
+        dropout: dropout rate of the patches of the first embedding.
         drop_path: stochastic depth of the last block. It grows linearly from 0 at the first block.
     """
 

@@ -32,9 +32,9 @@ class ModelEntry:
     """One row of `MODELS`.
 
     Attributes:
-        function: function(config, *, rngs, **own fields) returns the model.
+        function: function(config, *, rngs, **fields) returns the model.
         fields: every field of the model as a parameter with annotation and default. The shared fields come first.
-        own: the names of the fields that are arguments of `function`.
+        own: the names of the fields that are arguments of `function`, not of `ModelConfig`.
         traits: see `ModelTraits`.
     """
 

@@ -64,7 +64,7 @@ STEMS = {
 class Stem(nnx.Module):
     """3-D convolutions with LN and GELU between them: pixels (b t y x 3) -> patch tokens (b t y x d), which overlap.
 
-    Learned tables of positions in space and in time are added. Row 0 of the spatial table belongs to the class tokens.
+    Learned position embeddings in space and in time are added. Row 0 of the spatial one belongs to the class tokens.
 
     Args:
         width: d.
@@ -129,7 +129,7 @@ class Stem(nnx.Module):
         return x + (space + self.time[:, None, None]).astype(self.dtype)
 
     def class_position(self):
-        """Returns the positions (t d) of the class tokens, one a frame."""
+        """Returns the position embeddings (t d) of the class tokens, one per frame."""
         return self.space[0] + self.time[...]
 
 
@@ -189,7 +189,7 @@ class TemporalAggregation(nnx.Module):
         return self.norm(tokens.class_tokens[:, 0])
 
     def tokens(self, class_tokens):
-        """Returns the learned token (b 1 d) that reads class tokens (b t d)."""
+        """Returns the learned token (b 1 d) that attends to class tokens (b t d)."""
         b, _, d = class_tokens.shape
         return jnp.broadcast_to(self.token[...].astype(class_tokens.dtype), (b, 1, d))
 
@@ -211,13 +211,13 @@ def stat(
     patch size is the stride of the stem in space (8). A dictionary has the width of its stage.
 
     Args:
-        depths: blocks of each stage. Their sum is `config.depth`. With one block in the last stage, nothing reads the
-            patches on the grid of that stage.
+        depths: blocks of each stage. Their sum is `config.depth`. With one block in the last stage, the patches on the
+            grid of that stage do not affect the logits.
         window: t_o, the frames around a query whose patches short-term attention averages (Table 2); 1 is none.
         long_key: what represents a frame in long-term attention, 'class', 'mean' or 'none' (Tables 1, 3).
         stem_convs, stem_strides: a key of `STEMS` (Table 5). One convolution is the stem of MViT. Then the first stage
             of MViT, one block of half the width on a grid of twice the side, is put before the `depths`.
-        aggregation_layers: l_ta (Table 4). With 0, the head reads the mean over the frames.
+        aggregation_layers: l_ta (Table 4). With 0, the head takes the mean over the frames.
     Raises:
         ConfigError: an even window, an odd grid to be halved, strides that do not divide the clip, an unknown choice.
     """

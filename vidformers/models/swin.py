@@ -1,4 +1,4 @@
-"""Video Swin: attention in shifted 3-D windows, in stages on ever coarser grids; a host of HaViT's dictionary.
+"""Video Swin: attention in shifted 3-D windows, in stages on ever coarser grids, with HaViT's dictionary as an option.
 
 Papers: Liu et al., "Video Swin Transformer", arXiv:2106.13230, 2021; the code follows torchvision's `swin3d_t`.
 Li et al., "HaViT", 2022, Table 7, adds the dictionary.
@@ -8,7 +8,7 @@ Li et al., "HaViT", 2022, Table 7, adds the dictionary.
     patch merging: half the side, twice the width
     depths[1]/2 x [ ... ]       and so on
 
-There is no class token: the head reads the mean over the patches of the last stage. The two kinds of blocks alternate,
+There is no class token: the head takes the mean over the patches of the last stage. The two kinds of blocks alternate,
 so a scan runs them as pairs, and stochastic depth grows from pair to pair.
 """
 

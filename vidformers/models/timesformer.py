@@ -5,8 +5,8 @@ authors' code behaves.
 
     depth x [ time attention (patches only) -> temporal_fc -> space attention -> MLP ]
 
-The clip has one class token. It takes no part in time attention. In space attention, each frame updates a copy of it,
-and the mean of the copies is kept. `joint.py` holds the authors' joint model.
+The clip has one class token, which takes no part in time attention. In space attention, each frame updates a copy of
+the class token, and the mean of the copies is kept. `joint.py` has the authors' joint model.
 """
 
 from flax import nnx
@@ -22,9 +22,9 @@ def timesformer(config: ModelConfig, *, starts_as_image: bool = True, rngs: nnx.
     """Returns a TimeSformer with divided attention.
 
     Args:
-        starts_as_image: the temporal table starts at zero, as in the authors' code. Since `temporal_fc` starts at zero
-            too, the model first computes what its image model computes. False draws the table at random, from which
-            training without image weights learns sooner.
+        starts_as_image: the temporal position embedding starts at zero, as in the authors' code. Since `temporal_fc`
+            (`extra_projection` in the code) starts at zero too, the model first computes what its image model computes.
+            False draws the embedding at random, with which training without image weights learns sooner.
     """
     time = config.attention(Time(), class_keys=False, class_queries=False, extra_projection=True)
     stage = config.stage(config.depth, time, config.attention(Frame()), config.mlp())

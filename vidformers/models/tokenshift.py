@@ -1,11 +1,12 @@
 """TokenShift: a frame-wise ViT whose class tokens exchange channels with the neighbouring frames.
 
-Paper: Zhang et al., "Token Shift Transformer for Video Classification", 2021. As its authors' code behaves.
+Paper: Zhang et al., "Token Shift Transformer for Video Classification", 2021. The model behaves
+as its authors' code.
 
     depth x [ shift -> frame attention -> shift -> MLP ]
 
-Every frame has a class token, and the head reads the mean of the class tokens. There is no temporal table: the order of
-frames enters by the shifts.
+Every frame has a class token, and the head takes the mean of the class tokens. There is no temporal position embedding:
+the order of frames enters through the shifts.
 """
 
 from functools import partial
@@ -23,8 +24,8 @@ def tokenshift(config: ModelConfig, *, fold: int = 4, boundary: str = "zero", rn
 
     Args:
         fold: 1/fold of the channels of a class token come from the frame before, and 1/fold from the frame after.
-        boundary: what the first frame takes from before and the last frame from after: 'keep' its own values, 'zero',
-            or 'wrap' around.
+        boundary: replaces the missing neighbour of the first and of the last frame: 'keep' takes the values of the
+            frame itself, 'zero' zeros, 'wrap' the values of the frame at the other end.
     """
     shift = partial(TokenShift, config.width, fold=fold, boundary=boundary)
     stage = config.stage(config.depth, shift, config.attention(Frame()), shift, config.mlp())

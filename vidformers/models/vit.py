@@ -1,11 +1,11 @@
-"""ViT, frame by frame: the baseline of the MSCA paper (Table 2).
+"""ViT, applied to each frame: the baseline of the MSCA paper (Table 2).
 
 Paper: Dosovitskiy et al., "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale", 2020.
 
     depth x [ frame attention -> MLP ]
 
-Every frame has a class token, and the head reads the mean of the class tokens. There is no temporal table, so the model
-is blind to the order of frames.
+Every frame has a class token, and the head takes the mean of the class tokens. There is no temporal position embedding,
+so the model is blind to the order of frames.
 """
 
 from flax import nnx

@@ -1,6 +1,6 @@
 """VTN: a backbone for each frame, then Longformer layers over the features of the frames.
 
-Paper: Neimark et al., "Video Transformer Network", 2021. As its authors' code behaves.
+Paper: Neimark et al., "Video Transformer Network", 2021. The model behaves as its authors' code.
 
     backbone, frame by frame: ViT or ResNet     (b t y x 3) -> (b t d)
     class token, positions, token types, norm
@@ -31,7 +31,7 @@ from vidformers.models.encoder import Block, Classifier, Encoder, FramewiseEncod
 from vidformers.models.resnet import ResNet
 from vidformers.models.vit import vit
 
-# Rows of the table of positions. A frame of index i has row i modulo 286.
+# Rows of the position embedding. A frame with index i has row i modulo 286.
 CLASS_POSITION, PADDING_POSITION = 286, 287
 
 
@@ -52,13 +52,13 @@ class PostNormMlp(nnx.Module):
 class TemporalEncoder(nnx.Module):
     """The readout of VTN (sec. 3.2, 3.3): frame features (b t d) -> (b d).
 
-    A class token joins the frames. Positions and token types are added, and the Longformer layers follow. The class
-    token then passes LN, a linear map d -> d and GELU: the paper's two-layer MLP head without its last linear map.
+    A class token is prepended to the frames. Positions and token types are added, and the Longformer layers follow.
+    The class token then passes LN, a linear map d -> d and GELU: the paper's two-layer MLP head without its last linear map.
 
     Args:
         width, heads: d and h of the layers; h divides d.
         depth: the number of layers.
-        window: the window of `LongformerAttention`, one number for all layers or one for each (in VTN 18).
+        window: the window of `LongformerAttention`, one number for all layers or one per layer (in VTN 18).
         mlp_ratio: hidden width of the MLP divided by d.
         tie_global, masked: those of `LongformerAttention`.
         make_dictionary: make_dictionary(rngs) returns the dictionary of one layer, or None.
@@ -133,7 +133,7 @@ class TemporalEncoder(nnx.Module):
 
         Args:
             features: (b t d), of frames.
-            key: PRNG key of a training pass; None in evaluation.
+            key: random key of a training step; None in evaluation.
             positions: (b t), the index of each frame in its video; None is 0, 1, ...
             mask: (b t), False where a frame is padding; None is no padding.
         """
@@ -142,7 +142,7 @@ class TemporalEncoder(nnx.Module):
         return dropout(self.class_features(tokens), self.head_dropout, _without_drop_path(head_key))
 
     def class_features(self, tokens):
-        """Returns (b d) from the class token of tokens (b 1+t d) after the last layer."""
+        """Returns the input of the linear head (b d), before dropout, from tokens (b 1+t d) after the last layer."""
         x = tokens[:, 0].astype(jnp.promote_types(tokens.dtype, jnp.float32))
         return gelu(self.head(self.head_norm(x)))
 
@@ -176,7 +176,7 @@ class TemporalEncoder(nnx.Module):
 
 
 def _without_drop_path(keys) -> LayerRng | None:
-    """Returns rng without stochastic depth from one key or from several stacked ones; None for None."""
+    """Returns a `LayerRng` with drop_path 0 of one key, or of several stacked keys; None for None."""
     return None if keys is None else LayerRng(keys, jnp.zeros(keys.shape))
 
 
