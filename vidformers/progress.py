@@ -17,7 +17,7 @@ def log(message: str) -> None:
 
 def silence_libraries() -> None:
     """Suppresses messages of libraries that are harmless or that the program reports itself."""
-    # Python's resource tracker frees a batch that was still in shared memory when its reader closed, and warns about it.
+    # Python's resource tracker warns when it frees a batch that was still in shared memory when its reader closed.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of a failed save
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it logs that it builds its font cache

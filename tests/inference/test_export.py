@@ -128,7 +128,7 @@ def test_a_head_is_loaded_by_the_names_of_its_classes(tmp_path, without_program)
     with pytest.raises(ConfigError, match=r"as many classes as the model, but they have other names: init\.head=as_is"):
         load_weights(Init(weights=folder), make_model, others)
     drawn = load_weights(Init(weights=folder), partial(make_model, num_classes=3), others[:3])
-    assert [row.parameter for row in drawn.rows if row.how == "new"] == ["head.bias", "head.kernel"]
+    assert [row.parameter for row in drawn.origins if row.how == "new"] == ["head.bias", "head.kernel"]
     assert drawn.counts["unused"] == 0 and drawn.remarks == ["The head is not loaded, since it has 5 classes."]
 
 
@@ -146,7 +146,7 @@ def test_a_head_is_loaded_by_the_names_of_its_classes(tmp_path, without_program)
 def test_other_frames_and_another_image_size_resize_the_positions(name, tables, tmp_path, without_program):
     folder, (_, make_model, parameters) = put(tmp_path / "out", name), shell(name)
     pretrained = load_weights(Init(weights=folder), partial(make_model, frames=8, image_size=64), NAMES)
-    assert [row.parameter for row in pretrained.rows if row.how == "resized"] == tables
+    assert [row.parameter for row in pretrained.origins if row.how == "resized"] == tables
     before, after = flatten(parameters), {".".join(map(str, path)): table for path, table in pretrained.values.items()}
     for path, table in before.items():
         found = after[".".join(map(str, path))]

@@ -22,7 +22,7 @@ from vidformers.attention.time import Time
 from vidformers.errors import ConfigError
 from vidformers.models.config import ModelConfig
 from vidformers.pretrained import Init, load
-from vidformers.pretrained.roles import Coverage, Role, block_roles, coverage, kind
+from vidformers.pretrained.roles import Coverage, Role, block_roles, coverage, sublayer_role
 
 FRAMES, SIDE = 3, 16
 MODEL = dict(dtype="float64", image_size=SIDE, patch_size=4, width=16, heads=2, depth=2)
@@ -74,24 +74,24 @@ def test_a_still_clip_gets_the_answers_of_the_image(name, options, folder, image
     np.testing.assert_allclose(run(still(options["frames"]))[0], image_answers[0], rtol=0, atol=1e-9)
     assert pretrained.still_clip_differences == []
     assert json.loads(pretrained.report())["starts_as_image_model"] is True
-    new = [row for row in pretrained.rows if row.how == "new"]
+    new = [row for row in pretrained.origins if row.how == "new"]
     assert all(row.note == "zero" or "extra" in row.parameter or "dictionary" in row.parameter for row in new)
 
 
 @pytest.mark.parametrize(
     "name, options, time, reason",
     [
-        ("joint", {}, "zero", f"in its attention each patch is a key {FRAMES} times, the class token once"),
-        ("mevit", dict(motion_blocks=2), "zero", "its class token enters late"),
-        ("mevit", dict(motion_blocks=2), "zero", "its class attention is drawn"),
-        ("havit", dict(dictionary=4), "zero", "its class token enters late"),
-        ("havit", INPUT | dict(dictionary=4), "zero", "its dictionary is drawn"),
+        ("joint", {}, "zero", f"in its attention each patch is a key {FRAMES} times, but the class token only once"),
+        ("mevit", dict(motion_blocks=2), "zero", "its class token joins the patches only after the first layers"),
+        ("mevit", dict(motion_blocks=2), "zero", "its class attention is randomly initialised"),
+        ("havit", dict(dictionary=4), "zero", "its class token joins the patches only after the first layers"),
+        ("havit", INPUT | dict(dictionary=4), "zero", "its dictionary is randomly initialised"),
         ("havit", INPUT | dict(kernel="relu"), "zero", "has the kernel relu"),
-        ("havit", INPUT | dict(attention="joint"), "zero", "the class token once"),
-        ("msca", dict(boundary="zero"), "zero", "beyond the ends of the clip it reads zeros"),
-        ("tokenshift", {}, "zero", "beyond the ends of the clip it reads zeros"),
-        ("mevit", EARLY, "copy", "its positions of frames are drawn"),
-        ("mevit", EARLY, "draw", "its attention that the image model lacks is not silent"),
+        ("havit", INPUT | dict(attention="joint"), "zero", "the class token only once"),
+        ("msca", dict(boundary="zero"), "zero", "it reads zeros beyond the ends of the clip"),
+        ("tokenshift", {}, "zero", "it reads zeros beyond the ends of the clip"),
+        ("mevit", EARLY, "copy", "its positions of frames are randomly initialised"),
+        ("mevit", EARLY, "draw", "its attention that the image model lacks does not start with an output of zero"),
     ],
 )
 def test_the_report_says_why_a_still_clip_gets_other_answers(
@@ -117,8 +117,8 @@ def test_the_backbone_of_vtn_sees_each_frame_as_the_image_model(folder, image_an
     for frame in range(FRAMES):
         np.testing.assert_allclose(features[:, frame], image_answers[1], rtol=0, atol=1e-9)
     (reason,) = pretrained.still_clip_differences
-    assert "its layers over frames are drawn" in reason
-    assert any(row.parameter.startswith("readout") and row.how == "new" for row in pretrained.rows)
+    assert "its layers over frames are randomly initialised" in reason
+    assert any(row.parameter.startswith("readout") and row.how == "new" for row in pretrained.origins)
 
 
 # Schemes that the package does not have
@@ -176,14 +176,14 @@ def test_the_report_is_right_for_a_scheme_that_the_loader_does_not_know(
     assert block_roles(list(block), (FRAMES, 4, 4)) == [role, Role.IMAGE, Role.MLP]
     pretrained = load_into(make_model, folder, time=time)
     apart = np.abs(runner(make_model, pretrained)(still(FRAMES))[1] - image_answers[1]).max()
-    rows = {row.parameter.partition("sublayers.")[2]: row for row in pretrained.rows}
+    rows = {row.parameter.partition("sublayers.")[2]: row for row in pretrained.origins}
     if time == "zero":
         assert apart < 1e-9 and pretrained.still_clip_differences == []
         assert rows["0.out.kernel"].note == "zero" and rows["0.qkv.kernel"].how == "loaded"
     else:
         assert apart > 1e-2
         (reason,) = pretrained.still_clip_differences
-        assert "attention that the image model lacks is not silent" in reason
+        assert "attention that the image model lacks does not start with an output of zero" in reason
         assert {rows[f"0.{name}.kernel"].how for name in ("out", "qkv")} == {"loaded" if time == "copy" else "new"}
 
 
@@ -197,7 +197,7 @@ def test_only_attention_across_frames_takes_the_weights_of_attention_over_time(t
             for kind_of_array in ("weight", "bias"):
                 arrays[f"blocks.{i}.{name}.{kind_of_array}"] = arrays[f"blocks.{i}.{source}.{kind_of_array}"]
     weights = write(tmp_path, arrays)
-    rows = {row.parameter: row.note for row in load_into(block_maker(Rows(), Frame()), weights).rows}
+    rows = {row.parameter: row.note for row in load_into(block_maker(Rows(), Frame()), weights).origins}
     assert rows["encoder.stages.0.layers.sublayers.0.qkv.kernel"] == "layers 0 to 1, time.qkv.kernel"
     assert rows["encoder.stages.0.layers.sublayers.1.qkv.kernel"] == "layers 0 to 1, space.qkv.kernel"
     with pytest.raises(ConfigError, match="no parameters for its attention over time"):
@@ -243,7 +243,7 @@ def test_the_report_is_right_for_every_registered_scheme(entry, with_frame, squa
     "options, reason",
     [
         (dict(class_keys=False, class_queries=False), "its class token is not a key of the attention"),
-        (dict(class_queries=False), "its class token does not query in the attention"),
+        (dict(class_queries=False), "its class token is not a query of the attention"),
         (dict(extra_projection=True), "the extra projection after its attention starts at zero"),
     ],
 )
@@ -269,7 +269,7 @@ def test_coverage_counts_how_often_each_patch_of_a_frame_is_read():
 
 
 @pytest.mark.quick
-def test_one_attention_of_a_block_plays_the_part_of_the_image_model():
+def test_one_attention_of_a_block_takes_the_role_of_the_attention_within_a_frame():
     def roles(*schemes, frames=FRAMES):
         make_model = block_maker(*schemes, frames=frames)
         model = abstract_model(make_model)
@@ -284,4 +284,4 @@ def test_one_attention_of_a_block_plays_the_part_of_the_image_model():
 @pytest.mark.quick
 def test_a_sublayer_without_a_role_is_refused():
     with pytest.raises(ConfigError, match="the model has a object, for which .* registers no role"):
-        kind(object())
+        sublayer_role(object())

@@ -44,7 +44,7 @@ def save(tmp_path):
 
 
 def rows(pretrained):
-    return {row.parameter: row for row in pretrained.rows}
+    return {row.parameter: row for row in pretrained.origins}
 
 
 @pytest.mark.parametrize("golden", CASES)
@@ -55,7 +55,7 @@ def test_the_answers_are_those_of_the_library_that_the_weights_come_from(golden,
     assert expected.std() >= 1
     side = options.get("image_size", SIDE)
     np.testing.assert_allclose(run(clip((2, options["frames"], side, side, 3)))[0], expected, **TIGHT)
-    assert {row.how for row in pretrained.rows} == {"loaded"} and not pretrained.unused
+    assert {row.how for row in pretrained.origins} == {"loaded"} and not pretrained.unused
     assert pretrained.still_clip_differences is None
 
 
@@ -101,7 +101,7 @@ def test_a_remark_names_the_gelu_of_vivit(save):
     exact, pretrained = loaded(folder, "joint", **VIVIT | dict(gelu="exact"))
     difference = np.abs(exact(clip((2, 8, SIDE, SIDE, 3)))[0] - np.array(GOLDENS["hf_vivit"]["logits"])).max()
     assert 1e-4 < difference < 0.05
-    assert any("GELU by tanh" in remark for remark in pretrained.remarks)
+    assert any("tanh approximation of GELU" in remark for remark in pretrained.remarks)
     assert not any("GELU" in remark for remark in fitted(folder, "joint", **VIVIT).remarks)
 
 
@@ -135,8 +135,8 @@ def test_joint_positions_need_their_number_of_frames(save):
 @pytest.mark.parametrize(
     "name, options, sentence",
     [
-        ("vit", dict(frames=8), "its patches span 2 frames, those of the model 1"),
-        ("joint", VIVIT | dict(patch_frames=4), "its patches span 2 frames, those of the model 4"),
+        ("vit", dict(frames=8), "its patches span 2 frames, and the patches of the model 1"),
+        ("joint", VIVIT | dict(patch_frames=4), "its patches span 2 frames, and the patches of the model 4"),
         ("joint", VIVIT | dict(positions="separate"), "it has joint positions of space and time"),
         ("swin", SWIN, "the layout is that of a ViViT of Hugging Face, which does not fit this model"),
     ],
@@ -243,7 +243,7 @@ def test_classes_are_put_in_the_order_of_the_data_set(save):
         (dict(window=(4, 2, 4)), r"another window than model.window=\(4, 2, 4\)"),  # a table of equal length
         (dict(depth=6, depths=(2, 4)), r"its stages have \[2, 2\] blocks, and model.depths is \[2, 4\]"),
         (dict(heads=4), "it has 2 heads where the model has 4"),
-        (dict(patch_frames=1), "its patches span 2 frames, those of the model 1"),
+        (dict(patch_frames=1), "its patches span 2 frames, and the patches of the model 1"),
         (dict(patch_size=2), "its patches have 4 pixels a side, and model.patch_size is 2"),
         (dict(width=32), "has the shape"),
     ],
@@ -277,7 +277,7 @@ def test_the_second_token_of_a_distilled_deit_is_left_out_only_when_allowed(gold
     arrays[place] = np.concatenate([plain[:, :1], plain[:, :1] + 1, plain[:, 1:]], axis=1)
     arrays |= {token: draw(token, (1, 1, 192)), head: draw(head, (CLASSES, 192))}
     folder = save(arrays, GOLDENS[golden].get("about"))
-    with pytest.raises(ConfigError, match=f"no parameter of the model takes .*{token}"):
+    with pytest.raises(ConfigError, match=f"arrays that the model does not use: .*{token}"):
         fitted(folder, "vit", frames=1)
     pretrained = fitted(folder, "vit", dict(allow=(token, head, "normalisation")), frames=1)
     assert pretrained.layout == layout and sorted(pretrained.unused) == sorted([token, head])

@@ -187,7 +187,7 @@ class Predictor:
         weights.require_complete()
         self.remarks, self.step = weights.remarks, 0
         count = weights.values["head", "kernel"].shape[1]
-        self.classes = tuple(weights.inputs["classes"] or map(str, range(count)))
+        self.classes = tuple(weights.training_info["classes"] or map(str, range(count)))
         return weights.place_into(abstract.eval_parameters)
 
     def predict(self, video: str | os.PathLike, top: int = _TOP) -> list[tuple[str, float]]:

@@ -14,7 +14,8 @@ def replicated_sharding(mesh: Mesh) -> NamedSharding:
 def state_shardings(mesh: Mesh, abstract: Any) -> Any:
     """Returns the sharding of each array of a training state.
 
-    The largest axis that is divisible by `mesh.fsdp` is sharded over `fsdp`. Arrays without such an axis are replicated.
+    The largest axis that is divisible by `mesh.fsdp` is sharded over `fsdp`. Arrays without such an axis are
+    replicated.
     Parameters, their optimizer state and their EMA have equal shapes, so they have equal shardings.
 
     Args:

@@ -1,4 +1,4 @@
-"""Weights from other libraries and from our exports: reading files, recognising layouts, fitting them to a model."""
+"""Weights of other libraries and of exports: reading files, recognising layouts, and fitting weights to a model."""
 
 from vidformers.pretrained.fit import Init
 from vidformers.pretrained.load import Pretrained, load

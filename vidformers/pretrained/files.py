@@ -33,11 +33,11 @@ class File:
 
     Attributes:
         arrays: name in the file -> array.
-        path: of the file, or of the index of several files.
-        sha256: of the file or files.
+        path: the path of the file, or of the index of several files.
+        sha256: the SHA-256 of the digests of the file or files.
         metadata: the content of Hugging Face's config.json and preprocessor_config.json beside the file, or {}.
         revision: the commit of the repository on Hugging Face, or None.
-        not_read: what else a PyTorch file holds.
+        not_read: descriptions of the other objects in a PyTorch file.
     """
 
     arrays: dict[str, np.ndarray]
@@ -52,10 +52,10 @@ def open_file(source: str) -> File:
     """Reads a file of weights.
 
     Args:
-        source: a file, a folder that holds one, or 'OWNER/NAME' or 'OWNER/NAME@REVISION' on Hugging Face. A repository
-            is kept in the cache of huggingface_hub and is found there without a network.
+        source: a file, a folder with one such file, or 'OWNER/NAME' or 'OWNER/NAME@REVISION' on Hugging Face. A
+            repository is kept in the cache of huggingface_hub, where it is found without a network.
     Raises:
-        ConfigError: the file is missing, damaged, of an unknown format, or holds numbers that are not finite.
+        ConfigError: the file is missing, is damaged, has an unknown format, or holds numbers that are not finite.
     """
     path, revision = Path(source).expanduser(), None
     if not path.exists():
@@ -103,7 +103,7 @@ def _choose(folder, source):
         if matches:
             raise ConfigError(
                 f"init.weights={source} holds several files of weights, {matches[0].name} and {matches[1].name} among "
-                "them: name one."
+                "them: give the path of one."
             )
     if (folder / "run.json").exists():
         raise ConfigError(
@@ -113,7 +113,7 @@ def _choose(folder, source):
 
 
 def _read(path):
-    """Returns (arrays, what else the file holds, the files that were read)."""
+    """Returns (arrays, descriptions of other objects in the file, the files that were read)."""
     try:
         with open(path, "rb") as file:
             first = file.read(16)
@@ -143,7 +143,7 @@ def _read_safetensors(path):
 
 
 def _read_indexed(path):
-    """Reads all files of safetensors that an index names."""
+    """Reads all safetensors files that an index lists."""
     try:
         names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
         files = [path.parent / name for name in names if Path(name).name == name]

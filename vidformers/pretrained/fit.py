@@ -1,4 +1,4 @@
-"""Fitting weights of another library to a model: what all layouts share."""
+"""Fitting weights to a model: the section `init`, the base class of all fits, and functions that resize arrays."""
 
 import math
 from dataclasses import dataclass
@@ -21,23 +21,27 @@ _CHOICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Init:
-    """The section `init`: the values from which a run starts.
+    """The config section `init`: the initial values of the parameters.
+
+    'draw' initialises parameters randomly, as in a run without weights.
 
     Args:
         weights: a file, folder or repository, see `pretrained.files.open_file`. None draws all parameters.
-        time: the start of attention that the weights lack (attention that does not read every patch of a frame equally
-            often) and of the positions of frames. 'zero': a copy of the attention within a frame with an output
-            projection of zero, and positions of zero. A model that is frame-wise otherwise then starts as the image
-            model. 'copy': the copy with its output projection, and drawn positions. 'draw': both are drawn.
-        tube: the patch kernel for patches of several frames, from a kernel of images. 'centre': the kernel of the
-            middle frame, zero in the others. 'average': the kernel divided by the number of frames, in every frame
-            (ViViT, arXiv:2103.15691, sec. 3.4).
+        time: the initial values of attention that the weights lack, and of the positions of frames. The weights of an
+            image model lack all attention but one per block, see `roles.block_roles`. 'zero': a copy of the attention
+            within a frame with an output projection of zero, and positions of zero. If nothing else in the model
+            exchanges information between frames, the model then starts as the image model. 'copy': the copy with its
+            output projection, and drawn positions. 'draw': both are drawn.
+        tube: the patch kernel for patches of several frames, made from a kernel for images. 'centre': the kernel in the
+            middle frame, zero in the other frames. 'average': the kernel divided by the number of frames, in every
+            frame (ViViT, arXiv:2103.15691, sec. 3.4).
         patch: 'refuse' a patch kernel of another size, or 'resize' it (FlexiViT, arXiv:2212.08013, eq. 5).
         head: 'auto' loads the head if the classes have the same names, in any order. 'as_is' loads it by class number.
             'draw' draws it.
-        channels: the order of the colours that the weights expect, 'rgb' or 'bgr'.
-        allow: names of arrays, or beginnings of names, that may stay unused. 'layers' and 'time' allow the last layers
-            and the attention over time to stay unused. 'heads' and 'normalisation' allow the model to differ in these.
+        channels: the order of the colour channels that the weights expect, 'rgb' or 'bgr'.
+        allow: names of arrays, or prefixes of names, that may stay unused. 'layers' and 'time' allow the last layers
+            and the attention over time to stay unused. 'heads' and 'normalisation' allow the model to differ from the
+            weights in the number of heads and in the normalisation of pixels.
     Raises:
         ConfigError: an unknown choice.
     """
@@ -59,8 +63,12 @@ class Init:
 
 
 @dataclass(frozen=True)
-class Row:
-    """The origin of one parameter. `how` is 'loaded', 'resized' or 'new'; `note` names the source or the method."""
+class ParameterOrigin:
+    """The origin of one parameter.
+
+    `how` is 'loaded', 'resized' or 'new'. `note` names the source of the values, or for new parameters the values:
+    'zero' or 'drawn' (randomly initialised).
+    """
 
     parameter: str
     how: str
@@ -68,19 +76,19 @@ class Row:
 
 
 class Fit:
-    """Values for the parameters of a model from the weights of another library. A subclass fits one kind of weights.
+    """Computes values for the parameters of a model from weights. There is a subclass for each structure of weights.
 
     Args:
-        model: abstract, from `build`.
+        model: an abstract model, from `load.abstract_model`.
         shapes: the shapes of its parameters, a tree of dictionaries.
-        source: the weights, of the structure for which the subclass is.
+        source: the weights, in the structure that the subclass fits.
         init: the section `init`.
         class_order: for each class of the model the class of the source's head. None draws the head.
     Attributes:
         shapes: path in the tree of parameters -> shape.
         values: path in the tree of parameters -> array.
-        rows: one `Row` for each parameter, in the order of the tree.
-        not_loaded: what `Init.allow` allowed to leave out.
+        origins: one `ParameterOrigin` for each parameter, in the order of the tree.
+        not_loaded: the parts of the weights that are not loaded, as `Init.allow` permits.
     Raises:
         ConfigError: the weights do not fit. The message continues a sentence that starts with the path of the file.
     """
@@ -89,38 +97,43 @@ class Fit:
         self.source, self.init = source, init
         self.values: dict[tuple, np.ndarray] = {}
         self.not_loaded: list[str] = []
-        self._rows: dict[tuple, tuple[str, str]] = {}
+        self._origins: dict[tuple, tuple[str, str]] = {}
         self.shapes = {path: leaf.shape for path, leaf in flatten(shapes).items()}
         self.place(model)
         if class_order is not None:
             head = {name: array[..., class_order] for name, array in source.head.items()}
             self.place_tree(("head",), head, "head")
-        self.rows = [Row(".".join(map(str, path)), *self._rows.get(path, ("new", "drawn"))) for path in self.shapes]
+        self.origins = [
+            ParameterOrigin(".".join(map(str, path)), *self._origins.get(path, ("new", "drawn")))
+            for path in self.shapes
+        ]
 
     def place(self, model) -> None:
-        """Places all arrays but those of the head."""
+        """Places all arrays except those of the head."""
         raise NotImplementedError
 
     def refuse_model(self):
         raise ConfigError(f"the layout is that of a {self.source.layout}, which does not fit this model")
 
-    def leave_out(self, word: str, what: str) -> None:
-        """Notes that `what` is not loaded. Raises ConfigError unless `init.allow` has `word`."""
+    def leave_out(self, word: str, arrays: str) -> None:
+        """Records that `arrays`, a description, are not loaded. Raises ConfigError unless `init.allow` has `word`."""
         if word not in self.init.allow:
-            raise ConfigError(f"the model has no parameters for its {what}; init.allow=\"('{word}',)\" leaves them out")
-        self.not_loaded.append(what)
+            raise ConfigError(
+                f"the model has no parameters for its {arrays}; init.allow=\"('{word}',)\" leaves them out"
+            )
+        self.not_loaded.append(arrays)
 
     def place_array(self, path, array, how, note) -> None:
-        """Places one array. Without a note, the array has the name of the parameter in the file too."""
+        """Places one array. `note` is '' if the array has the name of the parameter in the file too."""
         expected, name = self.shapes[path], ".".join(map(str, path))
         if array.shape != expected:
-            ours = f"the model's {name}" if note else "the model's"
-            raise ConfigError(f"{note or name} has the shape {array.shape}, where {ours} has {expected}")
+            parameter = f"the model's {name}" if note else "the model's"
+            raise ConfigError(f"{note or name} has the shape {array.shape}, where {parameter} has {expected}")
         self.values[path] = np.asarray(array, np.float32)
-        self._rows[path] = (how, note)
+        self._origins[path] = (how, note)
 
     def place_tree(self, path, tree, note) -> None:
-        """Places a tree of arrays whose names are those of the parameters below `path`."""
+        """Places a tree of arrays, which have the names of the parameters below `path`."""
         for name, value in tree.items():
             if isinstance(value, dict):
                 self.place_tree((*path, name), value, f"{note}.{name}")
@@ -128,7 +141,7 @@ class Fit:
                 self.place_array((*path, name), value, "loaded", f"{note}.{name}")
 
     def place_layers(self, path, trees, note) -> None:
-        """Places the trees of several layers, which a stage holds stacked along axis 0."""
+        """Places the trees of several layers. A stage holds them stacked along axis 0."""
         self.place_tree(path, jax.tree.map(lambda *arrays: np.stack(arrays), *trees), note)
 
     def place_zeros(self, path) -> None:
@@ -155,7 +168,7 @@ class Fit:
             kernel, how = inflate(kernel, frames, self.init.tube), "resized"
             note += f" to {frames} frames, {self.init.tube}"
         if kernel.ndim == 5 and len(kernel) != frames:
-            raise ConfigError(f"its patches span {len(kernel)} frames, those of the model {frames}")
+            raise ConfigError(f"its patches span {len(kernel)} frames, and the patches of the model {frames}")
         self.place_array((*path, "kernel"), kernel.reshape(-1, kernel.shape[-1]), how, note)
         self.place_array((*path, "bias"), self.source.patch["bias"], "loaded", "patch.bias")
 
@@ -168,7 +181,7 @@ def flatten(tree, path=()):
 
 
 def resize(table, shape, method="cubic"):
-    """Resizes a table (... d) to (*shape d). Axes whose length stays the same do not change."""
+    """Resizes a table (... d) to (*shape d). Along axes that keep their length, values do not change."""
     return np.asarray(jax.image.resize(jnp.asarray(table), (*shape, table.shape[-1]), method))
 
 
@@ -184,7 +197,7 @@ def resize_time(table, frames: int):
 
 
 def inflate(kernel, frames: int, how: str):
-    """Returns a patch kernel (t y x c d) of several frames from one of images (y x c d); `how` is `Init.tube`."""
+    """Makes a patch kernel (t y x c d) for several frames from one for images (y x c d). `how` is `Init.tube`."""
     if how == "average":
         return np.repeat(kernel[None] / frames, frames, axis=0)
     tube = np.zeros((frames, *kernel.shape), kernel.dtype)
@@ -193,22 +206,22 @@ def inflate(kernel, frames: int, how: str):
 
 
 def resize_patch(kernel, shape):
-    """Resizes a patch kernel (y x c d). Its response to an enlarged patch is the old response to the original patch.
+    """Resizes a patch kernel (y x c d), so that its response to the resized patch equals the old response to the patch.
 
     The kernel is multiplied by the pseudoinverse of the resizing matrix (FlexiViT, arXiv:2212.08013, eq. 5).
     """
     before = kernel.shape[:2]
     basis = np.eye(math.prod(before), dtype=np.float32).reshape(-1, *before)
     resized = np.asarray(jax.vmap(lambda image: jax.image.resize(image, shape, "linear"))(basis))
-    matrix = resized.reshape(math.prod(before), math.prod(shape))  # a patch, as a row, times this is the resized patch
+    matrix = resized.reshape(math.prod(before), math.prod(shape))  # (row vector of a patch) @ matrix: the resized patch
     flat = np.linalg.pinv(matrix) @ kernel.reshape(math.prod(before), -1)
     return flat.reshape(*shape, *kernel.shape[2:]).astype(np.float32)
 
 
 def with_views(tree, sublayer):
-    """Returns the tree of an attention with the output projection for the heads that come out of the sublayer.
+    """Returns the tree of an attention with an output projection for as many heads as `sublayer` has outputs.
 
-    With the dictionary `multi_view` they are twice as many. The projection of the dictionary's heads starts at zero.
+    The dictionary 'multi_view' doubles them. The output projection of the dictionary's heads starts at zero.
     """
     kernel = tree["out"]["kernel"]
     if head_multiplier(sublayer.dictionary) == 1:

@@ -10,41 +10,44 @@ from vidformers.models.swin import TubeletEmbedding
 from vidformers.pretrained.fit import Fit, with_views
 
 
-class FitWindows(Fit):
-    """Fits `layouts.Windows`. One block of the model is two blocks of the source: plain windows, shifted windows."""
+class FitSwin(Fit):
+    """Fits `layouts.SwinWeights`. One block of the model is two blocks of the source: one has shifted windows."""
 
     def place(self, model):
         source, encoder = self.source, model.encoder
         if not isinstance(encoder, Pyramid) or not isinstance(encoder.embeddings[0], TubeletEmbedding):
             self.refuse_model()
-        ours, theirs = [2 * stage.depth for stage in encoder.stages], list(map(len, source.stages))
-        require(ours == theirs, f"its stages have {theirs} blocks, and model.depths is {ours}.")
-        first = encoder.embeddings[0]
-        self.place_patch(("encoder", "embeddings", 0, "patch"), first.frames, first.patch_size)
+        model_depths, source_depths = [2 * stage.depth for stage in encoder.stages], list(map(len, source.stages))
+        require(
+            model_depths == source_depths,
+            f"its stages have {source_depths} blocks, and model.depths is {model_depths}.",
+        )
+        embedding = encoder.embeddings[0]
+        self.place_patch(("encoder", "embeddings", 0, "patch"), embedding.frames, embedding.patch_size)
         for i, (stage, blocks) in enumerate(zip(encoder.stages, source.stages, strict=True)):
             self.place_tree(("encoder", "embeddings", i), source.embeddings[i], f"embedding {i}")
             for j, sublayer in enumerate(stage.layers.sublayers):
-                kind = "mlp" if j % 2 else "attention"
-                trees = [block[kind] for block in blocks[j // 2 :: 2]]
-                if kind == "attention":
-                    self._check(sublayer, trees[0]["table"])
+                name = "mlp" if j % 2 else "attention"
+                trees = [block[name] for block in blocks[j // 2 :: 2]]
+                if name == "attention":
+                    self._check_table(sublayer, trees[0]["table"])
                     trees = [with_views(tree, sublayer) for tree in trees]
                 self.place_layers(
                     ("encoder", "stages", i, "layers", "sublayers", j),
                     trees,
-                    f"stage {i}, {'shifted' if j // 2 else 'whole'} windows, {kind}",
+                    f"stage {i}, {'shifted' if j // 2 else 'whole'} windows, {name}",
                 )
         self.place_tree(("encoder", "norm"), source.norm, "norm")
 
-    def _check(self, sublayer, table):
-        """Refuses the position table (rows, heads) of another window, which can be as long, or of other heads."""
+    def _check_table(self, sublayer, table):
+        """Refuses a position table (rows, heads) for another window or another number of heads.
+
+        Tables of different windows can have the same length, so the index of the file is compared, too.
+        """
         rows = sublayer.rows(np.arange(math.prod(sublayer.window)))
-        if (
-            len(table) != rows.max() + 1
-            or self.source.rows is not None
-            and not np.array_equal(self.source.rows.ravel(), rows.ravel())
-        ):
-            raise ConfigError(f"its position tables belong to another window than model.window={sublayer.window}")
+        index = self.source.position_index
+        if len(table) != rows.max() + 1 or index is not None and not np.array_equal(index.ravel(), rows.ravel()):
+            raise ConfigError(f"its position tables are for another window than model.window={sublayer.window}")
         require(
             table.shape[1] == sublayer.heads,
             f"it has {table.shape[1]} heads where the model has {sublayer.heads}: model.heads is the number of heads "

@@ -1,4 +1,4 @@
-"""Fitting the weights of a transformer of images or clips to a model with a ViT inside."""
+"""Fitting the weights of a transformer for images or clips to a model that contains a ViT."""
 
 import math
 
@@ -10,11 +10,11 @@ from vidformers.models.encoder import Encoder
 from vidformers.models.vtn import TemporalEncoder
 from vidformers.pretrained.fit import Fit, resize, resize_grid, resize_time, with_views
 from vidformers.pretrained.layouts.tokenshift import past_first
-from vidformers.pretrained.roles import ATTENTION, Role, block_roles, kind, patch_encoder
+from vidformers.pretrained.roles import ATTENTION, Role, block_roles, patch_encoder, sublayer_role
 
 
 class FitTransformer(Fit):
-    """Fits `layouts.Transformer`, sublayer by sublayer, by the role of each (`roles.block_roles`)."""
+    """Fits `layouts.TransformerWeights`. The role of a sublayer (`roles.block_roles`) decides what it loads."""
 
     def place(self, model):
         source, (root, encoder) = self.source, patch_encoder(model.encoder)
@@ -24,7 +24,7 @@ class FitTransformer(Fit):
         self.roles = [block_roles(sublayers, encoder.embedding.grid) for sublayers in blocks]
         has_readout = isinstance(model.readout, TemporalEncoder)
         self._check_heads(blocks, model.readout if has_readout else None)
-        shifts = [sublayer for block in blocks for sublayer in block if kind(sublayer) is Role.SHIFT]
+        shifts = [sublayer for block in blocks for sublayer in block if sublayer_role(sublayer) is Role.SHIFT]
         if source.future_first and shifts:
             past_first(source, shifts[0].channels)
         self._place_embedding(root, encoder)
@@ -40,7 +40,7 @@ class FitTransformer(Fit):
             self.leave_out("time", "layers over frames")
 
     def _check_heads(self, blocks, readout):
-        """Refuses another number of heads. The heads do not show in the shapes of the arrays."""
+        """Refuses another number of heads, which the shapes of the arrays do not show."""
         heads, width = self.source.heads, len(self.source.class_tokens[0])
         if not heads or "heads" in self.init.allow:
             return
@@ -56,7 +56,7 @@ class FitTransformer(Fit):
             if attention.heads != heads and attention.qkv.in_features == width:
                 raise ConfigError(
                     f"it was trained with {heads} heads, and model.heads is {attention.heads}; "
-                    "init.allow=\"('heads',)\" loads it all the same"
+                    "init.allow=\"('heads',)\" loads it anyway"
                 )
 
     def _place_embedding(self, root, encoder):
@@ -80,14 +80,14 @@ class FitTransformer(Fit):
             self._place_time_positions((*path, "time"), embedding.grid[0])
 
     def _position_grid(self, model_grid):
-        """Returns the positions of the patches as (t y x d); t is 1 for the positions of one frame."""
+        """Returns the position table of the patches as (t y x d). t is 1 unless the positions are joint."""
         table, frames = self.source.space[1:], 1
         if self.source.joint_positions:
             frames = self.source.position_frames or (model_grid[0] if len(table) == math.prod(model_grid) else 0)
             require(
                 frames > 0,
                 f"it does not say over how many frames its {len(table)} positions extend. Put the config.json that "
-                "belongs to the file beside it.",
+                "belongs to the file into the same folder.",
             )
         side = math.isqrt(len(table) // frames)
         if frames * side**2 != len(table):
@@ -133,7 +133,7 @@ class FitTransformer(Fit):
             self.place_layers(path, [with_views(tree, sublayer) for tree in trees], f"{span}, time")
         elif role is Role.IMAGE or self.init.time != "draw":
             trees, note = [with_views(block["space"], sublayer) for block in blocks], f"{span}, space"
-            # An extra projection starts at zero by itself.
+            # An extra projection is always initialised to zero, so the output projection need not be zero.
             if role is Role.IMAGE or self.init.time == "copy" or sublayer.extra is not None:
                 self.place_layers(path, trees, note)
                 return
@@ -142,9 +142,9 @@ class FitTransformer(Fit):
             self.place_zeros((*path, "out", "kernel"))
             self.place_zeros((*path, "out", "bias"))
 
-    def _leave_out_rest(self, blocks, first, what):
+    def _leave_out_rest(self, blocks, first, name):
         if first < len(blocks):
-            self.leave_out("layers", f"{what} {first} to {len(blocks) - 1}")
+            self.leave_out("layers", f"{name} {first} to {len(blocks) - 1}")
 
     def _place_readout(self, readout):
         tree = dict(self.source.readout)
@@ -155,26 +155,26 @@ class FitTransformer(Fit):
                 raise ConfigError(
                     "its class token has its own projections for global attention, and model.tie_global=True has none"
                 )
-            chosen = _layers(layers, first, stage.depth, "layers over frames")
+            stage_layers = _layers(layers, first, stage.depth, "layers over frames")
             for j, name in enumerate(("window", "mlp")):
                 self.place_layers(
                     ("readout", "stages", i, "layers", "sublayers", j),
-                    [layer[j] for layer in chosen],
+                    [layer[j] for layer in stage_layers],
                     f"layers over frames {first} to {first + stage.depth - 1}, {name}",
                 )
             first += stage.depth
         self._leave_out_rest(layers, first, "layers over frames")
 
 
-def _layers(blocks, first, depth, what):
-    """Returns `depth` layers from the layer `first` on."""
+def _layers(blocks, first, depth, name):
+    """Returns `depth` layers, starting with the layer `first`."""
     if first + depth > len(blocks):
-        raise ConfigError(f"it has {len(blocks)} {what}, and the model needs at least {first + depth}")
+        raise ConfigError(f"it has {len(blocks)} {name}, and the model needs at least {first + depth}")
     return blocks[first : first + depth]
 
 
 def _without_extra(tree):
-    """Multiplies the extra projection into the output projection: W (V x + b) + c is one linear map."""
+    """Merges the extra projection into the output projection: (x W + b) V + c is one linear map."""
     out, extra = tree["out"], tree["extra"]
     merged = {
         "kernel": out["kernel"] @ extra["kernel"],

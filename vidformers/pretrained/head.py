@@ -1,4 +1,4 @@
-"""Which classes of a file's head become which classes of the model's head."""
+"""Matching the classes of a file's head with the classes of the model."""
 
 import numpy as np
 
@@ -11,15 +11,16 @@ def match_classes(model, source, metadata, init, class_names):
     """Matches the classes of the model with those of the source's head.
 
     Args:
-        model: abstract, from `build`.
+        model: the abstract model.
         source: the weights.
         metadata: the content of config.json and preprocessor_config.json beside the file.
         init: the section `init`.
         class_names: the names of the model's classes in order, or None.
     Returns:
-        (for each class of the model the class of the source, or None to draw the head; remarks)
+        (for each class of the model the class of the source, or None to initialise the head randomly; remarks)
     Raises:
-        ConfigError: the number of classes is the same, but it is unknown whether the classes are.
+        ConfigError: the numbers of classes are equal, but the classes are not known to be the same; or init.head=as_is
+            and the numbers of classes differ.
     """
     if init.head == "draw" or source.head is None:
         return None, []
@@ -28,7 +29,7 @@ def match_classes(model, source, metadata, init, class_names):
         return None, ["The head is not loaded, since it reads other features than the model's."]
     if init.head == "as_is":
         if count != model.num_classes:
-            raise ConfigError(f"its head has {count} classes, the model {model.num_classes}")
+            raise ConfigError(f"its head has {count} classes, and the model has {model.num_classes}")
         return np.arange(count), ["The head is loaded by class number (init.head=as_is)."]
     names = head_class_names(metadata, count)
     if names is not None and class_names is not None and sorted(names) == sorted(map(_normalise, class_names)):
@@ -44,16 +45,16 @@ def match_classes(model, source, metadata, init, class_names):
     )
     raise ConfigError(
         f"its head has as many classes as the model, but {why}: init.head=as_is loads it by class number, "
-        "init.head=draw draws a new one"
+        "init.head=draw initialises a new one randomly"
     )
 
 
 def _reads_same_features(model, source) -> bool:
-    """Whether both heads read the features of layers over frames, or both read those of the encoder of patches."""
+    """Returns whether both heads read the output of layers over frames, or neither does."""
     if isinstance(source, native.NativeWeights):
         return True
-    over_frames = isinstance(source, layouts.Transformer) and source.readout is not None
-    return over_frames == isinstance(model.readout, TemporalEncoder)
+    has_readout = isinstance(source, layouts.TransformerWeights) and source.readout is not None
+    return has_readout == isinstance(model.readout, TemporalEncoder)
 
 
 def head_class_names(metadata, count: int) -> list[str] | None:
@@ -66,7 +67,7 @@ def head_class_names(metadata, count: int) -> list[str] | None:
     except (KeyError, AttributeError):
         return None
     if len(set(names)) < count or all(name == f"label {number}" for number, name in enumerate(names)):
-        return None  # Hugging Face writes LABEL_0, LABEL_1, ... where nobody named the classes
+        return None  # Hugging Face writes LABEL_0, LABEL_1, ... if the classes have no names
     return names
 
 

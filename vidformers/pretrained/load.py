@@ -1,4 +1,4 @@
-"""Loading weights as the section `init` says: the values of the parameters, and a report on each of them."""
+"""Loading weights as the section `init` specifies: values for the parameters, and a report on the origin of each."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -11,56 +11,61 @@ from vidformers.errors import ConfigError, require
 from vidformers.layers.mlp import gelu
 from vidformers.pretrained import layouts, native
 from vidformers.pretrained.files import File, open_file
-from vidformers.pretrained.fit import Fit, Init, Row
+from vidformers.pretrained.fit import Fit, Init, ParameterOrigin
+from vidformers.pretrained.fit_swin import FitSwin
 from vidformers.pretrained.fit_transformer import FitTransformer
-from vidformers.pretrained.fit_swin import FitWindows
 from vidformers.pretrained.head import head_class_names, match_classes
 from vidformers.pretrained.roles import patch_encoder
 from vidformers.pretrained.still_clip import still_clip_differences
 
-_FITS = {layouts.Transformer: FitTransformer, layouts.Windows: FitWindows, native.NativeWeights: native.FitNative}
-_TANH = ("gelu_fast", "gelu_new", "gelu_pytorch_tanh")  # names of the tanh GELU in Hugging Face's configurations
+_FITS = {
+    layouts.TransformerWeights: FitTransformer,
+    layouts.SwinWeights: FitSwin,
+    native.NativeWeights: native.FitNative,
+}
+_TANH = ("gelu_fast", "gelu_new", "gelu_pytorch_tanh")  # names of the tanh GELU in Hugging Face's config.json
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Values for the parameters of a model, and a report on where they come from.
+    """Values for the parameters of a model, and a report on their origin.
 
     Attributes:
         values: path in the tree of parameters -> array.
-        rows: the origin of each parameter.
+        origins: the origin of each parameter.
         unused: names of the arrays in the file that no parameter takes.
         file: the file of weights.
         layout: the name of its layout.
-        remarks: what the file does not say, and what was not loaded; one sentence each.
-        inputs: what is known of the training of the weights: order of channels, mean and deviation, class names.
-        still_clip_differences: for weights of an image model, why the features of a still clip differ from those of
-            the image in the image model, [] if they agree. None for weights of a video model.
+        remarks: sentences about facts that the file does not state and about arrays that are not loaded.
+        training_info: facts about the training of the weights: {channels, mean, std, classes}. Unknown ones are None.
+        still_clip_differences: for weights of an image model, the reasons why a clip of identical frames gives other
+            features than the image model gives for that frame; [] if the features are equal. None for weights of a
+            video model.
     """
 
     values: dict[tuple, np.ndarray]
-    rows: list[Row]
+    origins: list[ParameterOrigin]
     unused: list[str]
     file: File
     layout: str
     remarks: list[str]
-    inputs: dict
+    training_info: dict
     still_clip_differences: list[str] | None
 
     @property
     def counts(self) -> dict[str, int]:
         """Returns the number of loaded, resized and new parameters and of unused arrays."""
-        return {how: sum(row.how == how for row in self.rows) for how in ("loaded", "resized", "new")} | {
+        return {how: sum(origin.how == how for origin in self.origins) for how in ("loaded", "resized", "new")} | {
             "unused": len(self.unused)
         }
 
     def require_complete(self) -> None:
-        """Raises ConfigError unless the file gives every parameter a value."""
-        drawn = [row.parameter for row in self.rows if row.how == "new"]
+        """Raises ConfigError unless the file has values for every parameter."""
+        new = [origin.parameter for origin in self.origins if origin.how == "new"]
         require(
-            not drawn,
-            f"init.weights={self.file.path} lacks {', '.join(drawn[:4])}{' and more' if len(drawn) > 4 else ''}. "
-            "Train the model first: it cannot be used with drawn parameters.",
+            not new,
+            f"init.weights={self.file.path} lacks {', '.join(new[:4])}{' and more' if len(new) > 4 else ''}. "
+            "Train the model first: it cannot be used with randomly initialised parameters.",
         )
 
     def report(self) -> str:
@@ -75,9 +80,9 @@ class Pretrained:
                     "layout": self.layout,
                     "counts": self.counts,
                     "remarks": self.remarks,
-                    **self.inputs,
+                    **self.training_info,
                     "starts_as_image_model": None if differences is None else not differences,
-                    "parameters": [asdict(row) for row in self.rows],
+                    "parameters": [asdict(origin) for origin in self.origins],
                     "unused": self.unused,
                     "not_read": list(self.file.not_read),
                 },
@@ -87,7 +92,7 @@ class Pretrained:
         )
 
     def place_into(self, parameters):
-        """Returns a tree of parameters with these values. Each array keeps the sharding that it has in `parameters`."""
+        """Returns `parameters` with the loaded values in place of theirs. Each array keeps its sharding."""
 
         def place(tree, path):
             if isinstance(tree, dict):
@@ -111,7 +116,7 @@ def load(init: Init, make_model, class_names=None) -> Pretrained:
     Args:
         init: the section `init`, with `weights` set.
         make_model: rngs -> the model.
-        class_names: the names of the model's classes in order, or None for classes without names.
+        class_names: the names of the model's classes in order, or None if they have no names.
     Raises:
         ConfigError: the file cannot be read or does not fit the model.
     """
@@ -127,21 +132,22 @@ def load(init: Init, make_model, class_names=None) -> Pretrained:
             f"({' '.join(str(error).split()).rstrip('.')})."
         ) from None
     differences = None
-    if isinstance(source, layouts.Transformer) and source.is_image_model:
+    if isinstance(source, layouts.TransformerWeights) and source.is_image_model:
         differences = still_clip_differences(model, fit.values)
         remarks.append(
-            f"On a still clip the features differ from those of the image model on the image: {'; '.join(differences)}."
+            "A clip of identical frames has other features than its frame has in the image model: "
+            f"{'; '.join(differences)}."
             if differences
-            else "On a still clip the features are those of the image model on the image."
+            else "A clip of identical frames has the features that its frame has in the image model."
         )
     mean, std = _normalisation(source, file.metadata, init)
-    inputs = {
+    training_info = {
         "channels": init.channels,
         "mean": mean,
         "std": std,
         "classes": source.head and head_class_names(file.metadata, source.head["kernel"].shape[1]),
     }
-    return Pretrained(fit.values, fit.rows, unused, file, source.layout, remarks, inputs, differences)
+    return Pretrained(fit.values, fit.origins, unused, file, source.layout, remarks, training_info, differences)
 
 
 def _fit(file: File, model, make_model, init: Init, class_names):
@@ -155,34 +161,40 @@ def _fit(file: File, model, make_model, init: Init, class_names):
     class_order, head_remarks = match_classes(model, source, file.metadata, init, class_names)
     fit: Fit = _FITS[type(source)](model, nnx.to_pure_dict(nnx.state(model)), source, init, class_order)
     unused = reader.unused()
-    stray = [name for name in unused if not name.startswith(tuple(init.allow))] if init.allow else unused
-    if stray:
-        some = ", ".join(stray[:4]) + (f" and {len(stray) - 4} more" if len(stray) > 4 else "")
-        raise ConfigError(f"no parameter of the model takes {some}; init.allow=\"('{stray[0]}',)\" leaves it out")
-    remarks += [f"Not loaded: {what}." for what in (*source.not_loaded, *fit.not_loaded)]
+    unexpected = [name for name in unused if not name.startswith(tuple(init.allow))] if init.allow else unused
+    if unexpected:
+        names = ", ".join(unexpected[:4]) + (f" and {len(unexpected) - 4} more" if len(unexpected) > 4 else "")
+        raise ConfigError(
+            f"the file has arrays that the model does not use: {names}. To ignore them, name them or prefixes of their "
+            f"names in init.allow, for example init.allow=\"('{unexpected[0]}',)\""
+        )
+    remarks += [f"Not loaded: {arrays}." for arrays in (*source.not_loaded, *fit.not_loaded)]
     return source, fit, unused, [*remarks, *head_remarks, *source.remarks]
 
 
 def _gelu_remarks(model, metadata) -> list[str]:
-    """Remarks that the weights were trained with the tanh GELU if the model has the exact one."""
+    """Returns a remark if the weights use the tanh approximation of GELU and the model has the exact GELU."""
     stages = getattr(patch_encoder(model.encoder)[1], "stages", ())
     sublayers = [sublayer for stage in stages for sublayer in stage.layers.sublayers]
     is_exact = any(getattr(sublayer, "activation", None) is gelu for sublayer in sublayers)
     if not is_exact or metadata.get("hidden_act") not in _TANH:
         return []
     return [
-        "It was trained with the GELU by tanh, which differs by up to 5e-4 from the exact GELU of the model. The model "
-        "`joint` has model.gelu=tanh."
+        "The weights use the tanh approximation of GELU, which differs by up to 5e-4 from the exact GELU of the model. "
+        "Only the model joint supports it, by model.gelu=tanh."
     ]
 
 
 def _check_normalisation(model, source, metadata, init) -> list[str]:
-    """Refuses weights that were trained on pixels normalised in another way. Returns a remark if this is unknown."""
+    """Refuses weights that were trained with another normalisation of pixels. Returns a remark if it is unknown."""
     encoder = patch_encoder(model.encoder)[1]
     embedding = getattr(encoder, "embedding", encoder)
     mean, std = _normalisation(source, metadata, init)
     if mean is None:
-        return ["The file does not say how its pixels were normalised. Set model.mean and model.std to the same."]
+        return [
+            "The file does not say how its pixels were normalised. Set model.mean and model.std to the values used "
+            "in the training of these weights."
+        ]
     if not np.allclose((embedding.mean, embedding.std), (mean, std), atol=1e-3) and "normalisation" not in init.allow:
         raise ConfigError(
             f"it was trained on pixels normalised with model.mean={tuple(mean)} and model.std={tuple(std)}: set these"
@@ -191,7 +203,7 @@ def _check_normalisation(model, source, metadata, init) -> list[str]:
 
 
 def _normalisation(source, metadata, init):
-    """Returns (mean, deviation) of red, green and blue in the training of the weights; (None, None) if unknown."""
+    """Returns the (mean, standard deviation) of red, green and blue used in training, (None, None) if unknown."""
     mean, std = metadata.get("image_mean"), metadata.get("image_std")
     if isinstance(config := metadata.get("pretrained_cfg"), dict):
         mean, std = config.get("mean"), config.get("std")

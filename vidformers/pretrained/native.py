@@ -1,4 +1,4 @@
-"""Weights of our own models: a folder from `--mode=export`, whose arrays have the names of the parameters."""
+"""Weights exported by this library: a folder from `--mode=export`. Its arrays have the names of the parameters."""
 
 import json
 import math
@@ -11,8 +11,8 @@ from vidformers.models.config import SIZES
 from vidformers.pretrained.fit import Fit, Init, resize_grid, resize_time
 from vidformers.pretrained.layouts import ArrayReader
 
-# Fields of the section `model` that may differ: the shapes of the parameters show them, or they change the meaning of
-# no parameter.
+# Fields of the section `model` that may differ. Either a difference shows in the shapes of the parameters, or the field
+# does not affect how the parameters are used.
 _FREE = (
     "frames",
     "image_size",
@@ -34,13 +34,13 @@ _FREE = (
 
 @dataclass
 class NativeWeights:
-    """The weights of a model of this library.
+    """Weights exported by this library.
 
     Attributes:
-        arrays: reads the arrays by the names of the parameters.
-        head: as in `layouts.Transformer`.
+        arrays: the reader of the arrays. Their names are those of the parameters.
+        head: as in `layouts.TransformerWeights`.
         position_frames: t of a table of joint positions (1 + t y x, d); 1 for positions of space alone.
-        layout, not_loaded, remarks: as in `layouts.Transformer`.
+        layout, not_loaded, remarks: as in `layouts.TransformerWeights`.
     """
 
     arrays: ArrayReader
@@ -52,14 +52,14 @@ class NativeWeights:
 
 
 def is_native(arrays) -> bool:
-    """Whether the arrays have the names of the parameters of a model here."""
+    """Returns whether the arrays were exported by this library, judging by their names."""
     return {"head.kernel", "head.bias"} <= arrays.keys() and all(
         name.startswith(("encoder.", "readout.", "head.")) for name in arrays
     )
 
 
 def read(arrays, metadata) -> tuple[NativeWeights, ArrayReader]:
-    """Reads the arrays of our own model; the arguments and results are those of `layouts.read`."""
+    """Reads arrays exported by this library. The arguments and results are those of `layouts.read`."""
     reader, section = ArrayReader(arrays), metadata.get("model") or {}
     is_joint = section.get("positions") == "joint"
     position_frames = section["frames"] // section.get("patch_frames", 1) if is_joint else 1
@@ -68,13 +68,13 @@ def read(arrays, metadata) -> tuple[NativeWeights, ArrayReader]:
 
 
 def resolve_size(section: dict) -> dict:
-    """Returns a section `model` with `size` replaced by the numbers that it stands for."""
+    """Returns a section `model` in which the fields that `size` determines have values."""
     size = SIZES[section["size"]]._asdict() if section.get("size") in SIZES else {}
     return section | {name: number for name, number in size.items() if section.get(name) is None}
 
 
 def model_differences(before: dict, now: dict):
-    """Yields (field, old value, new value) of the fields by which equal parameters would give other answers."""
+    """Yields (field, old value, new value) for fields that differ and change the output for equal parameters."""
     before, now = (json.loads(json.dumps(resolve_size(dict(section)))) for section in (before, now))
     for field in before:
         if field in now and field not in _FREE and before[field] != now[field]:
@@ -85,7 +85,7 @@ def check(make_model, metadata: dict, init: Init) -> list[str]:
     """Checks that the weights belong to the same model.
 
     Returns:
-        Remarks on what config.json does not say.
+        A remark if config.json does not describe the model, otherwise [].
     Raises:
         ConfigError: the weights were trained as another model. The message continues a sentence that starts with the
             path of the file.
@@ -98,13 +98,13 @@ def check(make_model, metadata: dict, init: Init) -> list[str]:
         require(
             word in init.allow,
             f"it was trained with model.{field}={before!r}, and here it is {now!r}; "
-            f"init.allow=\"('{word}',)\" loads it all the same",
+            f"init.allow=\"('{word}',)\" loads it anyway",
         )
     return []
 
 
 class FitNative(Fit):
-    """Fits `NativeWeights`: each parameter by its name. Tables of positions are resized in space and in time."""
+    """Fits `NativeWeights`: finds each parameter by its name. Tables of positions are resized in space and time."""
 
     def place(self, model):
         for path, shape in self.shapes.items():
@@ -121,7 +121,7 @@ class FitNative(Fit):
 
 
 def _resize_space(table, rows: int, frames_before: int, frames: int):
-    """Resizes a table (1 + t y x, d) of a class token and square grids to `rows` rows. Returns (table, note)."""
+    """Resizes a table (1 + t y x, d) of a class token and square grids to (rows, d). Returns (table, note)."""
     before, after = math.isqrt((len(table) - 1) // frames_before), math.isqrt((rows - 1) // frames)
     grid = resize_grid(table[1:].reshape(frames_before, before, before, -1), (frames, after, after))
     return np.concatenate([table[:1], grid.reshape(rows - 1, -1)]), f"positions of {before} x {before} patches"

@@ -1,7 +1,8 @@
-"""The role of every sublayer of a block when weights are loaded, decided from what its attention sees.
+"""The roles of the sublayers of a block when weights are loaded.
 
 A block of an image model has one attention, in which every query reads each patch of the frame once, and one MLP. A
-block of a video model can have more sublayers. No scheme is known here by its class: `Scheme.visible` decides.
+block of a video model can have more sublayers. The role of an attention follows from which patches its queries read.
+This module does not test for classes of schemes. It only calls `Scheme.visible`.
 """
 
 from enum import Enum
@@ -22,7 +23,7 @@ _PAIRS_AT_ONCE = 2**22  # (query, key) pairs in memory at a time
 
 
 class Role(Enum):
-    """What a sublayer takes from the weights of a block."""
+    """The part of the weights of a block that a sublayer loads."""
 
     IMAGE = "the attention within a frame"
     TIME = "attention over time, which image models lack"
@@ -32,67 +33,71 @@ class Role(Enum):
     NEW = "nothing, since no known weights have such a sublayer"
 
 
-ADDED = (Role.TIME, Role.EXTRA)  # attention that image models lack
+ADDED = (Role.TIME, Role.EXTRA)  # roles of attention that image models lack
 ATTENTION = (Role.IMAGE, *ADDED)
 
 
 class Coverage(NamedTuple):
-    """How the queries of a scheme read the patches of a frame.
+    """Which patches the queries of a scheme read.
 
     Attributes:
-        times: how many times a query reads each patch of a frame, counted over all frames. Sorted, one entry for each
-            number that occurs. Empty if some query reads some patches more often than others, or reads no patch.
+        reads_per_position: the number of frames that a query reads at each spatial position. It is (1,) for attention
+            within a frame and (t,) for joint attention over t frames. If it differs between queries, it holds the
+            distinct numbers, sorted. Empty if for some query it differs between positions, or is 0.
         crosses_frames: whether some query reads a patch of another frame.
     """
 
-    times: tuple[int, ...]
+    reads_per_position: tuple[int, ...]
     crosses_frames: bool
 
 
 def coverage(scheme: Scheme, grid: tuple[int, int, int]) -> Coverage:
     """Computes the coverage of a scheme on a grid of patches (t, y, x) from `scheme.visible`."""
-    places = Position(*(axis.ravel() for axis in np.indices(grid)))
-    patches, even, crosses = len(places.t), True, False
-    key, times = Position(*(axis[None] for axis in places)), set()
-    rows = max(1, _PAIRS_AT_ONCE // patches)
-    for start in range(0, patches, rows):
-        query = Position(*(axis[start : start + rows, None] for axis in places))
+    positions = Position(*(axis.ravel() for axis in np.indices(grid)))
+    patches, is_uniform, crosses_frames = len(positions.t), True, False
+    key, reads_per_position = Position(*(axis[None] for axis in positions)), set()
+    queries_at_once = max(1, _PAIRS_AT_ONCE // patches)
+    for start in range(0, patches, queries_at_once):
+        query = Position(*(axis[start : start + queries_at_once, None] for axis in positions))
         visible = np.broadcast_to(scheme.visible(query, key), (len(query.t), patches))
         counts = visible.reshape(len(visible), grid[0], -1).sum(axis=1)  # (queries, patches of a frame)
-        even = even and bool((counts == counts[:, :1]).all() and counts.all())
-        times |= set(counts[:, 0].tolist())
-        crosses = crosses or bool((visible & (query.t != key.t)).any())
-    return Coverage(tuple(sorted(times)) if even else (), crosses)
+        is_uniform = is_uniform and bool((counts == counts[:, :1]).all() and counts.all())
+        reads_per_position |= set(counts[:, 0].tolist())
+        crosses_frames = crosses_frames or bool((visible & (query.t != key.t)).any())
+    return Coverage(tuple(sorted(reads_per_position)) if is_uniform else (), crosses_frames)
 
 
 @singledispatch
-def kind(sublayer) -> Role:
-    """Returns the role of a sublayer by itself. For all self-attention that is IMAGE, see `block_roles`.
+def sublayer_role(sublayer) -> Role:
+    """Returns the role of a sublayer, judging by its class alone.
+
+    All self-attention gets IMAGE. `block_roles` then distinguishes IMAGE, TIME and EXTRA.
 
     Raises:
         ConfigError: a sublayer of an unknown class.
     """
     raise ConfigError(
-        f"the model has a {type(sublayer).__name__}, for which vidformers.pretrained.roles.kind registers no role"
+        f"the model has a {type(sublayer).__name__}, for which "
+        "vidformers.pretrained.roles.sublayer_role registers no role"
     )
 
 
-@kind.register
+@sublayer_role.register
 def _(sublayer: SelfAttention) -> Role:
     return Role.IMAGE
 
 
-@kind.register
+@sublayer_role.register
 def _(sublayer: Mlp) -> Role:
     return Role.MLP
 
 
-@kind.register
+@sublayer_role.register
 def _(sublayer: TokenShift) -> Role:
     return Role.SHIFT
 
 
-@kind.register
+@sublayer_role.register
 def _(sublayer: ClassAttention) -> Role:
     return Role.NEW
 
@@ -100,33 +105,33 @@ def _(sublayer: ClassAttention) -> Role:
 def block_roles(sublayers, grid: tuple[int, int, int]) -> list[Role]:
     """Returns the role of each sublayer of a block.
 
-    One attention plays the part of the image model's attention. Every query of that attention reads each patch of a
-    frame equally often. If several do so, the one with the fewest keys plays the part, of equal ones the first. All
-    other attention is attention that image models lack. A block without self-attention, such as class attention and
-    its MLP, is new as a whole.
+    At most one attention gets the role IMAGE. It must read all spatial positions equally often, that is, its
+    `Coverage.reads_per_position` is not empty. Of several, the one with the fewest keys is chosen, and among equals the
+    first. All other attention gets TIME or EXTRA. In a block without self-attention, such as class attention and its
+    MLP, all sublayers with parameters get NEW.
 
     Args:
-        sublayers: of one block.
-        grid: of the patches, (t, y, x).
+        sublayers: the sublayers of one block.
+        grid: the grid of patches, (t, y, x).
     """
-    roles = [kind(sublayer) for sublayer in sublayers]
+    roles = [sublayer_role(sublayer) for sublayer in sublayers]
     attentions = [i for i, role in enumerate(roles) if role is Role.IMAGE]
     if not attentions:
         return [role if role is Role.SHIFT else Role.NEW for role in roles]
-    # On a single frame, attention over time could not be told from attention within a frame.
+    # On a single frame, attention over time cannot be distinguished from attention within a frame.
     grid = (max(grid[0], 2), *grid[1:])
     coverages = {i: coverage(sublayers[i].scheme, grid) for i in attentions}
     for i in attentions:
         roles[i] = Role.TIME if coverages[i].crosses_frames else Role.EXTRA
-    covering = [i for i in attentions if coverages[i].times]
-    if covering:
-        roles[min(covering, key=lambda i: (coverages[i].times[-1], i))] = Role.IMAGE
+    covering = [i for i in attentions if coverages[i].reads_per_position]
+    if covering:  # the largest number of reads per position is proportional to the number of keys
+        roles[min(covering, key=lambda i: (coverages[i].reads_per_position[-1], i))] = Role.IMAGE
     return roles
 
 
 @singledispatch
 def patch_encoder(encoder, path=("encoder",)):
-    """Returns (path, encoder) of the encoder of patches. It is within the encoder of a model that runs it by frames."""
+    """Returns (path, encoder) of the encoder that embeds patches. A `FramewiseEncoder` is unwrapped."""
     return path, encoder
 
 

@@ -1,10 +1,13 @@
-"""Whether a model that starts from an image model has, on a still clip, the features of the image model on the image.
+"""Compares a model that starts from an image model with this image model, on a still clip.
 
-In a still clip all frames are equal. The tokens of all frames stay equal through the layers as long as nothing tells
-the frames apart. Attention that reads every patch of a frame equally often then computes what attention within a frame
-does: softmax over keys that are all repeated equally often is softmax over the keys. The class token is a key once, so
-in a model with a class token the patches must be keys once too. Attention that image models lack is silent while its
-last projection is zero.
+A still clip is a clip of identical frames. This module decides without computing features whether the features of a
+still clip equal the features that the image model computes for one of its frames.
+
+The tokens of all frames stay equal through the layers as long as nothing distinguishes the frames. Attention that reads
+every spatial position equally often then has the same output as attention within a frame, since repeating all keys
+equally often does not change a softmax average over them. The class token is a key once, so in a model with a class
+token each patch must be a key once, too. Attention that image models lack adds nothing while its last projection is
+zero.
 """
 
 from collections.abc import Iterator
@@ -16,16 +19,16 @@ from vidformers.errors import ConfigError
 from vidformers.layers.mlp import Mlp
 from vidformers.models.encoder import MeanReadout
 from vidformers.models.vtn import TemporalEncoder
-from vidformers.pretrained.roles import ADDED, Role, block_roles, coverage, kind, patch_encoder
+from vidformers.pretrained.roles import ADDED, Role, block_roles, coverage, patch_encoder, sublayer_role
 
-_ZEROS = "beyond the ends of the clip it reads zeros (model.boundary=keep repeats the first and the last frame)"
+_ZEROS = "it reads zeros beyond the ends of the clip (model.boundary=keep repeats the first and the last frame instead)"
 
 
 def still_clip_differences(model, values) -> list[str]:
-    """Returns why the features of a still clip differ from those of the image in the image model, or [] if they agree.
+    """Returns the reasons why a still clip gets other features than the image model gives for its frame, [] if equal.
 
     Args:
-        model: abstract, from `build`.
+        model: the abstract model.
         values: path -> array, from fitting the weights of an image model.
     Raises:
         ConfigError: a sublayer or a readout of an unknown class.
@@ -48,15 +51,16 @@ def still_clip_differences(model, values) -> list[str]:
 
 def _encoder_reasons(encoder, time_table) -> Iterator[str]:
     if encoder.embedding.time is not None and (time_table is None or time_table.any()):
-        yield "its positions of frames are drawn (init.time=zero makes them zero)"
+        yield "its positions of frames are randomly initialised (init.time=zero sets them to zero)"
     if encoder.class_token_stage > 0:
-        yield "its class token enters late, after the first layers"
+        yield "its class token joins the patches only after the first layers"
 
 
 def _block_reasons(sublayers, roles) -> Iterator[str]:
     if Role.NEW in roles:
-        has_class_attention = any(kind(sublayer) is Role.NEW for sublayer in sublayers)
-        yield "its class attention is drawn" if has_class_attention else "its blocks without attention are drawn"
+        has_class_attention = any(sublayer_role(sublayer) is Role.NEW for sublayer in sublayers)
+        new = "class attention" if has_class_attention else "blocks without attention"
+        yield f"its {new} {'is' if has_class_attention else 'are'} randomly initialised"
         return
     loaded = [role for role in roles if role not in ADDED and role is not Role.SHIFT]
     if loaded != [Role.IMAGE, Role.MLP]:
@@ -64,18 +68,18 @@ def _block_reasons(sublayers, roles) -> Iterator[str]:
 
 
 def _added_attention_reasons(sublayer: SelfAttention, out_kernel) -> Iterator[str]:
-    """Yields a reason unless the attention is silent. An extra projection starts at zero by itself."""
+    """Yields a reason unless the last projection is zero. An extra projection is always initialised to zero."""
     if sublayer.extra is None and (out_kernel is None or out_kernel.any()):
-        yield "its attention that the image model lacks is not silent (init.time=zero makes it silent)"
+        yield "its attention that the image model lacks does not start with an output of zero (set init.time=zero)"
 
 
 @singledispatch
 def loaded_sublayer_reasons(sublayer, grid, has_class_token) -> Iterator[str]:
-    """Yields why a sublayer with the weights of the image model computes something else on a still clip.
+    """Yields reasons why a sublayer with the weights of the image model has another output for a still clip.
 
     Args:
-        sublayer: of the model, abstract.
-        grid: of the patches, (t, y, x).
+        sublayer: a sublayer of the abstract model.
+        grid: the grid of patches, (t, y, x).
         has_class_token: whether the tokens of the block include class tokens.
     """
     raise ConfigError(
@@ -91,20 +95,20 @@ def _(sublayer: SelfAttention, grid, has_class_token) -> Iterator[str]:
     if sublayer.extra is not None:
         yield "the extra projection after its attention starts at zero"
     if sublayer.dictionary is not None and sublayer.dictionary.hybrid != "multi_view":
-        yield "its dictionary is drawn"
+        yield "its dictionary is randomly initialised"
     if sublayer.kernel != "softmax":
-        yield f"its attention has the kernel {sublayer.kernel}, and that of the image model softmax"
-    times = coverage(sublayer.scheme, grid).times
-    if not times:
+        yield f"its attention has the kernel {sublayer.kernel}, and the image model's has softmax"
+    reads_per_position = coverage(sublayer.scheme, grid).reads_per_position
+    if not reads_per_position:
         yield "its attention does not read every patch of a frame equally often"
     if not has_class_token:
         return
     if not sublayer.class_keys:
         yield "its class token is not a key of the attention"
-    elif times and times != (1,):
-        yield f"in its attention each patch is a key {times[-1]} times, the class token once"
+    elif reads_per_position and reads_per_position != (1,):
+        yield f"in its attention each patch is a key {reads_per_position[-1]} times, but the class token only once"
     if not sublayer.class_queries:
-        yield "its class token does not query in the attention"
+        yield "its class token is not a query of the attention"
 
 
 @loaded_sublayer_reasons.register
@@ -121,7 +125,7 @@ def _(sublayer: TokenShift, grid, has_class_token) -> Iterator[str]:
 
 @singledispatch
 def readout_reasons(readout) -> list[str]:
-    """Returns why a readout changes the features, given that all class tokens are equal."""
+    """Returns the reasons why a readout changes the features of equal class tokens, [] if it does not."""
     raise ConfigError(
         f"the model has a {type(readout).__name__}, for which "
         "vidformers.pretrained.still_clip.readout_reasons registers no function"
@@ -135,4 +139,6 @@ def _(readout: MeanReadout) -> list[str]:
 
 @readout_reasons.register
 def _(readout: TemporalEncoder) -> list[str]:
-    return ["its layers over frames are drawn, though the backbone sees every frame as the image model does"]
+    return [
+        "its layers over frames are randomly initialised (its backbone computes the image model's features per frame)"
+    ]

@@ -1,8 +1,8 @@
-"""Reads files of `torch.save` without PyTorch and without running code that they name.
+"""Reads files of `torch.save` without PyTorch and without running code that they refer to.
 
-Both forms are read: the zip archive, and the stream of pickles from before PyTorch 1.6. `_ALLOWED` lists what a pickle
-may build. Every other global becomes an inert object that holds only its name. An untrusted file can hold wrong
-numbers, but it cannot run anything.
+Both formats are read: the zip archive, and the stream of pickles from before PyTorch 1.6. `_ALLOWED` lists the globals
+that a pickle may use. Every other global becomes an inert object that holds only its name. An untrusted file can hold
+wrong numbers, but it cannot run code.
 """
 
 import io
@@ -34,7 +34,7 @@ _DTYPES = {
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in a file of the old form
 _LEGACY_PROTOCOL = 1001
 
-# The keys under which training code keeps weights, averaged weights first. A file can hold several of them.
+# The keys under which training code stores weights, averaged weights first. A file can have several of them.
 _STATES = (
     "model_ema",
     "ema",
@@ -72,9 +72,9 @@ class _Tensor:
 
 
 class _Inert:
-    """Stands for an object that is not needed. It accepts everything that a pickle does to it, and does nothing.
+    """Replaces an object that is not needed. It accepts every operation of a pickle, and does nothing.
 
-    Every global of a pickle gets a subclass with its `name`, made for this one file.
+    Every global of a pickle that is not allowed gets its own subclass, which has its `name`.
     """
 
     name = ""
@@ -131,7 +131,7 @@ class _Function:
 
 
 def _natural(value):
-    """Returns a natural number, which is neither a bool nor of a subclass of int."""
+    """Returns `value` if it is an int of at least 0, not a bool or of another subclass of int."""
     if type(value) is not int or value < 0:
         raise Malformed(f"a number of a tensor is {value!r}")
     return value
@@ -142,7 +142,7 @@ def _tensor(storage, offset, shape, strides, *_):
         raise Malformed("a tensor has no storage")
     offset, shape, strides = _natural(offset), tuple(map(_natural, shape)), tuple(map(_natural, strides))
     count = math.prod(shape)
-    # Unequal lengths are refused below.
+    # Shape and strides of unequal lengths are refused below.
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=False))
     if (
         len(shape) != len(strides)
@@ -213,13 +213,12 @@ def _unpickle(file, storages, size):
 def read(path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Reads the state dict in a file.
 
-    If a file holds several, averaged weights are preferred. Prefixes that wrappers add to every name are removed.
+    If the file has several, averaged weights are preferred. Prefixes that wrappers add to every name are removed.
 
     Returns:
-        (name -> array, the keys and types of what else the file holds)
+        (name -> array, descriptions of the other objects in the file: their keys and types)
     Raises:
-        ConfigError: the file is not a file of torch.save, is damaged or hostile, or holds no state dict. Nothing that
-            it names is run.
+        ConfigError: the file is not a file of torch.save, is damaged or hostile, or has no state dict.
     """
     try:
         return _read(path)
@@ -292,7 +291,7 @@ def _read_legacy(file, storages):
 
 
 def _gather(content, read_storage):
-    """Returns the arrays of the state dict in the content of a file, and descriptions of what else is in the file.
+    """Returns the arrays of the state dict in a file, and descriptions of the other objects in the file.
 
     Args:
         content: the unpickled object.
@@ -323,11 +322,11 @@ def _gather(content, read_storage):
 
 
 def _find(content, where=""):
-    """Returns the innermost state dict, and descriptions of what else `content` holds; `where` precedes their keys."""
+    """Returns the innermost state dict, and descriptions of all else in `content`. `where` precedes their keys."""
     if not isinstance(content, dict):
         raise Malformed(f"it holds {_described(content)} instead of a dictionary of tensors")
     inner = [key for key in (*_STATES, *content) if isinstance(content.get(key), dict) and _holds_tensors(content[key])]
-    # Training code can keep another tensor, such as the best accuracy, beside the weights.
+    # Training code can store another tensor, such as the best accuracy, next to the weights.
     if any(isinstance(value, _Tensor) for value in content.values()) and not set(inner) & set(_STATES):
         return content, ()
     if not inner:

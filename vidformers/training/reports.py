@@ -19,7 +19,7 @@ def print_report(pretrained: Pretrained) -> None:
     counts = ", ".join(f"{count} {how}" for how, count in pretrained.counts.items())
     table(
         f"{pretrained.file.path}, a {pretrained.layout}: {counts}",
-        [(row.parameter, row.how, row.note) for row in pretrained.rows]
+        [(row.parameter, row.how, row.note) for row in pretrained.origins]
         + [(name, "unused", "") for name in pretrained.unused],
     )
     for remark in pretrained.remarks:

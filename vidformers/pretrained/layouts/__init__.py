@@ -1,7 +1,7 @@
-"""The layouts in which other libraries keep their weights: one file each, all converted to one structure."""
+"""The layouts of other libraries' weights. Each has a module that converts its arrays to a common structure."""
 
 from vidformers.pretrained.layouts import google, hugging_face, timm, tokenshift, torchvision, vtn  # noqa: F401
 from vidformers.pretrained.layouts.registry import LAYOUTS, read
-from vidformers.pretrained.layouts.structure import ArrayReader, Transformer, Windows
+from vidformers.pretrained.layouts.structure import ArrayReader, SwinWeights, TransformerWeights
 
-__all__ = ["LAYOUTS", "ArrayReader", "Transformer", "Windows", "read"]
+__all__ = ["LAYOUTS", "ArrayReader", "SwinWeights", "TransformerWeights", "read"]

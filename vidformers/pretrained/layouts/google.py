@@ -6,15 +6,15 @@ Names: `vit_jax/models_vit.py` of google-research/vision_transformer.
 import numpy as np
 
 from vidformers.pretrained.layouts.registry import register
-from vidformers.pretrained.layouts.structure import HALF, Transformer
+from vidformers.pretrained.layouts.structure import HALF, TransformerWeights
 
 _ATTENTION = "MultiHeadDotProductAttention_1"
 
 
-def read(arrays) -> Transformer:
+def read(arrays) -> TransformerWeights:
     """Converts the arrays. Kernels are (in, out) already, with the heads on axes of their own."""
     layers = arrays.layer_count(r"Transformer/encoderblock_(\d+)/")
-    return Transformer(
+    return TransformerWeights(
         layout="ViT of Google",
         patch=_linear(arrays, "embedding"),
         class_tokens=arrays["cls"][0],

@@ -4,11 +4,11 @@ import numpy as np
 
 from vidformers.errors import ConfigError
 from vidformers.pretrained.layouts.registry import register
-from vidformers.pretrained.layouts.structure import HALF, IMAGENET, Transformer
+from vidformers.pretrained.layouts.structure import HALF, IMAGENET, TransformerWeights
 
 
-def read(arrays) -> Transformer:
-    """Converts the arrays. Layer scale is multiplied into the projection before it, which computes the same."""
+def read(arrays) -> TransformerWeights:
+    """Converts the arrays. Layer scale is multiplied into the projection before it, so the output stays the same."""
     if "embeddings.register_tokens" in arrays:
         raise ConfigError("no model here has the register tokens that it was trained with")
     blocks = [_block(arrays, f"encoder.layer.{i}") for i in range(arrays.layer_count(r"encoder\.layer\.(\d+)\."))]
@@ -27,8 +27,8 @@ def read(arrays) -> Transformer:
         layout, normalisation = "DINOv2 of Hugging Face", IMAGENET
     elif "time" in blocks[0] or time is not None:
         layout = "TimeSformer of Hugging Face"
-    without_prefix = arrays.with_prefix("")  # the head is outside of the prefix
-    return Transformer(
+    without_prefix = arrays.with_prefix("")  # the names of the head have no prefix
+    return TransformerWeights(
         layout=layout,
         patch=patch,
         class_tokens=arrays["embeddings.cls_token"][0],

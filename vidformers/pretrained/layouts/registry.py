@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vidformers.errors import ConfigError
-from vidformers.pretrained.layouts.structure import ArrayReader, Transformer, Windows
+from vidformers.pretrained.layouts.structure import ArrayReader, SwinWeights, TransformerWeights
 
 _DEEPEST_PREFIX = 3  # dots in a prefix; wrappers of training code add no more
 
@@ -24,7 +24,7 @@ class Layout:
     """
 
     models: str
-    read: Callable[[ArrayReader], Transformer | Windows]
+    read: Callable[[ArrayReader], TransformerWeights | SwinWeights]
     names: tuple[str, ...]
     never: str = ""
 
@@ -44,18 +44,18 @@ LAYOUTS: list[Layout] = []
 
 
 def register(models: str, read, *names: str, never: str = "") -> None:
-    """Adds a row to `LAYOUTS`; `Layout` explains the arguments."""
+    """Adds a row to `LAYOUTS`. The arguments are the fields of `Layout`."""
     LAYOUTS.append(Layout(models, read, names, never))
 
 
-def read(arrays, metadata=None) -> tuple[Transformer | Windows, ArrayReader]:
-    """Recognises the layout of a file and converts its arrays. Nothing is changed that changes what a model computes.
+def read(arrays, metadata=None) -> tuple[TransformerWeights | SwinWeights, ArrayReader]:
+    """Recognises the layout of a file and converts its arrays. The conversion does not change the output of a model.
 
     Args:
         arrays: name -> array.
         metadata: the content of config.json and preprocessor_config.json beside the file.
     Returns:
-        The weights, and the reader that knows which arrays have been read.
+        The weights, and the reader, which has recorded the arrays that were read.
     Raises:
         ConfigError: no layout has these names, or an array is missing. The message continues a sentence that starts
             with the path of the file.
@@ -64,8 +64,8 @@ def read(arrays, metadata=None) -> tuple[Transformer | Windows, ArrayReader]:
         if (prefix := layout.prefix(arrays)) is not None:
             reader = ArrayReader(arrays, prefix, metadata or {})
             return layout.read(reader), reader
-    some = ", ".join(list(arrays)[:3])
+    first_names = ", ".join(list(arrays)[:3])
     raise ConfigError(
-        f"its names ({some}, ...) belong to no known layout. Known are: "
+        f"its names ({first_names}, ...) belong to no known layout. Known are: "
         + "; ".join(sorted(layout.models for layout in LAYOUTS))
     )

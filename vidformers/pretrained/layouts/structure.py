@@ -1,4 +1,4 @@
-"""The common structure into which every layout converts its arrays, and the reader of the arrays of a file."""
+"""The structures to which layouts convert their arrays, and the reader of the arrays of a file."""
 
 import re
 from dataclasses import dataclass, field
@@ -7,39 +7,39 @@ import numpy as np
 
 from vidformers.errors import ConfigError
 
-# (mean, deviation) of red, green and blue
+# (mean, standard deviation) of red, green and blue
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 TIMESFORMER = ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
 
-_HEAD_WIDTH = 64  # of all published ViTs, for files that do not give the number of heads
+_HEAD_WIDTH = 64  # the width of a head in all published ViTs, for files that do not give the number of heads
 
 
 @dataclass(kw_only=True)
-class Transformer:
-    """The weights of a transformer over the patches of an image or of a clip.
+class TransformerWeights:
+    """The weights of a transformer over the patches of an image or a clip.
 
     Attributes:
         layout: name of the layout, for messages.
         patch: {'kernel': (y, x, c, d), 'bias': (d)}; the kernel of tubelets is (t, y, x, c, d).
         class_tokens: (c, d), the class token first.
-        space: (c + n, d), positions of the class tokens, then of the patches row by row; with `joint_positions` frame
+        space: (c + n, d), positions of the class tokens, then of the patches row by row, with `joint_positions` frame
             by frame.
         joint_positions: whether `space` has a row for every patch of the clip, not only for the patches of one frame.
         position_frames: t of joint positions, or None if the file does not give it.
         time: (t, d), positions of the frames, or None.
-        blocks: one dictionary a layer with the sublayers 'time' (optional), 'space' and 'mlp'. Each sublayer is a tree
-            of arrays with the names of `SelfAttention` or `Mlp`.
+        blocks: one dictionary per layer with the sublayers 'time' (optional), 'space' and 'mlp'. Each sublayer is a
+            tree of arrays with the parameter names of `SelfAttention` or `Mlp`.
         norm: the final norm.
-        readout: the layers over frames, a tree with the names of `TemporalEncoder` and 'layers' for its stages, or
-            None.
+        readout: the layers over frames, or None: a tree with the parameter names of `TemporalEncoder`, where 'layers'
+            replaces its stages.
         head: {'kernel': (d, classes), 'bias': (classes)}, or None.
-        future_first: whether the first channels of the class tokens came from the next frame in training, not from the
-            previous one, as in the code of TokenShift's authors.
-        normalisation: (mean, deviation) of the pixels, or None if the layout does not determine them.
+        future_first: whether, in training, the first channels of the class tokens came from the next frame and not from
+            the previous one, as in the code of TokenShift's authors.
+        normalisation: (mean, standard deviation) of the pixels, or None if the layout does not determine them.
         heads: the number of heads, or None if neither the file nor the width determines it.
         not_loaded: arrays of the file for which no model has a parameter.
-        remarks: what the file does not say and the config must, one sentence each.
+        remarks: sentences about facts that the file does not state, so that the config must.
     """
 
     layout: str
@@ -66,22 +66,23 @@ class Transformer:
 
     @property
     def is_image_model(self) -> bool:
-        """Whether the weights hold nothing that concerns time."""
-        video = self.time is not None or "time" in self.blocks[0] or self.readout is not None
-        return not (video or self.joint_positions or self.future_first or self.patch["kernel"].ndim == 5)
+        """Whether no part of the weights depends on time."""
+        has_time = self.time is not None or "time" in self.blocks[0] or self.readout is not None
+        return not (has_time or self.joint_positions or self.future_first or self.patch["kernel"].ndim == 5)
 
 
 @dataclass(kw_only=True)
-class Windows:
+class SwinWeights:
     """The weights of a Video Swin.
 
     Attributes:
-        layout, norm, head, normalisation, not_loaded, remarks: as in `Transformer`.
+        layout, norm, head, normalisation, not_loaded, remarks: as in `TransformerWeights`.
         patch: {'kernel': (t, y, x, c, d), 'bias': (d)}.
-        embeddings: one tree a stage; the tree of the first stage has only the norm.
-        stages: for each stage a list of blocks. A block has 'attention' and 'mlp', trees with the names of
+        embeddings: one tree per stage. The tree of the first stage has only the norm.
+        stages: for each stage a list of blocks. A block has 'attention' and 'mlp', trees with the parameter names of
             `ShiftedWindowAttention` and `Mlp`.
-        rows: (n n), the row of the position table for each two tokens of a window, or None if the file has none.
+        position_index: (n n), for each pair of tokens of a window the row of the position table; None if the file does
+            not have it.
     """
 
     layout: str
@@ -89,7 +90,7 @@ class Windows:
     embeddings: list[dict]
     stages: list[list[dict]]
     norm: dict
-    rows: np.ndarray | None = None
+    position_index: np.ndarray | None = None
     head: dict | None = None
     normalisation: tuple | None = None
     not_loaded: tuple[str, ...] = ()
@@ -102,7 +103,7 @@ class ArrayReader:
 
     Attributes:
         arrays: name in the file -> array.
-        prefix: what precedes every name that is asked for.
+        prefix: the prefix of all names that are passed to this reader.
         metadata: the content of config.json and preprocessor_config.json beside the file.
         used: the names in the file that have been read.
     """
@@ -127,11 +128,11 @@ class ArrayReader:
         return self[name] if name in self else None
 
     def with_prefix(self, prefix: str) -> "ArrayReader":
-        """Returns a reader with another prefix that shares the record of what has been read."""
+        """Returns a reader with another prefix. Both share the record of which arrays have been read."""
         return ArrayReader(self.arrays, prefix, self.metadata, self.used)
 
     def layer_count(self, pattern) -> int:
-        """Returns the number of layers, from the numbers that the group of `pattern` matches in the names.
+        """Returns the number of layers. The group in `pattern` matches the number of a layer in the name of an array.
 
         Raises:
             ConfigError: the layers are not numbered 0, 1, 2, ...

@@ -1,4 +1,4 @@
-"""timm's ViT, and what was made from it: DeiT, DINOv2, and TimeSformer of its authors.
+"""timm's ViT, and models whose code is based on it: DeiT, DINOv2, and TimeSformer of its authors.
 
 Names: `timm/models/vision_transformer.py`, and `timesformer/models/vit.py` of facebookresearch/TimeSformer.
 """
@@ -9,11 +9,11 @@ import numpy as np
 
 from vidformers.errors import ConfigError
 from vidformers.pretrained.layouts.registry import register
-from vidformers.pretrained.layouts.structure import IMAGENET, TIMESFORMER, Transformer
+from vidformers.pretrained.layouts.structure import IMAGENET, TIMESFORMER, TransformerWeights
 
 
-def read(arrays) -> Transformer:
-    """Converts the arrays. Layer scale is multiplied into the projection before it, which computes the same."""
+def read(arrays) -> TransformerWeights:
+    """Converts the arrays. Layer scale is multiplied into the projection before it, so the output stays the same."""
     if "register_tokens" in arrays or "reg_token" in arrays:
         raise ConfigError("no model here has the register tokens that it was trained with")
     blocks = [_block(arrays, f"blocks.{i}") for i in range(arrays.layer_count(r"blocks\.(\d+)\."))]
@@ -26,7 +26,7 @@ def read(arrays) -> Transformer:
         space = np.delete(space, 1, axis=0)
     elif math.isqrt(len(space)) ** 2 == len(space):
         space = np.concatenate([np.zeros_like(space[:1]), space])  # the class token has no position
-    return Transformer(
+    return TransformerWeights(
         layout=layout,
         patch=arrays.convolution("patch_embed.proj"),
         class_tokens=class_tokens,

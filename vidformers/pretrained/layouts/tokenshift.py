@@ -1,16 +1,16 @@
-"""TokenShift of its authors (VideoNetworks/TokShift-Transformer), and the ViT in PyTorch from which it was made."""
+"""TokenShift of its authors (VideoNetworks/TokShift-Transformer), and the PyTorch ViT on which their code is based."""
 
 import numpy as np
 
 from vidformers.pretrained.layouts.registry import register
-from vidformers.pretrained.layouts.structure import HALF, Transformer
+from vidformers.pretrained.layouts.structure import HALF, TransformerWeights
 
 
-def read(arrays) -> Transformer:
-    """Converts the arrays. Shifts have no arrays, so a ViT and a TokenShift cannot be told apart."""
+def read(arrays) -> TransformerWeights:
+    """Converts the arrays. Shifts have no arrays, so a ViT and a TokenShift cannot be distinguished."""
     layers = arrays.layer_count(r"transformer\.encoder\.layer\.(\d+)\.")
     embeddings = "transformer.embeddings"
-    return Transformer(
+    return TransformerWeights(
         layout="TokenShift",
         patch=arrays.convolution(f"{embeddings}.patch_embeddings"),
         class_tokens=arrays[f"{embeddings}.cls_token"][0],
@@ -43,11 +43,11 @@ def _block(arrays, block):
     }
 
 
-def past_first(source: Transformer, channels: int) -> None:
+def past_first(source: TransformerWeights, channels: int) -> None:
     """Swaps the first `channels` channels with the next `channels`, so that the past comes before the future.
 
-    Our `TokenShift` takes the first channels from the previous frame, the authors' code from the next frame. Apart from
-    this, the order of a transformer's channels has no meaning, as long as all arrays have the same order.
+    This library's `TokenShift` takes the first channels from the previous frame, the authors' code from the next frame.
+    Otherwise the order of a transformer's channels has no meaning, as long as all arrays have the same order.
     """
     order = np.arange(source.class_tokens.shape[-1])
     order[: 2 * channels] = np.roll(order[: 2 * channels], channels)

@@ -1,11 +1,11 @@
 """Video Swin of torchvision. Names: `torchvision/models/video/swin_transformer.py`."""
 
 from vidformers.pretrained.layouts.registry import register
-from vidformers.pretrained.layouts.structure import IMAGENET, Windows
+from vidformers.pretrained.layouts.structure import IMAGENET, SwinWeights
 
 
-def read(arrays) -> Windows:
-    """Converts the arrays. `features` has the stages at even places and patch merging between them at odd places."""
+def read(arrays) -> SwinWeights:
+    """Converts the arrays. `features` has stages at even indices and the patch merging between them at odd indices."""
     places = range(arrays.layer_count(r"features\.(\d+)\."))
     stages = [
         [_block(arrays, f"features.{i}.{j}") for j in range(arrays.layer_count(rf"features\.{i}\.(\d+)\."))]
@@ -15,19 +15,19 @@ def read(arrays) -> Windows:
         {"norm": arrays.norm(f"features.{i}.norm"), "out": {"kernel": arrays[f"features.{i}.reduction.weight"].T}}
         for i in places[1::2]
     ]
-    # Every block has the same index; reading all of them marks them as used.
+    # Every block has the same position index. All of them are read, so that they are marked as used.
     indices = [
         arrays.get(f"features.{i}.{j}.attn.relative_position_index")
         for i, stage in zip(places[::2], stages, strict=True)
         for j in range(len(stage))
     ]
-    return Windows(
+    return SwinWeights(
         layout="Video Swin of torchvision",
         patch=arrays.convolution("patch_embed.proj"),
         embeddings=[{"norm": arrays.norm("patch_embed.norm")}, *merges],
         stages=stages,
         norm=arrays.norm("norm"),
-        rows=next((index for index in indices if index is not None), None),
+        position_index=next((index for index in indices if index is not None), None),
         head=arrays.head("head"),
         normalisation=IMAGENET,
     )

@@ -2,15 +2,17 @@
 
 from vidformers.pretrained.layouts import timm
 from vidformers.pretrained.layouts.registry import register
-from vidformers.pretrained.layouts.structure import Transformer
+from vidformers.pretrained.layouts.structure import TransformerWeights
 
 _EMBEDDINGS = "temporal_encoder.embeddings"
 
 
-def read(arrays) -> Transformer:
-    """Converts the arrays. The class token over frames belongs to the readout, that of each frame to the backbone."""
+def read(arrays) -> TransformerWeights:
+    """Converts the arrays. The readout has a class token for the clip, the backbone has one for each frame."""
     source = timm.read(arrays.with_prefix(f"{arrays.prefix}backbone."))
-    arrays.get(f"{_EMBEDDINGS}.position_ids")  # 0, 1, ..., which old versions of transformers saved; marked as read
+    arrays.get(
+        f"{_EMBEDDINGS}.position_ids"
+    )  # read to mark it as used: 0, 1, ..., saved by old versions of transformers
     layers = arrays.layer_count(r"temporal_encoder\.encoder\.layer\.(\d+)\.")
     source.layout, source.head = "VTN", arrays.head("mlp_head.4")
     source.readout = {
