@@ -47,7 +47,7 @@ def self_attention(scheme, **options):
 
 
 def attentions() -> dict:
-    """Returns name -> (sublayer without rngs, class tokens: 'none', one a 'clip' or one a 'frame')."""
+    """Returns name -> (sublayer without rngs, class tokens: 'none', or one per 'clip' or per 'frame')."""
     registered = {
         name: (self_attention(entry.make()), "clip" if "clip" in entry.class_tokens else "frame")
         for name, entry in load_schemes().items()
@@ -122,7 +122,7 @@ def draw(rows: list[dict], stem: Path) -> None:
     """Draws a chart for each axis: seconds and bytes over size, with a line and an exponent for each attention."""
     from matplotlib.figure import Figure
 
-    names = {"frames": "frames", "grid": "patches a side", "block": "block size M", "window": "window w"}
+    names = {"frames": "frames", "grid": "patches per side", "block": "block size M", "window": "window w"}
     for axis in dict.fromkeys(row["axis"] for row in rows):
         axis_rows = [row for row in rows if row["axis"] == axis]
         sizes = sorted({size for row in axis_rows for size in row["sizes"]})

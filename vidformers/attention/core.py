@@ -94,9 +94,9 @@ class SelfAttention(nnx.Module):
         class_queries: whether class tokens are queries. They must then be keys.
         extra_projection: adds a d -> d linear map after W_O that starts at zero (TimeSformer's `temporal_fc`).
         dictionary: learned keys and values that every query attends to as well, or None.
-        kernel: 'softmax', 'relu' or 'cosine'; or a function (see `kernels`), which explanations assign. The cost of
-            'relu' and 'cosine' is linear in the number of keys. 'cosine' scales weights by the distance of query and
-            key in the group, so it does not support class tokens.
+        kernel: 'softmax', 'relu' or 'cosine'. The cost of 'relu' and 'cosine' is linear in the number of keys. 'cosine'
+            scales weights by the distance of query and key in the group, so it does not support class tokens.
+            Explanations later replace the attribute `kernel` with a function (see `kernels`).
         cosine_index: how 'cosine' measures this distance: 'sequence' in tokens of the group, 't' in frames.
         backend: the implementation of softmax in the gathered form: 'einsum'; 'xla' or 'cudnn', which are
             implementations of `jax.nn.dot_product_attention`; or 'auto'.

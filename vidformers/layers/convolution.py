@@ -1,4 +1,4 @@
-"""Convolutions of frames, with batch normalisation replaced by a fixed scale and bias, and average pooling."""
+"""Convolutions with a fast gradient on CPUs, with scale and bias in place of batch normalisation; average pooling."""
 
 from functools import partial
 
@@ -12,6 +12,8 @@ from vidformers.parallel.activations import replicate
 
 
 def _convolve(x, kernel, strides, padding, **options):
+    """Returns `conv_general_dilated` with the kernel replicated on all devices, for `nnx.Conv`."""
+
     def convolve(x, kernel):
         return jax.lax.conv_general_dilated(x, kernel, window_strides=strides, padding=padding, **options)
 
@@ -24,18 +26,18 @@ def _convolve(x, kernel, strides, padding, **options):
 def _with_fast_gradient(convolve, strides, padding, depthwise: bool):
     """Returns `convolve` of x (b y x d) or (b t y x d) with a custom_vjp that is fast on CPUs.
 
-    On CPUs the gradient is that of a sum of products, one for each place of the kernel. XLA's gradient of such
-    convolutions is a scalar loop on CPUs, 20 times as slow.
+    On CPUs, XLA's gradient of depthwise and 3-D convolutions is a scalar loop. Here it is the gradient of an equal sum
+    of products, one per position of the kernel, which is 20 times as fast.
     """
 
-    def sum_over_places(x, kernel):
+    def sum_over_positions(x, kernel):
         wide = jnp.promote_types(x.dtype, jnp.float32)
         padded, kernel = jnp.pad(x.astype(wide), ((0, 0), *padding, (0, 0))), kernel.astype(wide)
         ends = [side - size + 1 for side, size in zip(padded.shape[1:-1], kernel.shape[:-2], strict=True)]
 
-        def product(place):
-            inputs = padded[:, *(slice(i, i + end, step) for i, end, step in zip(place, ends, strides, strict=True))]
-            return inputs * kernel[place] if depthwise else inputs @ kernel[place]
+        def product(position):
+            inputs = padded[:, *(slice(i, i + end, step) for i, end, step in zip(position, ends, strides, strict=True))]
+            return inputs * kernel[position] if depthwise else inputs @ kernel[position]
 
         return sum(map(product, np.ndindex(kernel.shape[:-2]))).astype(x.dtype)
 
@@ -46,7 +48,7 @@ def _with_fast_gradient(convolve, strides, padding, depthwise: bool):
     run.defvjp(
         lambda x, kernel: (convolve(x, kernel), (x, kernel)),
         lambda saved, cotangent: jax.lax.platform_dependent(
-            *saved, cotangent, cpu=partial(gradient, sum_over_places), default=partial(gradient, convolve)
+            *saved, cotangent, cpu=partial(gradient, sum_over_positions), default=partial(gradient, convolve)
         ),
     )
     return run
@@ -57,12 +59,12 @@ lecun_init = nnx.initializers.lecun_normal()
 
 
 class Convolution(nnx.Module):
-    """A k x k convolution of each frame without bias, then a scale and a bias for each channel.
+    """A k x k convolution of each frame without bias, then a scale and a bias per channel.
 
     Maps (... y x c) to (... y/s x/s d); grids round up. The published ResNet and CvT have batch normalisation here,
-    which depends on the other clips of the batch and on running statistics. Scale and bias are batch normalisation in
-    evaluation: a loaded model has scale = weight / sqrt(var + eps) and bias - mean * scale. There are as many
-    parameters, and training updates them like all others. Results do not depend on batch size or gradient accumulation.
+    which depends on the other clips of the batch and on running statistics. Scale and bias compute batch normalisation
+    in evaluation: a loaded model has scale = weight / sqrt(var + eps) and bias - mean * scale. Training updates scale
+    and bias like all other parameters. Results do not depend on batch size or gradient accumulation.
 
     Args:
         inputs: channels c.
@@ -110,7 +112,7 @@ class Convolution(nnx.Module):
 def mean_pool(x, stride: int):
     """Returns averages (... y/s x/s d) of x (... y x d) over cells of stride x stride; grids round up.
 
-    With a stride of 2, a smaller cell at the edge is averaged over the tokens that it has.
+    Cells that cross the edge repeat the last row or column. With a stride of 2 this is the mean of the tokens inside.
     """
     # `nnx.avg_pool` is not used: on several devices XLA (jaxlib 0.10) computes a window over a side of 1 wrongly.
     below, right = (-side % stride for side in x.shape[-3:-1])

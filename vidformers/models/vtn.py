@@ -53,7 +53,8 @@ class TemporalEncoder(nnx.Module):
     """The readout of VTN (sec. 3.2, 3.3): frame features (b t d) -> (b d).
 
     A class token is prepended to the frames. Positions and token types are added, and the Longformer layers follow.
-    The class token then passes LN, a linear map d -> d and GELU: the paper's two-layer MLP head without its last linear map.
+    The class token then passes LN, a linear map d -> d and GELU: the paper's two-layer MLP head without its last linear
+    map.
 
     Args:
         width, heads: d and h of the layers; h divides d.
@@ -62,12 +63,13 @@ class TemporalEncoder(nnx.Module):
         mlp_ratio: hidden width of the MLP divided by d.
         tie_global, masked: those of `LongformerAttention`.
         make_dictionary: make_dictionary(rngs) returns the dictionary of one layer, or None.
-        dropout: rate for the embedded tokens and for every branch.
-        head_dropout: rate for the input of the linear head.
+        dropout: dropout rate of the embedded tokens, the attention weights and every branch.
+        head_dropout: dropout rate of the input of the linear head.
         remat, unroll: those of `Stage`. Consecutive layers with equal windows are one stage.
     Raises:
-        ConfigError: the windows are not one for each layer, or are odd or below 4; there is no layer; the heads do not
-            divide the width; or a rate is out of range. When called: features, positions or mask have a wrong shape.
+        ConfigError: the number of windows is not the number of layers, or a window is odd or below 4; there is no
+            layer; the heads do not divide the width; or a rate is out of range. When called: features, positions or
+            mask have a wrong shape.
     """
 
     def __init__(
