@@ -213,7 +213,7 @@ class ModelConfig:
 
         Args:
             depth: 0 leaves the stage out.
-            late_class: whether the class token is added at this stage instead of at the input.
+            late_class: whether the class token is appended at this stage instead of at the input.
         """
         return StageSpec(lambda rngs: Block([make(rngs=rngs) for make in sublayers]), depth, late_class)
 

@@ -60,7 +60,7 @@ class StageSpec:
     Attributes:
         block: block(rngs) returns one block.
         depth: number of blocks. A stage of depth 0 is left out.
-        late_class: whether the class token is added at this stage instead of at the input.
+        late_class: whether the class token is appended at this stage instead of at the input.
     """
 
     block: Callable[[nnx.Rngs], Block]
@@ -139,7 +139,7 @@ class Encoder(nnx.Module):
 
     Args:
         embedding: pixels -> patch tokens (b t y x d). Its `class_position()` is added to the class tokens.
-        stages: specs in order. The class tokens are added at the first stage with `late_class`, else at the input.
+        stages: specs in order. The class tokens are appended at the first stage with `late_class`, else at the input.
         width: d of the first stage.
         out_width: d after the last stage; None is `width`.
         class_per_frame: one class token per frame instead of one per clip.
@@ -194,7 +194,7 @@ class Encoder(nnx.Module):
         return self.norm(tokens.class_tokens)
 
     def initial_class_tokens(self, patches):
-        """Returns the class tokens (b c d) that are added to patches (b t y x d)."""
+        """Returns the class tokens (b c d) that are appended to patches (b t y x d)."""
         b, t, _, _, d = patches.shape
         token = (self.class_token[...] + self.embedding.class_position()).astype(self.dtype)
         return jnp.broadcast_to(token, (b, t if self.class_per_frame else 1, d))

@@ -4,7 +4,7 @@ Paper: Li, Zhuang, Gao and Wang, "HaViT: Hybrid-Attention Based Vision Transform
 
     divided:  depth        x [ time attention -> space attention -> MLP ]     each attention with a dictionary
     joint:    depth        x [ joint attention -> MLP ]                       with a dictionary
-    the class token is added
+    the class token is appended
               class_blocks x [ class attention -> MLP of the class token ]
 
 The clip has one class token. The paper gives neither the size of the dictionary, `model.dictionary`, nor the number of
@@ -39,7 +39,7 @@ def havit(
         attention: 'divided' or 'joint'. Joint attention with model.kernel=relu or cosine is the paper's linear
             activation or cosine re-weighting (Table 6).
         class_blocks: class-attention layers after the `depth` hybrid blocks (eq. 8, 9).
-        class_token: 'late', added before class attention (sec. 3.3), or 'input', a key from the first block on (eq. 1).
+        class_token: 'late', appended before class attention (sec. 3.3), or 'input', a key from the first block on (eq. 1).
         temporal_fc: adds `extra_projection` to time attention, as TimeSformer does.
         share_dictionary: the two attentions of a block share one dictionary. False: each has its own.
     Raises:

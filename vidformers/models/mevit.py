@@ -4,11 +4,11 @@ Paper: Li and Zhuang, "MEViT: Motion Enhanced Video Transformer for Video Classi
 
     (depth - motion_blocks) x [ space attention -> MLP ]
     motion_blocks           x [ motion attention -> space attention -> MLP ]
-    the class token is added
+    the class token is appended
     class_blocks            x [ class attention -> MLP of the class token ]
 
 Space attention is attention inside a frame (scheme `Frame`). The clip has one class token. With class_blocks=0 the
-class token is added at the input instead and takes part in self-attention, as in the baseline of Tables 1 and 3.
+class token is appended at the input instead and takes part in self-attention, as in the baseline of Tables 1 and 3.
 """
 
 from flax import nnx

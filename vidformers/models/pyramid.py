@@ -29,7 +29,7 @@ class Pyramid(nnx.Module):
         width: d of the last stage.
         shape: the shape of one clip, (t, y, x, 3).
         mean, std: normalisation of the colour channels.
-        num_class_tokens: class tokens that are added at the last stage. With 0, the encoder returns the mean of the
+        num_class_tokens: class tokens that are appended at the last stage. With 0, the encoder returns the mean of the
             normalised patches as one class token.
         dropout: dropout rate of the patches of the first embedding.
         drop_path: stochastic depth of the last block. It grows linearly from 0 at the first block.
