@@ -39,7 +39,7 @@ def havit(
         attention: 'divided' or 'joint'. Joint attention with model.kernel=relu or cosine is the paper's linear
             activation or cosine re-weighting (Table 6).
         class_blocks: class-attention layers after the `depth` hybrid blocks (eq. 8, 9).
-        class_token: 'late', appended before class attention (sec. 3.3), or 'input', a key from the first block on (eq. 1).
+        class_token: 'late', appended at class attention (sec. 3.3), or 'input', a key from the first block on (eq. 1).
         temporal_fc: adds `extra_projection` to time attention, as TimeSformer does.
         share_dictionary: the two attentions of a block share one dictionary. False: each has its own.
     Raises:
