@@ -36,9 +36,8 @@ class Pipeline:
         source: kind of the lists, a key of `sources.SOURCES`. 'motion_clips' renders the demo data set into
             `root` if it is not there.
         root: folder to which the lists, the class file and the paths in the lists are relative.
-        name: data set below `root`, or data set and configuration with a slash between them. Only for the source
-            'tfds'.
-        train, val: lists, see `annotations.read_manifest`. None: the names that the authors of the data set chose.
+        name: `NAME` or `NAME/CONFIG` of a data set that TensorFlow Datasets keeps below `root`. Only for 'tfds'.
+        train, val: lists, see `annotations.read_manifest`. None: the usual file names of the source, such as train.csv.
         split: number of the official split, for data sets with several.
         missing: 'error', or 'leave_out' to leave out listed videos that do not exist.
         exclude: file of videos to leave out, as `check` writes it, or None.
@@ -51,8 +50,9 @@ class Pipeline:
         test_starts: where dense test clips start, 'spread' or 'from_first' (see `sampling.Dense`).
         frame_rate: frames per second of videos that are folders of frames. Video files store their own rate.
         size: pixels, side of the square clip.
-        short_side: (low, high) pixels, the scale jitter of training.
-        test_short_side: pixels, the scale in testing. None: `size`.
+        short_side: (low, high) pixels. In training, a video is resized so that its shorter side is a random number
+            between them.
+        test_short_side: pixels, the shorter side in testing. None: `size`.
         repeats: clips of each video in a training batch: the same frames, augmented differently (repeated
             augmentation). An epoch has `repeats` times as many clips.
         crop, area, aspect, flip, brightness, saturation, gamma, hue, randaugment, magnitude, magnitude_std, erasing:
@@ -60,12 +60,14 @@ class Pipeline:
         flip_swaps: pairs of class names or label numbers that a mirror turns into each other.
         flip_sides: also swap classes whose names differ only in left and right.
         workers: decoding processes. 0: decode in this process.
-        prefetch: batches that each worker keeps ready. grain holds the same number again in transit to this process.
+        prefetch: batches that each worker keeps ready. grain buffers the same number again on the way to this
+            process.
         limit_seconds: time limit in seconds for decoding one video.
         max_bad_fraction: share of undecodable videos, from 0 to 1, at which a run should stop.
 
     Raises:
-        DataError: a field is out of range. Reading a manifest for the first time raises it for a mistake in the list.
+        DataError: a field is out of range. It is also raised when a manifest is first read and its list
+            has a mistake.
     """
 
     source: str = "csv"
@@ -159,7 +161,8 @@ class Pipeline:
 
     @functools.cached_property
     def train_manifest(self) -> Manifest:
-        """The training split, read and checked on first use. Its labels must use all classes."""
+        """The training split, read and checked on first use. Without class names, its largest label must be
+        num_classes - 1."""
         return self._manifest(self._lists[0], complete=True)
 
     @functools.cached_property
@@ -225,7 +228,7 @@ class Pipeline:
             `index`: int32 (b, t), the index of each frame in its video.
             `label`: int32 (b,).
             `mask`: float32 (b,), 0 for a row without data.
-            `id`: int32 (b,), row in the manifest.
+            `id`: int32 (b,), index of the video in the manifest.
             `decoded`: int32 (b,), number of frames that were decoded for the row.
             `error`: bytes (b,), why the video could not be decoded, or empty. A row with an error has a black clip and
             mask 0. A replacement by another video would silently change the distribution of the classes.
@@ -253,8 +256,8 @@ class Pipeline:
             .repeat()
             .random_map(load)[start * videos :]
         )
-        # The processes divide the rows after random_map. Otherwise all processes would draw the same numbers.
-        # The rows are batched before the workers divide the work. Otherwise the order would depend on the number of
+        # The processes divide the videos after random_map. Otherwise all processes would draw the same numbers.
+        # The videos are batched before the workers divide the work. Otherwise the order would depend on the number of
         # workers.
         local_videos = videos_per_process(videos, process_count)
         dataset = ProcessRows(dataset, local_videos, process_index, process_count)

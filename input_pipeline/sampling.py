@@ -41,7 +41,8 @@ class Uniform:
         return _on_screen(times, instants)
 
     def test(self, times, duration, clips: int) -> np.ndarray:
-        """Returns (clips, frames) int64 indices: clip k takes the instant (k + 1/2) / clips of every segment.
+        """Returns (clips, frames) int64 indices: in every segment, clip k takes the instant at the fraction
+        (k + 1/2) / clips of its length.
 
         A single clip takes the centres. Several clips use different offsets inside each segment, so they show different
         frames wherever a segment has enough of them.
@@ -89,10 +90,10 @@ class Dense:
     def test(self, times, duration, clips: int) -> np.ndarray:
         """Returns (clips, frames) int64 indices of clips with evenly spaced starts.
 
-        'spread': from the first possible start to the last one, at which the last instant is the time of the
-        last frame. A single clip is centred.
+        'spread': evenly from 0 to the latest start whose last instant is not after the last frame. A single clip is
+        centred.
 
-        'from_first': clip k of K starts at k / K x (duration - frames x stride), as in the code that
+        'from_first': clip k of K starts at k / K x (duration - frames x stride, in seconds), as in the code that
         `test_starts` names. A single clip is the beginning of the video, and no clip reaches the end of the
         video.
         """
