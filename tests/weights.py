@@ -14,7 +14,7 @@ from tiny import quick_jit
 
 from vidformers import build
 from vidformers.pretrained import Init, load
-from vidformers.pretrained.fit import flatten
+from vidformers.pretrained.assign import flatten
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens" / "pretrained.json").read_text())
 SIDE, CLASSES = 64, 7

@@ -24,7 +24,7 @@ from vidformers.inference.export import write_export
 from vidformers.inference.predictor import Predictor
 from vidformers.pretrained import Init
 from vidformers.pretrained import load as load_weights
-from vidformers.pretrained.fit import flatten
+from vidformers.pretrained.assign import flatten
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.optim import make_optimizer
 from vidformers.training.step import initial_state

@@ -18,7 +18,7 @@ from weights import GOLDENS, SIDE, TIGHT, arrays_of, fitted, loaded, tiny_vit, w
 import main
 from vidformers.errors import ConfigError
 from vidformers.pretrained import layouts
-from vidformers.pretrained.fit import resize, resize_patch
+from vidformers.pretrained.assign import resize, resize_patch
 
 # Names in Hugging Face's TimeSformer -> names in the file of TimeSformer's authors.
 AUTHORS = (

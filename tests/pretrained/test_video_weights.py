@@ -11,7 +11,7 @@ from weights import CLASSES, GOLDENS, SHAPE, SIDE, TIGHT, arrays_of, fitted, loa
 from vidformers import build
 from vidformers.errors import ConfigError
 from vidformers.pretrained import Init
-from vidformers.pretrained.fit import resize
+from vidformers.pretrained.assign import resize
 
 VIVIT = dict(frames=8, patch_frames=2, positions="joint", gelu="tanh")
 VTN = dict(frames=7, window=(4,), temporal_depth=2, temporal_dropout=0.0, head_dropout=0.0)

@@ -1,6 +1,6 @@
-"""Weights of other libraries and of exports: reading files, recognising layouts, and fitting weights to a model."""
+"""Weights of other libraries and of exports: reads files, recognises layouts, and assigns weights to parameters."""
 
-from vidformers.pretrained.fit import Init
+from vidformers.pretrained.assign import Init
 from vidformers.pretrained.load import Pretrained, load
 
 __all__ = ["Init", "Pretrained", "load"]

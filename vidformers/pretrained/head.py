@@ -7,25 +7,25 @@ from vidformers.models.vtn import TemporalEncoder
 from vidformers.pretrained import layouts, native
 
 
-def match_classes(model, source, metadata, init, class_names):
-    """Matches the classes of the model with those of the source's head.
+def match_classes(model, weights, metadata, init, class_names):
+    """Matches the classes of the model with those of the weights' head.
 
     Args:
         model: the abstract model.
-        source: the weights.
+        weights: the weights, in one of the structures of `layouts` or `native`.
         metadata: the content of config.json and preprocessor_config.json beside the file.
         init: the section `init`.
         class_names: the names of the model's classes in order, or None.
     Returns:
-        (for each class of the model the class of the source, or None to initialise the head randomly; remarks)
+        (for each class of the model the class of the weights' head, or None to initialise the head randomly; remarks)
     Raises:
         ConfigError: the numbers of classes are equal, but the classes are not known to be the same; or init.head=as_is
             and the numbers of classes differ.
     """
-    if init.head == "draw" or source.head is None:
+    if init.head == "draw" or weights.head is None:
         return None, []
-    width, count = source.head["kernel"].shape
-    if width != model.head.in_features or not _reads_same_features(model, source):
+    width, count = weights.head["kernel"].shape
+    if width != model.head.in_features or not _reads_same_features(model, weights):
         return None, ["The head is not loaded, since it reads other features than the model's."]
     if init.head == "as_is":
         if count != model.num_classes:
@@ -49,11 +49,11 @@ def match_classes(model, source, metadata, init, class_names):
     )
 
 
-def _reads_same_features(model, source) -> bool:
+def _reads_same_features(model, weights) -> bool:
     """Returns whether both heads read the output of layers over frames, or neither does."""
-    if isinstance(source, native.NativeWeights):
+    if isinstance(weights, native.NativeWeights):
         return True
-    has_readout = isinstance(source, layouts.TransformerWeights) and source.readout is not None
+    has_readout = isinstance(weights, layouts.TransformerWeights) and weights.readout is not None
     return has_readout == isinstance(model.readout, TemporalEncoder)
 
 

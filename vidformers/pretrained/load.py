@@ -10,18 +10,18 @@ from flax import nnx
 from vidformers.errors import ConfigError, require
 from vidformers.layers.mlp import gelu
 from vidformers.pretrained import layouts, native
+from vidformers.pretrained.assign import Assignment, Init, ParameterOrigin
+from vidformers.pretrained.assign_swin import SwinAssignment
+from vidformers.pretrained.assign_transformer import TransformerAssignment
 from vidformers.pretrained.files import File, open_file
-from vidformers.pretrained.fit import Fit, Init, ParameterOrigin
-from vidformers.pretrained.fit_swin import FitSwin
-from vidformers.pretrained.fit_transformer import FitTransformer
 from vidformers.pretrained.head import head_class_names, match_classes
 from vidformers.pretrained.roles import patch_encoder
 from vidformers.pretrained.still_clip import still_clip_differences
 
-_FITS = {
-    layouts.TransformerWeights: FitTransformer,
-    layouts.SwinWeights: FitSwin,
-    native.NativeWeights: native.FitNative,
+_ASSIGNMENTS = {
+    layouts.TransformerWeights: TransformerAssignment,
+    layouts.SwinWeights: SwinAssignment,
+    native.NativeWeights: native.NativeAssignment,
 }
 _TANH = ("gelu_fast", "gelu_new", "gelu_pytorch_tanh")  # names of the tanh GELU in Hugging Face's config.json
 
@@ -36,7 +36,7 @@ class Pretrained:
         unused: names of the arrays in the file that no parameter takes.
         file: the file of weights.
         layout: the name of its layout.
-        remarks: sentences about facts that the file does not state and about arrays that are not loaded.
+        remarks: notes for the user: assumptions made, and arrays that were not loaded.
         training_info: facts about the training of the weights: {channels, mean, std, classes}. Unknown ones are None.
         still_clip_differences: for weights of an image model, the reasons why a clip of identical frames gives other
             features than the image model gives for that frame; [] if the features are equal. None for weights of a
@@ -111,19 +111,19 @@ def abstract_model(make_model):
 
 
 def load(init: Init, make_model, class_names=None) -> Pretrained:
-    """Reads weights and fits them to a model.
+    """Reads weights and assigns them to the parameters of a model.
 
     Args:
         init: the section `init`, with `weights` set.
         make_model: rngs -> the model.
         class_names: the names of the model's classes in order, or None if they have no names.
     Raises:
-        ConfigError: the file cannot be read or does not fit the model.
+        ConfigError: the file cannot be read, or its arrays do not belong to such a model.
     """
     file = open_file(str(init.weights))
     model = abstract_model(make_model)
     try:
-        source, fit, unused, remarks = _fit(file, model, make_model, init, class_names)
+        weights, assignment, unused, remarks = _assign(file, model, make_model, init, class_names)
     except ConfigError as error:
         raise ConfigError(f"init.weights={init.weights}: {str(error).rstrip('.')}.") from None
     except (ValueError, LookupError, TypeError) as error:  # from NumPy, when it transposes or stacks the arrays
@@ -132,44 +132,54 @@ def load(init: Init, make_model, class_names=None) -> Pretrained:
             f"({' '.join(str(error).split()).rstrip('.')})."
         ) from None
     differences = None
-    if isinstance(source, layouts.TransformerWeights) and source.is_image_model:
-        differences = still_clip_differences(model, fit.values)
+    if isinstance(weights, layouts.TransformerWeights) and weights.is_image_model:
+        differences = still_clip_differences(model, assignment.values)
         remarks.append(
             "A clip of identical frames has other features than its frame has in the image model: "
             f"{'; '.join(differences)}."
             if differences
             else "A clip of identical frames has the features that its frame has in the image model."
         )
-    mean, std = _normalisation(source, file.metadata, init)
+    mean, std = _normalisation(weights, file.metadata, init)
     training_info = {
         "channels": init.channels,
         "mean": mean,
         "std": std,
-        "classes": source.head and head_class_names(file.metadata, source.head["kernel"].shape[1]),
+        "classes": weights.head and head_class_names(file.metadata, weights.head["kernel"].shape[1]),
     }
-    return Pretrained(fit.values, fit.origins, unused, file, source.layout, remarks, training_info, differences)
+    return Pretrained(
+        assignment.values,
+        assignment.origins,
+        unused,
+        file,
+        weights.layout,
+        remarks,
+        training_info,
+        differences,
+    )
 
 
-def _fit(file: File, model, make_model, init: Init, class_names):
-    """Returns (weights, fit, names of unused arrays, remarks)."""
+def _assign(file: File, model, make_model, init: Init, class_names):
+    """Returns (weights, assignment, names of unused arrays, remarks)."""
     is_native = native.is_native(file.arrays)
-    source, reader = (native if is_native else layouts).read(file.arrays, file.metadata)
+    weights, reader = (native if is_native else layouts).read(file.arrays, file.metadata)
     if is_native:
         remarks = native.check(make_model, file.metadata, init)
     else:
-        remarks = [*_check_normalisation(model, source, file.metadata, init), *_gelu_remarks(model, file.metadata)]
-    class_order, head_remarks = match_classes(model, source, file.metadata, init, class_names)
-    fit: Fit = _FITS[type(source)](model, nnx.to_pure_dict(nnx.state(model)), source, init, class_order)
+        remarks = [*_check_normalisation(model, weights, file.metadata, init), *_gelu_remarks(model, file.metadata)]
+    class_order, head_remarks = match_classes(model, weights, file.metadata, init, class_names)
+    shapes = nnx.to_pure_dict(nnx.state(model))
+    assignment: Assignment = _ASSIGNMENTS[type(weights)](model, shapes, weights, init, class_order)
     unused = reader.unused()
-    unexpected = [name for name in unused if not name.startswith(tuple(init.allow))] if init.allow else unused
+    unexpected = [name for name in unused if not name.startswith(tuple(init.allow))]
     if unexpected:
         names = ", ".join(unexpected[:4]) + (f" and {len(unexpected) - 4} more" if len(unexpected) > 4 else "")
         raise ConfigError(
             f"the file has arrays that the model does not use: {names}. To ignore them, name them or prefixes of their "
             f"names in init.allow, for example init.allow=\"('{unexpected[0]}',)\""
         )
-    remarks += [f"Not loaded: {arrays}." for arrays in (*source.not_loaded, *fit.not_loaded)]
-    return source, fit, unused, [*remarks, *head_remarks, *source.remarks]
+    remarks += [f"Not loaded: {arrays}." for arrays in (*weights.not_loaded, *assignment.not_loaded)]
+    return weights, assignment, unused, [*remarks, *head_remarks, *weights.remarks]
 
 
 def _gelu_remarks(model, metadata) -> list[str]:
@@ -185,30 +195,33 @@ def _gelu_remarks(model, metadata) -> list[str]:
     ]
 
 
-def _check_normalisation(model, source, metadata, init) -> list[str]:
+def _check_normalisation(model, weights, metadata, init) -> list[str]:
     """Refuses weights that were trained with another normalisation of pixels. Returns a remark if it is unknown."""
     encoder = patch_encoder(model.encoder)[1]
+    # `Encoder` normalises the pixels in its `embedding`. `Pyramid` and others have no such module and do so themselves.
     embedding = getattr(encoder, "embedding", encoder)
-    mean, std = _normalisation(source, metadata, init)
+    mean, std = _normalisation(weights, metadata, init)
     if mean is None:
         return [
             "The file does not say how its pixels were normalised. Set model.mean and model.std to the values used "
             "in the training of these weights."
         ]
+    # In init.allow, 'normalisation' is a special word and not the name of an array.
     if not np.allclose((embedding.mean, embedding.std), (mean, std), atol=1e-3) and "normalisation" not in init.allow:
         raise ConfigError(
-            f"it was trained on pixels normalised with model.mean={tuple(mean)} and model.std={tuple(std)}: set these"
+            f"it was trained on pixels normalised with model.mean={tuple(mean)} and model.std={tuple(std)}: set these, "
+            "or load it anyway with init.allow=\"('normalisation',)\""
         )
     return []
 
 
-def _normalisation(source, metadata, init):
+def _normalisation(weights, metadata, init):
     """Returns the (mean, standard deviation) of red, green and blue used in training, (None, None) if unknown."""
     mean, std = metadata.get("image_mean"), metadata.get("image_std")
     if isinstance(config := metadata.get("pretrained_cfg"), dict):
         mean, std = config.get("mean"), config.get("std")
-    if mean is None and getattr(source, "normalisation", None):
-        mean, std = source.normalisation
+    if mean is None and getattr(weights, "normalisation", None):
+        mean, std = weights.normalisation
     if mean is None or std is None:
         return None, None
     mean, std = tuple(mean), tuple(std)

@@ -8,7 +8,7 @@ import numpy as np
 
 from vidformers.errors import require
 from vidformers.models.config import SIZES
-from vidformers.pretrained.fit import Fit, Init, resize_grid, resize_time
+from vidformers.pretrained.assign import Assignment, Init, resize_grid, resize_time
 from vidformers.pretrained.layouts import ArrayReader
 
 # Fields of the section `model` that may differ. Either a difference shows in the shapes of the parameters, or the field
@@ -103,17 +103,17 @@ def check(make_model, metadata: dict, init: Init) -> list[str]:
     return []
 
 
-class FitNative(Fit):
-    """Fits `NativeWeights`: finds each parameter by its name. Tables of positions are resized in space and time."""
+class NativeAssignment(Assignment):
+    """Assigns `NativeWeights`: finds each parameter by its name. Tables of positions are resized in space and time."""
 
     def place(self, model):
         for path, shape in self.shapes.items():
             if path[0] == "head":
                 continue
-            array, how, note = self.source.arrays[".".join(map(str, path))], "loaded", ""
+            array, how, note = self.weights.arrays[".".join(map(str, path))], "loaded", ""
             if array.shape != shape and path[-1] == "space":
-                frames = model.encoder.embedding.grid[0] if self.source.position_frames > 1 else 1
-                array, note = _resize_space(array, shape[0], self.source.position_frames, frames)
+                frames = model.encoder.embedding.grid[0] if self.weights.position_frames > 1 else 1
+                array, note = _resize_space(array, shape[0], self.weights.position_frames, frames)
                 how = "resized"
             elif array.shape != shape and path[-1] == "time":
                 array, how, note = resize_time(array, shape[0]), "resized", f"positions of {len(array)} frames"

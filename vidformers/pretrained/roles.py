@@ -1,8 +1,9 @@
 """The roles of the sublayers of a block when weights are loaded.
 
-A block of an image model has one attention, in which every query reads each patch of the frame once, and one MLP. A
-block of a video model can have more sublayers. The role of an attention follows from which patches its queries read.
-This module does not test for classes of schemes. It only calls `Scheme.visible`.
+A block of an image model has one attention, in which every query attends to each patch of the frame once, and one
+MLP. A block of a video model can have more sublayers. The role of an attention follows from which patches its queries
+attend to. This module does not test for classes of schemes. It only calls `Scheme.visible`, so that a new scheme gets a
+role without a change here.
 """
 
 from enum import Enum
@@ -38,16 +39,16 @@ ATTENTION = (Role.IMAGE, *ADDED)
 
 
 class Coverage(NamedTuple):
-    """Which patches the queries of a scheme read.
+    """Which patches the queries of a scheme attend to.
 
     Attributes:
-        reads_per_position: the number of frames that a query reads at each spatial position. It is (1,) for attention
-            within a frame and (t,) for joint attention over t frames. If it differs between queries, it holds the
-            distinct numbers, sorted. Empty if for some query it differs between positions, or is 0.
-        crosses_frames: whether some query reads a patch of another frame.
+        attended_per_position: the sorted distinct values of: the number of frames in which a query attends to a given
+            (y, x). (1,) for attention within a frame, (t,) for joint attention over t frames. Empty if, for some query,
+            this number is not the same at all (y, x), or is 0.
+        crosses_frames: whether some query attends to a patch of another frame.
     """
 
-    reads_per_position: tuple[int, ...]
+    attended_per_position: tuple[int, ...]
     crosses_frames: bool
 
 
@@ -55,16 +56,16 @@ def coverage(scheme: Scheme, grid: tuple[int, int, int]) -> Coverage:
     """Computes the coverage of a scheme on a grid of patches (t, y, x) from `scheme.visible`."""
     positions = Position(*(axis.ravel() for axis in np.indices(grid)))
     patches, is_uniform, crosses_frames = len(positions.t), True, False
-    key, reads_per_position = Position(*(axis[None] for axis in positions)), set()
+    key, attended_per_position = Position(*(axis[None] for axis in positions)), set()
     queries_at_once = max(1, _PAIRS_AT_ONCE // patches)
     for start in range(0, patches, queries_at_once):
         query = Position(*(axis[start : start + queries_at_once, None] for axis in positions))
         visible = np.broadcast_to(scheme.visible(query, key), (len(query.t), patches))
         counts = visible.reshape(len(visible), grid[0], -1).sum(axis=1)  # (queries, patches of a frame)
         is_uniform = is_uniform and bool((counts == counts[:, :1]).all() and counts.all())
-        reads_per_position |= set(counts[:, 0].tolist())
+        attended_per_position |= set(counts[:, 0].tolist())
         crosses_frames = crosses_frames or bool((visible & (query.t != key.t)).any())
-    return Coverage(tuple(sorted(reads_per_position)) if is_uniform else (), crosses_frames)
+    return Coverage(tuple(sorted(attended_per_position)) if is_uniform else (), crosses_frames)
 
 
 @singledispatch
@@ -105,10 +106,11 @@ def _(sublayer: ClassAttention) -> Role:
 def block_roles(sublayers, grid: tuple[int, int, int]) -> list[Role]:
     """Returns the role of each sublayer of a block.
 
-    At most one attention gets the role IMAGE. It must read all spatial positions equally often, that is, its
-    `Coverage.reads_per_position` is not empty. Of several, the one with the fewest keys is chosen, and among equals the
-    first. All other attention gets TIME or EXTRA. In a block without self-attention, such as class attention and its
-    MLP, all sublayers with parameters get NEW.
+    At most one attention gets the role IMAGE. Its queries must attend to all spatial positions equally often, that
+    is, its `Coverage.attended_per_position` is not empty. Of several, the one with the fewest keys is chosen, and among
+    equals the first: the attention of an image model has one key per position, so attention with few keys is closest to
+    it. All other attention gets TIME or EXTRA. In a block without self-attention, such as class attention and its MLP,
+    all sublayers with parameters get NEW.
 
     Args:
         sublayers: the sublayers of one block.
@@ -123,9 +125,9 @@ def block_roles(sublayers, grid: tuple[int, int, int]) -> list[Role]:
     coverages = {i: coverage(sublayers[i].scheme, grid) for i in attentions}
     for i in attentions:
         roles[i] = Role.TIME if coverages[i].crosses_frames else Role.EXTRA
-    covering = [i for i in attentions if coverages[i].reads_per_position]
-    if covering:  # the largest number of reads per position is proportional to the number of keys
-        roles[min(covering, key=lambda i: (coverages[i].reads_per_position[-1], i))] = Role.IMAGE
+    covering = [i for i in attentions if coverages[i].attended_per_position]
+    if covering:  # the largest of `attended_per_position` is proportional to the number of keys
+        roles[min(covering, key=lambda i: (coverages[i].attended_per_position[-1], i))] = Role.IMAGE
     return roles
 
 

@@ -3,11 +3,11 @@
 A still clip is a clip of identical frames. This module decides without computing features whether the features of a
 still clip equal the features that the image model computes for one of its frames.
 
-The tokens of all frames stay equal through the layers as long as nothing distinguishes the frames. Attention that reads
-every spatial position equally often then has the same output as attention within a frame, since repeating all keys
-equally often does not change a softmax average over them. The class token is a key once, so in a model with a class
-token each patch must be a key once, too. Attention that image models lack adds nothing while its last projection is
-zero.
+The tokens of all frames stay equal through the layers as long as nothing distinguishes the frames. Attention whose
+queries attend to every spatial position equally often then has the same output as attention within a frame, since
+repeating all keys equally often does not change a softmax average over them. The class token is a key once, so in a
+model with a class token each patch must be a key once, too. Attention that image models lack adds nothing while its
+last projection is zero.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def still_clip_differences(model, values) -> list[str]:
 
     Args:
         model: the abstract model.
-        values: path -> array, from fitting the weights of an image model.
+        values: path -> array, from the weights of an image model.
     Raises:
         ConfigError: a sublayer or a readout of an unknown class.
     """
@@ -98,15 +98,15 @@ def _(sublayer: SelfAttention, grid, has_class_token) -> Iterator[str]:
         yield "its dictionary is randomly initialised"
     if sublayer.kernel != "softmax":
         yield f"its attention has the kernel {sublayer.kernel}, and the image model's has softmax"
-    reads_per_position = coverage(sublayer.scheme, grid).reads_per_position
-    if not reads_per_position:
+    attended_per_position = coverage(sublayer.scheme, grid).attended_per_position
+    if not attended_per_position:
         yield "its attention does not read every patch of a frame equally often"
     if not has_class_token:
         return
     if not sublayer.class_keys:
         yield "its class token is not a key of the attention"
-    elif reads_per_position and reads_per_position != (1,):
-        yield f"in its attention each patch is a key {reads_per_position[-1]} times, but the class token only once"
+    elif attended_per_position and attended_per_position != (1,):
+        yield f"in its attention each patch is a key {attended_per_position[-1]} times, but the class token only once"
     if not sublayer.class_queries:
         yield "its class token is not a query of the attention"
 

@@ -43,13 +43,13 @@ def _block(arrays, block):
     }
 
 
-def past_first(source: TransformerWeights, channels: int) -> None:
+def past_first(weights: TransformerWeights, channels: int) -> None:
     """Swaps the first `channels` channels with the next `channels`, so that the past comes before the future.
 
     This library's `TokenShift` takes the first channels from the previous frame, the authors' code from the next frame.
     Otherwise the order of a transformer's channels has no meaning, as long as all arrays have the same order.
     """
-    order = np.arange(source.class_tokens.shape[-1])
+    order = np.arange(weights.class_tokens.shape[-1])
     order[: 2 * channels] = np.roll(order[: 2 * channels], channels)
 
     def norm(tree):
@@ -61,15 +61,15 @@ def past_first(source: TransformerWeights, channels: int) -> None:
     def outputs(tree):
         return {name: array[..., order] for name, array in tree.items()}
 
-    source.patch, source.norm = outputs(source.patch), norm(source.norm)
-    source.class_tokens, source.space = source.class_tokens[:, order], source.space[:, order]
-    source.head = source.head and inputs(source.head)
-    source.blocks = [
+    weights.patch, weights.norm = outputs(weights.patch), norm(weights.norm)
+    weights.class_tokens, weights.space = weights.class_tokens[:, order], weights.space[:, order]
+    weights.head = weights.head and inputs(weights.head)
+    weights.blocks = [
         {
             kind: {"norm": norm(tree["norm"]), first: inputs(tree[first]), "out": outputs(tree["out"])}
             for kind, first, tree in (("space", "qkv", block["space"]), ("mlp", "wide", block["mlp"]))
         }
-        for block in source.blocks
+        for block in weights.blocks
     ]
 
 

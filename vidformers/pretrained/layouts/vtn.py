@@ -9,13 +9,13 @@ _EMBEDDINGS = "temporal_encoder.embeddings"
 
 def read(arrays) -> TransformerWeights:
     """Converts the arrays. The readout has a class token for the clip, the backbone has one for each frame."""
-    source = timm.read(arrays.with_prefix(f"{arrays.prefix}backbone."))
+    weights = timm.read(arrays.with_prefix(f"{arrays.prefix}backbone."))
     arrays.get(
         f"{_EMBEDDINGS}.position_ids"
     )  # read to mark it as used: 0, 1, ..., saved by old versions of transformers
     layers = arrays.layer_count(r"temporal_encoder\.encoder\.layer\.(\d+)\.")
-    source.layout, source.head = "VTN", arrays.head("mlp_head.4")
-    source.readout = {
+    weights.layout, weights.head = "VTN", arrays.head("mlp_head.4")
+    weights.readout = {
         "class_token": arrays["cls_token"][0, 0],
         "norm": arrays.norm(f"{_EMBEDDINGS}.LayerNorm"),
         "position": arrays[f"{_EMBEDDINGS}.position_embeddings.weight"],
@@ -24,11 +24,11 @@ def read(arrays) -> TransformerWeights:
         "head_norm": arrays.norm("mlp_head.0"),
         "head": arrays.linear("mlp_head.1"),
     }
-    source.remarks = (
+    weights.remarks = (
         "The file does not say how many frames the attention window has. Set model.window; it is 18 in the configs of "
         "VTN's authors.",
     )
-    return source
+    return weights
 
 
 def _layer(arrays, layer):

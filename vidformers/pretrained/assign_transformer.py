@@ -1,4 +1,4 @@
-"""Fitting the weights of a transformer for images or clips to a model that contains a ViT."""
+"""Assigning the weights of a transformer for images or clips to the parameters of a model that contains a ViT."""
 
 import math
 
@@ -8,16 +8,16 @@ from vidformers.errors import ConfigError, require
 from vidformers.layers.embedding import Embedding
 from vidformers.models.encoder import Encoder
 from vidformers.models.vtn import TemporalEncoder
-from vidformers.pretrained.fit import Fit, resize, resize_grid, resize_time, with_views
+from vidformers.pretrained.assign import Assignment, resize, resize_grid, resize_time, with_views
 from vidformers.pretrained.layouts.tokenshift import past_first
 from vidformers.pretrained.roles import ATTENTION, Role, block_roles, patch_encoder, sublayer_role
 
 
-class FitTransformer(Fit):
-    """Fits `layouts.TransformerWeights`. The role of a sublayer (`roles.block_roles`) decides what it loads."""
+class TransformerAssignment(Assignment):
+    """Assigns `layouts.TransformerWeights`. The role of a sublayer (`roles.block_roles`) decides what it loads."""
 
     def place(self, model):
-        source, (root, encoder) = self.source, patch_encoder(model.encoder)
+        weights, (root, encoder) = self.weights, patch_encoder(model.encoder)
         if not isinstance(encoder, Encoder) or not isinstance(encoder.embedding, Embedding):
             self.refuse_model()
         blocks = [list(stage.layers.sublayers) for stage in encoder.stages]
@@ -25,23 +25,23 @@ class FitTransformer(Fit):
         has_readout = isinstance(model.readout, TemporalEncoder)
         self._check_heads(blocks, model.readout if has_readout else None)
         shifts = [sublayer for block in blocks for sublayer in block if sublayer_role(sublayer) is Role.SHIFT]
-        if source.future_first and shifts:
-            past_first(source, shifts[0].channels)
+        if weights.future_first and shifts:
+            past_first(weights, shifts[0].channels)
         self._place_embedding(root, encoder)
         self._place_stages(root, encoder)
-        if "time" in source.blocks[0] and not any(Role.TIME in roles for roles in self.roles):
+        if "time" in weights.blocks[0] and not any(Role.TIME in roles for roles in self.roles):
             self.leave_out("time", "attention over time")
-        if source.time is not None and encoder.embedding.time is None and not encoder.embedding.joint:
+        if weights.time is not None and encoder.embedding.time is None and not encoder.embedding.joint:
             self.leave_out("time", "positions of frames")
-        self.place_tree((*root, "norm"), source.norm, "norm")
-        if has_readout and source.readout is not None:
+        self.place_tree((*root, "norm"), weights.norm, "norm")
+        if has_readout and weights.readout is not None:
             self._place_readout(model.readout)
-        elif source.readout is not None:
+        elif weights.readout is not None:
             self.leave_out("time", "layers over frames")
 
     def _check_heads(self, blocks, readout):
         """Refuses another number of heads, which the shapes of the arrays do not show."""
-        heads, width = self.source.heads, len(self.source.class_tokens[0])
+        heads, width = self.weights.heads, len(self.weights.class_tokens[0])
         if not heads or "heads" in self.init.allow:
             return
         attentions = [
@@ -60,30 +60,30 @@ class FitTransformer(Fit):
                 )
 
     def _place_embedding(self, root, encoder):
-        source, embedding, path = self.source, encoder.embedding, (*root, "embedding")
+        weights, embedding, path = self.weights, encoder.embedding, (*root, "embedding")
         self.place_patch((*path, "patch"), embedding.patch_frames, embedding.patch_size)
-        self.place_array((*root, "class_token"), source.class_tokens[0], "loaded", "class token")
+        self.place_array((*root, "class_token"), weights.class_tokens[0], "loaded", "class token")
         grid = self._position_grid(embedding.grid)
-        note = f"positions of {' x '.join(map(str, grid.shape[0 if source.joint_positions else 1 : 3]))} patches"
+        note = f"positions of {' x '.join(map(str, grid.shape[0 if weights.joint_positions else 1 : 3]))} patches"
         shape, table = (len(grid), *embedding.grid[1:]), grid
         if grid.shape[:3] != shape:
             table = resize(table, shape)
         if embedding.joint:
             table = self._joint_positions(table, embedding.grid)
-            note += ", for each frame" if not source.joint_positions else ""
-        elif source.joint_positions:
+            note += ", for each frame" if not weights.joint_positions else ""
+        elif weights.joint_positions:
             raise ConfigError("it has joint positions of space and time, and the model has separate ones")
         how = "loaded" if table.shape == grid.shape else "resized"
-        table = np.concatenate([source.space[:1], table.reshape(-1, table.shape[-1])])
+        table = np.concatenate([weights.space[:1], table.reshape(-1, table.shape[-1])])
         self.place_array((*path, "space"), table, how, note)
         if embedding.time is not None:
             self._place_time_positions((*path, "time"), embedding.grid[0])
 
     def _position_grid(self, model_grid):
         """Returns the position table of the patches as (t y x d). t is 1 unless the positions are joint."""
-        table, frames = self.source.space[1:], 1
-        if self.source.joint_positions:
-            frames = self.source.position_frames or (model_grid[0] if len(table) == math.prod(model_grid) else 0)
+        table, frames = self.weights.space[1:], 1
+        if self.weights.joint_positions:
+            frames = self.weights.position_frames or (model_grid[0] if len(table) == math.prod(model_grid) else 0)
             require(
                 frames > 0,
                 f"it does not say over how many frames its {len(table)} positions extend. Put the config.json that "
@@ -98,20 +98,20 @@ class FitTransformer(Fit):
 
     def _joint_positions(self, table, grid):
         """Returns the table (t y x d) of joint positions. Separate positions of space and time are added."""
-        if self.source.time is not None:
-            table = table + resize_time(self.source.time, grid[0])[:, None, None]
+        if self.weights.time is not None:
+            table = table + resize_time(self.weights.time, grid[0])[:, None, None]
         return resize_grid(table, grid) if len(table) > 1 else np.repeat(table, grid[0], axis=0)
 
     def _place_time_positions(self, path, frames):
-        if self.source.time is not None:
-            count = len(self.source.time)
+        if self.weights.time is not None:
+            count = len(self.weights.time)
             how = "loaded" if count == frames else "resized"
-            self.place_array(path, resize_time(self.source.time, frames), how, f"positions of {count} frames")
+            self.place_array(path, resize_time(self.weights.time, frames), how, f"positions of {count} frames")
         elif self.init.time == "zero":
             self.place_zeros(path)
 
     def _place_stages(self, root, encoder):
-        first, blocks = 0, self.source.blocks
+        first, blocks = 0, self.weights.blocks
         for i, (stage, roles) in enumerate(zip(encoder.stages, self.roles, strict=True)):
             if not any(role in ATTENTION for role in roles):
                 continue  # class attention
@@ -147,7 +147,7 @@ class FitTransformer(Fit):
             self.leave_out("layers", f"{name} {first} to {len(blocks) - 1}")
 
     def _place_readout(self, readout):
-        tree = dict(self.source.readout)
+        tree = dict(self.weights.readout)
         layers, first = tree.pop("layers"), 0
         self.place_tree(("readout",), tree, "readout")
         for i, stage in enumerate(readout.stages):

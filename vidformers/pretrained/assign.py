@@ -1,4 +1,7 @@
-"""Fitting weights to a model: the section `init`, the base class of all fits, and functions that resize arrays."""
+"""Assigning weights to the parameters of a model.
+
+Contains the section `init`, the base class of the assignments, and functions that resize arrays.
+"""
 
 import math
 from dataclasses import dataclass
@@ -75,33 +78,34 @@ class ParameterOrigin:
     note: str = ""
 
 
-class Fit:
+class Assignment:
     """Computes values for the parameters of a model from weights. There is a subclass for each structure of weights.
 
     Args:
         model: an abstract model, from `load.abstract_model`.
         shapes: the shapes of its parameters, a tree of dictionaries.
-        source: the weights, in the structure that the subclass fits.
+        weights: the weights, in the structure that the subclass reads.
         init: the section `init`.
-        class_order: for each class of the model the class of the source's head. None draws the head.
+        class_order: for each class of the model the class of the weights' head. None draws the head.
     Attributes:
         shapes: path in the tree of parameters -> shape.
         values: path in the tree of parameters -> array.
         origins: one `ParameterOrigin` for each parameter, in the order of the tree.
         not_loaded: the parts of the weights that are not loaded, as `Init.allow` permits.
     Raises:
-        ConfigError: the weights do not fit. The message continues a sentence that starts with the path of the file.
+        ConfigError: the weights do not belong to such a model. The message continues a sentence that starts with the
+            path of the file.
     """
 
-    def __init__(self, model, shapes, source, init: Init, class_order=None):
-        self.source, self.init = source, init
+    def __init__(self, model, shapes, weights, init: Init, class_order=None):
+        self.weights, self.init = weights, init
         self.values: dict[tuple, np.ndarray] = {}
         self.not_loaded: list[str] = []
         self._origins: dict[tuple, tuple[str, str]] = {}
         self.shapes = {path: leaf.shape for path, leaf in flatten(shapes).items()}
         self.place(model)
         if class_order is not None:
-            head = {name: array[..., class_order] for name, array in source.head.items()}
+            head = {name: array[..., class_order] for name, array in weights.head.items()}
             self.place_tree(("head",), head, "head")
         self.origins = [
             ParameterOrigin(".".join(map(str, path)), *self._origins.get(path, ("new", "drawn")))
@@ -113,7 +117,7 @@ class Fit:
         raise NotImplementedError
 
     def refuse_model(self):
-        raise ConfigError(f"the layout is that of a {self.source.layout}, which does not fit this model")
+        raise ConfigError(f"the layout is that of a {self.weights.layout}, which does not fit this model")
 
     def leave_out(self, word: str, arrays: str) -> None:
         """Records that `arrays`, a description, are not loaded. Raises ConfigError unless `init.allow` has `word`."""
@@ -149,7 +153,7 @@ class Fit:
 
     def place_patch(self, path, frames: int, size: int) -> None:
         """Places the kernel and bias of the patch embedding, for patches of `frames` frames and `size` pixels."""
-        kernel, how = self.source.patch["kernel"], "loaded"
+        kernel, how = self.weights.patch["kernel"], "loaded"
         note = f"patch of {' x '.join(map(str, kernel.shape[:-2]))}"
         if self.init.channels == "bgr":
             kernel = kernel[..., ::-1, :]
@@ -170,7 +174,7 @@ class Fit:
         if kernel.ndim == 5 and len(kernel) != frames:
             raise ConfigError(f"its patches span {len(kernel)} frames, and the patches of the model {frames}")
         self.place_array((*path, "kernel"), kernel.reshape(-1, kernel.shape[-1]), how, note)
-        self.place_array((*path, "bias"), self.source.patch["bias"], "loaded", "patch.bias")
+        self.place_array((*path, "bias"), self.weights.patch["bias"], "loaded", "patch.bias")
 
 
 def flatten(tree, path=()):
