@@ -8,31 +8,31 @@ from vidformers.training.setup import Setup
 
 
 class BadVideos:
-    """Counts the training rows that could not be decoded, logs each file once, and stops a run with too many of them.
+    """Counts the training clips that could not be decoded, logs each file once, and stops a run with too many of them.
 
     Attributes:
-        rows_by_path: {path of a video: number of its rows that this process could not decode}. The dict is replaced,
+        clips_by_path: {path of a video: number of its clips that this process left out}. The dict is replaced,
             never changed in place, since a save may still be writing it.
         count_in_epoch: the number of videos of the current epoch that could not be decoded, over all processes.
 
     Args:
         setup: the setup of the run.
-        rows_by_path, count_in_epoch: the restored values.
+        clips_by_path, count_in_epoch: the restored values.
     """
 
-    def __init__(self, setup: Setup, rows_by_path: dict[str, int], count_in_epoch: int):
+    def __init__(self, setup: Setup, clips_by_path: dict[str, int], count_in_epoch: int):
         self.records, self.setup = setup.pipeline.train_manifest.records, setup
-        self.rows_by_path, self.count_in_epoch = rows_by_path, count_in_epoch
+        self.clips_by_path, self.count_in_epoch = clips_by_path, count_in_epoch
 
     def log_local(self, batch: dict) -> None:
         """Logs each video of this process's batch that could not be decoded, unless it has been logged before."""
-        rows_by_path = dict(self.rows_by_path)
+        clips_by_path = dict(self.clips_by_path)
         for row in np.flatnonzero(batch["mask"] == 0):
             path = self.records[int(batch["id"][row])].path
-            if path not in rows_by_path:
+            if path not in clips_by_path:
                 log(f"Skipped {path}, which cannot be decoded: {batch['error'][row].decode('utf-8', 'replace')}")
-            rows_by_path[path] = rows_by_path.get(path, 0) + 1
-        self.rows_by_path = rows_by_path
+            clips_by_path[path] = clips_by_path.get(path, 0) + 1
+        self.clips_by_path = clips_by_path
 
     def count_global(self, step: int, metrics: dict) -> None:
         """Adds the videos that any process could not decode at `step` to the count of the current epoch.
@@ -50,7 +50,7 @@ class BadVideos:
         self.count_in_epoch += (batch_size - round(metrics["count"])) // repeats
         max_fraction = self.setup.pipeline.max_bad_fraction
         if self.count_in_epoch > max_fraction * videos:
-            example = f" An example is {list(self.rows_by_path)[-1]}." if self.rows_by_path else ""
+            example = f" An example is {list(self.clips_by_path)[-1]}." if self.clips_by_path else ""
             raise DataError(
                 f"{self.count_in_epoch} of {videos} videos could not be decoded in this epoch, more than "
                 f"data.max_bad_fraction={max_fraction} allows.{example}"

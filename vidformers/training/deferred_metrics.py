@@ -29,13 +29,13 @@ class DeferredMetrics:
         """Adds the metrics of `step`, which are still on the devices."""
         self._on_device.append((step, metrics))
 
-    def fetch(self, sync: bool) -> Iterator[tuple[int, dict]]:
-        """Yields (step, metrics) in order: of all steps if `sync`, otherwise of all but the last two.
+    def fetch(self, fetch_all: bool) -> Iterator[tuple[int, dict]]:
+        """Yields (step, metrics) in order: of all steps if `fetch_all`, otherwise of all but the last two.
 
         Raises:
             ConfigError: the loss or the gradient of a step is not finite.
         """
-        while len(self._on_device) > (0 if sync else _MAX_UNFETCHED):
+        while len(self._on_device) > (0 if fetch_all else _MAX_UNFETCHED):
             step, metrics = self._on_device.popleft()
             metrics = {name: float(value) for name, value in metrics.items()}
             _require_finite(step, metrics)

@@ -213,7 +213,7 @@ class Evaluator:
         one, two = needed(1), needed(2)
         if two < math.inf:
             bounds.append(1 + (limit - one) // max(two - one, 1))
-        # Rounding down to a power of two leaves a margin for the extrapolation. Its benefit was not measured.
+        # Rounding down to a power of two leaves a margin for the extrapolation.
         per_shard = 2 ** (int(max(min(bounds), 1)).bit_length() - 1)
         while per_shard > 1 and needed(per_shard) > limit:
             per_shard //= 2
@@ -226,7 +226,10 @@ class Evaluator:
         return self.step.lower(parameters, abstract_batch(self.mesh, video)).compile()
 
     def run_step(self, parameters, batch) -> EvalSums:
-        """Runs `step`. For a new batch shape: compiles, waits until all processes have compiled, then runs."""
+        """Runs `step`. For a new batch shape: compiles, waits until all processes have compiled, then runs.
+
+        The wait is needed because processes compile at different speeds, see `barrier`.
+        """
         shape = batch["video"].shape
         if shape not in self.programs:
             self.programs[shape] = self.step.lower(parameters, batch).compile()
@@ -237,8 +240,8 @@ class Evaluator:
         """Evaluates `parameters` on all `batches`.
 
         Args:
-            batches: an iterable of {video (b v t y x c), label, mask, id, error}. A row that has mask 0 is padding if
-                its id is negative, and a video that could not be decoded otherwise.
+            batches: an iterable of {video (b v t y x c), label, mask, id, error}. Among rows with mask 0,
+                id < 0 means padding, and id >= 0 means a video that could not be decoded.
             make_error: (id, error) -> the exception to raise for a video that could not be decoded. Not called if
                 `eval.on_bad` is 'skip'.
             advance: called after each batch with the number of its rows in all processes.

@@ -178,7 +178,7 @@ def set_up(config: dict, training: bool = True) -> Setup:
             the length of an epoch is unknown.
 
     Raises:
-        ConfigError, DataError: a field or a file that cannot work.
+        ConfigError, DataError: an invalid config field or data file.
     """
     require(config["seed"] >= 0, f"seed={config['seed']} must be at least 0.")
     pipeline = Pipeline(**config["data"])

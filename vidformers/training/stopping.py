@@ -17,7 +17,7 @@ class StopSignal:
     """
 
     def __enter__(self):
-        self.signal, self._agreed = None, False
+        self.signal, self._flag_seen = None, False
         self._handlers = {number: signal.signal(number, self._record) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
@@ -30,9 +30,9 @@ class StopSignal:
             signal.signal(number, handler)
 
     @property
-    def requested(self) -> bool:
-        """Whether the run must stop. Equal in all processes once they have read the same metrics."""
-        return self._agreed if jax.process_count() > 1 else self.signal is not None
+    def agreed(self) -> bool:
+        """Whether all processes stop. Equal in all processes once they have read the flags from the same metrics."""
+        return self._flag_seen if jax.process_count() > 1 else self.signal is not None
 
     def attach_flag(self, batch: dict) -> dict:
         """Returns the batch of this process, with the field `stop` added if there are several processes."""
@@ -42,7 +42,7 @@ class StopSignal:
 
     def read_flag(self, metrics: dict) -> None:
         """Reads the maximum of the flags of all processes from the metrics of a step."""
-        self._agreed = self._agreed or metrics.get("stop", 0) > 0
+        self._flag_seen = self._flag_seen or metrics.get("stop", 0) > 0
 
 
 class Interrupted(Exception):

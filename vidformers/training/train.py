@@ -43,7 +43,7 @@ def train(config: dict, path) -> dict:
         The metrics of the last evaluation.
 
     Raises:
-        ConfigError, DataError: a field or a file that cannot work.
+        ConfigError, DataError: an invalid config field or data file.
         Interrupted: a signal stopped the run. The state is saved.
     """
     main, phases = jax.process_index() == 0, PhaseTimer()
@@ -69,13 +69,13 @@ def train(config: dict, path) -> dict:
                 train_step = compile_within_memory(setup)
             if not restored:  # after compilation, so that a step that does not fit is refused before any allocation
                 state = initialise(setup, pretrained)
-            barrier()  # the first collective follows
+            barrier()  # processes compile at different speeds, and the first collective follows
         writer = None
         if main:
             _write_run_files(workdir, description, pretrained)
             writer = stack.enter_context(closing(MetricWriter(workdir, start)))
             _log_start(setup, workdir, start if restored else None, changes)
-        # A new run has no values, and checkpoints of older versions lack some.
+        # `host_state` is empty in a new run, and lacks some keys in checkpoints of older versions.
         bad_videos = BadVideos(setup, host_state.get("bad", {}), host_state.get("bad_in_pass", 0))
         with StopSignal() as stop:
             run = TrainingRun(setup, checkpoints, batches, train_step, writer, stop, trace, bad_videos, phases)
@@ -115,7 +115,7 @@ class TrainingRun:
             self.writer.write(step, metrics)
 
     def due_protocols(self, step: int) -> list[EvalProtocol]:
-        """Returns the protocols to evaluate after `step`. The last one after the last step is `setup.protocol`."""
+        """Returns the protocols to evaluate after `step`. After the last step, the list ends with `setup.protocol`."""
         setup, protocols = self.setup, []
         is_last = step == setup.total_steps
         if setup.eval_every and (is_last or step % setup.eval_every == 0):
@@ -129,6 +129,7 @@ class TrainingRun:
         results = []
         for protocol in protocols:
             with self.phases.measure("evaluating"):
+                # The name identifies the protocol: the two protocols of a run differ at most in clips and crops.
                 if protocol.name not in self.evaluators:
                     self.evaluators[protocol.name] = self.setup.evaluator(protocol)
                 evaluator = self.evaluators[protocol.name]
@@ -139,15 +140,16 @@ class TrainingRun:
     def save(self, step: int, state: State, unlogged: list[dict], results: Sequence[EvalResult]) -> None:
         """Starts saving a checkpoint. The metrics of the evaluations decide which checkpoint is kept as the best.
 
-        Besides the arrays, a checkpoint holds the host state:
+        Besides the arrays, a checkpoint holds the host state. Its keys are names of the stored format:
 
         - `bad_in_pass`, an int: the videos of the current epoch that could not be decoded, over all processes.
-        - `bad`, {path: int}: for each video that process 0 could not decode, the number of its rows.
+        - `bad`, {path: int}: for each video that process 0 could not decode, how many clips of it were left out. Only
+          process 0 writes the host state, so the paths in other processes are not stored.
         - `pending`, a list of dicts: the metrics of the steps since the last log line.
         """
         host_state = {
             "bad_in_pass": self.bad_videos.count_in_epoch,
-            "bad": self.bad_videos.rows_by_path,
+            "bad": self.bad_videos.clips_by_path,
             "pending": unlogged,
         }
         metrics = {name: value for result in results for name, value in result.metrics.items()}
@@ -188,10 +190,10 @@ def training_loop(run: TrainingRun, state: State, start: int, unlogged: list[dic
             deferred_metrics.add(step, metrics)
             is_last, protocols = step == setup.total_steps, run.due_protocols(step)
             should_log = is_last or step % config.log_every_steps == 0
-            # After an evaluation, always: its metrics rank the checkpoint of this step.
+            # Always save after an evaluation, because its metrics decide whether this checkpoint is the best.
             should_save = bool(protocols) or step % checkpoints.every_steps == 0
-            sync = should_log or should_save or stop.requested
-            for fetched_step, fetched in deferred_metrics.fetch(sync):
+            fetch_all = should_log or should_save or stop.agreed
+            for fetched_step, fetched in deferred_metrics.fetch(fetch_all):
                 run.bad_videos.count_global(fetched_step, fetched)
                 stop.read_flag(fetched)
             run.trace.after(step, state)
@@ -202,9 +204,11 @@ def training_loop(run: TrainingRun, state: State, start: int, unlogged: list[dic
                 run.write_metrics(step, averages)
             with throughput.paused():
                 results = run.evaluate(step, state, protocols)
-                # A request that arrived after `sync` was computed waits for the next step: a save needs the metrics of
-                # all steps. `stop.requested` is equal in all processes, since they have fetched the same metrics.
-                should_stop = sync and stop.requested
+                # `stop.agreed` may have become True after `fetch_all` was computed, by `read_flag` above or, in a run
+                # of one process, by a signal. If `fetch_all` is False, some metrics are still unfetched and the state
+                # cannot be saved, so the run stops at the next step. `stop.agreed` is equal in all processes, since
+                # they have fetched the same metrics.
+                should_stop = fetch_all and stop.agreed
                 if should_save or should_stop:
                     run.save(step, state, deferred_metrics.unlogged, results)
             if should_stop and not is_last:

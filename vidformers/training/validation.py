@@ -25,9 +25,9 @@ def run_evaluation(setup: Setup, evaluator: Evaluator, parameters, protocol: Eva
     """
     records, main = setup.pipeline.val_manifest.records, jax.process_index() == 0
 
-    def make_error(row: int, error: str) -> DataError:
+    def make_error(video_id: int, error: str) -> DataError:
         return DataError(
-            f"{records[row].path} of data.val cannot be decoded: {error}. Set eval.on_bad=skip to leave out such "
+            f"{records[video_id].path} of data.val cannot be decoded: {error}. Set eval.on_bad=skip to leave out such "
             "videos."
         )
 
@@ -46,8 +46,8 @@ def run_evaluation(setup: Setup, evaluator: Evaluator, parameters, protocol: Eva
     finally:
         batches.close()
     if main:
-        for row, error in result.skipped:
-            log(f"Skipped {records[row].path}, which cannot be decoded: {error}")
+        for video_id, error in result.skipped:
+            log(f"Skipped {records[video_id].path}, which cannot be decoded: {error}")
     return result
 
 
@@ -77,7 +77,7 @@ def evaluate(config: dict, path) -> dict:
         The metrics.
 
     Raises:
-        ConfigError, DataError: a field or a file that cannot work, or there is nothing to evaluate.
+        ConfigError, DataError: an invalid config field or data file, or there is nothing to evaluate.
     """
     setup = set_up(config, training=False)
     workdir = Path(path)

@@ -41,8 +41,9 @@ _FIXED_FIELDS = (
     "optim.name",
     "optim.ema_decay",
 )
-# Fields of the section `model` that may differ: they select how the same function is computed. model.dtype is among
-# them although it changes the rounding, and with it the results.
+# Fields of the section `model` that may differ: they select how the same function is computed. model.dtype changes
+# the rounding, and with it the results. It may differ all the same, so that a run whose loss is no longer finite in
+# bfloat16 can continue in float32, as the error message proposes.
 _FREE_FIELDS = ("model.remat", "model.unroll", "model.dtype", "model.backend")
 
 
