@@ -41,9 +41,9 @@ def initial_state(make_model, optimizer, ema_decay, seed: int) -> State:
 def make_step(graph, optimizer, schedule, **options):
     """Returns the training step (state, batch) -> (state, metrics), to be jitted with the state donated.
 
-    The batch is {video (b t y x c), index (b t), label (b), mask (b)}. In a run of several processes it also holds
-    `stop` (b), which is 1 in the rows of a process that was asked to stop. Then metrics['stop'] is 1 if any process was
-    asked to stop, 0 otherwise.
+    The batch is {video (b t y x c), index (b t), label (b), mask (b)}. `index` holds the indices of the
+    frames in the source video. In a run of several processes the batch also holds `stop` (b), which is 1 in the rows of
+    a process that was asked to stop. Then metrics['stop'] is 1 if any process was asked to stop, 0 otherwise.
 
     The loss is the cross-entropy averaged over the rows of the whole batch that have mask 1.
 
@@ -110,8 +110,8 @@ class _Step:
         """Returns the same as `update_after_backward`, updating layer by layer in the backward pass."""
 
         def loss_fn(model):
-            # Without `fuse_projections`: the backward pass updates the parameters that the layers are called with, so
-            # these must be the model's own and not products of them.
+            # Not fused: `fuse_projections` replaces two weight matrices by their product, and the backward pass must
+            # update the original matrices.
             return jax.tree.map(lambda x: x / jnp.maximum(count, 1), self.loss_sums(model, batch, key))
 
         return value_and_update(loss_fn, self.graph, self.optimizer, state.parameters, state.opt_state)
@@ -138,7 +138,8 @@ class _Step:
             parameters = jax.tree.map(
                 lambda x, frozen: jax.lax.stop_gradient(x) if frozen else x, parameters, is_frozen
             )
-            # Fusing saves multiply-adds. Within the differentiated function, it leaves the parameters as they are.
+            # Fusing saves multiply-adds. Inside the differentiated function, it gives gradients of the unfused
+            # parameters.
             return self.loss_sums(fuse_projections(nnx.merge(self.graph, parameters)), batch, key)
 
         (loss, correct), gradients = jax.value_and_grad(loss_fn, has_aux=True)(parameters)

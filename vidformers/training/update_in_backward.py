@@ -31,9 +31,10 @@ REST = ()  # the empty path: the key of all parameters outside the stacked layer
 
 
 def split_stages(parameters: dict) -> dict:
-    """Returns a dict from the path of each stage of more than one layer to its stacked layers.
+    """Returns {path of the stage: its stacked parameters}, for every stage with at least two layers.
 
-    All other parameters are under `REST`.
+    All other parameters are under `REST`. A stage of one layer is among them, since its tokens may change their shape,
+    which a scan does not allow.
     """
     stages = defaultdict(dict)
     for path, leaf in flatten_dict(parameters).items():
@@ -52,7 +53,8 @@ def merge_stages(stages: dict) -> dict:
 def _map_parameter_trees(function, *states):
     """Applies `function` to each parameter tree (a dict) in the optimizer states.
 
-    Takes all other leaves, such as step counts, from the first state.
+    Takes all other leaves, such as step counts, from the first state. Assumes that every dict in an optimizer state has
+    the structure of the parameters.
     """
     return jax.tree.map(
         lambda *nodes: function(*nodes) if isinstance(nodes[0], dict) else nodes[0],
@@ -84,6 +86,7 @@ def value_and_update(loss_fn, graph, optimizer, parameters, opt_state):
         model = nnx.merge(graph, merge_stages(parameters))
         for path, module in nnx.iter_modules(model):
             if (path := (*path, "layers")) in opt_state:
+                # Replaces the loop of `Stage.__call__`, in this temporary copy of the model only.
                 module.run_layers = partial(_run_layers, optimizer, opt_state[path], squared_norms[path])
         return loss_fn(model)
 
@@ -161,7 +164,8 @@ def _scan_backward(apply_layer, optimizer, residuals, cotangent):
         # XLA updates the carried stacks in place only if it can prove that all reads of them come before the writes,
         # and copies them otherwise. A branch of lax.cond starts after its predicate is known. Therefore the writes are
         # in a branch whose predicate depends on the gradient norm and the cotangent, and so on every read. XLA cannot
-        # fold the predicate to a constant, since whether these are finite is known only at run time.
+        # fold the predicate to a constant, since whether these are finite is known only at run time. One element of
+        # each array of the cotangent suffices, since XLA orders whole instructions and not single elements.
         depends_on_reads = squared_norm + sum(
             x.ravel()[0] for x in jax.tree.leaves(cotangent) if _is_inexact(x) and x.size
         )
