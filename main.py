@@ -25,8 +25,8 @@ configs/demo.py takes a model, and configs/kinetics400.py takes a config, such a
 .csv list with one path per line. --out=FILE.jsonl writes one line of JSON per video. If the command is repeated, the
 missing videos are appended. --features=FILE.npz writes the inputs of the classification head.
 
---mode=explain draws what in each video of --video supports the class --target, by default the most likely one, and
-writes the pictures to the folder --out.
+--mode=explain draws which parts of each video of --video support the class --target, by default the most likely one,
+and writes the pictures to the folder --out.
 
 --mode=export writes a folder --out that holds the parameters as safetensors, the model as a program that runs without
 vidformers, and a README.
@@ -99,10 +99,10 @@ def parse(argv) -> Command:
     process = {
         flag: int(flags[flag]) if flags[flag] and flag != "coordinator" else flags[flag] for flag in PROCESS_FLAGS
     }
-    file, _, model = flags["config"].partition(":")
+    config_file, _, name = flags["config"].partition(":")
     return Command(
         config=config.to_dict(),
-        workdir=flags["workdir"] or f"runs/{Path(file).stem}" + (f"_{model}" if model else ""),
+        workdir=flags["workdir"] or f"runs/{Path(config_file).stem}" + (f"_{name}" if name else ""),
         mode=mode,
         process=process if distributed == "true" else None,
         flags={flag: flags[flag] for flag in MODES[mode].flags},
@@ -157,7 +157,9 @@ def run(argv) -> int:
             print(stop)
         status = 128 + stop.signal
     except (ConfigError, DataError) as error:
-        return report_error(error)  # without `finish`: the peers would hang in a collective, so they must exit too
+        # Skips `finish`, which would tell the peers that this process ends as planned, and leave them waiting in a
+        # collective. Without it, the heartbeats of this process are missing, and the peers exit.
+        return report_error(error)
     processes.finish()
     return status
 
@@ -172,7 +174,7 @@ if __name__ == "__main__":
     install_signal_handlers()
     status = main(sys.argv)
     if "--distributed=true" in sys.argv:
-        from vidformers.parallel.processes import exit_without_waiting
+        from vidformers.parallel.processes import exit_unless_finished
 
-        exit_without_waiting(status)  # sys.exit would run JAX's exit handlers, which wait for all peers
+        exit_unless_finished(status)  # sys.exit would run JAX's exit handlers, which would wait for all peers
     sys.exit(status)

@@ -1,16 +1,16 @@
 """Runs of several processes: initialisation, all-gather of strings, and shutdown.
 
-Collectives have no timeout. If one process dies, its peers wait in the next collective indefinitely, and a scheduler
-sees a run that is alive. JAX notices a dead process only after its own heartbeat timeout, and then aborts the peers
-with a stack trace. Therefore a thread in each process (`_watch_peers`) writes a heartbeat to JAX's key-value store
-every 3 seconds and reads the heartbeats of its peers. If a peer misses 9 heartbeats in a row, the thread ends the
-process with a message and status 1.
+If one process dies, its peers can hang in the next collective, and a scheduler sees a run that is alive. Only the first
+collective on CPUs has a short timeout, see `barrier`. JAX notices a dead process only after its own heartbeat timeout,
+and then aborts the peers with a stack trace. Therefore a thread in each process (`_watch_peers`) writes a heartbeat to
+JAX's key-value store every 3 seconds and reads the heartbeats of its peers. If a peer misses 9 heartbeats in a row, the
+thread ends the process with a message and status 1.
 
 The key-value store is unavailable once process 0 has exited, and JAX may then abort the other processes before the
-thread ends them. `_on_sigabrt`, a C handler of SIGABRT, prints the message in this case.
+thread ends them. `_on_sigabrt`, a C handler of SIGABRT, then prints why the process ended and how to continue.
 
 A process that ends as planned calls `finish`, so that its peers do not treat it as dead. A process that ends otherwise
-calls `exit_without_waiting`, since the exit handlers of JAX wait for all peers.
+calls `exit_unless_finished`, since the exit handlers of JAX wait for all peers.
 
 Two tests in tests/parallel/test_processes.py kill processes:
 `test_when_process_0_is_killed_the_other_ends_with_a_message` and
@@ -36,7 +36,8 @@ _MAX_MISSED_HEARTBEATS = 8
 _HEARTBEATS = "vidformers/heartbeats"  # prefix of the keys; the index of the process follows
 _FINISHED = "finished"  # the heartbeat of a process that has called `finish`
 _BARRIER_SECONDS = 3600  # some processes compile much longer than others
-_PEER_ERRORS = ("gloo", "nccl", "unavailable", "deadline_exceeded", "coordination", "connection")
+# Lower-case substrings that mark an error as a failed collective.
+_PEER_ERROR_WORDS = ("gloo", "nccl", "unavailable", "deadline_exceeded", "coordination", "connection")
 # Unique numbers for keys and barriers. They agree across processes, because all processes call `barrier` and
 # `allgather_strings` in the same order.
 _collective_ids = itertools.count()
@@ -84,7 +85,8 @@ def initialise(coordinator: str | None = None, processes: int | None = None, pro
             "--processes and --process if there is no scheduler."
         ) from None
     _is_initialised = True
-    signal.signal(signal.SIGTERM, sigterm_handler)  # JAX has installed the handler of its preemption service
+    # JAX has installed the handler of its preemption service, which swallows SIGTERM: the run would not stop and save.
+    signal.signal(signal.SIGTERM, sigterm_handler)
     sys.excepthook = _exit_on_uncaught_error
     if jax.process_count() > 1:
         # A handler installed with signal.signal would never run, because abort() does not return to the interpreter.
@@ -101,8 +103,8 @@ def is_distributed() -> bool:
 def barrier() -> None:
     """Waits for at most an hour until all processes have called this function.
 
-    Needed before the first collective: on CPUs, a collective waits for only 30 seconds, and some processes compile much
-    longer than others.
+    Needed before the first collective: on CPUs, the first collective waits for its peers for only 30 seconds, and some
+    processes compile much longer than others.
     """
     if jax.process_count() > 1:
         _store().wait_at_barrier(f"vidformers/barriers/{next(_collective_ids)}", _BARRIER_SECONDS * 1000)
@@ -126,11 +128,10 @@ def finish() -> None:
         _write_heartbeat(_FINISHED)
 
 
-def exit_without_waiting(status: int) -> None:
-    """Exits with `status` at once if a normal exit would wait for peers: there are peers, and `finish` was not called.
+def exit_unless_finished(status: int) -> None:
+    """Calls `os._exit(status)` if there are peers and `finish` was not called. Otherwise returns.
 
-    Otherwise returns, and the caller exits normally. The exit at once skips JAX's exit handlers, which wait for all
-    peers.
+    A normal exit would run JAX's exit handlers, which would wait for all peers.
     """
     if not _is_initialised or jax.process_count() == 1 or _finishing.is_set():
         return
@@ -141,7 +142,7 @@ def exit_without_waiting(status: int) -> None:
 
 def _exit_on_uncaught_error(kind, error, trace) -> None:
     """Ends the process after an uncaught exception. A collective that failed is reported without a traceback."""
-    if isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error).lower() for word in _PEER_ERRORS):
+    if isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error).lower() for word in _PEER_ERROR_WORDS):
         reason = (str(error).splitlines() or [""])[0][:200].rstrip(".")
         print(
             f"vidformers: A collective with the other processes has failed ({reason}). If one of them has ended, run "
@@ -150,7 +151,7 @@ def _exit_on_uncaught_error(kind, error, trace) -> None:
         )
     else:
         traceback.print_exception(kind, error, trace)
-    exit_without_waiting(1)
+    exit_unless_finished(1)
 
 
 def _exit_now(message: str) -> NoReturn:
