@@ -168,8 +168,7 @@ def training_loop(run: TrainingRun, state: State, start: int, unlogged: list[dic
     - The evaluation of a step comes before its save, so a run killed during an evaluation evaluates again.
 
     Args:
-        state: the state after step `start`.
-        start: the number of finished steps.
+        state, start: the state after step `start`, and the number of finished steps.
         unlogged: the metrics of the steps up to `start` that no log line has averaged.
     Raises:
         ConfigError: the loss or the gradient of a step is not finite.
@@ -204,10 +203,9 @@ def training_loop(run: TrainingRun, state: State, start: int, unlogged: list[dic
                 run.write_metrics(step, averages)
             with throughput.paused():
                 results = run.evaluate(step, state, protocols)
-                # `stop.agreed` may have become True after `fetch_all` was computed, by `read_flag` above or, in a run
-                # of one process, by a signal. If `fetch_all` is False, some metrics are still unfetched and the state
-                # cannot be saved, so the run stops at the next step. `stop.agreed` is equal in all processes, since
-                # they have fetched the same metrics.
+                # If `stop.agreed` became True only after `fetch_all` was computed, some metrics may still be unfetched.
+                # Then the state cannot be saved, and the run stops at the next step. `stop.agreed` is equal in all
+                # processes, since they have fetched the same metrics.
                 should_stop = fetch_all and stop.agreed
                 if should_save or should_stop:
                     run.save(step, state, deferred_metrics.unlogged, results)
