@@ -70,15 +70,15 @@ def test_cosine_weighs_by_the_distance_in_the_sequence(float64):
 
 @pytest.mark.quick
 @pytest.mark.parametrize("has_angle", [False, True])
-def test_linear_equals_quadratic_over_several_sources(float64, has_angle):
+def test_linear_equals_quadratic_over_clip_and_dictionary(float64, has_angle):
     angle = np.linspace(0.1, 1.5, 6)[None] if has_angle else None
     mask = np.array([[1, 1, 0, 1, 1, 1]], bool)
-    sources = [
+    key_values = [
         KeyValues(draw(2, 6, 8), draw(2, 6, 8, seed=1), mask, None, angle),
         KeyValues(draw(2, 3, 8), draw(2, 3, 8)),
     ]
     q = draw(2, 6, 8, seed=2)
-    close(compiled(linear_attention)(q, sources), compiled(quadratic_attention)(q, sources))
+    close(compiled(linear_attention)(q, key_values), compiled(quadratic_attention)(q, key_values))
 
 
 def test_a_query_without_positive_features_reads_nothing():

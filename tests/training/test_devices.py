@@ -25,7 +25,7 @@ from vidformers.attention.core import SelfAttention
 from vidformers.attention.motion import Motion
 from vidformers.attention.time import Time
 from vidformers.layers.tokens import Tokens
-from vidformers.parallel.activations import constrain
+from vidformers.parallel.activations import shard_activations
 from vidformers.parallel.batch import put_batch
 from vidformers.parallel.mesh import make_mesh, with_mesh
 from vidformers.parallel.state import replicated_sharding, state_shardings
@@ -153,7 +153,7 @@ def test_groups_that_are_not_divisible_are_padded_and_stay_sharded(scheme, optio
     weights = Tokens(*(rng.normal(size=x.shape).astype(np.float32) for x in tokens))
 
     def loss(parameters, tokens):
-        out = nnx.merge(graph, parameters)(Tokens(constrain(tokens.patches), tokens.class_tokens))
+        out = nnx.merge(graph, parameters)(Tokens(shard_activations(tokens.patches), tokens.class_tokens))
         return sum((x * weight).sum() for x, weight in zip(out, weights, strict=True))
 
     mesh = make_mesh(data=2, context=4)

@@ -1,12 +1,15 @@
 """Attention that all schemes share: projections, kernel, dictionary, residual. A scheme decides what attends to what.
 
-A scheme partitions the patches into groups. Inside a group, every patch attends to every patch. There are two forms:
+A scheme partitions the patches into groups. Inside a group, every patch attends to every patch. Some schemes first
+replace heads or tokens of queries, keys and values by those of neighbouring frames (`Scheme.shift_in_time`).
+
+There are two forms:
 
 - Gathered: reorders the patches into groups and computes attention inside each group. Models run this form.
 - Masked: computes attention over all tokens, under a mask. This slow form is the reference in tests (masked=True).
 
-tests/attention/test_registry.py compares the two forms of every registered scheme, compares the gathered form with keys
-that are written by hand, and compares one device with eight.
+tests/attention/test_registry.py compares the two forms of every registered scheme, compares the gathered form with
+the expected keys that the scheme lists, and compares one device with eight.
 
 In the gathered form:
 
@@ -14,13 +17,14 @@ In the gathered form:
   one matmul covers patches and class token.
 - Padding: `Scheme.fold` may pad a group with zeros. A mask hides them as keys, and `Scheme.unfold` drops them as
   queries.
-- Context parallelism shards the frame axis. Groups of one frame need no communication. For groups with patches of every
-  frame, an all-to-all moves the sharding from frames to groups, whose number is padded to a multiple of `context`. A
-  second all-to-all moves it back. If padding would add more than 25% of the groups, or if the group is the whole clip,
-  keys and values are all-gathered instead, and queries stay sharded by frame.
+- Context parallelism shards the frame axis. The communication depends on `Scheme.group_extent`:
+  - 'frame': none. A group has patches of one frame.
+  - 'time': an all-to-all moves the sharding from frames to groups, whose number is padded to a multiple of `context`.
+    A second all-to-all moves it back. If padding would add more than 25% of the groups, the case 'clip' applies.
+  - 'clip': keys and values are all-gathered, and queries stay sharded by frame.
 
 Axes: b clips, t frames, y x patches of a frame, d width; b c d class tokens (c = 0, 1 per clip, or 1 per frame);
-g groups, n tokens of a group, h heads, e width of a head, q queries, k keys.
+g groups, n tokens of a group, h heads, e width of a head. In a shape, q counts queries and k counts keys.
 """
 
 import math
@@ -40,19 +44,22 @@ from vidformers.attention.scheme import Position, Scheme
 from vidformers.errors import require
 from vidformers.layers.linear import Linear, square_init
 from vidformers.layers.tokens import LayerRng, Tokens, add_branch
-from vidformers.parallel.activations import constrain, constrain_without_context, padded_count
+from vidformers.parallel.activations import padded_length, shard_activations, shard_batch_unless_context
 
+# A context variable, so that `models.encoder.Stage` can set it without passing it through every sublayer.
 _remat_attention = ContextVar("whether attention weights are rematerialised in the backward pass", default=False)
 
 
 def compute_attention(
     q, k, v, mask=None, *, bias=None, angle=None, dictionary: Dictionary | None = None, kernel=softmax
 ):
-    """Returns attention (..., q h e) of q (..., q h e), k (..., k h e) and v (..., k h e).
+    """Returns the outputs of the heads (..., q h e).
 
-    With a dictionary whose `hybrid` is 'multi_view', the result has 2h heads.
+    A dictionary with hybrid='multi_view' has its own set of heads (HaViT sec. 3.2). The result then has 2h heads.
 
     Args:
+        q: queries (..., q h e).
+        k, v: keys and values (..., k h e).
         mask: broadcasts to (..., h q k); False hides a key.
         bias, angle: those of `kernels.KeyValues`.
         dictionary: learned keys and values that every query attends to as well, or None.
@@ -62,8 +69,8 @@ def compute_attention(
     q, k, v = (jnp.swapaxes(x, -2, -3) for x in (q, k, v))
 
     def heads_first(q, k, v):
-        clip = KeyValues(k, v, mask, bias, angle)
-        return kernel(q, [clip]) if dictionary is None else dictionary.hybrid_attention(kernel, q, clip)
+        internal = KeyValues(k, v, mask, bias, angle)
+        return kernel(q, [internal]) if dictionary is None else dictionary.hybrid_attention(kernel, q, internal)
 
     if _remat_attention.get():
         heads_first = jax.checkpoint(heads_first)
@@ -94,9 +101,11 @@ class SelfAttention(nnx.Module):
         class_queries: whether class tokens are queries. They must then be keys.
         extra_projection: adds a d -> d linear map after W_O that starts at zero (TimeSformer's `temporal_fc`).
         dictionary: learned keys and values that every query attends to as well, or None.
-        kernel: 'softmax', 'relu' or 'cosine'. The cost of 'relu' and 'cosine' is linear in the number of keys. 'cosine'
-            scales weights by the distance of query and key in the group, so it does not support class tokens.
-            Explanations later replace the attribute `kernel` with a function (see `kernels`).
+        kernel: 'softmax', 'relu' or 'cosine' (see `kernels`). The cost of 'relu' and 'cosine' is linear in the number
+            of keys. 'relu' has weights ReLU(q).ReLU(k) (HaViT sec. 3.2). 'cosine' multiplies these weights by the
+            cosine of an angle that grows with the distance of query and key in the group (cosFormer), so it does not
+            support class tokens.
+            `vidformers.inference.explain` replaces the attribute `kernel` by a function after construction.
         cosine_index: how 'cosine' measures this distance: 'sequence' in tokens of the group, 't' in frames.
         backend: the implementation of softmax in the gathered form: 'einsum'; 'xla' or 'cudnn', which are
             implementations of `jax.nn.dot_product_attention`; or 'auto'.
@@ -142,11 +151,13 @@ class SelfAttention(nnx.Module):
         )
         self.scheme, self.heads, self.dropout, self.masked = scheme, heads, dropout, masked
         self.kernel, self.cosine_index, self.backend = kernel, cosine_index, backend
-        self.has_angles = kernel == "cosine"
-        # nnx.data, here and elsewhere: Flax makes an attribute that is None static, and refuses to assign it a module.
+        self.has_angles = kernel == "cosine"  # stored, because `kernel` may be replaced by a function later
+        # nnx.data, here and elsewhere, marks an attribute that holds a module or None. With a plain None, Flax would
+        # treat the attribute as static and refuse a module later, as for `extra` below.
         self.dictionary = nnx.data(dictionary)
         self.class_keys, self.class_queries = class_keys, class_queries
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        # `square_init` initialises each d x d part of W_QKV like a separate projection.
         self.qkv = Linear(width, 3 * width, kernel_init=square_init, dtype=dtype, rngs=rngs)
         self.out = Linear(head_multiplier(dictionary) * width, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
         self.extra = nnx.data(None)
@@ -166,10 +177,10 @@ class SelfAttention(nnx.Module):
         if self.class_keys and tokens.class_tokens.shape[1]:
             class_qkv = self._class_qkv(tokens.class_tokens, self.group_mask(grid).shape[0])
         patches, class_copies = self.attend(self._qkv(tokens.patches), class_qkv, grid)
-        patches = constrain(self._output_projection(patches))
+        patches = shard_activations(self._output_projection(patches))
         if class_copies is None:
             return patches, None
-        return patches, constrain(merge_copies(self._output_projection(class_copies), tokens.class_tokens))
+        return patches, shard_activations(merge_copies(self._output_projection(class_copies), tokens.class_tokens))
 
     def group_mask(self, grid):
         """Returns a NumPy array (g n), False at padding."""
@@ -191,9 +202,10 @@ class SelfAttention(nnx.Module):
 
     def _qkv(self, x):
         """Returns q, k, v, each (... h e), of x (... d)."""
+        # The constraint keeps GSPMD from sharding the projection like its parameters (see `shard_activations`).
         return [
             rearrange(projected, "... (h e) -> ... h e", h=self.heads)
-            for projected in jnp.split(constrain_without_context(self.qkv(self.norm(x))), 3, axis=-1)
+            for projected in jnp.split(shard_batch_unless_context(self.qkv(self.norm(x))), 3, axis=-1)
         ]
 
     def _class_qkv(self, class_tokens, groups: int):
@@ -203,8 +215,8 @@ class SelfAttention(nnx.Module):
             count in (1, groups),
             f"{count} class tokens cannot be distributed to {groups} groups. Use one per clip or one per group.",
         )
-        # With `class_queries`, a single class token is copied to the groups and then projected. Projecting it once and
-        # copying q, k and v would give the same values. The speed of the two orders has not been compared.
+        # With `class_queries`, a single class token is copied to the groups before the projection, otherwise after it.
+        # Both orders give the same values up to rounding. Their speed has not been compared.
         if self.class_queries or count == groups:
             return self._qkv(jnp.broadcast_to(class_tokens, (class_tokens.shape[0], groups, class_tokens.shape[2])))
         return [repeat(projected, "b 1 h e -> b g h e", g=groups) for projected in self._qkv(class_tokens)]
@@ -216,26 +228,28 @@ class SelfAttention(nnx.Module):
 
     def _gathered(self, patches_qkv, class_qkv, mask, grid):
         """The gathered form of `attend`, given the group mask (g n). After `fold`, the axes are (b g n h e)."""
-        groups, extent = len(mask), self.scheme.group_extent
+        groups, extent = len(mask), self.scheme.group_extent  # extent: 'frame', 'time' or 'clip'
         angle = self._angles(mask, grid) if self.has_angles else None
-        num_sharded = padded_count(groups) if extent == "time" else 0  # groups after padding; 0: frames stay sharded
-        if extent != "frame" and not num_sharded:  # all-gather keys and values; queries stay sharded by frame
+        padded_groups = padded_length(groups) if extent == "time" else None  # None: groups are not sharded
+        if extent != "frame" and padded_groups is None:
+            # With context > 1, this all-gathers keys and values. With context = 1, it only fixes the batch sharding.
             q, k, v = patches_qkv
-            patches_qkv = [q, constrain(k, axis=None), constrain(v, axis=None)]
+            patches_qkv = [q, shard_activations(k, context_axis=None), shard_activations(v, context_axis=None)]
         q, k, v = (self.scheme.fold(x) for x in patches_qkv)
-        if num_sharded:
+        if padded_groups is not None:
 
             def shard_groups(x):
-                return constrain(_pad_groups(x, num_sharded), axis=1)
+                return shard_activations(_pad_groups(x, padded_groups), context_axis=1)
 
             # Two constraints per array. The first shards frames, which `fold` puts outermost on the token axis. The
             # second shards groups, which takes an all-to-all. With the second alone, XLA (jaxlib 0.10.2) computes wrong
-            # gradients of the projections: their tokens are sharded by frame on one side and by patch on the other.
-            q, k, v = (shard_groups(constrain(x, axis=2)) for x in (q, k, v))
+            # gradients of the projections' weights, silently: the input of a projection is sharded by frame, and the
+            # cotangent of its output by patch.
+            q, k, v = (shard_groups(shard_activations(x, context_axis=2)) for x in (q, k, v))
             class_qkv = class_qkv and [shard_groups(x) for x in class_qkv]
             # Padding groups get the mask of the last group: if all keys were hidden, softmax would give NaN.
             mask, angle = (
-                x if x is None else np.pad(x, ((0, num_sharded - groups), (0, 0)), mode="edge") for x in (mask, angle)
+                x if x is None else np.pad(x, ((0, padded_groups - groups), (0, 0)), mode="edge") for x in (mask, angle)
             )
         if class_qkv is not None:
             class_q, class_k, class_v = (x[:, :, None] for x in class_qkv)
@@ -252,13 +266,13 @@ class SelfAttention(nnx.Module):
             dictionary=self.dictionary,
             kernel=softmax_kernel(self.backend) if self.kernel == "softmax" else get_kernel(self.kernel, masked=False),
         )
-        # Otherwise GSPMD propagates the sharding of W_O to the head axis of the cotangents and reshards these.
-        out, class_out = constrain_without_context(out), None
+        # Without this constraint, GSPMD shards the head axis of the cotangents like W_O, which costs a reshard.
+        out, class_out = shard_batch_unless_context(out), None
         if class_qkv is not None and self.class_queries:
             class_out, out = out[:, :groups, 0], out[:, :, 1:]
-        if num_sharded:  # the second all-to-all, in two constraints for the same reason
-            out = constrain(constrain(out, axis=1), axis=2)[:, :groups]
-        return constrain(self.scheme.unfold(out, grid)), class_out
+        if padded_groups is not None:  # the second all-to-all, in two constraints for the same reason
+            out = shard_activations(shard_activations(out, context_axis=1), context_axis=2)[:, :groups]
+        return shard_activations(self.scheme.unfold(out, grid)), class_out
 
     def _angles(self, mask, grid):
         """Returns pi/2 * i / length radians (g n), where i = 1, 2, ... is the index in the group, or the frame for 't'.

@@ -45,16 +45,16 @@ def check_backend(backend: str, kernel: str, dtype, head_width: int) -> None:
         )
 
 
-def _fused(implementation: Literal["xla", "cudnn"], q, sources):
-    """Returns the same as `softmax`, (... h q e), for q (... h q e) and sources without a bias.
+def _fused(implementation: Literal["xla", "cudnn"], q, key_values):
+    """Returns the same as `softmax`, (... h q e), for q (... h q e) and `key_values` without a bias.
 
     Uses einsums where `jax.nn.dot_product_attention` fails. cuDNN does not support masks of an odd size. The keys of a
     dictionary have fewer axes than the queries: cuDNN's function cannot shard such keys, and XLA (jaxlib 0.10.2, CPUs)
     returns wrong values under jit from about 2,000 queries on.
     """
-    has_fewer_axes = sources[0].k.shape[:-2] != q.shape[:-2]
-    if has_fewer_axes or implementation == "cudnn" and (len(sources) > 1 or sources[0].mask is not None):
-        return softmax(q, sources)
+    has_fewer_axes = key_values[0].k.shape[:-2] != q.shape[:-2]
+    if has_fewer_axes or implementation == "cudnn" and (len(key_values) > 1 or key_values[0].mask is not None):
+        return softmax(q, key_values)
     lead, (_, queries, _) = q.shape[:-3], q.shape[-3:]
 
     def flat(x):
@@ -63,21 +63,21 @@ def _fused(implementation: Literal["xla", "cudnn"], q, sources):
         return x.reshape(-1, *x.shape[-3:])
 
     def mask():
-        """Returns the mask of all sources, (b h q k) or (b 1 q k), or None if no source has a mask."""
-        if all(source.mask is None for source in sources):
+        """Returns the mask of all keys, (b h q k) or (b 1 q k), or None if there is no mask."""
+        if all(item.mask is None for item in key_values):
             return None
-        masks = [jnp.asarray(True if source.mask is None else source.mask) for source in sources]
+        masks = [jnp.asarray(True if item.mask is None else item.mask) for item in key_values]
         masks = [mask.reshape((1,) * (3 - mask.ndim) + mask.shape) for mask in masks]
         heads = max(mask.shape[-3] for mask in masks)
         return jnp.concatenate(
             [
-                flat(jnp.broadcast_to(mask, (*mask.shape[:-3], heads, queries, source.k.shape[-2])))
-                for mask, source in zip(masks, sources, strict=True)
+                flat(jnp.broadcast_to(mask, (*mask.shape[:-3], heads, queries, item.k.shape[-2])))
+                for mask, item in zip(masks, key_values, strict=True)
             ],
             axis=-1,
         )
 
-    k, v = (jnp.concatenate([flat(getattr(source, name)) for source in sources], axis=-2) for name in "kv")
+    k, v = (jnp.concatenate([flat(getattr(item, name)) for item in key_values], axis=-2) for name in "kv")
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (flat(q), k, v))  # (b n h e)
     out = jax.nn.dot_product_attention(q, k, v, mask=mask(), implementation=implementation)
     return jnp.swapaxes(out, 1, 2).reshape(*lead, q.shape[-2], queries, -1)

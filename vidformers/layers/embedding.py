@@ -9,10 +9,11 @@ from vidformers.errors import require
 from vidformers.layers.linear import Linear, square_init
 
 
-def position_init(key, shape, dtype=jnp.float32):
-    """Returns normal values with standard deviation 1/sqrt(d), so that a row has the same norm at any width.
+def unit_norm_init(key, shape, dtype=jnp.float32):
+    """Initialises class tokens and position embeddings (... d): normal values with standard deviation 1/sqrt(d).
 
-    With a fixed 0.02, positions are weak in narrow models, which then take long to learn motion.
+    The expected squared norm of a row is then 1 at any width. With a fixed 0.02, positions are weak in narrow models,
+    which then take long to learn motion.
     """
     return jax.random.normal(key, shape, dtype) * shape[-1] ** -0.5
 
@@ -74,7 +75,7 @@ class Embedding(nnx.Module):
         self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
         self.patch = Linear(3 * patch_frames * patch_size**2, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
         num_positions = side**2 * (self.grid[0] if self.joint else 1)
-        self.space = nnx.Param(position_init(rngs.params(), (1 + num_positions, width)))
+        self.space = nnx.Param(unit_norm_init(rngs.params(), (1 + num_positions, width)))
         self.time = nnx.data(None)
         if temporal_init is not None and not self.joint:
             self.time = nnx.Param(temporal_init(rngs.params(), (self.grid[0], width)))

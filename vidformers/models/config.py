@@ -71,13 +71,15 @@ class ModelConfig:
         depth: number of blocks.
         mlp_ratio: hidden width of an MLP divided by d.
         patch_size: side of a patch in pixels.
-        dictionary: number of external tokens of every self-attention (HaViT). 0: no dictionary.
+        dictionary: number of learned keys and values of every self-attention sublayer's `Dictionary` (HaViT's external
+            tokens). 0: no dictionary.
         hybrid: 'combined', 'simplified', 'multi_view' or 'split_heads': how a `Dictionary` is combined with the clip.
         kernel, cosine_index, backend: those of `SelfAttention`. Class attention does not have these options.
         dropout: dropout rate of the embedded patches and of every residual branch.
         drop_path: stochastic depth of the last block. It grows linearly from 0 at the first block.
         dtype: the type of activations. Parameters are float32.
-        remat, unroll: those of `Stage`.
+        remat: what the backward pass rematerialises: 'none', 'attention', 'dots' or 'full' (see `encoder.REMAT`).
+        unroll: that of `Stage`.
         mean, std: normalisation of the three colour channels, whose range is 0 to 1.
         frames: frames of a clip.
         image_size: side of a frame in pixels.
@@ -232,7 +234,8 @@ class ModelConfig:
             temporal_init: initialiser of the temporal position embedding, or None for a model without one.
             patch_frames: frames of a patch.
             positions: 'separate' position embeddings in space and time, or one 'joint' embedding; see `Embedding`.
-            class_per_frame: one class token per frame, whose mean the head takes, instead of one per clip.
+            class_per_frame: whether each frame has its own class token, instead of one per clip. The head averages
+                them.
         """
         embedding = Embedding(
             self.width,

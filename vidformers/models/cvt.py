@@ -24,7 +24,7 @@ from vidformers.attention.joint import Joint
 from vidformers.attention.scheme import Scheme
 from vidformers.errors import require
 from vidformers.layers.convolution import Conv
-from vidformers.layers.embedding import position_init
+from vidformers.layers.embedding import unit_norm_init
 from vidformers.models.config import ModelConfig, ModelTraits
 from vidformers.models.encoder import Classifier
 from vidformers.models.pyramid import NORM_EPSILON, check_depth, pyramid
@@ -64,7 +64,7 @@ class ConvolutionalEmbedding(nnx.Module):
             channels, width, (kernel, kernel), strides=stride, padding=padding, dtype=dtype, rngs=rngs
         )
         self.norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
-        self.time = nnx.data(None) if frames is None else nnx.Param(position_init(rngs.params(), (frames, width)))
+        self.time = nnx.data(None) if frames is None else nnx.Param(unit_norm_init(rngs.params(), (frames, width)))
 
     def __call__(self, patches):
         patches = self.norm(self.convolution(patches))

@@ -19,10 +19,10 @@ from flax import nnx
 
 from vidformers.attention.core import remat_attention
 from vidformers.errors import require
-from vidformers.layers.embedding import position_init
+from vidformers.layers.embedding import unit_norm_init
 from vidformers.layers.linear import Linear
 from vidformers.layers.tokens import LayerRng, Tokens, dropout
-from vidformers.parallel.activations import constrain
+from vidformers.parallel.activations import shard_activations
 
 # What the backward pass rematerialises in a block.
 REMAT = (
@@ -44,7 +44,7 @@ class Block(nnx.Module):
     def __call__(self, tokens: AnyTokens, rng: LayerRng | None = None) -> AnyTokens:
         count = len(self.sublayers)
         for sublayer, sublayer_rng in zip(self.sublayers, split_rng(rng, count), strict=True):
-            tokens = jax.tree.map(constrain, sublayer(tokens, sublayer_rng))
+            tokens = jax.tree.map(shard_activations, sublayer(tokens, sublayer_rng))
         return tokens
 
 
@@ -80,7 +80,8 @@ class Stage(nnx.Module):
         require(remat in REMAT, f"model.remat={remat!r} must be one of {', '.join(REMAT)}.")
         require(unroll >= 1, f"model.unroll={unroll} must be at least 1.")
         self.depth, self.remat, self.unroll = spec.depth, remat, min(unroll, spec.depth)
-        # None, or a function (apply_layer, parameters, tokens, rng) -> tokens that replaces the loop over the layers.
+        # None, or a function run_layers(apply_layer, parameters, tokens, rng) -> tokens that replaces the loop over the
+        # layers. apply_layer(tokens, (parameters, rng)) runs one layer and returns (tokens, None), as a scan expects.
         # Set by `vidformers.training.update_in_backward`.
         self.run_layers = None
         self.layers = nnx.vmap(lambda key: spec.block(nnx.Rngs(key)))(jax.random.split(rngs.params(), spec.depth))
@@ -104,8 +105,9 @@ class Stage(nnx.Module):
             )
         if self.unroll < self.depth:
             return jax.lax.scan(run, tokens, (parameters, rng), unroll=self.unroll)[0]
-        # In a plain loop JAX skips the gradients of unused outputs of the last block; in a scan it cannot. Also, a
-        # stage of one block may change the shape of its tokens.
+        # A fully unrolled stage uses a loop and not scan(unroll=depth). In a loop, JAX skips the gradients of unused
+        # outputs of the last block, such as patches that no class token reads. In a scan it cannot. A scan also
+        # requires equal input and output shapes, and the block of a stage of depth 1 may change the shape.
         for layer in _unstack((parameters, rng), self.depth):
             tokens, _ = run(tokens, layer)
         return tokens
@@ -122,20 +124,23 @@ def _unstack(tree, count: int) -> list:
     return [jax.tree.unflatten(structure, layer) for layer in zip(*slices, strict=True)]
 
 
-def stage_rngs(stages: Iterable[Stage], drop_path: float, keys) -> Iterator[LayerRng]:
-    """Yields the `LayerRng` of each stage, with arrays that have one entry per block. `keys` has one key per stage.
+def stage_rngs(stages: Iterable[Stage], drop_path: float, random_keys) -> Iterator[LayerRng]:
+    """Yields the `LayerRng` of each stage, with arrays that have one entry per block.
 
-    The stochastic depth rate grows linearly over the blocks of all stages, from 0 to `drop_path`.
+    `random_keys` has one key per stage. The stochastic depth rate grows linearly over the blocks of all stages, from 0
+    to `drop_path`.
     """
     depths = [stage.depth for stage in stages]
     rates = jnp.linspace(0.0, drop_path, sum(depths))
-    for key, depth in zip(keys, depths, strict=True):
+    for key, depth in zip(random_keys, depths, strict=True):
         yield LayerRng(jax.random.split(key, depth), rates[:depth])
         rates = rates[depth:]
 
 
 class Encoder(nnx.Module):
-    """Embedding, stages and final norm: video (b t y x 3) -> class tokens (b c d).
+    """Embedding, stages and final norm: encoder(video (b t y x 3), key) -> class tokens (b c d).
+
+    The argument `key` is the random key of a training step, or None in evaluation.
 
     Args:
         embedding: pixels -> patch tokens (b t y x d). Its `class_position()` is added to the class tokens.
@@ -170,7 +175,7 @@ class Encoder(nnx.Module):
         self.class_per_frame = class_per_frame
         late = [i for i, spec in enumerate(stages) if spec.late_class]
         self.class_token_stage = late[0] if late else 0
-        self.class_token = nnx.Param(position_init(rngs.params(), (width,)))
+        self.class_token = nnx.Param(unit_norm_init(rngs.params(), (width,)))
         self.stages = nnx.List(Stage(spec, remat=remat, unroll=unroll, rngs=rngs) for spec in stages)
         self.norm = nnx.LayerNorm(out_width or width, epsilon=1e-6, dtype=dtype, rngs=rngs)
 
@@ -180,13 +185,14 @@ class Encoder(nnx.Module):
         return self.embedding.shape
 
     def __call__(self, video, key=None):
-        patches = constrain(self.embedding(video))
+        patches = shard_activations(self.embedding(video))
         tokens = Tokens(patches, jnp.zeros((patches.shape[0], 0, patches.shape[-1]), patches.dtype))
         rng_per_stage: Iterable[LayerRng | None] = [None] * len(self.stages)
         if key is not None:
-            input_key, *keys = jax.random.split(key, 1 + len(self.stages))
-            tokens = tokens._replace(patches=dropout(patches, self.dropout, LayerRng(input_key, jnp.zeros(()))))
-            rng_per_stage = stage_rngs(self.stages, self.drop_path, keys)
+            input_key, *stage_keys = jax.random.split(key, 1 + len(self.stages))
+            input_rng = LayerRng(input_key, jnp.zeros(()))  # no stochastic depth at the input
+            tokens = tokens._replace(patches=dropout(patches, self.dropout, input_rng))
+            rng_per_stage = stage_rngs(self.stages, self.drop_path, stage_keys)
         for i, (stage, rng) in enumerate(zip(self.stages, rng_per_stage, strict=True)):
             if i == self.class_token_stage:
                 tokens = tokens._replace(class_tokens=self.initial_class_tokens(tokens.patches))
@@ -278,4 +284,5 @@ class Classifier(nnx.Module):
         )
         encoder_key, readout_key = (None, None) if key is None else jax.random.split(key)
         tokens = self.encoder(video, encoder_key)
+        # At least float32; float64 stays float64, for tests.
         return self.readout(tokens.astype(jnp.promote_types(tokens.dtype, jnp.float32)), readout_key, index)

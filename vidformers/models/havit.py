@@ -18,7 +18,7 @@ from vidformers.attention.frame import Frame
 from vidformers.attention.joint import Joint
 from vidformers.attention.time import Time
 from vidformers.errors import require
-from vidformers.layers.embedding import position_init
+from vidformers.layers.embedding import unit_norm_init
 from vidformers.models.config import ModelConfig
 from vidformers.models.encoder import Block, Classifier, StageSpec
 
@@ -69,6 +69,6 @@ def havit(
         config.stage(
             class_blocks, config.class_attention(), config.mlp(updates_patches=False), late_class=not early_class
         ),
-        temporal_init=position_init,
+        temporal_init=unit_norm_init,
         rngs=rngs,
     )

@@ -12,7 +12,7 @@ from flax import nnx
 
 from vidformers.attention.joint import Joint
 from vidformers.errors import require
-from vidformers.layers.embedding import position_init
+from vidformers.layers.embedding import unit_norm_init
 from vidformers.layers.mlp import gelu as exact_gelu
 from vidformers.layers.mlp import gelu_tanh
 from vidformers.models.config import ModelConfig
@@ -41,5 +41,5 @@ def joint(
     require(gelu in GELUS, f"model.gelu={gelu!r} must be one of {', '.join(GELUS)}.")
     stage = config.stage(config.depth, config.attention(Joint()), config.mlp(activation=GELUS[gelu]))
     return config.classifier(
-        stage, temporal_init=position_init, patch_frames=patch_frames, positions=positions, rngs=rngs
+        stage, temporal_init=unit_norm_init, patch_frames=patch_frames, positions=positions, rngs=rngs
     )

@@ -16,7 +16,7 @@ from flax import nnx
 from vidformers.attention.frame import Frame
 from vidformers.attention.motion import Motion
 from vidformers.errors import require
-from vidformers.layers.embedding import position_init
+from vidformers.layers.embedding import unit_norm_init
 from vidformers.models.config import ModelConfig
 from vidformers.models.encoder import Classifier
 
@@ -42,13 +42,14 @@ def mevit(
         class_blocks: number of class-attention blocks, in addition to `depth` (sec. 3.4; Table 2 has 9+3, 10+2, 11+1
             and 12+1).
         order: 'motion_space' as in the equations, or 'space_motion' as at the end of sec. 3. With 'space_motion',
-            class_blocks=0 and class_queries_motion=False, the last motion sublayer does not affect the logits.
+            class_blocks=0 and class_queries_motion=False, the last motion sublayer does not affect the logits: it
+            updates only patches, and no class token reads them afterwards.
         class_in_motion: the class token is a key of motion attention (eq. 8). False is the behaviour of TimeSformer's
             code. Only has an effect with class_blocks=0.
         class_queries_motion: the class token is also a query of motion attention. With M as large as the grid, motion
             attention is then joint attention. Only has an effect with class_blocks=0.
-        temporal_fc: adds `extra_projection` to motion attention, as TimeSformer does to time attention. The equations
-            do not have this projection.
+        temporal_fc: adds a linear layer that starts at zero after the output projection of motion attention
+            (`extra_projection`), as TimeSformer does in time attention. The equations do not have this layer.
     Raises:
         ConfigError: more motion blocks than blocks, a negative count, an unknown order, or class_queries_motion without
             class_in_motion.
@@ -74,8 +75,8 @@ def mevit(
     return config.classifier(
         config.stage(config.depth - motion_blocks, space, config.mlp()),
         config.stage(motion_blocks, *attentions, config.mlp()),
-        # With class_blocks=0 this stage is left out, and so is late_class.
+        # With class_blocks=0 this stage is left out, so the encoder adds the class token at the input.
         config.stage(class_blocks, config.class_attention(), config.mlp(updates_patches=False), late_class=True),
-        temporal_init=position_init,
+        temporal_init=unit_norm_init,  # of the temporal position embedding; None would leave it out
         rngs=rngs,
     )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vidformers.errors import require
-from vidformers.layers.embedding import normalise, position_init
+from vidformers.layers.embedding import normalise, unit_norm_init
 from vidformers.layers.tokens import LayerRng, Tokens, dropout
 from vidformers.models.config import ModelConfig
 from vidformers.models.encoder import Classifier, Stage, StageSpec, stage_rngs
@@ -56,15 +56,16 @@ class Pyramid(nnx.Module):
         self.dropout, self.drop_path, self.num_class_tokens = dropout, drop_path, num_class_tokens
         self.embeddings = nnx.List(embeddings)
         self.stages = nnx.List(Stage(spec, remat=remat, unroll=unroll, rngs=rngs) for spec in stages)
-        self.class_token = nnx.Param(position_init(rngs.params(), (width,))) if num_class_tokens else nnx.data(None)
+        self.class_token = nnx.Param(unit_norm_init(rngs.params(), (width,))) if num_class_tokens else nnx.data(None)
         self.norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
 
     def __call__(self, video, key=None):
         patches, input_rng = normalise(video, self.mean, self.std, self.dtype), None
         rng_per_stage: Iterable[LayerRng | None] = [None] * len(self.stages)
         if key is not None:
-            key, *keys = jax.random.split(key, 1 + len(self.stages))
-            input_rng, rng_per_stage = LayerRng(key, jnp.zeros(())), stage_rngs(self.stages, self.drop_path, keys)
+            input_key, *stage_keys = jax.random.split(key, 1 + len(self.stages))
+            input_rng = LayerRng(input_key, jnp.zeros(()))  # no stochastic depth at the input
+            rng_per_stage = stage_rngs(self.stages, self.drop_path, stage_keys)
         for i, (embedding, stage, rng) in enumerate(zip(self.embeddings, self.stages, rng_per_stage, strict=True)):
             patches = embedding(patches)
             if i == 0:

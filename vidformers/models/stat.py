@@ -27,7 +27,7 @@ from vidformers.attention.joint import Joint
 from vidformers.attention.shrinking import ShrinkingAttention
 from vidformers.errors import require
 from vidformers.layers.convolution import Conv
-from vidformers.layers.embedding import normalise, position_init
+from vidformers.layers.embedding import normalise, unit_norm_init
 from vidformers.layers.linear import Linear, glorot
 from vidformers.layers.mlp import Mlp, gelu
 from vidformers.layers.tokens import LayerRng, Tokens, add_branch, dropout
@@ -118,8 +118,8 @@ class Stem(nnx.Module):
             for i, (inputs, outputs) in enumerate(pairwise([3, *widths]))
         )
         self.norms = nnx.List(nnx.LayerNorm(inner, epsilon=1e-6, dtype=dtype, rngs=rngs) for inner in widths[:-1])
-        self.space = nnx.Param(position_init(rngs.params(), (1 + math.prod(self.grid[1:]), width)))
-        self.time = nnx.Param(position_init(rngs.params(), (self.grid[0], width)))
+        self.space = nnx.Param(unit_norm_init(rngs.params(), (1 + math.prod(self.grid[1:]), width)))
+        self.time = nnx.Param(unit_norm_init(rngs.params(), (self.grid[0], width)))
 
     def __call__(self, video):
         x = self.convolutions[0](normalise(video, self.mean, self.std, self.dtype))
@@ -174,7 +174,7 @@ class TemporalAggregation(nnx.Module):
         rngs: nnx.Rngs,
     ):
         compute = dict(dropout=dropout, dtype=dtype, rngs=rngs)
-        self.token = nnx.Param(position_init(rngs.params(), (width,)))
+        self.token = nnx.Param(unit_norm_init(rngs.params(), (width,)))
         self.blocks = nnx.List(
             Block([SelfAttention(Joint(), width, heads, **compute), Mlp(width, mlp_ratio * width, **compute)])
             for _ in range(layers)

@@ -13,7 +13,7 @@ from flax import nnx
 
 from vidformers.attention.frame import Frame
 from vidformers.attention.time import Time
-from vidformers.layers.embedding import position_init
+from vidformers.layers.embedding import unit_norm_init
 from vidformers.models.config import ModelConfig
 from vidformers.models.encoder import Classifier
 
@@ -29,5 +29,5 @@ def timesformer(config: ModelConfig, *, starts_as_image: bool = True, rngs: nnx.
     time = config.attention(Time(), class_keys=False, class_queries=False, extra_projection=True)
     stage = config.stage(config.depth, time, config.attention(Frame()), config.mlp())
     return config.classifier(
-        stage, temporal_init=nnx.initializers.zeros if starts_as_image else position_init, rngs=rngs
+        stage, temporal_init=nnx.initializers.zeros if starts_as_image else unit_norm_init, rngs=rngs
     )

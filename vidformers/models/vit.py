@@ -18,4 +18,5 @@ from vidformers.models.encoder import Classifier
 def vit(config: ModelConfig, *, rngs: nnx.Rngs) -> Classifier:
     """Returns a ViT that is applied to each frame."""
     stage = config.stage(config.depth, config.attention(Frame()), config.mlp())
+    # temporal_init=None: no temporal position embedding
     return config.classifier(stage, temporal_init=None, class_per_frame=True, rngs=rngs)

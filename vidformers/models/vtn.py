@@ -22,7 +22,7 @@ from flax import nnx
 from vidformers.attention.dictionary import Dictionary
 from vidformers.attention.longformer import FrameSequence, LongformerAttention
 from vidformers.errors import require
-from vidformers.layers.embedding import position_init
+from vidformers.layers.embedding import unit_norm_init
 from vidformers.layers.linear import Linear, glorot, square_init
 from vidformers.layers.mlp import gelu
 from vidformers.layers.tokens import LayerRng, dropout
@@ -99,12 +99,12 @@ class TemporalEncoder(nnx.Module):
         for name, rate in (("temporal_dropout", dropout), ("head_dropout", head_dropout)):
             require(0.0 <= rate < 1.0, f"model.{name}={rate} must be at least 0 and below 1.")
         self.width, self.dropout, self.head_dropout = width, dropout, head_dropout
-        self.class_token = nnx.Param(position_init(rngs.params(), (width,)))
+        self.class_token = nnx.Param(unit_norm_init(rngs.params(), (width,)))
         # Deviation 1, because the last norm of the backbone scales the features to 1. With smaller positions the model
         # hardly learns the order of frames.
         self.position = nnx.Param(jax.random.normal(rngs.params(), (PADDING_POSITION + 1, width)))
         self.token_type = nnx.Param(
-            position_init(rngs.params(), (2, width))
+            unit_norm_init(rngs.params(), (2, width))
         )  # row 0 for frames, row 1 for the class token
         self.norm = nnx.LayerNorm(width, epsilon=1e-12, dtype=dtype, rngs=rngs)
 

@@ -6,7 +6,7 @@ from jax.sharding import PartitionSpec
 from vidformers.parallel.mesh import BATCH_AXES, current_mesh
 
 
-def constrain(x: jax.Array, axis: int | None = 1) -> jax.Array:
+def shard_activations(x: jax.Array, context_axis: int | None = 1) -> jax.Array:
     """Constrains the sharding of activations.
 
     Without this constraint, GSPMD propagates the sharding of the parameters to the activations, and all-gathers
@@ -14,7 +14,7 @@ def constrain(x: jax.Array, axis: int | None = 1) -> jax.Array:
 
     Args:
         x: activations (b ...). The batch axis is sharded over `data` and `fsdp`.
-        axis: the index of the axis that is sharded over `context`, or None. All other axes are replicated.
+        context_axis: the index of the axis that is sharded over `context`, or None. All other axes are replicated.
     Returns:
         `x`, unchanged if there is no ambient mesh or `x` has no elements, as where a model has no class tokens.
     """
@@ -22,10 +22,10 @@ def constrain(x: jax.Array, axis: int | None = 1) -> jax.Array:
     if mesh is None or x.size == 0:
         return x
     replicated, context = [None] * (x.ndim - 1), mesh.shape["context"]
-    if context == 1 or axis is None:
+    if context == 1 or context_axis is None:
         spec = PartitionSpec(BATCH_AXES, *replicated)
-    elif x.shape[axis] % context == 0:
-        spec = PartitionSpec(BATCH_AXES, *("context" if i == axis else None for i in range(1, x.ndim)))
+    elif x.shape[context_axis] % context == 0:
+        spec = PartitionSpec(BATCH_AXES, *("context" if i == context_axis else None for i in range(1, x.ndim)))
     else:
         # The axis is not divisible by `context`: it is a single token, or frames are folded into the batch axis. Leave
         # the batch axis unconstrained, since it may be sharded over `context`.
@@ -33,13 +33,13 @@ def constrain(x: jax.Array, axis: int | None = 1) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
-def constrain_without_context(x: jax.Array) -> jax.Array:
-    """Constrains activations (b ...) to be sharded along the batch axis alone, unless frames are sharded.
+def shard_batch_unless_context(x: jax.Array) -> jax.Array:
+    """Constrains activations (b ...) to be sharded along the batch axis alone, if `context` is 1.
 
-    If `context` > 1, `x` is returned unchanged: the constraint would all-gather the axis of frames or groups, which is
+    If `context` > 1, returns `x` unchanged: the constraint would all-gather the axis of frames or groups, which is
     sharded over `context`.
     """
-    return x if has_context() else constrain(x, None)
+    return x if has_context() else shard_activations(x, None)
 
 
 def replicate(x: jax.Array) -> jax.Array:
@@ -50,14 +50,14 @@ def replicate(x: jax.Array) -> jax.Array:
     return x if current_mesh() is None else jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
-def padded_count(count: int) -> int:
-    """Returns the smallest multiple of `context` that is at least `count`: the length to which an axis must be padded.
+def padded_length(length: int) -> int | None:
+    """Returns the smallest multiple of `context` that is at least `length`: the length to which an axis must be padded.
 
-    Returns 0 if the axis should not be sharded over `context`: `context` is 1, or padding would add more than a quarter
-    of `count`. The quarter is a guess. Only padding from 14 to 16 was measured (benchmarks/NOTES.md).
+    Returns None if the axis should not be sharded over `context`: `context` is 1, or padding would add more than a
+    quarter of `length`. The quarter is a guess. Only padding from 14 to 16 was measured (benchmarks/NOTES.md).
     """
-    padded = -(-count // context_size()) * context_size()
-    return padded if has_context() and padded <= 1.25 * count else 0
+    padded = -(-length // context_size()) * context_size()
+    return padded if has_context() and padded <= 1.25 * length else None
 
 
 def has_context() -> bool:

@@ -52,7 +52,7 @@ class RecordingKernel:
         perturbations: arrays in the structure of `weights`. The weights A are multiplied by 1 + perturbation, so that
             the gradient of a logit with respect to the perturbation, at 0, is A * (d logit / dA).
     Attributes:
-        weights: for each call, the weights (... h q k) of each source.
+        weights: for each call, the weights (... h q k) of each item of `key_values`.
     """
 
     def __init__(self, kernel, perturbations=None):
@@ -60,13 +60,13 @@ class RecordingKernel:
         self.compute_weights = kernels.softmax_weights if is_softmax else kernels.quadratic_weights
         self.perturbations, self.weights = perturbations, []
 
-    def __call__(self, q, sources):
-        weights = self.compute_weights(q, sources)
+    def __call__(self, q, key_values):
+        weights = self.compute_weights(q, key_values)
         if self.perturbations is not None:
             perturbations = self.perturbations[len(self.weights)]
             weights = [weight * (1 + change) for weight, change in zip(weights, perturbations, strict=True)]
         self.weights.append(weights)
-        return kernels.weighted_values(weights, q, sources)
+        return kernels.weighted_values(weights, q, key_values)
 
 
 class ReplayKernel:
@@ -75,9 +75,9 @@ class ReplayKernel:
     def __init__(self, weights):
         self.weights, self.calls = weights, 0
 
-    def __call__(self, q, sources):
+    def __call__(self, q, key_values):
         self.calls += 1
-        return kernels.weighted_values(self.weights[self.calls - 1], q, sources)
+        return kernels.weighted_values(self.weights[self.calls - 1], q, key_values)
 
 
 def propagate(sublayer, scalars, weights) -> Propagated | None:
