@@ -11,7 +11,7 @@ def scheme_model(entry: SchemeEntry, *, temporal_init=None, attention=None, **op
     """Returns make_model(rngs=...) of a classifier with 5 classes, whose only attention is the scheme of `entry`.
 
     Its grid of patches is `entry.grid`. There is one class token a clip, or one a frame where the scheme needs that.
-    It has 4 heads, since `entry.keys` are those of at least 3.
+    It has 4 heads, since `entry.expected_keys` are those of at least 3.
 
     Args:
         temporal_init: initialiser of the table of frames, or None for no table.

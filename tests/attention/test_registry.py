@@ -1,4 +1,4 @@
-"""Every registered attention scheme against its hand-written keys and its masked form.
+"""Every registered attention scheme against its expected keys and its masked form.
 
 A new scheme is tested by registering it. No test names a scheme, and none calls `fold` or `unfold`.
 """
@@ -115,14 +115,14 @@ def test_the_xla_backend_equals_einsum(entry, hybrid):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), xla, einsum)
 
 
-# The hand-written keys
+# The expected keys
 
 
 def expected_keys(entry: SchemeEntry):
     """Returns (n n), whether query patch i reads patch j by the entry's keys."""
     read = np.zeros((*entry.grid, *entry.grid), bool)
     for place in np.ndindex(entry.grid):
-        for key in entry.keys(entry.grid, *place):
+        for key in entry.expected_keys(entry.grid, *place):
             read[(*place, *key)] = True
     n = int(np.prod(entry.grid))
     return read.reshape(n, n)
@@ -205,7 +205,7 @@ def test_one_device_equals_eight(float64, entry):
 def wrong_visible(monkeypatch, entry):
     """Inverts whether the patch (0, 0, 0) sees itself, or the first of its keys."""
     kind = type(entry.make())
-    visible, key = kind.visible, next(iter(entry.keys(entry.grid, 0, 0, 0)))
+    visible, key = kind.visible, next(iter(entry.expected_keys(entry.grid, 0, 0, 0)))
 
     def inverted(self, query, patch):
         at_query = np.logical_and.reduce([x == 0 for x in query])
@@ -219,10 +219,10 @@ def with_wrong_keys(entry: SchemeEntry) -> SchemeEntry:
     """Returns the entry without the last key of the patch (0, 0, 0)."""
 
     def keys(grid, *place):
-        right = list(entry.keys(grid, *place))
+        right = list(entry.expected_keys(grid, *place))
         return right[:-1] if place == (0, 0, 0) else right
 
-    return dataclasses.replace(entry, keys=keys)
+    return dataclasses.replace(entry, expected_keys=keys)
 
 
 @every_scheme
@@ -285,4 +285,4 @@ def test_every_other_attention_names_the_test_that_holds_it():
 def test_a_name_is_registered_once():
     entry = ENTRIES[0]
     with pytest.raises(ValueError, match="registered twice"):
-        register(entry.name, entry.make, grid=entry.grid, keys=entry.keys)
+        register(entry.name, entry.make, grid=entry.grid, expected_keys=entry.expected_keys)

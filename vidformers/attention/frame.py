@@ -22,9 +22,9 @@ class Frame(Scheme):
         return query.t == key.t
 
 
-def _keys(grid, t, y, x):
-    """Returns the keys of patch (t, y, x), written by hand: all patches of frame t."""
+def _expected_keys(grid, t, y, x):
+    """Returns the expected keys of patch (t, y, x): all patches of frame t."""
     return [(t, row, column) for row in range(grid[1]) for column in range(grid[2])]
 
 
-register("frame", Frame, grid=(4, 3, 3), keys=_keys, class_tokens=("none", "clip", "frame"))
+register("frame", Frame, grid=(4, 3, 3), expected_keys=_expected_keys, class_tokens=("none", "clip", "frame"))

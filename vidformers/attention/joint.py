@@ -25,9 +25,9 @@ class Joint(Scheme):
         return np.broadcast_to(True, np.broadcast_shapes(query.t.shape, key.t.shape))
 
 
-def _keys(grid, t, y, x):
-    """Returns the keys of patch (t, y, x), written by hand: all patches of all frames."""
+def _expected_keys(grid, t, y, x):
+    """Returns the expected keys of patch (t, y, x): all patches of all frames."""
     return [(s, row, column) for s in range(grid[0]) for row in range(grid[1]) for column in range(grid[2])]
 
 
-register("joint", Joint, grid=(4, 3, 3), keys=_keys)
+register("joint", Joint, grid=(4, 3, 3), expected_keys=_expected_keys)

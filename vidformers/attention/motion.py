@@ -1,4 +1,4 @@
-"""MEViT's motion attention: over time and a small block of the frame, inside which objects move."""
+"""MEViT's motion attention: a patch attends to an M x M block of patches, in every frame."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,14 @@ from vidformers.errors import require
 
 @dataclass(frozen=True)
 class Motion(Scheme):
-    """Patch (p, t) attends to the M x M patches of its block in every frame: T M^2 keys, and the class token.
+    """Patch (p, t) attends to the M x M patches of its block in every frame: T M^2 keys (MEViT eq. 8).
 
-    MEViT eq. 8. Blocks are a fixed partition of the grid, not a sliding neighbourhood. The paper reports M=3 on a
-    14 x 14 grid and does not describe the blocks at the edge. Here the grid is padded at the bottom and right and the
-    padding is hidden, which equals smaller blocks at the edge. M=1 is time attention. M as large as the grid is joint
-    attention between patches.
+    The class token is one more key with `class_keys` (see `core.SelfAttention`).
+
+    A block is meant to contain the motion of an object. Blocks are a fixed partition of the grid, not a sliding
+    neighbourhood. Table 1 of the paper includes M=3, which does not divide the 14 x 14 grid. The paper does not say how
+    the blocks at the edge are formed. Here the grid is padded at the bottom and right and the padding is hidden, which
+    equals smaller blocks at the edge. M=1 is time attention. M as large as the grid is joint attention between patches.
 
     Attributes:
         size: M, in patches.
@@ -36,7 +38,7 @@ class Motion(Scheme):
 
     def fold(self, patches):
         m, (y, x) = self.size, patches.shape[2:4]
-        if y % m or x % m:  # pad both sides to a multiple of m
+        if y % m or x % m:  # pad the end of y and of x to a multiple of m
             pad = np.pad if isinstance(patches, np.ndarray) else jnp.pad  # a NumPy mask stays concrete under jit
             patches = pad(patches, [(0, 0)] * 2 + [(0, -y % m), (0, -x % m)] + [(0, 0)] * (patches.ndim - 4))
         return rearrange(patches, "b t (by i) (bx j) ... -> b (by bx) (t i j) ...", i=m, j=m)
@@ -53,7 +55,7 @@ class Motion(Scheme):
 
 
 def _block_of_2(grid, t, y, x):
-    """Returns the keys of patch (t, y, x) on a 6 x 6 grid, written by hand: its block in every frame.
+    """Returns the expected keys of patch (t, y, x) on a 6 x 6 grid: its block in every frame.
 
     Rows and columns 0 and 1 form one block, 2 and 3 the next, 4 and 5 the last.
     """
@@ -63,7 +65,7 @@ def _block_of_2(grid, t, y, x):
 
 
 def _ragged_block_of_3(grid, t, y, x):
-    """Returns the keys of patch (t, y, x) on a 7 x 7 grid, written by hand: its block in every frame.
+    """Returns the expected keys of patch (t, y, x) on a 7 x 7 grid: its block in every frame.
 
     Rows and columns 0 to 2 form one block, 3 to 5 the next, 6 the last.
     """
@@ -72,5 +74,5 @@ def _ragged_block_of_3(grid, t, y, x):
     return [(s, row, column) for s in range(grid[0]) for row in rows for column in columns]
 
 
-register("motion", lambda: Motion(2), grid=(4, 6, 6), keys=_block_of_2)
-register("motion_ragged", lambda: Motion(3), grid=(4, 7, 7), keys=_ragged_block_of_3)
+register("motion", lambda: Motion(2), grid=(4, 6, 6), expected_keys=_block_of_2)
+register("motion_ragged", lambda: Motion(3), grid=(4, 7, 7), expected_keys=_ragged_block_of_3)

@@ -1,8 +1,9 @@
 """The registry of attention schemes. Tests and the growth benchmark loop over it; models do not use it.
 
 A scheme registers itself at the end of its file with a small grid on which its groups differ from those of other
-schemes, and with the keys of every query written by hand. The tests compare the Jacobian of the gathered form with
-these keys. They call neither `fold` nor `unfold`.
+schemes, and with the expected keys of every query. tests/attention/test_registry.py compares the Jacobian of the
+gathered form with the expected keys, and calls neither `fold` nor `unfold`. The expected keys stand beside the scheme
+and not in the tests, so that a new scheme is a single file.
 """
 
 import importlib
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from vidformers.attention.scheme import Scheme
 
 GridPosition = tuple[int, int, int]
-Keys = Callable[[GridPosition, int, int, int], Iterable[GridPosition]]
+ExpectedKeys = Callable[[GridPosition, int, int, int], Iterable[GridPosition]]
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class SchemeEntry:
         make: returns an instance of the scheme.
         grid: (t, y, x), the grid of patches on which tests run the instance. `y` equals `x`, because an embedding
             takes square images.
-        keys: keys(grid, t, y, x) returns the positions (t, y, x) of all patches that the patch at (t, y, x) attends to,
-            in any of at least 3 heads. Written by hand, without `fold` and `visible`.
+        expected_keys: expected_keys(grid, t, y, x) returns the positions (t, y, x) of all patches that the patch at
+            (t, y, x) attends to, in any of at least 3 heads. Lists them explicitly, without `fold` and `visible`.
         class_tokens: the numbers of class tokens with which the scheme runs: 'none', 'clip' for one per clip, 'frame'
             for one per frame.
     """
@@ -34,7 +35,7 @@ class SchemeEntry:
     name: str
     make: Callable[[], Scheme]
     grid: GridPosition
-    keys: Keys
+    expected_keys: ExpectedKeys
     class_tokens: tuple[str, ...]
 
 
@@ -55,17 +56,20 @@ def register(
     make: Callable[[], Scheme],
     *,
     grid: GridPosition,
-    keys: Keys,
+    expected_keys: ExpectedKeys,
     class_tokens: tuple[str, ...] = ("none", "clip"),
 ) -> None:
-    """Adds a row to `SCHEMES`, which lists the scheme for the tests. `SchemeEntry` explains the arguments.
+    """Adds a row to `SCHEMES`, which lists the schemes to test with their expected keys.
+
+    The arguments are the attributes of `SchemeEntry`.
+
 
     Raises:
         ValueError: the name is registered already.
     """
     if name in SCHEMES:
         raise ValueError(f"The attention scheme {name!r} is registered twice.")
-    SCHEMES[name] = SchemeEntry(name, make, grid, keys, class_tokens)
+    SCHEMES[name] = SchemeEntry(name, make, grid, expected_keys, class_tokens)
 
 
 def load_schemes() -> dict[str, SchemeEntry]:

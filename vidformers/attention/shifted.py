@@ -121,17 +121,23 @@ class TokenShift(nnx.Module):
 
     @property
     def reads_zeros_beyond_clip(self) -> bool:
-        """Whether zeros stand for the frames beyond the ends of the clip. Read by the report on still clips alone."""
+        """Whether zeros stand for the frames beyond the ends of the clip; see `Scheme.reads_zeros_beyond_clip`."""
         return self.boundary == "zero"
 
     def __call__(self, tokens: Tokens, rng: LayerRng | None = None) -> Tokens:
         return tokens._replace(class_tokens=shift(tokens.class_tokens, 2, self.channels, self.channels, self.boundary))
 
 
-def _keys(grid, t, y, x):
-    """Returns the keys of patch (t, y, x), written by hand: all patches of the frames t - 1, t and t + 1."""
+def _expected_keys(grid, t, y, x):
+    """Returns the expected keys of patch (t, y, x): all patches of the frames t - 1, t and t + 1."""
     frames = [s for s in (t - 1, t, t + 1) if 0 <= s < grid[0]]
     return [(s, row, column) for s in frames for row in range(grid[1]) for column in range(grid[2])]
 
 
-register("shifted_heads", lambda: Shifted("heads", "KV", 1, 1), grid=(4, 3, 3), keys=_keys, class_tokens=("frame",))
+register(
+    "shifted_heads",
+    lambda: Shifted("heads", "KV", 1, 1),
+    grid=(4, 3, 3),
+    expected_keys=_expected_keys,
+    class_tokens=("frame",),
+)

@@ -24,9 +24,9 @@ class Time(Scheme):
         return (query.y == key.y) & (query.x == key.x)
 
 
-def _keys(grid, t, y, x):
-    """Returns the keys of patch (t, y, x), written by hand: the same position in every frame."""
+def _expected_keys(grid, t, y, x):
+    """Returns the expected keys of patch (t, y, x): the same position in every frame."""
     return [(s, y, x) for s in range(grid[0])]
 
 
-register("time", Time, grid=(4, 3, 3), keys=_keys)
+register("time", Time, grid=(4, 3, 3), expected_keys=_expected_keys)
