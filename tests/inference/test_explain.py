@@ -1,4 +1,4 @@
-"""The relevance of patches, compared with the model's logits, its masked form, hand-written keys and the papers."""
+"""The relevance of patches, compared with the model's logits, its masked form, expected keys and the papers."""
 
 from functools import cache
 from operator import itemgetter
@@ -99,7 +99,9 @@ def test_gathered_and_masked_attention_have_the_same_relevance(name):
         expected = getattr(masked, field)
         if expected is not None:
             np.testing.assert_allclose(getattr(gathered, field), expected, atol=1e-9 * expected.max(), err_msg=field)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), gathered.dictionary, masked.dictionary)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), gathered.dictionary_shares, masked.dictionary_shares
+    )
 
 
 @pytest.mark.parametrize("name", COMPUTED)
@@ -128,7 +130,7 @@ def test_rollout_of_equal_weights_follows_the_hand_written_keys(name):
     """A patch reads its keys and the class token. The class token reads every group, and takes the mean of them."""
     entry = ENTRIES[name]
     places = list(np.ndindex(*entry.grid))
-    keys = [sorted(places.index(key) for key in set(entry.keys(entry.grid, *place))) for place in places]
+    keys = [sorted(places.index(key) for key in set(entry.expected_keys(entry.grid, *place))) for place in places]
     weights = np.zeros((1 + len(places), 1 + len(places)))
     for query, group in enumerate(keys, start=1):
         weights[query, [0, *(1 + key for key in group)]] = 1 / (1 + len(group))
@@ -189,10 +191,10 @@ def test_the_maps_of_a_joint_model_are_those_of_the_papers():
 def test_the_share_of_a_dictionary_with_equal_weights():
     explain, parameters = program("havit")
     found, _ = explain(without_scores(parameters))
-    time, space = found.dictionary.values()
+    time, space = found.dictionary_shares.values()
     np.testing.assert_allclose(time, np.full((2, 2), 3 / (3 + TINY["frames"])), atol=1e-6)
     np.testing.assert_allclose(space, np.full((2, 2), 3 / (3 + 16)), atol=1e-5)
-    assert explained("joint")[0].dictionary == {}
+    assert explained("joint")[0].dictionary_shares == {}
 
 
 @pytest.mark.parametrize("name", ["vtn", "vtn_resnet"])

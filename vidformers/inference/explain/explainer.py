@@ -103,7 +103,7 @@ class Explainer:
             result.gradient[0],
             None if result.heads is None else result.heads[0],
             None if result.frames is None else result.frames[0],
-            {name: share[:, 0].tolist() for name, share in result.dictionary.items()},
+            {name: share[:, 0].tolist() for name, share in result.dictionary_shares.items()},
         )
 
     def _program(self, arrays):

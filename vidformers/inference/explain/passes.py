@@ -206,14 +206,15 @@ class PropagationPass(ModelPass):
 
     Args:
         weights: the weights of a `RecordingPass`, or arrays in the same structure, such as their gradients.
-        mean_with_residual: whether attention and residual path are averaged, as in rollout, or summed.
+        average_with_identity: whether attention and the identity of the residual path are averaged, as in rollout, or
+            summed.
     Attributes:
-        dictionary_shares: see `Relevance.dictionary`.
+        dictionary_shares: see `Relevance.dictionary_shares`.
     """
 
-    def __init__(self, weights, *, mean_with_residual: bool):
+    def __init__(self, weights, *, average_with_identity: bool):
         self.weights, self.dictionary_shares = iter(weights), {}
-        self.step = partial(_propagate, mean_with_residual=mean_with_residual)
+        self.step = partial(_propagate, average_with_identity=average_with_identity)
 
     def patches(self, embedding, x, embeds_pixels, normalised_by=None):
         if embeds_pixels:
@@ -258,7 +259,7 @@ def _record(sublayer, tokens, perturbations):
     return sublayer(tokens), recording.weights
 
 
-def _propagate(sublayer, scalars, weights, *, mean_with_residual):
+def _propagate(sublayer, scalars, weights, *, average_with_identity):
     """Returns the scalars after a sublayer, and a list.
 
     The list holds the share (b) of the attention weights on the dictionary if its hybrid is 'combined'. Otherwise it is
@@ -277,7 +278,7 @@ def _propagate(sublayer, scalars, weights, *, mean_with_residual):
         if attended is None or not attended.size:
             return kept
         attended = attended.sum(-1, keepdims=True) / sublayer.heads
-        return (kept + attended) / 2 if mean_with_residual else kept + attended
+        return (kept + attended) / 2 if average_with_identity else kept + attended
 
     if isinstance(scalars, FrameSequence):
         return scalars._replace(tokens=add(kept.tokens, attended.patches)), shares

@@ -1,9 +1,10 @@
 """The relevance of every patch for a prediction: attention rollout, and attention weights times their gradients.
 
-Both take two passes through the model. `RecordingPass` computes the logits and records all attention weights.
-`PropagationPass` then carries one scalar per patch through the recorded weights to one scalar per clip. The second
-pass is linear in the scalars, so its gradient is the relevance of every patch. The sublayers fold, shift, pool and
-window the scalars themselves (see `propagate`), so a new attention scheme needs no change here.
+Rollout takes a recording pass and a propagation pass. The gradient method also differentiates a second recording pass.
+`RecordingPass` computes the logits and records all attention weights. `PropagationPass` carries one scalar per patch
+through the recorded weights to one scalar per clip. The propagation pass is linear in the scalars, so its gradient is
+the relevance of every patch. The sublayers fold, shift, pool and window the scalars themselves (see `propagate`), so a
+new attention scheme needs no change here.
 """
 
 from functools import partial
@@ -31,17 +32,19 @@ class Relevance(NamedTuple):
         rollout: (b t y x), attention rollout (Abnar and Zuidema, arXiv:2005.00928). A sublayer with attention weights A
             contributes 0.5 mean_heads(A) + 0.5 I. Tokens without a query contribute I.
         gradient: (b t y x), attention weights times their gradients (Chefer et al., arXiv:2103.15679, eq. 5, 6). A
-            sublayer contributes mean_heads(relu(A * (d logit / dA))) + I, for the logit of the target. ResNet and Swin
-            end in global average pooling. It is treated as attention with uniform weights, and its gradient is taken
-            with respect to the softmax scores of these weights. For Swin, the relevance that passes through the
-            pooling alone is subtracted, because it would outweigh the relevance that passes through attention.
+            sublayer contributes mean_heads(relu(A * (d logit / dA))) + I, for the logit of the target. VTN's ResNet
+            backbone and Swin end in global average pooling. It is treated as attention with uniform weights, and its
+            gradient is taken with respect to the softmax scores of these weights. For Swin, the relevance that passes
+            through the pooling alone is subtracted, because it would outweigh the relevance that passes through
+            attention.
         heads: (b h t y x), per head, the attention weights of the class token on the patches, from the last sublayer
             of the encoder in which the class token attends to patches. The grid of that sublayer may be coarser. Swin
-            has no class token, and the weights are averaged over the queries of all patches. None for a ResNet.
+            has no class token, and the weights are averaged over the queries of all patches. None for VTN with a ResNet
+            backbone.
         frames: (b t), in VTN, the attention weights of the class token on the frames in the last temporal layer,
             averaged over heads. None for other models.
-        dictionary: by name of the attention sublayer, (layers b), the share of the attention weights on HaViT's
-            dictionary, for hybrid='combined'. Empty for other models.
+        dictionary_shares: dict from the name of an attention sublayer to an array (layers b): the share of the attention
+            weights on HaViT's dictionary, for hybrid='combined'. Empty for other models.
     """
 
     logits: jax.Array
@@ -50,7 +53,7 @@ class Relevance(NamedTuple):
     gradient: jax.Array
     heads: jax.Array | None
     frames: jax.Array | None
-    dictionary: dict
+    dictionary_shares: dict
 
 
 def relevance(model, video, index=None, target=None) -> Relevance:
@@ -70,13 +73,14 @@ def relevance(model, video, index=None, target=None) -> Relevance:
     logits = recording(model, video, index)
     target = jnp.argmax(logits, axis=-1) if target is None else target
 
+    # The weights become A * (1 + p), so the gradient at p = 0 is already A * (d logit / dA).
     def target_logit(perturbations):
         logits = RecordingPass(perturbations)(model, video, index)
         return jnp.take_along_axis(logits, target[:, None], axis=-1).sum()
 
     @partial(jax.grad, has_aux=True)
-    def patch_relevance(scalars, weights, *, mean_with_residual):
-        propagation = PropagationPass(weights, mean_with_residual=mean_with_residual)
+    def patch_relevance(scalars, weights, *, average_with_identity):
+        propagation = PropagationPass(weights, average_with_identity=average_with_identity)
         return propagation(model, scalars).sum(), propagation.dictionary_shares
 
     gradients = jax.grad(target_logit)(jax.tree.map(jnp.zeros_like, recording.weights))
@@ -87,11 +91,12 @@ def relevance(model, video, index=None, target=None) -> Relevance:
         for gradient, weights in zip(gradients, recording.weights, strict=True)
     ]
     positive = jax.tree.map(jax.nn.relu, gradients)
-    gradient, _ = patch_relevance(scalars, positive, mean_with_residual=False)
+    gradient, _ = patch_relevance(scalars, positive, average_with_identity=False)
     if recording.pools_patches_after_attention:
+        # The last recorded weights are those of the average pooling.
         pooling_alone = [*jax.tree.map(jnp.zeros_like, positive[:-1]), positive[-1]]
-        gradient = jnp.maximum(gradient - patch_relevance(scalars, pooling_alone, mean_with_residual=False)[0], 0)
-    rollout, dictionary_shares = patch_relevance(scalars, recording.weights, mean_with_residual=True)
+        gradient = jnp.maximum(gradient - patch_relevance(scalars, pooling_alone, average_with_identity=False)[0], 0)
+    rollout, dictionary_shares = patch_relevance(scalars, recording.weights, average_with_identity=True)
     return Relevance(
         logits,
         target,
@@ -124,9 +129,10 @@ def _head_maps(stage, tokens, weights, num_clips):
     has_class_tokens = tokens.class_tokens.shape[1] > 0
 
     def head_sums(patches, sublayer, weights):
-        """Returns (n h): propagated scalars, averaged over class tokens, or over patches if there are none.
+        """Returns (b h): propagated scalars, averaged over class tokens, or over patches if there are none.
 
-        None if the tokens to average have no queries in this sublayer.
+        b counts frames if the encoder runs frame by frame. Returns None if the tokens to average have no queries in
+        this sublayer.
         """
         propagated = propagate(sublayer, scalars._replace(patches=patches), weights)
         if propagated is None:  # not an attention sublayer
@@ -147,9 +153,10 @@ def _head_maps(stage, tokens, weights, num_clips):
 
 def _frame_weights(weights):
     """Returns `Relevance.frames` (b t) from the weights of the last temporal stage."""
-    calls = weights[0]  # the attention sublayer comes first in a layer
-    # The first half of the calls has the queries of frames, the second half the query of the class token. A half is one
-    # call, or two with a dictionary that has its own attention. The first call of a half reads the clip.
-    sources = calls[len(calls) // 2]
-    last_layer = sources[0][-1]  # (b h q k) with one query, the class token; key 0 is the class token itself
+    # `weights` has one list of kernel calls per sublayer. Sublayer 0 is the attention. Its calls are, in this order:
+    #   frames -> clip[, frames -> dictionary], class token -> clip[, class token -> dictionary]
+    # The calls in brackets exist if the dictionary has its own attention. Index len // 2 is class token -> clip.
+    class_call = weights[0][len(weights[0]) // 2]
+    # [0]: the keys of the clip; [1], if any, those of a combined dictionary. [-1]: the last layer.
+    last_layer = class_call[0][-1]  # (b h 1 k): the query is the class token, and key 0 is the class token itself
     return last_layer[:, :, 0, 1:].mean(axis=1)
