@@ -43,8 +43,8 @@ class Relevance(NamedTuple):
             backbone.
         frames: (b t), in VTN, the attention weights of the class token on the frames in the last temporal layer,
             averaged over heads. None for other models.
-        dictionary_shares: dict from the name of an attention sublayer to an array (layers b): the share of the attention
-            weights on HaViT's dictionary, for hybrid='combined'. Empty for other models.
+        dictionary_shares: dict from the name of an attention sublayer to an array (layers b), the share of its
+            attention weights on HaViT's dictionary, for hybrid='combined'. Empty for other models.
     """
 
     logits: jax.Array
