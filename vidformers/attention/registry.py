@@ -41,7 +41,7 @@ class SchemeEntry:
 
 SCHEMES: dict[str, SchemeEntry] = {}
 
-# Attentions that are not a partition of the grid into groups, and the test that covers each of them instead.
+# Attention layers that are not a partition of the grid into groups, and the test that covers each of them instead.
 NOT_PARTITIONS = {
     "ClassAttention": "tests/attention/test_attention.py: the class token attends to every patch and not to itself.",
     "ConvolutionalAttention": "tests/models/test_cvt.py: its gathered form equals its masked form.",

@@ -42,7 +42,7 @@ class Scheme:
     def reads_zeros_beyond_clip(self) -> bool:
         """Whether `shift_in_time` uses zeros for the frames before the first and after the last one.
 
-        Only `vidformers.pretrained.still_clip` reads this property. It reports in `init.json` how the model treats a
+        Only `vidformers.pretrained.still_clip` reads this property, for `init.json`, which states how the model treats a
         clip of identical frames.
         """
         return False

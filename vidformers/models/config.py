@@ -84,7 +84,7 @@ class ModelConfig:
         frames: frames of a clip.
         image_size: side of a frame in pixels.
         num_classes: number of logits.
-        masked: runs every attention in its masked form, the slow reference in tests.
+        masked: runs every attention layer in its masked form, the slow reference in tests.
     """
 
     width: int

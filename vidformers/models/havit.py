@@ -2,7 +2,7 @@
 
 Paper: Li, Zhuang, Gao and Wang, "HaViT: Hybrid-Attention Based Vision Transformer for Video Classification", 2022.
 
-    divided:  depth        x [ time attention -> space attention -> MLP ]     each attention with a dictionary
+    divided:  depth        x [ time attention -> space attention -> MLP ]     each attention layer with a dictionary
     joint:    depth        x [ joint attention -> MLP ]                       with a dictionary
     the class token is appended
               class_blocks x [ class attention -> MLP of the class token ]
@@ -41,7 +41,7 @@ def havit(
         class_blocks: class-attention layers after the `depth` hybrid blocks (eq. 8, 9).
         class_token: 'late', appended at class attention (sec. 3.3), or 'input', a key from the first block on (eq. 1).
         temporal_fc: adds `extra_projection` to time attention, as TimeSformer does.
-        share_dictionary: the two attentions of a block share one dictionary. False: each has its own.
+        share_dictionary: the two attention layers of a block share one dictionary. False: each has its own.
     Raises:
         ConfigError: an unknown choice, or a late class token without class attention.
     """

@@ -90,7 +90,7 @@ def propagate(sublayer, scalars, weights) -> Propagated | None:
         scalars: `Tokens` with patches (b t y x 1) and class tokens (b c 1), or a `FrameSequence` of (b n 1).
         weights: the weights that a `RecordingKernel` recorded in this sublayer.
     Returns:
-        The weighted sums by head, or None for a sublayer that is not an attention.
+        The weighted sums by head, or None for a sublayer without attention.
     Raises:
         ConfigError: the class of the sublayer is not registered.
     """
