@@ -42,8 +42,8 @@ class Scheme:
     def reads_zeros_beyond_clip(self) -> bool:
         """Whether `shift_in_time` uses zeros for the frames before the first and after the last one.
 
-        Only `vidformers.pretrained.still_clip` reads this property, for `init.json`, which states how the model treats a
-        clip of identical frames.
+        Only `vidformers.pretrained.still_clip` reads this property. `init.json` then states how the model treats a clip
+        of identical frames.
         """
         return False
 
