@@ -5,10 +5,11 @@ from importlib.metadata import version
 
 # Without optimisation: most programs of the tests run once, and compiling them takes most of the time (see
 # `tiny.QUICK`). XLA aborts on a flag that it does not know: that of jaxlib 0.11 has no fusion emitters to switch off.
-FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
-if version("jaxlib").startswith("0.10."):
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
