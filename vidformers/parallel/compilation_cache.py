@@ -21,7 +21,7 @@ def enable_compilation_cache(workdir) -> None:
     Args:
         workdir: the folder of the run.
     """
-    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # JAX adds its options at run time
+    if jax.config.values["jax_compilation_cache_dir"]:
         return
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vidformers" / "compiled"
     folder = Path(workdir).absolute() / "compiled" if is_distributed() else user_cache
