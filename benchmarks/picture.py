@@ -46,7 +46,7 @@ def heat(frames, maps) -> np.ndarray:
 
 
 def encode_gif(frames) -> bytes:
-    """Frames uint8 (t, y, x, 3) as a GIF that repeats for ever."""
+    """Returns frames uint8 (t, y, x, 3) as a GIF that loops."""
     first, *others = (Image.fromarray(frame).quantize(COLOURS, dither=Image.Dither.NONE) for frame in frames)
     content = io.BytesIO()
     first.save(content, "GIF", save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0, optimize=True)
