@@ -148,7 +148,7 @@ def test_a_dictionary_adds_keys_and_values_of_its_stage_s_width_to_each_layer():
 CASES = [(Frame(), 0), (Frame(), 3), (Joint(), 0), (Joint(), 1)]
 
 
-@pytest.mark.parametrize("kernel, external", [("softmax", 0), ("softmax", 2), ("relu", 2)])
+@pytest.mark.parametrize("kernel, external", [("softmax", 0), ("softmax", 2), ("relu", 0), ("relu", 2)])
 @pytest.mark.parametrize("scheme, classes", CASES)
 def test_gathered_equals_masked(float64, scheme, classes, kernel, external):
     tokens = draw_tokens((3, 3, 4), classes, clips=2)
