@@ -14,7 +14,7 @@ from vidformers.attention.dictionary import Dictionary, head_multiplier
 from vidformers.attention.kernels import softmax, softmax_with_dropout
 from vidformers.errors import require
 from vidformers.layers.linear import Linear, square_init
-from vidformers.layers.tokens import LayerRng, dropout
+from vidformers.layers.tokens import LayerRng, dropout, split_rng
 
 
 class FrameSequence(NamedTuple):
@@ -80,7 +80,7 @@ class LongformerAttention(nnx.Module):
         self.norm = nnx.LayerNorm(width, epsilon=1e-12, dtype=dtype, rngs=rngs)
 
     def __call__(self, series: FrameSequence, rng: LayerRng | None = None) -> FrameSequence:
-        branch_rng, frame_rng, class_rng = (None, None, None) if rng is None else rng.split(3)
+        branch_rng, frame_rng, class_rng = split_rng(rng, 3)
         branch = dropout(self.branch(series, frame_rng, class_rng), self.dropout, branch_rng)
         return series._replace(tokens=self.norm(series.tokens + branch))
 

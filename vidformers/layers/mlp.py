@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vidformers.layers.linear import Linear, glorot
-from vidformers.layers.tokens import LayerRng, Tokens, add_branch, dropout
+from vidformers.layers.tokens import LayerRng, Tokens, add_branch, dropout, split_rng
 
 
 @jax.checkpoint
@@ -55,7 +55,7 @@ class Mlp(nnx.Module):
         self.out = Linear(hidden, width, kernel_init=glorot, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Tokens, rng: LayerRng | None = None) -> Tokens:
-        branch_rng, patch_rng, class_rng = (None, None, None) if rng is None else rng.split(3)
+        branch_rng, patch_rng, class_rng = split_rng(rng, 3)
 
         def apply(x, rng):
             return self.out(dropout(self.activation(self.wide(self.norm(x))), self.dropout, rng))

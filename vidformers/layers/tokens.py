@@ -1,5 +1,6 @@
 """Tokens, the random key of a layer, dropout, and the residual branch."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -27,6 +28,11 @@ class LayerRng(NamedTuple):
     def split(self, count: int) -> "list[LayerRng]":
         """Returns `count` of them, with independent keys and the same rate."""
         return [LayerRng(key, self.drop_path) for key in jax.random.split(self.key, count)]
+
+
+def split_rng(rng: LayerRng | None, count: int) -> Sequence[LayerRng | None]:
+    """Returns `rng.split(count)`, or None for each of `count` modules."""
+    return [None] * count if rng is None else rng.split(count)
 
 
 def dropout(x, rate: float, rng: LayerRng | None):

@@ -21,7 +21,7 @@ from vidformers.attention.core import remat_attention
 from vidformers.errors import require
 from vidformers.layers.embedding import unit_norm_init
 from vidformers.layers.linear import Linear
-from vidformers.layers.tokens import LayerRng, Tokens, dropout
+from vidformers.layers.tokens import LayerRng, Tokens, dropout, split_rng
 from vidformers.parallel.activations import shard_activations
 
 # What the backward pass rematerialises in a block.
@@ -46,11 +46,6 @@ class Block(nnx.Module):
         for sublayer, sublayer_rng in zip(self.sublayers, split_rng(rng, count), strict=True):
             tokens = jax.tree.map(shard_activations, sublayer(tokens, sublayer_rng))
         return tokens
-
-
-def split_rng(rng: LayerRng | None, count: int) -> Sequence[LayerRng | None]:
-    """Returns `rng.split(count)`, or None for each of `count` modules."""
-    return [None] * count if rng is None else rng.split(count)
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from vidformers.layers.convolution import Conv
 from vidformers.layers.embedding import normalise, unit_norm_init
 from vidformers.layers.linear import Linear, glorot
 from vidformers.layers.mlp import Mlp, gelu
-from vidformers.layers.tokens import LayerRng, Tokens, add_branch, dropout
+from vidformers.layers.tokens import LayerRng, Tokens, add_branch, dropout, split_rng
 from vidformers.models.config import ModelConfig, ModelTraits
-from vidformers.models.encoder import Block, Classifier, Encoder, StageSpec, split_rng
+from vidformers.models.encoder import Block, Classifier, Encoder, StageSpec
 from vidformers.models.pyramid import check_depth
 
 STAT = ModelTraits(defaults=dict(size="STAT", patch_size=8), frames_on_one_device=True)
