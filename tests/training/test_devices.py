@@ -19,12 +19,12 @@ from jax.sharding import PartitionSpec as P
 from steps import batch, same, training, two_steps
 from tiny import QUICK, make, quick_jit
 
-from benchmarks.collectives import collectives
 from vidformers import MODELS
 from vidformers.attention.core import SelfAttention
 from vidformers.attention.motion import Motion
 from vidformers.attention.time import Time
 from vidformers.layers.tokens import Tokens
+from vidformers.parallel.account import collectives
 from vidformers.parallel.activations import shard_activations
 from vidformers.parallel.batch import put_batch
 from vidformers.parallel.mesh import make_mesh, with_mesh
@@ -65,7 +65,7 @@ def test_eight_devices_equal_one(name, kind, tmp_path):
     shardings = state_shardings(mesh, state)
     step = quick_jit(with_mesh(mesh, step), out_shardings=(shardings, replicated_sharding(mesh)))
     step = step.lower(abstract(state, shardings), put_batch(mesh, batch(0))).compile()
-    assert_no_more_than_recorded(f"{name} {kind}", collectives(step))
+    assert_no_more_than_recorded(f"{name} {kind}", collectives(step.as_text()))
     state = jax.device_put(state, shardings)
     for seed, (expected, expected_metrics) in enumerate(two_steps(name)):
         rows = put_batch(mesh, batch(seed))
@@ -162,7 +162,7 @@ def test_groups_that_are_not_divisible_are_padded_and_stay_sharded(scheme, optio
     sharded_tokens = jax.device_put(tokens, shardings)
     sharded = quick_jit(with_mesh(mesh, gradient)).lower(parameters, sharded_tokens).compile()
     same(sharded(parameters, sharded_tokens), quick_jit(gradient)(parameters, tokens))
-    issued = collectives(sharded)
+    issued = collectives(sharded.as_text())
     is_gathered = issued.get("all-gather", {"bytes": 0})["bytes"] >= tokens.patches.nbytes // 2
     assert is_gathered == (scheme == Motion(3)) and (is_gathered or "all-to-all" in issued), issued
 

@@ -1,6 +1,6 @@
 """Checks the sections of a config, and compiles the training step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -169,22 +169,32 @@ def abstract_state(make_model, optimizer, ema_decay: float | None, mesh):
     )
 
 
-def set_up(config: dict, training: bool = True) -> Setup:
+def set_up(
+    config: dict,
+    training: bool = True,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    clips_per_epoch: int | None = None,
+) -> Setup:
     """Reads the manifests and checks every field. Compiles and writes nothing.
 
     Args:
         config: the config as nested dicts.
         training: False for evaluation only. Then the training videos may be missing, and durations are ignored, since
             the length of an epoch is unknown.
+        devices: the devices of the mesh, by default all devices of all processes. Described devices
+            (`parallel.topology`) suffice to compile.
+        clips_per_epoch: the length of an epoch. If it is given, no manifest is read, so the data need not exist.
 
     Raises:
         ConfigError, DataError: an invalid config field or data file.
     """
     require(config["seed"] >= 0, f"seed={config['seed']} must be at least 0.")
     pipeline = Pipeline(**config["data"])
-    _ = pipeline.val_manifest, pipeline.flip_map  # reads files, so that mistakes in them are reported now
+    if clips_per_epoch is None:
+        _ = pipeline.val_manifest, pipeline.flip_map  # reads files, so that mistakes in them are reported now
     train_config, protocol = TrainConfig(**config["train"]), EvalProtocol(**config["eval"])
-    mesh = make_mesh(**config["mesh"])
+    mesh = make_mesh(**config["mesh"], devices=devices)
     if training:
         train_config.check_devices(num_batch_shards(mesh))
     _check_context(config, mesh)
@@ -196,8 +206,9 @@ def set_up(config: dict, training: bool = True) -> Setup:
         )
         optim = optim | dict(warmup_steps=None, warmup_epochs=None)
     batch_size, repeats = train_config.batch_size, pipeline.repeats
-    clips = repeats * len(pipeline.train_manifest.records) if training else batch_size
-    steps_per_epoch = clips / batch_size
+    if clips_per_epoch is None:
+        clips_per_epoch = repeats * len(pipeline.train_manifest.records) if training else batch_size
+    steps_per_epoch = clips_per_epoch / batch_size
     require(batch_size % repeats == 0, f"train.batch_size={batch_size} must be divisible by data.repeats={repeats}.")
     total_steps, eval_every = _durations(train_config, steps_per_epoch)
     _check_best(config["checkpoint"]["best"], protocol)
@@ -285,7 +296,12 @@ def initialise(setup: Setup, pretrained: Pretrained | None = None) -> State:
 
 
 def compile_step(setup: Setup, **changes):
-    """Returns the training step, compiled for the mesh of the run.
+    """Returns the training step, compiled for the mesh of the run. The arguments are those of `lower_training_step`."""
+    return lower_training_step(setup, **changes).compile()
+
+
+def lower_training_step(setup: Setup, **changes):
+    """Returns the training step, lowered for the mesh of the run.
 
     Args:
         **changes: values that replace those of the config: fields of the model, `accumulate` or `in_backward`.
@@ -312,7 +328,7 @@ def compile_step(setup: Setup, **changes):
     data = setup.config["data"]
     video = (config.batch_size, data["frames"], data["size"], data["size"], 3)
     batch = abstract_batch(setup.mesh, video, stop=jax.process_count() > 1)
-    return lower_step(step, setup.mesh, setup.abstract, batch).compile()
+    return lower_step(step, setup.mesh, setup.abstract, batch)
 
 
 def lower_step(step, mesh, abstract: State, batch: dict):

@@ -1,0 +1,272 @@
+"""What a compiled program costs, by its compiler's own account: estimated cycles, collectives, bytes of the buffers.
+
+Nothing is run. The TPU compiler writes an estimate of cycles beside most operations of the scheduled program. Loops are
+multiplied out: an operation in the body of a loop counts once for each iteration.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from vidformers.parallel.hlo import Instruction, Program, arrays
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_FREE = {
+    "parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "call", "conditional", "after-all",
+    "partition-id", "replica-id", "async-start", "async-update", "add-dependency", "opt-barrier",
+}  # fmt: skip
+_MOVES = {"copy", "transpose", "reshape", "convert", "slice", "dynamic-slice", "concatenate", "pad", "broadcast",
+          "reverse"}  # fmt: skip
+_NO_WORK = {"parameter", "bitcast", "tuple", "constant", "get-tuple-element", "fusion"}
+_BOOKKEEPING = ("AllocateBuffer", "ConcatBitcast", "Sharding")  # custom calls that compute nothing
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_RESHAPE_CYCLES = re.compile(r'"integer_config":\{"integer":"(\d+)"')
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
+_FLOPS = re.compile(r'"flops":"?(\d+)')
+_WRAPPER = re.compile(r"^(?:transpose|jvp|vmap|remat|checkpoint|custom_vjp|custom_jvp)\((.*)\)$")
+_STRUCTURE = {"", "while", "body", "cond", "closed_call", "checkpoint", "rematted_computation", "remat"}
+_PACKAGE = "/vidformers/"
+_SEARCH_DEPTH = 8  # operands to follow from an operation without metadata
+_SMALL = 64 * 2**10  # bytes; an operation of fewer bytes without an estimate is not listed
+
+
+class Operation(NamedTuple):
+    """One operation of the program, over all its runs.
+
+    Attributes:
+        name: the name of the instruction.
+        kind: 'product', 'reduction', 'stack' (of a scan), 'reshape', 'copy', 'elementwise', a collective or an opcode.
+        times: how often it runs in one run of the program.
+        cycles: estimated cycles of all runs, or None if the compiler gives no estimate.
+        bytes: bytes of its operands and results in device memory, of all runs.
+        flops: of a custom call, the floating-point operations that it declares, of all runs.
+        shape: the text of the shape of its result.
+        sublayer: the names of `jax.named_scope`, and the class that the block calls. Outside of blocks, the innermost
+            class or function of the library.
+        source: file, line and function of the library.
+    """
+
+    name: str
+    kind: str
+    times: int
+    cycles: int | None
+    bytes: int
+    flops: int
+    shape: str
+    sublayer: str
+    source: str
+
+
+class Account(NamedTuple):
+    """The operations of a program and its collectives.
+
+    Attributes:
+        operations: all operations that take time, in the order of the program.
+        exchanges: {kind of collective: {"count": calls, "bytes": bytes of their results on one device}}.
+    """
+
+    operations: list[Operation]
+    exchanges: dict[str, dict[str, int]]
+
+    @property
+    def cycles(self) -> int:
+        """The sum of the estimates. Operations without one count nothing."""
+        return sum(operation.cycles or 0 for operation in self.operations)
+
+    @property
+    def unestimated(self) -> list[Operation]:
+        """The operations without an estimate, the largest first.
+
+        Left out are collectives, which are in `exchanges`, asynchronous copies, which run beside other operations, and
+        operations of less than 64 KiB.
+        """
+        found = [
+            operation
+            for operation in self.operations
+            if operation.cycles is None
+            and operation.kind not in (*COLLECTIVES, "asynchronous copy")
+            and (operation.bytes / operation.times >= _SMALL or operation.kind.startswith("custom call"))
+        ]
+        return sorted(found, key=lambda operation: -operation.bytes)
+
+    def cycles_by(self, key: Callable[[Operation], str]) -> dict[str, int]:
+        """Returns the estimated cycles by `key(operation)`, the largest first."""
+        total: dict[str, int] = defaultdict(int)
+        for operation in self.operations:
+            total[key(operation)] += operation.cycles or 0
+        return dict(sorted(total.items(), key=lambda item: -item[1]))
+
+    def largest(self, count: int) -> list[Operation]:
+        """Returns the `count` operations with most estimated cycles."""
+        return sorted(self.operations, key=lambda operation: -(operation.cycles or 0))[:count]
+
+
+def account(text: str) -> Account:
+    """Returns the account of a compiled program, given `compiled.as_text()`."""
+    program = Program(text)
+    operations = []
+    for name, times in program.runs():
+        computation = program.computations[name]
+        for instruction in computation.values():
+            if _takes_time(instruction):
+                operations.append(_operation(program, computation, instruction, times))
+    return Account(operations, _exchanges(program))
+
+
+def collectives(text: str) -> dict[str, dict[str, int]]:
+    """Counts the collectives of a compiled program, given `compiled.as_text()`.
+
+    Returns:
+        {kind: {"count": calls in one run of the program, "bytes": sum over their results on one device}}.
+    """
+    return _exchanges(Program(text))
+
+
+def buffer_bytes(folder: str | Path) -> int:
+    """Returns the bytes that one device holds, by the buffer assignment that the compiler wrote to `xla_dump_to`.
+
+    On TPUs, `compiled.memory_analysis()` counts temporaries in the memories of the core, too, and so overstates.
+    """
+    (report,) = Path(folder).glob("*after_optimizations-memory-usage-report.txt")
+    found = re.search(r"Memory Space: default.*\nTotal bytes: (\d+)", report.read_text(encoding="utf-8"))
+    assert found is not None, report
+    return int(found.group(1))
+
+
+def _takes_time(instruction: Instruction) -> bool:
+    opcode = instruction.opcode
+    if opcode in _FREE or opcode.endswith(("-done", "-update")):
+        return False
+    return opcode != "custom-call" or not any(name in instruction.attributes for name in _BOOKKEEPING)
+
+
+def _operation(program: Program, computation: dict, instruction: Instruction, times: int) -> Operation:
+    cycles = _estimate(instruction)
+    flops = _FLOPS.search(instruction.attributes) if instruction.opcode == "custom-call" else None
+    sublayer, source = _origin(program, computation, instruction)
+    return Operation(
+        name=instruction.name,
+        kind=_kind(program, instruction),
+        times=times,
+        cycles=None if cycles is None else cycles * times,
+        bytes=_bytes(computation, instruction) * times,
+        flops=int(flops.group(1)) * times if flops else 0,
+        shape=re.sub(r"\{[^}]*\}", "", instruction.shape),
+        sublayer=sublayer,
+        source=source,
+    )
+
+
+def _estimate(instruction: Instruction) -> int | None:
+    pattern = _RESHAPE_CYCLES if instruction.opcode == "reshape" else _CYCLES
+    found = pattern.search(instruction.attributes) or _CYCLES.search(instruction.attributes)
+    return int(found.group(1)) if found else None
+
+
+def _bytes(computation: dict, instruction: Instruction) -> int:
+    """Returns the bytes of the operands and results in device memory. A sliced operand counts whole."""
+    shapes = [instruction.shape]
+    shapes += [computation[name].shape for name in instruction.operands if name in computation]
+    return sum(array.padded_bytes for shape in shapes for array in arrays(shape) if array.in_device_memory)
+
+
+def _kind(program: Program, instruction: Instruction) -> str:
+    opcode, target = instruction.opcode, _TARGET.search(instruction.attributes)
+    base = opcode.removesuffix("-start")
+    if base in COLLECTIVES:
+        return base
+    if opcode in ("copy-start", "slice-start", "dynamic-slice-start"):
+        return "asynchronous copy"
+    if opcode == "custom-call":
+        name = target.group(1) if target else ""
+        return "product" if "cublas" in name or "gemm" in name else f"custom call {name}"
+    if opcode in ("convolution", "dot"):
+        return "product"
+    if opcode == "transpose":
+        return "copy"
+    if opcode != "fusion":
+        return opcode
+    inner = program.opcodes(instruction.called)
+    for kind in COLLECTIVES:
+        if kind in inner:
+            return kind
+    if inner & {"convolution", "dot"}:
+        return "product"
+    if inner & {"reduce", "reduce-window"}:
+        return "reduction"
+    work = inner - _NO_WORK
+    if "dynamic-update-slice" in work and work - {"dynamic-update-slice"} <= _MOVES | {"select", "compare"}:
+        return "stack"
+    return "copy" if work <= _MOVES else "elementwise"
+
+
+def _origin(program: Program, computation: dict, instruction: Instruction) -> tuple[str, str]:
+    """Returns the sublayer of an operation, and its file, line and function in the library."""
+    labelled = _labelled(program, computation, instruction)
+    frames = [frame for frame in program.stack(labelled.frame) if _PACKAGE in frame.file]
+    scope = "/".join(_scopes(labelled.op_name))
+    if not frames:
+        return scope, ""
+    source = f"{frames[0].file.rpartition(_PACKAGE)[2]}:{frames[0].line} {frames[0].function}"
+    names = [frame.function for frame in frames]
+    if "Block.__call__" in names[1:]:
+        function = names[names.index("Block.__call__") - 1]
+    else:
+        function = next((name for name in names if name.endswith(".__call__")), names[0])
+    return " ".join(filter(None, (scope, function.removesuffix(".__call__")))), source
+
+
+def _labelled(program: Program, computation: dict, instruction: Instruction) -> Instruction:
+    """Returns the instruction that says where an operation comes from.
+
+    The compiler adds copies and conversions without metadata. They are counted where their operand comes from. A fusion
+    without metadata is counted where one of its instructions comes from.
+    """
+    for _ in range(_SEARCH_DEPTH):
+        if instruction.frame:
+            return instruction
+        if instruction.opcode == "fusion":
+            inside = program.computations.get(instruction.called or "", {}).values()
+            found = next((inner for inner in inside if inner.frame and inner.opcode not in _NO_WORK), None)
+            if found is not None:
+                return found
+        operand = next((computation[name] for name in instruction.operands if name in computation), None)
+        if operand is None:
+            break
+        instruction = operand
+    return instruction
+
+
+def _scopes(op_name: str) -> Iterator[str]:
+    """Yields the names of `jax.named_scope` in the name of an operation. The last part of it is the primitive."""
+    for part in op_name.split("/")[:-1]:
+        if "jit(" in part:
+            continue
+        while wrapped := _WRAPPER.match(part):
+            part = wrapped.group(1)
+        if part not in _STRUCTURE and "." not in part and "(" not in part and not part.startswith("branch_"):
+            yield part
+
+
+def _exchanges(program: Program) -> dict[str, dict[str, int]]:
+    counts: dict[str, int] = defaultdict(int)
+    sizes: dict[str, int] = defaultdict(int)
+
+    def add(name: str, times: int) -> None:
+        computation = program.computations.get(name, {})
+        done = {i.operands[0]: i for i in computation.values() if i.opcode.endswith("-done") and i.operands}
+        for instruction in computation.values():
+            kind = instruction.opcode.removesuffix("-start")
+            if kind in COLLECTIVES:
+                # The shape of a start may hold its operands as well, that of the end is the result alone.
+                end = done.get(instruction.name, instruction)
+                counts[kind] += times
+                sizes[kind] += times * sum(array.bytes for array in arrays(end.shape))
+            elif instruction.opcode == "fusion" and instruction.called:
+                add(instruction.called, times)
+
+    for name, times in program.runs():
+        add(name, times)
+    return {kind: {"count": counts[kind], "bytes": sizes[kind]} for kind in COLLECTIVES if counts[kind]}
