@@ -1,10 +1,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+AHEAD ?= .venv-ahead
 REQUIREMENTS := requirements.txt requirements-test.txt constraints.txt
 XDIST := -n auto --maxprocesses=8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test check clean
+.PHONY: setup ahead demo test check clean
 
 setup: $(VENV)/.ready
 
@@ -12,6 +13,16 @@ $(VENV)/.ready: $(REQUIREMENTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-test.txt \
 		-c constraints.txt
+	@touch $@
+
+# The compilers for TPUs and GPUs, for `python -m benchmarks.ahead`. Neither needs a device or a driver. They have an
+# environment of their own, because JAX would otherwise look for TPUs and GPUs in every run.
+ahead: $(AHEAD)/.ready
+
+$(AHEAD)/.ready: requirements.txt requirements-tpu.txt requirements-cuda.txt constraints.txt
+	$(PYTHON) -m venv $(AHEAD)
+	$(AHEAD)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt \
+		-r requirements-tpu.txt -r requirements-cuda.txt -c constraints.txt
 	@touch $@
 
 demo: setup
@@ -30,4 +41,4 @@ check: setup
 	$(BIN)/python -m pytest tests -q -m quick $(XDIST)
 
 clean:
-	rm -rf $(VENV) runs data .cache .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(AHEAD) runs data .cache .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

@@ -1,10 +1,20 @@
-"""Compiles the step of a config for TPUs or GPUs that this machine does not have, and prints what the compiler says.
+"""Compiles steps for TPUs or GPUs that this machine does not have, and prints what the compiler says of them.
 
-Command: python -m benchmarks.ahead CONFIG --topology=v5e:1x1 [--clips=4] [--step=train|eval] [--config.field=value ...]
-         [--until=end|buffers] [--text=FILE] [--out=FILE.jsonl]
-CONFIG is a name in configs/, such as mevit_b16. --clips is the number of clips on each shard of the batch. Estimates
-are the compiler's and not measured. They leave out exchanges between chips, and the operations under `unestimated`.
-`make ahead` installs the compilers; run this program with .venv-ahead/bin/python. The last line is one JSON object.
+Command: python -m benchmarks.ahead CONFIG,CONFIG --topology=v5e:1x1 [--clips=4] [--step=train|eval|predict]
+         [--config.field=value ...] [--largest=true|false] [--until=end|buffers] [--text=FILE] [--out=FILE.jsonl]
+`make ahead` installs the compilers; run this program with .venv-ahead/bin/python. CONFIG is the name of a file in
+configs/, or `all`. --clips is the number of clips on each shard of the batch, without gradient accumulation unless
+--config.train.accumulate is given. --largest=false leaves out the largest batch that fits, which takes four further
+compilations, and --until=buffers leaves out the estimates. --text saves the program.
+
+Prints estimated times by kind of operation, by sublayer and by function, and one JSON line for each config. Estimates
+are the compiler's and not measured, and there are none for GPUs. They leave out exchanges between devices, and the
+operations under `unestimated`. For these, `unestimated_guess_seconds` is a guess: the larger of the time of their bytes
+and twice the time of their products. --out appends the lines to a file. If the command is repeated, the lines of the
+same commit are not compiled again.
+
+`--check=FILE.jsonl` compiles the training steps of six configs again whose lines are in FILE, and names those whose
+share or bytes are worse by more than 5%.
 """
 
 import argparse
@@ -13,94 +23,137 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import jax
 
+from benchmarks.models import CONFIGS
 from configs.loading import FlagError, load, override
-from vidformers.errors import ConfigError
+from input_pipeline.errors import DataError
+from vidformers.errors import ConfigError, require
 from vidformers.models.registry import build
 from vidformers.models.summary import summarise
 from vidformers.parallel import topology
-from vidformers.parallel.account import Account, account
-from vidformers.training.ahead import STEPS, Program, Request, compile_ahead
+from vidformers.parallel.account import Account, Operation, account
+from vidformers.training.ahead import STEPS, Request, compile_ahead, largest_clips
 
 ROOT = Path(__file__).resolve().parent.parent
-_PASSES = {"train": 3, "eval": 1}  # passes of the size of the forward pass
-_LARGEST = 15
+CHECKED = ("mevit_b16", "vit_b16", "timesformer_b16", "havit_b16", "swin_t", "stat_t16")
+_KEY = ("config", "topology", "step", "clips", "changes", "until", "commit")  # lines that agree in these are equal
+_PASSES = {"train": 3, "eval": 1, "predict": 1}  # the products of a step, in forward passes
+_LARGEST_OPERATIONS = 15
+_TOLERANCE = 0.05
 
 
-def read_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
-    """Returns the flags, and the fields of the config that `--config.FIELD=VALUE` sets."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("--topology", required=True)
+def read_arguments(argv: list[str]) -> argparse.Namespace:
+    """Returns the flags. `changes` is {field: value} of the flags `--config.FIELD=VALUE`."""
+    parser = argparse.ArgumentParser(
+        "benchmarks.ahead", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("configs", nargs="?", metavar="CONFIG,CONFIG")
+    parser.add_argument("--topology", help=", ".join(topology.TOPOLOGIES))
     parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--step", choices=STEPS, default="train")
     parser.add_argument("--until", choices=("end", "buffers"), default="end")
-    parser.add_argument("--text")
-    parser.add_argument("--out")
-    flags = [word for word in argv if not word.startswith("--config.")]
-    fields = [word.removeprefix("--config.").partition("=") for word in argv if word.startswith("--config.")]
-    return parser.parse_args(flags), [(name, value) for name, _, value in fields]
+    parser.add_argument("--largest", choices=("true", "false"), default="true")
+    for name in ("text", "out", "check"):
+        parser.add_argument(f"--{name}")
+    args = parser.parse_args([word for word in argv if not word.startswith("--config.")])
+    words = [word.removeprefix("--config.").partition("=") for word in argv if word.startswith("--config.")]
+    args.changes = {name: value for name, _, value in words}
+    if args.check is None and not (args.configs and args.topology):
+        parser.error("CONFIG and --topology are needed, or --check=FILE.jsonl.")
+    return args
 
 
-def products_seconds(config: dict, request: Request, mesh: dict[str, int]) -> float:
+def read_config(name: str, changes: dict[str, str]) -> dict:
+    """Returns a config of configs/ with changed fields, without gradient accumulation unless a change sets it."""
+    config = load(str(ROOT / "configs" / f"{name}.py"))
+    config.train.accumulate = 1
+    for field, value in changes.items():
+        override(config, field, value)
+    return config.to_dict()
+
+
+def products_seconds(request: Request, mesh: dict[str, int]) -> float:
     """Returns the time of the model's own products of one step on one device, at the peak of the chip.
 
     These are the multiply-adds of `--mode=summary`, three times in training: without padding, masked products or
     rematerialisation.
     """
-    macs = summarise(partial(build, **config["model"])).macs_per_view
-    clips = request.clips / mesh["context"] * (config["train"]["accumulate"] if request.step == "train" else 1)
+    macs = summarise(partial(build, **request.config["model"])).macs_per_view
+    micro_batches = request.config["train"]["accumulate"] if request.step == "train" else 1
+    clips = request.clips * micro_batches / mesh["context"]
     return 2 * macs * _PASSES[request.step] * clips / topology.chip(request.topology).peak
 
 
-def report(name: str, request: Request, program: Program) -> dict:
-    """Returns the line of one program."""
-    chip = topology.chip(request.topology)
-    products = products_seconds(request.config, request, program.mesh)
+def guess_seconds(operation: Operation, chip: topology.Chip) -> float:
+    """Returns the larger of the time of an operation's bytes and twice the time of its products."""
+    return max(operation.bytes / chip.bandwidth, 2 * operation.flops / chip.peak)
+
+
+def measure(name: str, request: Request, largest: bool, text_file: str | None = None) -> dict:
+    """Compiles one program, prints its tables and returns its line.
+
+    Raises:
+        ConfigError: the program cannot be compiled.
+    """
+    chip, before = topology.chip(request.topology), commit()
+    program = compile_ahead(request)
+    if text_file and program.text:
+        Path(text_file).write_text(program.text, encoding="utf-8")
     costs = account(program.text) if program.text else None
-    seconds = None
-    if costs is not None and chip.clock is not None and not request.until_buffers:
-        print_table(costs, chip.clock)
-        seconds = costs.cycles / chip.clock
-    return {
+    estimated = costs is not None and chip.clock is not None and not request.until_buffers
+    products = products_seconds(request, program.mesh)
+    seconds = costs.cycles / chip.clock if estimated else None
+    if estimated:
+        print_tables(costs, chip)
+    line = {
+        "benchmark": "ahead",
         "config": name,
         "topology": request.topology,
         "mesh": program.mesh,
         "step": request.step,
         "clips": request.clips,
         "bytes": program.bytes,
-        "largest_clips": None,
+        "state_bytes": program.state_bytes,
+        "largest_clips": largest_clips(request, {request.clips: program.bytes}) if largest else None,
         "estimated_seconds": seconds,
         "products_seconds": products,
         "share": products / seconds if seconds else None,
         "exchanges": costs.exchanges if costs else None,
-        "unestimated": unestimated(costs) if costs and seconds else None,
+        "unestimated": [unestimated_line(operation) for operation in costs.unestimated] if estimated else None,
+        "unestimated_guess_seconds": sum(guess_seconds(each, chip) for each in costs.unestimated)
+        if estimated
+        else None,
         "compile_seconds": round(program.seconds, 1),
+    }
+    after = commit()
+    return line | {
+        "versions": versions(),
+        "commit": before if before == after else f"{before.rstrip('+')}+",
+        "date": datetime.date.today().isoformat(),
     }
 
 
-def unestimated(costs: Account) -> list[dict]:
-    """Returns the operations without an estimate."""
-    return [
-        {"name": each.name, "kind": each.kind, "times": each.times, "bytes": each.bytes, "flops": each.flops,
-         "source": each.source}
-        for each in costs.unestimated
-    ]  # fmt: skip
+def unestimated_line(operation: Operation) -> dict:
+    """Returns the fields of an operation without an estimate."""
+    names = ("name", "kind", "times", "bytes", "flops", "sublayer", "source")
+    return {name: getattr(operation, name) for name in names}
 
 
-def print_table(costs: Account, clock: float) -> None:
-    """Prints the estimated milliseconds by kind, by sublayer and by function, and the largest operations."""
+def print_tables(costs: Account, chip: topology.Chip) -> None:
+    """Prints the estimates by kind, by sublayer and by function, and the largest operations."""
     total = max(costs.cycles, 1)
 
     def row(cycles: int, text: str) -> str:
-        return f"{cycles / clock * 1e3:9.2f} ms {cycles / total:6.1%}  {text}"
+        return f"{cycles / chip.clock * 1e3:9.2f} ms {cycles / total:6.1%}  {text}"
 
-    def function(operation) -> str:
-        return operation.source.rpartition(":")[0] + " " + operation.source.rpartition(" ")[2]
+    def function(operation: Operation) -> str:
+        file, _, rest = operation.source.partition(":")
+        return f"{file} {rest.partition(' ')[2]}"
 
     groups = {"kind": lambda x: x.kind, "sublayer": lambda x: x.sublayer or "(none)", "function": function}
     for title, key in groups.items():
@@ -108,63 +161,124 @@ def print_table(costs: Account, clock: float) -> None:
         for name, cycles in costs.cycles_by(key).items():
             if cycles >= 0.002 * total:
                 print(row(cycles, name))
-    print(f"\nThe {_LARGEST} largest operations:")
-    for each in costs.largest(_LARGEST):
+    print(f"\nThe {_LARGEST_OPERATIONS} largest operations:")
+    for each in costs.largest(_LARGEST_OPERATIONS):
         print(row(each.cycles or 0, f"{each.times} x {each.kind} {each.name} {each.shape[:60]} {each.source}"))
+    for each in costs.unestimated[:_LARGEST_OPERATIONS]:
+        print(f"No estimate: {each.times} x {each.kind} {each.name}, {each.bytes / 1e6:.1f} MB, {each.source}")
+    moved = sum(each.bytes for each in costs.operations if each.kind == "asynchronous copy")
+    print(f"Asynchronous copies, not in the estimate: {moved / 1e9:.2f} GB, {moved / chip.bandwidth * 1e3:.1f} ms")
+
+
+def summary(line: dict) -> str:
+    """Returns a line in words."""
+    chip = topology.chip(line["topology"])
+    parts = [f"{line['bytes'] / 2**30:.2f} of {chip.memory / 2**30:.2f} GiB"]
+    if line["largest_clips"] is not None:
+        parts.append(f"at most {line['largest_clips']} clips fit")
+    if line["share"] is not None:
+        parts.append(
+            f"estimate {line['estimated_seconds'] * 1e3:.1f} ms, products at the peak "
+            f"{line['products_seconds'] * 1e3:.1f} ms, share {line['share']:.1%}"
+        )
+    parts += [f"{kind} {x['count']} x, {x['bytes'] / 1e6:.0f} MB" for kind, x in (line["exchanges"] or {}).items()]
+    head = f"{line['config']}, {line['step']}, {line['clips']} clips a shard, {line['topology']}"
+    return f"{head}: {'; '.join(parts)}; compiled in {line['compile_seconds']:.0f} s."
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of the compilers that are installed."""
-    found = {}
-    for name in ("jax", "jaxlib", "flax", "libtpu", "jax-cuda12-plugin"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    """Returns the versions of JAX and of the compilers that are installed."""
+    names = ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda12-plugin", "nvidia-cudnn-cu12")
+    installed = {name: next(importlib.metadata.distributions(name=name), None) for name in names}
+    return {name: found.version for name, found in installed.items() if found is not None}
 
 
 def commit() -> str:
-    """Returns the commit, with '+' if tracked files have changed."""
+    """Returns the commit, with '+' after it if files that programs depend on have changed since."""
     run = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
-    changed = run(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+    changed = run(["git", "status", "--porcelain", "--", "vidformers", "configs", "benchmarks/ahead.py"]).stdout.strip()
     return run(["git", "rev-parse", "--short", "HEAD"]).stdout.strip() + ("+" if changed else "")
 
 
-def measure(args: argparse.Namespace, fields: list[tuple[str, str]]) -> dict:
-    """Compiles one program and returns its line."""
-    config = load(f"configs/{args.config}.py")
-    config.train.accumulate = 1
-    for name, value in fields:
-        override(config, name, value)
-    request = Request(config.to_dict(), args.topology, args.clips, args.step, args.until == "buffers")
-    program = compile_ahead(request)
-    if args.text and program.text:
-        Path(args.text).write_text(program.text, encoding="utf-8")
-    line = report(args.config, request, program)
-    return line | {
-        "changes": dict(fields),
-        "until": args.until,
-        "versions": versions(),
-        "commit": commit(),
-        "date": datetime.date.today().isoformat(),
+def key(line: dict) -> tuple:
+    """Returns the fields by which two lines are of the same program."""
+    return tuple(str(line.get(name)) for name in _KEY)
+
+
+def read_lines(path: str) -> list[dict]:
+    """Returns the lines of this benchmark in a file."""
+    lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line for line in lines if line.get("benchmark") == "ahead"]
+
+
+def measure_all(args: argparse.Namespace) -> bool:
+    """Prints and records the line of every config. Returns whether all could be compiled."""
+    names = list(CONFIGS) if args.configs == "all" else args.configs.split(",")
+    done = {key(line) for line in read_lines(args.out)} if args.out and Path(args.out).exists() else set()
+    succeeded = True
+    for name in names:
+        shown = {"changes": args.changes, "until": args.until}
+        wanted = shown | {"config": name, "commit": commit()} | {x: getattr(args, x) for x in _KEY[1:4]}
+        if key(wanted) in done and not wanted["commit"].endswith("+"):
+            print(f"{name}: {args.out} has its line already.")
+            continue
+        try:
+            config = read_config(name, args.changes)
+            request = Request(config, args.topology, args.clips, args.step, args.until == "buffers")
+            line = measure(name, request, args.largest == "true", args.text) | shown
+        except (ConfigError, DataError, FlagError) as error:
+            print(f"benchmarks.ahead: {name}: {error}", file=sys.stderr, flush=True)
+            succeeded = False
+            continue
+        print(f"\n{summary(line)}\n{json.dumps(line)}", flush=True)
+        if args.out:
+            with open(args.out, "a", encoding="utf-8") as file:
+                print(json.dumps(line), file=file)
+    return succeeded
+
+
+def worse(old: dict, new: dict) -> Iterator[str]:
+    """Yields a sentence for the share and for the bytes of a program if they are worse by more than 5%."""
+    where = f"{new['config']}, {new['clips']} clips a shard, {new['topology']}"
+    if new["share"] is None or new["share"] < (1 - _TOLERANCE) * old["share"]:
+        share = "none" if new["share"] is None else f"{new['share']:.1%}"
+        yield f"{where}: the share of the products is {share} instead of {old['share']:.1%}."
+    if new["bytes"] > (1 + _TOLERANCE) * old["bytes"]:
+        yield f"{where}: {new['bytes'] / 2**30:.2f} GiB instead of {old['bytes'] / 2**30:.2f}."
+
+
+def check(path: str) -> bool:
+    """Compiles the recorded training steps of `CHECKED` again. Returns whether none is worse."""
+    require(Path(path).is_file(), f"--check={path} does not exist.")
+    recorded = {
+        line["config"]: line
+        for line in read_lines(path)
+        if line["config"] in CHECKED and line["step"] == "train" and line["share"] is not None
     }
+    missing = [name for name in CHECKED if name not in recorded]
+    require(not missing, f"--check={path} has no line with a share for {', '.join(missing)}.")
+    complaints = []
+    for name, old in recorded.items():
+        request = Request(read_config(name, old["changes"]), old["topology"], old["clips"])
+        new = measure(name, request, largest=False)
+        print(f"\n{summary(new)}", flush=True)
+        complaints += worse(old, new)
+    print("\n" + "\n".join(complaints or [f"None of {len(CHECKED)} configs is worse by more than {_TOLERANCE:.0%}."]))
+    return not complaints
 
 
-def main() -> int:
+def main(argv: list[str]) -> int:
+    """Runs the command. Returns 0, 1 if --check found something worse, or 2 after a mistake."""
     jax.config.update("jax_platforms", "cpu")
-    args, fields = read_arguments(sys.argv[1:])
+    args = read_arguments(argv)
     try:
-        line = json.dumps(measure(args, fields))
-    except (ConfigError, FlagError) as error:
+        if args.check is not None:
+            return 0 if check(args.check) else 1
+        return 0 if measure_all(args) else 2
+    except (ConfigError, DataError, FlagError) as error:
         print(f"benchmarks.ahead: {error}", file=sys.stderr)
         return 2
-    print(f"\n{line}")
-    if args.out:
-        with open(args.out, "a", encoding="utf-8") as file:
-            print(line, file=file)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 
 from input_pipeline import Pipeline
 from input_pipeline.annotations import Record
@@ -18,14 +17,12 @@ from vidformers import pretrained
 from vidformers.errors import ConfigError, require
 from vidformers.inference.clip import Clip
 from vidformers.inference.explain.explainer import Explainer, Explanation
-from vidformers.models.fuse import fuse_projections
 from vidformers.models.registry import build
 from vidformers.parallel.batch import put_batch
-from vidformers.parallel.mesh import make_mesh, num_batch_shards, with_mesh
-from vidformers.parallel.state import replicated_sharding
+from vidformers.parallel.mesh import make_mesh, num_batch_shards
 from vidformers.pretrained.native import model_differences
 from vidformers.training.checkpoint import Checkpoints
-from vidformers.training.evaluate import EvalProtocol, log_probabilities_and_features
+from vidformers.training.evaluate import EvalProtocol, prediction_step
 from vidformers.training.optim import make_optimizer
 from vidformers.training.setup import abstract_state
 
@@ -139,19 +136,8 @@ class Predictor:
             self.parameters = self._load_weights(config["init"], abstract)
         else:
             self.parameters = self._restore(config["checkpoint"], workdir, abstract)
-        self._predict = self._jit_predict()
-
-    def _jit_predict(self):
-        """Returns a jitted function (parameters, batch) -> log-probabilities (b classes) and features (b d)."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.parameters)
-
-        def predict(parameters, batch):
-            model = fuse_projections(nnx.merge(self.graph, parameters))
-            average, views_at_once = self.protocol.average, self.protocol.views_at_once
-            return log_probabilities_and_features(model, batch["video"], batch["index"], average, views_at_once)
-
-        replicated = replicated_sharding(self._mesh)
-        return jax.jit(with_mesh(self._mesh, predict), in_shardings=(shardings, None), out_shardings=replicated)
+        self._predict = prediction_step(self.graph, self._mesh, shardings, self.protocol)
 
     def _read_run(self, run: dict[str, Any], config: dict[str, Any], workdir: str | os.PathLike) -> None:
         """Sets `classes` and `remarks` from run.json, and checks that the run has the model of `config`."""

@@ -166,7 +166,13 @@ def _estimate(instruction: Instruction) -> int | None:
 
 
 def _bytes(computation: dict, instruction: Instruction) -> int:
-    """Returns the bytes of the operands and results in device memory. A sliced operand counts whole."""
+    """Returns the bytes of the operands and results in device memory, and of an asynchronous copy those it moves.
+
+    A sliced operand counts whole.
+    """
+    if instruction.opcode.endswith("-start"):
+        # The shape holds the source, the destination and scalars. The destination is not the larger of the two.
+        return min((array.padded_bytes for array in arrays(instruction.shape) if array.dimensions), default=0)
     shapes = [instruction.shape]
     shapes += [computation[name].shape for name in instruction.operands if name in computation]
     return sum(array.padded_bytes for shape in shapes for array in arrays(shape) if array.in_device_memory)
@@ -189,11 +195,11 @@ def _kind(program: Program, instruction: Instruction) -> str:
     if opcode != "fusion":
         return opcode
     inner = program.opcodes(instruction.called)
+    if inner & {"convolution", "dot"}:
+        return "product"
     for kind in COLLECTIVES:
         if kind in inner:
             return kind
-    if inner & {"convolution", "dot"}:
-        return "product"
     if inner & {"reduce", "reduce-window"}:
         return "reduction"
     work = inner - _NO_WORK
@@ -253,20 +259,28 @@ def _scopes(op_name: str) -> Iterator[str]:
 def _exchanges(program: Program) -> dict[str, dict[str, int]]:
     counts: dict[str, int] = defaultdict(int)
     sizes: dict[str, int] = defaultdict(int)
-
-    def add(name: str, times: int) -> None:
-        computation = program.computations.get(name, {})
-        done = {i.operands[0]: i for i in computation.values() if i.opcode.endswith("-done") and i.operands}
-        for instruction in computation.values():
-            kind = instruction.opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
-                # The shape of a start may hold its operands as well, that of the end is the result alone.
-                end = done.get(instruction.name, instruction)
-                counts[kind] += times
-                sizes[kind] += times * sum(array.bytes for array in arrays(end.shape))
-            elif instruction.opcode == "fusion" and instruction.called:
-                add(instruction.called, times)
-
     for name, times in program.runs():
-        add(name, times)
+        for kind, shape in _collectives_in(program, name):
+            counts[kind] += times
+            sizes[kind] += times * sum(array.bytes for array in arrays(shape))
     return {kind: {"count": counts[kind], "bytes": sizes[kind]} for kind in COLLECTIVES if counts[kind]}
+
+
+def _collectives_in(program: Program, name: str) -> Iterator[tuple[str, str]]:
+    """Yields (kind, shape of the result) of each collective in a computation and in its fusions."""
+    computation = program.computations.get(name, {})
+    ends = {i.operands[0]: i for i in computation.values() if i.opcode.endswith("-done") and i.operands}
+    starts = any("AsyncCollectiveStart" in i.attributes for i in computation.values())
+    for instruction in computation.values():
+        kind = instruction.opcode.removesuffix("-start")
+        called = instruction.called or ""
+        if kind in COLLECTIVES:
+            # On TPUs, the fusions that run while a collective is under way contain the collective, too. It counts
+            # where it starts.
+            if starts or "chain_id=" not in instruction.attributes:
+                # The shape of a start may hold its operands as well. The shape of the end is the result alone.
+                yield kind, ends.get(instruction.name, instruction).shape
+        elif instruction.opcode == "fusion" and called.startswith("all-reduce-scatter"):
+            yield "reduce-scatter", instruction.shape
+        elif instruction.opcode == "fusion":
+            yield from _collectives_in(program, called)

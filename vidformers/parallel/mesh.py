@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from vidformers.errors import require
@@ -55,12 +56,18 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, context: int = 1, devices: Seque
         f"{local_count}, so that the frames of a clip stay within a process.",
     )
     axis_types = (AxisType.Auto,) * len(AXES)
-    mesh = jax.make_mesh((data, fsdp, context), AXES, devices=devices, axis_types=axis_types)
+    shape = (data, fsdp, context)
+    try:
+        mesh = jax.make_mesh(shape, AXES, devices=devices, axis_types=axis_types)
+    except NotImplementedError:
+        # An axis of the mesh is a part of an axis of the TPU slice. jax.make_mesh allows this on TPU v5e alone.
+        split = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        mesh = Mesh(split, AXES, axis_types=axis_types)
     if any(len({device.process_index for device in group}) > 1 for group in mesh.devices.reshape(-1, context)):
         # jax.make_mesh optimises for the links between devices, for example on a TPU, and may spread `context` over
         # processes. Sorting by process and id keeps it within one, since `context` divides the devices of a process.
         devices = sorted(devices, key=lambda device: (device.process_index, device.id))
-        mesh = Mesh(np.reshape(devices, (data, fsdp, context)), AXES, axis_types=axis_types)
+        mesh = Mesh(np.reshape(devices, shape), AXES, axis_types=axis_types)
     return mesh
 
 

@@ -86,8 +86,8 @@ dnn_version_info { major: 9 minor: 10 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
-# libtpu reads these variables when it is loaded. The first two keep it from searching for a TPU and from allowing one
-# process only. The others silence warnings.
+# libtpu reads these variables when it is loaded. With the first it does not search for a TPU. With the second it works
+# beside another process that has loaded libtpu. The others silence warnings.
 _LIBTPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -120,7 +120,7 @@ def is_tpu(topology: str) -> bool:
 def devices(topology: str) -> list[jax.Device]:
     """Returns the described devices of a topology, for `parallel.mesh.make_mesh`.
 
-    Programs for them compile but cannot run. On TPUs, call it within `libtpu_lock`.
+    Programs for them compile but cannot run.
 
     Raises:
         ConfigError: the topology is unknown, or its compiler is not installed.
@@ -158,7 +158,10 @@ def _is_installed(module: str) -> bool:
 
 @contextmanager
 def libtpu_lock() -> Iterator[None]:
-    """Holds the lock that lets one process at a time use libtpu. Waits for another process, and says so."""
+    """Holds the lock by which one process at a time compiles with libtpu. Waits for another process, and says so.
+
+    A compilation takes all cores and several GiB of memory.
+    """
     with open(_LOCK, "a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

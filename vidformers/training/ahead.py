@@ -11,19 +11,22 @@ import re
 import tempfile
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
+from input_pipeline.errors import DataError
 from vidformers.errors import ConfigError, require
 from vidformers.parallel import memory, topology
 from vidformers.parallel.account import buffer_bytes
 from vidformers.parallel.batch import abstract_batch
 from vidformers.parallel.mesh import make_mesh, num_batch_shards
+from vidformers.training.evaluate import prediction_step
 from vidformers.training.setup import Setup, lower_training_step, set_up
 
-STEPS = ("train", "eval")
+STEPS = ("train", "eval", "predict")
 _CLIPS_PER_EPOCH = 100_000  # a program depends on the length of an epoch only by constants of its schedule
 _POLL_SECONDS = 0.3
 _BUFFERS = (
@@ -39,7 +42,7 @@ class Request(NamedTuple):
         config: the config of a run as nested dicts. Its data need not exist. `train.batch_size` is ignored.
         topology: one of `topology.TOPOLOGIES`.
         clips: clips of a micro-batch on each shard of the batch axis.
-        step: 'train', or 'eval', which evaluates one view.
+        step: 'train'; or 'eval' or 'predict', which take one view of each video, with `data.frames` frames.
         until_buffers: stops on TPUs after the buffer assignment. Then the program has no estimates of cycles.
     """
 
@@ -55,12 +58,14 @@ class Program(NamedTuple):
 
     Attributes:
         bytes: bytes that one device holds while the program runs, by the buffer assignment.
+        state_bytes: the part of them that holds the training state, or the parameters in 'eval' and 'predict'.
         mesh: sizes of the axes of the mesh.
         seconds: time of the compilation.
         text: the text of the program for `parallel.account`, or None if the program does not fit in device memory.
     """
 
     bytes: int
+    state_bytes: int
     mesh: dict[str, int]
     seconds: float
     text: str | None
@@ -86,6 +91,48 @@ def compile_ahead(request: Request) -> Program:
             process.join()
 
 
+def largest_clips(request: Request, known: dict[int, int] | None = None) -> int:
+    """Returns the largest number of clips with which the program fits in device memory, or 0 if one clip does not fit.
+
+    Memory grows almost linearly with the clips. So the search extrapolates from two programs, and compiles the batch
+    that it finds and the next larger one.
+
+    Args:
+        request: the program. Its number of clips is the first to be tried.
+        known: {clips: bytes} of programs that have been compiled already.
+    """
+    limit = topology.chip(request.topology).memory
+    sizes = dict(known or {})
+    clips: int | None = request.clips
+    while clips is not None:
+        if clips not in sizes:
+            sizes[clips] = compile_ahead(request._replace(clips=clips, until_buffers=True)).bytes
+        clips = next_clips(sizes, limit)
+    return max((clips for clips, size in sizes.items() if size <= limit), default=0)
+
+
+def next_clips(sizes: dict[int, int], limit: int) -> int | None:
+    """Returns the number of clips to try next in the search for the largest, or None if the search has ended.
+
+    Args:
+        sizes: {clips: bytes} of the programs so far, at least one.
+        limit: the bytes of device memory.
+    """
+    fitting = sorted(clips for clips, size in sizes.items() if size <= limit)
+    failing = sorted(clips for clips, size in sizes.items() if size > limit)
+    below, above = max(fitting, default=0), min(failing, default=None)
+    if above is not None and above - below == 1:
+        return None
+    if len(sizes) == 1:
+        return 2 * below if fitting else above // 2
+    # The two programs closest to the limit.
+    low, high = (fitting[-1], failing[0]) if fitting and failing else fitting[-2:] or failing[:2]
+    slope = max((sizes[high] - sizes[low]) / (high - low), 1)
+    guess = int(low + (limit - sizes[low]) / slope)
+    guess = max(guess, below + 1)
+    return guess if above is None else min(guess, above - 1)
+
+
 def _wait(request: Request, process, folder: Path) -> Program:
     """Waits until the process has written its result or, if this suffices, the buffer assignment."""
     while process.is_alive():
@@ -93,8 +140,10 @@ def _wait(request: Request, process, folder: Path) -> Program:
         if request.until_buffers and topology.is_tpu(request.topology) and _has_buffers(folder):
             started = json.loads((folder / "started.json").read_text(encoding="utf-8"))
             (text,) = (folder / "dump").glob(_BUFFERS[0])
-            seconds = time.time() - started["time"]
-            return Program(buffer_bytes(folder / "dump"), started["mesh"], seconds, text.read_text(encoding="utf-8"))
+            seconds = time.time() - started.pop("time")
+            return Program(
+                bytes=buffer_bytes(folder / "dump"), seconds=seconds, text=text.read_text(encoding="utf-8"), **started
+            )
     result = folder / "result.json"
     require(result.exists(), f"The compiler for --topology={request.topology} ended with status {process.exitcode}.")
     fields = json.loads(result.read_text(encoding="utf-8"))
@@ -119,7 +168,7 @@ def _compile(request: Request, folder: Path) -> None:
         fields, text = _compile_here(request, folder)
         if text is not None:
             (folder / "program.txt").write_text(text, encoding="utf-8")
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         fields = {"error": str(error)}
     part = folder / "result.part"
     part.write_text(json.dumps(fields), encoding="utf-8")
@@ -129,11 +178,16 @@ def _compile(request: Request, folder: Path) -> None:
 
 def _compile_here(request: Request, folder: Path) -> tuple[dict, str | None]:
     setup = describe(request)
-    mesh = dict(setup.mesh.shape)
+    state = setup.abstract if request.step == "train" else setup.abstract.eval_parameters
+    fields = {
+        "state_bytes": sum(memory.shard_bytes(leaf) for leaf in jax.tree.leaves(state)),
+        "mesh": dict(setup.mesh.shape),
+    }
     lowered = lower(setup, request)
     tpu = topology.is_tpu(request.topology)
-    (folder / "started.json").write_text(json.dumps({"time": time.time(), "mesh": mesh}), encoding="utf-8")
-    started = time.perf_counter()
+    started = time.time()
+    (folder / "started.json").write_text(json.dumps(fields | {"time": started}), encoding="utf-8")
+    # Without the second option, XLA (jaxlib 0.10) fails at products for which Triton has no tiles.
     options = {"xla_dump_to": str(folder / "dump")} if tpu else {"xla_gpu_enable_triton_gemm": False}
     try:
         compiled = lowered.compile(compiler_options=options)
@@ -142,12 +196,11 @@ def _compile_here(request: Request, folder: Path) -> tuple[dict, str | None]:
         if found is None:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"The compiler for --topology={request.topology} failed: {reason}") from error
-        arguments = sum(memory.shard_bytes(leaf) for leaf in jax.tree.leaves(setup.abstract))
-        needed = arguments + int(float(found.group(1)) * 2**30)
-        return {"bytes": needed, "mesh": mesh, "seconds": time.perf_counter() - started}, None
-    seconds = time.perf_counter() - started
-    needed = buffer_bytes(folder / "dump") if tpu else memory.program_bytes(compiled)
-    return {"bytes": needed, "mesh": mesh, "seconds": seconds}, compiled.as_text()
+        fields["bytes"] = fields["state_bytes"] + int(float(found.group(1)) * 2**30)
+        return fields | {"seconds": time.time() - started}, None
+    fields["seconds"] = time.time() - started
+    fields["bytes"] = buffer_bytes(folder / "dump") if tpu else memory.program_bytes(compiled)
+    return fields, compiled.as_text()
 
 
 def describe(request: Request) -> Setup:
@@ -170,8 +223,11 @@ def lower(setup: Setup, request: Request):
     """Returns the step of a request, lowered for the mesh of the setup."""
     if request.step == "train":
         return lower_training_step(setup)
-    protocol = setup.periodic_protocol
+    protocol = replace(setup.periodic_protocol, frames=None)
     data, rows = setup.config["data"], request.clips * num_batch_shards(setup.mesh)
-    video = (rows, 1, protocol.frames or data["frames"], data["size"], data["size"], 3)
-    step = setup.evaluator(protocol).step
+    video = (rows, 1, data["frames"], data["size"], data["size"], 3)
+    if request.step == "eval":
+        step = setup.evaluator(protocol).step
+    else:
+        step = prediction_step(setup.graph, setup.mesh, setup.shardings.eval_parameters, protocol)
     return step.lower(setup.abstract.eval_parameters, abstract_batch(setup.mesh, video))

@@ -107,6 +107,25 @@ def log_probabilities_and_features(model, video, index, average: str, views_at_o
     return _average(model.head(features), average), features.mean(axis=0)
 
 
+def prediction_step(graph, mesh, parameter_shardings, protocol: EvalProtocol):
+    """Returns a jitted function (parameters, batch) -> log-probabilities (b classes) and features (b d).
+
+    Args:
+        graph: the graph definition of the model.
+        mesh: the device mesh.
+        parameter_shardings: the shardings of the parameters.
+        protocol: how the views of a video are averaged.
+    """
+
+    def predict(parameters, batch):
+        model = fuse_projections(nnx.merge(graph, parameters))
+        average, views_at_once = protocol.average, protocol.views_at_once
+        return log_probabilities_and_features(model, batch["video"], batch["index"], average, views_at_once)
+
+    replicated = replicated_sharding(mesh)
+    return jax.jit(with_mesh(mesh, predict), in_shardings=(parameter_shardings, None), out_shardings=replicated)
+
+
 def _map_views(run, video, index, views_at_once):
     """Returns the outputs of `run` for each view, stacked: (v b ...)."""
     views = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (video, index))
