@@ -9,9 +9,9 @@ compilations, and --until=buffers leaves out the estimates. --text saves the pro
 
 Prints estimated times by kind of operation, by sublayer and by function, and one JSON line for each config. Estimates
 are the compiler's and not measured, and there are none for GPUs. They leave out exchanges between devices, and the
-operations under `unestimated`. For these, `unestimated_guess_seconds` is a guess: the larger of the time of their bytes
-and twice the time of their products. --out appends the lines to a file. If the command is repeated, the lines of the
-same commit are not compiled again.
+operations under `unestimated`, such as Pallas kernels. `unestimated_guess_seconds` is a guess for these: the larger of
+the time of their bytes and twice the time of their products. --out appends the lines to a file. If the command is
+repeated, the lines of the same commit are not compiled again.
 
 `--check=FILE.jsonl` compiles the training steps of six configs again whose lines are in FILE, and names those whose
 share or bytes are worse by more than 5%.
@@ -70,6 +70,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
 
 def read_config(name: str, changes: dict[str, str]) -> dict:
     """Returns a config of configs/ with changed fields, without gradient accumulation unless a change sets it."""
+    require(name in CONFIGS, f"The config {name} is unknown. Use all, or some of {', '.join(CONFIGS)}.")
     config = load(str(ROOT / "configs" / f"{name}.py"))
     config.train.accumulate = 1
     for field, value in changes.items():
@@ -89,9 +90,15 @@ def products_seconds(request: Request, mesh: dict[str, int]) -> float:
     return 2 * macs * _PASSES[request.step] * clips / topology.chip(request.topology).peak
 
 
-def guess_seconds(operation: Operation, chip: topology.Chip) -> float:
-    """Returns the larger of the time of an operation's bytes and twice the time of its products."""
-    return max(operation.bytes / chip.bandwidth, 2 * operation.flops / chip.peak)
+def guess_seconds(operations: list[Operation], kernel_flops: int, chip: topology.Chip) -> float:
+    """Returns a guess of the time of operations without an estimate.
+
+    This is the time of their bytes. For all Pallas kernels together, it is twice the time of their products if that is
+    larger.
+    """
+    kernels = sum(each.bytes for each in operations if each.kind == "kernel") / chip.bandwidth
+    others = sum(each.bytes for each in operations if each.kind != "kernel") / chip.bandwidth
+    return others + max(kernels, 2 * kernel_flops / chip.peak)
 
 
 def measure(name: str, request: Request, largest: bool, text_file: str | None = None) -> dict:
@@ -140,7 +147,7 @@ def measure(name: str, request: Request, largest: bool, text_file: str | None = 
 
 def unestimated_line(operation: Operation) -> dict:
     """Returns the fields of an operation without an estimate."""
-    names = ("name", "kind", "times", "bytes", "flops", "sublayer", "source")
+    names = ("name", "kind", "times", "bytes", "sublayer", "source")
     return {name: getattr(operation, name) for name in names}
 
 

@@ -21,7 +21,7 @@ from vidformers.models.fuse import fuse_projections
 from vidformers.parallel.batch import abstract_batch
 from vidformers.parallel.mesh import make_mesh
 from vidformers.training.optim import make_optimizer
-from vidformers.training.setup import abstract_state, lower_step
+from vidformers.training.setup import abstract_state, trace_step
 from vidformers.training.step import initial_state, make_step
 
 # Environment of a malloc that keeps freed memory: jemalloc, or glibc's malloc where jemalloc is not installed.
@@ -70,7 +70,7 @@ class LoweredStep:
         self.init = partial(initial_state, make_model, optimizer, None, 0)
         self.batch = abstract_batch(mesh, (rows, *nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))).shape))
         step = make_step(graph, optimizer, rate, seed=0, in_backward=in_backward)
-        self.lowered = lower_step(step, mesh, self.abstract, self.batch)
+        self.lowered = trace_step(step, mesh, self.abstract, self.batch).lower()
 
 
 class TrainingStep(LoweredStep):

@@ -18,33 +18,51 @@ class Macs(NamedTuple):
 def count_macs(function, *args) -> Macs:
     """Returns the multiply-adds of `function(*args)`, counted in its jaxpr. Nothing is computed.
 
-    The body of a loop counts once for each iteration. A product with batch dimensions multiplies tokens with tokens
-    (query-key, weight-value), so it is not `linear`. Elementwise operations, norms and softmax are not counted, as in
-    papers, whose "GFLOPs" are multiply-adds.
+    The body of a loop counts once for each iteration, that of a Pallas kernel once for each point of its grid. A
+    product with batch dimensions multiplies tokens with tokens (query-key, weight-value), so it is not `linear`.
+    Elementwise operations, norms and softmax are not counted, as in papers, whose "GFLOPs" are multiply-adds.
     """
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def count_kernel_macs(jaxpr) -> int:
+    """Returns the multiply-adds of the Pallas kernels in a jaxpr, as if every kernel ran all of its branches."""
+    total = 0
+    for equation in jaxpr.eqns:
+        is_kernel = equation.primitive.name == "pallas_call"
+        for inner in _inner_jaxprs(equation.params):
+            total += _runs(equation) * (_count(inner).total if is_kernel else count_kernel_macs(inner))
+    return total
 
 
 def _count(jaxpr) -> Macs:
     total = linear = 0
     for equation in jaxpr.eqns:
-        out = equation.outvars[0].aval
         if equation.primitive.name == "dot_general":
             (contract, _), (batch, _) = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
-            macs = math.prod(out.shape) * math.prod(shape[i] for i in contract)
+            macs = math.prod(equation.outvars[0].aval.shape) * math.prod(shape[i] for i in contract)
             total, linear = total + macs, linear + (0 if batch else macs)
         elif equation.primitive.name == "conv_general_dilated":
             kernel = equation.invars[1].aval.shape
             outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-            macs = math.prod(out.shape) * math.prod(kernel) // outputs
+            macs = math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // outputs
             total, linear = total + macs, linear + macs
         else:
-            times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+            times = _runs(equation)
             for inner in _inner_jaxprs(equation.params):
                 inner_macs = _count(inner)
                 total, linear = total + times * inner_macs.total, linear + times * inner_macs.linear
     return Macs(total, linear)
+
+
+def _runs(equation) -> int:
+    """Returns how often the inner jaxpr of an equation runs: the length of a scan, or the grid of a Pallas kernel."""
+    if equation.primitive.name == "scan":
+        return equation.params["length"]
+    if equation.primitive.name == "pallas_call":
+        return math.prod(equation.params["grid_mapping"].grid)
+    return 1
 
 
 def _inner_jaxprs(params):

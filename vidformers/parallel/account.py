@@ -21,10 +21,10 @@ _MOVES = {"copy", "transpose", "reshape", "convert", "slice", "dynamic-slice", "
           "reverse"}  # fmt: skip
 _NO_WORK = {"parameter", "bitcast", "tuple", "constant", "get-tuple-element", "fusion"}
 _BOOKKEEPING = ("AllocateBuffer", "ConcatBitcast", "Sharding")  # custom calls that compute nothing
+_KERNEL = "tpu_custom_call"  # the target of Pallas kernels on TPUs
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _RESHAPE_CYCLES = re.compile(r'"integer_config":\{"integer":"(\d+)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
-_FLOPS = re.compile(r'"flops":"?(\d+)')
 _WRAPPER = re.compile(r"^(?:transpose|jvp|vmap|remat|checkpoint|custom_vjp|custom_jvp)\((.*)\)$")
 _STRUCTURE = {"", "while", "body", "cond", "closed_call", "checkpoint", "rematted_computation", "remat"}
 _PACKAGE = "/vidformers/"
@@ -37,11 +37,11 @@ class Operation(NamedTuple):
 
     Attributes:
         name: the name of the instruction.
-        kind: 'product', 'reduction', 'stack' (of a scan), 'reshape', 'copy', 'elementwise', a collective or an opcode.
+        kind: 'product', 'reduction', 'stack' (of the results of a scan), 'copy', 'asynchronous copy', 'elementwise',
+            'kernel' (of Pallas), 'custom call NAME', a collective, or an opcode such as 'reshape'.
         times: how often it runs in one run of the program.
         cycles: estimated cycles of all runs, or None if the compiler gives no estimate.
         bytes: bytes of its operands and results in device memory, of all runs.
-        flops: of a custom call, the floating-point operations that it declares, of all runs.
         shape: the text of the shape of its result.
         sublayer: the names of `jax.named_scope`, and the class that the block calls. Outside of blocks, the innermost
             class or function of the library.
@@ -53,7 +53,6 @@ class Operation(NamedTuple):
     times: int
     cycles: int | None
     bytes: int
-    flops: int
     shape: str
     sublayer: str
     source: str
@@ -87,7 +86,7 @@ class Account(NamedTuple):
             for operation in self.operations
             if operation.cycles is None
             and operation.kind not in (*COLLECTIVES, "asynchronous copy")
-            and (operation.bytes / operation.times >= _SMALL or operation.kind.startswith("custom call"))
+            and (operation.bytes / operation.times >= _SMALL or operation.kind.startswith(("kernel", "custom call")))
         ]
         return sorted(found, key=lambda operation: -operation.bytes)
 
@@ -144,7 +143,6 @@ def _takes_time(instruction: Instruction) -> bool:
 
 def _operation(program: Program, computation: dict, instruction: Instruction, times: int) -> Operation:
     cycles = _estimate(instruction)
-    flops = _FLOPS.search(instruction.attributes) if instruction.opcode == "custom-call" else None
     sublayer, source = _origin(program, computation, instruction)
     return Operation(
         name=instruction.name,
@@ -152,7 +150,6 @@ def _operation(program: Program, computation: dict, instruction: Instruction, ti
         times=times,
         cycles=None if cycles is None else cycles * times,
         bytes=_bytes(computation, instruction) * times,
-        flops=int(flops.group(1)) * times if flops else 0,
         shape=re.sub(r"\{[^}]*\}", "", instruction.shape),
         sublayer=sublayer,
         source=source,
@@ -166,15 +163,19 @@ def _estimate(instruction: Instruction) -> int | None:
 
 
 def _bytes(computation: dict, instruction: Instruction) -> int:
-    """Returns the bytes of the operands and results in device memory, and of an asynchronous copy those it moves.
+    """Returns the bytes of the operands and results in device memory. A copy or a slice counts those that it moves.
 
-    A sliced operand counts whole.
+    A fusion that slices an operand counts the whole operand.
     """
     if instruction.opcode.endswith("-start"):
         # The shape holds the source, the destination and scalars. The destination is not the larger of the two.
         return min((array.padded_bytes for array in arrays(instruction.shape) if array.dimensions), default=0)
     shapes = [instruction.shape]
     shapes += [computation[name].shape for name in instruction.operands if name in computation]
+    if instruction.opcode in ("dynamic-slice", "slice"):
+        shapes = [instruction.shape] * 2
+    elif instruction.opcode == "dynamic-update-slice":  # in place: the shapes are those of the result, target, update
+        shapes = shapes[2:3] * 2
     return sum(array.padded_bytes for shape in shapes for array in arrays(shape) if array.in_device_memory)
 
 
@@ -187,6 +188,8 @@ def _kind(program: Program, instruction: Instruction) -> str:
         return "asynchronous copy"
     if opcode == "custom-call":
         name = target.group(1) if target else ""
+        if name == _KERNEL:
+            return "kernel"
         return "product" if "cublas" in name or "gemm" in name else f"custom call {name}"
     if opcode in ("convolution", "dot"):
         return "product"

@@ -19,12 +19,13 @@ import jax
 
 from input_pipeline.errors import DataError
 from vidformers.errors import ConfigError, require
+from vidformers.models.summary import count_kernel_macs
 from vidformers.parallel import memory, topology
 from vidformers.parallel.account import buffer_bytes
 from vidformers.parallel.batch import abstract_batch
 from vidformers.parallel.mesh import make_mesh, num_batch_shards
 from vidformers.training.evaluate import prediction_step
-from vidformers.training.setup import Setup, lower_training_step, set_up
+from vidformers.training.setup import Setup, set_up, trace_training_step
 
 STEPS = ("train", "eval", "predict")
 _CLIPS_PER_EPOCH = 100_000  # a program depends on the length of an epoch only by constants of its schedule
@@ -60,6 +61,7 @@ class Program(NamedTuple):
         bytes: bytes that one device holds while the program runs, by the buffer assignment.
         state_bytes: the part of them that holds the training state, or the parameters in 'eval' and 'predict'.
         mesh: sizes of the axes of the mesh.
+        kernel_flops: floating-point operations in the products of Pallas kernels. Compilers do not know them.
         seconds: time of the compilation.
         text: the text of the program for `parallel.account`, or None if the program does not fit in device memory.
     """
@@ -67,6 +69,7 @@ class Program(NamedTuple):
     bytes: int
     state_bytes: int
     mesh: dict[str, int]
+    kernel_flops: int
     seconds: float
     text: str | None
 
@@ -183,8 +186,9 @@ def _compile_here(request: Request, folder: Path) -> tuple[dict, str | None]:
         "state_bytes": sum(memory.shard_bytes(leaf) for leaf in jax.tree.leaves(state)),
         "mesh": dict(setup.mesh.shape),
     }
-    lowered = lower(setup, request)
-    tpu = topology.is_tpu(request.topology)
+    traced = trace(setup, request)
+    fields["kernel_flops"] = 2 * count_kernel_macs(traced.jaxpr.jaxpr)
+    lowered, tpu = traced.lower(), topology.is_tpu(request.topology)
     started = time.time()
     (folder / "started.json").write_text(json.dumps(fields | {"time": started}), encoding="utf-8")
     # Without the second option, XLA (jaxlib 0.10) fails at products for which Triton has no tiles.
@@ -219,10 +223,10 @@ def describe(request: Request) -> Setup:
     return set_up(config | sections, devices=devices, clips_per_epoch=_CLIPS_PER_EPOCH)
 
 
-def lower(setup: Setup, request: Request):
-    """Returns the step of a request, lowered for the mesh of the setup."""
+def trace(setup: Setup, request: Request) -> jax.stages.Traced:
+    """Returns the step of a request, traced for the mesh of the setup."""
     if request.step == "train":
-        return lower_training_step(setup)
+        return trace_training_step(setup)
     protocol = replace(setup.periodic_protocol, frames=None)
     data, rows = setup.config["data"], request.clips * num_batch_shards(setup.mesh)
     video = (rows, 1, data["frames"], data["size"], data["size"], 3)
@@ -230,4 +234,4 @@ def lower(setup: Setup, request: Request):
         step = setup.evaluator(protocol).step
     else:
         step = prediction_step(setup.graph, setup.mesh, setup.shardings.eval_parameters, protocol)
-    return step.lower(setup.abstract.eval_parameters, abstract_batch(setup.mesh, video))
+    return step.trace(setup.abstract.eval_parameters, abstract_batch(setup.mesh, video))

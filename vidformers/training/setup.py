@@ -296,12 +296,12 @@ def initialise(setup: Setup, pretrained: Pretrained | None = None) -> State:
 
 
 def compile_step(setup: Setup, **changes):
-    """Returns the training step, compiled for the mesh of the run. The arguments are those of `lower_training_step`."""
-    return lower_training_step(setup, **changes).compile()
+    """Returns the training step, compiled for the mesh of the run. The arguments are those of `trace_training_step`."""
+    return trace_training_step(setup, **changes).lower().compile()
 
 
-def lower_training_step(setup: Setup, **changes):
-    """Returns the training step, lowered for the mesh of the run.
+def trace_training_step(setup: Setup, **changes) -> jax.stages.Traced:
+    """Returns the training step, traced for the mesh of the run.
 
     Args:
         **changes: values that replace those of the config: fields of the model, `accumulate` or `in_backward`.
@@ -328,14 +328,14 @@ def lower_training_step(setup: Setup, **changes):
     data = setup.config["data"]
     video = (config.batch_size, data["frames"], data["size"], data["size"], 3)
     batch = abstract_batch(setup.mesh, video, stop=jax.process_count() > 1)
-    return lower_step(step, setup.mesh, setup.abstract, batch)
+    return trace_step(step, setup.mesh, setup.abstract, batch)
 
 
-def lower_step(step, mesh, abstract: State, batch: dict):
-    """Returns `step` lowered for a mesh. State and batch are trees of `jax.ShapeDtypeStruct` with shardings."""
+def trace_step(step, mesh, abstract: State, batch: dict) -> jax.stages.Traced:
+    """Returns `step` traced for a mesh. State and batch are trees of `jax.ShapeDtypeStruct` with shardings."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     jitted = jax.jit(with_mesh(mesh, step), donate_argnums=0, out_shardings=(shardings, replicated_sharding(mesh)))
-    return jitted.lower(abstract, batch)
+    return jitted.trace(abstract, batch)
 
 
 def compile_within_memory(setup: Setup, limit: float | None = None):
