@@ -132,9 +132,9 @@ def measure(name: str, request: Request, largest: bool, text_file: str | None = 
         "share": products / seconds if seconds else None,
         "exchanges": costs.exchanges if costs else None,
         "unestimated": [unestimated_line(operation) for operation in costs.unestimated] if estimated else None,
-        "unestimated_guess_seconds": sum(guess_seconds(each, chip) for each in costs.unestimated)
-        if estimated
-        else None,
+        "unestimated_guess_seconds": (
+            guess_seconds(costs.unestimated, program.kernel_flops, chip) if estimated else None
+        ),
         "compile_seconds": round(program.seconds, 1),
     }
     after = commit()

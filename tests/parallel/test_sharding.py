@@ -82,3 +82,16 @@ def test_a_mesh_covers_the_devices_or_is_refused_in_a_sentence():
     for mesh in ((3, 1, 1), (-1, 3, 1), (8, 2, 1), (0, 1, 1), (-1, 0, 1), (-1, 16, 1), (-1, 1, 3), (-1, 1, 0)):
         with pytest.raises(ConfigError, match=r"^mesh\.data=.* mesh\.fsdp=.* mesh\.context=.*\.$"):
             make_mesh(**dict(zip(("data", "fsdp", "context"), mesh, strict=True)))
+
+
+@pytest.mark.quick
+def test_an_axis_of_the_mesh_may_be_a_part_of_an_axis_of_the_devices(monkeypatch):
+    """`jax.make_mesh` refuses this on most TPUs, such as (2, 4, 2) on a slice of 4 x 4."""
+
+    def refuse(*args, **kwargs):
+        raise NotImplementedError("set allow_split_physical_axes to True")
+
+    monkeypatch.setattr(jax, "make_mesh", refuse)
+    mesh = make_mesh(data=2, fsdp=2, context=2)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "context": 2}
+    assert {device.id for device in mesh.devices.flat} == set(range(8))
