@@ -221,6 +221,7 @@ def read_lines(path: str) -> list[dict]:
 def measure_all(args: argparse.Namespace) -> bool:
     """Prints and records the line of every config. Returns whether all could be compiled."""
     names = list(CONFIGS) if args.configs == "all" else args.configs.split(",")
+    require(len(names) == 1 or args.text is None, "--text saves the program of one config. Name one, not several.")
     done = {key(line) for line in read_lines(args.out)} if args.out and Path(args.out).exists() else set()
     succeeded = True
     for name in names:

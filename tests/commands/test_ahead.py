@@ -112,6 +112,7 @@ def test_a_config_that_cannot_be_compiled_does_not_stop_the_others(compiled, cap
         (["vit_b16", "--topology=v9:1"], "--topology=v9:1 is unknown"),
         (["vit_b16", "--topology=v5e:1x1", "--config.model.depht=2"], "did you mean --config.model.depth?"),
         (["vit_b16", "--topology=v5e:1x1", "--clips=0"], "--clips=0 must be at least 1"),
+        (["all", "--topology=v5e:1x1", "--text=program.txt"], "--text saves the program of one config"),
         (["--check=absent.jsonl"], "--check=absent.jsonl does not exist"),
     ],
 )
