@@ -169,8 +169,8 @@ def test_operations_without_an_estimate_are_listed():
         f"%c = f32[1024,128]{{1,0}} copy(%a), {CYCLES % 9}",
         "%n = f32[1024,128]{1,0} negate(%a)",
         "%small = f32[4]{0} negate(%t)",
-        "%p = (f32[1024,128]{1,0:S(1)}, f32[1024,128]{1,0}, u32[]) copy-start(%a)",
-        "%q = f32[1024,128]{1,0:S(1)} copy-done(%p)",
+        "%p = ((f32[1024,128]{1,0}), f32[256,128]{1,0:S(1)}, u32[]) slice-start(%a), slice={[0:256], [0:128]}",
+        "%q = f32[256,128]{1,0:S(1)} slice-done(%p)",
     )
     costs = account(text)
     assert [(each.name, each.kind) for each in costs.unestimated] == [
@@ -180,7 +180,16 @@ def test_operations_without_an_estimate_are_listed():
     ]
     assert costs.cycles == 9
     (copied,) = (each for each in costs.operations if each.kind == "asynchronous copy")
-    assert copied.bytes == 1024 * 128 * 4
+    assert copied.bytes == 256 * 128 * 4
+
+
+def test_bytes_in_the_memory_of_the_core_are_not_counted():
+    text = entry(
+        "%a = f32[1024,128]{1,0:S(1)} parameter(0)",
+        f"%c = f32[1024,128]{{1,0}} negate(%a), {CYCLES % 9}",
+        f"%d = f32[1024,128]{{1,0:S(1)}} negate(%a), {CYCLES % 9}",
+    )
+    assert [each.bytes for each in account(text).operations] == [1024 * 128 * 4, 0]
 
 
 def test_an_update_in_place_counts_the_bytes_of_the_update():
@@ -219,11 +228,16 @@ def test_frames_are_read_whatever_number_a_frame_without_parent_has():
         assert [frame.function for frame in Program(head).stack(3)] == ["Mlp.__call__", "Block.__call__", "main"]
 
 
+def test_a_circular_table_of_frames_ends():
+    circular = HEAD.replace("location_id=2 parent_frame_id=2", "location_id=2 parent_frame_id=4")
+    assert [frame.function for frame in Program(circular).stack(3)] == ["Mlp.__call__", "Block.__call__"]
+
+
 def test_the_bytes_are_those_of_the_buffers_in_device_memory(tmp_path):
     report = tmp_path / "module_0003.jit_step.after_optimizations-memory-usage-report.txt"
     report.write_text(
-        "Memory Space: default (color=0)\nTotal bytes: 750121472 (715.37MiB)\n\n"
-        "Memory Space: alternate (color=1)\nTotal bytes: 117440512 (112.00MiB)\n"
+        "Memory Space: alternate (color=1)\nTotal bytes: 117440512 (112.00MiB)\n\n"
+        "Memory Space: default (color=0)\nTotal bytes: 750121472 (715.37MiB)\n"
     )
     assert buffer_bytes(tmp_path) == 750121472
 

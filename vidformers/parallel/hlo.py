@@ -175,7 +175,8 @@ class Program:
         while number in self.frames:
             frame = self.frames[number]
             yield frame
-            number = frame.parent
+            # Callers stand before what they call. Otherwise the table is of an unknown form, and might be circular.
+            number = frame.parent if frame.parent < number else 0
 
     def runs(self) -> list[tuple[str, int]]:
         """Returns (computation, number of its runs in one run of the program), without those within fusions.
