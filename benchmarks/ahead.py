@@ -201,7 +201,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Returns the commit, with '+' after it if files that programs depend on have changed since."""
+    """Returns the commit, with '+' after it if files that programs depend on have changed, or '' outside of Git."""
     run = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
     changed = run(["git", "status", "--porcelain", "--", "vidformers", "configs", "benchmarks/ahead.py"]).stdout.strip()
     return run(["git", "rev-parse", "--short", "HEAD"]).stdout.strip() + ("+" if changed else "")
@@ -227,7 +227,7 @@ def measure_all(args: argparse.Namespace) -> bool:
     for name in names:
         shown = {"changes": args.changes, "until": args.until}
         wanted = shown | {"config": name, "commit": commit()} | {x: getattr(args, x) for x in _KEY[1:4]}
-        if key(wanted) in done and not wanted["commit"].endswith("+"):
+        if key(wanted) in done and wanted["commit"] and not wanted["commit"].endswith("+"):
             print(f"{name}: {args.out} has its line already.")
             continue
         try:

@@ -87,10 +87,11 @@ def test_lines_of_the_same_commit_are_not_compiled_again(compiled, capsys, tmp_p
     run(capsys, *FLAGS, out)
     run(capsys, *FLAGS, "--clips=5", out)
     assert [len(request.config["model"]) > 0 and request.clips for request in compiled] == [4, 4, 4, 5]
-    monkeypatch.setattr(ahead, "commit", lambda: "abc1234+")
-    run(capsys, *FLAGS, out)
-    run(capsys, *FLAGS, out)
-    assert len(compiled) == 6, "lines of a changed tree say nothing about the next change"
+    for commit in ("abc1234+", ""):
+        monkeypatch.setattr(ahead, "commit", lambda commit=commit: commit)
+        run(capsys, *FLAGS, out)
+        run(capsys, *FLAGS, out)
+    assert len(compiled) == 8, "lines of a changed tree say nothing about the next change"
 
 
 def test_a_config_that_cannot_be_compiled_does_not_stop_the_others(compiled, capsys, monkeypatch, tmp_path):
