@@ -35,7 +35,7 @@ def get_config(model: str = "mevit"):
         workers=2,
         flip_swaps=(("slide left", "slide right"), ("turn clockwise", "turn anticlockwise")),
     )
-    config.model.update(width=64, heads=4, depth=3, patch_size=8, unroll=3, dtype="float32")
+    config.model.update(width=64, heads=4, depth=3, patch_size=8, unroll="3", dtype="float32")
     config.model.update(SMALL.get(model, {}))
     config.train.update(total_steps=1400, batch_size=16, log_every_steps=50, eval_every_steps=350)
     config.optim.update(lr=1e-3, warmup_steps=100, weight_decay=0.05, clip_norm=1.0)

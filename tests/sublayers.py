@@ -10,7 +10,7 @@ from tiny import quick_jit, randomise
 
 from vidformers.attention.core import SelfAttention
 from vidformers.attention.dictionary import Dictionary
-from vidformers.layers.tokens import Tokens
+from vidformers.layers.tokens import Tokens, tokens_of_maps
 
 WIDTH, HEADS = 32, 4
 
@@ -45,7 +45,7 @@ def layer(scheme, **options):
 
 def draw_tokens(grid, class_tokens: int, clips: int = 1, seed: int = 0) -> Tokens:
     rng = np.random.default_rng(seed)
-    return Tokens(rng.normal(size=(clips, *grid, WIDTH)), rng.normal(size=(clips, class_tokens, WIDTH)))
+    return tokens_of_maps(rng.normal(size=(clips, *grid, WIDTH)), rng.normal(size=(clips, class_tokens, WIDTH)))
 
 
 def branch(graph, parameters, tokens):
@@ -94,4 +94,7 @@ def influence(graph, parameters, tokens):
 
     jacobians = quick_jit(jax.jacrev(outputs))(jax.tree.map(np.float32, tokens))
     # As NumPy arrays: eager operations on JAX arrays compile for every shape.
-    return [None if update is None else [np.asarray(j).any(-1) for j in update] for update in jacobians]
+    return [
+        None if update is None else [np.asarray(j).any(-1) for j in (update.patches, update.class_tokens)]
+        for update in jacobians
+    ]

@@ -65,19 +65,19 @@ def test_cosine_weighs_by_the_distance_in_the_sequence(float64):
     weights = np.maximum(q[:, 0], 0) @ np.maximum(k[:, 0], 0).T * np.cos(np.pi / 2 * distance / n)
     expected = weights @ v[:, 0] / weights.sum(1, keepdims=True)
     angle = (np.arange(n) + 1) * np.pi / 2 / n
-    close(compiled(compute_attention, kernel=linear_attention)(q, k, v, angle=angle[None])[:, 0], expected)
+    close(compiled(compute_attention, kernel=linear_attention)(q, k, v, angle=angle)[:, 0], expected)
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize("has_angle", [False, True])
 def test_linear_equals_quadratic_over_clip_and_dictionary(float64, has_angle):
-    angle = np.linspace(0.1, 1.5, 6)[None] if has_angle else None
+    angle = np.linspace(0.1, 1.5, 6) if has_angle else None
     mask = np.array([[1, 1, 0, 1, 1, 1]], bool)
     key_values = [
-        KeyValues(draw(2, 6, 8), draw(2, 6, 8, seed=1), mask, None, angle),
-        KeyValues(draw(2, 3, 8), draw(2, 3, 8)),
+        KeyValues(draw(6, 2, 8), draw(6, 2, 8, seed=1), mask, None, angle),
+        KeyValues(draw(3, 2, 8), draw(3, 2, 8)),
     ]
-    q = draw(2, 6, 8, seed=2)
+    q = draw(6, 2, 8, seed=2)
     close(compiled(linear_attention)(q, key_values), compiled(quadratic_attention)(q, key_values))
 
 
@@ -90,7 +90,7 @@ def test_a_query_without_positive_features_reads_nothing():
 def test_twice_the_tokens_double_the_cost_of_a_linear_kernel_and_quadruple_that_of_softmax(name, doubled):
     def macs(n):
         x = jax.ShapeDtypeStruct((n, 3, 8), jnp.float32)
-        angle = jnp.ones((1, n)) if name == "cosine" else None
+        angle = jnp.ones(n) if name == "cosine" else None
         kernel = softmax if name == "softmax" else linear_attention
         return count_macs(lambda q, k, v: compute_attention(q, k, v, angle=angle, kernel=kernel), x, x, x).total
 

@@ -13,7 +13,6 @@ from tiny import clips, compiled, make, quick_jit
 from vidformers import ConfigError, build
 from vidformers.attention.frame import Frame
 from vidformers.attention.shifted import BOUNDARIES, Shifted, TokenShift
-from vidformers.layers.tokens import Tokens
 from vidformers.models.summary import summarise
 
 MOVED = ("Q", "K", "V", "QK", "QV", "KV", "QKV")
@@ -154,7 +153,7 @@ def test_token_shift_reaches_one_frame_in_its_first_block_and_two_in_each_other(
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_token_shift_moves_a_quarter_of_the_class_channels_each_way(boundary):
     tokens = draw_tokens(GRID, GRID[0])
-    shifted = TokenShift(WIDTH, boundary=boundary, rngs=nnx.Rngs(0))(Tokens(*map(jnp.asarray, tokens)))
+    shifted = TokenShift(WIDTH, boundary=boundary, rngs=nnx.Rngs(0))(jax.tree.map(jnp.asarray, tokens))
     np.testing.assert_array_equal(shifted.patches, tokens.patches.astype(np.float32))
     quarter, class_tokens = WIDTH // 4, tokens.class_tokens[0].astype(np.float32)
     for t in range(GRID[0]):

@@ -76,7 +76,7 @@ def definition(parameters, tokens, kv_stride, pool_queries, around, long_key):
     def qkv(x):
         return np.split(norm(x, parameters["norm"]) @ parameters["qkv"]["kernel"] + parameters["qkv"]["bias"], 3, -1)
 
-    patches, classes = qkv(tokens.patches[0]), qkv(tokens.class_tokens[0])
+    patches, classes = qkv(tokens.maps[0]), qkv(tokens.class_tokens[0])
     frames = range(len(classes[0]))
     current, short, long = [], [], []
     for i, (name, x) in enumerate(zip("kv", patches[1:], strict=True)):
@@ -150,7 +150,8 @@ def test_a_query_sees_exactly_its_frames(window, long_key, kv_stride, pool_queri
 
     def outputs(tokens):
         patches, classes = branch(graph, parameters, tokens)
-        return patches[0, :, 1, 1] @ mixture, classes[0] @ mixture  # one patch of each frame, and its class token
+        maps = patches[0].reshape(t, side // (2 if pool_queries else 1), -1, WIDTH)
+        return maps[:, 1, 1] @ mixture, classes[0] @ mixture  # one patch of each frame, and its class token
 
     tokens = jax.tree.map(np.float32, draw((t, side, side)))
     seen = jax.tree.map(lambda j: np.any(j, axis=-1)[:, 0], quick_jit(jax.jacrev(outputs))(tokens))
@@ -163,8 +164,8 @@ def test_a_query_sees_exactly_its_frames(window, long_key, kv_stride, pool_queri
     own = np.zeros((t, t, side, side), bool)
     window_of_query = slice(1, 4) if pool_queries else slice(1, 2)
     own[frames, frames, window_of_query, window_of_query] = True
-    np.testing.assert_array_equal(seen[0].patches, by_keys | own)
-    np.testing.assert_array_equal(seen[1].patches, by_keys)
+    np.testing.assert_array_equal(seen[0].patches.reshape(own.shape), by_keys | own)
+    np.testing.assert_array_equal(seen[1].patches.reshape(own.shape), np.broadcast_to(by_keys, own.shape))
     all_classes = np.full((t, t), long_key == "class")
     np.testing.assert_array_equal(seen[0].class_tokens, all_classes)
     np.testing.assert_array_equal(seen[1].class_tokens, all_classes | np.eye(t, dtype=bool))
@@ -193,8 +194,8 @@ def test_the_residual_of_pooled_queries_is_max_pooled():
     tokens = jax.tree.map(np.float32, draw((2, 4, 4)))
     graph, parameters = layer(**options_of(pool_queries=True))
     parameters = {**parameters, "out": jax.tree.map(np.zeros_like, parameters["out"])}
-    patches, classes = quick_jit(lambda p, x: nnx.merge(graph, p)(x))(parameters, tokens)
+    out = quick_jit(lambda p, x: nnx.merge(graph, p)(x))(parameters, tokens)
     rows = [slice(max(0, 2 * i - 1), 2 * i + 2) for i in range(2)]
-    expected = [[tokens.patches[:, :, r, c].max((2, 3)) for c in rows] for r in rows]
-    np.testing.assert_array_equal(patches, np.moveaxis(expected, (0, 1), (2, 3)))
-    np.testing.assert_array_equal(classes, tokens.class_tokens)
+    expected = [[tokens.maps[:, :, r, c].max((2, 3)) for c in rows] for r in rows]
+    np.testing.assert_array_equal(out.maps, np.moveaxis(expected, (0, 1), (2, 3)))
+    np.testing.assert_array_equal(out.class_tokens, tokens.class_tokens)

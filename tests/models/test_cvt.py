@@ -204,8 +204,10 @@ def test_a_dictionary_joins_the_projected_keys_and_scores_have_the_scale_of_the_
     graph, parameters = attention(Frame(), external=3, scale=scale, dtype=jnp.float64)
     tokens = draw_tokens((2, 3, 4), 0)
     found, _ = run(graph, parameters, tokens)
-    for t, frame in enumerate(tokens.patches[0]):
-        np.testing.assert_allclose(found[0, t], plain(parameters, frame, factor), rtol=1e-9, atol=1e-9)
+    for t, frame in enumerate(tokens.maps[0]):
+        np.testing.assert_allclose(
+            found[0, t].reshape(frame.shape), plain(parameters, frame, factor), rtol=1e-9, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("external", [0, 2])

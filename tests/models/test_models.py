@@ -164,10 +164,10 @@ def explicit(graph, parameters, video):
     model = nnx.merge(graph, parameters)
     encoder = model.encoder
     patches = encoder.embedding(video)
-    tokens = Tokens(patches, jnp.zeros((len(patches), 0, patches.shape[-1])))
+    tokens = Tokens(patches, jnp.zeros((len(patches), 0, patches.shape[-1])), encoder.embedding.grid)
     for i, stage in enumerate(encoder.stages):
         if i == encoder.class_token_stage:
-            tokens = tokens._replace(class_tokens=encoder.initial_class_tokens(tokens.patches))
+            tokens = tokens.replace(class_tokens=encoder.initial_class_tokens(tokens.patches))
         block, stacked = nnx.split(stage.layers)
         for depth in range(stage.depth):
             parameters = jax.tree.map(itemgetter(depth), stacked)

@@ -85,7 +85,7 @@ def random_module(make):
 def test_the_last_mlp_of_a_stage_doubles_the_width():
     mlp = random_module(lambda: WideningMlp(WIDTH, 48, 2 * WIDTH, rngs=nnx.Rngs(0)))
     tokens = jax.tree.map(np.float32, draw_tokens((2, 2, 2), 2))
-    for x, found in zip(tokens, mlp(tokens), strict=True):
+    for x, found in zip(*map(jax.tree.leaves, (tokens, mlp(tokens))), strict=True):
         x = mlp.norm(x)
         expected = mlp.skip(x) + mlp.out(jax.nn.gelu(mlp.wide(x), approximate=False))
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

@@ -134,7 +134,7 @@ def test_every_token_of_an_image_model_equals_hugging_face():
         model = nnx.merge(graph, parameters)
         encoder = model.encoder
         patches = encoder.embedding(video)
-        tokens = encoder.stages[0](Tokens(patches, encoder.initial_class_tokens(patches)))
+        tokens = encoder.stages[0](Tokens(patches, encoder.initial_class_tokens(patches), encoder.embedding.grid))
         return model.features(video), encoder.norm(tokens.patches)
 
     features, patches = quick_jit(run)(mapped, arrays["input"][:, None])

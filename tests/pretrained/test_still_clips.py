@@ -130,11 +130,11 @@ class Rows(Scheme):
 
     group_extent = "time"
 
-    def fold(self, patches):
-        return rearrange(patches, "b t y x ... -> b y (t x) ...")
+    def fold(self, patches, grid):
+        return rearrange(patches, "b t (y x) d -> b y (t x) d", y=grid[1])
 
     def unfold(self, groups, grid):
-        return rearrange(groups, "b y (t x) ... -> b t y x ...", t=grid[0])
+        return rearrange(groups, "b y (t x) d -> b t (y x) d", t=grid[0])
 
     def visible(self, query, key):
         return query.y == key.y
@@ -144,11 +144,11 @@ class Rows(Scheme):
 class FrameRows(Scheme):
     """Patch (y, x, t) sees every patch of its row in its own frame."""
 
-    def fold(self, patches):
-        return rearrange(patches, "b t y x ... -> b (t y) x ...")
+    def fold(self, patches, grid):
+        return rearrange(patches, "b t (y x) d -> b (t y) x d", y=grid[1])
 
     def unfold(self, groups, grid):
-        return rearrange(groups, "b (t y) x ... -> b t y x ...", t=grid[0])
+        return rearrange(groups, "b (t y) x d -> b t (y x) d", t=grid[0])
 
     def visible(self, query, key):
         return (query.t == key.t) & (query.y == key.y)

@@ -149,16 +149,18 @@ def test_groups_that_are_not_divisible_are_padded_and_stay_sharded(scheme, optio
     """49, 16 and 9 groups on 4 devices. Patches are all-gathered only where 9 groups would become 12."""
     rng = np.random.default_rng(0)
     graph, parameters = nnx.split(SelfAttention(scheme, 8, 2, **options, rngs=nnx.Rngs(0)))
-    tokens = Tokens(*(rng.normal(size=(2, *shape, 8)).astype(np.float32) for shape in ((4, 7, 7), (1,))))
-    weights = Tokens(*(rng.normal(size=x.shape).astype(np.float32) for x in tokens))
+    patches, class_token = (rng.normal(size=(2, *shape, 8)).astype(np.float32) for shape in ((4, 49), (1,)))
+    tokens = Tokens(patches, class_token, (4, 7, 7))
+    weights = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), tokens)
 
     def loss(parameters, tokens):
-        out = nnx.merge(graph, parameters)(Tokens(shard_activations(tokens.patches), tokens.class_tokens))
-        return sum((x * weight).sum() for x, weight in zip(out, weights, strict=True))
+        out = nnx.merge(graph, parameters)(tokens.replace(patches=shard_activations(tokens.patches)))
+        return sum(jax.tree.leaves(jax.tree.map(lambda x, weight: (x * weight).sum(), out, weights)))
 
     mesh = make_mesh(data=2, context=4)
     gradient = jax.value_and_grad(loss, (0, 1))
-    shardings = Tokens(*(NamedSharding(mesh, P("data", axis)) for axis in ("context", None)))
+    patches, class_token = (NamedSharding(mesh, P("data", axis)) for axis in ("context", None))
+    shardings = tokens.replace(patches=patches, class_tokens=class_token)
     sharded_tokens = jax.device_put(tokens, shardings)
     sharded = quick_jit(with_mesh(mesh, gradient)).lower(parameters, sharded_tokens).compile()
     same(sharded(parameters, sharded_tokens), quick_jit(gradient)(parameters, tokens))

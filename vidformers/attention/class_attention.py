@@ -34,8 +34,8 @@ class ClassAttention(nnx.Module):
     def branch(self, tokens: Tokens):
         """Returns the update without the residual: None for the patches, and class tokens (b c d)."""
         q = rearrange(self.q(self.norm(tokens.class_tokens)), "b c (h e) -> b c h e", h=self.heads)
-        kv = self.kv(self.norm(tokens.patches))
-        k, v = rearrange(kv, "b t y x (s h e) -> s b (t y x) h e", s=2, h=self.heads)
+        patches = rearrange(tokens.patches, "b t n d -> b (t n) d")
+        k, v = rearrange(self.kv(self.norm(patches)), "b n (s h e) -> s b n h e", s=2, h=self.heads)
         return None, self.out(rearrange(self.attend(q, k, v), "b c h e -> b c (h e)"))
 
     def attend(self, q, k, v):

@@ -70,8 +70,8 @@ class ConvolutionalAttention(nnx.Module):
         return add_branch(tokens, self.branch(tokens), self.dropout, rng)
 
     def branch(self, tokens: Tokens):
-        """Returns the update without the residual: patches (b t y x d), and class tokens (b c d) or None."""
-        patches, class_tokens = self.norm(tokens.patches), self.norm(tokens.class_tokens)
+        """Returns the update without the residual: patches (b t n d), and class tokens (b c d) or None."""
+        patches, class_tokens = self.norm(tokens.maps), self.norm(tokens.class_tokens)
         patches_qkv = [
             self._split_heads(project(near(patches))) for near, project in zip(self.near, self.qkv, strict=True)
         ]
@@ -80,7 +80,7 @@ class ConvolutionalAttention(nnx.Module):
         patches, class_tokens = (
             self.out(rearrange(x, "... h e -> ... (h e)")) for x in self.attend(patches_qkv, class_qkv)
         )
-        return patches, class_tokens if class_tokens.shape[1] else None
+        return patches.reshape(tokens.patches.shape), class_tokens if class_tokens.shape[1] else None
 
     def attend(self, patches_qkv, class_qkv):
         """Returns the outputs of the heads for patches (b t y x h e) and class tokens (b c h e).
@@ -96,7 +96,7 @@ class ConvolutionalAttention(nnx.Module):
 
     def _gathered(self, patches_qkv, class_qkv):
         grid, count = patches_qkv[0].shape[1:4], class_qkv[0].shape[1]
-        q, k, v = (self.scheme.fold(x) for x in patches_qkv)
+        q, k, v = (self._fold(x) for x in patches_qkv)
         if count:
             groups = q.shape[1]
             require(
@@ -108,8 +108,19 @@ class ConvolutionalAttention(nnx.Module):
             )
         out = compute_attention(q, k, v, dictionary=self.dictionary, kernel=get_kernel(self.kernel, masked=False))
         if not count:
-            return self.scheme.unfold(out, grid), out[:, :0, 0]
-        return self.scheme.unfold(out[:, :, 1:], grid), out[:, :, 0]
+            return self._unfold(out, grid), out[:, :0, 0]
+        return self._unfold(out[:, :, 1:], grid), out[:, :, 0]
+
+    def _fold(self, x):
+        """Returns groups (b g m h e) of x (b t y x h e)."""
+        b, t, rows, columns, *heads = x.shape
+        groups = self.scheme.fold(x.reshape(b, t, rows * columns, -1), (t, rows, columns))
+        return groups.reshape(*groups.shape[:3], *heads)
+
+    def _unfold(self, groups, grid):
+        """Returns x (b t y x h e) of groups (b g m h e)."""
+        patches = self.scheme.unfold(groups.reshape(*groups.shape[:3], -1), grid)
+        return patches.reshape(patches.shape[0], *grid, *groups.shape[3:])
 
     def _masked(self, patches_qkv, class_qkv):
         grid, count = patches_qkv[0].shape[1:4], class_qkv[0].shape[1]

@@ -1,11 +1,8 @@
 """Attention that all schemes share: projections, kernel, dictionary, residual. A scheme decides what attends to what.
 
-A scheme partitions the patches into groups. Inside a group, every patch attends to every patch. Some schemes first
-replace heads or tokens of queries, keys and values by those of neighbouring frames (`Scheme.shift_in_time`).
+There are two forms, which `scheme.Scheme` describes:
 
-There are two forms:
-
-- Gathered: reorders the patches into groups and computes attention inside each group. Models run this form.
+- Gathered: moves the patches into groups and computes attention inside each group. Models run this form.
 - Masked: computes attention over all tokens, under a mask. This slow form is the reference in tests (masked=True).
 
 tests/attention/test_registry.py compares the two forms of every registered scheme, compares the gathered form with
@@ -13,36 +10,42 @@ the expected keys that the scheme lists, and compares one device with eight.
 
 In the gathered form:
 
-- Class tokens: the class token of a group is prepended to its keys and, with `class_queries`, to its queries, so that
-  one matmul covers patches and class token.
+- Order: a permutation of tokens commutes with the norm and the projections. Tokens are therefore folded first, once, in
+  rows of the width d, and everything else happens in groups. Folding queries, keys and values with their heads instead
+  moves three arrays, whose axis e fills half a TPU tile (benchmarks/NOTES.md). Where folding first would repeat
+  products, it comes after the projections.
+- Class tokens: the class token of a group is the last token of the group. With `class_queries` it is a query and a key,
+  otherwise only a key. Every query of the group attends to it, and as a query it attends to all patches of the group.
 - Padding: `Scheme.fold` may pad a group with zeros. A mask hides them as keys, and `Scheme.unfold` drops them as
   queries.
+- Tiles: on TPUs several small groups share a tile under a mask, see `tiles`.
 - Context parallelism shards the frame axis. The communication depends on `Scheme.group_extent`:
-  - 'frame': none. A group has patches of one frame.
+  - 'frame': none, or the exchange of neighbouring groups. A group has patches of one frame or of consecutive ones.
   - 'time': an all-to-all moves the sharding from frames to groups, whose number is padded to a multiple of `context`.
     A second all-to-all moves it back. If padding would add more than 25% of the groups, the case 'clip' applies.
   - 'clip': keys and values are all-gathered, and queries stay sharded by frame.
 
-Axes: b clips, t frames, y x patches of a frame, d width; b c d class tokens (c = 0, 1 per clip, or 1 per frame);
-g groups, n tokens of a group, h heads, e width of a head. In a shape, q counts queries and k counts keys.
+Axes: b clips, t frames, n patches of a frame, d width; b c d class tokens (c = 0, 1 per clip, or 1 per frame);
+g groups, m tokens of a group, h heads, e width of a head. In a shape, q counts queries and k counts keys.
 """
 
 import math
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from einops import rearrange, repeat
+from einops import rearrange
 from flax import nnx
 
 from vidformers.attention.dictionary import Dictionary, head_multiplier
 from vidformers.attention.fused import check_backend, softmax_kernel
+from vidformers.attention.groups import group_mask, group_numbers, group_shape, groups_per_tile, tile, untile
 from vidformers.attention.kernels import KERNELS, KeyValues, get_kernel, softmax
-from vidformers.attention.scheme import Position, Scheme
+from vidformers.attention.scheme import Position, Scheme, numbered, position
 from vidformers.errors import require
-from vidformers.layers.linear import Linear, square_init
+from vidformers.layers.linear import Linear, from_heads, square_init, to_heads
 from vidformers.layers.tokens import LayerRng, Tokens, add_branch
 from vidformers.parallel.activations import padded_length, shard_activations, shard_batch_unless_context
 
@@ -65,16 +68,10 @@ def compute_attention(
         dictionary: learned keys and values that every query attends to as well, or None.
         kernel: computes attention from queries and a list of `KeyValues`; see `kernels`.
     """
-    # Batched matmuls with heads as a leading axis are 1.5 times as fast on CPUs.
-    q, k, v = (jnp.swapaxes(x, -2, -3) for x in (q, k, v))
-
-    def heads_first(q, k, v):
-        internal = KeyValues(k, v, mask, bias, angle)
-        return kernel(q, [internal]) if dictionary is None else dictionary.hybrid_attention(kernel, q, internal)
-
     if _remat_attention.get():
-        heads_first = jax.checkpoint(heads_first)
-    return jnp.swapaxes(heads_first(q, k, v), -2, -3)
+        kernel = partial(softmax, rematerialise=True) if kernel is softmax else jax.checkpoint(kernel)
+    internal = KeyValues(k, v, mask, bias, angle)
+    return kernel(q, [internal]) if dictionary is None else dictionary.hybrid_attention(kernel, q, internal)
 
 
 @contextmanager
@@ -92,6 +89,8 @@ class SelfAttention(nnx.Module):
 
     With `class_keys`, class tokens are keys of every group. With `class_queries`, they are also queries: a single class
     token is copied to every group, and its update is the mean over its copies (as in TimeSformer's space attention).
+    Whatever `Scheme.visible` says, every query of a group attends to its class token, and the class token attends to
+    every patch of its group.
 
     Args:
         scheme: decides which patches each patch attends to.
@@ -149,6 +148,16 @@ class SelfAttention(nnx.Module):
             "model.kernel=cosine scales weights by the distance of query and key, so it does not support class tokens "
             "as keys or shifted keys. Use model.kernel=softmax or relu.",
         )
+        require(
+            kernel == "softmax" or scheme.whole,
+            f"model.kernel={kernel} sums over all keys of a group, so it cannot hide some of them from some queries, as "
+            f"{type(scheme).__name__} does. Use model.kernel=softmax.",
+        )
+        require(
+            not (scheme.causal and class_keys),
+            f"{type(scheme).__name__} is causal, but class_keys=True lets every frame attend to a class token, which "
+            "has attended to later frames. Set class_keys=False and class_queries=False.",
+        )
         self.scheme, self.heads, self.dropout, self.masked = scheme, heads, dropout, masked
         self.kernel, self.cosine_index, self.backend = kernel, cosine_index, backend
         self.has_angles = kernel == "cosine"  # stored, because `kernel` may be replaced by a function later
@@ -168,159 +177,214 @@ class SelfAttention(nnx.Module):
         return add_branch(tokens, self.branch(tokens), self.dropout, rng)
 
     def branch(self, tokens: Tokens):
-        """Returns the update without the residual: patches (b t y x d), and class tokens (b c d).
+        """Returns the update without the residual: patches (b t n d), and class tokens (b c d).
 
         The second is None without class tokens or without `class_queries`.
         """
-        grid = tokens.patches.shape[1:4]
-        class_qkv = None
-        if self.class_keys and tokens.class_tokens.shape[1]:
-            class_qkv = self._class_qkv(tokens.class_tokens, self.group_mask(grid).shape[0])
-        patches, class_copies = self.attend(self._qkv(tokens.patches), class_qkv, grid)
-        patches = shard_activations(self._output_projection(patches))
-        if class_copies is None:
-            return patches, None
-        return patches, shard_activations(merge_copies(self._output_projection(class_copies), tokens.class_tokens))
+        if not self._folds_first(tokens):
+            return self._project_then_fold(tokens)
+        groups = self.gather(tokens)
+        count = groups_per_tile(groups) if self._shares_tiles() else 1
+        q, k, v = self._qkv(self.norm(tile(groups, count)))
+        out = self._output_projection(self.attend(q, k, v, tokens.grid, count))
+        return self.scatter(untile(out, groups.shape), tokens)
 
-    def group_mask(self, grid):
-        """Returns a NumPy array (g n), False at padding."""
-        return self.scheme.fold(np.ones((1, *grid), bool))[0]
+    def _project_then_fold(self, tokens: Tokens):
+        """Returns the same as `branch` would by folding first, with fewer products."""
+        patches_qkv, class_qkv = (self._qkv(self.norm(x)) for x in (tokens.patches, tokens.class_tokens))
+        q, k, v = (
+            rearrange(
+                self.gather(tokens.replace(patches=_merge_heads(patches), class_tokens=_merge_heads(class_tokens))),
+                "b g m (h e) -> b g m h e",
+                h=self.heads,
+            )
+            for patches, class_tokens in zip(patches_qkv, class_qkv, strict=True)
+        )
+        if self._has_class_keys(tokens) and not self.class_queries:
+            q = q[:, :, :-1]
+        out = self.attend(q, k, v, tokens.grid)
+        updates = self.scatter(_merge_heads(out), tokens)
+        heads = out.shape[-2]
+        return tuple(
+            None if x is None else self._output_projection(rearrange(x, "... (h e) -> ... h e", h=heads))
+            for x in updates
+        )
 
-    def attend(self, patches_qkv, class_qkv, grid):
-        """Returns the outputs of the heads for patches and class tokens.
+    def gather(self, tokens: Tokens):
+        """Returns the tokens of all groups (b g m d), the class token of each group last if it is a key."""
+        groups = self.scheme.fold(tokens.patches, tokens.grid)
+        if self._has_class_keys(tokens):
+            b, count, d = tokens.class_tokens.shape
+            require(
+                count in (1, groups.shape[1]),
+                f"{count} class tokens cannot be distributed to {groups.shape[1]} groups. Use one per clip or one per "
+                "group.",
+            )
+            copies = jnp.broadcast_to(tokens.class_tokens, (b, groups.shape[1], d))
+            groups = jnp.concatenate([groups, copies[:, :, None]], axis=2)
+        padded = self._sharded_groups(groups.shape[1])
+        if padded is not None:
+            return shard_activations(_pad_groups(groups, padded), context_axis=1)  # an all-to-all
+        return shard_activations(groups, context_axis=2 if self.scheme.group_extent == "clip" else 1)
+
+    def scatter(self, groups, tokens: Tokens):
+        """Returns patches (b t n d), and class tokens (b c d) or None, of the outputs of all groups (b g m d)."""
+        count, patches = group_shape(self.scheme, tokens.grid)
+        groups = groups[:, :count]
+        out = shard_activations(self.scheme.unfold(groups[:, :, :patches], tokens.grid))
+        if not self._has_class_queries(tokens):
+            return out, None
+        copies = groups[:, :, patches]
+        if tokens.class_tokens.shape[1] == 1:
+            copies = copies.mean(axis=1, keepdims=True)
+        return out, shard_activations(copies)
+
+    def attend(self, q, k, v, grid, tiled: int = 1):
+        """Returns the outputs of the heads (b g m h e) for the tokens of all groups, in the order of `gather`.
 
         Args:
-            patches_qkv: [q, k, v], each (b t y x h e).
-            class_qkv: [q, k, v] of the class token of each group, each (b g h e), or None.
+            q, k, v: (b g m h e). Without `class_queries`, q and the result lack the class tokens.
             grid: (t, y, x).
-        Returns:
-            Patches (b t y x h e), and class tokens (b g h e). The second is None without `class_queries`.
+            tiled: groups per tile, if the arguments were tiled by `tile`.
         """
-        patches_qkv, class_qkv = self.scheme.shift_in_time(patches_qkv, class_qkv)
         form = self._masked if self.masked else self._gathered
-        return form(patches_qkv, class_qkv, self.group_mask(grid), grid)
+        class_rows = k.shape[2] // tiled - group_shape(self.scheme, grid)[1]
+        q, k, v = (
+            self.scheme.shift_in_time(x, letter, class_rows) for letter, x in zip("QKV", (q, k, v), strict=True)
+        )
+        return form(q, k, v, grid, tiled)
+
+    def _has_class_keys(self, tokens: Tokens) -> bool:
+        return self.class_keys and tokens.class_tokens.shape[1] > 0
+
+    def _has_class_queries(self, tokens: Tokens) -> bool:
+        return self.class_queries and tokens.class_tokens.shape[1] > 0
+
+    def _folds_first(self, tokens: Tokens) -> bool:
+        """Whether tokens are folded before the norm and the projections, which then act on whole groups.
+
+        This is not done where it would repeat products: for the padding of incomplete groups, and for copies of a class
+        token that is only a key.
+        """
+        groups, patches = group_shape(self.scheme, tokens.grid)
+        has_padding = groups * patches != math.prod(tokens.grid)
+        return not has_padding and (self.class_queries or not self._has_class_keys(tokens))
+
+    def _shares_tiles(self) -> bool:
+        """Whether several groups may share a tile under a mask.
+
+        The linear kernels sum over all rows, so they cannot separate groups. A recording kernel of
+        `vidformers.inference.explain`, which is not equal to "softmax", needs the weights of every group.
+        """
+        return self.kernel == "softmax" and not self.scheme.reads_neighbours and not self.masked
+
+    def _sharded_groups(self, groups: int) -> int | None:
+        """Returns the number of groups with padding if groups are sharded over `context`, else None."""
+        return padded_length(groups) if self.scheme.group_extent == "time" else None
 
     def _qkv(self, x):
-        """Returns q, k, v, each (... h e), of x (... d)."""
-        # The constraint keeps GSPMD from sharding the projection like its parameters (see `shard_activations`).
-        return [
-            rearrange(projected, "... (h e) -> ... h e", h=self.heads)
-            for projected in jnp.split(shard_batch_unless_context(self.qkv(self.norm(x))), 3, axis=-1)
-        ]
-
-    def _class_qkv(self, class_tokens, groups: int):
-        """Returns q, k, v of the class token of each group, each (b g h e), of class tokens (b c d)."""
-        count = class_tokens.shape[1]
-        require(
-            count in (1, groups),
-            f"{count} class tokens cannot be distributed to {groups} groups. Use one per clip or one per group.",
+        """Returns q, k, v, each (... h e), of normalised tokens (... d)."""
+        x = shard_batch_unless_context(x)
+        kernel, bias = (
+            rearrange(parameter[...].astype(x.dtype), "... (s h e) -> s ... h e", s=3, h=self.heads)
+            for parameter in (self.qkv.kernel, self.qkv.bias)
         )
-        # With `class_queries`, a single class token is copied to the groups before the projection, otherwise after it.
-        # Both orders give the same values up to rounding. Their speed has not been compared.
-        if self.class_queries or count == groups:
-            return self._qkv(jnp.broadcast_to(class_tokens, (class_tokens.shape[0], groups, class_tokens.shape[2])))
-        return [repeat(projected, "b 1 h e -> b g h e", g=groups) for projected in self._qkv(class_tokens)]
+        # The constraint keeps GSPMD from sharding the projection like its parameters (see `shard_activations`).
+        return [shard_batch_unless_context(to_heads(x, *weights)) for weights in zip(kernel, bias, strict=True)]
 
     def _output_projection(self, x):
         """Returns the output projection (... d) of the heads (... h e)."""
-        x = self.out(rearrange(x, "... h e -> ... (h e)"))
+        kernel = rearrange(self.out.kernel[...].astype(x.dtype), "(h e) d -> h e d", h=x.shape[-2])
+        x = from_heads(x, kernel, self.out.bias[...].astype(x.dtype))
         return x if self.extra is None else self.extra(x)
 
-    def _gathered(self, patches_qkv, class_qkv, mask, grid):
-        """The gathered form of `attend`, given the group mask (g n). After `fold`, the axes are (b g n h e)."""
-        groups, extent = len(mask), self.scheme.group_extent  # extent: 'frame', 'time' or 'clip'
-        angle = self._angles(mask, grid) if self.has_angles else None
-        padded_groups = padded_length(groups) if extent == "time" else None  # None: groups are not sharded
-        if extent != "frame" and padded_groups is None:
+    def _gathered(self, q, k, v, grid, tiled):
+        """The gathered form of `attend`."""
+        scheme, extent = self.scheme, self.scheme.group_extent
+        number = group_numbers(scheme, grid)
+        padded = self._sharded_groups(number.shape[1])
+        if padded is not None:
+            number = _pad_groups(number, padded)
+        elif extent != "frame":
             # With context > 1, this all-gathers keys and values. With context = 1, it only fixes the batch sharding.
-            q, k, v = patches_qkv
-            patches_qkv = [q, shard_activations(k, context_axis=None), shard_activations(v, context_axis=None)]
-        q, k, v = (self.scheme.fold(x) for x in patches_qkv)
-        if padded_groups is not None:
-
-            def shard_groups(x):
-                return shard_activations(_pad_groups(x, padded_groups), context_axis=1)
-
-            # Two constraints per array. The first shards frames, which `fold` puts outermost on the token axis. The
-            # second shards groups, which takes an all-to-all. With the second alone, XLA (jaxlib 0.10.2) computes wrong
-            # gradients of the projections' weights, silently: the input of a projection is sharded by frame, and the
-            # cotangent of its output by patch.
-            q, k, v = (shard_groups(shard_activations(x, context_axis=2)) for x in (q, k, v))
-            class_qkv = class_qkv and [shard_groups(x) for x in class_qkv]
-            # Padding groups get the mask of the last group: if all keys were hidden, softmax would give NaN.
-            mask, angle = (
-                x if x is None else np.pad(x, ((0, padded_groups - groups), (0, 0)), mode="edge") for x in (mask, angle)
+            k, v = (shard_activations(x, context_axis=None) for x in (k, v))
+        key_number, patches = number, number.shape[2]
+        if scheme.reads_neighbours:
+            key_number = scheme.neighbourhood(number, grid)
+            k, v = (
+                jnp.concatenate([scheme.neighbourhood(x[:, :, :patches], grid), x[:, :, patches:]], axis=2)
+                for x in (k, v)
             )
-        if class_qkv is not None:
-            class_q, class_k, class_v = (x[:, :, None] for x in class_qkv)
-            k, v = jnp.concatenate([class_k, k], axis=2), jnp.concatenate([class_v, v], axis=2)
-            mask = np.pad(mask, ((0, 0), (1, 0)), constant_values=True)
-            if self.class_queries:
-                q = jnp.concatenate([class_q, q], axis=2)
         out = compute_attention(
             q,
             k,
             v,
-            None if mask.all() else mask[:, None, None, :],
-            angle=None if angle is None else angle[:, None],
+            group_mask(scheme, grid, number, key_number, (q.shape, k.shape), tiled),
+            angle=self._angles(number, grid) if self.has_angles else None,
             dictionary=self.dictionary,
             kernel=softmax_kernel(self.backend) if self.kernel == "softmax" else get_kernel(self.kernel, masked=False),
         )
         # Without this constraint, GSPMD shards the head axis of the cotangents like W_O, which costs a reshard.
-        out, class_out = shard_batch_unless_context(out), None
-        if class_qkv is not None and self.class_queries:
-            class_out, out = out[:, :groups, 0], out[:, :, 1:]
-        if padded_groups is not None:  # the second all-to-all, in two constraints for the same reason
-            out = shard_activations(shard_activations(out, context_axis=1), context_axis=2)[:, :groups]
-        return shard_activations(self.scheme.unfold(out, grid)), class_out
+        return shard_batch_unless_context(out)
 
-    def _angles(self, mask, grid):
-        """Returns pi/2 * i / length radians (g n), where i = 1, 2, ... is the index in the group, or the frame for 't'.
+    def _angles(self, number, grid):
+        """Returns pi/2 * i / length radians (1 g m), where i = 1, 2, ... is the rank in the group, or the frame for 't'.
 
         cosFormer: the weight of a key is scaled by the cosine of the difference of the two angles.
         """
-        index, length = np.broadcast_to(np.arange(mask.shape[1]), mask.shape), mask.shape[1]
         if self.cosine_index == "t":
-            index, length = self.scheme.fold(np.indices(grid)[:1])[0], grid[0]
+            index, length = position(number, grid).t, grid[0]
+        else:  # the rank by time, row and column, whatever the order in which `fold` puts the patches
+            earlier = (number[..., None, :] < number[..., None]) & (number[..., None, :] > 0)
+            index, length = earlier.sum(-1), number.shape[2]
         return (index + 1) * (math.pi / 2 / length)
 
-    def _masked(self, patches_qkv, class_qkv, mask, grid):
-        """The masked form of `attend`, with the group mask (g n)."""
-        positions = Position(*np.indices(grid))
-        keys = Position(*(axis.ravel() for axis in positions))
-        queries, groups = keys, len(mask)
-        q, k, v = (rearrange(x, "b t y x h e -> b (t y x) h e") for x in patches_qkv)
-        if class_qkv is not None:
-            class_q, class_k, class_v = class_qkv
-            # `Scheme.visible` takes positions. The class token of a group gets that of the group's first patch.
-            class_positions = Position(*(self.scheme.fold(axis[None])[0, :, 0] for axis in positions))
-            keys = Position(*map(np.concatenate, zip(class_positions, keys, strict=True)))
-            k, v = jnp.concatenate([class_k, k], axis=1), jnp.concatenate([class_v, v], axis=1)
-            if self.class_queries:
-                queries, q = keys, jnp.concatenate([class_q, q], axis=1)
-        visible = self.scheme.visible(
-            Position(*(axis[:, None] for axis in queries)), Position(*(axis[None] for axis in keys))
-        )
+    def _masked(self, q, k, v, grid, tiled):
+        """The masked form of `attend`: all patches of the clip on one axis, then the class tokens of all groups."""
+        scheme, number = self.scheme, group_numbers(self.scheme, grid)
+        groups, patches = number.shape[1:]
+
+        def ungroup(x):
+            flat = scheme.unfold(x[:, :, :patches].reshape(*x.shape[:2], patches, -1), grid)
+            flat = flat.reshape(x.shape[0], -1, *x.shape[3:])
+            return jnp.concatenate([flat, x[:, :, patches:].reshape(x.shape[0], -1, *x.shape[3:])], axis=1)
+
+        q_flat, k_flat, v_flat = map(ungroup, (q, k, v))
+        everywhere = position(numbered(grid).reshape(-1), grid)
+        mask = scheme.visible(Position(*(x[:, None] for x in everywhere)), Position(*(x[None] for x in everywhere)))
+        group_number = jnp.arange(groups)
+        owner = jnp.broadcast_to(group_number[:, None, None], (groups, patches, 1))[None]
+        owner = scheme.unfold(owner, grid).reshape(-1)
+        of_group = owner[:, None] == group_number  # (t n) x groups: the class token is seen by, and sees, its group
+        mask = jnp.concatenate([mask, of_group], axis=1)
+        mask = jnp.concatenate([mask, jnp.concatenate([of_group.T, jnp.eye(groups, dtype=bool)], axis=1)], axis=0)
+        mask = mask[: q_flat.shape[1], : k_flat.shape[1]]
         angle = None
         if self.has_angles:
-            angle = self.scheme.unfold(self._angles(mask, grid)[None], grid).reshape(1, -1)
+            angle = scheme.unfold(self._angles(number, grid)[..., None], grid).reshape(1, -1)
         out = compute_attention(
-            q, k, v, visible, angle=angle, dictionary=self.dictionary, kernel=get_kernel(self.kernel, masked=True)
+            q_flat,
+            k_flat,
+            v_flat,
+            mask,
+            angle=angle,
+            dictionary=self.dictionary,
+            kernel=get_kernel(self.kernel, masked=True),
         )
-        shape = (out.shape[0], *grid, *out.shape[2:])
-        if class_qkv is None or not self.class_queries:
-            return out.reshape(shape), None
-        return out[:, groups:].reshape(shape), out[:, :groups]
+        flat, class_out = jnp.split(out, [math.prod(everywhere.t.shape)], axis=1)
+        shape = (out.shape[0], groups, -1, *out.shape[2:])
+        flat = scheme.fold(flat.reshape(out.shape[0], grid[0], grid[1] * grid[2], -1), grid).reshape(shape)
+        return jnp.concatenate([flat, class_out.reshape(shape)] if class_out.size else [flat], axis=2)
+
+
+def _merge_heads(x):
+    """Returns (... d) of (... h e)."""
+    return rearrange(x, "... h e -> ... (h e)")
 
 
 def _pad_groups(x, groups: int):
     """Returns x (b g ...) padded with zeros to this number of groups."""
     return jnp.pad(x, [(0, 0), (0, groups - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
-
-
-def merge_copies(copies, class_tokens):
-    """Returns class tokens (b c ...) from one copy per group (b g ...): the mean over the copies if c = 1."""
-    return copies.mean(axis=1, keepdims=True) if class_tokens.shape[1] == 1 else copies
 
 
 def check_heads(width: int, heads: int) -> None:

@@ -45,12 +45,12 @@ class Dictionary(nnx.Module):
         self.values = nnx.Param(entry_init(rngs.params(), (size, width)))
 
     def hybrid_attention(self, kernel, q, internal: KeyValues) -> jax.Array:
-        """Returns attention of q (... h q e) to the clip, `internal`, and to the dictionary: (... h q e).
+        """Returns attention of q (... q h e) to the clip, `internal`, and to the dictionary: (... q h e).
 
-        With 'multi_view', returns (... 2h q e), the heads of internal attention first.
+        With 'multi_view', returns (... q 2h e), the heads of internal attention first.
         """
         keys, values = (
-            rearrange(x[...], "m (h e) -> h m e", h=self.heads).astype(q.dtype) for x in (self.keys, self.values)
+            rearrange(x[...], "m (h e) -> m h e", h=self.heads).astype(q.dtype) for x in (self.keys, self.values)
         )
         external = KeyValues(keys, values)
         if self.hybrid == "combined":
@@ -60,8 +60,8 @@ class Dictionary(nnx.Module):
             return internal_out + external_out
         if self.hybrid == "split_heads":
             half = self.heads // 2
-            internal_out, external_out = internal_out[..., :half, :, :], external_out[..., half:, :, :]
-        return jnp.concatenate([internal_out, external_out], axis=-3)
+            internal_out, external_out = internal_out[..., :half, :], external_out[..., half:, :]
+        return jnp.concatenate([internal_out, external_out], axis=-2)
 
 
 def head_multiplier(dictionary: Dictionary | None) -> int:

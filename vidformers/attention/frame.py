@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from einops import rearrange
-
 from vidformers.attention.registry import register
 from vidformers.attention.scheme import Scheme
 
@@ -12,11 +10,11 @@ from vidformers.attention.scheme import Scheme
 class Frame(Scheme):
     """Patch (p, t) attends to all patches of frame t: N keys, and the class token (MEViT eq. 6)."""
 
-    def fold(self, patches):
-        return rearrange(patches, "b t y x ... -> b t (y x) ...")
+    def fold(self, patches, grid):
+        return patches
 
     def unfold(self, groups, grid):
-        return rearrange(groups, "b t (y x) ... -> b t y x ...", y=grid[1])
+        return groups
 
     def visible(self, query, key):
         return query.t == key.t

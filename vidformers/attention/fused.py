@@ -46,19 +46,19 @@ def check_backend(backend: str, kernel: str, dtype, head_width: int) -> None:
 
 
 def _fused(implementation: Literal["xla", "cudnn"], q, key_values):
-    """Returns the same as `softmax`, (... h q e), for q (... h q e) and `key_values` without a bias.
+    """Returns the same as `softmax`, (... q h e), for q (... q h e) and `key_values` without a bias.
 
     Uses einsums where `jax.nn.dot_product_attention` fails. cuDNN does not support masks of an odd size. The keys of a
     dictionary have fewer axes than the queries: cuDNN's function cannot shard such keys, and XLA (jaxlib 0.10.2, CPUs)
     returns wrong values under jit from about 2,000 queries on.
     """
-    has_fewer_axes = key_values[0].k.shape[:-2] != q.shape[:-2]
+    has_fewer_axes = key_values[0].k.shape[:-3] != q.shape[:-3]
     if has_fewer_axes or implementation == "cudnn" and (len(key_values) > 1 or key_values[0].mask is not None):
         return softmax(q, key_values)
-    lead, (_, queries, _) = q.shape[:-3], q.shape[-3:]
+    lead, (queries, _, _) = q.shape[:-3], q.shape[-3:]
 
     def flat(x):
-        """Returns (b h n m) of an array that broadcasts to (... h n m)."""
+        """Returns (b ...) of an array that broadcasts to (... x y z), with its last three axes."""
         x = jnp.broadcast_to(x, (*lead, *x.shape[-3:]))
         return x.reshape(-1, *x.shape[-3:])
 
@@ -71,13 +71,12 @@ def _fused(implementation: Literal["xla", "cudnn"], q, key_values):
         heads = max(mask.shape[-3] for mask in masks)
         return jnp.concatenate(
             [
-                flat(jnp.broadcast_to(mask, (*mask.shape[:-3], heads, queries, item.k.shape[-2])))
+                flat(jnp.broadcast_to(mask, (*mask.shape[:-3], heads, queries, item.k.shape[-3])))
                 for mask, item in zip(masks, key_values, strict=True)
             ],
             axis=-1,
         )
 
-    k, v = (jnp.concatenate([flat(getattr(item, name)) for item in key_values], axis=-2) for name in "kv")
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (flat(q), k, v))  # (b n h e)
-    out = jax.nn.dot_product_attention(q, k, v, mask=mask(), implementation=implementation)
-    return jnp.swapaxes(out, 1, 2).reshape(*lead, q.shape[-2], queries, -1)
+    k, v = (jnp.concatenate([flat(getattr(item, name)) for item in key_values], axis=-3) for name in "kv")
+    out = jax.nn.dot_product_attention(flat(q), k, v, mask=mask(), implementation=implementation)
+    return out.reshape(*lead, *out.shape[1:])

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-import numpy as np
+import jax.numpy as jnp
 from einops import rearrange
 
 from vidformers.attention.registry import register
@@ -15,14 +15,14 @@ class Joint(Scheme):
 
     group_extent = "clip"
 
-    def fold(self, patches):
-        return rearrange(patches, "b t y x ... -> b 1 (t y x) ...")
+    def fold(self, patches, grid):
+        return rearrange(patches, "b t n d -> b 1 (t n) d")
 
     def unfold(self, groups, grid):
-        return rearrange(groups, "b 1 (t y x) ... -> b t y x ...", t=grid[0], y=grid[1])
+        return rearrange(groups, "b 1 (t n) d -> b t n d", t=grid[0])
 
     def visible(self, query, key):
-        return np.broadcast_to(True, np.broadcast_shapes(query.t.shape, key.t.shape))
+        return jnp.ones(jnp.broadcast_shapes(query.t.shape, key.t.shape), bool)
 
 
 def _expected_keys(grid, t, y, x):

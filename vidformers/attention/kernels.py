@@ -1,7 +1,7 @@
 """Attention kernels: softmax, or products of ReLU features in time linear in the number of tokens.
 
-A kernel takes queries q (... h q e) and `key_values`, a list of `KeyValues`: of the clip, of a dictionary, or of both.
-It normalises the weights over the keys of the whole list and returns (... h q e).
+A kernel takes queries q (... q h e) and `key_values`, a list of `KeyValues`: of the clip, of a dictionary, or of both.
+It normalises the weights over the keys of the whole list and returns (... q h e).
 """
 
 import functools
@@ -10,21 +10,25 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vidformers.parallel.target import target_platform
+
 KERNELS = ("softmax", "relu", "cosine")
 _MIN_DENOMINATOR = 1e-6  # all ReLU features of a query may be zero; the output is then zero
+# The score of a hidden key. It is finite, so that a query whose keys are all hidden, which only padding is, gets finite
+# weights and gradients.
+_HIDDEN = -1e30
 
 
 class KeyValues(NamedTuple):
     """Keys and values.
 
     Attributes:
-        k: keys (... h k e).
-        v: values (... h k e).
-        mask: (... q k), or (... 1 k) for all queries. False hides a key. Every query must have a key that is not
-            hidden in one of the `KeyValues`; otherwise softmax gives NaN.
+        k: keys (... k h e).
+        v: values (... k h e).
+        mask: (... h q k), or with 1 in place of h or q. False hides a key.
         bias: (... h q k), added to the scores.
-        angle: (... 1 n) in radians, only for self-attention, where queries and keys are the same n tokens. The weight
-            of key j for query i is multiplied by the cosine of angle i minus angle j.
+        angle: (... n) in radians, only for self-attention, where queries and keys are the same n tokens. The weight of
+            key j for query i is multiplied by the cosine of angle i minus angle j.
     """
 
     k: jax.Array
@@ -34,18 +38,91 @@ class KeyValues(NamedTuple):
     angle: jax.Array | None = None
 
 
-def softmax(q, key_values):
+def query_keys(q, k, dtype=None):
+    """Returns the products (... h q k) of queries (... q h e) and keys (... k h e).
+
+    CPUs multiply batches of matrices 1.5 times as fast if the heads are moved before the tokens first. TPUs lose 5% of
+    a training step by it (benchmarks/NOTES.md).
+    """
+    if target_platform() == "cpu":
+        q, k = jnp.swapaxes(q, -2, -3), jnp.swapaxes(k, -2, -3)
+        return jnp.einsum("...qe,...ke->...qk", q, k, preferred_element_type=dtype)
+    return jnp.einsum("...qhe,...khe->...hqk", q, k, preferred_element_type=dtype)
+
+
+def weights_values(weights, v):
+    """Returns the products (... q h e) of weights (... h q k) and values (... k h e)."""
+    if target_platform() == "cpu":
+        return jnp.swapaxes(jnp.einsum("...qk,...ke->...qe", weights, jnp.swapaxes(v, -2, -3)), -2, -3)
+    return jnp.einsum("...hqk,...khe->...qhe", weights, v)
+
+
+def softmax(q, key_values, *, rematerialise: bool = False):
     """Returns softmax attention with scores scaled by 1/sqrt(e). Softmax is computed in float32, or in a wider q.dtype.
 
-    Normalises after the product with V, because the output has fewer elements than the weights. In bfloat16 the product
-    uses weights that are rounded to bfloat16, and the denominator sums the float32 weights.
+    In bfloat16 the product with V uses weights that are rounded to bfloat16, and their sum is that of float32 weights.
+
+    The backward pass is written by hand. It keeps the weights once, in q.dtype, and computes the row sums of the
+    gradient of softmax from the output and its cotangent, which have fewer elements than weights and their cotangents.
+    With `rematerialise` it keeps one number per row instead, and computes the weights again from q and k.
     """
+    return _softmax(q, tuple(key_values), rematerialise)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _softmax(q, key_values, rematerialise):
+    return _softmax_forward(q, key_values, rematerialise)[0]
+
+
+def _softmax_forward(q, key_values, rematerialise):
     scores = _scores(q, key_values)
-    max_score = jax.lax.stop_gradient(functools.reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores]))
-    weights = [jnp.exp(score - max_score) for score in scores]
-    numerator = weighted_values(weights, q, key_values)
-    denominator = sum(weight.sum(-1, keepdims=True) for weight in weights)
-    return (numerator / denominator).astype(q.dtype)
+    row_max = functools.reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores])
+    weights = [jnp.exp(score - row_max) for score in scores]
+    denominator = row_sum = sum(weight.sum(-1, keepdims=True) for weight in weights)
+    if target_platform() != "cpu":
+        # TPUs: XLA fuses scores, maximum, exponential and sum with the product of q and k only if the weights are
+        # divided here. On CPUs dividing the output is faster, because it has fewer elements than the weights.
+        weights, denominator = [weight / row_sum for weight in weights], None
+    weights = [weight.astype(q.dtype) for weight in weights]
+    out = sum(weights_values(weight, item.v) for weight, item in zip(weights, key_values, strict=True))
+    out = out if denominator is None else (out / _rows_first(denominator)).astype(q.dtype)
+    if rematerialise:
+        return out, (q, key_values, out, row_max + jnp.log(row_sum), None)
+    return out, (q, key_values, out, weights, denominator)
+
+
+def _softmax_backward(rematerialise, residuals, cotangent):
+    q, key_values, out, weights, denominator = residuals
+    if rematerialise:
+        weights = [jnp.exp(score - weights) for score in _scores(q, key_values)]
+    scale, wide = q.shape[-1] ** -0.5, jnp.promote_types(q.dtype, jnp.float32)
+    cotangent = cotangent.astype(wide)
+    if denominator is not None:  # dividing the cotangent divides all that follows, so the weights are never divided
+        cotangent /= _rows_first(denominator)
+    row_sum = jnp.moveaxis((cotangent * out.astype(wide)).sum(-1), -1, -2)[..., None]  # (... h q 1)
+    cotangent = cotangent.astype(q.dtype)
+    dq, gradients = jnp.zeros(q.shape, wide), []
+    for weight, item in zip(weights, key_values, strict=True):
+        dv = jax.vjp(lambda v, weight=weight: weights_values(weight.astype(q.dtype), v), item.v)[1](cotangent)[0]
+        score = weight.astype(wide) * (query_keys(cotangent, item.v, wide) - row_sum)
+        bias = None if item.bias is None else _sum_to(score, item.bias)
+        item_dq, dk = jax.vjp(query_keys, q * scale, item.k)[1](score.astype(q.dtype))
+        dq += item_dq
+        gradients.append(KeyValues(dk, dv, None, bias))
+    return (dq * scale).astype(q.dtype), tuple(gradients)
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)
+
+
+def _rows_first(x):
+    """Returns (... q h 1) of (... h q 1)."""
+    return jnp.swapaxes(x, -2, -3)
+
+
+def _sum_to(x, like):
+    """Returns the sum of x over the axes along which `like` was broadcast to its shape."""
+    return jax.vjp(lambda small: jnp.broadcast_to(small, x.shape), like.astype(x.dtype))[1](x)[0].astype(like.dtype)
 
 
 def softmax_with_dropout(q, key_values, dropout_fn):
@@ -62,24 +139,20 @@ def softmax_weights(q, key_values, dropout_fn=lambda weights: weights):
 
 
 def _scores(q, key_values) -> list:
-    """Returns the scores (... h q k) for each item of `key_values`, -inf where its mask hides a key."""
+    """Returns the scores (... h q k) for each item of `key_values`, `_HIDDEN` where its mask hides a key."""
     q = q * q.shape[-1] ** -0.5
     scores = []
     for item in key_values:
-        score = jnp.einsum("...qe,...ke->...qk", q, item.k)
-        score = score.astype(jnp.promote_types(score.dtype, jnp.float32))
+        score = query_keys(q, item.k, jnp.promote_types(q.dtype, jnp.float32))
         if item.bias is not None:
             score += item.bias
-        scores.append(score if item.mask is None else jnp.where(item.mask, score, -jnp.inf))
+        scores.append(score if item.mask is None else jnp.where(item.mask, score, _HIDDEN))
     return scores
 
 
 def weighted_values(weights, q, key_values):
-    """Returns the sum (... h q e) over the list of weights (... h q k), rounded to q.dtype, times values."""
-    return sum(
-        jnp.einsum("...qk,...ke->...qe", weight.astype(q.dtype), item.v)
-        for weight, item in zip(weights, key_values, strict=True)
-    )
+    """Returns the sum (... q h e) over the list of weights (... h q k), rounded to q.dtype, times values."""
+    return sum(weights_values(weight.astype(q.dtype), item.v) for weight, item in zip(weights, key_values, strict=True))
 
 
 def linear_attention(q, key_values):
@@ -92,12 +165,13 @@ def linear_attention(q, key_values):
     denominator: jax.Array | int = 0
     for item in key_values:
         query_features, key_features = _features(q, item.angle), _features(item.k, item.angle)
-        if item.mask is not None:
-            key_features = jnp.where(jnp.swapaxes(item.mask, -1, -2), key_features, 0)
+        if item.mask is not None:  # (... h 1 k) -> (... k h 1)
+            mask = item.mask.reshape((1,) * (3 - item.mask.ndim) + item.mask.shape)
+            key_features = jnp.where(jnp.moveaxis(mask, -1, -3), key_features, 0)
         einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
-        products = einsum("...kf,...ke->...fe", key_features, item.v)
-        numerator += einsum("...qf,...fe->...qe", query_features, products)
-        denominator += einsum("...qf,...f->...q", query_features, key_features.sum(-2, dtype=products.dtype))
+        products = einsum("...khf,...khe->...hfe", key_features, item.v)
+        numerator += einsum("...qhf,...hfe->...qhe", query_features, products)
+        denominator += einsum("...qhf,...hf->...qh", query_features, key_features.sum(-3, dtype=products.dtype))
     return (numerator / jnp.maximum(denominator, _MIN_DENOMINATOR)[..., None]).astype(q.dtype)
 
 
@@ -110,9 +184,9 @@ def quadratic_weights(q, key_values):
     """Returns the weights of `quadratic_attention`, (... h q k) for each item of `key_values`."""
     products = []
     for item in key_values:
-        product = jnp.einsum("...qe,...ke->...qk", jax.nn.relu(q), jax.nn.relu(item.k))
+        product = query_keys(jax.nn.relu(q), jax.nn.relu(item.k))
         if item.angle is not None:
-            product *= jnp.cos(item.angle[..., :, None] - item.angle[..., None, :])
+            product *= jnp.cos(item.angle[..., None, :, None] - item.angle[..., None, None, :])
         products.append(product if item.mask is None else jnp.where(item.mask, product, 0))
     denominator = jnp.maximum(sum(product.sum(-1, keepdims=True) for product in products), _MIN_DENOMINATOR)
     return [product / denominator for product in products]
@@ -131,9 +205,9 @@ def get_kernel(kernel, masked: bool):
 
 
 def _features(x, angle):
-    """Returns features phi (... f) with phi(q).phi(k) = ReLU(q).ReLU(k), times cos(angle_q - angle_k) if given."""
+    """Returns features phi (... n h f) with phi(q).phi(k) = ReLU(q).ReLU(k), times cos(angle_q - angle_k) if given."""
     x = jax.nn.relu(x)
     if angle is None:
         return x
-    angle = angle[..., None].astype(x.dtype)
+    angle = angle[..., None, None].astype(x.dtype)
     return jnp.concatenate([x * jnp.cos(angle), x * jnp.sin(angle)], axis=-1)

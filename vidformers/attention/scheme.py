@@ -1,40 +1,49 @@
-"""The base class of attention schemes: a partition of the patch grid into groups that attend to each other."""
+"""The base class of attention schemes: which keys each query attends to, and how to gather them."""
 
 from typing import NamedTuple
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 
 
 class Position(NamedTuple):
-    """Positions of tokens on the grid: NumPy arrays of integers, of one shape.
+    """Positions of patches on the grid: arrays of integers, of one shape."""
 
-    A class token has the position of the first patch of its group, so that `Scheme.visible` treats it as a member of
-    the group.
-    """
-
-    t: np.ndarray
-    y: np.ndarray
-    x: np.ndarray
+    t: jax.Array
+    y: jax.Array
+    x: jax.Array
 
 
 class Scheme:
-    """A partition of the patch grid into groups. Every patch attends to every patch of its group.
+    """Which patches each patch attends to. The base class is a partition of the patches into groups.
 
-    The pattern is written twice. The gathered form, which models run, calls `fold`, computes attention inside each
-    group, and calls `unfold`. The masked form, the reference in tests, computes attention over all tokens with the mask
-    that `visible` returns. Before attention, a scheme may also replace heads or tokens of queries, keys and values by
-    those of neighbouring frames, in `shift_in_time`.
+    `visible` is the definition: the masked form, the reference in tests, computes attention over all tokens under this
+    mask. Models run the gathered form, which computes the same with fewer products: `fold` moves the patches into
+    groups, attention is computed inside each group, and `unfold` moves them back.
+
+    - A partition is `whole`: a query attends to every patch of its group, so attention needs no mask.
+    - Other schemes set `whole` to False. The mask of a group is then computed in the program, by `visible`.
+    - A scheme with `reads_neighbours` also attends to patches of other groups, which `neighbourhood` gathers.
+
+    Before attention, a scheme may replace heads or tokens of queries, keys and values by those of neighbouring frames,
+    in `shift_in_time`.
 
     Attributes:
+        whole: whether `visible` is True for all pairs of a query and a key that the query's group gathers.
+        reads_neighbours: whether `neighbourhood` adds keys of other groups.
+        causal: whether no patch attends to a later frame. `SelfAttention` then refuses class tokens of the clip as
+            keys, because they carry all frames to every query.
         ordered: whether the order of the tokens in a group is meaningful. The cosine kernel requires it. False if keys
             are shifted between frames, because their order then has no meaning.
         group_extent: what a group contains, which decides the sharding under context parallelism (see `core`).
-            'frame': patches of one frame. There is no communication.
-            'time': some patches of every frame. An all-to-all moves the sharding from frames to groups. In the token
-                axis n of (b g n ...), `fold` must put frames first, as in "(t i j)".
-            'clip': all patches, as a single group. Keys and values are all-gathered.
+            'frame': patches of one frame or of a few consecutive ones. The axis g keeps the sharding of the frames.
+            'time': some patches of every frame. An all-to-all moves the sharding from frames to groups.
+            'clip': all patches, as a single group, frames first. Keys and values are all-gathered.
     """
 
+    whole = True
+    reads_neighbours = False
+    causal = False
     ordered = True
     group_extent = "frame"
 
@@ -47,35 +56,71 @@ class Scheme:
         """
         return False
 
-    def fold(self, patches):
-        """Returns groups (b g n ...) of patches (b t y x ...).
+    def fold(self, patches, grid: tuple[int, int, int]):
+        """Returns groups (b g m d) of patches (b t n d), where n = y x. `grid` is (t, y, x).
 
-        Where the grid does not divide into equal groups, the incomplete groups are padded with zeros.
-
-        `patches` is a JAX array or a NumPy array of any dtype. For a NumPy array the result must be one, too: `core`
-        folds a mask of ones to find the padding, and the result must stay concrete under jit. einops keeps the kind of
-        array; a scheme that pads must choose between np.pad and jnp.pad, as `Motion` does.
+        Where the grid does not divide into equal groups, the incomplete groups are padded with zeros. Padding is hidden
+        as keys.
         """
         raise NotImplementedError
 
     def unfold(self, groups, grid: tuple[int, int, int]):
-        """Returns patches (b t y x ...) of groups (b g n ...), without the padding. `grid` is (t, y, x)."""
+        """Returns patches (b t n d) of groups (b g m d), without the padding: the inverse of `fold`."""
         raise NotImplementedError
 
-    def visible(self, query: Position, key: Position) -> np.ndarray:
-        """Returns the mask (q k): whether the token at `query` attends to the token at `key`.
+    def neighbourhood(self, groups, grid: tuple[int, int, int]):
+        """Returns the tokens (b g k ...) whose keys each group gathers, of groups (b g m ...).
 
-        The arrays of `query` have the shape (q 1) and those of `key` (1 k), so that comparisons broadcast.
+        A group at the edge of the clip gets zeros in place of neighbours that do not exist; these are hidden. The
+        default is the group itself. Overridden by schemes with `reads_neighbours`; see `with_neighbours`.
+        """
+        return groups
+
+    def visible(self, query: Position, key: Position) -> jax.Array:
+        """Returns the mask (... q k): whether the patch at `query` attends to the patch at `key`.
+
+        The arrays of `query` have the shape (... q 1) and those of `key` (... 1 k), so that comparisons broadcast.
         """
         raise NotImplementedError
 
-    def shift_in_time(self, patches_qkv, class_qkv):
-        """Returns queries, keys and values with heads or tokens taken from neighbouring frames, before they are folded.
+    def shift_in_time(self, x, letter: str, class_rows: int):
+        """Returns queries, keys or values with heads or tokens taken from neighbouring frames.
 
-        The default returns the arguments unchanged.
+        The default returns x unchanged.
 
         Args:
-            patches_qkv: [q, k, v] of patches, each (b t y x h e).
-            class_qkv: [q, k, v] of the class token of each group, each (b g h e), or None.
+            x: (b t n h e), in groups. The last `class_rows` of the n tokens are the class token of the frame.
+            letter: 'Q', 'K' or 'V'.
+            class_rows: 0 or 1.
         """
-        return patches_qkv, class_qkv
+        return x
+
+
+def with_neighbours(groups, offsets, stride: int = 1):
+    """Returns the tokens (b g k ...) of the groups (b g m ...) at several offsets, side by side.
+
+    Args:
+        groups: (b g m ...), in an order in which a group and its neighbour are `stride` apart.
+        offsets: the neighbours of group i are the groups i + offset * stride. Zeros replace those that do not exist.
+        stride: number of groups between a group and its neighbour.
+    """
+    count = groups.shape[1]
+    before, after = max(0, -min(offsets)) * stride, max(0, *offsets) * stride
+    padded = jnp.pad(groups, [(0, 0), (before, after)] + [(0, 0)] * (groups.ndim - 2))
+    starts = [before + offset * stride for offset in offsets]
+    return jnp.concatenate([padded[:, start : start + count] for start in starts], axis=2)
+
+
+def numbered(grid: tuple[int, int, int]):
+    """Returns the number of every patch as tokens (1 t n 1), from 1 on, so that `fold` pads with 0."""
+    t, y, x = grid
+    return 1 + jax.lax.broadcasted_iota(jnp.int32, (1, t, y * x, 1), 1) * (y * x) + (
+        jax.lax.broadcasted_iota(jnp.int32, (1, t, y * x, 1), 2)
+    )
+
+
+def position(number, grid: tuple[int, int, int]) -> Position:
+    """Returns the positions of patches with these numbers, as from `numbered`."""
+    _, y, x = grid
+    index = number - 1
+    return Position(index // (y * x), index // x % y, index % x)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 
 from vidformers.attention.frame import Frame
@@ -90,18 +89,14 @@ class Shifted(Frame):
     def reads_zeros_beyond_clip(self) -> bool:
         return self.boundary == "zero" and self.before + self.after > 0
 
-    def shift_in_time(self, patches_qkv, class_qkv):
-        pairs = [
-            self._shift(*pair) if letter in self.moved else pair
-            for letter, *pair in zip("QKV", patches_qkv, class_qkv, strict=True)
-        ]
-        return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-
-    def _shift(self, patches, class_tokens):
-        tokens = jnp.concatenate([class_tokens[:, :, None], rearrange(patches, "b t y x h e -> b t (y x) h e")], axis=2)
-        axis = 3 if self.direction == "heads" else 2
-        tokens = shift(tokens, axis, self.before, self.after, self.boundary)
-        return tokens[:, :, 1:].reshape(patches.shape), tokens[:, :, 0]
+    def shift_in_time(self, x, letter, class_rows):
+        if letter not in self.moved:
+            return x
+        if self.direction == "heads":
+            return shift(x, 3, self.before, self.after, self.boundary)
+        # The class token is the last row of a group, and token 0 in the paper.
+        x = shift(jnp.roll(x, class_rows, axis=2), 2, self.before, self.after, self.boundary)
+        return jnp.roll(x, -class_rows, axis=2)
 
 
 class TokenShift(nnx.Module):
@@ -125,7 +120,7 @@ class TokenShift(nnx.Module):
         return self.boundary == "zero"
 
     def __call__(self, tokens: Tokens, rng: LayerRng | None = None) -> Tokens:
-        return tokens._replace(class_tokens=shift(tokens.class_tokens, 2, self.channels, self.channels, self.boundary))
+        return tokens.replace(class_tokens=shift(tokens.class_tokens, 2, self.channels, self.channels, self.boundary))
 
 
 def _expected_keys(grid, t, y, x):

@@ -73,11 +73,11 @@ class ShiftedWindowAttention(nnx.Module):
         return add_branch(tokens, self.branch(tokens), self.dropout, rng)
 
     def branch(self, tokens: Tokens):
-        """Returns the update without the residual: patches (b t y x d), and None, because Swin has no class tokens."""
-        qkv = self.qkv(self.padded(self.norm(tokens.patches)))
+        """Returns the update without the residual: patches (b t n d), and None, because Swin has no class tokens."""
+        qkv = self.qkv(self.padded(self.norm(tokens.maps)))
         q, k, v = rearrange(qkv, "b t y x (s h e) -> s b t y x h e", s=3, h=self.heads)
-        out = self.attend(q, k, v, tokens.patches.shape[1:4])
-        return self.out(rearrange(out, "b t y x h e -> b t y x (h e)")), None
+        out = self.attend(q, k, v, tokens.grid)
+        return self.out(rearrange(out, "b t y x h e -> b t (y x) (h e)")), None
 
     def padded(self, patches):
         """Returns patches (b t y x d) with zeros added, so that the window divides the grid."""

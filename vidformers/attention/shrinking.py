@@ -13,7 +13,7 @@ from vidformers.attention.kernels import get_kernel
 from vidformers.errors import require
 from vidformers.layers.convolution import Conv, mean_pool
 from vidformers.layers.linear import Linear, square_init
-from vidformers.layers.tokens import LayerRng, Tokens, add_branch
+from vidformers.layers.tokens import LayerRng, Tokens, add_branch, tokens_of_maps
 
 
 class ShrinkingAttention(nnx.Module):
@@ -81,18 +81,21 @@ class ShrinkingAttention(nnx.Module):
         self.out = Linear(head_multiplier(dictionary) * width, width, kernel_init=square_init, **compute)
 
     def __call__(self, tokens: Tokens, rng: LayerRng | None = None) -> Tokens:
-        branch, patches = self.branch(tokens), tokens.patches
+        branch = self.branch(tokens)
         if self.pool_q is not None:
-            patches = nnx.max_pool(patches, (1, 3, 3), strides=(1, 2, 2), padding=((0, 0), (1, 1), (1, 1)))
-        return add_branch(tokens._replace(patches=patches), branch, self.dropout, rng)
+            maps = nnx.max_pool(tokens.maps, (1, 3, 3), strides=(1, 2, 2), padding=((0, 0), (1, 1), (1, 1)))
+            tokens = tokens_of_maps(maps, tokens.class_tokens)
+        return add_branch(tokens, branch, self.dropout, rng)
 
     def branch(self, tokens: Tokens):
-        """Returns the update without the residual: patches (b t y x d), and class tokens (b t d)."""
-        patches, class_tokens = (jnp.stack(jnp.split(self.qkv(self.norm(x)), 3, axis=-1)) for x in tokens)
+        """Returns the update without the residual: patches (b t n d), and class tokens (b t d)."""
+        patches, class_tokens = (
+            jnp.stack(jnp.split(self.qkv(self.norm(x)), 3, axis=-1)) for x in (tokens.maps, tokens.class_tokens)
+        )
         q = patches[0] if self.pool_q is None else self.pool_q(patches[0])
         out = self.attend(q, class_tokens[0], self.levels(patches[1:], class_tokens[1:], self.pool))
         out = self.out(rearrange(out, "... h e -> ... (h e)"))
-        return rearrange(out[:, :, 1:], "b t (y x) d -> b t y x d", y=q.shape[2]), out[:, :, 0]
+        return out[:, :, 1:], out[:, :, 0]
 
     def pool(self, patches):
         """Returns pooled and normalised keys and values (s b t y x d), of patches (s b t y x d), s = 2."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from einops import rearrange
+import jax.numpy as jnp
 
 from vidformers.attention.registry import register
 from vidformers.attention.scheme import Scheme
@@ -14,11 +14,11 @@ class Time(Scheme):
 
     group_extent = "time"
 
-    def fold(self, patches):
-        return rearrange(patches, "b t y x ... -> b (y x) t ...")
+    def fold(self, patches, grid):
+        return jnp.swapaxes(patches, 1, 2)
 
     def unfold(self, groups, grid):
-        return rearrange(groups, "b (y x) t ... -> b t y x ...", y=grid[1])
+        return jnp.swapaxes(groups, 1, 2)
 
     def visible(self, query, key):
         return (query.y == key.y) & (query.x == key.x)

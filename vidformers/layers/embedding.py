@@ -26,7 +26,7 @@ def normalise(video, mean, std, dtype):
 
 
 class Embedding(nnx.Module):
-    """Maps pixels (b t y x 3) to patch tokens (b t y x d): z = E x + e_space + e_time (MEViT eq. 1, e separable).
+    """Maps pixels (b t y x 3) to patch tokens (b t n d): z = E x + e_space + e_time (MEViT eq. 1, e separable).
 
     Args:
         width: d.
@@ -84,16 +84,15 @@ class Embedding(nnx.Module):
         video = normalise(video, self.mean, self.std, self.dtype)
         patches = rearrange(
             video,
-            "b (t r) (y p) (x q) c -> b t y x (r p q c)",
+            "b (t r) (y p) (x q) c -> b t (y x) (r p q c)",
             r=self.patch_frames,
             p=self.patch_size,
             q=self.patch_size,
         )
         patches = self.patch(patches)
-        _, y, x = self.grid
-        patches += rearrange(self.space[1:], "(t y x) d -> t y x d", y=y, x=x).astype(self.dtype)
+        patches += rearrange(self.space[1:], "(t n) d -> t n d", n=patches.shape[2]).astype(self.dtype)
         if self.time is not None:
-            patches += self.time[:, None, None].astype(self.dtype)
+            patches += self.time[:, None].astype(self.dtype)
         return patches
 
     def class_position(self):

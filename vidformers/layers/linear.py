@@ -1,8 +1,12 @@
 """Linear maps."""
 
+import math
+
+import jax.numpy as jnp
 from flax import nnx
 
 from vidformers.parallel.activations import has_context
+from vidformers.parallel.target import target_platform
 
 # For a square d -> d projection, Glorot's bound equals that of fan-in scaling. With fan-in scaling, a kernel that holds
 # several square projections side by side starts with the distribution of separate kernels.
@@ -10,15 +14,33 @@ square_init = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
 glorot = nnx.initializers.xavier_uniform()
 
 
-class Linear(nnx.Linear):
-    """A linear map (... inputs) -> (... outputs), computed as one product of two matrices.
+def on_rows(function, x, axes: int = 1):
+    """Returns function(x) of a linear `function` that acts on the last `axes` axes of x (... i).
 
-    With more than two axes, XLA transposes the cotangent for the gradient of the weights, which copies an array as
-    large as the tokens. Flattening to a matrix avoids the copy. Under context parallelism the partitioner must see the
-    axis of frames, so inputs are not flattened.
+    On CPUs the function sees all other axes flattened to one axis of rows. With several axes, XLA transposes the
+    cotangent for the gradient of the weights, which copies an array as large as the tokens. On TPUs flattening would
+    itself be a copy, since the last two axes of an array are stored in tiles. Under context parallelism the
+    partitioner must see the axis of frames, so x is not flattened.
     """
+    lead = x.shape[: x.ndim - axes]
+    if len(lead) < 2 or has_context() or target_platform() != "cpu":
+        return function(x)
+    out = function(x.reshape(math.prod(lead), *x.shape[x.ndim - axes :]))
+    return out.reshape(*lead, *out.shape[1:])
+
+
+def to_heads(x, kernel, bias):
+    """Returns the projection (... h e) of x (... d) by a kernel (d h e) and a bias (h e)."""
+    return on_rows(lambda rows: jnp.tensordot(rows, kernel, 1), x) + bias
+
+
+def from_heads(x, kernel, bias):
+    """Returns the projection (... d) of x (... h e) by a kernel (h e d) and a bias (d)."""
+    return on_rows(lambda rows: jnp.tensordot(rows, kernel, 2), x, axes=2) + bias
+
+
+class Linear(nnx.Linear):
+    """A linear map (... inputs) -> (... outputs), see `on_rows`."""
 
     def __call__(self, x):  # type: ignore[override]  # without `out_sharding`, which older versions of Flax lack
-        if x.ndim <= 2 or has_context():
-            return super().__call__(x)
-        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
+        return on_rows(super().__call__, x)

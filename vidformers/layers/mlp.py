@@ -8,18 +8,29 @@ from vidformers.layers.linear import Linear, glorot
 from vidformers.layers.tokens import LayerRng, Tokens, add_branch, dropout, split_rng
 
 
-@jax.checkpoint
+def keeping_input(function):
+    """Returns an elementwise `function` whose backward pass keeps its input alone, and rematerialises the rest.
+
+    `jax.checkpoint` does this too, but puts a barrier before the backward pass. XLA can then not fuse it with the
+    product before it, which costs a tenth of an MLP on TPUs (benchmarks/NOTES.md).
+    """
+    call = jax.custom_vjp(function)
+    call.defvjp(lambda x: (function(x), x), lambda x, cotangent: jax.vjp(function, x)[1](cotangent))
+    return call
+
+
+@keeping_input
 def gelu(x):
     """Returns the exact GELU, x Phi(x).
 
-    The backward pass stores x alone and rematerialises the rest, which saves 40% of the memory of an MLP. XLA computes
-    erf faster than the erfc of `jax.nn.gelu`. In float32 the rounding error of 1 + erf is negligible.
+    The backward pass keeps x alone, which saves 40% of the memory of an MLP. XLA computes erf faster than the erfc of
+    `jax.nn.gelu`. In float32 the rounding error of 1 + erf is negligible.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (wide * (0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
-@jax.checkpoint
+@keeping_input
 def gelu_tanh(x):
     """Returns the approximation of GELU by tanh, with an error up to 5e-4. ViViT was trained with it."""
     return jax.nn.gelu(x, approximate=True)

@@ -1,17 +1,44 @@
 """Tokens, the random key of a layer, dropout, and the residual branch."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 
-class Tokens(NamedTuple):
-    """Patch tokens (b t y x d), never flattened between modules, and class tokens (b c d)."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of a batch of clips: the input and output of every sublayer.
+
+    Attributes:
+        patches: (b t n d), with n = y x patches of a frame, row by row. Rows and columns share one axis because TPUs
+            store the last two axes of an array in tiles of 8 x 128: b and t can be merged without a copy, and a frame
+            is padded once and not once per row.
+        class_tokens: (b c d), c = 0, 1 per clip, or 1 per frame.
+        grid: (t, y, x), static.
+    """
 
     patches: jax.Array
     class_tokens: jax.Array
+    grid: tuple[int, int, int] = field(metadata=dict(static=True))
+
+    def replace(self, **changes: Any) -> "Tokens":
+        """Returns a copy with some attributes replaced."""
+        return replace(self, **changes)
+
+    @property
+    def maps(self):
+        """The patches on their grid, (b t y x d)."""
+        return self.patches.reshape(self.patches.shape[0], *self.grid, self.patches.shape[-1])
+
+
+def tokens_of_maps(maps, class_tokens) -> Tokens:
+    """Returns the tokens of patches on a grid (b t y x d), and class tokens (b c d)."""
+    b, t, y, x, d = maps.shape
+    return Tokens(maps.reshape(b, t, y * x, d), class_tokens, (t, y, x))
 
 
 class LayerRng(NamedTuple):
@@ -48,12 +75,13 @@ def add_branch(tokens: Tokens, branch, rate: float, rng: LayerRng | None) -> Tok
 
     Args:
         tokens: the input of the branch.
-        branch: the updates (patches, class tokens). None leaves the tokens unchanged, bit for bit.
+        branch: the updates (patches, class tokens), of the same shapes. None leaves the tokens unchanged, bit for bit.
         rate: rate of dropout.
         rng: None in evaluation.
     """
+    pairs = list(zip((tokens.patches, tokens.class_tokens), branch, strict=True))
     if rng is None:
-        return Tokens(*(x if dx is None else x + dx for x, dx in zip(tokens, branch, strict=True)))
+        return Tokens(*(x if dx is None else x + dx for x, dx in pairs), tokens.grid)
     path, *drops = rng.split(3)
     keep = 1.0 - rng.drop_path
     path_scale = jax.random.bernoulli(path.key, keep, (tokens.patches.shape[0],)) / keep
@@ -64,4 +92,4 @@ def add_branch(tokens: Tokens, branch, rate: float, rng: LayerRng | None) -> Tok
         scale = path_scale.astype(dx.dtype).reshape(-1, *[1] * (dx.ndim - 1))
         return x + dropout(dx, rate, drop) * scale
 
-    return Tokens(*map(add, tokens, branch, drops))
+    return Tokens(*(add(*pair, drop) for pair, drop in zip(pairs, drops, strict=True)), tokens.grid)

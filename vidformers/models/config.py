@@ -101,7 +101,7 @@ class ModelConfig:
     drop_path: float = 0.0
     dtype: str = "float32"
     remat: str = "none"
-    unroll: int = 1
+    unroll: int | str = "auto"
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     frames: int = 8

@@ -5,7 +5,7 @@ encoder:     embedding -> stage -> ... -> stage -> norm
 stage:       depth x block, with stacked parameters
 block:       sublayer -> ... -> sublayer, each with its residual
 
-Axes: b clips, t frames, y x rows and columns (pixels in video, patches in tokens), c class tokens, d width.
+Axes: b clips, t frames, n patches of a frame, c class tokens, d width; y x rows and columns, of pixels in video.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +23,7 @@ from vidformers.layers.embedding import unit_norm_init
 from vidformers.layers.linear import Linear
 from vidformers.layers.tokens import LayerRng, Tokens, dropout, split_rng
 from vidformers.parallel.activations import shard_activations
+from vidformers.parallel.target import target_platform
 
 # What the backward pass rematerialises in a block.
 REMAT = (
@@ -32,7 +33,7 @@ REMAT = (
     "full",  # everything, from the input of the block
 )
 
-AnyTokens = TypeVar("AnyTokens", bound=tuple)  # `Tokens`, or another NamedTuple of arrays that the sublayers take
+AnyTokens = TypeVar("AnyTokens")  # `Tokens`, or another tree of arrays that the sublayers take
 
 
 class Block(nnx.Module):
@@ -68,13 +69,22 @@ class Stage(nnx.Module):
 
     Args:
         remat: one of `REMAT`.
-        unroll: blocks in one step of the scan. With `depth` or more, a plain loop replaces the scan.
+        unroll: blocks in one step of the scan. With `depth` or more, a plain loop replaces the scan. 'auto' is a plain
+            loop on accelerators, where a scan copies what the backward pass needs to stacks and back, and 1 on CPUs,
+            where the copies cost less than the longer compilation (benchmarks/NOTES.md).
+    Raises:
+        ConfigError: a value is unknown or out of range.
     """
 
-    def __init__(self, spec: StageSpec, *, remat: str = "none", unroll: int = 1, rngs: nnx.Rngs):
+    def __init__(self, spec: StageSpec, *, remat: str = "none", unroll: int | str = "auto", rngs: nnx.Rngs):
         require(remat in REMAT, f"model.remat={remat!r} must be one of {', '.join(REMAT)}.")
-        require(unroll >= 1, f"model.unroll={unroll} must be at least 1.")
-        self.depth, self.remat, self.unroll = spec.depth, remat, min(unroll, spec.depth)
+        # From the command line the number is text, since the field of a config has one type.
+        is_number = isinstance(unroll, int) or unroll.isdecimal()
+        require(
+            unroll == "auto" or is_number and int(unroll) >= 1,
+            f"model.unroll={unroll} must be auto or a number of at least 1.",
+        )
+        self.depth, self.remat, self.unroll = spec.depth, remat, int(unroll) if is_number else unroll
         # None, or a function run_layers(apply_layer, parameters, tokens, rng) -> tokens that replaces the loop over the
         # layers. apply_layer(tokens, (parameters, rng)) runs one layer and returns (tokens, None), as a scan expects.
         # Set by `vidformers.training.update_in_backward`.
@@ -92,14 +102,13 @@ class Stage(nnx.Module):
 
         if self.run_layers is not None:
             return self.run_layers(run, parameters, tokens, rng)
+        unroll = self.unroll if isinstance(self.unroll, int) else 1 if target_platform() == "cpu" else self.depth
         if self.remat in ("dots", "full"):
             dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             # prevent_cse is only needed outside of a scan.
-            run = jax.checkpoint(
-                run, policy=dots if self.remat == "dots" else None, prevent_cse=self.unroll == self.depth
-            )
-        if self.unroll < self.depth:
-            return jax.lax.scan(run, tokens, (parameters, rng), unroll=self.unroll)[0]
+            run = jax.checkpoint(run, policy=dots if self.remat == "dots" else None, prevent_cse=unroll >= self.depth)
+        if unroll < self.depth:
+            return jax.lax.scan(run, tokens, (parameters, rng), unroll=unroll)[0]
         # A fully unrolled stage uses a loop and not scan(unroll=depth). In a loop, JAX skips the gradients of unused
         # outputs of the last block, such as patches that no class token reads. In a scan it cannot. A scan also
         # requires equal input and output shapes, and the block of a stage of depth 1 may change the shape.
@@ -138,7 +147,7 @@ class Encoder(nnx.Module):
     The argument `key` is the random key of a training step, or None in evaluation.
 
     Args:
-        embedding: pixels -> patch tokens (b t y x d). Its `class_position()` is added to the class tokens.
+        embedding: pixels -> patch tokens (b t n d) on its `grid`. Its `class_position()` is added to the class tokens.
         stages: specs in order. The class tokens are appended at the first stage with `late_class`, else at the input.
         width: d of the first stage.
         out_width: d after the last stage; None is `width`.
@@ -160,7 +169,7 @@ class Encoder(nnx.Module):
         dropout: float = 0.0,
         drop_path: float = 0.0,
         remat: str = "none",
-        unroll: int = 1,
+        unroll: int | str = "auto",
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -181,22 +190,23 @@ class Encoder(nnx.Module):
 
     def __call__(self, video, key=None):
         patches = shard_activations(self.embedding(video))
-        tokens = Tokens(patches, jnp.zeros((patches.shape[0], 0, patches.shape[-1]), patches.dtype))
+        no_class_tokens = jnp.zeros((patches.shape[0], 0, patches.shape[-1]), patches.dtype)
+        tokens = Tokens(patches, no_class_tokens, self.embedding.grid)
         rng_per_stage: Iterable[LayerRng | None] = [None] * len(self.stages)
         if key is not None:
             input_key, *stage_keys = jax.random.split(key, 1 + len(self.stages))
             input_rng = LayerRng(input_key, jnp.zeros(()))  # no stochastic depth at the input
-            tokens = tokens._replace(patches=dropout(patches, self.dropout, input_rng))
+            tokens = tokens.replace(patches=dropout(patches, self.dropout, input_rng))
             rng_per_stage = stage_rngs(self.stages, self.drop_path, stage_keys)
         for i, (stage, rng) in enumerate(zip(self.stages, rng_per_stage, strict=True)):
             if i == self.class_token_stage:
-                tokens = tokens._replace(class_tokens=self.initial_class_tokens(tokens.patches))
+                tokens = tokens.replace(class_tokens=self.initial_class_tokens(tokens.patches))
             tokens = stage(tokens, rng)
         return self.norm(tokens.class_tokens)
 
     def initial_class_tokens(self, patches):
-        """Returns the class tokens (b c d) that are appended to patches (b t y x d)."""
-        b, t, _, _, d = patches.shape
+        """Returns the class tokens (b c d) that are appended to patches (b t n d)."""
+        b, t, _, d = patches.shape
         token = (self.class_token[...] + self.embedding.class_position()).astype(self.dtype)
         return jnp.broadcast_to(token, (b, t if self.class_per_frame else 1, d))
 

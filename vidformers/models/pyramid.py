@@ -13,7 +13,7 @@ from flax import nnx
 
 from vidformers.errors import require
 from vidformers.layers.embedding import normalise, unit_norm_init
-from vidformers.layers.tokens import LayerRng, Tokens, dropout
+from vidformers.layers.tokens import LayerRng, dropout, tokens_of_maps
 from vidformers.models.config import ModelConfig
 from vidformers.models.encoder import Classifier, Stage, StageSpec, stage_rngs
 
@@ -24,7 +24,7 @@ class Pyramid(nnx.Module):
     """Stages, each after an embedding: video (b t y x 3) -> class tokens (b c d), after the final norm.
 
     Args:
-        embeddings: one per stage; the first takes pixels, the others take patches, and all return patches (b t y x d).
+        embeddings: one per stage; the first takes pixels, the others take maps of patches, and all return maps (b t y x d).
         stages: one spec per stage.
         width: d of the last stage.
         shape: the shape of one clip, (t, y, x, 3).
@@ -48,7 +48,7 @@ class Pyramid(nnx.Module):
         dropout: float = 0.0,
         drop_path: float = 0.0,
         remat: str = "none",
-        unroll: int = 1,
+        unroll: int | str = "auto",
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -60,21 +60,22 @@ class Pyramid(nnx.Module):
         self.norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
 
     def __call__(self, video, key=None):
-        patches, input_rng = normalise(video, self.mean, self.std, self.dtype), None
+        maps, input_rng = normalise(video, self.mean, self.std, self.dtype), None
         rng_per_stage: Iterable[LayerRng | None] = [None] * len(self.stages)
         if key is not None:
             input_key, *stage_keys = jax.random.split(key, 1 + len(self.stages))
             input_rng = LayerRng(input_key, jnp.zeros(()))  # no stochastic depth at the input
             rng_per_stage = stage_rngs(self.stages, self.drop_path, stage_keys)
         for i, (embedding, stage, rng) in enumerate(zip(self.embeddings, self.stages, rng_per_stage, strict=True)):
-            patches = embedding(patches)
+            maps = embedding(maps)
             if i == 0:
-                patches = dropout(patches, self.dropout, input_rng)
-            patches, class_tokens = stage(Tokens(patches, self.initial_class_tokens(i, patches)), rng)
+                maps = dropout(maps, self.dropout, input_rng)
+            tokens = stage(tokens_of_maps(maps, self.initial_class_tokens(i, maps)), rng)
+            maps = tokens.maps
         if self.num_class_tokens:
-            return self.norm(class_tokens)
+            return self.norm(tokens.class_tokens)
         wide = jnp.promote_types(self.dtype, jnp.float32)
-        return self.norm(patches).mean(axis=(1, 2, 3), dtype=wide)[:, None]
+        return self.norm(tokens.patches).mean(axis=(1, 2), dtype=wide)[:, None]
 
     def initial_class_tokens(self, stage: int, patches):
         """Returns the class tokens (b c d) with which the stage of that index starts; c is 0 before the last stage."""

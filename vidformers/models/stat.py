@@ -18,6 +18,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import groupby, pairwise
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
@@ -30,7 +31,7 @@ from vidformers.layers.convolution import Conv
 from vidformers.layers.embedding import normalise, unit_norm_init
 from vidformers.layers.linear import Linear, glorot
 from vidformers.layers.mlp import Mlp, gelu
-from vidformers.layers.tokens import LayerRng, Tokens, add_branch, dropout, split_rng
+from vidformers.layers.tokens import LayerRng, Tokens, add_branch, dropout, split_rng, tokens_of_maps
 from vidformers.models.config import ModelConfig, ModelTraits
 from vidformers.models.encoder import Block, Classifier, Encoder, StageSpec
 from vidformers.models.pyramid import check_depth
@@ -62,7 +63,7 @@ STEMS = {
 
 
 class Stem(nnx.Module):
-    """3-D convolutions with LN and GELU between them: pixels (b t y x 3) -> patch tokens (b t y x d), which overlap.
+    """3-D convolutions with LN and GELU between them: pixels (b t y x 3) -> patch tokens (b t n d), which overlap.
 
     Learned position embeddings in space and in time are added. Row 0 of the spatial one belongs to the class tokens.
 
@@ -126,7 +127,7 @@ class Stem(nnx.Module):
         for norm, convolution in zip(self.norms, self.convolutions[1:], strict=True):
             x = convolution(gelu(norm(x)))
         space = rearrange(self.space[1:], "(y x) d -> y x d", y=self.grid[1])
-        return x + (space + self.time[:, None, None]).astype(self.dtype)
+        return rearrange(x + (space + self.time[:, None, None]).astype(self.dtype), "b t y x d -> b t (y x) d")
 
     def class_position(self):
         """Returns the position embeddings (t d) of the class tokens, one per frame."""
@@ -146,12 +147,12 @@ class WideningMlp(nnx.Module):
 
     def __call__(self, tokens: Tokens, rng: LayerRng | None = None) -> Tokens:
         branch_rng, *inner = split_rng(rng, 3)
-        tokens = Tokens(*map(self.norm, tokens))
-        patches, class_tokens = (
-            self.out(dropout(gelu(self.wide(x)), self.dropout, x_rng)) for x, x_rng in zip(tokens, inner, strict=True)
+        normalised = jax.tree.map(self.norm, tokens)
+        branch = tuple(
+            self.out(dropout(gelu(self.wide(x)), self.dropout, x_rng))
+            for x, x_rng in zip((normalised.patches, normalised.class_tokens), inner, strict=True)
         )
-        skipped = Tokens(self.skip(tokens.patches), self.skip(tokens.class_tokens))
-        return add_branch(skipped, (patches, class_tokens), self.dropout, branch_rng)
+        return add_branch(jax.tree.map(self.skip, normalised), branch, self.dropout, branch_rng)
 
 
 class TemporalAggregation(nnx.Module):
@@ -182,7 +183,7 @@ class TemporalAggregation(nnx.Module):
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
 
     def __call__(self, class_tokens, key=None, index=None):
-        tokens = Tokens(rearrange(class_tokens, "b t d -> b t 1 1 d"), self.tokens(class_tokens))
+        tokens = tokens_of_maps(rearrange(class_tokens, "b t d -> b t 1 1 d"), self.tokens(class_tokens))
         rng = None if key is None else LayerRng(key, jnp.zeros(()))
         for block, block_rng in zip(self.blocks, split_rng(rng, len(self.blocks)), strict=True):
             tokens = block(tokens, block_rng)

@@ -85,7 +85,7 @@ class TemporalEncoder(nnx.Module):
         dropout: float = 0.1,
         head_dropout: float = 0.5,
         remat: str = "none",
-        unroll: int = 1,
+        unroll: int | str = "auto",
         dtype=jnp.float32,
         masked: bool = False,
         rngs: nnx.Rngs,

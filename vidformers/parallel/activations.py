@@ -1,5 +1,7 @@
 """The sharding of activations. Every function refers to the ambient mesh (`parallel.mesh.with_mesh`)."""
 
+import math
+
 import jax
 from jax.sharding import PartitionSpec
 
@@ -63,6 +65,12 @@ def padded_length(length: int) -> int | None:
 def has_context() -> bool:
     """Returns whether `context` > 1, so that frames are sharded."""
     return context_size() > 1
+
+
+def batch_shards() -> int:
+    """Returns the number of shards of the batch axis, 1 if there is no ambient mesh."""
+    mesh = current_mesh()
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def context_size() -> int:

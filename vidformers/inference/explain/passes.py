@@ -12,7 +12,7 @@ from vidformers.errors import ConfigError
 from vidformers.inference.explain.propagate import RecordingKernel, propagate, residual
 from vidformers.layers.convolution import mean_pool
 from vidformers.layers.embedding import normalise
-from vidformers.layers.tokens import Tokens
+from vidformers.layers.tokens import tokens_of_maps
 from vidformers.models.encoder import Encoder, FramewiseEncoder, MeanReadout
 from vidformers.models.pyramid import Pyramid
 from vidformers.models.resnet import ResNet
@@ -34,19 +34,19 @@ class ModelPass:
     grid: tuple[int, ...] = ()
     pools_patches_after_attention = False
 
-    def patches(self, embedding, x, embeds_pixels, normalised_by=None):
-        """Embeds x as patches (b t y x d).
+    def maps(self, embedding, x, embeds_pixels, normalised_by=None):
+        """Embeds x as maps of patches (b t y x d).
 
         Args:
-            embedding: the embedding.
-            x: pixels, or the patches of the stage before.
+            embedding: embedding(x) returns the maps.
+            x: pixels, or the maps of the stage before.
             embeds_pixels: whether x is pixels.
             normalised_by: an encoder with the `mean` and `std` of the pixels, if the embedding does not normalise them.
         """
         raise NotImplementedError
 
     def class_tokens(self, initial, patches, count):
-        """Returns the `count` class tokens (b c d) that join the patches, in the model `initial(patches)`."""
+        """Returns the `count` class tokens (b c d) that join the patches. In the model they are `initial(patches)`."""
         raise NotImplementedError
 
     def stage(self, stage, tokens):
@@ -98,7 +98,7 @@ class ModelPass:
 
     @readout.register
     def _(self, readout: TemporalAggregation, model, features, index):
-        tokens = Tokens(features[:, :, None, None], self.class_tokens(readout.tokens, features, 1))
+        tokens = tokens_of_maps(features[:, :, None, None], self.class_tokens(readout.tokens, features, 1))
         tokens = self.blocks(readout.blocks, tokens)
         return self.head(model, lambda class_tokens: readout.norm(class_tokens[:, 0]), tokens.class_tokens)
 
@@ -116,29 +116,30 @@ class ModelPass:
 
     @encoder.register
     def _(self, encoder: ResNet, x):
-        return self.average(self.patches(encoder.maps, x, embeds_pixels=True), encoder.features)
+        return self.average(self.maps(encoder.maps, x, embeds_pixels=True), encoder.features)
 
     @encoder.register
     def _(self, encoder: Pyramid, x):
         for i, (embedding, stage) in enumerate(zip(encoder.embeddings, encoder.stages, strict=True)):
-            patches = self.patches(embedding, x, embeds_pixels=i == 0, normalised_by=encoder)
+            maps = self.maps(embedding, x, embeds_pixels=i == 0, normalised_by=encoder)
             count = encoder.num_class_tokens if i == len(encoder.stages) - 1 else 0
-            class_tokens = self.class_tokens(partial(encoder.initial_class_tokens, i), patches, count)
-            x, class_tokens = self.stage(stage, Tokens(patches, class_tokens))
+            class_tokens = self.class_tokens(partial(encoder.initial_class_tokens, i), maps, count)
+            tokens = self.stage(stage, tokens_of_maps(maps, class_tokens))
+            x = tokens.maps
         if encoder.num_class_tokens:
-            return self.norm(encoder, class_tokens)
+            return self.norm(encoder, tokens.class_tokens)
         self.pools_patches_after_attention = True
         return self.average(self.norm(encoder, x), _mean)
 
     @encoder.register
     def _(self, encoder: Encoder, x):
-        patches = self.patches(encoder.embedding, x, embeds_pixels=True)
-        tokens = Tokens(patches, jnp.zeros((len(patches), 0, patches.shape[-1]), patches.dtype))
+        maps = self.maps(partial(_embedded_maps, encoder.embedding), x, embeds_pixels=True)
+        tokens = tokens_of_maps(maps, jnp.zeros((len(maps), 0, maps.shape[-1]), maps.dtype))
         for i, stage in enumerate(encoder.stages):
             if i == encoder.class_token_stage:
-                count = patches.shape[1] if encoder.class_per_frame else 1
+                count = tokens.grid[0] if encoder.class_per_frame else 1
                 class_tokens = self.class_tokens(encoder.initial_class_tokens, tokens.patches, count)
-                tokens = tokens._replace(class_tokens=class_tokens)
+                tokens = tokens.replace(class_tokens=class_tokens)
             tokens = self.stage(stage, tokens)
         return self.norm(encoder, tokens.class_tokens)
 
@@ -159,7 +160,7 @@ class RecordingPass(ModelPass):
         self.perturbations, self.weights = iter(perturbations or ()), []
         self.last_stage, self.temporal_weights = None, None
 
-    def patches(self, embedding, x, embeds_pixels, normalised_by=None):
+    def maps(self, embedding, x, embeds_pixels, normalised_by=None):
         if embeds_pixels and normalised_by is not None:
             x = normalise(x, normalised_by.mean, normalised_by.std, normalised_by.dtype)
         x = embedding(x)
@@ -216,7 +217,7 @@ class PropagationPass(ModelPass):
         self.weights, self.dictionary_shares = iter(weights), {}
         self.step = partial(_propagate, average_with_identity=average_with_identity)
 
-    def patches(self, embedding, x, embeds_pixels, normalised_by=None):
+    def maps(self, embedding, x, embeds_pixels, normalised_by=None):
         if embeds_pixels:
             self.grid = x.shape[1:4]
             return x
@@ -282,7 +283,8 @@ def _propagate(sublayer, scalars, weights, *, average_with_identity):
 
     if isinstance(scalars, FrameSequence):
         return scalars._replace(tokens=add(kept.tokens, attended.patches)), shares
-    return Tokens(*map(add, kept, attended)), shares
+    patches, class_tokens = add(kept.patches, attended.patches), add(kept.class_tokens, attended.class_tokens)
+    return kept.replace(patches=patches, class_tokens=class_tokens), shares
 
 
 def _run_stage(stage, x, step, extras):
@@ -335,9 +337,15 @@ def _name(sublayer):
     return type(getattr(sublayer, "scheme", sublayer)).__name__
 
 
-def _mean(patches):
-    """Returns the mean (b 1 d) of patches (b t y x d), in float32 or wider."""
-    return patches.mean(axis=(1, 2, 3), dtype=jnp.promote_types(patches.dtype, jnp.float32))[:, None]
+def _embedded_maps(embedding, video):
+    """Returns the patches of an embedding on its grid (b t y x d)."""
+    patches = embedding(video)
+    return patches.reshape(len(patches), *embedding.grid, -1)
+
+
+def _mean(maps):
+    """Returns the mean (b 1 d) of maps (b t y x d), in float32 or wider."""
+    return maps.mean(axis=(1, 2, 3), dtype=jnp.promote_types(maps.dtype, jnp.float32))[:, None]
 
 
 def _widen(x):

@@ -12,6 +12,7 @@ A new scheme of `SelfAttention` needs no change here. A new class of sublayer is
 from functools import singledispatch
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import nnx
@@ -19,7 +20,7 @@ from flax import nnx
 from vidformers.attention import kernels
 from vidformers.attention.class_attention import ClassAttention
 from vidformers.attention.convolutional import ConvolutionalAttention
-from vidformers.attention.core import SelfAttention, merge_copies
+from vidformers.attention.core import SelfAttention
 from vidformers.attention.longformer import FrameSequence, LongformerAttention
 from vidformers.attention.shifted import TokenShift
 from vidformers.attention.shifted_window import ShiftedWindowAttention
@@ -27,7 +28,7 @@ from vidformers.attention.shrinking import ShrinkingAttention
 from vidformers.errors import ConfigError
 from vidformers.layers.convolution import mean_pool
 from vidformers.layers.mlp import Mlp
-from vidformers.layers.tokens import Tokens
+from vidformers.layers.tokens import Tokens, tokens_of_maps
 from vidformers.models.stat import WideningMlp
 from vidformers.models.vtn import PostNormMlp
 
@@ -36,7 +37,7 @@ class Propagated(NamedTuple):
     """The weighted sums of scalars that the heads of an attention sublayer compute.
 
     Attributes:
-        patches: (b t y x h), or (b n h) for all tokens of a `FrameSequence`. None if patches have no queries.
+        patches: (b t n h), or (b n h) for all tokens of a `FrameSequence`. None if patches have no queries.
         class_tokens: (b c h). None if class tokens have no queries.
     """
 
@@ -87,7 +88,7 @@ def propagate(sublayer, scalars, weights) -> Propagated | None:
 
     Args:
         sublayer: a sublayer of a block. It is not modified.
-        scalars: `Tokens` with patches (b t y x 1) and class tokens (b c 1), or a `FrameSequence` of (b n 1).
+        scalars: `Tokens` with patches (b t n 1) and class tokens (b c 1), or a `FrameSequence` of (b n 1).
         weights: the weights that a `RecordingKernel` recorded in this sublayer.
     Returns:
         The weighted sums by head, or None for a sublayer without attention.
@@ -111,15 +112,15 @@ def residual(sublayer, scalars):
 
 @residual.register
 def _(sublayer: ShrinkingAttention, scalars: Tokens):
-    return scalars if sublayer.pool_q is None else scalars._replace(patches=mean_pool(scalars.patches, 2))
+    return scalars if sublayer.pool_q is None else tokens_of_maps(mean_pool(scalars.maps, 2), scalars.class_tokens)
 
 
 @residual.register
 def _(sublayer: TokenShift, scalars: Tokens):
     # A share of the channels is shifted. The mean over all channels weighs each frame by its share of the channels.
     channels = jnp.broadcast_to(scalars.class_tokens, (*scalars.class_tokens.shape[:-1], sublayer.width))
-    shifted = sublayer(scalars._replace(class_tokens=channels))
-    return scalars._replace(class_tokens=shifted.class_tokens.mean(-1, keepdims=True))
+    shifted = sublayer(scalars.replace(class_tokens=channels))
+    return scalars.replace(class_tokens=shifted.class_tokens.mean(-1, keepdims=True))
 
 
 @singledispatch
@@ -140,45 +141,40 @@ def _(sublayer, scalars):
 
 @_propagate_attention.register
 def _(sublayer: SelfAttention, scalars: Tokens):
-    grid, class_tokens = scalars.patches.shape[1:4], None
-    patches, count = _repeat_per_head(sublayer, scalars.patches), scalars.class_tokens.shape[1]
-    if sublayer.class_keys and count:
-        copies = jnp.repeat(scalars.class_tokens, len(sublayer.group_mask(grid)) // count, axis=1)
-        class_tokens = [_repeat_per_head(sublayer, copies)] * 3
-    patches, class_tokens = sublayer.attend([patches] * 3, class_tokens, grid)  # q, k, v
-    if class_tokens is not None:
-        class_tokens = merge_copies(class_tokens[..., 0], scalars.class_tokens)
-    return Propagated(patches[..., 0], class_tokens)
+    groups = _repeat_per_head(sublayer, sublayer.gather(scalars))
+    # Where class tokens have no queries, the recorded weights have no rows for them, so their queries are ignored.
+    out = sublayer.attend(groups, groups, groups, scalars.grid)
+    return Propagated(*sublayer.scatter(out[..., 0], scalars))
 
 
 @_propagate_attention.register
 def _(sublayer: ClassAttention, scalars: Tokens):
-    patches = rearrange(_repeat_per_head(sublayer, scalars.patches), "b t y x h 1 -> b (t y x) h 1")
+    patches = rearrange(_repeat_per_head(sublayer, scalars.patches), "b t n h 1 -> b (t n) h 1")
     return Propagated(None, sublayer.attend(_repeat_per_head(sublayer, scalars.class_tokens), patches, patches)[..., 0])
 
 
 @_propagate_attention.register
 def _(sublayer: ShrinkingAttention, scalars: Tokens):
-    patches, class_tokens = (repeat(x, "... 1 -> ... h", h=sublayer.heads) for x in scalars)
-    query = residual(sublayer, Tokens(patches, class_tokens)).patches
-    kv_patches, kv_class_tokens = jnp.stack([patches] * 2), jnp.stack([class_tokens] * 2)  # k and v stacked
-    levels = sublayer.levels(kv_patches, kv_class_tokens, lambda kv: mean_pool(kv, sublayer.kv_stride))
-    out = sublayer.attend(query, class_tokens, levels)[..., 0]
-    return Propagated(out[:, :, 1:].reshape(query.shape), out[:, :, 0])
+    scalars = jax.tree.map(lambda x: repeat(x, "... 1 -> ... h", h=sublayer.heads), scalars)
+    # The levels take keys and values, stacked.
+    patches, class_tokens = (jnp.stack([x] * 2) for x in (scalars.maps, scalars.class_tokens))
+    levels = sublayer.levels(patches, class_tokens, lambda kv: mean_pool(kv, sublayer.kv_stride))
+    out = sublayer.attend(residual(sublayer, scalars).maps, scalars.class_tokens, levels)[..., 0]
+    return Propagated(out[:, :, 1:], out[:, :, 0])
 
 
 @_propagate_attention.register
 def _(sublayer: ConvolutionalAttention, scalars: Tokens):
-    pooled = mean_pool(scalars.patches, sublayer.stride)
-    q, kv, class_tokens = (_repeat_per_head(sublayer, x) for x in (scalars.patches, pooled, scalars.class_tokens))
-    patches, class_tokens = sublayer.attend([q, kv, kv], [class_tokens] * 3)
-    return Propagated(patches[..., 0], class_tokens[..., 0] if class_tokens.shape[1] else None)
+    pooled = mean_pool(scalars.maps, sublayer.stride)
+    q, kv, class_tokens = (_repeat_per_head(sublayer, x) for x in (scalars.maps, pooled, scalars.class_tokens))
+    maps, class_tokens = sublayer.attend([q, kv, kv], [class_tokens] * 3)
+    return Propagated(_patches(maps), class_tokens[..., 0] if class_tokens.shape[1] else None)
 
 
 @_propagate_attention.register
 def _(sublayer: ShiftedWindowAttention, scalars: Tokens):
-    patches = _repeat_per_head(sublayer, sublayer.padded(scalars.patches))
-    return Propagated(sublayer.attend(patches, patches, patches, scalars.patches.shape[1:4])[..., 0], None)
+    maps = _repeat_per_head(sublayer, sublayer.padded(scalars.maps))
+    return Propagated(_patches(sublayer.attend(maps, maps, maps, scalars.grid)), None)
 
 
 @_propagate_attention.register
@@ -191,3 +187,8 @@ def _(sublayer: LongformerAttention, scalars: FrameSequence):
 def _repeat_per_head(sublayer, x):
     """Returns (... h 1) from (... 1): the same scalars for each head."""
     return repeat(x, "... 1 -> ... h 1", h=sublayer.heads)
+
+
+def _patches(maps):
+    """Returns patches (b t n h) of maps (b t y x h 1)."""
+    return rearrange(maps, "b t y x h 1 -> b t (y x) h")

@@ -17,7 +17,6 @@ from flax import nnx
 
 from vidformers.inference.explain.passes import PropagationPass, RecordingPass
 from vidformers.inference.explain.propagate import propagate
-from vidformers.layers.tokens import Tokens
 
 
 class Relevance(NamedTuple):
@@ -125,7 +124,7 @@ def _head_maps(stage, tokens, weights, num_clips):
     graph, parameters = nnx.split(stage.layers)
     sublayers = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[-1], parameters)).sublayers
     weights = jax.tree.map(lambda leaf: leaf[-1], weights)
-    scalars = Tokens(*(jnp.zeros((*x.shape[:-1], 1)) for x in tokens))
+    scalars = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-1], 1)), tokens)
     has_class_tokens = tokens.class_tokens.shape[1] > 0
 
     def head_sums(patches, sublayer, weights):
@@ -134,7 +133,7 @@ def _head_maps(stage, tokens, weights, num_clips):
         b counts frames if the encoder runs frame by frame. Returns None if the tokens to average have no queries in
         this sublayer.
         """
-        propagated = propagate(sublayer, scalars._replace(patches=patches), weights)
+        propagated = propagate(sublayer, scalars.replace(patches=patches), weights)
         if propagated is None:  # not an attention sublayer
             return None
         sums = propagated.class_tokens if has_class_tokens else propagated.patches
@@ -148,7 +147,7 @@ def _head_maps(stage, tokens, weights, num_clips):
     # The sums of a clip depend on its own patches only, so the sum over the clips has the Jacobian of every clip.
     maps = jax.jacobian(lambda patches: head_sums(patches, *attentions[-1]).sum(axis=0))(scalars.patches)[..., 0]
     frames = len(scalars.patches) // num_clips  # more than 1 if the encoder runs on single frames
-    return rearrange(maps, "h (b f) t y x -> b h (f t) y x", f=frames)
+    return rearrange(maps, "h (b f) t (y x) -> b h (f t) y x", f=frames, y=tokens.grid[1])
 
 
 def _frame_weights(weights):

@@ -1,0 +1,14 @@
+"""The kind of device for which a program is traced, for layouts and kernels that depend on it."""
+
+import jax
+
+
+def target_platform() -> str:
+    """Returns the platform for which the current program is traced: 'cpu', 'gpu' or 'tpu'.
+
+    This is the platform of the devices of the ambient mesh (`parallel.mesh.with_mesh`), so that a program may be
+    compiled for devices that the process does not have. Without an ambient mesh it is JAX's default backend.
+    """
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    platform = jax.default_backend() if device is None else device.platform
+    return "gpu" if platform in ("cuda", "rocm") else platform
