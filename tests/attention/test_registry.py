@@ -159,14 +159,15 @@ def test_the_jacobian_of_the_gathered_form_is_non_zero_exactly_at_the_keys(entry
 def check_visible_equals_keys(entry: SchemeEntry) -> None:
     """Compares the visibility matrix with the keys, without a model.
 
-    A scheme may move the content of heads before attention. The patches compared are therefore those whose key or
-    value, after `shift_in_time`, lies in any head at a place that is visible to the query.
+    A scheme may move the content of heads before attention, in groups that are frames. The patches compared are
+    therefore those whose key or value, after `shift_in_time`, lies in any head at a place that is visible to the query.
     """
     scheme, grid = entry.make(), entry.grid
     n = int(np.prod(grid))
-    number = jnp.broadcast_to(1 + jnp.arange(n).reshape(1, *grid, 1, 1), (1, *grid, HEADS, 1))  # 0: not a patch
-    class_tokens = [jnp.zeros((1, grid[0], HEADS, 1), int)] * 3 if "frame" in entry.class_tokens else None
-    (_, k, v), _ = scheme.shift_in_time([number] * 3, class_tokens)
+    number = jnp.broadcast_to(1 + jnp.arange(n).reshape(1, grid[0], -1, 1, 1), (1, grid[0], n // grid[0], HEADS, 1))
+    class_rows = 1 if "frame" in entry.class_tokens else 0
+    number = jnp.pad(number, ((0, 0), (0, 0), (0, class_rows), (0, 0), (0, 0)))  # 0: a class token
+    k, v = (scheme.shift_in_time(number, letter, class_rows)[:, :, : n // grid[0]] for letter in "KV")
     content = np.concatenate([np.asarray(x).reshape(n, HEADS) for x in (k, v)], axis=1)
     place = Position(*(axis.ravel() for axis in np.indices(grid)))
     visible = scheme.visible(Position(*(x[:, None] for x in place)), Position(*(x[None] for x in place)))
@@ -189,10 +190,11 @@ def test_one_device_equals_eight(float64, entry):
     graph, parameters = sublayer(entry, dtype=jnp.float64)
     tokens, function = draw(entry, class_tokens, clips=4), partial(output_and_gradients, graph)
     one = quick_jit(function)(parameters, tokens)
-    specs = Tokens(P(BATCH_AXES, "context"), P(BATCH_AXES, "context" if class_tokens == "frame" else None))
+    class_spec = P(BATCH_AXES, "context" if class_tokens == "frame" else None)
+    specs = Tokens(P(BATCH_AXES, "context"), class_spec, tokens.grid)
     for context in (2, 4):
         mesh = make_mesh(context=context)
-        sharded = jax.device_put(tokens, Tokens(*(NamedSharding(mesh, spec) for spec in specs)))
+        sharded = jax.device_put(tokens, jax.tree.map(partial(NamedSharding, mesh), specs))
         eight = quick_jit(with_mesh(mesh, function))(parameters, sharded)
         assert len(eight[0].patches.devices()) == 8
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), one, eight)
@@ -208,8 +210,8 @@ def wrong_visible(monkeypatch, entry):
     visible, key = kind.visible, next(iter(entry.expected_keys(entry.grid, 0, 0, 0)))
 
     def inverted(self, query, patch):
-        at_query = np.logical_and.reduce([x == 0 for x in query])
-        at_key = np.logical_and.reduce([x == place for x, place in zip(patch, key, strict=True)])
+        at_query = (query.t == 0) & (query.y == 0) & (query.x == 0)
+        at_key = (patch.t == key[0]) & (patch.y == key[1]) & (patch.x == key[2])
         return visible(self, query, patch) ^ (at_query & at_key)
 
     monkeypatch.setattr(kind, "visible", inverted)

@@ -108,7 +108,7 @@ def stem(**options):
 def test_stems_leave_the_grid_of_table_5(options, grid):
     module = stem(**options)
     out = jax.eval_shape(module, clips(1, frames=8))
-    assert module.grid == grid and out.shape == (1, *grid, 24)
+    assert module.grid == grid and out.shape == (1, grid[0], grid[1] * grid[2], 24)
     assert module.class_position().shape == (grid[0], 24)
 
 
@@ -127,7 +127,7 @@ def test_the_stem_normalises_pixels_and_adds_both_positions():
         },
         video,
     )
-    expected = module.space[1:].reshape(4, 4, 24) + module.time[:, None, None]
+    expected = module.space[1:] + module.time[:, None]
     np.testing.assert_allclose(found - without, np.broadcast_to(expected, found.shape), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(module.class_position(), module.space[0] + module.time[...], rtol=1e-6)
 
