@@ -1,13 +1,15 @@
 """Class attention: a late class token attends to patches that no longer change."""
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
 from vidformers.attention.core import check_heads, compute_attention
 from vidformers.attention.kernels import softmax
-from vidformers.layers.linear import Linear, square_init
+from vidformers.layers.linear import Linear, square_init, to_heads
 from vidformers.layers.tokens import LayerRng, Tokens, add_branch
+from vidformers.parallel.target import TILE_ROWS, target_platform
 
 
 class ClassAttention(nnx.Module):
@@ -34,9 +36,30 @@ class ClassAttention(nnx.Module):
     def branch(self, tokens: Tokens):
         """Returns the update without the residual: None for the patches, and class tokens (b c d)."""
         q = rearrange(self.q(self.norm(tokens.class_tokens)), "b c (h e) -> b c h e", h=self.heads)
-        patches = rearrange(tokens.patches, "b t n d -> b (t n) d")
-        k, v = rearrange(self.kv(self.norm(patches)), "b n (s h e) -> s b n h e", s=2, h=self.heads)
-        return None, self.out(rearrange(self.attend(q, k, v), "b c h e -> b c (h e)"))
+        patches, mask = one_sequence(tokens.patches)
+        patches = self.norm(patches)
+        kernel, bias = (
+            rearrange(parameter[...].astype(patches.dtype), "... (s h e) -> s ... h e", s=2, h=self.heads)
+            for parameter in (self.kv.kernel, self.kv.bias)
+        )
+        k, v = (to_heads(patches, *weights) for weights in zip(kernel, bias, strict=True))
+        return None, self.out(rearrange(self.attend(q, k, v, mask), "b c h e -> b c (h e)"))
 
-    def attend(self, q, k, v):
-        return compute_attention(q, k, v, kernel=self.kernel)
+    def attend(self, q, k, v, mask=None):
+        """Returns the outputs of the heads (b c h e)."""
+        return compute_attention(q, k, v, mask, kernel=self.kernel)
+
+
+def one_sequence(patches):
+    """Returns the patches (b t n d) of all frames as one sequence (b k d), and a mask (k), False at padding, or None.
+
+    On TPUs each frame is padded to whole tiles. Joining frames of another length would move every row, which takes ten
+    times as long as the padding (benchmarks/NOTES.md).
+    """
+    b, t, n, d = patches.shape
+    padding = -n % TILE_ROWS if target_platform() == "tpu" else 0
+    if not padding:
+        return patches.reshape(b, t * n, d), None
+    padded = jnp.pad(patches, ((0, 0), (0, 0), (0, padding), (0, 0)))
+    is_patch = jax.lax.broadcasted_iota(jnp.int32, (t * (n + padding),), 0) % (n + padding) < n
+    return padded.reshape(b, -1, d), is_patch

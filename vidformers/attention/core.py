@@ -213,31 +213,39 @@ class SelfAttention(nnx.Module):
     def gather(self, tokens: Tokens):
         """Returns the tokens of all groups (b g m d), the class token of each group last if it is a key."""
         groups = self.scheme.fold(tokens.patches, tokens.grid)
-        if self._has_class_keys(tokens):
-            b, count, d = tokens.class_tokens.shape
-            require(
-                count in (1, groups.shape[1]),
-                f"{count} class tokens cannot be distributed to {groups.shape[1]} groups. Use one per clip or one per "
-                "group.",
-            )
-            copies = jnp.broadcast_to(tokens.class_tokens, (b, groups.shape[1], d))
-            groups = jnp.concatenate([groups, copies[:, :, None]], axis=2)
-        padded = self._sharded_groups(groups.shape[1])
-        if padded is not None:
-            return shard_activations(_pad_groups(groups, padded), context_axis=1)  # an all-to-all
-        return shard_activations(groups, context_axis=2 if self.scheme.group_extent == "clip" else 1)
+        count, padded = groups.shape[1], self._sharded_groups(groups.shape[1])
+        if padded is None:
+            groups = shard_activations(groups, context_axis=2 if self.scheme.group_extent == "clip" else 1)
+        else:
+            # Two constraints. The first shards frames, which `fold` puts first in the token axis. The second shards
+            # groups, which takes an all-to-all. With the second alone, XLA (jaxlib 0.10.2) computes wrong gradients of
+            # the projections' weights, silently.
+            groups = _pad_groups(shard_activations(groups, context_axis=2), padded)
+            groups = shard_activations(groups, context_axis=1)
+        if not self._has_class_keys(tokens):
+            return groups
+        require(
+            tokens.class_tokens.shape[1] in (1, count),
+            f"{tokens.class_tokens.shape[1]} class tokens cannot be distributed to {count} groups. Use one per clip or "
+            "one per group.",
+        )
+        copies = jnp.broadcast_to(tokens.class_tokens, (len(groups), count, groups.shape[-1]))
+        copies = _pad_groups(copies, groups.shape[1])
+        return jnp.concatenate([groups, copies[:, :, None]], axis=2)
 
     def scatter(self, groups, tokens: Tokens):
         """Returns patches (b t n d), and class tokens (b c d) or None, of the outputs of all groups (b g m d)."""
-        count, patches = group_shape(self.scheme, tokens.grid)
-        groups = groups[:, :count]
-        out = shard_activations(self.scheme.unfold(groups[:, :, :patches], tokens.grid))
+        count, size = group_shape(self.scheme, tokens.grid)
+        patches = groups[:, :, :size]
+        if self._sharded_groups(count) is not None:  # the second all-to-all, in two constraints for the same reason
+            patches = shard_activations(shard_activations(patches, context_axis=1), context_axis=2)
+        patches = shard_activations(self.scheme.unfold(patches[:, :count], tokens.grid))
         if not self._has_class_queries(tokens):
-            return out, None
-        copies = groups[:, :, patches]
+            return patches, None
+        copies = groups[:, :count, size]
         if tokens.class_tokens.shape[1] == 1:
             copies = copies.mean(axis=1, keepdims=True)
-        return out, shard_activations(copies)
+        return patches, shard_activations(copies)
 
     def attend(self, q, k, v, grid, tiled: int = 1):
         """Returns the outputs of the heads (b g m h e) for the tokens of all groups, in the order of `gather`.
@@ -249,9 +257,7 @@ class SelfAttention(nnx.Module):
         """
         form = self._masked if self.masked else self._gathered
         class_rows = k.shape[2] // tiled - group_shape(self.scheme, grid)[1]
-        q, k, v = (
-            self.scheme.shift_in_time(x, letter, class_rows) for letter, x in zip("QKV", (q, k, v), strict=True)
-        )
+        q, k, v = (self.scheme.shift_in_time(x, letter, class_rows) for letter, x in zip("QKV", (q, k, v), strict=True))
         return form(q, k, v, grid, tiled)
 
     def _has_class_keys(self, tokens: Tokens) -> bool:
@@ -328,7 +334,7 @@ class SelfAttention(nnx.Module):
         return shard_batch_unless_context(out)
 
     def _angles(self, number, grid):
-        """Returns pi/2 * i / length radians (1 g m), where i = 1, 2, ... is the rank in the group, or the frame for 't'.
+        """Returns pi/2 * i / length radians (1 g m). i = 1, 2, ... is the rank in the group or, for 't', the frame.
 
         cosFormer: the weight of a key is scaled by the cosine of the difference of the two angles.
         """

@@ -8,6 +8,7 @@ from einops import rearrange
 from vidformers.attention.registry import register
 from vidformers.attention.scheme import Scheme
 from vidformers.errors import require
+from vidformers.parallel.activations import has_context
 
 
 @dataclass(frozen=True)
@@ -36,23 +37,33 @@ class Motion(Scheme):
         require(self.size >= 1, f"model.block_size={self.size} is too small. Set at least 1 patch.")
 
     def fold(self, patches, grid):
-        m, (_, y, x) = self.size, grid
+        m, y = self.size, grid[1]
+        if has_context():  # frames are sharded, so they come first (see `Scheme.group_extent`)
+            patches = _pad(rearrange(patches, "b t (y x) d -> b t y x d", y=y), m)
+            return rearrange(patches, "b t (by i) (bx j) d -> b (by bx) (t i j) d", i=m, j=m)
         # Frames and places change sides first. On TPUs the last two axes are stored in tiles of 8 x 128, so that a tile
         # then holds 8 frames of one place, and the second step moves whole tiles. In one step it takes twice as long,
         # by the estimate of libtpu 0.0.42 for a v5e.
-        patches = rearrange(patches, "b t (y x) d -> b y x t d", y=y)
-        if y % m or x % m:  # pad the end of y and of x to a multiple of m
-            patches = jnp.pad(patches, [(0, 0), (0, -y % m), (0, -x % m), (0, 0), (0, 0)])
+        patches = jnp.moveaxis(_pad(rearrange(patches, "b t (y x) d -> b t y x d", y=y), m), 1, 3)
         return rearrange(patches, "b (by i) (bx j) t d -> b (by bx) (i j t) d", i=m, j=m)
 
     def unfold(self, groups, grid):
         m, (t, y, x) = self.size, grid
+        if has_context():
+            patches = rearrange(groups, "b (by bx) (t i j) d -> b t (by i) (bx j) d", t=t, i=m, j=m, by=-(-y // m))
+            return rearrange(patches[:, :, :y, :x], "b t y x d -> b t (y x) d")
         patches = rearrange(groups, "b (by bx) (i j t) d -> b (by i) (bx j) t d", t=t, i=m, j=m, by=-(-y // m))
         return rearrange(patches[:, :y, :x], "b y x t d -> b t (y x) d")
 
     def visible(self, query, key):
         m = self.size
         return (query.y // m == key.y // m) & (query.x // m == key.x // m)
+
+
+def _pad(patches, m: int):
+    """Returns patches (b t y x d) with the ends of y and of x padded to a multiple of m."""
+    y, x = patches.shape[2:4]
+    return jnp.pad(patches, [(0, 0), (0, 0), (0, -y % m), (0, -x % m), (0, 0)]) if y % m or x % m else patches
 
 
 def _block_of_2(grid, t, y, x):

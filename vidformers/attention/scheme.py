@@ -37,7 +37,8 @@ class Scheme:
             are shifted between frames, because their order then has no meaning.
         group_extent: what a group contains, which decides the sharding under context parallelism (see `core`).
             'frame': patches of one frame or of a few consecutive ones. The axis g keeps the sharding of the frames.
-            'time': some patches of every frame. An all-to-all moves the sharding from frames to groups.
+            'time': some patches of every frame. An all-to-all moves the sharding from frames to groups. Under context
+                parallelism (`has_context`), `fold` must then put frames first in the token axis, as in "(t i j)".
             'clip': all patches, as a single group, frames first. Keys and values are all-gathered.
     """
 
@@ -114,8 +115,10 @@ def with_neighbours(groups, offsets, stride: int = 1):
 def numbered(grid: tuple[int, int, int]):
     """Returns the number of every patch as tokens (1 t n 1), from 1 on, so that `fold` pads with 0."""
     t, y, x = grid
-    return 1 + jax.lax.broadcasted_iota(jnp.int32, (1, t, y * x, 1), 1) * (y * x) + (
-        jax.lax.broadcasted_iota(jnp.int32, (1, t, y * x, 1), 2)
+    return (
+        1
+        + jax.lax.broadcasted_iota(jnp.int32, (1, t, y * x, 1), 1) * (y * x)
+        + (jax.lax.broadcasted_iota(jnp.int32, (1, t, y * x, 1), 2))
     )
 
 

@@ -24,7 +24,8 @@ class Pyramid(nnx.Module):
     """Stages, each after an embedding: video (b t y x 3) -> class tokens (b c d), after the final norm.
 
     Args:
-        embeddings: one per stage; the first takes pixels, the others take maps of patches, and all return maps (b t y x d).
+        embeddings: one per stage; the first takes pixels, the others take maps of patches, and all return maps
+            (b t y x d).
         stages: one spec per stage.
         width: d of the last stage.
         shape: the shape of one clip, (t, y, x, 3).

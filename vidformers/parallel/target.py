@@ -2,6 +2,8 @@
 
 import jax
 
+TILE_ROWS = 16  # TPUs store the last two axes of a bfloat16 array in tiles of 16 x 128
+
 
 def target_platform() -> str:
     """Returns the platform for which the current program is traced: 'cpu', 'gpu' or 'tpu'.
