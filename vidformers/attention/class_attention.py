@@ -7,7 +7,7 @@ from flax import nnx
 
 from vidformers.attention.core import check_heads, compute_attention
 from vidformers.attention.kernels import softmax
-from vidformers.layers.linear import Linear, square_init, to_heads
+from vidformers.layers.linear import Linear, square_init
 from vidformers.layers.tokens import LayerRng, Tokens, add_branch
 from vidformers.parallel.target import TILE_ROWS, target_platform
 
@@ -37,12 +37,7 @@ class ClassAttention(nnx.Module):
         """Returns the update without the residual: None for the patches, and class tokens (b c d)."""
         q = rearrange(self.q(self.norm(tokens.class_tokens)), "b c (h e) -> b c h e", h=self.heads)
         patches, mask = one_sequence(tokens.patches)
-        patches = self.norm(patches)
-        kernel, bias = (
-            rearrange(parameter[...].astype(patches.dtype), "... (s h e) -> s ... h e", s=2, h=self.heads)
-            for parameter in (self.kv.kernel, self.kv.bias)
-        )
-        k, v = (to_heads(patches, *weights) for weights in zip(kernel, bias, strict=True))
+        k, v = self.kv.to_heads(self.norm(patches), 2, self.heads)
         return None, self.out(rearrange(self.attend(q, k, v, mask), "b c h e -> b c (h e)"))
 
     def attend(self, q, k, v, mask=None):

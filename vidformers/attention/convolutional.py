@@ -131,6 +131,8 @@ class ConvolutionalAttention(nnx.Module):
         # The frame index stands for t, y and x alike, since `Frame` compares only t and `Joint` compares nothing. Class
         # token i has the position of frame i.
         query, key = (np.concatenate([np.arange(count), np.indices(x.shape[1:4])[0].ravel()]) for x in patches_qkv[:2])
-        mask = self.scheme.visible(Position(*[query[:, None]] * 3), Position(*[key[None]] * 3))
+        mask = self.scheme.visible(
+            Position(*[jnp.asarray(query)[:, None]] * 3), Position(*[jnp.asarray(key)[None]] * 3)
+        )
         out = compute_attention(q, k, v, mask, dictionary=self.dictionary, kernel=get_kernel(self.kernel, masked=True))
         return rearrange(out[:, count:], "b (t y x) h e -> b t y x h e", t=grid[0], y=grid[1]), out[:, :count]

@@ -45,7 +45,7 @@ from vidformers.attention.groups import group_mask, group_numbers, group_shape, 
 from vidformers.attention.kernels import KERNELS, KeyValues, get_kernel, softmax
 from vidformers.attention.scheme import Position, Scheme, numbered, position
 from vidformers.errors import require
-from vidformers.layers.linear import Linear, from_heads, square_init, to_heads
+from vidformers.layers.linear import Linear, square_init
 from vidformers.layers.tokens import LayerRng, Tokens, add_branch
 from vidformers.parallel.activations import padded_length, shard_activations, shard_batch_unless_context
 
@@ -150,7 +150,7 @@ class SelfAttention(nnx.Module):
         )
         require(
             kernel == "softmax" or scheme.whole,
-            f"model.kernel={kernel} sums over all keys of a group, so it cannot hide some of them from some queries, as "
+            f"model.kernel={kernel} sums over all keys of a group, so it cannot hide keys from single queries, as "
             f"{type(scheme).__name__} does. Use model.kernel=softmax.",
         )
         require(
@@ -290,18 +290,13 @@ class SelfAttention(nnx.Module):
 
     def _qkv(self, x):
         """Returns q, k, v, each (... h e), of normalised tokens (... d)."""
-        x = shard_batch_unless_context(x)
-        kernel, bias = (
-            rearrange(parameter[...].astype(x.dtype), "... (s h e) -> s ... h e", s=3, h=self.heads)
-            for parameter in (self.qkv.kernel, self.qkv.bias)
-        )
+        qkv = self.qkv.to_heads(shard_batch_unless_context(x), 3, self.heads)
         # The constraint keeps GSPMD from sharding the projection like its parameters (see `shard_activations`).
-        return [shard_batch_unless_context(to_heads(x, *weights)) for weights in zip(kernel, bias, strict=True)]
+        return [shard_batch_unless_context(x) for x in qkv]
 
     def _output_projection(self, x):
         """Returns the output projection (... d) of the heads (... h e)."""
-        kernel = rearrange(self.out.kernel[...].astype(x.dtype), "(h e) d -> h e d", h=x.shape[-2])
-        x = from_heads(x, kernel, self.out.bias[...].astype(x.dtype))
+        x = self.out.from_heads(x)
         return x if self.extra is None else self.extra(x)
 
     def _gathered(self, q, k, v, grid, tiled):

@@ -78,7 +78,8 @@ def _softmax_forward(q, key_values, rematerialise):
     scores = _scores(q, key_values)
     row_max = functools.reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores])
     weights = [jnp.exp(score - row_max) for score in scores]
-    denominator = row_sum = sum(weight.sum(-1, keepdims=True) for weight in weights)
+    row_sum = functools.reduce(jnp.add, [weight.sum(-1, keepdims=True) for weight in weights])
+    denominator: jax.Array | None = row_sum  # by which the output is divided, or None
     if target_platform() != "cpu":
         # TPUs: XLA fuses scores, maximum, exponential and sum with the product of q and k only if the weights are
         # divided here. On CPUs dividing the output is faster, because it has fewer elements than the weights.

@@ -90,10 +90,11 @@ class Embedding(nnx.Module):
             q=self.patch_size,
         )
         patches = self.patch(patches)
-        patches += rearrange(self.space[1:], "(t n) d -> t n d", n=patches.shape[2]).astype(self.dtype)
+        # Added in float32 or wider, so that their gradients, sums over clips and frames, are too.
+        positions = rearrange(self.space[1:], "(t n) d -> t n d", n=patches.shape[2])
         if self.time is not None:
-            patches += self.time[:, None].astype(self.dtype)
-        return patches
+            positions = positions + self.time[:, None]
+        return (patches.astype(jnp.promote_types(self.dtype, jnp.float32)) + positions).astype(self.dtype)
 
     def class_position(self):
         """Returns the position embedding (d) of the class token."""

@@ -81,7 +81,8 @@ def add_branch(tokens: Tokens, branch, rate: float, rng: LayerRng | None) -> Tok
     """
     pairs = list(zip((tokens.patches, tokens.class_tokens), branch, strict=True))
     if rng is None:
-        return Tokens(*(x if dx is None else x + dx for x, dx in pairs), tokens.grid)
+        patches, class_tokens = (x if dx is None else x + dx for x, dx in pairs)
+        return Tokens(patches, class_tokens, tokens.grid)
     path, *drops = rng.split(3)
     keep = 1.0 - rng.drop_path
     path_scale = jax.random.bernoulli(path.key, keep, (tokens.patches.shape[0],)) / keep
@@ -92,4 +93,5 @@ def add_branch(tokens: Tokens, branch, rate: float, rng: LayerRng | None) -> Tok
         scale = path_scale.astype(dx.dtype).reshape(-1, *[1] * (dx.ndim - 1))
         return x + dropout(dx, rate, drop) * scale
 
-    return Tokens(*(add(*pair, drop) for pair, drop in zip(pairs, drops, strict=True)), tokens.grid)
+    patches, class_tokens = (add(x, dx, drop) for (x, dx), drop in zip(pairs, drops, strict=True))
+    return Tokens(patches, class_tokens, tokens.grid)

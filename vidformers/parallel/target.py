@@ -1,16 +1,35 @@
 """The kind of device for which a program is traced, for layouts and kernels that depend on it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import jax
 
 TILE_ROWS = 16  # TPUs store the last two axes of a bfloat16 array in tiles of 16 x 128
+
+_platform: ContextVar[str | None] = ContextVar("the platform that `traced_for` has set", default=None)
 
 
 def target_platform() -> str:
     """Returns the platform for which the current program is traced: 'cpu', 'gpu' or 'tpu'.
 
-    This is the platform of the devices of the ambient mesh (`parallel.mesh.with_mesh`), so that a program may be
-    compiled for devices that the process does not have. Without an ambient mesh it is JAX's default backend.
+    This is the platform that `traced_for` has set, else that of the devices of the ambient mesh
+    (`parallel.mesh.with_mesh`), so that a program may be compiled for devices that the process does not have. Without
+    an ambient mesh it is JAX's default backend.
     """
-    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    platform = jax.default_backend() if device is None else device.platform
+    platform = _platform.get()
+    if platform is None:
+        device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+        platform = jax.default_backend() if device is None else device.platform
     return "gpu" if platform in ("cuda", "rocm") else platform
+
+
+@contextmanager
+def traced_for(platform: str) -> Iterator[None]:
+    """Traces programs as for this platform, whatever the devices are. Layouts change, and values only by rounding."""
+    token = _platform.set(platform)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
