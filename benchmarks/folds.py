@@ -1,10 +1,10 @@
-"""Compares two places for the fold of a scheme: after the projection to heads, as in SelfAttention, or before it.
+"""Compares two places for the fold of a scheme: before the projection to heads, as in SelfAttention, or after it.
 
 Command: python -m benchmarks.folds [--batch=1] [--rounds=9] [--dtype=float32]
 Runs one attention sublayer of base size with a class token on clips of 8 frames of 224 pixels, forward and backward.
 The two variants take turns, and their losses must agree up to rounding. Folding after the projection folds q, k and v
-separately, three times the bytes, but the projections read tokens in their order. Folding before it folds the
-normalised tokens once and unfolds the output of W_O. Prints one JSON line a scheme with the median seconds of both.
+separately, three times the bytes, but the projections read tokens in their order. Folding before it folds the tokens
+once and unfolds the output of W_O. Prints one JSON line per scheme with the median seconds of both.
 """
 
 import statistics
@@ -13,12 +13,11 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import nnx
 
 from benchmarks.arguments import parse
 from benchmarks.measure import keep_memory, report
-from vidformers.attention.core import SelfAttention, compute_attention, merge_copies
+from vidformers.attention.core import SelfAttention
 from vidformers.attention.frame import Frame
 from vidformers.attention.joint import Joint
 from vidformers.attention.motion import Motion
@@ -29,39 +28,27 @@ WIDTH, HEADS = 768, 12
 SCHEMES = {"frame": Frame(), "time": Time(), "motion, M=2": Motion(2), "joint": Joint()}
 
 
-class FoldedBefore(SelfAttention):
-    """Softmax attention in groups without padding, folded before the projections."""
-
-    def branch(self, tokens: Tokens):
-        grid = tokens.patches.shape[1:4]
-        groups = self.scheme.fold(self.norm(tokens.patches))
-        patches = [
-            rearrange(x, "b g n (h e) -> b g n h e", h=self.heads) for x in jnp.split(self.qkv(groups), 3, axis=-1)
-        ]
-        class_tokens = [x[:, :, None] for x in self._class_qkv(tokens.class_tokens, groups.shape[1])]
-        out = compute_attention(*(jnp.concatenate(pair, axis=2) for pair in zip(class_tokens, patches, strict=True)))
-        patches = self.scheme.unfold(self._output_projection(out[:, :, 1:]), grid)
-        return patches, merge_copies(self._output_projection(out[:, :, 0]), tokens.class_tokens)
-
-
 def main():
     args = parse(__doc__, batch=1, rounds=9, dtype="float32")
     keep_memory()
     rng = np.random.default_rng(0)
-    tokens = Tokens(
-        *(jnp.asarray(rng.normal(size=(args.batch, *shape, WIDTH)), args.dtype) for shape in ((8, 14, 14), (1,)))
+    patches, class_tokens = (
+        jnp.asarray(rng.normal(size=(args.batch, *shape, WIDTH)), args.dtype) for shape in ((8, 196), (1,))
     )
+    tokens = Tokens(patches, class_tokens, (8, 14, 14))
     for name, scheme in SCHEMES.items():
         runs, seconds = {}, {}
-        for place, kind in (("after", SelfAttention), ("before", FoldedBefore)):
-            sublayer = kind(scheme, WIDTH, HEADS, dtype=jnp.dtype(args.dtype), rngs=nnx.Rngs(0))
-            graph, parameters = nnx.split(sublayer)
+        graph, parameters = nnx.split(
+            SelfAttention(scheme, WIDTH, HEADS, dtype=jnp.dtype(args.dtype), rngs=nnx.Rngs(0))
+        )
+        for place, branch in (
+            ("before", SelfAttention.branch),
+            ("after", SelfAttention._project_then_fold),
+        ):
 
-            def loss(parameters, tokens, graph=graph):
-                return sum(
-                    (leaf.astype(jnp.float32) ** 2).sum()
-                    for leaf in jax.tree.leaves(nnx.merge(graph, parameters).branch(tokens))
-                )
+            def loss(parameters, tokens, graph=graph, branch=branch):
+                update = branch(nnx.merge(graph, parameters), tokens)
+                return sum((leaf.astype(jnp.float32) ** 2).sum() for leaf in jax.tree.leaves(update))
 
             runs[place] = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(parameters, tokens).compile(), parameters
             seconds[place] = []

@@ -63,8 +63,9 @@ def attentions() -> dict:
 def draw_tokens(class_tokens: str, frames: int = FRAMES, grid: int = GRID) -> Tokens:
     count = {"none": 0, "clip": 1, "frame": frames}[class_tokens]
     rng = np.random.default_rng(0)
-    shapes = (1, frames, grid, grid, WIDTH), (1, count, WIDTH)
-    return Tokens(*(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes))
+    shapes = (1, frames, grid * grid, WIDTH), (1, count, WIDTH)
+    patches, class_tokens = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+    return Tokens(patches, class_tokens, (frames, grid, grid))
 
 
 def draw_series(frames: int) -> FrameSequence:

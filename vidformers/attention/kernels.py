@@ -100,7 +100,7 @@ def _softmax_backward(rematerialise, residuals, cotangent):
     cotangent = cotangent.astype(wide)
     if denominator is not None:  # dividing the cotangent divides all that follows, so the weights are never divided
         cotangent /= _rows_first(denominator)
-    row_sum = jnp.moveaxis((cotangent * out.astype(wide)).sum(-1), -1, -2)[..., None]  # (... h q 1)
+    row_sum = jnp.einsum("...qhe,...qhe->...hq", cotangent, out.astype(wide))[..., None]
     cotangent = cotangent.astype(q.dtype)
     dq, gradients = jnp.zeros(q.shape, wide), []
     for weight, item in zip(weights, key_values, strict=True):

@@ -31,15 +31,10 @@ def on_rows(function, x, axes: int = 1):
 
 
 class Linear(nnx.Linear):
-    """A linear map (... inputs) -> (... outputs).
-
-    The bias is added in float32 or wider, so that its gradient, a sum over all tokens, is too.
-    """
+    """A linear map (... inputs) -> (... outputs)."""
 
     def __call__(self, x):  # type: ignore[override]  # without `out_sharding`, which older versions of Flax lack
-        dtype = self.dtype or jnp.result_type(x, self.kernel[...])
-        kernel = self.kernel[...].astype(dtype)
-        return self._add_bias(on_rows(lambda rows: jnp.tensordot(rows, kernel, 1), x.astype(dtype)))
+        return on_rows(super().__call__, x)
 
     def to_heads(self, x, parts: int, heads: int) -> list:
         """Returns `parts` projections (... h e) of x (... inputs) by the parts of the kernel (inputs, parts h e).
@@ -47,26 +42,18 @@ class Linear(nnx.Linear):
         On TPUs a product that yields heads is faster than one that is split and reshaped afterwards, since e fills a
         part of a tile.
         """
-        kernels = rearrange(self.kernel[...].astype(x.dtype), "d (s h e) -> s d h e", s=parts, h=heads)
-        biases = [None] * parts if self.bias is None else jnp.split(self.bias[...], parts)
+        assert self.bias is not None
+        kernels, biases = (
+            rearrange(parameter[...].astype(x.dtype), "... (s h e) -> s ... h e", s=parts, h=heads)
+            for parameter in (self.kernel, self.bias)
+        )
         return [
-            _add(on_rows(lambda rows, kernel=kernel: jnp.tensordot(rows, kernel, 1), x), bias)
+            on_rows(lambda rows, kernel=kernel: jnp.tensordot(rows, kernel, 1), x) + bias
             for kernel, bias in zip(kernels, biases, strict=True)
         ]
 
     def from_heads(self, x):
         """Returns the projection (... outputs) of x (... h e)."""
+        assert self.bias is not None
         kernel = rearrange(self.kernel[...].astype(x.dtype), "(h e) d -> h e d", h=x.shape[-2])
-        return self._add_bias(on_rows(lambda rows: jnp.tensordot(rows, kernel, 2), x, axes=2))
-
-    def _add_bias(self, x):
-        return _add(x, None if self.bias is None else self.bias[...])
-
-
-def _add(x, bias):
-    """Returns x (... o) or (... h e) plus a bias (o) or (h e), flattened or None, in the type of x."""
-    if bias is None:
-        return x
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    shape = x.shape[-1:] if bias.size == x.shape[-1] else x.shape[-2:]
-    return (x.astype(wide) + bias.reshape(shape)).astype(x.dtype)
+        return on_rows(lambda rows: jnp.tensordot(rows, kernel, 2), x, axes=2) + self.bias[...].astype(x.dtype)
