@@ -229,7 +229,7 @@ class SelfAttention(nnx.Module):
             f"{tokens.class_tokens.shape[1]} class tokens cannot be distributed to {count} groups. Use one per clip or "
             "one per group.",
         )
-        copies = jnp.broadcast_to(tokens.class_tokens, (len(groups), count, groups.shape[-1]))
+        copies = jnp.broadcast_to(tokens.class_tokens, (groups.shape[0], count, groups.shape[-1]))
         copies = _pad_groups(copies, groups.shape[1])
         return jnp.concatenate([groups, copies[:, :, None]], axis=2)
 
