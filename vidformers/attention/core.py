@@ -184,8 +184,11 @@ class SelfAttention(nnx.Module):
         if not self._folds_first(tokens):
             return self._project_then_fold(tokens)
         groups = self.gather(tokens)
-        count = groups_per_tile(groups) if self._shares_tiles() else 1
-        q, k, v = self._qkv(self.norm(tile(groups, count)))
+        tiles, count = groups, 1
+        if self._shares_tiles():
+            count = groups_per_tile(groups)
+            tiles = tile(groups, count)
+        q, k, v = self._qkv(self.norm(tiles))
         out = self._output_projection(self.attend(q, k, v, tokens.grid, count))
         return self.scatter(untile(out, groups.shape), tokens)
 
@@ -277,12 +280,15 @@ class SelfAttention(nnx.Module):
         return not has_padding and (self.class_queries or not self._has_class_keys(tokens))
 
     def _shares_tiles(self) -> bool:
-        """Whether several groups may share a tile under a mask.
+        """Whether several groups, also of several clips, may share a tile under a mask.
+
+        A scheme that reads other groups finds them by their place on the axis g, which tiles change.
 
         The linear kernels sum over all rows, so they cannot separate groups. A recording kernel of
         `vidformers.inference.explain`, which is not equal to "softmax", needs the weights of every group.
         """
-        return self.kernel == "softmax" and not self.scheme.reads_neighbours and not self.masked
+        reads_other_groups = self.scheme.reads_neighbours or type(self.scheme).shift_in_time != Scheme.shift_in_time
+        return self.kernel == "softmax" and not reads_other_groups and not self.masked
 
     def _sharded_groups(self, groups: int) -> int | None:
         """Returns the number of groups with padding if groups are sharded over `context`, else None."""

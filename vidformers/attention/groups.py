@@ -46,7 +46,11 @@ def group_mask(scheme: Scheme, grid, query, key, shapes, tiled: int = 1):
     if not scheme.whole:
         queries, keys = (Position(*(axis[index] for axis in position(x, grid))) for x, index in (
             (query, (..., None)), (key, (slice(None), slice(None), None))))  # fmt: skip
-        mask &= scheme.visible(queries, keys) | (query == _CLASS_TOKEN)[..., None] | (key == _CLASS_TOKEN)[:, :, None]
+        # A class token attends to the patches of its own group, and not to those of neighbouring groups.
+        own = (key[:, :, None] == query[..., None]).any(2, keepdims=True)
+        class_sees = (query == _CLASS_TOKEN)[..., None] & own
+        visible = scheme.visible(queries, keys) & (query > 0)[..., None]  # of patches; class tokens have no position
+        mask &= visible | class_sees | (key == _CLASS_TOKEN)[:, :, None]
     if tiled > 1:
         group = jax.lax.broadcasted_iota(jnp.int32, (rows * tiled,), 0) // rows
         mask &= group[:, None] == group
