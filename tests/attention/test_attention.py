@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jaxprs import equations
+from schemes import Near, Past
 from sublayers import HEADS, WIDTH, branch, draw_tokens, layer, module, run
 from tiny import clips, quick_jit
 from tiny import make as make_model
@@ -190,11 +191,14 @@ def test_dropout_keeps_the_mean():
         (lambda: layer(Time(), class_keys=False), "class_queries=True needs class_keys=True"),
         (lambda: branch(*layer(Time()), draw_tokens((2, 3, 3), 2)), "2 class tokens cannot be distributed to 9 groups"),
         (lambda: layer(Time(), kernel="elu"), "model.kernel='elu' is unknown"),
+        (lambda: layer(Past()), "Past is causal, but class_keys=True lets every frame attend to a class token"),
+        (lambda: layer(Near(), kernel="relu"), "model.kernel=relu sums over all keys of a group, so it cannot hide"),
     ],
 )
 def test_impossible_options_raise_an_error_of_one_sentence(make, sentence):
-    with pytest.raises(ConfigError, match=sentence):
+    with pytest.raises(ConfigError, match=sentence) as error:
         make()
+    assert str(error.value).endswith(".") and "\n" not in str(error.value)
 
 
 # Backends

@@ -1,12 +1,13 @@
 """Every registered attention scheme against its expected keys and its masked form.
 
-A new scheme is tested by registering it. No test names a scheme, and none calls `fold` or `unfold`.
+A new scheme is tested by registering it. No test names a scheme, and none calls `fold` or `unfold`. Two schemes of
+tests/schemes.py need what no registered scheme needs, and take a part of the tests.
 """
 
 import dataclasses
 import importlib
 import pkgutil
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -16,7 +17,8 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from schemes import SCHEMES
+from jaxprs import constants
+from schemes import EXAMPLES, SCHEMES, required_options
 from sublayers import (
     HEADS,
     WIDTH,
@@ -25,24 +27,32 @@ from sublayers import (
     draw_tokens,
     influence,
     layer,
+    module,
     output_and_gradients,
     run,
 )
 from tiny import quick_jit
 
 import vidformers
+from vidformers.attention import core
 from vidformers.attention.core import SelfAttention
+from vidformers.attention.groups import group_numbers, groups_per_tile
 from vidformers.attention.registry import NOT_PARTITIONS, SchemeEntry, register
-from vidformers.attention.scheme import Position, Scheme
+from vidformers.attention.scheme import Position, Scheme, position
+from vidformers.layers.mlp import Mlp
 from vidformers.layers.tokens import Tokens
+from vidformers.models.encoder import Block
 from vidformers.parallel.mesh import BATCH_AXES, make_mesh, with_mesh
+from vidformers.parallel.target import traced_for
 
 ROOT = Path(vidformers.__file__).parents[1]
 ENTRIES = list(SCHEMES.values())
-every_scheme = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+EVERY = [*ENTRIES, *EXAMPLES]
+each = partial(pytest.mark.parametrize, "entry", ids=lambda entry: entry.name)
+every_scheme = each(ENTRIES)
 every_scheme_and_class_tokens = pytest.mark.parametrize(
     "entry, class_tokens",
-    [pytest.param(e, kind, id=f"{e.name}-{kind}") for e in ENTRIES for kind in e.class_tokens],
+    [pytest.param(e, kind, id=f"{e.name}-{kind}") for e in EVERY for kind in e.class_tokens],
 )
 
 
@@ -55,7 +65,8 @@ def draw(entry: SchemeEntry, class_tokens: str, clips: int = 1):
 
 
 def sublayer(entry: SchemeEntry, **options):
-    return layer(entry.make(), **options)
+    scheme = entry.make()
+    return layer(scheme, **required_options(scheme) | options)
 
 
 # The masked form
@@ -81,19 +92,19 @@ def test_gathered_equals_masked_with_a_dictionary_when_class_tokens_do_not_query
     check_gathered_equals_masked(entry, class_tokens, external=3, class_queries=False)
 
 
-@every_scheme
+@each([e for e in ENTRIES if e.make().whole])
 def test_gathered_equals_masked_with_relu(float64, entry):
     check_gathered_equals_masked(entry, entry.class_tokens[-1], external=3, kernel="relu")
 
 
-@pytest.mark.parametrize("entry", [e for e in ENTRIES if e.make().ordered], ids=lambda entry: entry.name)
+@each([e for e in ENTRIES if e.make().ordered and e.make().whole])
 @pytest.mark.parametrize("cosine_index", ["sequence", "t"])
 def test_gathered_equals_masked_with_cosine(float64, entry, cosine_index):
     options = dict(kernel="cosine", cosine_index=cosine_index, class_keys=False, class_queries=False)
     check_gathered_equals_masked(entry, entry.class_tokens[0], external=3, **options)
 
 
-@pytest.mark.parametrize("entry", [e for e in ENTRIES if "none" in e.class_tokens], ids=lambda entry: entry.name)
+@each([e for e in ENTRIES if "none" in e.class_tokens])
 def test_class_tokens_that_are_not_keys_change_nothing(entry):
     graph, parameters = sublayer(entry, class_keys=False, class_queries=False)
     patches, class_tokens = run(graph, parameters, draw(entry, entry.class_tokens[-1]))
@@ -176,28 +187,119 @@ def check_visible_equals_keys(entry: SchemeEntry) -> None:
 
 
 @pytest.mark.quick
-@every_scheme
+@each(EVERY)
 def test_visible_equals_the_keys(entry):
     check_visible_equals_keys(entry)
 
 
-# The device mesh
+@cache
+def gathered_pairs(scheme: Scheme, grid):
+    """Returns (g q k), whether a pair of a query and a key that a group gathers exists, and whether it is visible."""
+
+    @quick_jit
+    def pairs():
+        query = group_numbers(scheme, grid)
+        key = scheme.neighbourhood(query, grid)
+        query, key = query[..., None], key[:, :, None]
+        return (query > 0) & (key > 0), scheme.visible(position(query, grid), position(key, grid))
+
+    return np.broadcast_arrays(*pairs())
 
 
-@every_scheme
-def test_one_device_equals_eight(float64, entry):
-    class_tokens = entry.class_tokens[-1]
+def check_whole(entry: SchemeEntry) -> None:
+    exists, visible = gathered_pairs(entry.make(), entry.grid)
+    assert entry.make().whole == visible[exists].all()
+
+
+@pytest.mark.quick
+@each(EVERY)
+def test_a_scheme_is_whole_exactly_where_queries_see_all_keys_of_their_group(entry, monkeypatch):
+    check_whole(entry)
+    monkeypatch.setattr(type(entry.make()), "whole", not entry.make().whole)
+    with pytest.raises(AssertionError):
+        check_whole(entry)
+
+
+def check_constants(function, *arguments) -> None:
+    assert max((np.asarray(x).nbytes for x in constants(jax.make_jaxpr(function)(*arguments))), default=0) < 2**20
+
+
+@each(EVERY)
+def test_no_mask_is_a_constant(entry):
+    """Traces a sublayer for clips of 96 frames of 448 pixels."""
+    grid, clip_tokens = (96, 28, 28), 1 if "clip" in entry.class_tokens else 96
+    shapes = [jax.ShapeDtypeStruct((1, *shape, WIDTH), jnp.float32) for shape in ((96, 28 * 28), (clip_tokens,))]
+    for masked in (False, True):
+        graph, parameters = sublayer(entry, masked=masked)
+        check_constants(partial(branch, graph), parameters, Tokens(*shapes, grid))
+
+
+@pytest.mark.quick
+def test_a_mask_that_is_a_constant_is_found():
+    mask = np.ones((1100, 1100), bool)
+    with pytest.raises(AssertionError):
+        check_constants(jax.jit(lambda x: jnp.where(mask, x, 0)), 1.0)
+
+
+@each([e for e in EVERY if e.make().causal])
+def test_two_layers_of_a_causal_scheme_read_no_later_frame(entry):
+    def make():
+        options = required_options(entry.make())
+        attentions = [SelfAttention(entry.make(), WIDTH, HEADS, rngs=nnx.Rngs(0), **options) for _ in range(2)]
+        return Block([x for attention in attentions for x in (attention, Mlp(WIDTH, WIDTH, rngs=nnx.Rngs(0)))])
+
+    graph, parameters = module(make)
+    tokens = jax.tree.map(np.float32, draw_tokens(entry.grid, 1))
+
+    def outputs(patches):
+        return nnx.merge(graph, parameters)(tokens.replace(patches=patches)).patches[0].sum((1, 2))
+
+    reads = np.any(quick_jit(jax.jacrev(outputs))(tokens.patches)[:, 0], axis=(2, 3))  # (frame, frame)
+    later = np.triu(np.ones_like(reads), 1)
+    assert not reads[later].any() and reads[later.T].any()
+
+
+# Devices
+
+
+def forms_on_one_device(entry: SchemeEntry):
+    """Returns f(parameters, tokens) -> output and gradients, the parameters and the tokens."""
     graph, parameters = sublayer(entry, dtype=jnp.float64)
-    tokens, function = draw(entry, class_tokens, clips=4), partial(output_and_gradients, graph)
-    one = quick_jit(function)(parameters, tokens)
-    class_spec = P(BATCH_AXES, "context" if class_tokens == "frame" else None)
+    return partial(output_and_gradients, graph), parameters, draw(entry, entry.class_tokens[-1], clips=4)
+
+
+@cache
+def on_one_device(entry: SchemeEntry):
+    function, *arguments = forms_on_one_device(entry)
+    return quick_jit(function)(*arguments)
+
+
+@each(EVERY)
+def test_one_device_equals_eight(float64, entry):
+    function, parameters, tokens = forms_on_one_device(entry)
+    class_spec = P(BATCH_AXES, "context" if entry.class_tokens[-1] == "frame" else None)
     specs = Tokens(P(BATCH_AXES, "context"), class_spec, tokens.grid)
     for context in (2, 4):
         mesh = make_mesh(context=context)
         sharded = jax.device_put(tokens, jax.tree.map(partial(NamedSharding, mesh), specs))
         eight = quick_jit(with_mesh(mesh, function))(parameters, sharded)
         assert len(eight[0].patches.devices()) == 8
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), one, eight)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), on_one_device(entry), eight)
+
+
+@each(EVERY)
+def test_groups_that_share_a_tile_equal_groups_apart(float64, entry, monkeypatch):
+    """On two devices a tile may hold groups of two clips. With frames sharded, it holds groups of one clip."""
+    function, parameters, tokens = forms_on_one_device(entry)
+    expected, counts = on_one_device(entry), []
+    monkeypatch.setattr(core, "groups_per_tile", lambda groups: counts.append(groups_per_tile(groups)) or counts[-1])
+    for context in (1, 2) if entry.make().group_extent == "time" else (1,):
+        mesh = make_mesh(data=2, context=context, devices=jax.devices()[: 2 * context])
+        with traced_for("tpu"):
+            tiled = quick_jit(with_mesh(mesh, function))(parameters, tokens)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), expected, tiled)
+    has_padding = not gathered_pairs(entry.make(), entry.grid)[0].all()  # or zeros in place of a neighbour
+    assert has_padding or not entry.make().ordered or min(counts) > 1
 
 
 # The checks themselves
@@ -233,7 +335,7 @@ def test_a_wrong_visible_differs_from_the_keys(entry, wrong_visible):
         check_visible_equals_keys(entry)
 
 
-@pytest.mark.parametrize("entry", ENTRIES[:1], ids=lambda entry: entry.name)
+@each(ENTRIES[:1])
 def test_a_wrong_visible_makes_masked_differ_from_gathered(float64, entry, wrong_visible):
     with pytest.raises(AssertionError):
         check_gathered_equals_masked(entry, entry.class_tokens[0])
@@ -245,7 +347,7 @@ def test_wrong_keys_differ_from_visible(entry):
         check_visible_equals_keys(with_wrong_keys(entry))
 
 
-@pytest.mark.parametrize("entry", ENTRIES[:1], ids=lambda entry: entry.name)
+@each(ENTRIES[:1])
 def test_wrong_keys_differ_from_the_jacobian(entry):
     with pytest.raises(AssertionError):
         check_jacobian_equals_keys(with_wrong_keys(entry), entry.class_tokens[0])
@@ -260,9 +362,9 @@ def subclasses(kind) -> set:
 
 def product_subclasses(kind) -> set:
     """Returns the subclasses of `kind` that the library itself defines."""
-    for module in pkgutil.walk_packages(vidformers.__path__, "vidformers."):
-        if module.name.startswith(("vidformers.attention.", "vidformers.models.", "vidformers.layers.")):
-            importlib.import_module(module.name)
+    for info in pkgutil.walk_packages(vidformers.__path__, "vidformers."):
+        if info.name.startswith(("vidformers.attention.", "vidformers.models.", "vidformers.layers.")):
+            importlib.import_module(info.name)
     return {below for below in subclasses(kind) if below.__module__.startswith("vidformers.")} - {kind}
 
 

@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from schemes import PATCH, SCHEMES, scheme_model
+from schemes import EXAMPLES, PATCH, SCHEMES, scheme_model
 from tiny import TINY, clips, make, quick_jit, randomise
 
 from vidformers import MODELS, ConfigError
 from vidformers.inference.explain.passes import ModelPass
 from vidformers.inference.explain.propagate import propagate
 from vidformers.inference.explain.relevance import relevance
+from vidformers.parallel.target import traced_for
 
-ENTRIES = {f"scheme {name}": entry for name, entry in SCHEMES.items()}
+ENTRIES = {f"scheme {entry.name}": entry for entry in [*SCHEMES.values(), *EXAMPLES]}
 # Few layers, since most of the time is compilation. A second layer is there where only the patches of a first one mix.
 OPTIONS = {
     "timesformer": ("timesformer", dict(depth=1)),
@@ -104,6 +105,13 @@ def test_gathered_and_masked_attention_have_the_same_relevance(name):
     )
 
 
+def test_programs_for_tpus_have_the_same_relevance():
+    explain, parameters = program.__wrapped__("mevit")
+    with traced_for("tpu"):
+        found = explain(parameters)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9), found, explained("mevit"))
+
+
 @pytest.mark.parametrize("name", COMPUTED)
 def test_rollout_sums_to_at_most_1(name):
     found, _ = explained(name)
@@ -125,7 +133,11 @@ def without_scores(parameters):
     return jax.tree_util.tree_map_with_path(change, parameters)
 
 
-@pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if "clip" in entry.class_tokens])
+# Schemes whose groups are the sets of keys of their queries, so that the class token's keys are known.
+PARTITIONS = [name for name, entry in ENTRIES.items() if entry.make().whole and not entry.make().reads_neighbours]
+
+
+@pytest.mark.parametrize("name", [name for name in PARTITIONS if "clip" in ENTRIES[name].class_tokens])
 def test_rollout_of_equal_weights_follows_the_hand_written_keys(name):
     """A patch reads its keys and the class token. The class token reads every group, and takes the mean of them."""
     entry = ENTRIES[name]

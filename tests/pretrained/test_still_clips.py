@@ -10,7 +10,7 @@ import pytest
 from drawn import clip
 from einops import rearrange
 from flax import nnx
-from schemes import PATCH, SCHEMES, scheme_model
+from schemes import PATCH, SCHEMES, is_per_frame, required_options, scheme_model
 from tiny import quick_jit
 from weights import abstract_model, fitted, loaded, maker, runner, start, tiny_vit, write
 
@@ -229,9 +229,9 @@ def test_the_report_is_right_for_every_registered_scheme(entry, with_frame, squa
     make_model = scheme_model(entry, depth=1, dtype="float64")
     if with_frame:
         config = ModelConfig(frames=frames, **square_fields(rows))
-        stage = config.stage(1, config.attention(entry.make()), config.attention(Frame()), config.mlp())
-        per_frame = "clip" not in entry.class_tokens
-        make_model = partial(config.classifier, stage, temporal_init=None, class_per_frame=per_frame)
+        attention = config.attention(entry.make(), **required_options(entry.make()))
+        stage = config.stage(1, attention, config.attention(Frame()), config.mlp())
+        make_model = partial(config.classifier, stage, temporal_init=None, class_per_frame=is_per_frame(entry))
     pretrained = load_into(make_model, weights)
     features = runner(make_model, pretrained)(still(frames, PATCH * rows))[1]
     apart = np.abs(features - expected).max()

@@ -18,7 +18,7 @@ from einops import rearrange, repeat
 from flax import nnx
 
 from vidformers.attention import kernels
-from vidformers.attention.class_attention import ClassAttention
+from vidformers.attention.class_attention import ClassAttention, one_sequence
 from vidformers.attention.convolutional import ConvolutionalAttention
 from vidformers.attention.core import SelfAttention
 from vidformers.attention.longformer import FrameSequence, LongformerAttention
@@ -149,8 +149,9 @@ def _(sublayer: SelfAttention, scalars: Tokens):
 
 @_propagate_attention.register
 def _(sublayer: ClassAttention, scalars: Tokens):
-    patches = rearrange(_repeat_per_head(sublayer, scalars.patches), "b t n h 1 -> b (t n) h 1")
-    return Propagated(None, sublayer.attend(_repeat_per_head(sublayer, scalars.class_tokens), patches, patches)[..., 0])
+    patches, mask = one_sequence(scalars.patches)
+    q, kv = (_repeat_per_head(sublayer, x) for x in (scalars.class_tokens, patches))
+    return Propagated(None, sublayer.attend(q, kv, kv, mask)[..., 0])
 
 
 @_propagate_attention.register
