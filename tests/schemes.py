@@ -60,7 +60,7 @@ def _near_keys(grid, *place):
 # Schemes that the package does not have: one has a mask, the other one also reads other groups.
 EXAMPLES = [
     SchemeEntry("past", Past, (4, 2, 2), lambda grid, t, y, x: [(s, y, x) for s in range(t + 1)], ("none",)),
-    SchemeEntry("near", Near, (4, 3, 3), _near_keys, ("none", "clip")),
+    SchemeEntry("near", Near, (4, 3, 3), _near_keys, ("clip",)),
 ]
 
 
