@@ -18,6 +18,7 @@ from configs.base import base
 from configs.loading import load
 from vidformers import MODELS
 from vidformers.attention import registry as schemes
+from vidformers.attention.groups import group_numbers
 from vidformers.models import registry as models
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -170,7 +171,13 @@ def test_the_examples_of_adding_run(monkeypatch):
     tiny = dict(width=8, heads=2, depth=1, patch_size=4, frames=2, image_size=8, num_classes=3)
     clips = np.zeros((1, 2, 8, 8, 3), np.uint8)
     assert nnx.eval_shape(lambda: models.build("rows", rngs=nnx.Rngs(0), **tiny)(clips)).shape == (1, 3)
-    assert "rows" in schemes.SCHEMES and all(hasattr(modules[2], name) for name in ("TRAIN", "VAL", "read", "classes"))
+    assert all(hasattr(modules[2], name) for name in ("TRAIN", "VAL", "read", "classes"))
+    entry = schemes.SCHEMES["rows"]
+    groups = np.asarray(group_numbers(entry.make(), entry.grid))[0] - 1
+    for patch in np.ndindex(entry.grid):
+        (group,) = (set(group) for group in groups if np.ravel_multi_index(patch, entry.grid) in group)
+        keys = {int(np.ravel_multi_index(key, entry.grid)) for key in entry.expected_keys(entry.grid, *patch)}
+        assert group == keys, patch
 
 
 def test_the_readme_is_a_front_page():
