@@ -205,7 +205,8 @@ def test_only_attention_across_frames_takes_the_weights_of_attention_over_time(t
 
 
 def square_fields(rows):
-    return dict(num_classes=5, width=16, heads=4, depth=1, patch_size=PATCH, image_size=PATCH * rows, dtype="float64")
+    """Two layers: in the first one, the class token attends to the frame alone where patches attend to more frames."""
+    return dict(num_classes=5, width=16, heads=4, depth=2, patch_size=PATCH, image_size=PATCH * rows, dtype="float64")
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +215,9 @@ def square(tmp_path_factory):
 
     @cache
     def weights_and_features(rows):
-        weights = write(tmp_path_factory.mktemp("square"), tiny_vit(patches=rows**2, patch_size=PATCH, classes=5))
+        weights = write(
+            tmp_path_factory.mktemp("square"), tiny_vit(depth=2, patches=rows**2, patch_size=PATCH, classes=5)
+        )
         make_model = maker("vit", frames=1, **square_fields(rows))
         return weights, runner(make_model, load_into(make_model, weights))(image(PATCH * rows))[1]
 
@@ -226,11 +229,11 @@ def square(tmp_path_factory):
 def test_the_report_is_right_for_every_registered_scheme(entry, with_frame, square, float64):
     frames, rows, _ = entry.grid
     weights, expected = square(rows)
-    make_model = scheme_model(entry, depth=1, dtype="float64")
+    make_model = scheme_model(entry, dtype="float64")
     if with_frame:
         config = ModelConfig(frames=frames, **square_fields(rows))
         attention = config.attention(entry.make(), **required_options(entry.make()))
-        stage = config.stage(1, attention, config.attention(Frame()), config.mlp())
+        stage = config.stage(config.depth, attention, config.attention(Frame()), config.mlp())
         make_model = partial(config.classifier, stage, temporal_init=None, class_per_frame=is_per_frame(entry))
     pretrained = load_into(make_model, weights)
     features = runner(make_model, pretrained)(still(frames, PATCH * rows))[1]
@@ -249,7 +252,7 @@ def test_the_report_is_right_for_every_registered_scheme(entry, with_frame, squa
 )
 def test_the_attention_within_a_frame_must_have_the_options_of_an_image_model(options, reason, square, float64):
     weights, expected = square(3)
-    make_model = scheme_model(SCHEMES["frame"], attention=options, depth=1, dtype="float64")
+    make_model = scheme_model(SCHEMES["frame"], attention=options, dtype="float64")
     pretrained = load_into(make_model, weights)
     assert np.abs(runner(make_model, pretrained)(still(4, 3 * PATCH))[1] - expected).max() > 1e-2
     assert reason in pretrained.still_clip_differences
