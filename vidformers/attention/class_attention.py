@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from vidformers.attention.core import check_heads, compute_attention
+from vidformers.attention.core import compute_attention
 from vidformers.attention.kernels import softmax
-from vidformers.layers.linear import Linear, square_init
+from vidformers.layers.linear import Linear, check_heads, square_init
 from vidformers.layers.tokens import LayerRng, Tokens, add_branch
 from vidformers.parallel.target import TILE_ROWS, target_platform
 

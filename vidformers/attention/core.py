@@ -45,7 +45,7 @@ from vidformers.attention.groups import group_mask, group_numbers, group_shape, 
 from vidformers.attention.kernels import KERNELS, KeyValues, get_kernel, softmax
 from vidformers.attention.scheme import Position, Scheme, numbered, position
 from vidformers.errors import require
-from vidformers.layers.linear import Linear, square_init
+from vidformers.layers.linear import Linear, check_heads, square_init
 from vidformers.layers.tokens import LayerRng, Tokens, add_branch
 from vidformers.parallel.activations import padded_length, shard_activations, shard_batch_unless_context
 
@@ -259,8 +259,11 @@ class SelfAttention(nnx.Module):
             tiled: groups per tile, if the arguments were tiled by `tile`.
         """
         form = self._masked if self.masked else self._gathered
-        class_rows = k.shape[2] // tiled - group_shape(self.scheme, grid)[1]
-        q, k, v = (self.scheme.shift_in_time(x, letter, class_rows) for letter, x in zip("QKV", (q, k, v), strict=True))
+        patches = group_shape(self.scheme, grid)[1]
+        q, k, v = (
+            self.scheme.shift_in_time(x, letter, x.shape[2] // tiled - patches)
+            for letter, x in zip("QKV", (q, k, v), strict=True)
+        )
         return form(q, k, v, grid, tiled)
 
     def _has_class_keys(self, tokens: Tokens) -> bool:
@@ -392,13 +395,3 @@ def _merge_heads(x):
 def _pad_groups(x, groups: int):
     """Returns x (b g ...) padded with zeros to this number of groups."""
     return jnp.pad(x, [(0, 0), (0, groups - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
-
-
-def check_heads(width: int, heads: int) -> None:
-    """Raises ConfigError if the heads do not divide the width."""
-    # Up to 16, the largest number of heads in `models.config.SIZES`.
-    divisors = ", ".join(str(n) for n in range(1, 17) if width % n == 0)
-    require(
-        heads > 0 and width % heads == 0,
-        f"model.heads={heads} does not divide model.width={width}. Set model.heads to one of {divisors}.",
-    )

@@ -9,11 +9,11 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from vidformers.attention.core import check_heads, compute_attention
+from vidformers.attention.core import compute_attention
 from vidformers.attention.dictionary import Dictionary, head_multiplier
 from vidformers.attention.kernels import softmax, softmax_with_dropout
 from vidformers.errors import require
-from vidformers.layers.linear import Linear, square_init
+from vidformers.layers.linear import Linear, check_heads, square_init
 from vidformers.layers.tokens import LayerRng, dropout, split_rng
 
 

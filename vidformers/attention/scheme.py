@@ -29,7 +29,7 @@ class Scheme:
     in `shift_in_time`.
 
     Attributes:
-        whole: whether `visible` is True for all pairs of a query and a key that the query's group gathers.
+        whole: whether the scheme is a partition: it reads no neighbours, and `visible` is True within a group.
         reads_neighbours: whether `neighbourhood` adds keys of other groups.
         causal: whether no patch attends to a later frame. `SelfAttention` then refuses class tokens of the clip as
             keys, because they carry all frames to every query.

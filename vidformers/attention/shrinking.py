@@ -7,12 +7,12 @@ import numpy as np
 from einops import rearrange, repeat
 from flax import nnx
 
-from vidformers.attention.core import check_heads, compute_attention
+from vidformers.attention.core import compute_attention
 from vidformers.attention.dictionary import Dictionary, head_multiplier
 from vidformers.attention.kernels import get_kernel
 from vidformers.errors import require
 from vidformers.layers.convolution import Conv, mean_pool
-from vidformers.layers.linear import Linear, square_init
+from vidformers.layers.linear import Linear, check_heads, square_init
 from vidformers.layers.tokens import LayerRng, Tokens, add_branch, tokens_of_maps
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from vidformers.errors import require
 from vidformers.parallel.activations import has_context
 from vidformers.parallel.target import target_platform
 
@@ -57,3 +58,13 @@ class Linear(nnx.Linear):
         assert self.bias is not None
         kernel = rearrange(self.kernel[...].astype(x.dtype), "(h e) d -> h e d", h=x.shape[-2])
         return on_rows(lambda rows: jnp.tensordot(rows, kernel, 2), x, axes=2) + self.bias[...].astype(x.dtype)
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Raises ConfigError if the heads do not divide the width."""
+    # Up to 16, the largest number of heads in `models.config.SIZES`.
+    divisors = ", ".join(str(n) for n in range(1, 17) if width % n == 0)
+    require(
+        heads > 0 and width % heads == 0,
+        f"model.heads={heads} does not divide model.width={width}. Set model.heads to one of {divisors}.",
+    )

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vidformers.attention.class_attention import ClassAttention
-from vidformers.attention.core import SelfAttention, check_heads
+from vidformers.attention.core import SelfAttention
 from vidformers.attention.dictionary import Dictionary
 from vidformers.attention.scheme import Scheme
 from vidformers.errors import require
 from vidformers.layers.embedding import Embedding
+from vidformers.layers.linear import check_heads
 from vidformers.layers.mlp import Mlp
 from vidformers.models.encoder import Block, Classifier, Encoder, StageSpec
 
