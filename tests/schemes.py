@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from functools import partial
 
-import jax.numpy as jnp
-
+from vidformers.attention.frame import Frame
 from vidformers.attention.registry import SchemeEntry, load_schemes
 from vidformers.attention.scheme import Scheme, with_neighbours
+from vidformers.attention.time import Time
 from vidformers.models.config import ModelConfig
 
 SCHEMES = load_schemes()
@@ -14,35 +14,22 @@ PATCH = 4  # pixels a side
 
 
 @dataclass(frozen=True)
-class Past(Scheme):
+class Past(Time):
     """Patch (p, t) attends to patch p of the frames up to t: a causal scheme, whose groups need a mask."""
 
     whole = False
     causal = True
-    group_extent = "time"
-
-    def fold(self, patches, grid):
-        return jnp.swapaxes(patches, 1, 2)
-
-    def unfold(self, groups, grid):
-        return jnp.swapaxes(groups, 1, 2)
 
     def visible(self, query, key):
-        return (query.y == key.y) & (query.x == key.x) & (key.t <= query.t)
+        return super().visible(query, key) & (key.t <= query.t)
 
 
 @dataclass(frozen=True)
-class Near(Scheme):
+class Near(Frame):
     """Patch (y, x, t) attends to the patches at most 1 away on each axis: keys of other groups, and a mask."""
 
     whole = False
     reads_neighbours = True
-
-    def fold(self, patches, grid):
-        return patches
-
-    def unfold(self, groups, grid):
-        return groups
 
     def neighbourhood(self, groups, grid):
         return with_neighbours(groups, (-1, 0, 1))

@@ -56,5 +56,5 @@ def one_sequence(patches):
     if not padding:
         return patches.reshape(b, t * n, d), None
     padded = jnp.pad(patches, ((0, 0), (0, 0), (0, padding), (0, 0)))
-    is_patch = jax.lax.broadcasted_iota(jnp.int32, (t * (n + padding),), 0) % (n + padding) < n
+    is_patch = jax.lax.iota(jnp.int32, t * (n + padding)) % (n + padding) < n
     return padded.reshape(b, -1, d), is_patch

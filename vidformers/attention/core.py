@@ -18,7 +18,7 @@ In the gathered form:
   otherwise only a key. Every query of the group attends to it, and as a query it attends to all patches of the group.
 - Padding: `Scheme.fold` may pad a group with zeros. A mask hides them as keys, and `Scheme.unfold` drops them as
   queries.
-- Tiles: on TPUs several small groups share a tile under a mask, see `tiles`.
+- Tiles: on TPUs several small groups share a tile under a mask, see `groups.tile`.
 - Context parallelism shards the frame axis. The communication depends on `Scheme.group_extent`:
   - 'frame': none, or the exchange of neighbouring groups. A group has patches of one frame or of consecutive ones.
   - 'time': an all-to-all moves the sharding from frames to groups, whose number is padded to a multiple of `context`.
@@ -43,7 +43,7 @@ from vidformers.attention.dictionary import Dictionary, head_multiplier
 from vidformers.attention.fused import check_backend, softmax_kernel
 from vidformers.attention.groups import group_mask, group_numbers, group_shape, groups_per_tile, tile, untile
 from vidformers.attention.kernels import KERNELS, KeyValues, get_kernel, softmax
-from vidformers.attention.scheme import Position, Scheme, numbered, position
+from vidformers.attention.scheme import Scheme, numbered, position
 from vidformers.errors import require
 from vidformers.layers.linear import Linear, check_heads, square_init
 from vidformers.layers.tokens import LayerRng, Tokens, add_branch
@@ -360,8 +360,8 @@ class SelfAttention(nnx.Module):
             return jnp.concatenate([flat, x[:, :, patches:].reshape(x.shape[0], -1, *x.shape[3:])], axis=1)
 
         q_flat, k_flat, v_flat = map(ungroup, (q, k, v))
-        everywhere = position(numbered(grid).reshape(-1), grid)
-        mask = scheme.visible(Position(*(x[:, None] for x in everywhere)), Position(*(x[None] for x in everywhere)))
+        everywhere = numbered(grid).reshape(-1)
+        mask = scheme.visible(position(everywhere[:, None], grid), position(everywhere[None], grid))
         group_number = jnp.arange(groups)
         owner = jnp.broadcast_to(group_number[:, None, None], (groups, patches, 1))[None]
         owner = scheme.unfold(owner, grid).reshape(-1)
@@ -381,7 +381,7 @@ class SelfAttention(nnx.Module):
             dictionary=self.dictionary,
             kernel=get_kernel(self.kernel, masked=True),
         )
-        flat, class_out = jnp.split(out, [math.prod(everywhere.t.shape)], axis=1)
+        flat, class_out = jnp.split(out, [math.prod(grid)], axis=1)
         shape = (out.shape[0], groups, -1, *out.shape[2:])
         flat = scheme.fold(flat.reshape(out.shape[0], grid[0], grid[1] * grid[2], -1), grid).reshape(shape)
         return jnp.concatenate([flat, class_out.reshape(shape)] if class_out.size else [flat], axis=2)

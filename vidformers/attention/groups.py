@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from vidformers.attention.scheme import Position, Scheme, numbered, position
+from vidformers.attention.scheme import Scheme, numbered, position
 from vidformers.parallel.activations import batch_shards, context_size
 from vidformers.parallel.target import target_platform
 
@@ -44,15 +44,14 @@ def group_mask(scheme: Scheme, grid, query, key, shapes, tiled: int = 1):
         query, key = query[:, :1], key[:, :1]  # the mask of all tiles is the same
     mask = (key != 0)[:, :, None]
     if not scheme.whole:
-        queries, keys = (Position(*(axis[index] for axis in position(x, grid))) for x, index in (
-            (query, (..., None)), (key, (slice(None), slice(None), None))))  # fmt: skip
+        query, key = query[..., None], key[:, :, None]
         # A class token attends to the patches of its own group, and not to those of neighbouring groups.
-        own = (key[:, :, None] == query[..., None]).any(2, keepdims=True)
-        class_sees = (query == _CLASS_TOKEN)[..., None] & own
-        visible = scheme.visible(queries, keys) & (query > 0)[..., None]  # of patches; class tokens have no position
-        mask &= visible | class_sees | (key == _CLASS_TOKEN)[:, :, None]
+        class_sees = (query == _CLASS_TOKEN) & (key == query).any(2, keepdims=True)
+        # Class tokens have no position, so `visible` decides for patches alone.
+        visible = scheme.visible(position(query, grid), position(key, grid)) & (query > 0)
+        mask &= visible | class_sees | (key == _CLASS_TOKEN)
     if tiled > 1:
-        group = jax.lax.broadcasted_iota(jnp.int32, (rows * tiled,), 0) // rows
+        group = jax.lax.iota(jnp.int32, rows * tiled) // rows
         mask &= group[:, None] == group
     return mask[:, :, None]
 

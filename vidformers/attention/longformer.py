@@ -12,6 +12,7 @@ from flax import nnx
 from vidformers.attention.core import compute_attention
 from vidformers.attention.dictionary import Dictionary, head_multiplier
 from vidformers.attention.kernels import softmax, softmax_with_dropout
+from vidformers.attention.scheme import with_neighbours
 from vidformers.errors import require
 from vidformers.layers.linear import Linear, check_heads, square_init
 from vidformers.layers.tokens import LayerRng, dropout, split_rng
@@ -137,7 +138,7 @@ class LongformerAttention(nnx.Module):
         size = min(self.half_window, frames)
 
         def keys(x):
-            chunks = _with_neighbours(_fold(x[:, 1:], size))
+            chunks = with_neighbours(_fold(x[:, 1:], size), (-1, 0, 1))
             class_token = jnp.broadcast_to(x[:, None, :1], (*chunks.shape[:2], 1, *chunks.shape[3:]))
             return jnp.concatenate([class_token, chunks], axis=2)
 
@@ -156,9 +157,3 @@ def _fold(x, size: int):
     """Returns chunks (b g n ...) of n = `size` frames, of frames (b t ...). The last chunk is padded with zeros."""
     x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2))
     return rearrange(x, "b (g n) ... -> b g n ...", n=size)
-
-
-def _with_neighbours(chunks):
-    """Returns (b g 3n ...): each chunk (b g n ...) between the chunks before and after it, with zeros at the ends."""
-    padded = jnp.pad(chunks, [(0, 0), (1, 1)] + [(0, 0)] * (chunks.ndim - 2))
-    return jnp.concatenate([padded[:, :-2], chunks, padded[:, 2:]], axis=2)

@@ -115,11 +115,7 @@ def with_neighbours(groups, offsets, stride: int = 1):
 def numbered(grid: tuple[int, int, int]):
     """Returns the number of every patch as tokens (1 t n 1), from 1 on, so that `fold` pads with 0."""
     t, y, x = grid
-    return (
-        1
-        + jax.lax.broadcasted_iota(jnp.int32, (1, t, y * x, 1), 1) * (y * x)
-        + (jax.lax.broadcasted_iota(jnp.int32, (1, t, y * x, 1), 2))
-    )
+    return 1 + jax.lax.iota(jnp.int32, t * y * x).reshape(1, t, y * x, 1)
 
 
 def position(number, grid: tuple[int, int, int]) -> Position:

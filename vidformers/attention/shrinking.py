@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
@@ -10,6 +11,7 @@ from flax import nnx
 from vidformers.attention.core import compute_attention
 from vidformers.attention.dictionary import Dictionary, head_multiplier
 from vidformers.attention.kernels import get_kernel
+from vidformers.attention.scheme import with_neighbours
 from vidformers.errors import require
 from vidformers.layers.convolution import Conv, mean_pool
 from vidformers.layers.linear import Linear, check_heads, square_init
@@ -151,9 +153,7 @@ def _gathered(q, levels):
             keys.append(repeat(level, "s b k n d -> s b t (k n) d", t=t))
             visible.append(np.ones((t, t * level.shape[3]), bool))
             continue
-        r = max(offsets)
-        padded = jnp.pad(level, [(0, 0), (0, 0), (r, r), (0, 0), (0, 0)])
-        keys += [padded[:, :, r + offset :][:, :, :t] for offset in offsets]
+        keys.append(jax.vmap(partial(with_neighbours, offsets=offsets))(level))
         frames = np.arange(t)[:, None] + offsets
         visible.append(np.repeat((frames >= 0) & (frames < t), level.shape[3], axis=1))
     mask = np.concatenate(visible, axis=1)

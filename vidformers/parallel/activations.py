@@ -1,11 +1,9 @@
 """The sharding of activations. Every function refers to the ambient mesh (`parallel.mesh.with_mesh`)."""
 
-import math
-
 import jax
 from jax.sharding import PartitionSpec
 
-from vidformers.parallel.mesh import BATCH_AXES, current_mesh
+from vidformers.parallel.mesh import BATCH_AXES, current_mesh, num_batch_shards
 
 
 def shard_activations(x: jax.Array, context_axis: int | None = 1) -> jax.Array:
@@ -70,7 +68,7 @@ def has_context() -> bool:
 def batch_shards() -> int:
     """Returns the number of shards of the batch axis, 1 if there is no ambient mesh."""
     mesh = current_mesh()
-    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return 1 if mesh is None else num_batch_shards(mesh)
 
 
 def context_size() -> int:

@@ -71,7 +71,7 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, context: int = 1, devices: Seque
     return mesh
 
 
-def num_batch_shards(mesh: Mesh) -> int:
+def num_batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Returns the number of shards of a batch: the product of `data` and `fsdp`."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
