@@ -14,6 +14,7 @@ from benchmarks.arguments import parse
 from benchmarks.measure import report
 from configs.loading import load
 from vidformers.parallel.batch import put_batch
+from vidformers.parallel.state import convert_layers
 from vidformers.training.setup import compile_step, initialise, set_up
 
 
@@ -29,7 +30,7 @@ def main():
         batch = next(batches)
     pipeline = args.batches * size / (time.perf_counter() - started)
     batches.close()
-    compiled, state = compile_step(setup), initialise(setup)
+    compiled, state = compile_step(setup), convert_layers(initialise(setup), setup.step_abstract)
     batch = put_batch(setup.mesh, batch)
     seconds = []
     for _ in range(12):

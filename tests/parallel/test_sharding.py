@@ -13,7 +13,13 @@ from tiny import maker
 from vidformers import MODELS, ConfigError
 from vidformers.parallel.batch import batch_sharding
 from vidformers.parallel.mesh import make_mesh
-from vidformers.parallel.state import state_shardings
+from vidformers.parallel.state import (
+    convert_layers,
+    stack_layers,
+    state_shardings,
+    unstack_layers,
+    with_shardings,
+)
 from vidformers.training.optim import make_optimizer
 from vidformers.training.step import initial_state
 
@@ -51,6 +57,21 @@ def test_an_array_whose_layer_axis_alone_is_divisible_is_not_split():
     leaf = jax.ShapeDtypeStruct((8, 6, 5), jnp.float32)
     shardings = state_shardings(mesh, {"layers": {"kernel": leaf}, "kernel": leaf})
     assert shardings["layers"]["kernel"].spec == P() and shardings["kernel"].spec == P("fsdp", None, None)
+
+
+@pytest.mark.quick
+def test_layers_are_stacked_or_separate_with_equal_values_and_shardings():
+    mesh = make_mesh(data=2, fsdp=4)
+    stacked = training("vit")[1]
+    abstract = [with_shardings(mesh, jax.eval_shape(function, stacked)) for function in (stack_layers, unstack_layers)]
+    placed = jax.device_put(stacked, jax.tree.map(lambda leaf: leaf.sharding, abstract[0]))
+    separate = convert_layers(placed, abstract[1])
+    layers = separate.parameters["encoder"]["stages"][0]["layers"]["sublayers"][1]["wide"]["kernel"]
+    assert [layer.sharding.spec for layer in layers] == [P(None, "fsdp")] * 2
+    assert convert_layers(separate, abstract[1]) is separate
+    again = convert_layers(separate, abstract[0])
+    jax.tree.map(np.testing.assert_array_equal, again, stacked)
+    assert jax.tree.map(lambda leaf: leaf.sharding, again) == jax.tree.map(lambda leaf: leaf.sharding, abstract[0])
 
 
 def test_a_device_holds_its_share_of_the_bytes():

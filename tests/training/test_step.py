@@ -4,8 +4,14 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from steps import EMA_DECAY, SMOOTHING, batch, compiled_step, same, training, two_steps
+from steps import EMA_DECAY, SGD, SMOOTHING, batch, compiled_step, same, training, two_steps, zeros_of
 from tiny import make, quick_jit
+
+from vidformers.parallel.batch import put_batch
+from vidformers.parallel.mesh import make_mesh, with_mesh
+from vidformers.parallel.state import replicated_sharding, stack_layers, state_shardings, unstack_layers
+from vidformers.training.optim import make_optimizer
+from vidformers.training.step import State, make_step
 
 
 @pytest.mark.quick
@@ -38,6 +44,51 @@ def test_the_loss_is_the_mean_over_the_rows_of_mask_1():
     repeated = compiled_step("vit")(training("vit")[1], twice)[1]
     for name in ("loss", "top1", "gradient_norm"):
         same(masked[name], repeated[name])
+
+
+@pytest.mark.parametrize("mesh", [None, dict(data=2, fsdp=4)], ids=["one device", "fsdp"])
+def test_layers_as_separate_arrays_and_class_tokens_as_rows_of_frames_change_nothing(mesh):
+    """A loop over layers that are separate arrays equals a scan over stacks, its random numbers included.
+
+    Class tokens of frames are joined to their patches in both, in the loop not in the last block. The reference runs
+    sublayers that refuse joined tokens.
+    """
+    optimizer, schedule = make_optimizer(10, 1, **SGD | dict(name="adamw", lr=1e-3))
+    options = dict(depth=3, dropout=0.3, drop_path=0.2)
+
+    def run(separate, joined=True, **unroll):
+        graph, parameters = make("tokenshift", **options, **unroll)
+        if not joined:
+            graph = without_joined(graph, parameters)
+        state = State(np.int32(0), parameters, zeros_of(optimizer, parameters), ())
+        step = make_step(graph, optimizer, schedule, seed=0)
+        state = unstack_layers(state) if separate else state
+        if mesh is None:
+            return quick_jit(step)(state, batch(0))
+        devices = make_mesh(**mesh)
+        shardings = state_shardings(devices, state)
+        step = quick_jit(with_mesh(devices, step), out_shardings=(shardings, replicated_sharding(devices)))
+        return step(jax.device_put(state, shardings), put_batch(devices, batch(0)))
+
+    expected, expected_metrics = run(separate=False, joined=False)
+    for separate, unroll in ((True, 3), (False, 1)):
+        state, metrics = run(separate, unroll=unroll)
+        same((stack_layers(state.opt_state), metrics), (expected.opt_state, expected_metrics))
+        # Adam divides the gradients of biases that are zero by theory by their rounding errors.
+        kernels = [
+            np.concatenate([leaf.ravel() for path, leaf in tree if "kernel" in str(path)])
+            for tree in map(jax.tree_util.tree_leaves_with_path, (stack_layers(state.parameters), expected.parameters))
+        ]
+        same(*kernels)
+
+
+def without_joined(graph, parameters):
+    """Returns the graph of a model whose sublayers do not take joined tokens."""
+    model = nnx.merge(graph, parameters)
+    for _, module in nnx.iter_modules(model):
+        if hasattr(module, "takes_joined"):
+            module.takes_joined = False
+    return nnx.split(model)[0]
 
 
 def test_label_smoothing_mixes_the_labels_with_the_uniform_distribution():

@@ -165,6 +165,7 @@ class SelfAttention(nnx.Module):
         # treat the attribute as static and refuse a module later, as for `extra` below.
         self.dictionary = nnx.data(dictionary)
         self.class_keys, self.class_queries = class_keys, class_queries
+        self.takes_joined = scheme.keeps_patches and class_queries and not masked
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         # `square_init` initialises each d x d part of W_QKV like a separate projection.
         self.qkv = Linear(width, 3 * width, kernel_init=square_init, dtype=dtype, rngs=rngs)
@@ -239,7 +240,7 @@ class SelfAttention(nnx.Module):
     def scatter(self, groups, tokens: Tokens):
         """Returns patches (b t n d), and class tokens (b c d) or None, of the outputs of all groups (b g m d)."""
         count, size = group_shape(self.scheme, tokens.grid)
-        patches = groups[:, :, :size]
+        patches = groups[:, :, : size + tokens.class_rows]
         if self._sharded_groups(count) is not None:  # the second all-to-all, in two constraints for the same reason
             patches = shard_activations(shard_activations(patches, context_axis=1), context_axis=2)
         patches = shard_activations(self.scheme.unfold(patches[:, :count], tokens.grid))

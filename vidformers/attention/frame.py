@@ -10,6 +10,8 @@ from vidformers.attention.scheme import Scheme
 class Frame(Scheme):
     """Patch (p, t) attends to all patches of frame t: N keys, and the class token (MEViT eq. 6)."""
 
+    keeps_patches = True
+
     def fold(self, patches, grid):
         return patches
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vidformers.parallel.target import target_platform
+from vidformers.parallel.target import TILE_ROWS, target_platform
 
 KERNELS = ("softmax", "relu", "cosine")
 _MIN_DENOMINATOR = 1e-6  # all ReLU features of a query may be zero; the output is then zero
@@ -50,21 +50,23 @@ def query_keys(q, k, dtype=None):
     return jnp.einsum("...qhe,...khe->...hqk", q, k, preferred_element_type=dtype)
 
 
-def weights_values(weights, v):
+def weights_values(weights, v, dtype=None):
     """Returns the products (... q h e) of weights (... h q k) and values (... k h e)."""
     if target_platform() == "cpu":
-        return jnp.swapaxes(jnp.einsum("...qk,...ke->...qe", weights, jnp.swapaxes(v, -2, -3)), -2, -3)
-    return jnp.einsum("...hqk,...khe->...qhe", weights, v)
+        v = jnp.swapaxes(v, -2, -3)
+        return jnp.swapaxes(jnp.einsum("...qk,...ke->...qe", weights, v, preferred_element_type=dtype), -2, -3)
+    return jnp.einsum("...hqk,...khe->...qhe", weights, v, preferred_element_type=dtype)
 
 
 def softmax(q, key_values, *, rematerialise: bool = False):
     """Returns softmax attention with scores scaled by 1/sqrt(e). Softmax is computed in float32, or in a wider q.dtype.
 
-    In bfloat16 the product with V uses weights that are rounded to bfloat16, and their sum is that of float32 weights.
+    In bfloat16 the products use weights that are rounded to bfloat16, and these are what is summed to normalise them.
 
-    The backward pass is written by hand. It keeps the weights once, in q.dtype, and computes the row sums of the
-    gradient of softmax from the output and its cotangent, which have fewer elements than weights and their cotangents.
-    With `rematerialise` it keeps one number per row instead, and computes the weights again from q and k.
+    The backward pass is written by hand. It keeps the weights once, in q.dtype and not yet divided by their sum, and
+    computes the row sums of the gradient of softmax from the output and its cotangent, which have fewer elements than
+    weights and their cotangents. With `rematerialise` it keeps one number per row instead, and computes the weights
+    again from q and k.
     """
     return _softmax(q, tuple(key_values), rematerialise)
 
@@ -75,39 +77,38 @@ def _softmax(q, key_values, rematerialise):
 
 
 def _softmax_forward(q, key_values, rematerialise):
-    scores = _scores(q, key_values)
-    row_max = functools.reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores])
-    weights = [jnp.exp(score - row_max) for score in scores]
-    row_sum = functools.reduce(jnp.add, [weight.sum(-1, keepdims=True) for weight in weights])
-    denominator: jax.Array | None = row_sum  # by which the output is divided, or None
-    if target_platform() != "cpu":
-        # TPUs: XLA fuses scores, maximum, exponential and sum with the product of q and k only if the weights are
-        # divided here. On CPUs dividing the output is faster, because it has fewer elements than the weights.
-        weights, denominator = [weight / row_sum for weight in weights], None
-    weights = [weight.astype(q.dtype) for weight in weights]
-    out = sum(weights_values(weight, item.v) for weight, item in zip(weights, key_values, strict=True))
-    out = out if denominator is None else (out / _rows_first(denominator)).astype(q.dtype)
+    pairs, wide = _Pairs.best(q), jnp.promote_types(q.dtype, jnp.float32)
+    scores = pairs.scores(q, key_values)
+    row_max = functools.reduce(jnp.maximum, [score.max(pairs.key_axis, keepdims=True) for score in scores])
+    weights = [jnp.exp(score - row_max).astype(q.dtype) for score in scores]
+    row_sum = functools.reduce(jnp.add, [weight.sum(pairs.key_axis, dtype=wide, keepdims=True) for weight in weights])
+    out = sum(pairs.weights_values(weight, item.v, wide) for weight, item in zip(weights, key_values, strict=True))
+    out = (out / pairs.by_query(row_sum)).astype(q.dtype)
+    if out.dtype != wide:
+        # XLA may skip a rounding, and would keep the output for the backward pass in float32, which is twice the bytes.
+        out = jax.lax.optimization_barrier(out)
     if rematerialise:
         return out, (q, key_values, out, row_max + jnp.log(row_sum), None)
-    return out, (q, key_values, out, weights, denominator)
+    return out, (q, key_values, out, weights, row_sum)
 
 
 def _softmax_backward(rematerialise, residuals, cotangent):
-    q, key_values, out, weights, denominator = residuals
-    if rematerialise:
-        weights = [jnp.exp(score - weights) for score in _scores(q, key_values)]
-    scale, wide = q.shape[-1] ** -0.5, jnp.promote_types(q.dtype, jnp.float32)
+    q, key_values, out, weights, row_sum = residuals
+    pairs, scale, wide = _Pairs.best(q), q.shape[-1] ** -0.5, jnp.promote_types(q.dtype, jnp.float32)
     cotangent = cotangent.astype(wide)
-    if denominator is not None:  # dividing the cotangent divides all that follows, so the weights are never divided
-        cotangent /= _rows_first(denominator)
-    row_sum = jnp.einsum("...qhe,...qhe->...hq", cotangent, out.astype(wide))[..., None]
+    if rematerialise:
+        weights = [jnp.exp(score - weights) for score in pairs.scores(q, key_values)]
+    else:  # dividing the cotangent divides all that follows, so the weights are never divided
+        cotangent /= pairs.by_query(row_sum)
     cotangent = cotangent.astype(q.dtype)
+    row_sum = pairs.of_queries(jnp.einsum("...qhe,...qhe->...hq", cotangent, out, preferred_element_type=wide))
     dq, gradients = jnp.zeros(q.shape, wide), []
     for weight, item in zip(weights, key_values, strict=True):
-        dv = jax.vjp(lambda v, weight=weight: weights_values(weight.astype(q.dtype), v), item.v)[1](cotangent)[0]
-        score = weight.astype(wide) * (query_keys(cotangent, item.v, wide) - row_sum)
-        bias = None if item.bias is None else _sum_to(score, item.bias)
-        item_dq, dk = jax.vjp(query_keys, q * scale, item.k)[1](score.astype(q.dtype))
+        values = functools.partial(pairs.weights_values, weight.astype(q.dtype))
+        dv = jax.vjp(values, item.v)[1](cotangent)[0]
+        score = weight.astype(wide) * (pairs.query_keys(cotangent, item.v, wide) - row_sum)
+        bias = None if item.bias is None else _sum_to(pairs.order(score), item.bias)
+        item_dq, dk = jax.vjp(pairs.query_keys, q * scale, item.k)[1](score.astype(q.dtype))
         dq += item_dq
         gradients.append(KeyValues(dk, dv, None, bias))
     return (dq * scale).astype(q.dtype), tuple(gradients)
@@ -116,9 +117,59 @@ def _softmax_backward(rematerialise, residuals, cotangent):
 _softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
-def _rows_first(x):
-    """Returns (... q h 1) of (... h q 1)."""
-    return jnp.swapaxes(x, -2, -3)
+class _Pairs(NamedTuple):
+    """The order of scores and weights in memory: (... h q k), or (... h k q) with `keys_first`.
+
+    TPUs store the last two axes in tiles. With the queries last, maxima and sums over the keys of a query add whole
+    tiles. XLA then computes the exponential and the sum in the same pass as the product of q and k, so that no score
+    is stored. With the keys last it stores the scores in float32 and reads them twice (benchmarks/NOTES.md).
+    """
+
+    keys_first: bool
+
+    @classmethod
+    def best(cls, q) -> "_Pairs":
+        """Returns the order for queries (... q h e). A few queries would leave most of a tile empty."""
+        return cls(target_platform() == "tpu" and q.shape[-3] >= TILE_ROWS)
+
+    @property
+    def key_axis(self) -> int:
+        return -2 if self.keys_first else -1
+
+    def order(self, x):
+        """Returns x (... h q k) in this order, or x in this order as (... h q k)."""
+        return jnp.swapaxes(x, -1, -2) if self.keys_first else x
+
+    def by_query(self, x):
+        """Returns (... q h 1) of one number per query, in the order of the scores."""
+        return jnp.swapaxes(self.order(x), -2, -3)
+
+    def of_queries(self, x):
+        """Returns x (... h q) as one number per query, in the order of the scores."""
+        return jnp.expand_dims(x, self.key_axis)
+
+    def query_keys(self, q, k, dtype=None):
+        """Returns `query_keys` in this order."""
+        if self.keys_first:
+            return jnp.einsum("...qhe,...khe->...hkq", q, k, preferred_element_type=dtype)
+        return query_keys(q, k, dtype)
+
+    def weights_values(self, weights, v, dtype=None):
+        """Returns `weights_values` of weights in this order."""
+        if self.keys_first:
+            return jnp.einsum("...hkq,...khe->...qhe", weights, v, preferred_element_type=dtype)
+        return weights_values(weights, v, dtype)
+
+    def scores(self, q, key_values) -> list:
+        """Returns the scores for each item of `key_values`, `_HIDDEN` where its mask hides a key."""
+        q = q * q.shape[-1] ** -0.5
+        scores = []
+        for item in key_values:
+            score = self.query_keys(q, item.k, jnp.promote_types(q.dtype, jnp.float32))
+            if item.bias is not None:
+                score += self.order(item.bias)
+            scores.append(score if item.mask is None else jnp.where(self.order(item.mask), score, _HIDDEN))
+        return scores
 
 
 def _sum_to(x, like):
@@ -133,22 +184,10 @@ def softmax_with_dropout(q, key_values, dropout_fn):
 
 def softmax_weights(q, key_values, dropout_fn=lambda weights: weights):
     """Returns the weights of `softmax`, (... h q k) for each item of `key_values`, after `dropout_fn`."""
-    scores = _scores(q, key_values)
+    scores = _Pairs(keys_first=False).scores(q, key_values)
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0], axis=-1)
     sizes = [score.shape[-1] for score in scores]
     return jnp.split(dropout_fn(weights), [sum(sizes[:i]) for i in range(1, len(sizes))], axis=-1)
-
-
-def _scores(q, key_values) -> list:
-    """Returns the scores (... h q k) for each item of `key_values`, `_HIDDEN` where its mask hides a key."""
-    q = q * q.shape[-1] ** -0.5
-    scores = []
-    for item in key_values:
-        score = query_keys(q, item.k, jnp.promote_types(q.dtype, jnp.float32))
-        if item.bias is not None:
-            score += item.bias
-        scores.append(score if item.mask is None else jnp.where(item.mask, score, _HIDDEN))
-    return scores
 
 
 def weighted_values(weights, q, key_values):

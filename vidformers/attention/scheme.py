@@ -35,6 +35,7 @@ class Scheme:
             keys, because they carry all frames to every query.
         ordered: whether the order of the tokens in a group is meaningful. The cosine kernel requires it. False if keys
             are shifted between frames, because their order then has no meaning.
+        keeps_patches: whether a frame is a group, so that `fold` and `unfold` return their argument.
         group_extent: what a group contains, which decides the sharding under context parallelism (see `core`).
             'frame': patches of one frame or of a few consecutive ones. The axis g keeps the sharding of the frames.
             'time': some patches of every frame. An all-to-all moves the sharding from frames to groups. Under context
@@ -46,6 +47,7 @@ class Scheme:
     reads_neighbours = False
     causal = False
     ordered = True
+    keeps_patches = False
     group_extent = "frame"
 
     @property

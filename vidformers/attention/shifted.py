@@ -113,6 +113,7 @@ class TokenShift(nnx.Module):
         require(2 <= fold <= width, f"model.fold={fold} is out of range. Set it between 2 and model.width={width}.")
         check_boundary(boundary)
         self.width, self.channels, self.boundary = width, width // fold, boundary
+        self.takes_joined = True
 
     @property
     def reads_zeros_beyond_clip(self) -> bool:
@@ -120,6 +121,9 @@ class TokenShift(nnx.Module):
         return self.boundary == "zero"
 
     def __call__(self, tokens: Tokens, rng: LayerRng | None = None) -> Tokens:
+        if tokens.class_rows:
+            shifted = shift(tokens.patches[:, :, -1], 2, self.channels, self.channels, self.boundary)
+            return tokens.replace(patches=tokens.patches.at[:, :, -1].set(shifted))
         return tokens.replace(class_tokens=shift(tokens.class_tokens, 2, self.channels, self.channels, self.boundary))
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vidformers.layers.linear import Linear, glorot
-from vidformers.layers.tokens import LayerRng, Tokens, add_branch, dropout, split_rng
+from vidformers.layers.tokens import LayerRng, Tokens, add_branch, dropout, dropout_of_joined, split_rng
 
 
 def keeping_input(function):
@@ -61,6 +61,7 @@ class Mlp(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.updates_patches, self.dropout, self.activation = updates_patches, dropout, activation
+        self.takes_joined = updates_patches
         self.norm = nnx.LayerNorm(width, epsilon=norm_epsilon, dtype=dtype, rngs=rngs)
         self.wide = Linear(width, hidden, kernel_init=glorot, dtype=dtype, rngs=rngs)
         self.out = Linear(hidden, width, kernel_init=glorot, dtype=dtype, rngs=rngs)
@@ -68,9 +69,16 @@ class Mlp(nnx.Module):
     def __call__(self, tokens: Tokens, rng: LayerRng | None = None) -> Tokens:
         branch_rng, patch_rng, class_rng = split_rng(rng, 3)
 
-        def apply(x, rng):
-            return self.out(dropout(self.activation(self.wide(self.norm(x))), self.dropout, rng))
+        def apply(x, dropped):
+            return self.out(dropped(self.activation(self.wide(self.norm(x)))))
 
-        patches = apply(tokens.patches, patch_rng) if self.updates_patches else None
-        class_tokens = apply(tokens.class_tokens, class_rng) if tokens.class_tokens.shape[1] else None
+        def drop_patches(x):
+            if tokens.class_rows:
+                return dropout_of_joined(x, self.dropout, (patch_rng, class_rng))
+            return dropout(x, self.dropout, patch_rng)
+
+        patches = apply(tokens.patches, drop_patches) if self.updates_patches else None
+        class_tokens = None
+        if tokens.class_tokens.shape[1]:
+            class_tokens = apply(tokens.class_tokens, lambda x: dropout(x, self.dropout, class_rng))
         return add_branch(tokens, (patches, class_tokens), self.dropout, branch_rng)

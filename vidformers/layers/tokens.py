@@ -1,5 +1,6 @@
 """Tokens, the random key of a layer, dropout, and the residual branch."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -19,6 +20,10 @@ class Tokens:
             is padded once and not once per row.
         class_tokens: (b c d), c = 0, 1 per clip, or 1 per frame.
         grid: (t, y, x), static.
+
+    In joined tokens the class token of each frame is one more row of `patches` (b t n+1 d), the last, and there are no
+    others. Sublayers that treat patches and class tokens alike take them without moving a row. Those that do not, lack
+    the attribute `takes_joined`.
     """
 
     patches: jax.Array
@@ -28,6 +33,21 @@ class Tokens:
     def replace(self, **changes: Any) -> "Tokens":
         """Returns a copy with some attributes replaced."""
         return replace(self, **changes)
+
+    @property
+    def class_rows(self) -> int:
+        """1 in joined tokens, 0 in others."""
+        return self.patches.shape[2] - math.prod(self.grid[1:])
+
+    def join(self) -> "Tokens":
+        """Returns joined tokens. There must be one class token per frame."""
+        b, t, _, d = self.patches.shape
+        joined = jnp.concatenate([self.patches, self.class_tokens.reshape(b, t, 1, d)], axis=2)
+        return self.replace(patches=joined, class_tokens=self.class_tokens[:, :0])
+
+    def split(self) -> "Tokens":
+        """Returns the tokens of which `join` made these."""
+        return self.replace(patches=self.patches[:, :, :-1], class_tokens=self.patches[:, :, -1])
 
     @property
     def maps(self):
@@ -70,6 +90,18 @@ def dropout(x, rate: float, rng: LayerRng | None):
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 
+def dropout_of_joined(x, rate: float, rngs: Sequence[LayerRng | None]):
+    """Returns dropout of joined tokens (b t n+1 ...), with the same random numbers as of `split` tokens.
+
+    Args:
+        rngs: that of the patches and that of the class tokens.
+    """
+    if rngs[0] is None or rate == 0.0:
+        return x
+    patches, class_tokens = dropout(x[:, :, :-1], rate, rngs[0]), dropout(x[:, :, -1], rate, rngs[1])
+    return jnp.concatenate([patches, class_tokens[:, :, None]], axis=2)
+
+
 def add_branch(tokens: Tokens, branch, rate: float, rng: LayerRng | None) -> Tokens:
     """Returns tokens + dropout(branch). Stochastic depth skips the whole branch of a clip.
 
@@ -91,7 +123,8 @@ def add_branch(tokens: Tokens, branch, rate: float, rng: LayerRng | None) -> Tok
         if dx is None:
             return x
         scale = path_scale.astype(dx.dtype).reshape(-1, *[1] * (dx.ndim - 1))
-        return x + dropout(dx, rate, drop) * scale
+        is_joined = tokens.class_rows and x is tokens.patches
+        return x + (dropout_of_joined(dx, rate, drops) if is_joined else dropout(dx, rate, drop)) * scale
 
     patches, class_tokens = (add(x, dx, drop) for (x, dx), drop in zip(pairs, drops, strict=True))
     return Tokens(patches, class_tokens, tokens.grid)

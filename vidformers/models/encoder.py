@@ -91,9 +91,21 @@ class Stage(nnx.Module):
         self.run_layers = None
         self.layers = nnx.vmap(lambda key: spec.block(nnx.Rngs(key)))(jax.random.split(rngs.params(), spec.depth))
 
+    @property
+    def is_loop(self) -> bool:
+        """Whether a plain loop runs the blocks, and not a scan, in a program that is traced here."""
+        return self._blocks_per_step >= self.depth
+
+    @property
+    def _blocks_per_step(self) -> int:
+        if isinstance(self.unroll, int):
+            return self.unroll
+        return 1 if target_platform() == "cpu" else self.depth
+
     def __call__(self, tokens: AnyTokens, rng: LayerRng | None = None) -> AnyTokens:
         """Runs the blocks. The arrays of `rng` have one entry per block along axis 0."""
         graph, parameters = nnx.split(self.layers)
+        tokens = self._join(tokens)
 
         def run(tokens, layer):
             parameters, rng = layer
@@ -101,20 +113,32 @@ class Stage(nnx.Module):
                 return nnx.merge(graph, parameters)(tokens, rng), None
 
         if self.run_layers is not None:
-            return self.run_layers(run, parameters, tokens, rng)
-        unroll = self.unroll if isinstance(self.unroll, int) else 1 if target_platform() == "cpu" else self.depth
+            return _split(self.run_layers(run, parameters, tokens, rng))
         if self.remat in ("dots", "full"):
             dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             # prevent_cse is only needed outside of a scan.
-            run = jax.checkpoint(run, policy=dots if self.remat == "dots" else None, prevent_cse=unroll >= self.depth)
-        if unroll < self.depth:
-            return jax.lax.scan(run, tokens, (parameters, rng), unroll=unroll)[0]
+            run = jax.checkpoint(run, policy=dots if self.remat == "dots" else None, prevent_cse=self.is_loop)
+        if not self.is_loop:
+            return _split(jax.lax.scan(run, tokens, (parameters, rng), unroll=self._blocks_per_step)[0])
         # A fully unrolled stage uses a loop and not scan(unroll=depth). In a loop, JAX skips the gradients of unused
         # outputs of the last block, such as patches that no class token reads. In a scan it cannot. A scan also
         # requires equal input and output shapes, and the block of a stage of depth 1 may change the shape.
-        for layer in _unstack((parameters, rng), self.depth):
-            tokens, _ = run(tokens, layer)
+        for i, layer in enumerate(_unstack((parameters, rng), self.depth)):
+            # Split before the last block, so that the patches that it computes can be unused.
+            tokens, _ = run(_split(tokens) if i == self.depth - 1 else tokens, layer)
         return tokens
+
+    def _join(self, tokens):
+        """Returns joined tokens (see `Tokens`) if all sublayers take them, and other tokens unchanged."""
+        is_per_frame = isinstance(tokens, Tokens) and tokens.class_tokens.shape[1] == tokens.grid[0]
+        if is_per_frame and all(getattr(sublayer, "takes_joined", False) for sublayer in self.layers.sublayers):
+            return tokens.join()
+        return tokens
+
+
+def _split(tokens):
+    """Returns the tokens of which `Stage._join` made these."""
+    return tokens.split() if isinstance(tokens, Tokens) and tokens.class_rows else tokens
 
 
 def _unstack(tree, count: int) -> list:

@@ -1,8 +1,15 @@
-"""The sharding of the training state."""
+"""The layout of the training state: how its arrays are sharded, and whether layers are stacked.
+
+Models, checkpoints and exports hold the parameters of equal layers stacked along axis 0, under the name `layers`. A
+training step whose layers run in a scan takes them like this. A step whose layers run in a loop takes each stack as a
+list with one array per layer (`unstack_layers`). Then the compiler can update the parameters of a layer in the same
+pass over memory that computes their gradient, instead of joining the gradients of all layers first.
+"""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
@@ -20,19 +27,77 @@ def state_shardings(mesh: Mesh, abstract: Any) -> Any:
 
     Args:
         mesh: the device mesh.
-        abstract: the state as a tree of arrays or of `jax.ShapeDtypeStruct`.
+        abstract: the state as a tree of arrays or of `jax.ShapeDtypeStruct`, with layers stacked or not.
     Returns:
         A tree of the same structure with a `NamedSharding` in place of each array.
     """
     fsdp = mesh.shape["fsdp"]
 
     def sharding(path, leaf) -> NamedSharding:
-        # Axis 0 of stacked layers is the layer axis. A scan loops over it, so it is never sharded.
-        is_stacked = any(getattr(key, "key", None) == "layers" for key in path)
-        axes = [axis for axis in range(1 if is_stacked else 0, leaf.ndim) if leaf.shape[axis] % fsdp == 0]
+        # The axis of stacked layers is never sharded, since a scan loops over it.
+        axes = [axis for axis in range(1 if _is_stacked(path) else 0, leaf.ndim) if leaf.shape[axis] % fsdp == 0]
         if not axes or fsdp == 1:
             return replicated_sharding(mesh)
         largest = max(axes, key=lambda axis: leaf.shape[axis])
         return NamedSharding(mesh, PartitionSpec(*("fsdp" if axis == largest else None for axis in range(leaf.ndim))))
 
     return jax.tree_util.tree_map_with_path(sharding, abstract)
+
+
+def with_shardings(mesh: Mesh, shapes: Any) -> Any:
+    """Returns the shapes and dtypes of a training state with the shardings that its arrays have on a mesh."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings(mesh, shapes),
+    )
+
+
+def unstack_layers(tree: Any) -> Any:
+    """Returns the tree with each array of stacked layers as a list of one array per layer.
+
+    Args:
+        tree: parameters, or any state that holds trees of the structure of the parameters.
+    """
+
+    def unstack(path, leaf):
+        if not _is_stacked(path):
+            return leaf
+        return [row.squeeze(0) for row in jax.lax.split(leaf, [1] * leaf.shape[0])]
+
+    return jax.tree_util.tree_map_with_path(unstack, tree)
+
+
+def stack_layers(tree: Any) -> Any:
+    """Returns the tree with its lists of arrays stacked: the inverse of `unstack_layers`.
+
+    A tree without lists is returned unchanged.
+    """
+    return jax.tree.map(
+        lambda node: jnp.stack(node) if isinstance(node, list) else node,
+        tree,
+        is_leaf=lambda node: isinstance(node, list),
+    )
+
+
+def convert_layers(tree: Any, abstract: Any) -> Any:
+    """Returns a tree of arrays with layers stacked or not, as in `abstract`, and with its shardings.
+
+    Args:
+        tree: the arrays, on all devices of a mesh. They are kept, so that both trees are in memory for a moment.
+        abstract: a tree of `jax.ShapeDtypeStruct` with shardings.
+    """
+
+    def has_structure(tree) -> bool:
+        return str(jax.tree.structure(tree)) == str(jax.tree.structure(abstract))
+
+    if has_structure(tree):
+        return tree
+    convert = stack_layers if has_structure(jax.eval_shape(stack_layers, tree)) else unstack_layers
+    return jax.jit(convert, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(tree)
+
+
+def _is_stacked(path) -> bool:
+    """Returns whether a leaf with this path is an array of stacked layers."""
+    in_layers = any(getattr(key, "key", None) == "layers" for key in path)
+    return in_layers and not isinstance(path[-1], jax.tree_util.SequenceKey)

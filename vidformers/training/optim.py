@@ -28,7 +28,13 @@ def decay_mask(parameters, which: str):
 
     `which='kernels'` excludes biases, norms, tokens and position tables. `which='all'` excludes nothing.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, _: which == "all" or path[-1].key == "kernel", parameters)
+
+    def decays(path, _) -> bool:
+        # The path of one of several layers ends with its number.
+        name = path[-2] if isinstance(path[-1], jax.tree_util.SequenceKey) else path[-1]
+        return which == "all" or name.key == "kernel"
+
+    return jax.tree_util.tree_map_with_path(decays, parameters)
 
 
 def frozen_mask(parameters, names: tuple):

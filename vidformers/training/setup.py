@@ -12,11 +12,13 @@ from flax import nnx
 from input_pipeline import Pipeline
 from input_pipeline.augment import crop_positions
 from vidformers.errors import ConfigError, require
+from vidformers.models.encoder import Stage
 from vidformers.models.registry import MODELS, build
 from vidformers.parallel import memory
 from vidformers.parallel.batch import abstract_batch
 from vidformers.parallel.mesh import make_mesh, num_batch_shards, with_mesh
-from vidformers.parallel.state import replicated_sharding, state_shardings
+from vidformers.parallel.state import replicated_sharding, unstack_layers, with_shardings
+from vidformers.parallel.target import traced_for
 from vidformers.pretrained import Init, Pretrained, load
 from vidformers.training.evaluate import EvalProtocol, Evaluator
 from vidformers.training.mixing import Mixing
@@ -106,7 +108,7 @@ class Setup:
         graph: the graph definition of the model.
         optimizer: the optax transformation.
         schedule: step -> learning rate.
-        abstract: the shapes and shardings of the training state.
+        abstract: the shapes and shardings of the training state, with stacked layers, as checkpoints hold it.
         total_steps: the length of the run.
         eval_every: steps between two periodic evaluations, or None.
     """
@@ -130,6 +132,22 @@ class Setup:
     def shardings(self) -> State:
         """The shardings of the training state."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+    @property
+    def step_abstract(self) -> State:
+        """The shapes and shardings of the training state as the training step takes it.
+
+        Layers are separate arrays where a loop runs them (`parallel.state`).
+        """
+        if self.optim.in_backward or not self._layers_run_in_loops:
+            return self.abstract
+        return with_shardings(self.mesh, jax.eval_shape(unstack_layers, self.abstract))
+
+    @property
+    def _layers_run_in_loops(self) -> bool:
+        model = nnx.merge(self.graph, self.abstract.parameters)
+        with traced_for(self.mesh.devices.flat[0].platform):
+            return all(module.is_loop for _, module in nnx.iter_modules(model) if isinstance(module, Stage))
 
     @property
     def periodic_protocol(self) -> EvalProtocol:
@@ -162,11 +180,7 @@ def abstract_state(make_model, optimizer, ema_decay: float | None, mesh):
     """Returns the graph definition of the model, and the training state as shapes, dtypes and shardings."""
     graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
     shapes = jax.eval_shape(partial(initial_state, make_model, optimizer, ema_decay, 0))
-    return graph, jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        state_shardings(mesh, shapes),
-    )
+    return graph, with_shardings(mesh, shapes)
 
 
 def set_up(
@@ -328,7 +342,7 @@ def trace_training_step(setup: Setup, **changes) -> jax.stages.Traced:
     data = setup.config["data"]
     video = (config.batch_size, data["frames"], data["size"], data["size"], 3)
     batch = abstract_batch(setup.mesh, video, stop=jax.process_count() > 1)
-    return trace_step(step, setup.mesh, setup.abstract, batch)
+    return trace_step(step, setup.mesh, setup.step_abstract, batch)
 
 
 def trace_step(step, mesh, abstract: State, batch: dict) -> jax.stages.Traced:

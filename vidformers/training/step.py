@@ -11,6 +11,7 @@ from einops import rearrange
 from flax import nnx
 
 from vidformers.models.fuse import fuse_projections
+from vidformers.parallel.state import stack_layers
 from vidformers.training.mixing import Mixing
 from vidformers.training.optim import frozen_mask
 from vidformers.training.update_in_backward import value_and_update
@@ -140,7 +141,8 @@ class _Step:
             )
             # Fusing saves multiply-adds. Inside the differentiated function, it gives gradients of the unfused
             # parameters.
-            return self.loss_sums(fuse_projections(nnx.merge(self.graph, parameters)), batch, key)
+            model = fuse_projections(nnx.merge(self.graph, stack_layers(parameters)))
+            return self.loss_sums(model, batch, key)
 
         (loss, correct), gradients = jax.value_and_grad(loss_fn, has_aux=True)(parameters)
         return loss, correct, gradients

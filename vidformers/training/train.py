@@ -13,6 +13,7 @@ from input_pipeline.files import write_text
 from vidformers.errors import require
 from vidformers.parallel.batch import put_batch
 from vidformers.parallel.processes import barrier
+from vidformers.parallel.state import convert_layers
 from vidformers.pretrained import Pretrained
 from vidformers.progress import Bar, log
 from vidformers.training.bad_videos import BadVideos
@@ -69,6 +70,7 @@ def train(config: dict, path) -> dict:
                 train_step = compile_within_memory(setup)
             if not restored:  # after compilation, so that a step that does not fit is refused before any allocation
                 state = initialise(setup, pretrained)
+            state = convert_layers(state, setup.step_abstract)
             barrier()  # processes compile at different speeds, and the first collective follows
         writer = None
         if main:
@@ -126,14 +128,17 @@ class TrainingRun:
 
     def evaluate(self, step: int, state: State, protocols: Sequence[EvalProtocol]) -> list[EvalResult]:
         """Evaluates the state after `step` by each protocol, and writes the metrics. Returns the results in order."""
-        results = []
+        results: list[EvalResult] = []
+        if not protocols:
+            return results
+        parameters = convert_layers(state.eval_parameters, self.setup.abstract.eval_parameters)
         for protocol in protocols:
             with self.phases.measure("evaluating"):
                 # The name identifies the protocol: the two protocols of a run differ at most in clips and crops.
                 if protocol.name not in self.evaluators:
                     self.evaluators[protocol.name] = self.setup.evaluator(protocol)
                 evaluator = self.evaluators[protocol.name]
-                results.append(run_evaluation(self.setup, evaluator, state.eval_parameters, protocol))
+                results.append(run_evaluation(self.setup, evaluator, parameters, protocol))
                 self.write_metrics(step, results[-1].metrics)
         return results
 
@@ -153,7 +158,7 @@ class TrainingRun:
             "pending": unlogged,
         }
         metrics = {name: value for result in results for name, value in result.metrics.items()}
-        self.checkpoints.save(step, state, host_state, metrics)
+        self.checkpoints.save(step, convert_layers(state, self.setup.abstract), host_state, metrics)
 
 
 def training_loop(run: TrainingRun, state: State, start: int, unlogged: list[dict]) -> EvalResult:
