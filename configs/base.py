@@ -5,7 +5,7 @@ Each section holds the keyword arguments of one callable, whose docstring explai
     data        input_pipeline.Pipeline
     model       vidformers.build: the fields of ModelConfig.from_size and those of the function of the model
     init        vidformers.pretrained.Init
-    train       vidformers.training.setup.TrainConfig
+    train       vidformers.training.config.TrainConfig
     optim       vidformers.training.optim.OptimConfig
     eval        vidformers.training.evaluate.EvalProtocol
     mesh        vidformers.parallel.mesh.make_mesh
@@ -126,6 +126,7 @@ def _train() -> dict:
         eval_every_epochs=placeholder(float),
         label_smoothing=0.0,
         profile_steps=(),
+        peak_tflops=placeholder(float),
         mixup=0.0,
         cutmix=0.0,
         mix_probability=1.0,

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Each worker of pytest-xdist has its own compilation cache, since JAX does not write its entries atomically.
 CACHE = ROOT / ".cache" / os.environ.get("PYTEST_XDIST_WORKER", "")
 _XLA_FLAGS = [f"--{name}={str(value).lower()}" for name, value in QUICK.items()]
-_TIMES = {"time", "train/clips_per_second", "train/frames_per_second", "train/data_wait"}
+_TIMES = {"time", "train/clips_per_second", "train/frames_per_second", "train/data_wait", "train/mfu"}
 _TIMEOUT_SECONDS = 180
 BAD = "train/000007.mp4"
 TINY = {
@@ -38,6 +38,7 @@ TINY = {
     "train.total_steps": 12,
     "train.batch_size": 8,
     "train.log_every_steps": 2,
+    "train.peak_tflops": 0.001,  # so that metrics have train/mfu; the peak of a CPU is unknown
     "train.eval_every_steps": 4,
     "optim.warmup_steps": 2,
     "eval.clips": 2,

@@ -20,9 +20,9 @@ from vidformers.models.vit import vit
 from vidformers.parallel.mesh import make_mesh
 from vidformers.pretrained import Init
 from vidformers.training.checkpoint import Checkpoints
+from vidformers.training.config import TrainConfig
 from vidformers.training.evaluate import EvalProtocol
 from vidformers.training.optim import OptimConfig
-from vidformers.training.setup import TrainConfig
 
 CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py") if "def get_config" in path.read_text())
 DATASETS = [

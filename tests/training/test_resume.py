@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+from functools import partial
 
 import jax
 import numpy as np
@@ -14,7 +15,9 @@ from command import BAD, CACHE, Run, arguments, assert_same_run, checkpoint, one
 from tiny import QUICK
 
 import main
+from vidformers import build
 from vidformers.errors import ConfigError
+from vidformers.models.summary import summarise
 from vidformers.parallel import memory
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.setup import compile_step, compile_within_memory, set_up
@@ -165,6 +168,15 @@ def test_the_temporary_files_of_killed_processes_are_removed_under_the_lock(tmp_
         lock(tmp_path)
     file.close()
     lock(tmp_path).close()
+
+
+def test_a_log_line_has_the_utilisation_of_the_given_peak(reference, data):
+    logged = [row for row in map(json.loads, lines(reference[0])) if "train/loss" in row]
+    config, *_ = main.parse(["main.py", *arguments(data, reference[0])])
+    macs = summarise(partial(build, **config["model"])).macs_per_view
+    for row in logged:
+        assert row["train/mfu"] == pytest.approx(row["train/clips_per_second"] * 6 * macs / 0.001e12)
+    assert logged
 
 
 def test_the_best_checkpoint_is_kept_besides_the_newest(reference):

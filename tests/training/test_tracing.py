@@ -3,7 +3,7 @@
 import pytest
 
 from vidformers.errors import ConfigError
-from vidformers.training.setup import TrainConfig
+from vidformers.training.config import TrainConfig
 from vidformers.training.tracing import Trace
 
 

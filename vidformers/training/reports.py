@@ -47,10 +47,11 @@ def data_notes(setup: Setup, workdir: Path) -> Iterator[str]:
 def status_line(logged: dict) -> str:
     """Returns the text beside the progress bar for the metrics of a log line."""
     top1 = f"top-1 {logged['train/top1']:.1%}  " if "train/top1" in logged else ""
+    mfu = f"MFU {logged['train/mfu']:.1%}  " if "train/mfu" in logged else ""
     slow = "  (reading is slower than training)" if logged["train/data_wait"] > _SLOW_DATA else ""
     return (
         f"loss {logged['train/loss']:.3f}  {top1}"
-        f"{logged['train/clips_per_second']:.0f} clips/s  "
+        f"{logged['train/clips_per_second']:.0f} clips/s  {mfu}"
         f"{logged['train/frames_per_second']:.0f} decoded frames/s  "
         f"data wait {logged['train/data_wait']:.1%}{slow}"
     )

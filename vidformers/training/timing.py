@@ -4,6 +4,12 @@ import time
 from contextlib import contextmanager
 
 import jax
+from jax.sharding import Mesh
+
+from vidformers.models.summary import summarise
+from vidformers.parallel.peak import peak_flops
+
+_OPERATIONS = 2 * 3  # per multiply-add of a forward pass: a multiplication and an addition, three times in training
 
 
 class PhaseTimer:
@@ -21,15 +27,34 @@ class PhaseTimer:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start - inner
 
 
+def peak_seconds_per_clip(make_model, mesh: Mesh, peak_tflops: float | None) -> float | None:
+    """Returns the seconds that the products of training on one clip would take at the peak of all devices.
+
+    The products are the multiply-adds of `--mode=summary`, three times. Returns None if the peak is unknown; the model
+    is then not traced.
+
+    Args:
+        make_model: function of `rngs` that builds the model.
+        mesh: the mesh of the run, with devices of one kind.
+        peak_tflops: 1e12 floating-point operations per second of one device, or None for the published bfloat16 peak.
+    """
+    peak = peak_flops(mesh.devices.flat[0]) if peak_tflops is None else 1e12 * peak_tflops
+    if peak is None:
+        return None
+    return _OPERATIONS * summarise(make_model).macs_per_view / (peak * mesh.size)
+
+
 class Throughput:
     """Measures clips and decoded frames per second, and the share of time spent waiting for data.
 
     Args:
         batch_size: clips per step, over all processes.
+        peak_seconds: the result of `peak_seconds_per_clip`. Unless it is None, the rates include `train/mfu`, the model
+            FLOPs utilisation: the time of the model's products at the peak of the devices over the time of the steps.
     """
 
-    def __init__(self, batch_size: int):
-        self.batch_size = batch_size
+    def __init__(self, batch_size: int, peak_seconds: float | None = None):
+        self.batch_size, self._peak_seconds = batch_size, peak_seconds
         self._restart()
 
     def _restart(self) -> None:
@@ -52,6 +77,8 @@ class Throughput:
             "train/frames_per_second": self._frames * jax.process_count() / seconds,
             "train/data_wait": self._waited / seconds,
         }
+        if self._peak_seconds is not None:
+            rates["train/mfu"] = rates["train/clips_per_second"] * self._peak_seconds
         self._restart()
         return rates
 

@@ -25,7 +25,7 @@ from vidformers.training.reports import data_notes, draw_run, print_report, prin
 from vidformers.training.setup import Setup, compile_within_memory, initialise, load_weights, set_up
 from vidformers.training.step import State
 from vidformers.training.stopping import Interrupted, StopSignal
-from vidformers.training.timing import PhaseTimer, Throughput
+from vidformers.training.timing import PhaseTimer, Throughput, peak_seconds_per_clip
 from vidformers.training.tracing import Trace
 from vidformers.training.validation import run_evaluation
 from vidformers.training.workdir import describe_run, differences_from_stored_run, lock, open_workdir, write_run_json
@@ -61,8 +61,7 @@ def train(config: dict, path) -> dict:
         with phases.measure("compiling"):
             state, host_state, start = restored or (None, {}, 0)
             _check_start(setup, workdir, start)
-            profile_steps = setup.train_config.profile_steps
-            trace = stack.enter_context(closing(Trace(workdir / "profile", profile_steps, setup.total_steps)))
+            trace = stack.enter_context(closing(_trace(setup, workdir)))
             batches = train_step = None
             if start < setup.total_steps:
                 # The workers start here, so that they decode the first batches while the step is compiled.
@@ -80,7 +79,10 @@ def train(config: dict, path) -> dict:
         # `host_state` is empty in a new run, and lacks some keys in checkpoints of older versions.
         bad_videos = BadVideos(setup, host_state.get("bad", {}), host_state.get("bad_in_pass", 0))
         with StopSignal() as stop:
-            run = TrainingRun(setup, checkpoints, batches, train_step, writer, stop, trace, bad_videos, phases)
+            run = TrainingRun(
+                setup, checkpoints, batches, train_step, writer, stop, trace, bad_videos, phases,
+                _throughput(setup),
+            )  # fmt: skip
             with phases.measure("training"):
                 result = training_loop(run, state, start, host_state.get("pending", []))
             checkpoints.wait()
@@ -110,6 +112,7 @@ class TrainingRun:
     trace: Trace
     bad_videos: BadVideos
     phases: PhaseTimer
+    throughput: Throughput
     evaluators: dict[str, Evaluator] = field(default_factory=dict)
 
     def write_metrics(self, step: int, metrics: dict) -> None:
@@ -180,10 +183,10 @@ def training_loop(run: TrainingRun, state: State, start: int, unlogged: list[dic
         DataError: too many videos cannot be decoded.
         Interrupted: a signal stopped the run. The state is saved.
     """
-    setup, checkpoints, stop, config = run.setup, run.checkpoints, run.stop, run.setup.train_config
+    setup, checkpoints, stop, throughput = run.setup, run.checkpoints, run.stop, run.throughput
+    config, deferred_metrics = setup.train_config, DeferredMetrics(unlogged)
     if start == setup.total_steps:
         return run.evaluate(start, state, [setup.protocol])[-1]
-    deferred_metrics, throughput = DeferredMetrics(unlogged), Throughput(config.batch_size)
     with Bar("train", setup.total_steps, start, shown=jax.process_index() == 0) as bar:
         for step in range(start + 1, setup.total_steps + 1):
             run.trace.before(step, state)
@@ -254,6 +257,16 @@ def _train_batches(setup: Setup, start: int):
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+
+
+def _trace(setup: Setup, workdir: Path) -> Trace:
+    return Trace(workdir / "profile", setup.train_config.profile_steps, setup.total_steps)
+
+
+def _throughput(setup: Setup) -> Throughput:
+    config = setup.train_config
+    peak_seconds = peak_seconds_per_clip(setup.make_model, setup.mesh, config.peak_tflops)
+    return Throughput(config.batch_size, peak_seconds)
 
 
 def _write_run_files(workdir: Path, description: dict, pretrained: Pretrained | None) -> None:

@@ -1,0 +1,82 @@
+"""The config section `train`."""
+
+from dataclasses import dataclass
+
+from vidformers.errors import require
+from vidformers.training.mixing import Mixing
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The config section `train`.
+
+    Args:
+        total_steps, total_epochs: the length of the run; give one.
+        batch_size: clips per optimizer step, over all devices and micro-batches.
+        accumulate: micro-batches per step.
+        log_every_steps: steps between two log lines.
+        eval_every_steps, eval_every_epochs: interval of the periodic evaluations, which use one centre view. If neither
+            is given, the only evaluation is at the end.
+        label_smoothing: share of the target that is spread over all classes.
+        profile_steps: (first, last) step to trace for Perfetto and XProf; () traces none.
+        peak_tflops: the peak of one device for `train/mfu`, in 1e12 floating-point operations per second. None takes
+            the published bfloat16 peak. If that is unknown, `train/mfu` is not written.
+        mixup, cutmix, mix_probability, mix_switch: the fields of `mixing.Mixing`. Clips are not mixed if `mixup` and
+            `cutmix` are 0.
+
+    Raises:
+        ConfigError: a field is out of range.
+    """
+
+    total_steps: int | None = None
+    total_epochs: float | None = None
+    batch_size: int = 64
+    accumulate: int = 1
+    log_every_steps: int = 50
+    eval_every_steps: int | None = None
+    eval_every_epochs: float | None = None
+    label_smoothing: float = 0.0
+    profile_steps: tuple = ()
+    peak_tflops: float | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_probability: float = 1.0
+    mix_switch: float = 0.5
+
+    def __post_init__(self):
+        for name in ("batch_size", "accumulate", "log_every_steps"):
+            require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)} must be at least 1.")
+        require(
+            len(self.profile_steps) in (0, 2) and all(isinstance(step, int) for step in self.profile_steps),
+            f"train.profile_steps={self.profile_steps} must be a first and a last step, such as (20,24).",
+        )
+        require(
+            self.peak_tflops is None or self.peak_tflops > 0,
+            f"train.peak_tflops={self.peak_tflops} must be above 0. Leave it out for the published peak of the device.",
+        )
+        require(
+            0 <= self.label_smoothing < 1,
+            f"train.label_smoothing={self.label_smoothing} must be at least 0 and below 1.",
+        )
+        require(
+            self.mixing is None or self.batch_size >= 2 * self.accumulate,
+            f"train.batch_size={self.batch_size} must be at least 2 x train.accumulate={self.accumulate}, so that "
+            "each clip has a partner in its micro-batch. Otherwise set train.mixup and train.cutmix to 0.",
+        )
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """The mixing of clips, or None if clips are not mixed."""
+        mixing = Mixing(self.mixup, self.cutmix, self.mix_probability, self.mix_switch)
+        return mixing if mixing.active else None
+
+    def check_devices(self, shards: int) -> None:
+        """Raises ConfigError if the batch cannot be divided among `shards` devices and the micro-batches."""
+        unit = shards * self.accumulate
+        below = self.batch_size // unit * unit
+        nearest = f"{below} or {below + unit}" if below else unit
+        require(
+            self.batch_size % unit == 0,
+            f"train.batch_size={self.batch_size} must be divisible by mesh.data x mesh.fsdp={shards} times "
+            f"train.accumulate={self.accumulate}. Use {nearest}, with optim.lr to match.",
+        )
