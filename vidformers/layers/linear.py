@@ -41,16 +41,18 @@ class Linear(nnx.Linear):
         """Returns `parts` projections (... h e) of x (... inputs) by the parts of the kernel (inputs, parts h e).
 
         On TPUs a product that yields heads is faster than one that is split and reshaped afterwards, since e fills a
-        part of a tile.
+        part of a tile. The kernels are taken one by one with their inputs last, as a training step may hold them
+        (`parallel.state`): then no copy of them is made.
         """
         assert self.bias is not None
-        kernels, biases = (
-            rearrange(parameter[...].astype(x.dtype), "... (s h e) -> s ... h e", s=parts, h=heads)
-            for parameter in (self.kernel, self.bias)
-        )
+
+        def split(parameter):
+            return jnp.split(parameter[...].astype(x.dtype), parts, axis=-1)
+
         return [
-            on_rows(lambda rows, kernel=kernel: jnp.tensordot(rows, kernel, 1), x) + bias
-            for kernel, bias in zip(kernels, biases, strict=True)
+            on_rows(lambda rows, kernel=kernel: jnp.einsum("...d,hed->...he", rows, _heads(kernel.T, heads)), x)
+            + _heads(bias, heads)
+            for kernel, bias in zip(split(self.kernel), split(self.bias), strict=True)
         ]
 
     def from_heads(self, x):
@@ -58,6 +60,11 @@ class Linear(nnx.Linear):
         assert self.bias is not None
         kernel = rearrange(self.kernel[...].astype(x.dtype), "(h e) d -> h e d", h=x.shape[-2])
         return on_rows(lambda rows: jnp.tensordot(rows, kernel, 2), x, axes=2) + self.bias[...].astype(x.dtype)
+
+
+def _heads(x, heads: int):
+    """Returns (h e ...) of (h e) on one axis."""
+    return x.reshape(heads, -1, *x.shape[1:])
 
 
 def check_heads(width: int, heads: int) -> None:

@@ -2,8 +2,9 @@
 
 Models, checkpoints and exports hold the parameters of equal layers stacked along axis 0, under the name `layers`. A
 training step whose layers run in a scan takes them like this. A step whose layers run in a loop takes each stack as a
-list with one array per layer (`unstack_layers`). Then the compiler can update the parameters of a layer in the same
-pass over memory that computes their gradient, instead of joining the gradients of all layers first.
+list with one array per layer, and the kernels of queries, keys and values one by one, with inputs last
+(`unstack_layers`). Then the compiler can update the parameters in the same pass over memory that computes their
+gradient, instead of joining gradients first (benchmarks/NOTES.md).
 """
 
 from typing import Any
@@ -56,6 +57,8 @@ def with_shardings(mesh: Mesh, shapes: Any) -> Any:
 def unstack_layers(tree: Any) -> Any:
     """Returns the tree with each array of stacked layers as a list of one array per layer.
 
+    The kernel of a projection to queries, keys and values (d, 3 h e) becomes a list of three, each (h e, d).
+
     Args:
         tree: parameters, or any state that holds trees of the structure of the parameters.
     """
@@ -63,7 +66,9 @@ def unstack_layers(tree: Any) -> Any:
     def unstack(path, leaf):
         if not _is_stacked(path):
             return leaf
-        return [row.squeeze(0) for row in jax.lax.split(leaf, [1] * leaf.shape[0])]
+        layers = [row.squeeze(0) for row in jax.lax.split(leaf, [1] * leaf.shape[0])]
+        parts = _num_parts(path)
+        return layers if parts == 1 else [[part.T for part in jnp.split(layer, parts, axis=1)] for layer in layers]
 
     return jax.tree_util.tree_map_with_path(unstack, tree)
 
@@ -73,11 +78,14 @@ def stack_layers(tree: Any) -> Any:
 
     A tree without lists is returned unchanged.
     """
-    return jax.tree.map(
-        lambda node: jnp.stack(node) if isinstance(node, list) else node,
-        tree,
-        is_leaf=lambda node: isinstance(node, list),
-    )
+
+    def join(layer):
+        return jnp.concatenate([part.T for part in layer], axis=1) if isinstance(layer, list) else layer
+
+    def stack(node):
+        return jnp.stack([join(layer) for layer in node]) if isinstance(node, list) else node
+
+    return jax.tree.map(stack, tree, is_leaf=lambda node: isinstance(node, list))
 
 
 def convert_layers(tree: Any, abstract: Any) -> Any:
@@ -95,6 +103,12 @@ def convert_layers(tree: Any, abstract: Any) -> Any:
         return tree
     convert = stack_layers if has_structure(jax.eval_shape(stack_layers, tree)) else unstack_layers
     return jax.jit(convert, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(tree)
+
+
+def _num_parts(path) -> int:
+    """Returns how many kernels the array with this path holds side by side."""
+    module, name = path[-2:]
+    return {"qkv": 3, "kv": 2}.get(getattr(module, "key", ""), 1) if getattr(name, "key", "") == "kernel" else 1
 
 
 def _is_stacked(path) -> bool:

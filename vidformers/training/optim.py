@@ -30,9 +30,9 @@ def decay_mask(parameters, which: str):
     """
 
     def decays(path, _) -> bool:
-        # The path of one of several layers ends with its number.
-        name = path[-2] if isinstance(path[-1], jax.tree_util.SequenceKey) else path[-1]
-        return which == "all" or name.key == "kernel"
+        # The path of one of several arrays ends with its number.
+        names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        return which == "all" or names[-1] == "kernel"
 
     return jax.tree_util.tree_map_with_path(decays, parameters)
 
