@@ -21,7 +21,6 @@ import argparse
 import datetime
 import importlib.metadata
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -38,6 +37,7 @@ from vidformers.models.summary import summarise
 from vidformers.parallel import topology
 from vidformers.parallel.account import Account, Operation, account
 from vidformers.training.ahead import STEPS, Request, compile_ahead, largest_clips
+from vidformers.training.commit import git_commit
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKED = ("mevit_b16", "vit_b16", "timesformer_b16", "havit_b16", "swin_t", "stat_t16")
@@ -45,6 +45,7 @@ _KEY = ("config", "topology", "step", "clips", "changes", "until", "commit")  # 
 _PASSES = {"train": 3, "eval": 1, "predict": 1}  # the products of a step, in forward passes
 _LARGEST_OPERATIONS = 15
 _TOLERANCE = 0.05
+_DIRTY = "-dirty"  # ends a commit with further changes
 
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:
@@ -140,7 +141,7 @@ def measure(name: str, request: Request, largest: bool, text_file: str | None = 
     after = commit()
     return line | {
         "versions": versions(),
-        "commit": before if before == after else f"{before.rstrip('+')}+",
+        "commit": before if before == after or before is None else f"{before.removesuffix(_DIRTY)}{_DIRTY}",
         "date": datetime.date.today().isoformat(),
     }
 
@@ -200,11 +201,9 @@ def versions() -> dict[str, str]:
     return {name: found.version for name, found in installed.items() if found is not None}
 
 
-def commit() -> str:
-    """Returns the commit, with '+' after it if files that programs depend on have changed, or '' outside of Git."""
-    run = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
-    changed = run(["git", "status", "--porcelain", "--", "vidformers", "configs", "benchmarks/ahead.py"]).stdout.strip()
-    return run(["git", "rev-parse", "--short", "HEAD"]).stdout.strip() + ("+" if changed else "")
+def commit() -> str | None:
+    """Returns the commit, with '-dirty' after it if files that programs depend on have changed; None outside of Git."""
+    return git_commit("vidformers", "configs", "benchmarks/ahead.py")
 
 
 def key(line: dict) -> tuple:
@@ -227,7 +226,7 @@ def measure_all(args: argparse.Namespace) -> bool:
     for name in names:
         shown = {"changes": args.changes, "until": args.until}
         wanted = shown | {"config": name, "commit": commit()} | {x: getattr(args, x) for x in _KEY[1:4]}
-        if key(wanted) in done and wanted["commit"] and not wanted["commit"].endswith("+"):
+        if key(wanted) in done and wanted["commit"] and not wanted["commit"].endswith(_DIRTY):
             print(f"{name}: {args.out} has its line already.")
             continue
         try:

@@ -87,7 +87,7 @@ def test_lines_of_the_same_commit_are_not_compiled_again(compiled, capsys, tmp_p
     run(capsys, *FLAGS, out)
     run(capsys, *FLAGS, "--clips=5", out)
     assert [len(request.config["model"]) > 0 and request.clips for request in compiled] == [4, 4, 4, 5]
-    for commit in ("abc1234+", ""):
+    for commit in ("abc1234-dirty", None):
         monkeypatch.setattr(ahead, "commit", lambda commit=commit: commit)
         run(capsys, *FLAGS, out)
         run(capsys, *FLAGS, out)

@@ -3,7 +3,6 @@
 import fcntl
 import importlib.metadata
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +12,7 @@ import jax
 
 from input_pipeline.files import remove_temporaries, write_text
 from vidformers.errors import ConfigError, require
+from vidformers.training.commit import git_commit
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av", "opencv-python-headless", "numpy")
 
@@ -94,21 +94,11 @@ def describe_run(config: dict, data: dict) -> dict:
     return {
         "config": config,
         "data": data,
-        "commit": _commit(),
+        "commit": git_commit(),
         "python": sys.version.split()[0],
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-
-
-def _commit() -> str | None:
-    """Returns the git commit of this code, None if it is not in a git repository."""
-    repository = Path(__file__).parents[2]
-    if not (repository / ".git").exists():
-        return None
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-    git = subprocess.run(command, cwd=repository, capture_output=True, text=True)
-    return git.stdout.strip() if git.returncode == 0 else None
 
 
 def write_run_json(workdir: Path, run: dict) -> None:
