@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vidformers.parallel.account import account, buffer_bytes, collectives
+from vidformers.parallel.account import account, argument_bytes, buffer_bytes, collectives
 from vidformers.parallel.hlo import Program, arrays
 from vidformers.parallel.mesh import make_mesh
 
@@ -258,3 +258,42 @@ def test_a_program_for_the_cpu_is_read():
     assert exchanged["all-reduce"] == {"count": 3, "bytes": 3 * 4}
     assert max(each.times for each in account(text).operations) == 3
     assert account(text).cycles == 0
+
+
+def test_a_fusion_that_slices_an_operand_reads_the_slices_alone():
+    fused = (
+        "%fused (q: f32[64,8,128], i: s32[]) -> f32[8,128] {\n"
+        "  %q = f32[64,8,128]{2,1,0} parameter(0)\n  %i = s32[] parameter(1)\n"
+        "  %d = f32[1,8,128]{2,1,0} dynamic-slice(%q, %i, %i, %i), dynamic_slice_sizes={1,8,128}\n"
+        "  ROOT %r = f32[8,128]{1,0} USE\n}\n\n"
+    )
+    lines = "%a = f32[64,8,128]{2,1,0} parameter(0)", "%f = f32[8,128]{1,0} fusion(%a, %z), kind=kLoop, calls=%fused"
+    slices, whole = (
+        account(entry(*lines, before=fused.replace("USE", use))).operations[0].bytes
+        for use in ("reshape(%d)", "add(%q, %d)")
+    )
+    assert slices == 2 * 4 * 8 * 128
+    assert whole == 65 * 4 * 8 * 128
+
+
+def test_a_fusion_that_updates_a_part_of_an_operand_in_place_writes_the_update_alone():
+    fused = (
+        "%fused (q: f32[64,8,128], u: f32[8,128], i: s32[]) -> f32[64,8,128] {\n"
+        "  %q = f32[64,8,128]{2,1,0} parameter(0)\n  %u = f32[8,128]{1,0} parameter(1)\n  %i = s32[] parameter(2)\n"
+        "  %b = f32[1,8,128]{2,1,0} bitcast(%u)\n"
+        "  ROOT %r = f32[64,8,128]{2,1,0} dynamic-update-slice(%q, %b, %i, %i, %i)\n}\n\n"
+    )
+    lines = (
+        "%a = f32[64,8,128]{2,1,0} parameter(0)",
+        "%x = f32[8,128]{1,0} parameter(1)",
+        "%f = f32[64,8,128]{2,1,0} fusion(%a, %x, %z), kind=kLoop, calls=%fused",
+    )
+    assert account(entry(*lines, before=fused)).operations[0].bytes == 2 * 4 * 8 * 128
+
+
+def test_arguments_have_the_names_of_jax_and_the_bytes_of_whole_tiles():
+    text = entry(
+        "%a = f32[8,128]{1,0:T(8,128)} parameter(0), metadata={op_name=\"state.parameters[\\'head\\'][\\'kernel\\']\"}",
+        "%b = f32[100]{0:T(128)} parameter(1), metadata={op_name=\"batch[\\'mask\\']\"}",
+    )
+    assert argument_bytes(text) == {"state.parameters['head']['kernel']": 4096, "batch['mask']": 512}

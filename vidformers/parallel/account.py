@@ -20,6 +20,7 @@ _FREE = {
 _MOVES = {"copy", "transpose", "reshape", "convert", "slice", "dynamic-slice", "concatenate", "pad", "broadcast",
           "reverse"}  # fmt: skip
 _NO_WORK = {"parameter", "bitcast", "tuple", "constant", "get-tuple-element", "fusion"}
+_SLICES = ("dynamic-slice", "slice", "gather", "dynamic-update-slice")  # they read a part of their first operand
 _BOOKKEEPING = ("AllocateBuffer", "ConcatBitcast", "Sharding")  # custom calls that compute nothing
 _KERNEL = "tpu_custom_call"  # the target of Pallas kernels on TPUs
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
@@ -123,6 +124,21 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
     return _exchanges(Program(text))
 
 
+def argument_bytes(text: str) -> dict[str, int]:
+    """Returns the bytes on one device of the arguments of a compiled program, with the padding of their layouts.
+
+    Returns:
+        {name of an array by JAX, such as "state.parameters['head']['bias']": bytes}.
+    """
+    program = Program(text)
+    sizes: dict[str, int] = defaultdict(int)
+    for instruction in program.computations[program.entry].values():
+        if instruction.opcode == "parameter":
+            name = instruction.op_name.replace("\\'", "'")
+            sizes[name] += sum(array.padded_bytes for array in arrays(instruction.shape))
+    return dict(sizes)
+
+
 def buffer_bytes(folder: str | Path) -> int:
     """Returns the bytes that one device holds, by the buffer assignment that the compiler wrote to `xla_dump_to`.
 
@@ -149,7 +165,7 @@ def _operation(program: Program, computation: dict, instruction: Instruction, ti
         kind=_kind(program, instruction),
         times=times,
         cycles=None if cycles is None else cycles * times,
-        bytes=_bytes(computation, instruction) * times,
+        bytes=_bytes(program, computation, instruction) * times,
         shape=re.sub(r"\{[^}]*\}", "", instruction.shape),
         sublayer=sublayer,
         source=source,
@@ -162,21 +178,52 @@ def _estimate(instruction: Instruction) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def _bytes(computation: dict, instruction: Instruction) -> int:
-    """Returns the bytes of the operands and results in device memory. A copy or a slice counts those that it moves.
-
-    A fusion that slices an operand counts the whole operand.
-    """
-    if instruction.opcode.endswith("-start"):
+def _bytes(program: Program, computation: dict, instruction: Instruction) -> int:
+    """Returns the bytes of the operands and results in device memory. A copy or a slice counts those that it moves."""
+    opcode, shape = instruction.opcode, instruction.shape
+    if opcode.endswith("-start"):
         # The shape holds the source, the destination and scalars. The destination is not the larger of the two.
-        return min((array.padded_bytes for array in arrays(instruction.shape) if array.dimensions), default=0)
-    shapes = [instruction.shape]
-    shapes += [computation[name].shape for name in instruction.operands if name in computation]
-    if instruction.opcode in ("dynamic-slice", "slice"):
-        shapes = [instruction.shape] * 2
-    elif instruction.opcode == "dynamic-update-slice":  # in place: the shapes are those of the result, target, update
-        shapes = shapes[2:3] * 2
-    return sum(array.padded_bytes for shape in shapes for array in arrays(shape) if array.in_device_memory)
+        return min((array.padded_bytes for array in arrays(shape) if array.dimensions), default=0)
+    shapes = [computation[name].shape if name in computation else "" for name in instruction.operands]
+    if opcode in ("dynamic-slice", "slice"):
+        return 2 * _device_bytes(shape)
+    if opcode == "dynamic-update-slice":  # in place: the operands are the target, the update and positions
+        return 2 * _device_bytes(shapes[1])
+    inside = program.computations.get(instruction.called or "", {}) if opcode == "fusion" else {}
+    read = sum(_read_bytes(inside, number, operand) for number, operand in enumerate(shapes))
+    return read + _written_bytes(inside, shape)
+
+
+def _device_bytes(shape: str) -> int:
+    return sum(array.padded_bytes for array in arrays(shape) if array.in_device_memory)
+
+
+def _read_bytes(inside: dict, number: int, shape: str) -> int:
+    """Returns the bytes that an operation reads of an operand: of a fusion that only slices the operand, the slices.
+
+    Args:
+        inside: the fused computation, {} if the operation is no fusion.
+        number: the number of the operand.
+        shape: the text of the shape of the operand.
+    """
+    whole = _device_bytes(shape)
+    name = next((x.name for x in inside.values() if x.opcode == "parameter" and x.argument == str(number)), None)
+    users = [x for x in inside.values() if name in x.operands]
+    if not whole or not users or not all(x.opcode in _SLICES and x.operands[0] == name for x in users):
+        return whole
+    # A fusion that updates a part of the operand in place does not read the operand.
+    slices = (x.shape for x in users if x.opcode != "dynamic-update-slice")
+    return min(whole, sum(array.padded_bytes for shape in slices for array in arrays(shape)))
+
+
+def _written_bytes(inside: dict, shape: str) -> int:
+    """Returns the bytes that an operation writes: of a fusion that updates an operand in place, those of the update."""
+    root = next((x for x in inside.values() if x.is_root), None)
+    while root is not None and root.opcode == "bitcast":
+        root = inside.get(root.operands[0])
+    if root is None or root.opcode != "dynamic-update-slice" or root.operands[1] not in inside:
+        return _device_bytes(shape)
+    return min(_device_bytes(shape), sum(x.padded_bytes for x in arrays(inside[root.operands[1]].shape)))
 
 
 def _kind(program: Program, instruction: Instruction) -> str:

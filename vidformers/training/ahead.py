@@ -1,7 +1,7 @@
-"""Compiles the step of a run for a described topology (`parallel.topology`), in a process of its own.
+"""Compiles the step of a run for a described topology (`parallel.topology`) or for the devices that are here.
 
-The process ends after the compilation. So libtpu is free for the next one, and a compilation that is stopped after the
-buffer assignment leaves nothing behind.
+For a topology, a new process compiles the step and ends. So libtpu is free for the next one, and a compilation that is
+stopped after the buffer assignment leaves nothing behind.
 """
 
 import json
@@ -28,7 +28,6 @@ from vidformers.training.evaluate import prediction_step
 from vidformers.training.setup import Setup, set_up, trace_training_step
 
 STEPS = ("train", "eval", "predict")
-_CLIPS_PER_EPOCH = 100_000  # a program depends on the length of an epoch only by constants of its schedule
 _POLL_SECONDS = 0.3
 _BUFFERS = (
     "*after_optimizations_after_buffer_assignment.txt",
@@ -40,18 +39,21 @@ class Request(NamedTuple):
     """A program to compile.
 
     Attributes:
-        config: the config of a run as nested dicts. Its data need not exist. `train.batch_size` is ignored.
-        topology: one of `topology.TOPOLOGIES`.
-        clips: clips of a micro-batch on each shard of the batch axis.
+        config: the config of a run as nested dicts. Its data need not exist.
+        topology: one of `topology.TOPOLOGIES`, or None for the devices that are here.
+        clips: clips of a micro-batch on each shard of the batch axis. None takes `train.batch_size`, and every field
+            of the config is checked as in training.
         step: 'train'; or 'eval' or 'predict', which take one view of each video, with `data.frames` frames.
-        until_buffers: stops on TPUs after the buffer assignment. Then the program has no estimates of cycles.
+        until_buffers: stops on described TPUs after the buffer assignment. Then the program has no estimates of cycles.
+        clips_per_epoch: the length of an epoch. A program depends on it only by constants of its schedule.
     """
 
     config: dict
-    topology: str
-    clips: int
+    topology: str | None
+    clips: int | None
     step: str = "train"
     until_buffers: bool = False
+    clips_per_epoch: int = 100_000
 
 
 class Program(NamedTuple):
@@ -64,6 +66,8 @@ class Program(NamedTuple):
         kernel_flops: floating-point operations in the products of Pallas kernels. Compilers do not know them.
         seconds: time of the compilation.
         text: the text of the program for `parallel.account`, or None if the program does not fit in device memory.
+        arguments: bytes of the arguments of a training step on one device, without padding: those of each field of the
+            training state, and of the `batch`.
     """
 
     bytes: int
@@ -72,17 +76,21 @@ class Program(NamedTuple):
     kernel_flops: int
     seconds: float
     text: str | None
+    arguments: dict[str, int] = {}
 
 
 def compile_ahead(request: Request) -> Program:
-    """Compiles a program in a new process.
+    """Compiles a program, in a new process unless it is for the devices that are here.
 
     Raises:
         ConfigError: a field of the config or the topology cannot work, or the compiler failed.
     """
-    topology.chip(request.topology)
     require(request.step in STEPS, f"--step={request.step} must be one of {', '.join(STEPS)}.")
-    require(request.clips >= 1, f"--clips={request.clips} must be at least 1.")
+    require(request.clips is None or request.clips >= 1, f"--clips={request.clips} must be at least 1.")
+    if request.topology is None:
+        fields, program_text = _compile_here(request, None)
+        return Program(**fields, text=program_text)
+    topology.chip(request.topology)
     lock = topology.libtpu_lock() if topology.is_tpu(request.topology) else nullcontext()
     with lock, tempfile.TemporaryDirectory(prefix="vidformers-ahead-") as folder:
         process = multiprocessing.get_context("spawn").Process(target=_compile, args=(request, Path(folder)))
@@ -94,6 +102,11 @@ def compile_ahead(request: Request) -> Program:
             process.join()
 
 
+def device_memory(name: str | None) -> float:
+    """Returns the bytes of memory of one device of a topology, or of one that is here if `name` is None."""
+    return memory.bytes_available() if name is None else topology.chip(name).memory
+
+
 def largest_clips(request: Request, known: dict[int, int] | None = None) -> int:
     """Returns the largest number of clips with which the program fits in device memory, or 0 if one clip does not fit.
 
@@ -102,10 +115,12 @@ def largest_clips(request: Request, known: dict[int, int] | None = None) -> int:
 
     Args:
         request: the program. Its number of clips is the first to be tried.
-        known: {clips: bytes} of programs that have been compiled already.
+        known: {clips: bytes} of programs that have been compiled already. The bytes without clips, of 0, may be a
+            guess.
     """
-    limit = topology.chip(request.topology).memory
+    limit = device_memory(request.topology)
     sizes = dict(known or {})
+    assert request.clips is not None
     clips: int | None = request.clips
     while clips is not None:
         if clips not in sizes:
@@ -114,7 +129,7 @@ def largest_clips(request: Request, known: dict[int, int] | None = None) -> int:
     return max((clips for clips, size in sizes.items() if size <= limit), default=0)
 
 
-def next_clips(sizes: dict[int, int], limit: int) -> int | None:
+def next_clips(sizes: dict[int, int], limit: float) -> int | None:
     """Returns the number of clips to try next in the search for the largest, or None if the search has ended.
 
     Args:
@@ -179,48 +194,69 @@ def _compile(request: Request, folder: Path) -> None:
     os._exit(0)  # described devices can hang in the handlers at exit
 
 
-def _compile_here(request: Request, folder: Path) -> tuple[dict, str | None]:
+def _compile_here(request: Request, folder: Path | None) -> tuple[dict, str | None]:
+    """Returns the fields of the program and its text. Files are written into the folder, unless it is None."""
     setup = describe(request)
     state = setup.abstract if request.step == "train" else setup.abstract.eval_parameters
-    fields = {
-        "state_bytes": sum(memory.shard_bytes(leaf) for leaf in jax.tree.leaves(state)),
-        "mesh": dict(setup.mesh.shape),
-    }
     traced = trace(setup, request)
-    fields["kernel_flops"] = 2 * count_kernel_macs(traced.jaxpr.jaxpr)
-    lowered, tpu = traced.lower(), topology.is_tpu(request.topology)
-    started = time.time()
-    (folder / "started.json").write_text(json.dumps(fields | {"time": started}), encoding="utf-8")
-    # Without the second option, XLA (jaxlib 0.10) fails at products for which Triton has no tiles.
-    options = {"xla_dump_to": str(folder / "dump")} if tpu else {"xla_gpu_enable_triton_gemm": False}
+    fields = {
+        "state_bytes": _tree_bytes(state),
+        "arguments": _argument_bytes(setup) if request.step == "train" else {},
+        "mesh": dict(setup.mesh.shape),
+        "kernel_flops": 2 * count_kernel_macs(traced.jaxpr.jaxpr),
+    }
+    lowered, started = traced.lower(), time.time()
+    tpu = request.topology is not None and topology.is_tpu(request.topology)
+    options: dict = {}
+    if folder is not None:
+        (folder / "started.json").write_text(json.dumps(fields | {"time": started}), encoding="utf-8")
+        # Without the second option, XLA (jaxlib 0.10) fails at products for which Triton has no tiles.
+        options = {"xla_dump_to": str(folder / "dump")} if tpu else {"xla_gpu_enable_triton_gemm": False}
     try:
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         found = re.search(r"RESOURCE_EXHAUSTED.*\(([\d.]+)G\) exceeds", str(error))
         if found is None:
             reason = str(error).splitlines()[0]
-            raise ConfigError(f"The compiler for --topology={request.topology} failed: {reason}") from error
+            where = "these devices" if request.topology is None else f"--topology={request.topology}"
+            raise ConfigError(f"The compiler for {where} failed: {reason}") from error
         fields["bytes"] = fields["state_bytes"] + int(float(found.group(1)) * 2**30)
         return fields | {"seconds": time.time() - started}, None
     fields["seconds"] = time.time() - started
-    fields["bytes"] = buffer_bytes(folder / "dump") if tpu else memory.program_bytes(compiled)
+    fields["bytes"] = buffer_bytes(folder / "dump") if folder and tpu else memory.program_bytes(compiled)
     return fields, compiled.as_text()
+
+
+def _tree_bytes(tree) -> int:
+    """Returns the bytes of the arrays of a tree on one device."""
+    return sum(memory.shard_bytes(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _argument_bytes(setup: Setup) -> dict[str, int]:
+    """Returns the bytes of each field of the training state and of the batch on one device."""
+    data = setup.config["data"]
+    video = (setup.train_config.batch_size, data["frames"], data["size"], data["size"], 3)
+    arguments = setup.abstract._asdict() | {"batch": abstract_batch(setup.mesh, video)}
+    return {name: _tree_bytes(tree) for name, tree in arguments.items()}
 
 
 def describe(request: Request) -> Setup:
     """Returns the setup of a run on described devices. No data is read.
 
-    The batch has `clips` x `train.accumulate` clips for each shard. Clips are not mixed if a micro-batch has one clip.
+    The batch has `clips` x `train.accumulate` clips for each shard, unless `clips` is None. Clips are not mixed if a
+    micro-batch has one clip.
     """
     config = request.config
-    devices = topology.devices(request.topology)
+    devices = None if request.topology is None else topology.devices(request.topology)
+    if request.clips is None:
+        return set_up(config, devices=devices, clips_per_epoch=request.clips_per_epoch)
     train = dict(config["train"])
     shards = num_batch_shards(make_mesh(**config["mesh"], devices=devices))
     train["batch_size"] = request.clips * shards * train["accumulate"]
     if train["batch_size"] < 2 * train["accumulate"]:
         train["mixup"] = train["cutmix"] = 0.0
     sections = {"train": train, "data": config["data"] | {"repeats": 1}, "eval": config["eval"] | {"batch_size": None}}
-    return set_up(config | sections, devices=devices, clips_per_epoch=_CLIPS_PER_EPOCH)
+    return set_up(config | sections, devices=devices, clips_per_epoch=request.clips_per_epoch)
 
 
 def trace(setup: Setup, request: Request) -> jax.stages.Traced:
@@ -228,6 +264,7 @@ def trace(setup: Setup, request: Request) -> jax.stages.Traced:
     if request.step == "train":
         return trace_training_step(setup)
     protocol = replace(setup.periodic_protocol, frames=None)
+    assert request.clips is not None
     data, rows = setup.config["data"], request.clips * num_batch_shards(setup.mesh)
     video = (rows, 1, data["frames"], data["size"], data["size"], 3)
     if request.step == "eval":

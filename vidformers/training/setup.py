@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,15 +71,7 @@ class Setup:
 
         Layers are separate arrays where a loop runs them (`parallel.state`).
         """
-        if self.optim.in_backward or not self._layers_run_in_loops:
-            return self.abstract
-        return with_shardings(self.mesh, jax.eval_shape(unstack_layers, self.abstract))
-
-    @property
-    def _layers_run_in_loops(self) -> bool:
-        model = nnx.merge(self.graph, self.abstract.parameters)
-        with traced_for(self.mesh.devices.flat[0].platform):
-            return all(module.is_loop for _, module in nnx.iter_modules(model) if isinstance(module, Stage))
+        return self.abstract if self.optim.in_backward else step_state(self.graph, self.abstract, self.mesh)
 
     @property
     def periodic_protocol(self) -> EvalProtocol:
@@ -112,6 +105,17 @@ def abstract_state(make_model, optimizer, ema_decay: float | None, mesh):
     graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
     shapes = jax.eval_shape(partial(initial_state, make_model, optimizer, ema_decay, 0))
     return graph, with_shardings(mesh, shapes)
+
+
+def step_state(graph: nnx.GraphDef, abstract: State, mesh) -> State:
+    """Returns the shapes and shardings of a training state as the training step takes it, of those with stacked layers.
+
+    Layers are separate arrays where a loop runs them (`parallel.state`).
+    """
+    model = nnx.merge(graph, abstract.parameters)
+    with traced_for(mesh.devices.flat[0].platform):
+        is_loop = all(module.is_loop for _, module in nnx.iter_modules(model) if isinstance(module, Stage))
+    return with_shardings(mesh, jax.eval_shape(unstack_layers, abstract)) if is_loop else abstract
 
 
 def set_up(
@@ -307,22 +311,34 @@ def compile_within_memory(setup: Setup, limit: float | None = None):
 
 def _smaller_settings(setup: Setup) -> Iterator[tuple[str, int]]:
     """Yields (settings that need less memory, bytes of the step with them). The settings that cost least come first."""
-    config, optim = setup.train_config, setup.optim
-    accumulate, clips_per_device = config.accumulate, config.batch_size // num_batch_shards(setup.mesh)
-    if optim.in_backward:
-        return
-    changes = [("model.remat=full", dict(remat="full"))]
-    if accumulate == 1 and optim.clip_norm is None and not optim.frozen:
-        changes += [("model.remat=full and optim.in_backward=true", dict(remat="full", in_backward=True))]
-    changes += [
-        (f"model.remat=full and train.accumulate={count}", dict(remat="full", accumulate=count))
-        for count in (2 * accumulate, 4 * accumulate, clips_per_device)
-        if clips_per_device % count == 0
-        and count > accumulate
-        and (config.mixing is None or config.batch_size >= 2 * count)
-    ]
-    for settings, change in changes:
+    clips_per_shard = setup.train_config.batch_size // num_batch_shards(setup.mesh)
+    for changes in smaller_settings(setup.train_config, setup.optim, clips_per_shard):
+        values = {name.partition(".")[2]: value for name, value in changes.items()}
         try:
-            yield settings, memory.program_bytes(compile_step(setup, **change))
+            yield settings_text(changes), memory.program_bytes(compile_step(setup, **values))
         except jax.errors.JaxRuntimeError:
             continue
+
+
+def smaller_settings(config: TrainConfig, optim: OptimConfig, clips_per_shard: int) -> Iterator[dict[str, Any]]:
+    """Yields fields of the config, with their values, that need less memory. Those that cost least come first.
+
+    Args:
+        config, optim: the sections `train` and `optim`.
+        clips_per_shard: clips of a step on each shard of the batch axis.
+    """
+    if optim.in_backward:
+        return
+    remat: dict[str, Any] = {"model.remat": "full"}
+    yield remat
+    if config.accumulate == 1 and optim.clip_norm is None and not optim.frozen:
+        yield remat | {"optim.in_backward": True}
+    for count in (2 * config.accumulate, 4 * config.accumulate, clips_per_shard):
+        is_mixable = config.mixing is None or config.batch_size >= 2 * count
+        if clips_per_shard % count == 0 and count > config.accumulate and is_mixable:
+            yield remat | {"train.accumulate": count}
+
+
+def settings_text(changes: dict[str, Any]) -> str:
+    """Returns fields of the config with their values in words: 'model.remat=full and optim.in_backward=true'."""
+    return " and ".join(f"{name}={str(value).lower()}" for name, value in changes.items())
