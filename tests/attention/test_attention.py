@@ -216,7 +216,7 @@ def test_a_model_runs_the_backend_of_its_config():
     "name, options, sentence",
     [
         ("vit", dict(backend="flash"), "model.backend='flash' is unknown"),
-        ("vit", dict(backend="cudnn"), "model.backend=cudnn needs an NVIDIA GPU"),
+        ("vit", dict(backend="cudnn"), "model.backend=cudnn does not support model.dtype=float32"),
         ("vit", dict(backend="xla", kernel="relu"), "model.backend=xla computes softmax, not model.kernel=relu"),
         ("swin", dict(backend="xla"), "model.backend=xla does not go with Swin's window attention"),
     ],

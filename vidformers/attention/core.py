@@ -32,15 +32,13 @@ g groups, m tokens of a group, h heads, e width of a head. In a shape, q counts 
 import math
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
 from vidformers.attention.dictionary import Dictionary, head_multiplier
-from vidformers.attention.fused import check_backend, softmax_kernel
+from vidformers.attention.fused import check_backend, rematerialised, softmax_kernel
 from vidformers.attention.groups import group_mask, group_numbers, group_shape, groups_per_tile, tile, untile
 from vidformers.attention.kernels import KERNELS, KeyValues, get_kernel, softmax
 from vidformers.attention.scheme import Scheme, numbered, position
@@ -68,8 +66,9 @@ def compute_attention(
         dictionary: learned keys and values that every query attends to as well, or None.
         kernel: computes attention from queries and a list of `KeyValues`; see `kernels`.
     """
+    kernel = softmax_kernel("auto") if kernel is softmax else kernel
     if _remat_attention.get():
-        kernel = partial(softmax, rematerialise=True) if kernel is softmax else jax.checkpoint(kernel)
+        kernel = rematerialised(kernel)
     internal = KeyValues(k, v, mask, bias, angle)
     return kernel(q, [internal]) if dictionary is None else dictionary.hybrid_attention(kernel, q, internal)
 
@@ -106,8 +105,7 @@ class SelfAttention(nnx.Module):
             support class tokens.
             `vidformers.inference.explain` replaces the attribute `kernel` by a function after construction.
         cosine_index: how 'cosine' measures this distance: 'sequence' in tokens of the group, 't' in frames.
-        backend: the implementation of softmax in the gathered form: 'einsum'; 'xla' or 'cudnn', which are
-            implementations of `jax.nn.dot_product_attention`; or 'auto'.
+        backend: the implementation of softmax in the gathered form, one of `fused.BACKENDS`.
         dropout: rate of dropout on the branch.
         masked: runs the masked form, for tests.
 

@@ -1,82 +1,334 @@
-"""Softmax attention by `jax.nn.dot_product_attention`: XLA, or cuDNN's flash attention, which stores no weights."""
+"""Softmax attention by other programs than einsums: XLA's function, cuDNN's or Pallas' kernels, which store no weights.
 
+What stays with einsums, even if the config names another backend, and why:
+
+- Any kernel, where neither the groups nor their queries can be divided among the devices along `context`.
+- 'cudnn': a bias together with a mask that differs between groups, as in the shifted windows of Swin. cuDNN takes the
+  sum of both for each group and head, which has as many elements as the scores.
+- 'pallas': a bias, and a mask that differs between queries, as in schemes that are not partitions. Splash attention has
+  no bias, and hides keys by their segments, which are the same for all queries.
+- 'xla': keys with fewer axes than the queries, as those of a dictionary alone. XLA (jaxlib 0.10.2, CPUs) returns wrong
+  values under jit from about 2,000 queries on.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from vidformers.attention.kernels import softmax
+from vidformers.attention.kernels import KeyValues, softmax
+from vidformers.attention.pallas import splash_attention
 from vidformers.errors import require
+from vidformers.parallel.mesh import BATCH_AXES, current_mesh, num_batch_shards
+from vidformers.parallel.target import device_platform, is_assumed, target_platform
 
-BACKENDS = ("auto", "einsum", "xla", "cudnn")
+BACKENDS = ("auto", "einsum", "xla", "cudnn", "pallas")
+_PLATFORMS = {"cudnn": ("gpu", "an NVIDIA GPU"), "pallas": ("tpu", "a TPU")}
+# From these lengths on, 'auto' uses kernels. Both numbers are guesses: no GPU or TPU has been measured, and the TPU
+# compiler gives no estimate for Pallas kernels. The float32 scores of 12 heads and 1,569 tokens (joint attention over 8
+# frames) take 118 MB per clip and layer, and limit the batch. Those of 197 tokens take 2 MB per frame.
+_CUDNN_LENGTH = 128
+_PALLAS_LENGTH = 1024
+
+_recorded: ContextVar[dict[str, str] | None] = ContextVar("the backends that `record_backends` collects", default=None)
 
 
-def softmax_kernel(backend: str):
-    """Returns the softmax kernel of a backend, one of `BACKENDS`.
+def softmax_kernel(backend: str) -> "Softmax":
+    """Returns the softmax kernel of a backend, one of `BACKENDS`."""
+    return Softmax(backend)
 
-    'auto' is 'einsum'. On CPUs `benchmarks.attention` measured it as the fastest for groups as large as a frame. On
-    GPUs and TPUs nothing has been measured yet.
-    """
-    return softmax if backend in ("auto", "einsum") else partial(_fused, cast(Literal["xla", "cudnn"], backend))
+
+def rematerialised(kernel):
+    """Returns a kernel that keeps no attention weights for the backward pass."""
+    return replace(kernel, rematerialise=True) if isinstance(kernel, Softmax) else jax.checkpoint(kernel)
 
 
 def check_backend(backend: str, kernel: str, dtype, head_width: int) -> None:
-    """Raises ConfigError if the backend does not support this kernel, dtype or width of a head."""
+    """Raises ConfigError if the backend does not support this kernel, dtype or width of a head.
+
+    The platform is checked when attention is traced, by `check_platform`: a model may be built on another machine than
+    the one it runs on.
+    """
     require(backend in BACKENDS, f"model.backend={backend!r} is unknown. Use one of {', '.join(BACKENDS)}.")
     require(
         backend in ("auto", "einsum") or kernel == "softmax",
         f"model.backend={backend} computes softmax, not model.kernel={kernel}. Set model.backend=auto.",
     )
     if backend == "cudnn":
-        platform = jax.default_backend()
-        require(
-            platform == "gpu",
-            f"model.backend=cudnn needs an NVIDIA GPU, but JAX runs on {platform}. Set model.backend=auto.",
-        )
         require(
             dtype == jnp.bfloat16,
             f"model.backend=cudnn does not support model.dtype={jnp.dtype(dtype).name}. Set model.dtype=bfloat16.",
         )
         require(
-            head_width % 8 == 0 and head_width <= 128,
+            _cudnn_supports_width(head_width),
             f"model.backend=cudnn does not support model.width / model.heads={head_width}. Choose a multiple of 8 up "
             "to 128.",
         )
-
-
-def _fused(implementation: Literal["xla", "cudnn"], q, key_values):
-    """Returns the same as `softmax`, (... q h e), for q (... q h e) and `key_values` without a bias.
-
-    Uses einsums where `jax.nn.dot_product_attention` fails. cuDNN does not support masks of an odd size. The keys of a
-    dictionary have fewer axes than the queries: cuDNN's function cannot shard such keys, and XLA (jaxlib 0.10.2, CPUs)
-    returns wrong values under jit from about 2,000 queries on.
-    """
-    has_fewer_axes = key_values[0].k.shape[:-3] != q.shape[:-3]
-    if has_fewer_axes or implementation == "cudnn" and (len(key_values) > 1 or key_values[0].mask is not None):
-        return softmax(q, key_values)
-    lead, (queries, _, _) = q.shape[:-3], q.shape[-3:]
-
-    def flat(x):
-        """Returns (b ...) of an array that broadcasts to (... x y z), with its last three axes."""
-        x = jnp.broadcast_to(x, (*lead, *x.shape[-3:]))
-        return x.reshape(-1, *x.shape[-3:])
-
-    def mask():
-        """Returns the mask of all keys, (b h q k) or (b 1 q k), or None if there is no mask."""
-        if all(item.mask is None for item in key_values):
-            return None
-        masks = [jnp.asarray(True if item.mask is None else item.mask) for item in key_values]
-        masks = [mask.reshape((1,) * (3 - mask.ndim) + mask.shape) for mask in masks]
-        heads = max(mask.shape[-3] for mask in masks)
-        return jnp.concatenate(
-            [
-                flat(jnp.broadcast_to(mask, (*mask.shape[:-3], heads, queries, item.k.shape[-3])))
-                for mask, item in zip(masks, key_values, strict=True)
-            ],
-            axis=-1,
+    if backend == "pallas":
+        require(
+            dtype in (jnp.bfloat16, jnp.float32),
+            f"model.backend=pallas does not support model.dtype={jnp.dtype(dtype).name}. Set model.dtype=bfloat16.",
         )
 
+
+def check_platform(backend: str) -> None:
+    """Raises ConfigError if the backend does not run on the devices of the mesh.
+
+    Does not raise within `traced_for`, where a program is only counted or compared.
+    """
+    if backend in _PLATFORMS and not is_assumed():
+        platform, device = _PLATFORMS[backend]
+        require(
+            target_platform() == platform,
+            f"model.backend={backend} needs {device}, but JAX runs on {target_platform()}. Set model.backend=auto.",
+        )
+
+
+@contextmanager
+def record_backends() -> Iterator[dict[str, str]]:
+    """Collects the backends that are chosen while programs are traced: {"1569x1569": "einsum"} by queries x keys."""
+    found: dict[str, str] = {}
+    token = _recorded.set(found)
+    try:
+        yield found
+    finally:
+        _recorded.reset(token)
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """A kernel that returns the same as `kernels.softmax`, but for rounding.
+
+    Attributes:
+        backend: one of `BACKENDS`. `chosen_backend` decides what 'auto' is, and where another one is not applicable.
+        rematerialise: whether attention weights are rematerialised in the backward pass. 'cudnn' and 'pallas' always
+            do this.
+    """
+
+    backend: str
+    rematerialise: bool = False
+
+    def __call__(self, q, key_values):
+        key_values = [_with_axes(item) for item in key_values]
+        backend = chosen_backend(self.backend, q, key_values)
+        _record(backend, q, key_values)
+        if backend == "einsum":
+            return softmax(q, key_values, rematerialise=self.rematerialise)
+        if backend == "xla":
+            kernel = partial(_joined, _xla)
+            return (jax.checkpoint(kernel) if self.rematerialise else kernel)(q, key_values)
+        return _on_each_device(partial(_joined, _cudnn if backend == "cudnn" else _pallas), q, key_values)
+
+
+def chosen_backend(backend: str, q, key_values) -> str:
+    """Returns the backend that computes this attention: 'einsum', 'xla', 'cudnn' or 'pallas'.
+
+    'auto' is 'cudnn' on GPUs in bfloat16 for groups of at least 128 tokens, unless each group has a mask of its own,
+    which cuDNN stores, with a gradient. It is 'pallas' on TPUs for groups of at least 1,024 tokens, and 'einsum'
+    elsewhere. The other backends become 'einsum' where they are not applicable, see above.
+
+    Args:
+        backend: one of `BACKENDS`.
+        q: queries (... q h e).
+        key_values: a list of `KeyValues` whose masks and biases have at least three axes.
+    Raises:
+        ConfigError: the backend does not run on the devices of the mesh.
+    """
+    platform, supported = target_platform(), {"einsum": True, "xla": _xla_supports(q, key_values)}
+    supported["cudnn"] = platform == device_platform() == "gpu" and _cudnn_supports(q, key_values)
+    supported["pallas"] = platform == "tpu" and _pallas_supports(q, key_values)
+    if backend != "auto":
+        check_platform(backend)
+        return backend if supported[backend] else "einsum"
+    length = min(q.shape[-3], sum(item.k.shape[-3] for item in key_values))
+    if supported["cudnn"] and length >= _CUDNN_LENGTH and _has_flash_attention():
+        return "einsum" if any(_differs_by_group(item.mask) for item in key_values) else "cudnn"
+    return "pallas" if supported["pallas"] and length >= _PALLAS_LENGTH else "einsum"
+
+
+def _xla_supports(q, key_values) -> bool:
+    return key_values[0].k.shape[:-3] == q.shape[:-3]
+
+
+def _cudnn_supports(q, key_values) -> bool:
+    """Returns whether `_cudnn` can compute this attention."""
+    has_bias = any(item.bias is not None for item in key_values)
+    differs = any(_differs_by_group(x) for item in key_values for x in (item.mask, item.bias))
+    is_supported = q.dtype == jnp.bfloat16 and _cudnn_supports_width(q.shape[-1]) and not (has_bias and differs)
+    return is_supported and _partition(q) is not None
+
+
+def _pallas_supports(q, key_values) -> bool:
+    """Returns whether `_pallas` can compute this attention."""
+    hides_keys_from_all = all(item.mask is None or item.mask.shape[-3:-1] == (1, 1) for item in key_values)
+    has_bias = any(item.bias is not None for item in key_values)
+    is_supported = q.dtype in (jnp.bfloat16, jnp.float32) and hides_keys_from_all and not has_bias
+    return is_supported and _partition(q) is not None
+
+
+def _cudnn_supports_width(head_width: int) -> bool:
+    return head_width % 8 == 0 and head_width <= 128
+
+
+def _has_flash_attention() -> bool:
+    """Returns whether the GPU is of the Ampere generation or later, as cuDNN requires; True for one not present."""
+    if jax.default_backend() != "gpu":
+        return True
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))  # "9.0", and "gfx90a" on ROCm
+    return re.fullmatch(r"\d+\.\d+", capability) is not None and float(capability) >= 8
+
+
+def _differs_by_group(x) -> bool:
+    """Returns whether a mask or a bias (... h q k) has more than one entry on its leading axes."""
+    return x is not None and math.prod(x.shape[:-3]) > 1
+
+
+def _with_axes(item: KeyValues) -> KeyValues:
+    """Returns `item` with masks and biases of at least three axes, (h q k)."""
+    mask, bias = (None if x is None else x.reshape((1,) * (3 - x.ndim) + x.shape) for x in (item.mask, item.bias))
+    return item._replace(mask=mask, bias=bias)
+
+
+def _record(backend: str, q, key_values) -> None:
+    found = _recorded.get()
+    if found is None:
+        return
+    name = f"{q.shape[-3]}x{sum(item.k.shape[-3] for item in key_values)}"
+    name += ", mask" if any(item.mask is not None for item in key_values) else ""
+    name += ", bias" if any(item.bias is not None for item in key_values) else ""
+    found[name] = backend
+
+
+def _joined(function, q, key_values):
+    """Returns `function(q, k, v, mask, bias)` for arrays with one leading axis, the keys of all items on one axis.
+
+    `function` gets q (b q h e), k and v (b k h e), and a mask and a bias, each None or (b h q k), with 1 in place of b,
+    h or q where entries are equal.
+    """
+    lead = q.shape[:-3]
+
+    def flat(x):
+        return jnp.broadcast_to(x, (*lead, *x.shape[-3:])).reshape(-1, *x.shape[-3:])
+
+    def over_keys(arrays, fill):
+        if all(x is None for x in arrays):
+            return None
+        arrays = [jnp.full((1, 1, 1), fill) if x is None else jnp.asarray(x) for x in arrays]
+        shape = jnp.broadcast_shapes(*(x.shape[:-1] for x in arrays))
+        lengths = [item.k.shape[-3] for item in key_values]
+        parts = [jnp.broadcast_to(x, (*shape, n)) for x, n in zip(arrays, lengths, strict=True)]
+        x = jnp.concatenate(parts, axis=-1)
+        return flat(x) if _differs_by_group(x) else x.reshape(1, *x.shape[-3:])
+
     k, v = (jnp.concatenate([flat(getattr(item, name)) for item in key_values], axis=-3) for name in "kv")
-    out = jax.nn.dot_product_attention(flat(q), k, v, mask=mask(), implementation=implementation)
-    return out.reshape(*lead, *out.shape[1:])
+    mask = over_keys([item.mask for item in key_values], True)
+    bias = over_keys([item.bias for item in key_values], 0.0)
+    return function(flat(q), k, v, mask, bias).reshape(q.shape)
+
+
+def _xla(q, k, v, mask, bias):
+    return jax.nn.dot_product_attention(q, k, v, bias, mask, implementation="xla")
+
+
+def _cudnn(q, k, v, mask, bias):
+    """Returns attention by cuDNN for the arrays of `_joined`.
+
+    cuDNN's backward pass needs even numbers of queries and keys, so odd ones are padded. Lengths hide the padding. With
+    a mask or a bias, the mask hides it: cuDNN adds masks to the scores as biases in q.dtype.
+    """
+    b, queries, keys = q.shape[0], q.shape[1], k.shape[1]
+    pad_q, pad_k = queries % 2, keys % 2
+    query_lengths = key_lengths = None
+    if mask is not None or bias is not None:
+        if pad_k:
+            mask = jnp.ones((1, 1, 1, keys), bool) if mask is None else mask
+            mask = jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, 1)))
+        mask, bias = (_with_queries(x, queries, pad_q) for x in (mask, bias))
+        if bias is not None:
+            bias = jnp.pad(bias.astype(q.dtype), ((0, 0), (0, 0), (0, 0), (0, pad_k)))
+    elif pad_q or pad_k:
+        query_lengths, key_lengths = (jnp.full((b,), n, jnp.int32) for n in (queries, keys))
+    q, k, v = (jnp.pad(x, ((0, 0), (0, n), (0, 0), (0, 0))) for x, n in ((q, pad_q), (k, pad_k), (v, pad_k)))
+    out = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        bias,
+        mask,
+        query_seq_lengths=query_lengths,
+        key_value_seq_lengths=key_lengths,
+        implementation="cudnn",
+    )
+    return out[:, :queries]
+
+
+def _with_queries(x, queries: int, padding: int):
+    """Returns x (b h q k) for all queries, and for `padding` more, which take the values of the last query."""
+    if x is None:
+        return None
+    x = jnp.broadcast_to(x, (*x.shape[:2], queries, x.shape[3]))
+    return jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0)), mode="edge")
+
+
+def _pallas(q, k, v, mask, bias):
+    """Returns attention by the kernel for TPUs, which is interpreted on other devices (within `traced_for`)."""
+    assert bias is None
+    visible = None if mask is None else mask[:, 0, 0]
+    return splash_attention(q, k, v, visible, interpret=device_platform() != "tpu")
+
+
+def _on_each_device(kernel, q, key_values):
+    """Returns `kernel(q, key_values)`, computed by every device of the mesh for its own part of the batch.
+
+    GSPMD cannot divide a Pallas kernel. It refuses cuDNN's where queries and keys are sharded differently, as with the
+    keys of a dictionary.
+    """
+    if current_mesh() is None:
+        return kernel(q, key_values)
+    lead, rows = _partition(q)
+
+    def spec(x, row_axis=None):
+        names: list = [None] * x.ndim
+        for i in range(1, x.ndim - 2):  # the leading axes, from the last on: x may have fewer of them than q
+            same = i <= len(lead) and x.shape[-3 - i] == q.shape[-3 - i]
+            names[-3 - i] = lead[-i] if same else None
+        if row_axis is not None and x.shape[row_axis] == q.shape[-3]:
+            names[row_axis] = rows
+        return PartitionSpec(*names)
+
+    def specs(item):
+        mask, bias = (None if x is None else spec(x, -2) for x in (item.mask, item.bias))
+        return KeyValues(spec(item.k), spec(item.v), mask, bias)
+
+    return jax.shard_map(
+        kernel,
+        mesh=current_mesh(),
+        in_specs=(spec(q, -3), [specs(item) for item in key_values]),
+        out_specs=spec(q, -3),
+        check_vma=False,  # Pallas kernels do not say along which axes their results vary
+    )(q, key_values)
+
+
+def _partition(q):
+    """Returns the mesh axes over which queries (... q h e) are divided: of the leading axes, and of the queries.
+
+    Returns None if devices cannot get equal parts. Without a mesh there is one part.
+    """
+    mesh, lead = current_mesh(), q.shape[:-3]
+    if mesh is None:
+        return [None] * len(lead), None
+    if not lead or lead[0] % num_batch_shards(mesh):
+        return None
+    names, context = [BATCH_AXES, *[None] * (len(lead) - 1)], mesh.shape["context"]
+    if context == 1:
+        return names, None
+    if len(lead) > 1 and lead[1] % context == 0:
+        return [BATCH_AXES, "context", *names[2:]], None
+    return (names, "context") if q.shape[-3] % context == 0 else None

@@ -18,6 +18,7 @@ from vidformers.errors import require
 from vidformers.inference.commands import load_and_log
 from vidformers.inference.predictor import CLIP_FIELDS, read_run_json
 from vidformers.models.vtn import TemporalEncoder
+from vidformers.parallel.target import traced_for
 from vidformers.pretrained.native import resolve_size
 from vidformers.progress import log
 
@@ -143,7 +144,8 @@ def export_program(model) -> jax.export.Exported:
 
     batch = jax.export.symbolic_shape("b")
     inputs = [jax.ShapeDtypeStruct((*batch, *spec["shape"]), spec["type"]) for spec in input_specs(model).values()]
-    return jax.export.export(jax.jit(logits), platforms=PLATFORMS)(shapes, *inputs)
+    with traced_for("cpu"):  # one program for all platforms, without the layouts and kernels of a single one
+        return jax.export.export(jax.jit(logits), platforms=PLATFORMS)(shapes, *inputs)
 
 
 def _path_name(path) -> str:

@@ -14,20 +14,31 @@ _platform: ContextVar[str | None] = ContextVar("the platform that `traced_for` h
 def target_platform() -> str:
     """Returns the platform for which the current program is traced: 'cpu', 'gpu' or 'tpu'.
 
-    This is the platform that `traced_for` has set, else that of the devices of the ambient mesh
-    (`parallel.mesh.with_mesh`), so that a program may be compiled for devices that the process does not have. Without
-    an ambient mesh it is JAX's default backend.
+    This is the platform that `traced_for` has set, else `device_platform()`.
     """
-    platform = _platform.get()
-    if platform is None:
-        device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-        platform = jax.default_backend() if device is None else device.platform
+    return _platform.get() or device_platform()
+
+
+def device_platform() -> str:
+    """Returns the platform of the devices of the ambient mesh (`parallel.mesh.with_mesh`): 'cpu', 'gpu' or 'tpu'.
+
+    So a program may be compiled for devices that the process does not have. Without an ambient mesh, it is the platform
+    of JAX's default backend.
+    """
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    platform = jax.default_backend() if device is None else device.platform
     return "gpu" if platform in ("cuda", "rocm") else platform
+
+
+def is_assumed() -> bool:
+    """Returns whether `traced_for` has set the platform, so that the devices may be of another one."""
+    return _platform.get() is not None
 
 
 @contextmanager
 def traced_for(platform: str) -> Iterator[None]:
     """Traces programs as for this platform, whatever the devices are. Layouts change, and values only by rounding."""
+    platform = "gpu" if platform in ("cuda", "rocm") else platform
     token = _platform.set(platform)
     try:
         yield

@@ -1,0 +1,187 @@
+"""The choice of a backend of softmax attention, and how arguments of cuDNN are prepared. No GPU is needed."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny import clips, make, maker, quick_jit
+
+from vidformers.attention import fused
+from vidformers.attention.core import compute_attention, remat_attention
+from vidformers.attention.fused import check_backend, chosen_backend, record_backends, softmax_kernel
+from vidformers.attention.kernels import KeyValues, softmax
+from vidformers.errors import ConfigError
+from vidformers.models.summary import summarise
+from vidformers.parallel.target import traced_for
+
+BFLOAT16 = jnp.bfloat16
+
+
+def draw(*shape):
+    return np.random.default_rng(shape).normal(size=shape).astype(np.float32)
+
+
+def hidden(*shape):
+    mask = np.random.default_rng(shape).random(shape) < 0.6
+    mask[..., 0] = True  # no query without keys
+    return mask
+
+
+# cuDNN
+
+
+@pytest.fixture
+def cudnn_calls(monkeypatch):
+    """Computes cuDNN's attention by XLA's function, after a check of the limits of cuDNN. Yields the calls so far."""
+    calls, function = [], jax.nn.dot_product_attention
+
+    def checked(q, k, v, bias, mask, *, implementation, **lengths):
+        assert implementation == "cudnn"
+        assert q.shape[1] % 2 == k.shape[1] % 2 == 0 and k.shape == v.shape and q.shape[0] == k.shape[0]
+        for x in (bias, mask):
+            assert x is None or x.shape[0] in (1, q.shape[0]) and x.shape[2:] == (q.shape[1], k.shape[1])
+        calls.append((bias is not None, mask is not None, lengths["key_value_seq_lengths"] is not None))
+        return function(q, k, v, bias, mask, implementation="xla", **lengths)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", checked)
+    return calls
+
+
+DICTIONARY = KeyValues(draw(4, 2, 8), draw(4, 2, 8) + 1)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "queries, keys, mask, bias, others, call",
+    [
+        (6, 8, None, None, [], (False, False, False)),
+        (5, 7, None, None, [], (False, False, True)),
+        (5, 7, None, None, [DICTIONARY], (False, False, True)),
+        (5, 7, hidden(3, 1, 5, 7), None, [DICTIONARY], (False, True, False)),
+        (1, 7, hidden(2, 1, 1, 1, 7), None, [], (False, True, False)),
+        (7, 7, None, draw(2, 7, 7), [], (True, True, False)),
+        (6, 6, hidden(6), draw(2, 6, 6), [DICTIONARY], (True, True, False)),
+    ],
+    ids=["even", "odd", "dictionary", "mask per group", "one query", "bias", "bias, mask and dictionary"],
+)
+def test_odd_lengths_masks_and_biases_are_padded_for_cudnn(cudnn_calls, queries, keys, mask, bias, others, call):
+    q, clip = draw(2, 3, queries, 2, 8), KeyValues(draw(2, 3, keys, 2, 8), draw(2, 3, keys, 2, 8) + 1, None, bias)
+
+    def loss(kernel, q, clip, others):
+        out = kernel(q, [clip._replace(mask=mask), *others])
+        return (out * draw(*out.shape)).sum(), out
+
+    def cudnn(q, key_values):
+        return fused._joined(fused._cudnn, q, [fused._with_axes(item) for item in key_values])
+
+    @quick_jit
+    def run(*arguments):
+        return [jax.value_and_grad(partial(loss, f), (0, 1, 2), has_aux=True)(*arguments) for f in (softmax, cudnn)]
+
+    expected, found = run(q, clip, others)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
+    assert cudnn_calls == [call]
+
+
+# The choice
+
+
+def arguments(queries, keys, dtype=BFLOAT16, mask=None, bias=None):
+    """Returns q and key_values of 2 clips with 3 groups each, 2 heads and a head width of 8, as shapes."""
+    shape = partial(jax.ShapeDtypeStruct, dtype=dtype)
+    q, k = (shape((2, 3, n, 2, 8)) for n in (queries, keys))
+    return q, [KeyValues(k, k, *(None if x is None else shape(x) for x in (mask, bias)))]
+
+
+LONG = (1569, 1569)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "backend, platform, found, made",
+    [
+        ("auto", "cpu", "einsum", arguments(*LONG)),
+        ("auto", "gpu", "cudnn", arguments(197, 197)),
+        ("auto", "gpu", "einsum", arguments(197, 197, jnp.float32)),
+        ("auto", "gpu", "einsum", arguments(9, 9)),
+        ("auto", "gpu", "einsum", arguments(1, 1568)),
+        ("auto", "gpu", "cudnn", arguments(392, 392, bias=(2, 392, 392))),
+        ("auto", "gpu", "einsum", arguments(392, 392, mask=(3, 1, 392, 392))),
+        ("cudnn", "gpu", "cudnn", arguments(392, 392, mask=(3, 1, 392, 392))),
+        ("cudnn", "gpu", "einsum", arguments(392, 392, mask=(3, 1, 392, 392), bias=(2, 392, 392))),
+        ("auto", "tpu", "pallas", arguments(*LONG)),
+        ("auto", "tpu", "pallas", arguments(*LONG, mask=(1, 1, 1, 1569))),
+        ("auto", "tpu", "einsum", arguments(197, 197)),
+        ("auto", "tpu", "einsum", arguments(1, 1568)),
+        ("auto", "tpu", "einsum", arguments(*LONG, mask=(1, 1, 1569, 1569))),
+        ("pallas", "tpu", "pallas", arguments(9, 9)),
+        ("pallas", "tpu", "einsum", arguments(9, 9, bias=(2, 9, 9))),
+        ("xla", "tpu", "xla", arguments(9, 9)),
+        ("einsum", "tpu", "einsum", arguments(*LONG)),
+    ],
+)
+def test_the_backend_depends_on_device_type_length_and_mask(monkeypatch, backend, platform, found, made):
+    monkeypatch.setattr(fused, "device_platform", lambda: platform)
+    with traced_for(platform):
+        assert chosen_backend(backend, *made) == found
+
+
+@pytest.mark.quick
+def test_attention_divides_groups_or_queries_among_devices_or_stays_with_einsums(monkeypatch):
+    monkeypatch.setattr(
+        fused, "current_mesh", lambda: jax.sharding.AbstractMesh((2, 1, 4), ("data", "fsdp", "context"))
+    )
+    for groups, queries, found in ((4, 197, "pallas"), (1, 1568, "pallas"), (1, 1569, "einsum")):
+        q = jnp.zeros((2, groups, queries, 1, 8))
+        with traced_for("tpu"):
+            assert chosen_backend("pallas", q, [KeyValues(q, q)]) == found
+            assert chosen_backend("pallas", q[:1], [KeyValues(q[:1], q[:1])]) == "einsum"
+
+
+@pytest.mark.quick
+def test_what_was_chosen_is_recorded_by_numbers_of_queries_and_keys():
+    q, k = (jnp.zeros((2, n, 1, 8)) for n in (5, 7))
+    with record_backends() as found:
+        compute_attention(q, k, k)
+        compute_attention(q, k, k, np.ones(7, bool), kernel=softmax_kernel("xla"))
+    compute_attention(q, q, q)
+    assert found == {"5x7": "einsum", "5x7, mask": "xla"}
+
+
+def test_rematerialised_attention_keeps_no_weights_with_any_backend():
+    q = jnp.zeros((2, 5, 1, 8))
+    for backend in ("auto", "einsum", "xla"):
+        with remat_attention():
+            _, backward = jax.vjp(partial(compute_attention, kernel=softmax_kernel(backend)), q, q, q)
+        assert all(leaf.shape[-2:] != (5, 5) for leaf in jax.tree.leaves(backward))
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("backend, device", [("cudnn", "an NVIDIA GPU"), ("pallas", "a TPU")])
+def test_a_kernel_of_another_device_is_refused_where_the_model_runs_but_not_where_it_is_counted(backend, device):
+    graph, parameters = make("joint", backend=backend, dtype="bfloat16")
+    with pytest.raises(ConfigError) as error:
+        jax.eval_shape(lambda p, video: nnx.merge(graph, p)(video), parameters, clips(1))
+    assert str(error.value) == f"model.backend={backend} needs {device}, but JAX runs on cpu. Set model.backend=auto."
+    options = dict(dtype="bfloat16")
+    assert summarise(maker("joint", backend=backend, **options)) == summarise(maker("joint", **options))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (("cudnn", "softmax", jnp.float32, 64), "model.backend=cudnn does not support model.dtype=float32"),
+        (("cudnn", "softmax", BFLOAT16, 60), "model.width / model.heads=60"),
+        (("pallas", "softmax", jnp.float64, 64), "model.backend=pallas does not support model.dtype=float64"),
+        (("pallas", "relu", jnp.float32, 64), "model.backend=pallas computes softmax, not model.kernel=relu"),
+    ],
+)
+def test_an_impossible_backend_raises_an_error(arguments, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        check_backend(*arguments)
