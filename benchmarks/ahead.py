@@ -19,7 +19,6 @@ share or bytes are worse by more than 5%.
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import sys
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from pathlib import Path
 
 import jax
 
+from benchmarks.measure import versions
 from benchmarks.models import CONFIGS
 from configs.loading import FlagError, load, override
 from input_pipeline.errors import DataError
@@ -192,13 +192,6 @@ def summary(line: dict) -> str:
     parts += [f"{kind} {x['count']} x, {x['bytes'] / 1e6:.0f} MB" for kind, x in (line["exchanges"] or {}).items()]
     head = f"{line['config']}, {line['step']}, {line['clips']} clips a shard, {line['topology']}"
     return f"{head}: {'; '.join(parts)}; compiled in {line['compile_seconds']:.0f} s."
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of JAX and of the compilers that are installed."""
-    names = ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda12-plugin", "nvidia-cudnn-cu12")
-    installed = {name: next(importlib.metadata.distributions(name=name), None) for name in names}
-    return {name: found.version for name, found in installed.items() if found is not None}
 
 
 def commit() -> str | None:

@@ -9,13 +9,14 @@ def parse(about: str, **defaults) -> argparse.Namespace:
     Args:
         about: text that --help shows.
         **defaults: options with their default values. An option has the type of its default, or text if that is None.
+            An option whose default is False is a switch, without a value.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in defaults.items():
-        kind = (
-            dict(choices=["float32", "bfloat16"])
-            if name == "dtype"
-            else dict(type=str if default is None else type(default))
-        )
+        kind: dict = dict(type=str if default is None else type(default))
+        if name == "dtype":
+            kind = dict(choices=["float32", "bfloat16"])
+        elif default is False:
+            kind = dict(action="store_true")
         parser.add_argument(f"--{name.replace('_', '-')}", default=default, **kind)
     return parser.parse_args()

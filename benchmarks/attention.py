@@ -1,12 +1,13 @@
 """Compares the backends of softmax attention on groups as large as those of the base models.
 
-Command: python -m benchmarks.attention [--batch=1] [--rounds=9] [--dtype=float32]
+Command: python -m benchmarks.attention [--batch=1] [--rounds=9] [--dtype=float32] [--only=SCHEME;SCHEME] [--minutes=0]
 
 The backends take turns. Prints one JSON line for each scheme: median seconds of forward, and of forward and backward,
-for each backend that this machine supports, or null where memory is exhausted. `model.backend=auto` is chosen from
-these results.
+for each backend, or null where memory is exhausted. `skipped_backends` says why a backend cannot run. After --minutes,
+if it is not 0, the other schemes are skipped. `model.backend=auto` is chosen from these results.
 """
 
+import json
 import statistics
 import time
 from functools import partial
@@ -32,55 +33,74 @@ def time_call(run, *arguments) -> float:
     return time.perf_counter() - started
 
 
-def main():
-    args = parse(__doc__, batch=1, rounds=9, dtype="float32")
-    keep_memory()
-    backends = []
+def compile_passes(backend: str, q, k, v, g) -> dict:
+    """Returns the compiled forward pass of a backend, and that of forward and backward, with their arguments.
+
+    Raises:
+        ConfigError: the backend does not support the type of q or the device.
+        jax.errors.JaxRuntimeError: the compiler fails.
+    """
+    check_backend(backend, "softmax", q.dtype, WIDTH)
+    forward = partial(compute_attention, kernel=softmax_kernel(backend))
+    both = jax.jit(lambda q, k, v, g: jax.vjp(forward, q, k, v)[1](g))
+    passes = {"forward": (jax.jit(forward), (q, k, v)), "both": (both, (q, k, v, g))}
+    return {name: (run.lower(*arguments).compile(), arguments) for name, (run, arguments) in passes.items()}
+
+
+def first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def measure(scheme: str, batch: int, rounds: int, dtype: str) -> None:
+    """Prints the JSON line of one scheme."""
+    groups, queries, keys = GROUPS[scheme]
+    rng = np.random.default_rng(0)
+    q, k, v, g = (
+        jnp.asarray(rng.normal(size=(batch, groups, n, HEADS, WIDTH)), dtype) for n in (queries, keys, keys, queries)
+    )
+    runs, seconds, skipped = {}, {}, {}
     for backend in BACKENDS[1:]:
         try:
-            check_backend(backend, "softmax", jnp.dtype(args.dtype), WIDTH)
-            backends.append(backend)
-        except ConfigError as error:
-            print(f"Skipped {backend}: {error}")
-    for scheme, (groups, queries, keys) in GROUPS.items():
-        rng = np.random.default_rng(0)
-        q, k, v, g = (
-            jnp.asarray(rng.normal(size=(args.batch, groups, n, HEADS, WIDTH)), args.dtype)
-            for n in (queries, keys, keys, queries)
-        )
-        runs, seconds, out_of_memory = {}, {}, set()
-        for backend in backends:
-            forward = partial(compute_attention, kernel=softmax_kernel(backend))
-            runs[backend, "forward"] = jax.jit(forward), (q, k, v)
-            runs[backend, "both"] = (
-                jax.jit(lambda q, k, v, g, forward=forward: jax.vjp(forward, q, k, v)[1](g)),
-                (q, k, v, g),
-            )
-        for _ in range(1 + args.rounds):
-            for name, (run, arguments) in runs.items():
-                if name not in out_of_memory:
-                    try:
-                        seconds.setdefault(name, []).append(time_call(run, *arguments))
-                    except jax.errors.JaxRuntimeError as error:
-                        if "RESOURCE_EXHAUSTED" not in str(error):
-                            raise
-                        out_of_memory.add(name)
-        report(
-            benchmark="attention",
-            scheme=scheme,
-            groups=groups,
-            queries=queries,
-            keys=keys,
-            batch=args.batch,
-            dtype=args.dtype,
-            seconds={
-                backend: {
-                    pass_: None if (backend, pass_) in out_of_memory else statistics.median(seconds[backend, pass_][1:])
-                    for pass_ in ("forward", "both")
-                }
-                for backend in backends
-            },
-        )
+            passes = compile_passes(backend, q, k, v, g)
+            runs |= {(backend, name): call for name, call in passes.items()}
+        except (ConfigError, NotImplementedError, ValueError, jax.errors.JaxRuntimeError) as error:
+            skipped[backend] = first_line(error)
+    out_of_memory = set()
+    for _ in range(1 + rounds):
+        for name, (run, arguments) in runs.items():
+            if name not in out_of_memory:
+                try:
+                    seconds.setdefault(name, []).append(time_call(run, *arguments))
+                except jax.errors.JaxRuntimeError as error:
+                    if "RESOURCE_EXHAUSTED" not in str(error):
+                        raise
+                    out_of_memory.add(name)
+    medians = {backend: {} for backend, _ in runs}
+    for backend, name in runs:
+        is_measured = (backend, name) not in out_of_memory
+        medians[backend][name] = statistics.median(seconds[backend, name][1:]) if is_measured else None
+    report(
+        benchmark="attention",
+        scheme=scheme,
+        groups=groups,
+        queries=queries,
+        keys=keys,
+        batch=batch,
+        dtype=dtype,
+        seconds=medians,
+        skipped_backends=skipped,
+    )
+
+
+def main():
+    args = parse(__doc__, batch=1, rounds=9, dtype="float32", only=";".join(GROUPS), minutes=0.0)
+    keep_memory()
+    deadline = time.monotonic() + 60 * args.minutes if args.minutes else None
+    for scheme in args.only.split(";"):
+        if deadline is not None and time.monotonic() >= deadline:
+            print(json.dumps(dict(benchmark="attention", scheme=scheme, skipped="The time was over.")), flush=True)
+        else:
+            measure(scheme, args.batch, args.rounds, args.dtype)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from vidformers import build
 from vidformers.models.fuse import fuse_projections
 from vidformers.parallel.batch import abstract_batch
 from vidformers.parallel.mesh import make_mesh
+from vidformers.parallel.state import convert_layers
 from vidformers.training.optim import make_optimizer
-from vidformers.training.setup import abstract_state, trace_step
+from vidformers.training.setup import abstract_state, step_state, trace_step
 from vidformers.training.step import initial_state, make_step
 
 # Environment of a malloc that keeps freed memory: jemalloc, or glibc's malloc where jemalloc is not installed.
@@ -57,7 +58,8 @@ class LoweredStep:
     """A training step (cross-entropy, AdamW) of one model at its published size, lowered for a batch on a mesh.
 
     Attributes:
-        abstract: the state as shapes, types and shardings.
+        abstract: the state as shapes, types and shardings, with stacked layers.
+        step_abstract: the state as the step takes it.
         batch: the batch as shapes, types and shardings.
         init: function that returns the initial state.
         lowered: the lowered step.
@@ -70,7 +72,8 @@ class LoweredStep:
         self.init = partial(initial_state, make_model, optimizer, None, 0)
         self.batch = abstract_batch(mesh, (rows, *nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))).shape))
         step = make_step(graph, optimizer, rate, seed=0, in_backward=in_backward)
-        self.lowered = trace_step(step, mesh, self.abstract, self.batch).lower()
+        self.step_abstract = self.abstract if in_backward else step_state(graph, self.abstract, mesh)
+        self.lowered = trace_step(step, mesh, self.step_abstract, self.batch).lower()
 
 
 class TrainingStep(LoweredStep):
@@ -88,7 +91,7 @@ class TrainingStep(LoweredStep):
         """Runs one step. Returns its seconds."""
         if self.state is None:
             shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
-            self.state = jax.jit(self.init, out_shardings=shardings)()
+            self.state = convert_layers(jax.jit(self.init, out_shardings=shardings)(), self.step_abstract)
             rng = np.random.default_rng(0)
             shapes = {name: leaf.shape for name, leaf in self.batch.items()}
             self.rows = jax.device_put(
@@ -147,6 +150,13 @@ def processor() -> str:
     )
 
 
+def versions() -> dict[str, str]:
+    """Returns the versions of JAX and of the compilers that are installed."""
+    names = ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda12-plugin", "nvidia-cudnn-cu12")
+    installed = {name: next(importlib.metadata.distributions(name=name), None) for name in names}
+    return {name: found.version for name, found in installed.items() if found is not None}
+
+
 def report(**metrics) -> None:
     """Prints one JSON line: the metrics, and the device, versions and date of the measurement."""
     print(
@@ -158,7 +168,8 @@ def report(**metrics) -> None:
                 "cores": os.cpu_count(),
                 "malloc": "jemalloc" if "jemalloc" in os.environ.get("LD_PRELOAD", "") else "glibc",
                 "date": datetime.date.today().isoformat(),
-                "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")},
+                "versions": versions(),
             }
-        )
+        ),
+        flush=True,
     )

@@ -1,23 +1,34 @@
-"""Measures every published model: parameters, multiply-adds, and a training step at its published size.
+"""Measures every published model: parameters, multiply-adds, and a training or inference step at its published size.
 
-Command: python -m benchmarks.models [--batch=1] [--steps=3] [--dtype=float32] [--only=CONFIG,CONFIG]
-Prints one JSON line a model. `--table=FILE` prints the lines of FILE as the README's table instead. The compilation
-cache is off. Temporary memory is what the compiled step allocates in addition to its arguments. --steps=0 compiles
-only.
+Command: python -m benchmarks.models [--modes=train,eval] [--batch=1] [--steps=3] [--dtype=float32]
+         [--only=CONFIG,CONFIG] [--minutes=0] [--depth=0] [--image-size=0]
+Prints one JSON line for each model and mode. `--table=FILE` prints the lines of FILE as the README's table instead. The
+compilation cache is off. Temporary memory is what the compiled step allocates in addition to its arguments. --steps=0
+compiles only. Where a step does not fit in memory, the batch is halved. Each model runs in a process of its own. After
+--minutes, if it is not 0, a running model is stopped and the others are skipped. A step that is skipped has a line with
+the reason. --depth and --image-size replace those of the models, to try the command.
 """
 
+import argparse
 import json
 import statistics
 import subprocess
 import sys
+import threading
+import time
 from functools import partial
 from pathlib import Path
 
+import jax
+
 from benchmarks.arguments import parse
-from benchmarks.measure import TrainingStep, keep_memory, report
+from benchmarks.measure import keep_memory, report
+from benchmarks.throughput import MODES
 from configs.loading import load
 from vidformers import build
 from vidformers.models.summary import summarise
+from vidformers.parallel.memory import program_bytes
+from vidformers.parallel.peak import peak_flops
 
 CONFIGS = (
     "vit_b16",
@@ -39,30 +50,82 @@ CONFIGS = (
 )
 
 
-def measure(name: str, batch: int, steps: int, dtype: str) -> None:
-    """Prints the JSON line of one model."""
-    model = load(f"configs/{name}.py").model.to_dict() | dict(dtype=dtype)
+def timed(kind, name: str, batch: int, steps: int, **options) -> dict | None:
+    """Returns the measurements of one step, or None if it does not fit in memory."""
+    try:
+        step = kind(name, batch, **options)
+        rate = None
+        if steps:
+            step()
+            rate = batch / statistics.median(step() for _ in range(steps))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None
+    return dict(
+        batch=batch,
+        clips_per_second=rate,
+        temporary_mib=step.temporary_bytes / 2**20,
+        program_mib=program_bytes(step.compiled) / 2**20,
+        compile_seconds=step.compile_seconds,
+    )
+
+
+def measure(config: str, mode: str, args: argparse.Namespace) -> None:
+    """Prints the JSON line of one model in one mode."""
+    changes = {"depth": args.depth, "image_size": args.image_size}
+    model = load(f"configs/{config}.py").model.to_dict() | dict(dtype=args.dtype)
+    model |= {name: value for name, value in changes.items() if value}
     cost = summarise(partial(build, **model))
-    name = model.pop("name")
-    step = TrainingStep(name, batch, **model)
-    rate = None
-    if steps:
-        step()
-        rate = batch / statistics.median(step() for _ in range(steps))
+    name, (kind, passes) = model.pop("name"), MODES[mode]
+    batch, measured = args.batch, None
+    while batch and measured is None:
+        measured = timed(kind, name, batch, args.steps, **model)
+        batch //= 2
+    if measured is None:
+        print(json.dumps(skipped(config, mode, "One clip does not fit in memory.")), flush=True)
+        return
+    peak, rate = peak_flops(jax.devices()[0]), measured["clips_per_second"]
     report(
         benchmark="models",
-        config=name,
-        batch=batch,
+        config=config,
+        mode=mode,
         frames=model["frames"],
         size=model["image_size"],
-        dtype=dtype,
+        dtype=args.dtype,
         params=cost.params,
         macs_per_view=cost.macs_per_view,
         macs_per_view_linear=cost.macs_per_view_linear,
-        clips_per_second=rate,
-        temporary_mib=step.temporary_bytes / 2**20,
-        compile_seconds=step.compile_seconds,
+        share_of_published_peak=2 * passes * cost.macs_per_view * rate / peak if peak and rate else None,
+        **measured,
     )
+
+
+def skipped(config: str, mode: str, reason: str) -> dict:
+    """Returns the line of a step that was not measured."""
+    return dict(benchmark="models", config=config, mode=mode, skipped=reason)
+
+
+def measure_apart(config: str, args: argparse.Namespace, deadline: float | None) -> None:
+    """Measures one model in a process of its own, and prints a line for each mode that has none at its end."""
+    flags = [f"--{name}={getattr(args, name)}" for name in ("batch", "steps", "dtype", "modes", "depth")]
+    command = [sys.executable, "-m", "benchmarks.models", *flags, f"--image-size={args.image_size}", f"--only={config}"]
+    missing, is_late = args.modes.split(","), deadline is not None and time.monotonic() >= deadline
+    status = None
+    if not is_late:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            timer = threading.Timer(0 if deadline is None else deadline - time.monotonic(), process.kill)
+            if deadline is not None:
+                timer.start()
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                if line.startswith("{"):
+                    missing.remove(json.loads(line)["mode"])
+            timer.cancel()
+        status, is_late = process.returncode, deadline is not None and time.monotonic() >= deadline
+    reason = "The time was over." if is_late else f"Its process ended with status {status}."
+    for mode in missing:
+        print(json.dumps(skipped(config, mode, reason)), flush=True)
 
 
 def show(path: str) -> None:
@@ -79,7 +142,7 @@ def show(path: str) -> None:
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for line in Path(path).read_text().splitlines():
         row = json.loads(line)
-        if row["benchmark"] == "models":
+        if row["benchmark"] == "models" and row.get("mode", "train") == "train" and "skipped" not in row:
             rate = f"{row['clips_per_second']:.3g}" if row["clips_per_second"] else ""
             print(
                 f"| `{row['config']}` | {row['frames']} | {row['params']:,} | {row['macs_per_view'] / 1e9:.1f} "
@@ -89,26 +152,32 @@ def show(path: str) -> None:
 
 
 def main():
-    args = parse(__doc__, batch=1, steps=3, dtype="float32", only=",".join(CONFIGS), table=None)
+    args = parse(
+        __doc__,
+        modes="train",
+        batch=1,
+        steps=3,
+        dtype="float32",
+        only=",".join(CONFIGS),
+        minutes=0.0,
+        depth=0,
+        image_size=0,
+        table=None,
+    )
     if args.table:
         return show(args.table)
     keep_memory()
-    configs = args.only.split(",")
-    if len(configs) == 1:
-        return measure(configs[0], args.batch, args.steps, args.dtype)
+    configs, modes = args.only.split(","), args.modes.split(",")
+    if unknown := (set(configs) - set(CONFIGS)) | (set(modes) - set(MODES)):
+        raise SystemExit(f"There is no {', '.join(sorted(unknown))}. Use {', '.join([*MODES, *CONFIGS])}.")
+    if len(configs) == 1 and not args.minutes:
+        for mode in modes:
+            measure(configs[0], mode, args)
+        return None
+    deadline = time.monotonic() + 60 * args.minutes if args.minutes else None
     for name in configs:  # one process a model, so that no memory of another model remains
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "benchmarks.models",
-                f"--batch={args.batch}",
-                f"--steps={args.steps}",
-                f"--dtype={args.dtype}",
-                f"--only={name}",
-            ],
-            check=True,
-        )
+        measure_apart(name, args, deadline)
+    return None
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ Command: python -m benchmarks.throughput [--only=CONFIG,CONFIG] [--batches=8,16,
 PYTHON is an interpreter with torch and transformers. With it, Hugging Face's TimeSformer, ViViT and VideoMAE run first,
 eager and under torch.compile, before JAX holds memory. Next is a square matrix product, whose rate is the peak that the
 shares refer to, then our models. Prints one JSON line for each model and mode, at the largest batch worth its memory:
-the next larger one gains less than 3%, or does not fit. `--table=FILE` prints recorded lines as a table instead.
+the next larger one gains less than 3%, or does not fit. With `--only=` it prints the peak alone. `--table=FILE` prints
+recorded lines as a table instead.
 """
 
 import json
@@ -145,7 +146,7 @@ def main():
         )
     rate = peak(args.product, args.dtype)
     report(benchmark="peak", side=args.product, dtype=args.dtype, flops_per_second=rate)
-    for name in args.only.split(","):
+    for name in filter(None, args.only.split(",")):
         for mode in MODES:
             metrics = best(batches, partial(ours, name, mode, args.steps, args.dtype, args.backend))
             if metrics is None:
