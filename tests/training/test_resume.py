@@ -282,6 +282,11 @@ def test_the_folder_of_another_run_is_refused_and_the_message_names_the_field(fi
     assert files == {path: path.read_bytes() for path in halfway.rglob("*") if path.is_file()}
 
 
+def test_the_description_of_a_run_names_the_backend_of_every_attention(halfway):
+    attention = json.loads((halfway / "run.json").read_text())["attention"]
+    assert attention and set(attention.values()) == {"einsum"} and all("x" in shape for shape in attention)
+
+
 def test_a_manifest_that_has_changed_under_its_name_is_refused(halfway, data, tmp_path, capsys):
     other = shutil.copytree(data, tmp_path / "clips")
     reverse_manifest(data / "train.csv", other / "train.csv")

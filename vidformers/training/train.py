@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from input_pipeline.files import write_text
+from vidformers.attention.fused import record_backends
 from vidformers.errors import require
 from vidformers.parallel.batch import put_batch
 from vidformers.parallel.processes import barrier
@@ -54,6 +55,7 @@ def train(config: dict, path) -> dict:
             if main:
                 stack.enter_context(lock(workdir))
             description = describe_run(config, _describe_data(setup))
+            description["attention"] = stack.enter_context(record_backends())  # filled while the step is traced
             changes = differences_from_stored_run(workdir, description)
             checkpoints = stack.enter_context(Checkpoints(workdir, **config["checkpoint"]))
             restored = checkpoints.restore(setup.abstract)

@@ -87,6 +87,8 @@ def lock(workdir: Path) -> IO[str]:
 def describe_run(config: dict, data: dict) -> dict:
     """Returns the contents of `run.json`: config, data, commit, versions and devices.
 
+    `train` adds the entry `attention`, the backends of `model.backend` by numbers of queries and keys.
+
     Args:
         config: the config of the run.
         data: the entry `data`: the digests of the manifests, the class names and other facts.
