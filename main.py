@@ -1,4 +1,4 @@
-"""Trains, evaluates, predicts, explains, exports and summarises. `python main.py --help` shows the flags."""
+"""Plans, trains, evaluates, predicts, explains, exports and summarises. `python main.py --help` shows the flags."""
 
 import sys
 from importlib import import_module
@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 from vidformers.training.signals import StopRequested, install_signal_handlers, report_stop
 
 USAGE = """python main.py --config=FILE[:NAME] [--config.section.field=value ...]
-               [--workdir=DIR] [--mode=train|eval|predict|explain|export|summary] [--distributed=true]
+               [--workdir=DIR] [--mode=train|eval|plan|predict|explain|export|summary]
+               [--distributed=true]
                [--coordinator=HOST:PORT --processes=N --process=I]
                [--video=FILE_OR_FOLDER_OR_LIST] [--out=FILE.jsonl_OR_DIR] [--features=FILE.npz]
                [--target=CLASS]
+               [--topology=v5e:4x4 --estimate=true --largest=false --train_videos=N --decode_rate=CLIPS]
 
 --config is a config file, such as those in configs/. configs/base.py lists every field. Some files take a NAME:
 configs/demo.py takes a model, and configs/kinetics400.py takes a config, such as mevit_b16.
@@ -20,6 +22,12 @@ configs/demo.py takes a model, and configs/kinetics400.py takes a config, such a
 
 --distributed=true joins the processes of a TPU pod or cluster into one run. If there is no scheduler, give each process
 --coordinator=HOST:PORT of the first process, --processes=N and --process=I, from 0 to N-1.
+
+--mode=plan compiles the training step for the TPUs or GPUs of --topology, which need not be here, or else for the
+devices that are here. It prints whether the step fits, the largest batch that fits, the least time of a step, and how
+many frames must be decoded per second. The last line is one JSON object. No data need exist. --estimate=true adds the
+estimate of the TPU compiler. --largest=false leaves out the largest batch. --train_videos=N is the number of training
+videos, and --decode_rate=CLIPS what one core decodes per second. docs/ahead.md explains the figures.
 
 --mode=predict prints the most likely classes of --video: a video file, a folder with videos at any depth, or a .txt or
 .csv list with one path per line. --out=FILE.jsonl writes one line of JSON per video. If the command is repeated, the
@@ -51,6 +59,9 @@ MODES = {
     "train": Mode("vidformers.training.train", "train"),
     "eval": Mode("vidformers.training.validation", "evaluate"),
     "summary": Mode("vidformers.inference.summarise", "print_summary"),
+    "plan": Mode(
+        "vidformers.training.plan", "plan", (), ("topology", "estimate", "largest", "train_videos", "decode_rate")
+    ),
     "predict": Mode("vidformers.inference.predict", "predict", ("video",), ("out", "features")),
     "explain": Mode("vidformers.inference.explain_videos", "explain", ("video", "out"), ("target",)),
     "export": Mode("vidformers.inference.export", "export", ("out",)),

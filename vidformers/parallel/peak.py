@@ -1,4 +1,4 @@
-"""The bfloat16 peak of devices, by their kind."""
+"""The bfloat16 peak and the memory bandwidth of devices, by their kind."""
 
 import jax
 
@@ -26,8 +26,29 @@ PEAKS = {
     "NVIDIA L4": 121e12,
     "NVIDIA L40S": 362e12,
 }
+# Bytes per second to and from the memory of one device, by the vendors' figures.
+BANDWIDTHS = {
+    "TPU v5 lite": CHIPS["v5e"].bandwidth,
+    "TPU v5e": CHIPS["v5e"].bandwidth,
+    "TPU v5": CHIPS["v5p"].bandwidth,
+    "TPU v5p": CHIPS["v5p"].bandwidth,
+    "TPU v6 lite": CHIPS["v6e"].bandwidth,
+    "TPU v6e": CHIPS["v6e"].bandwidth,
+    "NVIDIA A100-SXM4-40GB": 1555e9,
+    "NVIDIA A100-SXM4-80GB": 2039e9,
+    "NVIDIA A100 80GB PCIe": 1935e9,
+    "NVIDIA H100 80GB HBM3": CHIPS["h100"].bandwidth,
+    "NVIDIA H200": 4.8e12,
+    "NVIDIA L4": 300e9,
+    "NVIDIA L40S": 864e9,
+}
 
 
 def peak_flops(device: jax.Device) -> float | None:
     """Returns the bfloat16 floating-point operations per second of a device, or None if its kind is unknown."""
     return PEAKS.get(device.device_kind)
+
+
+def memory_bandwidth(device: jax.Device) -> float | None:
+    """Returns the bytes per second to and from the memory of a device, or None if its kind is unknown."""
+    return BANDWIDTHS.get(device.device_kind)

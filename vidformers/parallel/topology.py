@@ -117,6 +117,17 @@ def is_tpu(topology: str) -> bool:
     return topology.startswith("v")
 
 
+def check_compiler(topology: str) -> None:
+    """Raises ConfigError if the topology is unknown, or if its compiler is not installed."""
+    chip(topology)
+    module = "libtpu" if is_tpu(topology) else "jax_plugins.xla_cuda12"
+    require(
+        _is_installed(module),
+        f"--topology={topology} needs {'libtpu' if is_tpu(topology) else 'the CUDA plugin of JAX'}, which is not "
+        "installed here. Run `make ahead`, then use .venv-ahead/bin/python.",
+    )
+
+
 def devices(topology: str) -> list[jax.Device]:
     """Returns the described devices of a topology, for `parallel.mesh.make_mesh`.
 
@@ -125,14 +136,8 @@ def devices(topology: str) -> list[jax.Device]:
     Raises:
         ConfigError: the topology is unknown, or its compiler is not installed.
     """
-    chip(topology)
+    check_compiler(topology)
     kind, _, shape = topology.partition(":")
-    module = "libtpu" if is_tpu(topology) else "jax_plugins.xla_cuda12"
-    require(
-        _is_installed(module),
-        f"--topology={topology} needs {'libtpu' if is_tpu(topology) else 'the CUDA plugin of JAX'}, which is not "
-        "installed here. Run `make ahead`, then use .venv-ahead/bin/python.",
-    )
     try:
         if is_tpu(topology):
             os.environ.update({name: value for name, value in _LIBTPU_ENVIRONMENT.items() if name not in os.environ})

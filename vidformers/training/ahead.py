@@ -90,7 +90,7 @@ def compile_ahead(request: Request) -> Program:
     if request.topology is None:
         fields, program_text = _compile_here(request, None)
         return Program(**fields, text=program_text)
-    topology.chip(request.topology)
+    topology.check_compiler(request.topology)  # before a wait for the lock
     lock = topology.libtpu_lock() if topology.is_tpu(request.topology) else nullcontext()
     with lock, tempfile.TemporaryDirectory(prefix="vidformers-ahead-") as folder:
         process = multiprocessing.get_context("spawn").Process(target=_compile, args=(request, Path(folder)))
