@@ -388,3 +388,13 @@ def test_a_name_is_registered_once():
     entry = ENTRIES[0]
     with pytest.raises(ValueError, match="registered twice"):
         register(entry.name, entry.make, grid=entry.grid, expected_keys=entry.expected_keys)
+
+
+@pytest.mark.quick
+def test_a_whole_scheme_that_reads_neighbours_is_not_registered():
+    class Contradiction(Scheme):
+        reads_neighbours = True
+
+    with pytest.raises(ValueError, match="'contradiction' has reads_neighbours=True.* Set whole=False"):
+        register("contradiction", Contradiction, grid=(4, 2, 2), expected_keys=lambda grid, *place: [place])
+    assert "contradiction" not in SCHEMES

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from configs.loading import FlagError
 from vidformers import MODELS, ConfigError, build, load
 from vidformers.inference.export import write_export
 from vidformers.inference.predictor import Predictor
+from vidformers.parallel import target
 from vidformers.pretrained import Init
 from vidformers.pretrained import load as load_weights
 from vidformers.pretrained.assign import flatten
@@ -106,6 +109,19 @@ def test_the_program_computes_the_logits_of_the_model_at_any_batch_size(name, op
     expected, found = run(given, parameters, *inputs)
     for logits in found:
         np.testing.assert_allclose(logits, expected[: len(logits)], **TIGHT)
+
+
+def test_the_program_does_not_depend_on_the_devices_that_export_it(monkeypatch):
+    model = nnx.eval_shape(lambda: shell("timesformer")[1](rngs=nnx.Rngs(0)))
+
+    def program(platform):
+        monkeypatch.setattr(target, "device_platform", lambda: platform)
+        text = str(vidformers.inference.export.export_program(model).mlir_module())
+        return re.sub(r"loc\(.*\)|^#loc.*", "", text, flags=re.M)  # without lines of the source
+
+    assert program("tpu") == program("cpu")
+    monkeypatch.setattr(vidformers.inference.export, "traced_for", lambda _: nullcontext())
+    assert program("tpu") != program("cpu"), "layouts of TPUs differ, so the test above could fail"
 
 
 @pytest.mark.parametrize("name", [*MODELS, "vtn with a ResNet"])

@@ -63,12 +63,17 @@ def register(
 
     The arguments are the attributes of `SchemeEntry`.
 
-
     Raises:
-        ValueError: the name is registered already.
+        ValueError: the name is registered already, or a scheme that reads other groups is declared whole.
     """
     if name in SCHEMES:
         raise ValueError(f"The attention scheme {name!r} is registered twice.")
+    scheme = make()
+    if scheme.whole and scheme.reads_neighbours:
+        raise ValueError(
+            f"The attention scheme {name!r} has reads_neighbours=True, so a query attends to more than its group. Set "
+            "whole=False."
+        )
     SCHEMES[name] = SchemeEntry(name, make, grid, expected_keys, class_tokens)
 
 
