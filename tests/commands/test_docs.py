@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -18,13 +19,19 @@ from configs.base import base
 from configs.loading import load
 from vidformers import MODELS
 from vidformers.attention import registry as schemes
+from vidformers.attention.core import SelfAttention
 from vidformers.attention.groups import group_numbers
+from vidformers.attention.registry import SchemeEntry
+from vidformers.attention.scheme import position
+from vidformers.layers.tokens import Tokens
 from vidformers.models import registry as models
+from vidformers.models.summary import count_macs
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SECTIONS = ("data", "model", "train", "optim", "eval", "mesh", "checkpoint", "init")
 EXAMPLES = {  # files that a reader of docs/adding.md creates
     "vidformers/attention/rows.py",
+    "vidformers/attention/window.py",
     "vidformers/models/rows.py",
     "input_pipeline/sources/jsonl.py",
 }
@@ -160,24 +167,48 @@ def test_files_that_the_text_names_exist():
 
 def test_the_examples_of_adding_run(monkeypatch):
     text = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
-    scheme, model, _, source, *_ = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
+    scheme, window, model, _, source, *_ = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
     for registry, rows in ((schemes, "SCHEMES"), (models, "MODELS")):
         monkeypatch.setattr(registry, rows, dict(getattr(registry, rows)))
-    modules = [ModuleType(name) for name in ("example_scheme", "example_model", "example_source")]
+    modules = [ModuleType(f"example_{name}") for name in ("scheme", "model", "source", "window")]
     monkeypatch.setitem(sys.modules, "vidformers.attention.rows", modules[0])
-    for module, code in zip(modules, (scheme, model, source), strict=True):
+    for module, code in zip(modules, (scheme, model, source, window), strict=True):
         exec(code, module.__dict__)
     models.register("rows", modules[1].rows)
     tiny = dict(width=8, heads=2, depth=1, patch_size=4, frames=2, image_size=8, num_classes=3)
     clips = np.zeros((1, 2, 8, 8, 3), np.uint8)
     assert nnx.eval_shape(lambda: models.build("rows", rngs=nnx.Rngs(0), **tiny)(clips)).shape == (1, 3)
     assert all(hasattr(modules[2], name) for name in ("TRAIN", "VAL", "read", "classes"))
-    entry = schemes.SCHEMES["rows"]
-    groups = np.asarray(group_numbers(entry.make(), entry.grid))[0] - 1
-    for patch in np.ndindex(entry.grid):
-        (group,) = (set(group) for group in groups if np.ravel_multi_index(patch, entry.grid) in group)
-        keys = {int(np.ravel_multi_index(key, entry.grid)) for key in entry.expected_keys(entry.grid, *patch)}
-        assert group == keys, patch
+    for name in ("rows", "window"):
+        assert_keys_are_expected(schemes.SCHEMES[name])
+    macs = [attention_macs(schemes.SCHEMES["window"].make(), frames) for frames in (8, 16, 32)]
+    assert macs == [macs[0], 2 * macs[0], 4 * macs[0]]
+
+
+def assert_keys_are_expected(entry: SchemeEntry) -> None:
+    """Asserts that every patch gathers and sees exactly the expected keys."""
+    scheme, grid = entry.make(), entry.grid
+    query = group_numbers(scheme, grid)
+    key = scheme.neighbourhood(query, grid)
+    query, key = np.broadcast_arrays(query[..., None], key[:, :, None])
+    seen = (query > 0) & (key > 0) & scheme.visible(position(query, grid), position(key, grid))
+    found = {(int(q) - 1, int(k) - 1) for q, k in zip(query[seen], key[seen], strict=True)}
+    assert found == {
+        (int(np.ravel_multi_index(patch, grid)), int(np.ravel_multi_index(other, grid)))
+        for patch in np.ndindex(grid)
+        for other in entry.expected_keys(grid, *patch)
+    }
+
+
+def attention_macs(scheme, frames: int) -> int:
+    """Returns the multiply-adds of a sublayer on a clip of this many frames of 2 x 2 patches."""
+    layer = nnx.eval_shape(lambda: SelfAttention(scheme, 8, 2, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(layer)
+    grid = (frames, 2, 2)
+    tokens = Tokens(
+        jax.ShapeDtypeStruct((1, frames, 4, 8), "float32"), jax.ShapeDtypeStruct((1, 0, 8), "float32"), grid
+    )
+    return count_macs(lambda state, tokens: nnx.merge(graph, state)(tokens), state, tokens).total
 
 
 def test_the_readme_is_a_front_page():
