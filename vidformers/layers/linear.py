@@ -45,15 +45,13 @@ class Linear(nnx.Linear):
         (`parallel.state`): then no copy of them is made.
         """
         assert self.bias is not None
-
-        def split(parameter):
-            return jnp.split(parameter[...].astype(x.dtype), parts, axis=-1)
-
-        return [
-            on_rows(lambda rows, kernel=kernel: jnp.einsum("...d,hed->...he", rows, _heads(kernel.T, heads)), x)
-            + _heads(bias, heads)
-            for kernel, bias in zip(split(self.kernel), split(self.bias), strict=True)
-        ]
+        # Split first: XLA moves no split across a cast, so it would cast and join kernels that are separate arrays.
+        kernels, biases = (jnp.split(parameter[...], parts, axis=-1) for parameter in (self.kernel, self.bias))
+        out = []
+        for kernel, bias in zip(kernels, biases, strict=True):
+            kernel, bias = (_heads(array.T.astype(x.dtype), heads) for array in (kernel, bias))
+            out.append(on_rows(lambda rows, kernel=kernel: jnp.einsum("...d,hed->...he", rows, kernel), x) + bias)
+        return out
 
     def from_heads(self, x):
         """Returns the projection (... outputs) of x (... h e)."""
