@@ -7,14 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from tiny import clips, make, maker, quick_jit
 
-from vidformers.attention import fused
+from vidformers.attention import fused, sharding
 from vidformers.attention.core import compute_attention, remat_attention
 from vidformers.attention.fused import check_backend, chosen_backend, record_backends, softmax_kernel
 from vidformers.attention.kernels import KeyValues, softmax
 from vidformers.errors import ConfigError
 from vidformers.models.summary import summarise
+from vidformers.parallel.mesh import make_mesh, with_mesh
 from vidformers.parallel.target import traced_for
 
 BFLOAT16 = jnp.bfloat16
@@ -130,15 +132,33 @@ def test_the_backend_depends_on_device_type_length_and_mask(monkeypatch, backend
 
 
 @pytest.mark.quick
-def test_attention_divides_groups_or_queries_among_devices_or_stays_with_einsums(monkeypatch):
-    monkeypatch.setattr(
-        fused, "current_mesh", lambda: jax.sharding.AbstractMesh((2, 1, 4), ("data", "fsdp", "context"))
-    )
-    for groups, queries, found in ((4, 197, "pallas"), (1, 1568, "pallas"), (1, 1569, "einsum")):
-        q = jnp.zeros((2, groups, queries, 1, 8))
+def test_a_batch_that_cannot_be_divided_among_devices_stays_with_einsums(monkeypatch):
+    mesh = jax.sharding.AbstractMesh((2, 1, 4), ("data", "fsdp", "context"))
+    monkeypatch.setattr(sharding, "current_mesh", lambda: mesh)
+    for rows, found in ((2, "pallas"), (3, "einsum")):
+        q = jnp.zeros((rows, 1, 9, 1, 8))
         with traced_for("tpu"):
             assert chosen_backend("pallas", q, [KeyValues(q, q)]) == found
-            assert chosen_backend("pallas", q[:1], [KeyValues(q[:1], q[:1])]) == "einsum"
+
+
+@pytest.mark.parametrize("groups, queries", [(4, 5), (3, 5), (1, 6)])
+def test_masks_and_biases_are_divided_among_devices_like_their_queries(groups, queries):
+    """Also gradients of what all devices read: a bias and a dictionary."""
+    mesh = make_mesh(data=2, context=2, devices=jax.devices()[:4])
+    q, k, v = (draw(2, groups, n, 2, 8) for n in (queries, 7, 7))
+    mask, bias = hidden(1, groups, 1, queries, 7), draw(2, queries, 7)
+
+    def loss(kernel, q, k, v, bias, others):
+        out = kernel(q, [KeyValues(k, v, mask, bias), *others])
+        return (out * draw(*out.shape)).sum(), out
+
+    def run(kernel):
+        return jax.value_and_grad(partial(loss, kernel), (0, 1, 2, 3, 4), has_aux=True)
+
+    expected = quick_jit(run(softmax))(q, k, v, bias, [DICTIONARY])
+    divided = with_mesh(mesh, run(partial(sharding.on_each_device, softmax)))
+    found = jax.jit(divided, in_shardings=NamedSharding(mesh, PartitionSpec()))(q, k, v, bias, [DICTIONARY])
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
 
 
 @pytest.mark.quick

@@ -2,7 +2,7 @@
 
 What stays with einsums, even if the config names another backend, and why:
 
-- Any kernel, where neither the groups nor their queries can be divided among the devices along `context`.
+- 'cudnn' and 'pallas': a batch that cannot be divided equally among the devices.
 - 'cudnn': a bias together with a mask that differs between groups, as in the shifted windows of Swin. cuDNN takes the
   sum of both for each group and head, which has as many elements as the scores.
 - 'pallas': a bias, and a mask that differs between queries, as in schemes that are not partitions. Splash attention has
@@ -21,12 +21,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from vidformers.attention.kernels import KeyValues, softmax
 from vidformers.attention.pallas import splash_attention
+from vidformers.attention.sharding import on_each_device, pad_axis, partition, with_queries
 from vidformers.errors import require
-from vidformers.parallel.mesh import BATCH_AXES, current_mesh, num_batch_shards
 from vidformers.parallel.target import device_platform, is_assumed, target_platform
 
 BACKENDS = ("auto", "einsum", "xla", "cudnn", "pallas")
@@ -124,7 +123,7 @@ class Softmax:
         if backend == "xla":
             kernel = partial(_joined, _xla)
             return (jax.checkpoint(kernel) if self.rematerialise else kernel)(q, key_values)
-        return _on_each_device(partial(_joined, _cudnn if backend == "cudnn" else _pallas), q, key_values)
+        return on_each_device(partial(_joined, _cudnn if backend == "cudnn" else _pallas), q, key_values)
 
 
 def chosen_backend(backend: str, q, key_values) -> str:
@@ -162,7 +161,7 @@ def _cudnn_supports(q, key_values) -> bool:
     has_bias = any(item.bias is not None for item in key_values)
     differs = any(_differs_by_group(x) for item in key_values for x in (item.mask, item.bias))
     is_supported = q.dtype == jnp.bfloat16 and _cudnn_supports_width(q.shape[-1]) and not (has_bias and differs)
-    return is_supported and _partition(q) is not None
+    return is_supported and partition(q) is not None
 
 
 def _pallas_supports(q, key_values) -> bool:
@@ -170,7 +169,7 @@ def _pallas_supports(q, key_values) -> bool:
     hides_keys_from_all = all(item.mask is None or item.mask.shape[-3:-1] == (1, 1) for item in key_values)
     has_bias = any(item.bias is not None for item in key_values)
     is_supported = q.dtype in (jnp.bfloat16, jnp.float32) and hides_keys_from_all and not has_bias
-    return is_supported and _partition(q) is not None
+    return is_supported and partition(q) is not None
 
 
 def _cudnn_supports_width(head_width: int) -> bool:
@@ -249,13 +248,13 @@ def _cudnn(q, k, v, mask, bias):
     if mask is not None or bias is not None:
         if pad_k:
             mask = jnp.ones((1, 1, 1, keys), bool) if mask is None else mask
-            mask = jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, 1)))
-        mask, bias = (_with_queries(x, queries, pad_q) for x in (mask, bias))
+            mask = pad_axis(mask, -1, pad_k)
+        mask, bias = (with_queries(x, queries, pad_q) for x in (mask, bias))
         if bias is not None:
-            bias = jnp.pad(bias.astype(q.dtype), ((0, 0), (0, 0), (0, 0), (0, pad_k)))
+            bias = pad_axis(bias.astype(q.dtype), -1, pad_k)
     elif pad_q or pad_k:
         query_lengths, key_lengths = (jnp.full((b,), n, jnp.int32) for n in (queries, keys))
-    q, k, v = (jnp.pad(x, ((0, 0), (0, n), (0, 0), (0, 0))) for x, n in ((q, pad_q), (k, pad_k), (v, pad_k)))
+    q, k, v = pad_axis(q, 1, pad_q), pad_axis(k, 1, pad_k), pad_axis(v, 1, pad_k)
     out = jax.nn.dot_product_attention(
         q,
         k,
@@ -269,66 +268,8 @@ def _cudnn(q, k, v, mask, bias):
     return out[:, :queries]
 
 
-def _with_queries(x, queries: int, padding: int):
-    """Returns x (b h q k) for all queries, and for `padding` more, which take the values of the last query."""
-    if x is None:
-        return None
-    x = jnp.broadcast_to(x, (*x.shape[:2], queries, x.shape[3]))
-    return jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0)), mode="edge")
-
-
 def _pallas(q, k, v, mask, bias):
     """Returns attention by the kernel for TPUs, which is interpreted on other devices (within `traced_for`)."""
     assert bias is None
     visible = None if mask is None else mask[:, 0, 0]
     return splash_attention(q, k, v, visible, interpret=device_platform() != "tpu")
-
-
-def _on_each_device(kernel, q, key_values):
-    """Returns `kernel(q, key_values)`, computed by every device of the mesh for its own part of the batch.
-
-    GSPMD cannot divide a Pallas kernel. It refuses cuDNN's where queries and keys are sharded differently, as with the
-    keys of a dictionary.
-    """
-    if current_mesh() is None:
-        return kernel(q, key_values)
-    lead, rows = _partition(q)
-
-    def spec(x, row_axis=None):
-        names: list = [None] * x.ndim
-        for i in range(1, x.ndim - 2):  # the leading axes, from the last on: x may have fewer of them than q
-            same = i <= len(lead) and x.shape[-3 - i] == q.shape[-3 - i]
-            names[-3 - i] = lead[-i] if same else None
-        if row_axis is not None and x.shape[row_axis] == q.shape[-3]:
-            names[row_axis] = rows
-        return PartitionSpec(*names)
-
-    def specs(item):
-        mask, bias = (None if x is None else spec(x, -2) for x in (item.mask, item.bias))
-        return KeyValues(spec(item.k), spec(item.v), mask, bias)
-
-    return jax.shard_map(
-        kernel,
-        mesh=current_mesh(),
-        in_specs=(spec(q, -3), [specs(item) for item in key_values]),
-        out_specs=spec(q, -3),
-        check_vma=False,  # Pallas kernels do not say along which axes their results vary
-    )(q, key_values)
-
-
-def _partition(q):
-    """Returns the mesh axes over which queries (... q h e) are divided: of the leading axes, and of the queries.
-
-    Returns None if devices cannot get equal parts. Without a mesh there is one part.
-    """
-    mesh, lead = current_mesh(), q.shape[:-3]
-    if mesh is None:
-        return [None] * len(lead), None
-    if not lead or lead[0] % num_batch_shards(mesh):
-        return None
-    names, context = [BATCH_AXES, *[None] * (len(lead) - 1)], mesh.shape["context"]
-    if context == 1:
-        return names, None
-    if len(lead) > 1 and lead[1] % context == 0:
-        return [BATCH_AXES, "context", *names[2:]], None
-    return (names, "context") if q.shape[-3] % context == 0 else None

@@ -54,8 +54,7 @@ def train(config: dict, path) -> dict:
             setup, workdir = set_up(config), open_workdir(path)
             if main:
                 stack.enter_context(lock(workdir))
-            description = describe_run(config, _describe_data(setup))
-            description["attention"] = stack.enter_context(record_backends())  # filled while the step is traced
+            description = describe_run(config, _describe_data(setup), stack.enter_context(record_backends()))
             changes = differences_from_stored_run(workdir, description)
             checkpoints = stack.enter_context(Checkpoints(workdir, **config["checkpoint"]))
             restored = checkpoints.restore(setup.abstract)
