@@ -48,10 +48,12 @@ def self_attention(scheme, **options):
 
 def attentions() -> dict:
     """Returns name -> (sublayer without rngs, class tokens: 'none', or one per 'clip' or per 'frame')."""
-    registered = {
-        name: (self_attention(entry.make()), "clip" if "clip" in entry.class_tokens else "frame")
-        for name, entry in load_schemes().items()
-    }
+    registered = {}
+    for name, entry in load_schemes().items():
+        scheme = entry.make()
+        options = dict(class_keys=False, class_queries=False) if scheme.causal else {}
+        kind = next(kind for kind in ("clip", "frame", "none") if kind in entry.class_tokens)
+        registered[name] = self_attention(scheme, **options), kind
     return registered | {
         "joint, linear (ReLU)": (self_attention(Joint(), kernel="relu"), "clip"),
         "shrinking (STAT)": (partial(ShrinkingAttention, WIDTH, HEADS), "frame"),

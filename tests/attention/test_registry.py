@@ -225,8 +225,8 @@ def check_constants(function, *arguments) -> None:
 @each(EVERY)
 def test_no_mask_is_a_constant(entry):
     """Traces a sublayer for clips of 96 frames of 448 pixels."""
-    grid, clip_tokens = (96, 28, 28), 1 if "clip" in entry.class_tokens else 96
-    shapes = [jax.ShapeDtypeStruct((1, *shape, WIDTH), jnp.float32) for shape in ((96, 28 * 28), (clip_tokens,))]
+    grid, count = (96, 28, 28), {"none": 0, "clip": 1, "frame": 96}[entry.class_tokens[-1]]
+    shapes = [jax.ShapeDtypeStruct((1, *shape, WIDTH), jnp.float32) for shape in ((96, 28 * 28), (count,))]
     for masked in (False, True):
         graph, parameters = sublayer(entry, masked=masked)
         check_constants(partial(branch, graph), parameters, Tokens(*shapes, grid))
@@ -398,3 +398,13 @@ def test_a_whole_scheme_that_reads_neighbours_is_not_registered():
     with pytest.raises(ValueError, match="'contradiction' has reads_neighbours=True.* Set whole=False"):
         register("contradiction", Contradiction, grid=(4, 2, 2), expected_keys=lambda grid, *place: [place])
     assert "contradiction" not in SCHEMES
+
+
+@pytest.mark.quick
+def test_a_causal_scheme_with_class_tokens_is_not_registered():
+    class Causal(Scheme):
+        causal = True
+
+    with pytest.raises(ValueError, match="'causal' is causal.* class_tokens="):
+        register("causal", Causal, grid=(4, 2, 2), expected_keys=lambda grid, *place: [place])
+    assert "causal" not in SCHEMES

@@ -64,7 +64,7 @@ def register(
     The arguments are the attributes of `SchemeEntry`.
 
     Raises:
-        ValueError: the name is registered already, or a scheme that reads other groups is declared whole.
+        ValueError: the name is registered already, or the declarations of the scheme contradict each other.
     """
     if name in SCHEMES:
         raise ValueError(f"The attention scheme {name!r} is registered twice.")
@@ -73,6 +73,11 @@ def register(
         raise ValueError(
             f"The attention scheme {name!r} has reads_neighbours=True, so a query attends to more than its group. Set "
             "whole=False."
+        )
+    if scheme.causal and class_tokens != ("none",):
+        raise ValueError(
+            f"The attention scheme {name!r} is causal, so it does not run with class tokens as keys. Register it with "
+            "class_tokens=('none',)."
         )
     SCHEMES[name] = SchemeEntry(name, make, grid, expected_keys, class_tokens)
 
