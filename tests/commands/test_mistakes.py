@@ -211,7 +211,7 @@ def trained(data, tmp_path_factory):
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), setup.abstract)
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(2, state._replace(step=jnp.int32(2)), {})
-    write_run_json(workdir, describe_run(config, {"train": setup.pipeline.train_manifest.digest}))
+    write_run_json(workdir, describe_run(config, {"train": setup.pipeline.train_manifest.digest}, {}))
     return workdir
 
 

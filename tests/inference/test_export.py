@@ -296,7 +296,7 @@ def trained(tmp_path_factory):
     with Checkpoints(workdir, **config["checkpoint"]) as checkpoints:
         checkpoints.save(4, state, {})
     write_run_json(
-        workdir, describe_run(config, {"classes": CLASSES, "train": "digest of train", "val": "digest of val"})
+        workdir, describe_run(config, {"classes": CLASSES, "train": "digest of train", "val": "digest of val"}, {})
     )
     return workdir
 
