@@ -40,9 +40,9 @@ DOCUMENTED_VIDEOS = {
 }
 # Seconds in which one core decodes a clip: a part for the video, if it is decoded to the end, and a part for each frame
 # of the clip. Measured by `python -m benchmarks.input` on 2026-11-21 with 2 workers on 2 cores of an AMD EPYC (Zen 3),
-# from videos of 10 s at 340x256 in H.264, in groups of 250 frames (docs/speed.md): 23.84 clips/s of 8 uniform frames and
-# 17.27 of 64. A dense clip starts anywhere, and is decoded from the start of its group to its own end: by these figures
-# 17.0 clips/s on a core for 16 frames 4 apart, and 17.3 were measured.
+# from videos of 10 s at 340x256 in H.264, in groups of 250 frames (docs/speed.md): 23.84 clips/s of 8 uniform frames,
+# and 17.27 of 64. A dense clip starts anywhere, and is decoded from the start of its group to its own end: by these
+# figures 17.0 clips/s on a core for 16 frames 4 apart, and 17.3 were measured.
 VIDEO_SECONDS = 0.0793
 FRAME_SECONDS = 0.00057
 VIDEO_FRAMES = 250
