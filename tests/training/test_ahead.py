@@ -108,3 +108,14 @@ def test_programs_that_are_known_are_not_compiled_again(monkeypatch):
     request = Request(tiny(), "v5e:1x1", clips=4)
     assert ahead.largest_clips(request, {4: 5 * 2**30}) == 14  # 15 GiB of 15.75
     assert compiled == [(8, True), (14, True), (15, True)]
+
+
+@pytest.mark.quick
+def test_a_search_with_a_tolerance_ends_earlier_at_a_batch_that_fits():
+    sizes, clips = {0: 100, 4: 500}, 1000
+    while clips is not None:
+        sizes[clips] = 100 + 100 * clips + 37 * (clips % 8)  # not linear, as on TPUs
+        clips = next_clips(sizes, 90_100, tolerance=0.03)
+    largest = max(clips for clips in sizes if sizes[clips] <= 90_100)
+    assert 900 / 1.03 <= largest <= 900
+    assert len(sizes) <= 5

@@ -10,6 +10,7 @@ import os
 import re
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -107,7 +108,12 @@ def device_memory(name: str | None) -> float:
     return memory.bytes_available() if name is None else topology.chip(name).memory
 
 
-def largest_clips(request: Request, known: dict[int, int] | None = None) -> int:
+def largest_clips(
+    request: Request,
+    known: dict[int, int] | None = None,
+    tolerance: float = 0.0,
+    report: Callable[[int, Program], object] = lambda clips, program: None,
+) -> int:
     """Returns the largest number of clips with which the program fits in device memory, or 0 if one clip does not fit.
 
     Memory grows almost linearly with the clips. So the search extrapolates from two programs, and compiles the batch
@@ -117,6 +123,8 @@ def largest_clips(request: Request, known: dict[int, int] | None = None) -> int:
         request: the program. Its number of clips is the first to be tried.
         known: {clips: bytes} of programs that have been compiled already. The bytes without clips, of 0, may be a
             guess.
+        tolerance: ends the search when the largest number may be larger than the result by this share at most.
+        report: called with the clips and the program after each compilation.
     """
     limit = device_memory(request.topology)
     sizes = dict(known or {})
@@ -124,22 +132,25 @@ def largest_clips(request: Request, known: dict[int, int] | None = None) -> int:
     clips: int | None = request.clips
     while clips is not None:
         if clips not in sizes:
-            sizes[clips] = compile_ahead(request._replace(clips=clips, until_buffers=True)).bytes
-        clips = next_clips(sizes, limit)
+            program = compile_ahead(request._replace(clips=clips, until_buffers=True))
+            report(clips, program)
+            sizes[clips] = program.bytes
+        clips = next_clips(sizes, limit, tolerance)
     return max((clips for clips, size in sizes.items() if size <= limit), default=0)
 
 
-def next_clips(sizes: dict[int, int], limit: float) -> int | None:
+def next_clips(sizes: dict[int, int], limit: float, tolerance: float = 0.0) -> int | None:
     """Returns the number of clips to try next in the search for the largest, or None if the search has ended.
 
     Args:
         sizes: {clips: bytes} of the programs so far, at least one.
         limit: the bytes of device memory.
+        tolerance: that of `largest_clips`.
     """
     fitting = sorted(clips for clips, size in sizes.items() if size <= limit)
     failing = sorted(clips for clips, size in sizes.items() if size > limit)
     below, above = max(fitting, default=0), min(failing, default=None)
-    if above is not None and above - below == 1:
+    if above is not None and above - below <= 1 + tolerance * below:
         return None
     if len(sizes) == 1:
         return 2 * below if fitting else above // 2
