@@ -37,7 +37,7 @@ import vidformers
 from vidformers.attention import core
 from vidformers.attention.core import SelfAttention
 from vidformers.attention.groups import group_numbers, groups_per_tile
-from vidformers.attention.registry import NOT_PARTITIONS, SchemeEntry, register
+from vidformers.attention.registry import NOT_PARTITIONS, SchemeEntry
 from vidformers.attention.scheme import Position, Scheme, position
 from vidformers.layers.mlp import Mlp
 from vidformers.layers.tokens import Tokens
@@ -381,30 +381,3 @@ def test_every_other_attention_names_the_test_that_holds_it():
     for name, sentence in NOT_PARTITIONS.items():
         path, reason = sentence.split(": ")
         assert name in (ROOT / path).read_text() and reason.endswith(".")
-
-
-@pytest.mark.quick
-def test_a_name_is_registered_once():
-    entry = ENTRIES[0]
-    with pytest.raises(ValueError, match="registered twice"):
-        register(entry.name, entry.make, grid=entry.grid, expected_keys=entry.expected_keys)
-
-
-@pytest.mark.quick
-def test_a_whole_scheme_that_reads_neighbours_is_not_registered():
-    class Contradiction(Scheme):
-        reads_neighbours = True
-
-    with pytest.raises(ValueError, match="'contradiction' has reads_neighbours=True.* Set whole=False"):
-        register("contradiction", Contradiction, grid=(4, 2, 2), expected_keys=lambda grid, *place: [place])
-    assert "contradiction" not in SCHEMES
-
-
-@pytest.mark.quick
-def test_a_causal_scheme_with_class_tokens_is_not_registered():
-    class Causal(Scheme):
-        causal = True
-
-    with pytest.raises(ValueError, match="'causal' is causal.* class_tokens="):
-        register("causal", Causal, grid=(4, 2, 2), expected_keys=lambda grid, *place: [place])
-    assert "causal" not in SCHEMES
