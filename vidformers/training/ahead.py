@@ -10,8 +10,8 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -95,7 +95,8 @@ def compile_ahead(request: Request) -> Program:
     lock = topology.libtpu_lock() if topology.is_tpu(request.topology) else nullcontext()
     with lock, tempfile.TemporaryDirectory(prefix="vidformers-ahead-") as folder:
         process = multiprocessing.get_context("spawn").Process(target=_compile, args=(request, Path(folder)))
-        process.start()
+        with _without_warnings_of_xla():
+            process.start()
         try:
             return _wait(request, process, Path(folder))
         finally:
@@ -180,6 +181,20 @@ def _wait(request: Request, process, folder: Path) -> Program:
         raise ConfigError(fields["error"])
     text = folder / "program.txt"
     return Program(**fields, text=text.read_text(encoding="utf-8") if text.exists() else None)
+
+
+@contextmanager
+def _without_warnings_of_xla() -> Iterator[None]:
+    """Lets processes that start here suppress warnings of XLA, such as those on its own rematerialisation.
+
+    JAX sets the variable to 1 when it is imported. XLA reads it when it is loaded.
+    """
+    level = os.environ.get("TF_CPP_MIN_LOG_LEVEL")
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2" if level in (None, "1") else level
+    try:
+        yield
+    finally:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = level or "1"
 
 
 def _has_buffers(folder: Path) -> bool:
