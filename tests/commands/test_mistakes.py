@@ -62,7 +62,7 @@ MISTAKES = {
     "an unknown module": (["--config.optim.frozen=('backbone',)"], "optim.frozen='backbone'"),
     "two durations": (["--config.train.total_epochs=1.0"], "train.total_steps=12 and train.total_epochs=1.0"),
     "a warm-up as long as the run": (["--config.optim.warmup_steps=12"], "warm-up"),
-    "a backend of another device": (["--config.model.backend=pallas"], "model.backend=pallas needs a TPU, but JAX runs"),
+    "a backend of another device": (["--config.model.backend=pallas"], "model.backend=pallas needs a TPU"),
     "a missing manifest": (["--config.data.val=absent.csv"], "absent.csv"),
     "a missing class file": (["--config.data.classes=absent.txt"], "absent.txt"),
     "an empty manifest": (["--config.data.val=empty.csv"], "empty.csv"),
