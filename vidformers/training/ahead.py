@@ -30,6 +30,9 @@ from vidformers.training.setup import Setup, set_up, trace_training_step
 
 STEPS = ("train", "eval", "predict")
 _POLL_SECONDS = 0.3
+# Programs after which the search for the largest batch no longer assumes that memory grows linearly with the clips.
+# Near the limit it does not, since compilers then rematerialise by themselves.
+_LINEAR = 4
 _BUFFERS = (
     "*after_optimizations_after_buffer_assignment.txt",
     "*after_optimizations-memory-usage-report.txt",
@@ -155,12 +158,16 @@ def next_clips(sizes: dict[int, int], limit: float, tolerance: float = 0.0) -> i
         return None
     if len(sizes) == 1:
         return 2 * below if fitting else above // 2
+    if above is not None and len(sizes) > _LINEAR:
+        return (below + above) // 2
     # The two programs closest to the limit.
     low, high = (fitting[-1], failing[0]) if fitting and failing else fitting[-2:] or failing[:2]
     slope = max((sizes[high] - sizes[low]) / (high - low), 1)
     guess = int(low + (limit - sizes[low]) / slope)
-    guess = max(guess, below + 1)
-    return guess if above is None else min(guess, above - 1)
+    guess = max(guess, below + 1 + int(tolerance * below))
+    if above is not None:
+        return min(guess, above - 1)
+    return min(guess, 2 * below) if len(sizes) >= _LINEAR else guess
 
 
 def _wait(request: Request, process, folder: Path) -> Program:
