@@ -19,7 +19,9 @@ def test_every_topology_has_a_chip_with_a_peak_that_its_memory_cannot_feed():
         assert (chip.clock is not None) == topology.is_tpu(name)
 
 
-@pytest.mark.parametrize("name", ["v5e", "v9:1", "h100", "h100:", "v5e:4x", "4x4", "h100:eight"])
+@pytest.mark.parametrize(
+    "name", ["v5e", "v9:1", "h100", "h100:", "v5e:4x", "4x4", "h100:eight", "v5e:4x4x4", "v5p:4x4"]
+)
 def test_an_unknown_topology_is_named_with_those_that_are_known(name):
     with pytest.raises(ConfigError, match=rf"^--topology={name} is unknown. Use one of v5e:1x1, .*h100:2x8\.$"):
         topology.chip(name)

@@ -44,6 +44,8 @@ CHIPS = {
     "v6e": Chip(918e12, 1640e9, int(31.25 * _GIB), 1.75e9),
     "h100": Chip(989e12, 3.35e12, 79 * _GIB, None),
 }
+# libtpu ends the process at a slice of the wrong number of axes.
+_SHAPES = {"v5e": r"\d+x\d+", "v5p": r"\d+x\d+x\d+", "v6e": r"\d+x\d+", "h100": r"(\d+x)?\d+"}
 TOPOLOGIES = ("v5e:1x1", "v5e:4x4", "v5e:16x16", "v5p:2x2x4", "v6e:4x4", "h100:1", "h100:8", "h100:2x8")
 
 # An H100 SXM as XLA describes it (the text form of its message GpuTargetConfig).
@@ -106,7 +108,7 @@ def chip(topology: str) -> Chip:
     """
     kind, _, shape = topology.partition(":")
     require(
-        kind in CHIPS and re.fullmatch(r"\d+(x\d+)*", shape) is not None,
+        kind in CHIPS and re.fullmatch(_SHAPES[kind], shape) is not None,
         f"--topology={topology} is unknown. Use one of {', '.join(TOPOLOGIES)}.",
     )
     return CHIPS[kind]
