@@ -18,6 +18,8 @@ table_init = nnx.initializers.truncated_normal(0.02)
 class ShiftedWindowAttention(nnx.Module):
     """tokens + W_O attend(LN tokens) inside windows, with a relative position bias (Video Swin eq. 1, 2).
 
+    Windows are made in rows of the width d, before the projections, which then yield heads.
+
     As in the code of the authors and of torchvision: an axis of the grid that is not longer than the window is one
     window and is not shifted. Other axes are padded to whole windows after the norm, and queries attend to the padding.
     On a small grid the window is clipped: token i of the clipped window takes the bias of token i of the full window.
@@ -74,43 +76,50 @@ class ShiftedWindowAttention(nnx.Module):
 
     def branch(self, tokens: Tokens):
         """Returns the update without the residual: patches (b t n d), and None, because Swin has no class tokens."""
-        qkv = self.qkv(self.padded(self.norm(tokens.maps)))
-        q, k, v = rearrange(qkv, "b t y x (s h e) -> s b t y x h e", s=3, h=self.heads)
-        out = self.attend(q, k, v, tokens.grid)
-        return self.out(rearrange(out, "b t y x h e -> b t (y x) (h e)")), None
+        q, k, v = self.qkv.to_heads(self.fold(self.norm(tokens.maps), tokens.grid), 3, self.heads)
+        out = self.out.from_heads(self.attend(q, k, v, tokens.grid))
+        return self.unfold(out, tokens.grid).reshape(tokens.patches.shape), None
 
-    def padded(self, patches):
-        """Returns patches (b t y x d) with zeros added, so that the window divides the grid."""
-        grid = patches.shape[1:4]
-        return jnp.pad(patches, [(0, 0), *((0, -n % w) for n, w in zip(grid, self.clip(grid)[0], strict=True)), (0, 0)])
+    def fold(self, maps, grid):
+        """Returns windows (b g m d) of maps (b t y x d), with zeros added so that the window divides the grid."""
+        window, shift = self.clip(grid)
+        padding = [(0, -n % w) for n, w in zip(grid, window, strict=True)]
+        return _fold(jnp.pad(maps, [(0, 0), *padding, (0, 0)]), window, shift)
+
+    def unfold(self, windows, grid):
+        """Returns maps (b t y x d) of windows (b g m d): the inverse of `fold`."""
+        window, shift = self.clip(grid)
+        t, y, x = grid
+        return _unfold(windows, _padded(grid, window), window, shift)[:, :t, :y, :x]
 
     def attend(self, q, k, v, grid):
-        """Returns the outputs of the heads (b t y x h e) on the grid (t, y, x), of padded q, k, v (b t y x h e)."""
+        """Returns the outputs of the heads (b g m h e) in windows of the grid (t, y, x), of q, k, v (b g m h e)."""
         window, shift = self.clip(grid)
-        out = (self._masked if self.masked else self._gathered)(q, k, v, window, shift)
-        return out[:, : grid[0], : grid[1], : grid[2]]
+        return (self._masked if self.masked else self._gathered)(q, k, v, _padded(grid, window), window, shift)
 
     def clip(self, grid):
         """Returns the window (t, y, x) on this grid, and its shift."""
         window = tuple(map(min, grid, self.window))
         return window, tuple(w // 2 if self.shifted and n > w else 0 for n, w in zip(grid, self.window, strict=True))
 
-    def _gathered(self, q, k, v, window, shift):
-        grid = q.shape[1:4]
+    def _gathered(self, q, k, v, grid, window, shift):
         # After the roll, the windows at the two ends of an axis share one full window, in which a mask separates them.
-        q, k, v = (_fold(jnp.roll(x, [-s for s in shift], (1, 2, 3)), window) for x in (q, k, v))
-        window_index, _ = _window_indices(grid, window, shift)
-        window_index = _fold(np.roll(window_index, [-s for s in shift], (0, 1, 2))[None], window)[0]
-        mask = (window_index[:, :, None] == window_index[:, None, :])[:, None] if any(shift) else None
-        out = compute_attention(
-            q, k, v, mask, bias=self._bias(np.arange(np.prod(window))), dictionary=self.dictionary, kernel=self.kernel
-        )
-        return jnp.roll(_unfold(out, grid, window), shift, (1, 2, 3))
+        mask, (window_index, _) = None, _window_indices(grid, window, shift)
+        if any(shift):
+            index = _fold(jnp.asarray(window_index)[None, ..., None], window, shift)[0, ..., 0]
+            mask = (index[:, :, None] == index[:, None, :])[:, None]
+        bias = self._bias(_in_window(window))
+        return compute_attention(q, k, v, mask, bias=bias, dictionary=self.dictionary, kernel=self.kernel)
 
-    def _masked(self, q, k, v, window, shift):
-        grid = q.shape[1:4]
+    def _masked(self, q, k, v, grid, window, shift):
+        def merge(x):
+            return x.reshape(*x.shape[:3], -1)
+
         window_index, token_index = (x.ravel() for x in _window_indices(grid, window, shift))
-        q, k, v = (rearrange(x, "b t y x h e -> b (t y x) h e") for x in (q, k, v))
+        q, k, v = (
+            rearrange(_unfold(merge(x), grid, window, shift), "b t y x (h e) -> b (t y x) h e", h=self.heads)
+            for x in (q, k, v)
+        )
         out = compute_attention(
             q,
             k,
@@ -120,7 +129,9 @@ class ShiftedWindowAttention(nnx.Module):
             dictionary=self.dictionary,
             kernel=self.kernel,
         )
-        return rearrange(out, "b (t y x) h e -> b t y x h e", t=grid[0], y=grid[1])
+        heads = out.shape[2]
+        maps = rearrange(out, "b (t y x) h e -> b t y x (h e)", t=grid[0], y=grid[1])
+        return rearrange(_fold(maps, window, shift), "b g m (h e) -> b g m h e", h=heads)
 
     def _bias(self, token_index):
         """Returns the bias (h q k) between tokens with these indices (n) in their full window."""
@@ -133,16 +144,35 @@ class ShiftedWindowAttention(nnx.Module):
         return np.ravel_multi_index(tuple(displacement), [2 * w - 1 for w in self.window])
 
 
-def _fold(patches, window):
-    """Returns windows (b g n ...) of patches (b t y x ...)."""
-    i, j, k = window
-    return rearrange(patches, "b (t i) (y j) (x k) ... -> b (t y x) (i j k) ...", i=i, j=j, k=k)
+# The tokens of a window are in the order of rows, columns and frames. On TPUs the last two axes of an array are stored
+# in tiles of 8 x 128. With frames before d, the windows of 8 frames of a pixel grid are made by moving whole tiles.
 
 
-def _unfold(windows, grid, window):
-    """Returns patches (b t y x ...) of windows (b g n ...)."""
+def _fold(maps, window, shift):
+    """Returns windows (b g m d) of maps (b t y x d). The window divides the grid."""
+    (i, j, k), maps = window, jnp.moveaxis(maps, 1, 3)
+    if any(shift):
+        maps = jnp.roll(maps, [-s for s in shift], (3, 1, 2))
+    return rearrange(maps, "b (y j) (x k) (t i) d -> b (t y x) (j k i) d", i=i, j=j, k=k)
+
+
+def _unfold(windows, grid, window, shift):
+    """Returns maps (b t y x d) of windows (b g m d): the inverse of `_fold`."""
     (t, y, _), (i, j, k) = (n // w for n, w in zip(grid, window, strict=True)), window
-    return rearrange(windows, "b (t y x) (i j k) ... -> b (t i) (y j) (x k) ...", t=t, y=y, i=i, j=j, k=k)
+    maps = rearrange(windows, "b (t y x) (j k i) d -> b (y j) (x k) (t i) d", t=t, y=y, i=i, j=j, k=k)
+    if any(shift):
+        maps = jnp.roll(maps, shift, (3, 1, 2))
+    return jnp.moveaxis(maps, 3, 1)
+
+
+def _in_window(window):
+    """Returns the indices of the tokens of a window in its own order (t, y, x), in the order of `_fold`."""
+    return np.moveaxis(np.arange(np.prod(window)).reshape(window), 0, -1).ravel()
+
+
+def _padded(grid, window):
+    """Returns the grid (t, y, x) with each axis rounded up to whole windows."""
+    return tuple(-(-n // w) * w for n, w in zip(grid, window, strict=True))
 
 
 def _window_indices(grid, window, shift):

@@ -19,7 +19,7 @@ def unit_norm_init(key, shape, dtype=jnp.float32):
 
 
 def normalise(video, mean, std, dtype):
-    """Returns pixels in `dtype`: (x / 255 - mean) / std for uint8 pixels. Floats are already normalised."""
+    """Returns pixels (... c) in `dtype`: (x / 255 - mean) / std for uint8 pixels. Floats are already normalised."""
     if video.dtype == jnp.uint8:
         video = (video.astype(dtype) / 255 - jnp.array(mean)) / jnp.array(std)
     return video.astype(dtype)
@@ -81,15 +81,16 @@ class Embedding(nnx.Module):
             self.time = nnx.Param(temporal_init(rngs.params(), (self.grid[0], width)))
 
     def __call__(self, video):
-        video = normalise(video, self.mean, self.std, self.dtype)
-        patches = rearrange(
+        # Moved before they are normalised: uint8 pixels have half of the bytes.
+        pixels = rearrange(
             video,
             "b (t r) (y p) (x q) c -> b t (y x) (r p q c)",
             r=self.patch_frames,
             p=self.patch_size,
             q=self.patch_size,
         )
-        patches = self.patch(patches)
+        per_patch = pixels.shape[-1] // 3
+        patches = self.patch(normalise(pixels, self.mean * per_patch, self.std * per_patch, self.dtype))
         # Added in float32 or wider, so that their gradients, sums over clips and frames, are too.
         positions = rearrange(self.space[1:], "(t n) d -> t n d", n=patches.shape[2])
         if self.time is not None:

@@ -174,8 +174,9 @@ def _(sublayer: ConvolutionalAttention, scalars: Tokens):
 
 @_propagate_attention.register
 def _(sublayer: ShiftedWindowAttention, scalars: Tokens):
-    maps = _repeat_per_head(sublayer, sublayer.padded(scalars.maps))
-    return Propagated(_patches(sublayer.attend(maps, maps, maps, scalars.grid)), None)
+    windows = _repeat_per_head(sublayer, sublayer.fold(scalars.maps, scalars.grid))
+    out = sublayer.attend(windows, windows, windows, scalars.grid)[..., 0]
+    return Propagated(sublayer.unfold(out, scalars.grid).reshape(*scalars.patches.shape[:3], -1), None)
 
 
 @_propagate_attention.register
