@@ -184,8 +184,8 @@ class SelfAttention(nnx.Module):
             return self._project_then_fold(tokens)
         groups = self.gather(tokens)
         tiles, count = groups, 1
-        if self._shares_tiles():
-            count = groups_per_tile(groups)
+        if self._merges_clips():
+            count = 1 if self._shifts else groups_per_tile(groups)  # groups that shift are frames
             tiles = tile(groups, count)
         q, k, v = self._qkv(self.norm(tiles))
         out = self._output_projection(self.attend(q, k, v, tokens.grid, count))
@@ -257,13 +257,15 @@ class SelfAttention(nnx.Module):
             grid: (t, y, x).
             tiled: groups per tile, if the arguments were tiled by `tile`.
         """
-        form = self._masked if self.masked else self._gathered
-        patches = group_shape(self.scheme, grid)[1]
-        q, k, v = (
-            self.scheme.shift_in_time(x, letter, x.shape[2] // tiled - patches)
-            for letter, x in zip("QKV", (q, k, v), strict=True)
-        )
-        return form(q, k, v, grid, tiled)
+        if self._shifts:
+            groups, patches = group_shape(self.scheme, grid)
+
+            def shift(x, letter):
+                clips = x.reshape(-1, groups, *x.shape[2:])  # `tile` may have merged them
+                return self.scheme.shift_in_time(clips, letter, x.shape[2] - patches).reshape(x.shape)
+
+            q, k, v = map(shift, (q, k, v), "QKV")
+        return (self._masked if self.masked else self._gathered)(q, k, v, grid, tiled)
 
     def _has_class_keys(self, tokens: Tokens) -> bool:
         return self.class_keys and tokens.class_tokens.shape[1] > 0
@@ -281,16 +283,18 @@ class SelfAttention(nnx.Module):
         has_padding = groups * patches != math.prod(tokens.grid)
         return not has_padding and (self.class_queries or not self._has_class_keys(tokens))
 
-    def _shares_tiles(self) -> bool:
-        """Whether several groups, also of several clips, may share a tile under a mask.
+    @property
+    def _shifts(self) -> bool:
+        """Whether `shift_in_time` changes queries, keys or values."""
+        return type(self.scheme).shift_in_time != Scheme.shift_in_time
 
-        A scheme that reads other groups finds them by their place on the axis g, which tiles change.
+    def _merges_clips(self) -> bool:
+        """Whether the groups of several clips may lie on one axis, and share a tile under a mask (`tile`).
 
-        The linear kernels sum over all rows, so they cannot separate groups. A recording kernel of
-        `vidformers.inference.explain`, which is not equal to "softmax", needs the weights of every group.
+        A scheme that reads neighbours finds them by their place on the axis g, which tiles change. Linear kernels sum
+        over all rows. A recording kernel of `vidformers.inference.explain`, a function, needs the weights by group.
         """
-        reads_other_groups = self.scheme.reads_neighbours or type(self.scheme).shift_in_time != Scheme.shift_in_time
-        return self.kernel == "softmax" and not reads_other_groups and not self.masked
+        return self.kernel == "softmax" and not self.scheme.reads_neighbours and not self.masked
 
     def _sharded_groups(self, groups: int) -> int | None:
         """Returns the number of groups with padding if groups are sharded over `context`, else None."""

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vidformers.parallel.target import target_platform
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -86,8 +88,16 @@ def dropout(x, rate: float, rng: LayerRng | None):
     """Returns x after inverted dropout, or x itself in evaluation."""
     if rng is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(rng.key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+    if target_platform() != "tpu":
+        keep = jax.random.bernoulli(rng.key, 1.0 - rate, x.shape)
+        return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+    # XLA would compute the random bits twice, in the forward and in the backward pass, which takes longer than the
+    # products of an MLP. Here 16 bits decide on an element, and a barrier keeps them (benchmarks/NOTES.md).
+    bits = jax.random.bits(rng.key, (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)
+    bits = jax.lax.optimization_barrier(bits)
+    bits = jnp.concatenate([bits & 0xFFFF, bits >> 16], axis=-1)[..., : x.shape[-1]]
+    kept = round((1.0 - rate) * 2**16)
+    return jnp.where(bits < kept, x * (2**16 / kept), 0).astype(x.dtype)
 
 
 def dropout_of_joined(x, rate: float, rngs: Sequence[LayerRng | None]):

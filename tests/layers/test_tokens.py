@@ -1,0 +1,44 @@
+"""Tokens whose class tokens are rows of their frames, and dropout on each platform."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vidformers.layers.tokens import LayerRng, Tokens, dropout, dropout_of_joined
+from vidformers.parallel.target import traced_for
+
+
+@pytest.mark.quick
+def test_joined_tokens_split_into_what_they_were_and_drop_the_same_elements():
+    rng = np.random.default_rng(0)
+    patches, class_tokens = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 3, 4, 6), (2, 3, 6)))
+    tokens = Tokens(jnp.asarray(patches), jnp.asarray(class_tokens), (3, 2, 2))
+    joined = tokens.join()
+    assert joined.class_rows == 1 and tokens.class_rows == 0 and joined.class_tokens.size == 0
+    split = joined.split()
+    np.testing.assert_array_equal(split.patches, patches)
+    np.testing.assert_array_equal(split.class_tokens, class_tokens)
+    keys = [LayerRng(jax.random.key(i), jnp.zeros(())) for i in range(2)]
+    dropped = joined.replace(patches=dropout_of_joined(joined.patches, 0.5, keys)).split()
+    np.testing.assert_array_equal(dropped.patches, dropout(tokens.patches, 0.5, keys[0]))
+    np.testing.assert_array_equal(dropped.class_tokens, dropout(tokens.class_tokens, 0.5, keys[1]))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_dropout_keeps_the_mean_and_drops_elements_independently(platform):
+    """Within five standard deviations, in two calls with one key and one with another. The number of columns is odd."""
+    rate, x = 0.3, jnp.ones((300, 301))
+    with traced_for(platform):
+        first, again, other = (np.asarray(dropout(x, rate, LayerRng(jax.random.key(i), 0.0))) for i in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    kept = first != 0
+    np.testing.assert_allclose(first[kept], 1 / (1 - rate), rtol=1e-4)
+    deviation = (rate * (1 - rate) / x.size) ** 0.5
+    assert abs(kept.mean() - (1 - rate)) < 5 * deviation
+    # Of two independent elements, both are kept with probability (1 - rate)^2: in another call, in the next column, and
+    # in the other half of the columns, whose bits come from the same words on TPUs.
+    for pair in (kept & (other != 0), kept[:, :-1] & kept[:, 1:], kept[:, :150] & kept[:, 151:]):
+        both = (1 - rate) ** 2
+        assert abs(pair.mean() - both) < 5 * (both * (1 - both) / pair.size) ** 0.5
