@@ -79,43 +79,38 @@ def _softmax(q, key_values, rematerialise):
 def _softmax_forward(q, key_values, rematerialise):
     pairs, wide = _Pairs.best(q), jnp.promote_types(q.dtype, jnp.float32)
     scores = pairs.scores(q, key_values)
-    # Each item has its own maximum, so that its exponentials do not wait for the scores of the others.
-    row_max = [score.max(pairs.key_axis, keepdims=True) for score in scores]
-    weights = [jnp.exp(score - top).astype(q.dtype) for score, top in zip(scores, row_max, strict=True)]
-    row_sums = [weight.sum(pairs.key_axis, dtype=wide, keepdims=True) for weight in weights]
-    if len(scores) == 1:
-        log_sum, factors = row_max[0] + jnp.log(row_sums[0]), [1 / row_sums[0]]
-    else:
-        largest = functools.reduce(jnp.maximum, row_max)
-        shares = [jnp.exp(top - largest) for top in row_max]
-        row_sum = sum(item_sum * share for item_sum, share in zip(row_sums, shares, strict=True))
-        log_sum, factors = largest + jnp.log(row_sum), [share / row_sum for share in shares]
-    out = sum(
-        pairs.weights_values(weight, item.v, wide) * pairs.by_query(factor)
-        for weight, item, factor in zip(weights, key_values, factors, strict=True)
-    ).astype(q.dtype)
+    row_max = functools.reduce(jnp.maximum, [score.max(pairs.key_axis, keepdims=True) for score in scores])
+    if pairs.keys_first and len(scores) > 1:
+        # The maximum over several items is known after all products. XLA would store the scores until then, in float32.
+        # Computing them again takes less time. The barrier keeps XLA from seeing that they are the same.
+        scores = pairs.scores(jax.lax.optimization_barrier(q), key_values)
+    weights = [jnp.exp(score - row_max).astype(q.dtype) for score in scores]
+    row_sum = functools.reduce(jnp.add, [weight.sum(pairs.key_axis, dtype=wide, keepdims=True) for weight in weights])
+    out = sum(pairs.weights_values(weight, item.v, wide) for weight, item in zip(weights, key_values, strict=True))
+    out = (out / pairs.by_query(row_sum)).astype(q.dtype)
     if out.dtype != wide:
         # XLA may skip a rounding, and would keep the output for the backward pass in float32, which is twice the bytes.
         out = jax.lax.optimization_barrier(out)
     if rematerialise:
-        return out, (q, key_values, out, log_sum, None)
-    return out, (q, key_values, out, weights, factors)
+        return out, (q, key_values, out, row_max + jnp.log(row_sum), None)
+    return out, (q, key_values, out, weights, row_sum)
 
 
 def _softmax_backward(rematerialise, residuals, cotangent):
-    q, key_values, out, weights, factors = residuals
+    q, key_values, out, weights, row_sum = residuals
     pairs, scale, wide = _Pairs.best(q), q.shape[-1] ** -0.5, jnp.promote_types(q.dtype, jnp.float32)
+    cotangent = cotangent.astype(wide)
     if rematerialise:
         weights = [jnp.exp(score - weights) for score in pairs.scores(q, key_values)]
-        factors = [1.0] * len(weights)
+    else:  # dividing the cotangent divides all that follows, so the weights are never divided
+        cotangent /= pairs.by_query(row_sum)
+    cotangent = cotangent.astype(q.dtype)
+    row_sum = pairs.of_queries(jnp.einsum("...qhe,...qhe->...hq", cotangent, out, preferred_element_type=wide))
     dq, gradients = jnp.zeros(q.shape, wide), []
-    for weight, item, factor in zip(weights, key_values, factors, strict=True):
-        # Multiplying the cotangent multiplies all that follows, so the weights are never multiplied.
-        item_cotangent = cotangent.astype(wide) * (factor if rematerialise else pairs.by_query(factor))
-        item_cotangent = item_cotangent.astype(q.dtype)
-        row_sum = jnp.einsum("...qhe,...qhe->...hq", item_cotangent, out, preferred_element_type=wide)
-        dv = jax.vjp(functools.partial(pairs.weights_values, weight.astype(q.dtype)), item.v)[1](item_cotangent)[0]
-        score = weight.astype(wide) * (pairs.query_keys(item_cotangent, item.v, wide) - pairs.of_queries(row_sum))
+    for weight, item in zip(weights, key_values, strict=True):
+        values = functools.partial(pairs.weights_values, weight.astype(q.dtype))
+        dv = jax.vjp(values, item.v)[1](cotangent)[0]
+        score = weight.astype(wide) * (pairs.query_keys(cotangent, item.v, wide) - row_sum)
         bias = None if item.bias is None else _sum_to(pairs.order(score), item.bias)
         item_dq, dk = jax.vjp(pairs.query_keys, q * scale, item.k)[1](score.astype(q.dtype))
         dq += item_dq
