@@ -116,6 +116,6 @@ def test_a_search_with_a_tolerance_needs_few_programs_if_memory_grows_slower_nea
     sizes, clips = {0: 1175, 4: 3707}, 4
     while clips is not None:
         sizes[clips] = 1175 + 633 * clips if clips < 23 else 14_700 if clips < 36 else 19_270 + 500 * (clips - 36)
-        clips = next_clips(sizes, 16_128, tolerance=0.1)
-    assert 35 / 1.1 <= max(clips for clips in sizes if sizes[clips] <= 16_128) <= 35
-    assert len(sizes) <= 8
+        clips = next_clips(sizes, 16_128, tolerance=0.2)
+    assert 35 / 1.2 <= max(clips for clips in sizes if sizes[clips] <= 16_128) <= 35
+    assert len(sizes) <= 7

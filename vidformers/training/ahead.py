@@ -167,7 +167,7 @@ def next_clips(sizes: dict[int, int], limit: float, tolerance: float = 0.0) -> i
     guess = max(guess, below + 1 + int(tolerance * below))
     if above is not None:
         return min(guess, above - 1)
-    return min(guess, 2 * below) if len(sizes) >= _LINEAR else guess
+    return max(min(guess, 3 * below // 2), below + 1) if len(sizes) >= _LINEAR else guess
 
 
 def _wait(request: Request, process, folder: Path) -> Program:
