@@ -41,16 +41,25 @@ class Linear(nnx.Linear):
         """Returns `parts` projections (... h e) of x (... inputs) by the parts of the kernel (inputs, parts h e).
 
         On TPUs a product that yields heads is faster than one that is split and reshaped afterwards, since e fills a
-        part of a tile. The kernels are taken one by one with their inputs last, as a training step may hold them
-        (`parallel.state`): then no copy of them is made.
+        part of a tile. Except on CPUs the kernels are taken one by one with their inputs last, as a training step holds
+        them there (`parallel.state`): then no copy of them is made.
         """
         assert self.bias is not None
+        if target_platform() == "cpu":
+            kernels, biases = (
+                rearrange(parameter[...].astype(x.dtype), "... (s h e) -> s ... h e", s=parts, h=heads)
+                for parameter in (self.kernel, self.bias)
+            )
+            return [
+                on_rows(lambda rows, kernel=kernel: jnp.tensordot(rows, kernel, 1), x) + bias
+                for kernel, bias in zip(kernels, biases, strict=True)
+            ]
         # Split first: XLA moves no split across a cast, so it would cast and join kernels that are separate arrays.
-        kernels, biases = (jnp.split(parameter[...], parts, axis=-1) for parameter in (self.kernel, self.bias))
+        split = [jnp.split(parameter[...], parts, axis=-1) for parameter in (self.kernel, self.bias)]
         out = []
-        for kernel, bias in zip(kernels, biases, strict=True):
-            kernel, bias = (_heads(array.T.astype(x.dtype), heads) for array in (kernel, bias))
-            out.append(on_rows(lambda rows, kernel=kernel: jnp.einsum("...d,hed->...he", rows, kernel), x) + bias)
+        for part in zip(*split, strict=True):
+            kernel, bias = (_heads(array.T.astype(x.dtype), heads) for array in part)
+            out.append(jnp.einsum("...d,hed->...he", x, kernel) + bias)
         return out
 
     def from_heads(self, x):
