@@ -11,10 +11,11 @@ import pytest
 from flax import nnx
 from tiny import SMALL, clips, compiled, initial, make, quick_jit
 
-from vidformers import ConfigError, build
+from vidformers import MODELS, ConfigError, build
 from vidformers.layers.tokens import Tokens
 from vidformers.models.encoder import stage_rngs
 from vidformers.models.summary import summarise
+from vidformers.parallel.target import traced_for
 
 TWELVE = dict(depth=12, motion_blocks=12, class_blocks=0)  # the baseline of MEViT's Tables 1 and 3
 TEMPORAL = {
@@ -192,6 +193,18 @@ def test_remat_changes_nothing(remat):
     gradients, logits = quick_jit(jax.grad(partial(mixture_of_logits, graph), has_aux=True))(parameters, clips())
     expected_logits, _, expected = clips_and_results("mevit")
     # Gradients sum over tokens and reach 10.
+    same_trees((logits, gradients), (expected_logits, expected), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(CASES.keys() & MODELS.keys()))
+def test_the_layout_for_tpus_computes_the_same(name):
+    """Tiles, keys before queries, separate kernels for heads, and a loop over the layers, on the CPU."""
+    model, options = CASES[name]
+    graph, parameters = make(model, **options)
+    with traced_for("tpu"):
+        run = quick_jit(jax.grad(partial(mixture_of_logits, graph), has_aux=True))
+        gradients, logits = run(parameters, clips())
+    expected_logits, _, expected = clips_and_results(name)
     same_trees((logits, gradients), (expected_logits, expected), rtol=1e-3, atol=1e-4)
 
 

@@ -1,7 +1,9 @@
 """Shifts between neighbouring frames: MSCA's shifted heads and patches, and TokenShift's shifted class token."""
 
 from dataclasses import dataclass
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -23,8 +25,30 @@ def shift(x, axis: int, before: int, after: int, boundary: str):
         boundary: replaces the missing neighbour at the two ends of the clip: 'keep' takes the entries of the frame
             itself, 'zero' zeros, 'wrap' the entries of the frame at the other end.
     """
-    past, future, rest = jnp.split(x, [before, before + after], axis=axis)
-    return jnp.concatenate([_neighbour(past, -1, boundary), _neighbour(future, 1, boundary), rest], axis=axis)
+    x = _change_part(partial(_neighbour, step=-1, boundary=boundary), axis, 0, before, x)
+    return _change_part(partial(_neighbour, step=1, boundary=boundary), axis, before, after, x)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _change_part(function, axis: int, start: int, size: int, x):
+    """Returns x with function(part) in place of the part that starts at `start` of an axis, for a linear function.
+
+    The gradient changes the same part of the cotangent and nothing else. So XLA moves this part alone, in place, and
+    not all of x, whose parts JAX's own gradient would pad and add.
+    """
+    part = jax.lax.slice_in_dim(x, start, start + size, axis=axis)
+    return jax.lax.dynamic_update_slice_in_dim(x, function(part), start, axis) if size else x
+
+
+def _change_cotangent(function, axis, start, size, _, cotangent):
+    def transposed(part):
+        (result,) = jax.linear_transpose(function, part)(part)
+        return result
+
+    return (_change_part(transposed, axis, start, size, cotangent),)
+
+
+_change_part.defvjp(lambda *args: (_change_part(*args), None), _change_cotangent)
 
 
 def _neighbour(x, step: int, boundary: str):
