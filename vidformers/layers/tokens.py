@@ -93,9 +93,14 @@ def dropout(x, rate: float, rng: LayerRng | None):
         return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
     # XLA would compute the random bits twice, in the forward and in the backward pass, which takes longer than the
     # products of an MLP. Here 16 bits decide on an element, and a barrier keeps them (benchmarks/NOTES.md).
-    bits = jax.random.bits(rng.key, (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)
-    bits = jax.lax.optimization_barrier(bits)
-    bits = jnp.concatenate([bits & 0xFFFF, bits >> 16], axis=-1)[..., : x.shape[-1]]
+    # The halves of the words lie side by side on an axis on which they are whole tiles, if there is one.
+    axis = x.ndim - 1
+    if x.ndim > 2 and x.shape[-1] % 256 and x.shape[-2] % 16 == 0:
+        axis -= 1
+    shape = (*x.shape[:axis], -(-x.shape[axis] // 2), *x.shape[axis + 1 :])
+    words = jax.lax.optimization_barrier(jax.random.bits(rng.key, shape, jnp.uint32))
+    bits = jnp.concatenate([words & 0xFFFF, words >> 16], axis=axis)
+    bits = jax.lax.slice_in_dim(bits, 0, x.shape[axis], axis=axis)
     kept = round((1.0 - rate) * 2**16)
     return jnp.where(bits < kept, x * (2**16 / kept), 0).astype(x.dtype)
 
