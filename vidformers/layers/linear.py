@@ -7,7 +7,7 @@ from einops import rearrange
 from flax import nnx
 
 from vidformers.errors import require
-from vidformers.parallel.activations import has_context
+from vidformers.parallel.activations import batch_shards, context_size, has_context
 from vidformers.parallel.target import target_platform
 
 # For a square d -> d projection, Glorot's bound equals that of fan-in scaling. With fan-in scaling, a kernel that holds
@@ -46,14 +46,14 @@ class Linear(nnx.Linear):
         """
         assert self.bias is not None
         if target_platform() == "cpu":
+            if batch_shards() * context_size() == 1:  # one large product is faster, on one device
+                return list(rearrange(self(x), "... (s h e) -> s ... h e", s=parts, h=heads))
+            # On several, GSPMD gathers less if each part has a product of its own.
             kernels, biases = (
                 rearrange(parameter[...].astype(x.dtype), "... (s h e) -> s ... h e", s=parts, h=heads)
                 for parameter in (self.kernel, self.bias)
             )
-            return [
-                on_rows(lambda rows, kernel=kernel: jnp.tensordot(rows, kernel, 1), x) + bias
-                for kernel, bias in zip(kernels, biases, strict=True)
-            ]
+            return [jnp.tensordot(x, kernel, 1) + bias for kernel, bias in zip(kernels, biases, strict=True)]
         # Split first: XLA moves no split across a cast, so it would cast and join kernels that are separate arrays.
         split = [jnp.split(parameter[...], parts, axis=-1) for parameter in (self.kernel, self.bias)]
         out = []
