@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidformers.layers.tokens import LayerRng, Tokens, dropout, dropout_of_joined
+from vidformers.layers.tokens import LayerRng, Tokens, dropout, dropout_of_patches
 from vidformers.parallel.target import traced_for
 
 
@@ -20,7 +20,7 @@ def test_joined_tokens_split_into_what_they_were_and_drop_the_same_elements():
     np.testing.assert_array_equal(split.patches, patches)
     np.testing.assert_array_equal(split.class_tokens, class_tokens)
     keys = [LayerRng(jax.random.key(i), jnp.zeros(())) for i in range(2)]
-    dropped = joined.replace(patches=dropout_of_joined(joined.patches, 0.5, keys)).split()
+    dropped = joined.replace(patches=dropout_of_patches(joined.patches, 0.5, keys, 1)).split()
     np.testing.assert_array_equal(dropped.patches, dropout(tokens.patches, 0.5, keys[0]))
     np.testing.assert_array_equal(dropped.class_tokens, dropout(tokens.class_tokens, 0.5, keys[1]))
 

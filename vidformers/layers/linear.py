@@ -53,7 +53,10 @@ class Linear(nnx.Linear):
                 rearrange(parameter[...].astype(x.dtype), "... (s h e) -> s ... h e", s=parts, h=heads)
                 for parameter in (self.kernel, self.bias)
             )
-            return [jnp.tensordot(x, kernel, 1) + bias for kernel, bias in zip(kernels, biases, strict=True)]
+            return [
+                on_rows(lambda rows, kernel=kernel: jnp.tensordot(rows, kernel, 1), x) + bias
+                for kernel, bias in zip(kernels, biases, strict=True)
+            ]
         # Split first: XLA moves no split across a cast, so it would cast and join kernels that are separate arrays.
         split = [jnp.split(parameter[...], parts, axis=-1) for parameter in (self.kernel, self.bias)]
         out = []

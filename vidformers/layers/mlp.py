@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vidformers.layers.linear import Linear, glorot
-from vidformers.layers.tokens import LayerRng, Tokens, add_branch, dropout, dropout_of_joined, split_rng
+from vidformers.layers.tokens import LayerRng, Tokens, add_branch, dropout, dropout_of_patches, split_rng
 
 
 def keeping_input(function):
@@ -73,9 +73,7 @@ class Mlp(nnx.Module):
             return self.out(dropped(self.activation(self.wide(self.norm(x)))))
 
         def drop_patches(x):
-            if tokens.class_rows:
-                return dropout_of_joined(x, self.dropout, (patch_rng, class_rng))
-            return dropout(x, self.dropout, patch_rng)
+            return dropout_of_patches(x, self.dropout, (patch_rng, class_rng), tokens.class_rows)
 
         patches = apply(tokens.patches, drop_patches) if self.updates_patches else None
         class_tokens = None

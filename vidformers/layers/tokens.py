@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -105,14 +106,15 @@ def dropout(x, rate: float, rng: LayerRng | None):
     return jnp.where(bits < kept, x * (2**16 / kept), 0).astype(x.dtype)
 
 
-def dropout_of_joined(x, rate: float, rngs: Sequence[LayerRng | None]):
-    """Returns dropout of joined tokens (b t n+1 ...), with the same random numbers as of `split` tokens.
+def dropout_of_patches(x, rate: float, rngs: Sequence[LayerRng | None], class_rows: int):
+    """Returns dropout of patches (b t n ...), or of joined tokens with the same random numbers as of `split` tokens.
 
     Args:
         rngs: that of the patches and that of the class tokens.
+        class_rows: that of the tokens.
     """
-    if rngs[0] is None or rate == 0.0:
-        return x
+    if rngs[0] is None or rate == 0.0 or not class_rows:
+        return dropout(x, rate, rngs[0])
     patches, class_tokens = dropout(x[:, :, :-1], rate, rngs[0]), dropout(x[:, :, -1], rate, rngs[1])
     return jnp.concatenate([patches, class_tokens[:, :, None]], axis=2)
 
@@ -134,12 +136,12 @@ def add_branch(tokens: Tokens, branch, rate: float, rng: LayerRng | None) -> Tok
     keep = 1.0 - rng.drop_path
     path_scale = jax.random.bernoulli(path.key, keep, (tokens.patches.shape[0],)) / keep
 
-    def add(x, dx, drop):
+    def add(x, dx, dropped):
         if dx is None:
             return x
         scale = path_scale.astype(dx.dtype).reshape(-1, *[1] * (dx.ndim - 1))
-        is_joined = tokens.class_rows and x is tokens.patches
-        return x + (dropout_of_joined(dx, rate, drops) if is_joined else dropout(dx, rate, drop)) * scale
+        return x + dropped(dx, rate) * scale
 
-    patches, class_tokens = (add(x, dx, drop) for (x, dx), drop in zip(pairs, drops, strict=True))
+    patches = add(*pairs[0], partial(dropout_of_patches, rngs=drops, class_rows=tokens.class_rows))
+    class_tokens = add(*pairs[1], partial(dropout, rng=drops[1]))
     return Tokens(patches, class_tokens, tokens.grid)

@@ -23,6 +23,7 @@ from vidformers.layers.embedding import unit_norm_init
 from vidformers.layers.linear import Linear
 from vidformers.layers.tokens import LayerRng, Tokens, dropout, split_rng
 from vidformers.parallel.activations import shard_activations
+from vidformers.parallel.state import split_layers
 from vidformers.parallel.target import target_platform
 
 # What the backward pass rematerialises in a block.
@@ -142,14 +143,10 @@ def _split(tokens):
 
 
 def _unstack(tree, count: int) -> list:
-    """Returns the `count` trees that are stacked along axis 0 of a tree.
-
-    The gradient of `split` is one concatenation. The gradient of indexing would be a zero-padded array per index, and
-    their sum.
-    """
+    """Returns the `count` trees that are stacked along axis 0 of a tree."""
     leaves, structure = jax.tree.flatten(tree)
-    slices = [[row.squeeze(0) for row in jax.lax.split(leaf, [1] * count)] for leaf in leaves]
-    return [jax.tree.unflatten(structure, layer) for layer in zip(*slices, strict=True)]
+    layers = zip(*map(split_layers, leaves), strict=True) if leaves else [()] * count
+    return [jax.tree.unflatten(structure, layer) for layer in layers]
 
 
 def stage_rngs(stages: Iterable[Stage], drop_path: float, random_keys) -> Iterator[LayerRng]:

@@ -9,6 +9,10 @@ from flax import nnx
 
 from vidformers.parallel.target import traced_for
 
+# Floating-point operations of training per multiply-add of a forward pass: a multiplication and an addition, and the
+# backward pass has twice the products.
+TRAINING_OPERATIONS = 2 * 3
+
 
 class Macs(NamedTuple):
     """Multiply-adds of a program."""

@@ -54,6 +54,15 @@ def with_shardings(mesh: Mesh, shapes: Any) -> Any:
     )
 
 
+def split_layers(stack) -> list:
+    """Returns the arrays that are stacked along axis 0 of an array.
+
+    The gradient of `split` is one concatenation. The gradient of indexing would be a zero-padded array per index, and
+    their sum.
+    """
+    return [row.squeeze(0) for row in jax.lax.split(stack, [1] * stack.shape[0])]
+
+
 def unstack_layers(tree: Any) -> Any:
     """Returns the tree with each array of stacked layers as a list of one array per layer.
 
@@ -66,8 +75,7 @@ def unstack_layers(tree: Any) -> Any:
     def unstack(path, leaf):
         if not _is_stacked(path):
             return leaf
-        layers = [row.squeeze(0) for row in jax.lax.split(leaf, [1] * leaf.shape[0])]
-        parts = _num_parts(path)
+        layers, parts = split_layers(leaf), _num_parts(path)
         return layers if parts == 1 else [[part.T for part in jnp.split(layer, parts, axis=1)] for layer in layers]
 
     return jax.tree_util.tree_map_with_path(unstack, tree)
@@ -80,12 +88,12 @@ def stack_layers(tree: Any) -> Any:
     """
 
     def join(layer):
-        return jnp.concatenate([part.T for part in layer], axis=1) if isinstance(layer, list) else layer
+        return jnp.concatenate([part.T for part in layer], axis=1) if _is_list(layer) else layer
 
     def stack(node):
-        return jnp.stack([join(layer) for layer in node]) if isinstance(node, list) else node
+        return jnp.stack([join(layer) for layer in node]) if _is_list(node) else node
 
-    return jax.tree.map(stack, tree, is_leaf=lambda node: isinstance(node, list))
+    return jax.tree.map(stack, tree, is_leaf=_is_list)
 
 
 def convert_layers(tree: Any, abstract: Any) -> Any:
@@ -95,14 +103,15 @@ def convert_layers(tree: Any, abstract: Any) -> Any:
         tree: the arrays, on all devices of a mesh. They are kept, so that both trees are in memory for a moment.
         abstract: a tree of `jax.ShapeDtypeStruct` with shardings.
     """
-
-    def has_structure(tree) -> bool:
-        return str(jax.tree.structure(tree)) == str(jax.tree.structure(abstract))
-
-    if has_structure(tree):
+    separate, wanted = (any(map(_is_list, jax.tree.leaves(x, is_leaf=_is_list))) for x in (tree, abstract))
+    if separate == wanted:
         return tree
-    convert = stack_layers if has_structure(jax.eval_shape(stack_layers, tree)) else unstack_layers
+    convert = unstack_layers if wanted else stack_layers
     return jax.jit(convert, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(tree)
+
+
+def _is_list(node) -> bool:
+    return isinstance(node, list)
 
 
 def _num_parts(path) -> int:

@@ -15,7 +15,7 @@ from input_pipeline import Pipeline
 from input_pipeline.errors import DataError
 from vidformers.errors import ConfigError, require
 from vidformers.models.registry import build
-from vidformers.models.summary import summarise
+from vidformers.models.summary import TRAINING_OPERATIONS, summarise
 from vidformers.parallel import memory
 from vidformers.parallel.account import account, argument_bytes
 from vidformers.parallel.peak import memory_bandwidth, peak_flops
@@ -47,7 +47,6 @@ VIDEO_SECONDS = 0.0793
 FRAME_SECONDS = 0.00057
 VIDEO_FRAMES = 250
 _TOLERANCE = 0.2  # of the largest number of clips; with less, a plan of MEViT-B takes more than four minutes
-_OPERATIONS = 2 * 3  # per multiply-add of a forward pass: a multiplication and an addition, three times in training
 
 
 class Target(NamedTuple):
@@ -330,7 +329,7 @@ def _times(request: Request, program: Program, target: Target) -> dict[str, Any]
     """Returns the times of a step, in seconds, and the collectives of a step."""
     macs = summarise(partial(build, **request.config["model"])).macs_per_view
     devices = program.mesh["data"] * program.mesh["fsdp"] * program.mesh["context"]
-    flops = _OPERATIONS * macs * request.config["train"]["batch_size"] / devices
+    flops = TRAINING_OPERATIONS * macs * request.config["train"]["batch_size"] / devices
     costs = None if program.text is None else account(program.text)
     moved = None if costs is None else sum(operation.bytes for operation in costs.operations)
     products = flops / target.peak if target.peak else None

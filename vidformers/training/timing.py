@@ -6,10 +6,8 @@ from contextlib import contextmanager
 import jax
 from jax.sharding import Mesh
 
-from vidformers.models.summary import summarise
+from vidformers.models.summary import TRAINING_OPERATIONS, summarise
 from vidformers.parallel.peak import peak_flops
-
-_OPERATIONS = 2 * 3  # per multiply-add of a forward pass: a multiplication and an addition, three times in training
 
 
 class PhaseTimer:
@@ -41,7 +39,7 @@ def peak_seconds_per_clip(make_model, mesh: Mesh, peak_tflops: float | None) -> 
     peak = peak_flops(mesh.devices.flat[0]) if peak_tflops is None else 1e12 * peak_tflops
     if peak is None:
         return None
-    return _OPERATIONS * summarise(make_model).macs_per_view / (peak * mesh.size)
+    return TRAINING_OPERATIONS * summarise(make_model).macs_per_view / (peak * mesh.size)
 
 
 class Throughput:
