@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import statistics
 import sys
 import time
 from functools import partial
@@ -133,6 +134,31 @@ class ForwardStep:
         started = time.perf_counter()
         jax.block_until_ready(self.compiled(self.state, self.batch))
         return time.perf_counter() - started
+
+
+def timed(kind, name: str, batch: int, steps: int, **options) -> tuple[TrainingStep | ForwardStep, dict] | None:
+    """Returns a step and its measurements, or None if it does not fit in memory.
+
+    Args:
+        kind: `TrainingStep` or `ForwardStep`.
+        name, batch, **options: its arguments.
+        steps: steps whose median is the rate. With 0, the step is compiled only and the rate is None.
+    """
+    try:
+        step, rate = kind(name, batch, **options), None
+        if steps:
+            step()
+            rate = batch / statistics.median(step() for _ in range(steps))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None
+    return step, dict(
+        batch=batch,
+        clips_per_second=rate,
+        temporary_mib=step.temporary_bytes / 2**20,
+        compile_seconds=step.compile_seconds,
+    )
 
 
 def processor() -> str:

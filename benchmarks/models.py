@@ -11,7 +11,6 @@ the reason. --depth and --image-size replace those of the models, to try the com
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import threading
@@ -22,7 +21,7 @@ from pathlib import Path
 import jax
 
 from benchmarks.arguments import parse
-from benchmarks.measure import keep_memory, report
+from benchmarks.measure import keep_memory, report, timed
 from benchmarks.throughput import MODES
 from configs.loading import load
 from vidformers import build
@@ -50,27 +49,6 @@ CONFIGS = (
 )
 
 
-def timed(kind, name: str, batch: int, steps: int, **options) -> dict | None:
-    """Returns the measurements of one step, or None if it does not fit in memory."""
-    try:
-        step = kind(name, batch, **options)
-        rate = None
-        if steps:
-            step()
-            rate = batch / statistics.median(step() for _ in range(steps))
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return None
-    return dict(
-        batch=batch,
-        clips_per_second=rate,
-        temporary_mib=step.temporary_bytes / 2**20,
-        program_mib=program_bytes(step.compiled) / 2**20,
-        compile_seconds=step.compile_seconds,
-    )
-
-
 def measure(config: str, mode: str, args: argparse.Namespace) -> None:
     """Prints the JSON line of one model in one mode."""
     changes = {"depth": args.depth, "image_size": args.image_size}
@@ -80,7 +58,8 @@ def measure(config: str, mode: str, args: argparse.Namespace) -> None:
     name, (kind, passes) = model.pop("name"), MODES[mode]
     batch, measured = args.batch, None
     while batch and measured is None:
-        measured = timed(kind, name, batch, args.steps, **model)
+        step = timed(kind, name, batch, args.steps, **model)
+        measured = step and step[1] | dict(program_mib=program_bytes(step[0].compiled) / 2**20)
         batch //= 2
     if measured is None:
         print(json.dumps(skipped(config, mode, "One clip does not fit in memory.")), flush=True)

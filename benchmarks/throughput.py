@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.arguments import parse
-from benchmarks.measure import ForwardStep, TrainingStep, keep_memory, report
+from benchmarks.measure import ForwardStep, TrainingStep, keep_memory, report, timed
 from configs.loading import load
 from vidformers import build
 from vidformers.models.summary import summarise
@@ -63,21 +63,8 @@ def ours(name: str, mode: str, steps: int, dtype: str, backend: str, batch: int)
     name, (kind, work) = model.pop("name"), MODES[mode]
     if name != "stat":  # which has only one attention backend
         model["backend"] = backend
-    try:
-        step = kind(name, batch, **model)
-        step()
-        rate = batch / statistics.median(step() for _ in range(steps))
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return None
-    return dict(
-        batch=batch,
-        clips_per_second=rate,
-        flops_per_second=2 * work * macs * rate,
-        temporary_mib=step.temporary_bytes / 2**20,
-        compile_seconds=step.compile_seconds,
-    )
+    measured = timed(kind, name, batch, steps, **model)
+    return measured and measured[1] | dict(flops_per_second=2 * work * macs * measured[1]["clips_per_second"])
 
 
 def peer(python: str, name: str, mode: str, steps: int, dtype: str, compiled: bool, batch: int) -> dict | None:
