@@ -218,7 +218,10 @@ def test_a_model_runs_the_backend_of_its_config():
         ("vit", dict(backend="flash"), "model.backend='flash' is unknown"),
         ("vit", dict(backend="cudnn"), "model.backend=cudnn does not support model.dtype=float32"),
         ("vit", dict(backend="xla", kernel="relu"), "model.backend=xla computes softmax, not model.kernel=relu"),
-        ("swin", dict(backend="xla"), "model.backend=xla does not go with Swin's window attention"),
+        ("swin", dict(backend="cudnn"), "model.backend=cudnn does not support model.dtype=float32"),
+        ("stat", dict(backend="pallas", kernel="relu"), "model.backend=pallas computes softmax, not model.kernel=relu"),
+        ("cvt", dict(backend="cudnn", dtype="bfloat16", width=12), "model.width / model.heads=12"),
+        ("vtn:resnet", dict(backend="flash"), "model.backend='flash' is unknown"),
     ],
 )
 def test_an_impossible_backend_raises_an_error(name, options, sentence):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from tiny import clips, make, maker, quick_jit
+from tiny import clips, compiled, make, maker, quick_jit
 
 from vidformers.attention import fused, sharding
 from vidformers.attention.core import compute_attention, remat_attention
@@ -169,6 +169,56 @@ def test_what_was_chosen_is_recorded_by_numbers_of_queries_and_keys():
         compute_attention(q, k, k, np.ones(7, bool), kernel=softmax_kernel("xla"))
     compute_attention(q, q, q)
     assert found == {"5x7": "einsum", "5x7, mask": "xla"}
+
+
+MODELS = ("cvt", "swin", "stat", "vtn:resnet")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("backend, platform", [("cudnn", "gpu"), ("pallas", "tpu"), ("einsum", "gpu")])
+@pytest.mark.parametrize("name", MODELS)
+def test_models_compute_attention_by_the_backend_of_their_config(monkeypatch, cudnn_calls, name, backend, platform):
+    monkeypatch.setattr(fused, "device_platform", lambda: platform)
+    graph, parameters = make(name, backend=backend, dtype="bfloat16")
+    with traced_for(platform), record_backends() as found:
+        jax.eval_shape(lambda p, video: nnx.merge(graph, p)(video), parameters, clips(1))
+    others = {shape for shape, chosen in found.items() if chosen != backend}
+    assert found and {found[shape] for shape in others} <= {"einsum"}
+    if backend == "cudnn":
+        assert others == {shape for shape in found if shape.endswith(", mask, bias")}
+        assert bool(others) == (name == "swin") and cudnn_calls
+    elif backend == "pallas":
+        windows = {"2x7, mask"} if name == "vtn:resnet" else set()
+        assert others == {shape for shape in found if shape.endswith("bias")} | windows
+    else:
+        assert not others
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_return_the_same_with_xla_as_with_einsums(name):
+    logits = [run(parameters, clips(2)) for run, parameters in (compiled(name, backend=b) for b in ("einsum", "xla"))]
+    np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.quick
+def test_dropout_of_attention_weights_stays_with_einsums():
+    for rate, key, chosen in ((0.1, True, "einsum"), (0.1, False, "xla"), (0.0, True, "xla")):
+        graph, parameters = make("vtn:resnet", backend="xla", temporal_dropout=rate)
+        with record_backends() as found:
+            arguments = (clips(1), jax.random.key(0)) if key else (clips(1),)
+            jax.eval_shape(lambda p, *rest: nnx.merge(graph, p)(*rest), parameters, *arguments)  # noqa: B023
+        assert set(found.values()) == {chosen} and all(x.endswith("dropout") == (chosen == "einsum") for x in found)
+
+
+@pytest.mark.quick
+def test_the_masked_form_stays_with_einsums():
+    for name in (*MODELS, "joint"):
+        graph, parameters = make(name, backend="xla", masked=True)
+        with record_backends() as found:
+            jax.eval_shape(lambda p, video: nnx.merge(graph, p)(video), parameters, clips(1))  # noqa: B023
+        found = {shape: chosen for shape, chosen in found.items() if chosen != "einsum"}
+        # The readout of STAT, over the class tokens of its two frames, has no masked form.
+        assert found == ({"3x3": "xla"} if name == "stat" else {})
 
 
 def test_rematerialised_attention_keeps_no_weights_with_any_backend():

@@ -7,7 +7,7 @@ from flax import nnx
 
 from vidformers.attention.core import compute_attention
 from vidformers.attention.dictionary import Dictionary, head_multiplier
-from vidformers.attention.kernels import get_kernel
+from vidformers.attention.fused import attention_kernel, check_backend
 from vidformers.attention.scheme import Position, Scheme
 from vidformers.errors import require
 from vidformers.layers.convolution import Convolution
@@ -28,11 +28,13 @@ class ConvolutionalAttention(nnx.Module):
         scale: the factor of the scores: 'width' is 1/sqrt(d), as in the public CvT, 'heads' is 1/sqrt(e).
         dictionary: learned keys and values that every query attends to as well, or None.
         kernel: 'softmax' or 'relu'. The scale has no effect on 'relu'.
+        backend: the implementation of softmax in the gathered form, one of `fused.BACKENDS`.
         dropout: rate of dropout on the branch.
         masked: runs the masked form, attention over all tokens under a mask. This slow form is the reference in tests.
 
     Raises:
-        ConfigError: the heads do not divide the width, or the scale or the kernel is unknown or not applicable.
+        ConfigError: the heads do not divide the width, or the scale, the kernel or the backend is unknown or not
+            applicable.
     """
 
     def __init__(
@@ -45,19 +47,21 @@ class ConvolutionalAttention(nnx.Module):
         scale: str = "width",
         dictionary: Dictionary | None = None,
         kernel: str = "softmax",
+        backend: str = "auto",
         dropout: float = 0.0,
         dtype=jnp.float32,
         masked: bool = False,
         rngs: nnx.Rngs,
     ):
         check_heads(width, heads)
+        check_backend(backend, kernel, dtype, width // heads)
         require(scale in ("width", "heads"), f"model.scale={scale!r} is unknown. Use width or heads.")
         require(
             kernel in ("softmax", "relu"),
             f"model.kernel={kernel!r} is not applicable, because convolved keys have no order. Use softmax or relu.",
         )
         self.scheme, self.heads, self.stride, self.dropout, self.masked = scheme, heads, stride, dropout, masked
-        self.scale, self.kernel = heads**-0.5 if scale == "width" else 1.0, kernel
+        self.scale, self.kernel, self.backend = heads**-0.5 if scale == "width" else 1.0, kernel, backend
         self.dictionary = nnx.data(dictionary)
         self.norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.near = nnx.List(
@@ -106,7 +110,7 @@ class ConvolutionalAttention(nnx.Module):
             q, k, v = (
                 jnp.concatenate([token[:, :, None], x], axis=2) for token, x in zip(class_qkv, (q, k, v), strict=True)
             )
-        out = compute_attention(q, k, v, dictionary=self.dictionary, kernel=get_kernel(self.kernel, masked=False))
+        out = compute_attention(q, k, v, dictionary=self.dictionary, kernel=attention_kernel(self.kernel, self.backend))
         if not count:
             return self._unfold(out, grid), out[:, :0, 0]
         return self._unfold(out[:, :, 1:], grid), out[:, :, 0]
@@ -134,5 +138,6 @@ class ConvolutionalAttention(nnx.Module):
         mask = self.scheme.visible(
             Position(*[jnp.asarray(query)[:, None]] * 3), Position(*[jnp.asarray(key)[None]] * 3)
         )
-        out = compute_attention(q, k, v, mask, dictionary=self.dictionary, kernel=get_kernel(self.kernel, masked=True))
+        kernel = attention_kernel(self.kernel, self.backend, masked=True)
+        out = compute_attention(q, k, v, mask, dictionary=self.dictionary, kernel=kernel)
         return rearrange(out[:, count:], "b (t y x) h e -> b t y x h e", t=grid[0], y=grid[1]), out[:, :count]

@@ -38,9 +38,9 @@ from einops import rearrange
 from flax import nnx
 
 from vidformers.attention.dictionary import Dictionary, head_multiplier
-from vidformers.attention.fused import check_backend, rematerialised, softmax_kernel
+from vidformers.attention.fused import attention_kernel, check_backend, rematerialised, softmax_kernel
 from vidformers.attention.groups import group_mask, group_numbers, group_shape, groups_per_tile, tile, untile
-from vidformers.attention.kernels import KERNELS, KeyValues, get_kernel, softmax
+from vidformers.attention.kernels import KERNELS, KeyValues, softmax
 from vidformers.attention.scheme import Scheme, numbered, position
 from vidformers.errors import require
 from vidformers.layers.linear import Linear, check_heads, square_init
@@ -335,7 +335,7 @@ class SelfAttention(nnx.Module):
             group_mask(scheme, grid, number, key_number, (q.shape, k.shape), tiled),
             angle=self._angles(number, grid) if self.has_angles else None,
             dictionary=self.dictionary,
-            kernel=softmax_kernel(self.backend) if self.kernel == "softmax" else get_kernel(self.kernel, masked=False),
+            kernel=attention_kernel(self.kernel, self.backend),
         )
         # Without this constraint, GSPMD shards the head axis of the cotangents like W_O, which costs a reshard.
         return shard_batch_unless_context(out)
@@ -382,7 +382,7 @@ class SelfAttention(nnx.Module):
             mask,
             angle=angle,
             dictionary=self.dictionary,
-            kernel=get_kernel(self.kernel, masked=True),
+            kernel=attention_kernel(self.kernel, self.backend, masked=True),
         )
         flat, class_out = jnp.split(out, [math.prod(grid)], axis=1)
         shape = (out.shape[0], groups, -1, *out.shape[2:])

@@ -2,6 +2,9 @@
 
 What stays with einsums, even if the config names another backend, and why:
 
+- All: dropout of attention weights, as in training of VTN's Longformer, because the other backends do not return the
+  weights; the masked form, which is the reference in tests; and class attention (MEViT), whose scores have one row.
+  Linear kernels have no other form.
 - 'cudnn' and 'pallas': a batch that cannot be divided equally among the devices.
 - 'cudnn': a bias together with a mask that differs between groups, as in the shifted windows of Swin. cuDNN takes the
   sum of both for each group and head, which has as many elements as the scores.
@@ -13,7 +16,7 @@ What stays with einsums, even if the config names another backend, and why:
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -22,7 +25,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from vidformers.attention.kernels import KeyValues, softmax
+from vidformers.attention.kernels import (
+    KeyValues,
+    linear_attention,
+    quadratic_attention,
+    softmax,
+    softmax_with_dropout,
+)
 from vidformers.attention.pallas import splash_attention
 from vidformers.attention.sharding import on_each_device, pad_axis, partition, with_queries
 from vidformers.errors import require
@@ -42,6 +51,23 @@ _recorded: ContextVar[dict[str, str] | None] = ContextVar("the backends that `re
 def softmax_kernel(backend: str) -> "Softmax":
     """Returns the softmax kernel of a backend, one of `BACKENDS`."""
     return Softmax(backend)
+
+
+def attention_kernel(kernel, backend: str, *, masked: bool = False, dropout: Callable | None = None):
+    """Returns the kernel of a name.
+
+    Args:
+        kernel: one of `kernels.KERNELS`. A callable is returned unchanged.
+        backend: one of `BACKENDS`, for softmax.
+        masked: returns the kernel of the masked form: softmax with einsums, or a linear kernel in its quadratic form,
+            which supports any mask.
+        dropout: that of `Softmax`.
+    """
+    if callable(kernel):
+        return kernel
+    if kernel == "softmax":
+        return Softmax("einsum" if masked else backend, dropout=dropout)
+    return quadratic_attention if masked else linear_attention
 
 
 def rematerialised(kernel):
@@ -109,13 +135,19 @@ class Softmax:
         backend: one of `BACKENDS`. `chosen_backend` decides what 'auto' is, and where another one is not applicable.
         rematerialise: whether attention weights are rematerialised in the backward pass. 'cudnn' and 'pallas' always
             do this.
+        dropout: a function that is applied to the weights (... h q k), or None. With dropout the backend is einsum.
     """
 
     backend: str
     rematerialise: bool = False
+    dropout: Callable | None = None
 
     def __call__(self, q, key_values):
         key_values = [_with_axes(item) for item in key_values]
+        if self.dropout is not None:
+            _record("einsum", q, key_values, ", dropout")
+            kernel = partial(softmax_with_dropout, dropout_fn=self.dropout)
+            return (jax.checkpoint(kernel) if self.rematerialise else kernel)(q, key_values)
         backend = chosen_backend(self.backend, q, key_values)
         _record(backend, q, key_values)
         if backend == "einsum":
@@ -195,14 +227,14 @@ def _with_axes(item: KeyValues) -> KeyValues:
     return item._replace(mask=mask, bias=bias)
 
 
-def _record(backend: str, q, key_values) -> None:
+def _record(backend: str, q, key_values, suffix: str = "") -> None:
     found = _recorded.get()
     if found is None:
         return
     name = f"{q.shape[-3]}x{sum(item.k.shape[-3] for item in key_values)}"
     name += ", mask" if any(item.mask is not None for item in key_values) else ""
     name += ", bias" if any(item.bias is not None for item in key_values) else ""
-    found[name] = backend
+    found[name + suffix] = backend
 
 
 def _joined(function, q, key_values):

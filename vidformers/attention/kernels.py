@@ -236,18 +236,6 @@ def quadratic_weights(q, key_values):
     return [product / denominator for product in products]
 
 
-def get_kernel(kernel, masked: bool):
-    """Returns the kernel of a name.
-
-    Args:
-        kernel: one of `KERNELS`. A callable is returned unchanged.
-        masked: returns the quadratic form of a linear kernel, which supports any mask.
-    """
-    if callable(kernel):
-        return kernel
-    return softmax if kernel == "softmax" else quadratic_attention if masked else linear_attention
-
-
 def _features(x, angle):
     """Returns features phi (... n h f) with phi(q).phi(k) = ReLU(q).ReLU(k), times cos(angle_q - angle_k) if given."""
     x = jax.nn.relu(x)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from vidformers.attention.core import compute_attention
 from vidformers.attention.dictionary import Dictionary, head_multiplier
-from vidformers.attention.kernels import softmax, softmax_with_dropout
+from vidformers.attention.fused import attention_kernel, check_backend
 from vidformers.attention.scheme import with_neighbours
 from vidformers.errors import require
 from vidformers.layers.linear import Linear, check_heads, square_init
@@ -43,11 +43,14 @@ class LongformerAttention(nnx.Module):
         window: w, even, the sum over both sides, as in Hugging Face.
         tie_global: whether the class token uses the projections of the frames.
         dictionary: learned keys and values that every query attends to as well, or None.
+        backend: the implementation of softmax in the gathered form, one of `fused.BACKENDS`. With dropout in training
+            it is einsum.
         dropout: rate of dropout on the attention weights and on the branch.
         masked: runs the masked form, attention over all tokens under a mask. This slow form is the reference in tests.
 
     Raises:
-        ConfigError: the heads do not divide the width, or the window is odd or below 4.
+        ConfigError: the heads do not divide the width, the window is odd or below 4, or the backend is unknown or not
+            applicable.
     """
 
     def __init__(
@@ -58,18 +61,21 @@ class LongformerAttention(nnx.Module):
         *,
         tie_global: bool = False,
         dictionary: Dictionary | None = None,
+        backend: str = "auto",
         dropout: float = 0.0,
         dtype=jnp.float32,
         masked: bool = False,
         rngs: nnx.Rngs,
     ):
         check_heads(width, heads)
+        check_backend(backend, "softmax", dtype, width // heads)
         require(
             isinstance(window, int) and window >= 4 and window % 2 == 0,
             f"model.window={window} is not applicable. Set an even number of frames, at least 4.",
         )
         self.heads, self.half_window, self.dropout, self.masked = heads, window // 2, dropout, masked
-        self.tie_global, self.kernel, self.dictionary = tie_global, softmax, nnx.data(dictionary)
+        self.tie_global, self.dictionary = tie_global, nnx.data(dictionary)
+        self.kernel, self.backend = "softmax", backend
 
         def linear(inputs, outputs):
             return Linear(inputs, outputs, kernel_init=square_init, dtype=dtype, rngs=rngs)
@@ -95,17 +101,16 @@ class LongformerAttention(nnx.Module):
             frame_rng: for dropout of the attention weights of frames.
             class_rng: for dropout of the attention weights of the class token.
         """
-        kernels = [
-            self.kernel
-            if rng is None
-            else partial(softmax_with_dropout, dropout_fn=lambda weights, rng=rng: dropout(weights, self.dropout, rng))
-            for rng in (frame_rng, class_rng)
-        ]
+        kernels = [self._kernel(rng) for rng in (frame_rng, class_rng)]
         tokens, valid = series
         frames_qkv = class_qkv = self._heads(self.qkv(tokens), 3)
         if not self.tie_global:
             class_qkv = (*self._heads(self.q_global(tokens[:, :1]), 1), *self._heads(self.kv_global(tokens), 2))
         return self.out(rearrange(self.attend(frames_qkv, class_qkv, valid, kernels), "b n h e -> b n (h e)"))
+
+    def _kernel(self, rng: LayerRng | None):
+        drop = None if rng is None or not self.dropout else lambda weights: dropout(weights, self.dropout, rng)
+        return attention_kernel(self.kernel, self.backend, masked=self.masked, dropout=drop)
 
     def attend(self, frames_qkv, class_qkv, valid, kernels):
         """Returns the outputs of the heads (b n h e), the class token first.

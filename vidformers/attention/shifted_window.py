@@ -7,7 +7,7 @@ from flax import nnx
 
 from vidformers.attention.core import compute_attention
 from vidformers.attention.dictionary import Dictionary, head_multiplier
-from vidformers.attention.kernels import softmax
+from vidformers.attention.fused import attention_kernel, check_backend
 from vidformers.errors import require
 from vidformers.layers.linear import Linear, check_heads, square_init
 from vidformers.layers.tokens import LayerRng, Tokens, add_branch
@@ -32,11 +32,13 @@ class ShiftedWindowAttention(nnx.Module):
         shifted: whether windows start half a window later on each axis. The remainders at both ends are windows, too.
         dictionary: learned keys and values that every query attends to as well, without bias or mask; or None.
         kernel: 'softmax'. The other kernels have no scores to which a bias can be added.
+        backend: the implementation of softmax in the gathered form, one of `fused.BACKENDS`.
         dropout: rate of dropout on the branch.
         masked: runs the masked form, attention over all tokens under a mask. This slow form is the reference in tests.
 
     Raises:
-        ConfigError: the heads do not divide the width, the window is impossible, or the kernel is not softmax.
+        ConfigError: the heads do not divide the width, the window is impossible, the kernel is not softmax, or the
+            backend is unknown or not applicable.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class ShiftedWindowAttention(nnx.Module):
         shifted: bool,
         dictionary: Dictionary | None = None,
         kernel: str = "softmax",
+        backend: str = "auto",
         dropout: float = 0.0,
         dtype=jnp.float32,
         masked: bool = False,
@@ -63,8 +66,9 @@ class ShiftedWindowAttention(nnx.Module):
             f"model.kernel={kernel!r} has no scores, to which window attention adds its position bias. Use "
             "model.kernel=softmax.",
         )
+        check_backend(backend, kernel, dtype, width // heads)
         self.heads, self.window, self.shifted = heads, tuple(window), shifted
-        self.dropout, self.masked, self.kernel = dropout, masked, softmax
+        self.dropout, self.masked, self.kernel, self.backend = dropout, masked, kernel, backend
         self.dictionary = nnx.data(dictionary)
         self.norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.qkv = Linear(width, 3 * width, kernel_init=square_init, dtype=dtype, rngs=rngs)
@@ -109,7 +113,8 @@ class ShiftedWindowAttention(nnx.Module):
             index = _fold(jnp.asarray(window_index)[None, ..., None], window, shift)[0, ..., 0]
             mask = (index[:, :, None] == index[:, None, :])[:, None]
         bias = self._bias(_in_window(window))
-        return compute_attention(q, k, v, mask, bias=bias, dictionary=self.dictionary, kernel=self.kernel)
+        kernel = attention_kernel(self.kernel, self.backend)
+        return compute_attention(q, k, v, mask, bias=bias, dictionary=self.dictionary, kernel=kernel)
 
     def _masked(self, q, k, v, grid, window, shift):
         def merge(x):
@@ -127,7 +132,7 @@ class ShiftedWindowAttention(nnx.Module):
             window_index[:, None] == window_index,
             bias=self._bias(token_index),
             dictionary=self.dictionary,
-            kernel=self.kernel,
+            kernel=attention_kernel(self.kernel, self.backend, masked=True),
         )
         heads = out.shape[2]
         maps = rearrange(out, "b (t y x) h e -> b t y x (h e)", t=grid[0], y=grid[1])

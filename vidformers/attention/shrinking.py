@@ -10,7 +10,7 @@ from flax import nnx
 
 from vidformers.attention.core import compute_attention
 from vidformers.attention.dictionary import Dictionary, head_multiplier
-from vidformers.attention.kernels import get_kernel
+from vidformers.attention.fused import attention_kernel, check_backend
 from vidformers.attention.scheme import with_neighbours
 from vidformers.errors import require
 from vidformers.layers.convolution import Conv, mean_pool
@@ -39,11 +39,13 @@ class ShrinkingAttention(nnx.Module):
             3), or 'none' for no long-term attention, where class tokens are queries only.
         dictionary: learned keys and values that every query attends to as well, or None.
         kernel: 'softmax' or 'relu'. 'cosine' is not applicable, because these keys have no order.
+        backend: the implementation of softmax in the gathered form, one of `fused.BACKENDS`.
         dropout: rate of dropout on the branch.
         masked: runs the masked form, attention over all tokens under a mask. This slow form is the reference in tests.
 
     Raises:
-        ConfigError: the heads do not divide the width, the window is even, or long_key or kernel is unknown.
+        ConfigError: the heads do not divide the width, the window is even, or long_key, kernel or backend is unknown
+            or not applicable.
     """
 
     def __init__(
@@ -57,12 +59,14 @@ class ShrinkingAttention(nnx.Module):
         long_key: str = "class",
         dictionary: Dictionary | None = None,
         kernel: str = "softmax",
+        backend: str = "auto",
         dropout: float = 0.0,
         dtype=jnp.float32,
         masked: bool = False,
         rngs: nnx.Rngs,
     ):
         check_heads(width, heads)
+        check_backend(backend, kernel, dtype, width // heads)
         require(window >= 1 and window % 2 == 1, f"model.window={window} is not centred. Set an odd number of frames.")
         require(
             long_key in ("class", "mean", "none"), f"model.long_key={long_key!r} is unknown. Use class, mean or none."
@@ -73,7 +77,7 @@ class ShrinkingAttention(nnx.Module):
         )
         self.heads, self.radius, self.long_key, self.dropout = heads, window // 2, long_key, dropout
         self.kv_stride = kv_stride
-        self.kernel, self.masked, self.dictionary = kernel, masked, nnx.data(dictionary)
+        self.kernel, self.backend, self.masked, self.dictionary = kernel, backend, masked, nnx.data(dictionary)
         compute = dict(dtype=dtype, rngs=rngs)
         pool = partial(Conv, width, width, (3, 3), padding=1, feature_group_count=width, use_bias=False, **compute)
         self.norm, self.norm_k, self.norm_v = (nnx.LayerNorm(width, epsilon=1e-6, **compute) for _ in range(3))
@@ -140,7 +144,7 @@ class ShrinkingAttention(nnx.Module):
             values,
             mask,
             dictionary=self.dictionary,
-            kernel=get_kernel(self.kernel, self.masked),
+            kernel=attention_kernel(self.kernel, self.backend, masked=self.masked),
         )
         return out.reshape(*q.shape[:3], *out.shape[-2:])
 

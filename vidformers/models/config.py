@@ -161,17 +161,6 @@ class ModelConfig:
         """The keyword arguments that every sublayer takes."""
         return SublayerOptions(dtype=jnp.dtype(self.dtype), dropout=self.dropout)
 
-    def require_einsum_backend(self, attention: str) -> None:
-        """Raises ConfigError unless `backend` is 'auto' or 'einsum'.
-
-        Args:
-            attention: the name of the model's attention, for the message.
-        """
-        require(
-            self.backend in ("auto", "einsum"),
-            f"model.backend={self.backend} does not go with {attention}. Use auto or einsum.",
-        )
-
     def make_dictionary(self, rngs: nnx.Rngs) -> Dictionary | None:
         """Returns a new dictionary with `self.dictionary` entries, or None for 0 entries."""
         if not self.dictionary:

@@ -96,7 +96,6 @@ def cvt(
     require(joint in ("none", "last", "all"), f"model.joint={joint!r} must be none, last or all.")
     require(len(depths) == 3 and min(depths) >= 1, f"model.depths={tuple(depths)} must be three numbers of at least 1.")
     check_depth(config, depths)
-    config.require_einsum_backend("CvT's attention")
     require(config.patch_size == 4, f"model.patch_size={config.patch_size} must be 4, the stride of CvT's first stage.")
     require(config.image_size >= 4, f"model.image_size={config.image_size} must be at least 4.")
     first_joint = {"none": 3, "last": 2, "all": 0}[joint]
@@ -127,6 +126,7 @@ def _attention(level: ModelConfig, scheme: Scheme, scale: str) -> Callable[..., 
             scale=scale,
             dictionary=level.make_dictionary(rngs),
             kernel=level.kernel,
+            backend=level.backend,
             masked=level.masked,
             rngs=rngs,
             **level.sublayer_options,

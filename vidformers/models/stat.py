@@ -161,6 +161,7 @@ class TemporalAggregation(nnx.Module):
     Args:
         width, heads: d and h; h divides d.
         layers: l_ta, the number of standard blocks.
+        backend: that of `SelfAttention`.
     """
 
     def __init__(
@@ -170,6 +171,7 @@ class TemporalAggregation(nnx.Module):
         layers: int,
         *,
         mlp_ratio: int = 4,
+        backend: str = "auto",
         dropout: float = 0.0,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
@@ -177,7 +179,12 @@ class TemporalAggregation(nnx.Module):
         compute = dict(dropout=dropout, dtype=dtype, rngs=rngs)
         self.token = nnx.Param(unit_norm_init(rngs.params(), (width,)))
         self.blocks = nnx.List(
-            Block([SelfAttention(Joint(), width, heads, **compute), Mlp(width, mlp_ratio * width, **compute)])
+            Block(
+                [
+                    SelfAttention(Joint(), width, heads, backend=backend, **compute),
+                    Mlp(width, mlp_ratio * width, **compute),
+                ]
+            )
             for _ in range(layers)
         )
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
@@ -224,7 +231,6 @@ def stat(
     """
     require(bool(depths) and min(depths) >= 1, f"model.depths={depths} must give each stage at least one block.")
     check_depth(config, depths)
-    config.require_einsum_backend("STAT's attention")
     require(aggregation_layers >= 0, f"model.aggregation_layers={aggregation_layers} must be at least 0.")
     if stem_convs == 1:
         config, depths = _half_width(config), (1, *depths)
@@ -247,7 +253,13 @@ def stat(
     readout = None
     if aggregation_layers:
         readout = TemporalAggregation(
-            width, heads, aggregation_layers, mlp_ratio=config.mlp_ratio, rngs=rngs, **config.sublayer_options
+            width,
+            heads,
+            aggregation_layers,
+            mlp_ratio=config.mlp_ratio,
+            backend=config.backend,
+            rngs=rngs,
+            **config.sublayer_options,
         )
     return Classifier(encoder, readout, width=width, num_classes=config.num_classes, rngs=rngs)
 
@@ -308,6 +320,7 @@ def _stages(levels: Sequence[ModelConfig], depths: Sequence[int], *, window: int
             long_key=long_key,
             dictionary=config.make_dictionary(rngs),
             kernel=config.kernel,
+            backend=config.backend,
             masked=config.masked,
             rngs=rngs,
             **config.sublayer_options,

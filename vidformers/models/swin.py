@@ -99,7 +99,6 @@ def _check(config: ModelConfig, depths, patch_frames: int) -> None:
         f"model.depths={tuple(depths)} must be even numbers, because whole and shifted windows alternate.",
     )
     check_depth(config, depths)
-    config.require_einsum_backend("Swin's window attention")
     require(
         config.patch_size >= 1 and config.image_size > 0 and config.image_size % config.patch_size == 0,
         f"model.patch_size={config.patch_size} must divide model.image_size={config.image_size}.",
@@ -119,6 +118,7 @@ def _window_attention(level: ModelConfig, window, shifted: bool) -> Callable[...
             shifted=shifted,
             dictionary=level.make_dictionary(rngs),
             kernel=level.kernel,
+            backend=level.backend,
             masked=level.masked,
             rngs=rngs,
             **level.sublayer_options,

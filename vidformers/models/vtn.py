@@ -61,7 +61,7 @@ class TemporalEncoder(nnx.Module):
         depth: the number of layers.
         window: the window of `LongformerAttention`, one number for all layers or one per layer (in VTN 18).
         mlp_ratio: hidden width of the MLP divided by d.
-        tie_global, masked: those of `LongformerAttention`.
+        tie_global, backend, masked: those of `LongformerAttention`.
         make_dictionary: make_dictionary(rngs) returns the dictionary of one layer, or None.
         dropout: dropout rate of the embedded tokens, the attention weights and every branch.
         head_dropout: dropout rate of the input of the linear head.
@@ -86,6 +86,7 @@ class TemporalEncoder(nnx.Module):
         head_dropout: float = 0.5,
         remat: str = "none",
         unroll: int | str = "auto",
+        backend: str = "auto",
         dtype=jnp.float32,
         masked: bool = False,
         rngs: nnx.Rngs,
@@ -115,6 +116,7 @@ class TemporalEncoder(nnx.Module):
                 window,
                 tie_global=tie_global,
                 dictionary=make_dictionary(rngs),
+                backend=backend,
                 masked=masked,
                 dropout=dropout,
                 dtype=dtype,
@@ -219,7 +221,6 @@ def vtn(
     if backbone == "vit":
         encoder: Encoder | ResNet = vit(replace(config, frames=1), rngs=rngs).encoder
     else:
-        config.require_einsum_backend("VTN's window attention")
         encoder = _resnet(config, depths, stem, rngs)
     readout = TemporalEncoder(
         config.width,
@@ -233,6 +234,7 @@ def vtn(
         head_dropout=head_dropout,
         remat=config.remat,
         unroll=config.unroll,
+        backend=config.backend,
         dtype=config.sublayer_options["dtype"],
         masked=config.masked,
         rngs=rngs,
