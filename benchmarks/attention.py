@@ -3,7 +3,8 @@
 Command: python -m benchmarks.attention [--batch=1] [--rounds=9] [--dtype=float32] [--only=SCHEME;SCHEME] [--minutes=0]
 
 The backends take turns. Prints one JSON line for each scheme: median seconds of forward, and of forward and backward,
-for each backend, or null where memory is exhausted. `skipped_backends` says why a backend cannot run. After --minutes,
+for each backend, or null where memory is exhausted. `skipped_backends` says why a backend cannot run, or that einsums
+replace it (see `vidformers.attention.fused`). After --minutes,
 if it is not 0, the other schemes are skipped. `model.backend=auto` is chosen from these results.
 """
 
@@ -19,8 +20,8 @@ import numpy as np
 from benchmarks.arguments import parse
 from benchmarks.measure import keep_memory, report
 from vidformers.attention.core import compute_attention
-from vidformers.attention.fused import BACKENDS, check_backend, softmax_kernel
-from vidformers.errors import ConfigError
+from vidformers.attention.fused import BACKENDS, check_backend, record_backends, softmax_kernel
+from vidformers.errors import ConfigError, require
 
 HEADS, WIDTH = 12, 64
 GROUPS = {"frame": (8, 197, 197), "time": (196, 9, 9), "motion, M=2": (49, 33, 33), "joint": (1, 1569, 1569)}
@@ -37,14 +38,18 @@ def compile_passes(backend: str, q, k, v, g) -> dict:
     """Returns the compiled forward pass of a backend, and that of forward and backward, with their arguments.
 
     Raises:
-        ConfigError: the backend does not support the type of q or the device.
+        ConfigError: the backend does not support the type of q or the device, or einsums replace it.
         jax.errors.JaxRuntimeError: the compiler fails.
     """
     check_backend(backend, "softmax", q.dtype, WIDTH)
     forward = partial(compute_attention, kernel=softmax_kernel(backend))
     both = jax.jit(lambda q, k, v, g: jax.vjp(forward, q, k, v)[1](g))
     passes = {"forward": (jax.jit(forward), (q, k, v)), "both": (both, (q, k, v, g))}
-    return {name: (run.lower(*arguments).compile(), arguments) for name, (run, arguments) in passes.items()}
+    with record_backends() as found:
+        lowered = {name: run.lower(*arguments) for name, (run, arguments) in passes.items()}
+    others = sorted(set(found.values()) - {backend})
+    require(not others, f"{backend} does not support this attention: {', '.join(others)} replaces it.")
+    return {name: (program.compile(), passes[name][1]) for name, program in lowered.items()}
 
 
 def first_line(error: Exception) -> str:

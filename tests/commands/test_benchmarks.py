@@ -11,7 +11,8 @@ import pytest
 from house import ROOT
 
 from benchmarks import all as benchmarks_all
-from benchmarks import models
+from benchmarks import attention, models
+from vidformers.attention import fused
 from vidformers.parallel.peak import PEAKS
 
 quick = pytest.mark.quick
@@ -120,3 +121,14 @@ def test_a_model_that_fails_has_a_line_for_each_mode(arguments, capsys):
     models.measure_apart("mevit_b16", arguments, None)  # has more motion blocks than the one layer
     reason = "Its process ended with status 1."
     assert printed(capsys) == [models.skipped("mevit_b16", mode, reason) for mode in ("train", "eval")]
+
+
+@quick
+def test_einsums_are_not_measured_under_the_name_of_another_backend(monkeypatch, capsys):
+    monkeypatch.setitem(attention.GROUPS, "frame", (1, 3, 3))
+    monkeypatch.setattr(fused, "_xla_supports", lambda q, key_values: False)
+    attention.measure("frame", batch=1, rounds=1, dtype="float32")
+    (line,) = printed(capsys)
+    assert set(line["seconds"]) == {"einsum"}
+    assert line["skipped_backends"]["xla"] == "xla does not support this attention: einsum replaces it."
+    assert "needs an NVIDIA GPU" in line["skipped_backends"]["cudnn"] or "dtype" in line["skipped_backends"]["cudnn"]
