@@ -5,7 +5,7 @@ AHEAD ?= .venv-ahead
 REQUIREMENTS := requirements.txt requirements-test.txt constraints.txt
 XDIST := -n auto --maxprocesses=8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup ahead demo test check clean
+.PHONY: setup ahead ahead-check demo test check clean
 
 setup: $(VENV)/.ready
 
@@ -24,6 +24,12 @@ $(AHEAD)/.ready: requirements.txt requirements-tpu.txt requirements-cuda.txt con
 	$(AHEAD)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt \
 		-r requirements-tpu.txt -r requirements-cuda.txt -c constraints.txt
 	@touch $@
+
+# Compiles six training steps again and names those that are worse than the committed estimates, in some 20 minutes.
+RECORDED ?= $(lastword $(sort $(wildcard benchmarks/results/ahead-*.jsonl)))
+
+ahead-check: ahead
+	$(AHEAD)/bin/python -m benchmarks.ahead --check=$(RECORDED)
 
 demo: setup
 	$(BIN)/python main.py --config=configs/demo.py

@@ -13,8 +13,9 @@ operations under `unestimated`, such as Pallas kernels. `unestimated_guess_secon
 the time of their bytes and twice the time of their products. --out appends the lines to a file. If the command is
 repeated, the lines of the same commit are not compiled again.
 
-`--check=FILE.jsonl` compiles the training steps of six configs again whose lines are in FILE, and names those whose
-share or bytes are worse by more than 5%.
+`[CONFIG,CONFIG] --check=FILE.jsonl` compiles training steps again that are recorded in FILE, by default those of six
+configs, and names those whose share or bytes are worse by more than 5%. The last line of each config that has a share
+says with which topology, clips and changed fields. Other versions of JAX and of the compiler are named.
 """
 
 import argparse
@@ -66,6 +67,8 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     args.changes = {name: value for name, _, value in words}
     if args.check is None and not (args.configs and args.topology):
         parser.error("CONFIG and --topology are needed, or --check=FILE.jsonl.")
+    if args.check is not None and any(word.startswith("--") and not word.startswith("--check") for word in argv):
+        parser.error("--check takes no other flag. The lines of the file say what is compiled.")
     return args
 
 
@@ -206,8 +209,15 @@ def key(line: dict) -> tuple:
 
 def read_lines(path: str) -> list[dict]:
     """Returns the lines of this benchmark in a file."""
-    lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [line for line in lines if line.get("benchmark") == "ahead"]
+    lines = []
+    for number, text in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            line = json.loads(text) if text.strip() else None
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"Line {number} of {path} is not JSON ({error.msg}). Remove the line.") from error
+        if isinstance(line, dict) and line.get("benchmark") == "ahead":
+            lines.append(line)
+    return lines
 
 
 def measure_all(args: argparse.Namespace) -> bool:
@@ -243,28 +253,61 @@ def worse(old: dict, new: dict) -> Iterator[str]:
     if new["share"] is None or new["share"] < (1 - _TOLERANCE) * old["share"]:
         share = "none" if new["share"] is None else f"{new['share']:.1%}"
         yield f"{where}: the share of the products is {share} instead of {old['share']:.1%}."
+    guess, old_guess = (line["unestimated_guess_seconds"] or 0.0 for line in (new, old))
+    if guess - old_guess > _TOLERANCE * old["estimated_seconds"]:  # work without an estimate must not look free
+        yield f"{where}: operations without an estimate take {guess:.2g} s by the guess instead of {old_guess:.2g} s."
     if new["bytes"] > (1 + _TOLERANCE) * old["bytes"]:
         yield f"{where}: {new['bytes'] / 2**30:.2f} GiB instead of {old['bytes'] / 2**30:.2f}."
 
 
-def check(path: str) -> bool:
-    """Compiles the recorded training steps of `CHECKED` again. Returns whether none is worse."""
+def recorded_lines(path: str, names: list[str]) -> dict[str, dict]:
+    """Returns for each config the last line in a file that is of a training step and has a share.
+
+    Raises:
+        ConfigError: there is no such file, or no such line of a config.
+    """
     require(Path(path).is_file(), f"--check={path} does not exist.")
-    recorded = {
-        line["config"]: line
-        for line in read_lines(path)
-        if line["config"] in CHECKED and line["step"] == "train" and line["share"] is not None
-    }
-    missing = [name for name in CHECKED if name not in recorded]
-    require(not missing, f"--check={path} has no line with a share for {', '.join(missing)}.")
-    complaints = []
+    lines = [line for line in read_lines(path) if line["step"] == "train" and line["share"] is not None]
+    found = {line["config"]: line for line in lines}
+    missing = ",".join(name for name in names if name not in found)
+    require(
+        not missing,
+        f"--check={path} has no training step with a share of {missing}. Record it with: python -m benchmarks.ahead "
+        f"{missing} --topology=v5e:1x1 --largest=false --out={path}",
+    )
+    return {name: found[name] for name in names}
+
+
+def other_versions(old: dict) -> str | None:
+    """Returns a sentence on the versions that differ between a recorded line and this environment, or None."""
+    now = versions()
+    names = [name for name in ("jax", "jaxlib", "libtpu") if old["versions"].get(name) != now.get(name)]
+    if not names:
+        return None
+    pairs = [f"{name} {old['versions'].get(name, 'none')} (now {now.get(name, 'none')})" for name in names]
+    return f"{old['config']} was recorded with {', '.join(pairs)}. A difference may come from the compiler."
+
+
+def check(path: str, names: list[str]) -> bool:
+    """Compiles the recorded training steps of these configs again. Returns whether none is worse."""
+    recorded = recorded_lines(path, names)
+    notes = [note for note in map(other_versions, recorded.values()) if note]
+    print("\n".join(notes), flush=True)
+    results = []
     for name, old in recorded.items():
-        request = Request(read_config(name, old["changes"]), old["topology"], old["clips"])
-        new = measure(name, request, largest=False)
-        print(f"\n{summary(new)}", flush=True)
-        complaints += worse(old, new)
-    print("\n" + "\n".join(complaints or [f"None of {len(CHECKED)} configs is worse by more than {_TOLERANCE:.0%}."]))
-    return not complaints
+        try:
+            request = Request(read_config(name, old["changes"]), old["topology"], old["clips"])
+            new = measure(name, request, largest=False)
+        except (ConfigError, DataError, FlagError) as error:
+            results.append(f"{name}: {error}")
+            continue
+        print(f"\n{summary(new)}\nRecorded at {old['commit']}: {summary(old)}", flush=True)
+        results += worse(old, new)
+    is_worse = bool(results)
+    if not is_worse:
+        results = [f"Not worse by more than {_TOLERANCE:.0%}: {', '.join(recorded)}."]
+    print("\n" + "\n".join(notes + results))
+    return not is_worse
 
 
 def main(argv: list[str]) -> int:
@@ -273,7 +316,7 @@ def main(argv: list[str]) -> int:
     args = read_arguments(argv)
     try:
         if args.check is not None:
-            return 0 if check(args.check) else 1
+            return 0 if check(args.check, args.configs.split(",") if args.configs else list(CHECKED)) else 1
         return 0 if measure_all(args) else 2
     except (ConfigError, DataError, FlagError) as error:
         print(f"benchmarks.ahead: {error}", file=sys.stderr)
