@@ -161,9 +161,8 @@ class Softmax:
 def chosen_backend(backend: str, q, key_values) -> str:
     """Returns the backend that computes this attention: 'einsum', 'xla', 'cudnn' or 'pallas'.
 
-    'auto' is 'cudnn' on GPUs in bfloat16 for groups of at least 128 tokens, unless each group has a mask of its own,
-    which cuDNN stores, with a gradient. It is 'pallas' on TPUs for groups of at least 1,024 tokens, and 'einsum'
-    elsewhere. The other backends become 'einsum' where they are not applicable, see above.
+    'auto' is 'cudnn' on GPUs in bfloat16 for groups of at least 128 tokens, 'pallas' on TPUs for groups of at least
+    1,024 tokens, and 'einsum' elsewhere. All become 'einsum' where they are not applicable, see above.
 
     Args:
         backend: one of `BACKENDS`.
@@ -180,7 +179,7 @@ def chosen_backend(backend: str, q, key_values) -> str:
         return backend if supported[backend] else "einsum"
     length = min(q.shape[-3], sum(item.k.shape[-3] for item in key_values))
     if supported["cudnn"] and length >= _CUDNN_LENGTH and _has_flash_attention():
-        return "einsum" if any(_differs_by_group(item.mask) for item in key_values) else "cudnn"
+        return "cudnn"
     return "pallas" if supported["pallas"] and length >= _PALLAS_LENGTH else "einsum"
 
 
