@@ -15,6 +15,7 @@ from tiny import clips, compiled, make, maker, quick_jit
 import main
 import vidformers.training.setup
 from vidformers import ConfigError, build
+from vidformers.models.encoder import FramewiseEncoder
 from vidformers.models.resnet import ResNet
 from vidformers.parallel.mesh import make_mesh
 from vidformers.training.optim import make_optimizer
@@ -88,6 +89,23 @@ def test_frames_in_chunks_equal_frames_together(at_once, options):
     forward, parameters = compiled("vtn", **options)
     chunked, _ = compiled("vtn", frames_at_once=at_once, **options)
     close(chunked(parameters, clips()), forward(parameters, clips()))
+
+
+@pytest.mark.quick
+def test_the_frames_of_a_chunk_join_the_batch_axis():
+    """Under vmap, JAX cannot compute cuDNN's attention with lengths."""
+    shapes = []
+
+    class Features(nnx.Module):
+        shape = (1, 2, 2, 3)
+
+        def __call__(self, video, key=None):
+            shapes.append(video.shape)
+            return video.mean((2, 3))
+
+    video = np.random.default_rng(0).random((2, 7, 2, 2, 3), np.float32)
+    close(FramewiseEncoder(Features(), 7, at_once=3)(video), video.mean((2, 3)))
+    assert shapes == [(6, 1, 2, 2, 3), (2, 1, 2, 2, 3)]
 
 
 def test_memory_does_not_grow_with_the_frames_taken_in_chunks():

@@ -250,13 +250,19 @@ class FramewiseEncoder(nnx.Module):
     def __call__(self, video, key=None):
         b, t = video.shape[:2]
         if self.at_once is None or key is not None:
-            return self.encoder(video.reshape(b * t, 1, *video.shape[2:]), key).reshape(b, t, -1)
-        features = jax.lax.map(
-            lambda frames: self.encoder(frames[:, None])[:, 0],
-            jnp.moveaxis(video, 1, 0),
-            batch_size=min(self.at_once, t),
-        )  # maps over frames and not over the batch axis, which is sharded
-        return jnp.moveaxis(features, 0, 1)
+            return self._encode(video, key)
+        # Maps over frames and not over the batch axis, which is sharded. A chunk joins the batch axis here and not by
+        # lax.map's own `batch_size`, which uses vmap: JAX 0.10 cannot vmap cuDNN's attention with padding.
+        size = min(self.at_once, t)
+        whole = t - t % size
+        chunks = video[:, :whole].reshape(b, -1, size, *video.shape[2:])
+        features = jnp.moveaxis(jax.lax.map(self._encode, jnp.moveaxis(chunks, 1, 0)), 0, 1).reshape(b, whole, -1)
+        return jnp.concatenate([features, self._encode(video[:, whole:])], axis=1) if whole < t else features
+
+    def _encode(self, video, key=None):
+        """Returns the features (b t d) of all frames at once."""
+        b, t = video.shape[:2]
+        return self.encoder(video.reshape(b * t, 1, *video.shape[2:]), key).reshape(b, t, -1)
 
 
 class MeanReadout(nnx.Module):
