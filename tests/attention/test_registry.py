@@ -34,7 +34,7 @@ from sublayers import (
 from tiny import quick_jit
 
 import vidformers
-from vidformers.attention import core
+from vidformers.attention import groups as grouping
 from vidformers.attention.core import SelfAttention
 from vidformers.attention.groups import group_numbers, groups_per_tile
 from vidformers.attention.registry import NOT_PARTITIONS, SchemeEntry
@@ -290,7 +290,9 @@ def test_groups_that_share_a_tile_equal_groups_apart(float64, entry, monkeypatch
     """On two devices a tile may hold groups of two clips. With frames sharded, it holds groups of one clip."""
     function, parameters, tokens = forms_on_one_device(entry)
     expected, counts = on_one_device(entry), []
-    monkeypatch.setattr(core, "groups_per_tile", lambda groups: counts.append(groups_per_tile(groups)) or counts[-1])
+    monkeypatch.setattr(
+        grouping, "groups_per_tile", lambda groups: counts.append(groups_per_tile(groups)) or counts[-1]
+    )
     has_padding = not gathered_pairs(entry.make(), entry.grid)[0].all()  # or zeros in place of a neighbour
     for context in (1, 2) if entry in ENTRIES and entry.make().group_extent == "time" and not has_padding else (1,):
         mesh = make_mesh(data=2, context=context, devices=jax.devices()[: 2 * context])

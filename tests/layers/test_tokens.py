@@ -5,14 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidformers.layers.tokens import LayerRng, Tokens, dropout, dropout_of_patches
+from vidformers.layers.tokens import LayerRng, Tokens, dropout
 from vidformers.parallel.target import traced_for
 
 
 @pytest.mark.quick
-def test_joined_tokens_split_into_what_they_were_and_drop_the_same_elements():
+@pytest.mark.parametrize("count", [3, 1], ids=["one per frame", "one per clip"])
+def test_joined_tokens_split_into_what_they_were_and_drop_the_same_elements(count):
     rng = np.random.default_rng(0)
-    patches, class_tokens = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 3, 4, 6), (2, 3, 6)))
+    patches, class_tokens = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 3, 4, 6), (2, count, 6)))
     tokens = Tokens(jnp.asarray(patches), jnp.asarray(class_tokens), (3, 2, 2))
     joined = tokens.join()
     assert joined.class_rows == 1 and tokens.class_rows == 0 and joined.class_tokens.size == 0
@@ -20,7 +21,7 @@ def test_joined_tokens_split_into_what_they_were_and_drop_the_same_elements():
     np.testing.assert_array_equal(split.patches, patches)
     np.testing.assert_array_equal(split.class_tokens, class_tokens)
     keys = [LayerRng(jax.random.key(i), jnp.zeros(())) for i in range(2)]
-    dropped = joined.replace(patches=dropout_of_patches(joined.patches, 0.5, keys, 1)).split()
+    dropped = joined.replace(patches=dropout(joined.patches, 0.5, *keys)).split()
     np.testing.assert_array_equal(dropped.patches, dropout(tokens.patches, 0.5, keys[0]))
     np.testing.assert_array_equal(dropped.class_tokens, dropout(tokens.class_tokens, 0.5, keys[1]))
 

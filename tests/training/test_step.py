@@ -46,18 +46,22 @@ def test_the_loss_is_the_mean_over_the_rows_of_mask_1():
         same(masked[name], repeated[name])
 
 
-@pytest.mark.parametrize("mesh", [None, dict(data=2, fsdp=4)], ids=["one device", "fsdp"])
-def test_layers_as_separate_arrays_and_class_tokens_as_rows_of_frames_change_nothing(mesh):
+@pytest.mark.parametrize(
+    "model, mesh",
+    [("tokenshift", None), ("tokenshift", dict(data=2, fsdp=4)), ("joint", None)],
+    ids=["one device", "fsdp", "class tokens of clips"],
+)
+def test_layers_as_separate_arrays_and_class_tokens_as_rows_of_groups_change_nothing(model, mesh):
     """A loop over layers that are separate arrays equals a scan over stacks, its random numbers included.
 
-    Class tokens of frames are joined to their patches in both, in the loop not in the last block. The reference runs
-    sublayers that refuse joined tokens.
+    Class tokens of frames or clips are joined to their patches in both, in the loop not in the last block. The
+    reference runs sublayers that refuse joined tokens.
     """
     optimizer, schedule = make_optimizer(10, 1, **SGD | dict(name="adamw", lr=1e-3))
     options = dict(depth=3, dropout=0.3, drop_path=0.2)
 
     def run(separate, joined=True, **unroll):
-        graph, parameters = make("tokenshift", **options, **unroll)
+        graph, parameters = make(model, **options, **unroll)
         if not joined:
             graph = without_joined(graph, parameters)
         state = State(np.int32(0), parameters, zeros_of(optimizer, parameters), ())
@@ -87,7 +91,7 @@ def without_joined(graph, parameters):
     model = nnx.merge(graph, parameters)
     for _, module in nnx.iter_modules(model):
         if hasattr(module, "takes_joined"):
-            module.takes_joined = False
+            module.takes_joined = None
     return nnx.split(model)[0]
 
 

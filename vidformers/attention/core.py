@@ -32,6 +32,7 @@ g groups, m tokens of a group, h heads, e width of a head. In a shape, q counts 
 import math
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 
 import jax.numpy as jnp
 from einops import rearrange
@@ -39,7 +40,7 @@ from flax import nnx
 
 from vidformers.attention.dictionary import Dictionary, head_multiplier
 from vidformers.attention.fused import attention_kernel, check_backend, rematerialised, softmax_kernel
-from vidformers.attention.groups import group_mask, group_numbers, group_shape, groups_per_tile, tile, untile
+from vidformers.attention.groups import group_mask, group_numbers, group_shape, pad_groups, shift, tile, untile
 from vidformers.attention.kernels import KERNELS, KeyValues, softmax
 from vidformers.attention.scheme import Scheme, numbered, position
 from vidformers.errors import require
@@ -163,7 +164,8 @@ class SelfAttention(nnx.Module):
         # treat the attribute as static and refuse a module later, as for `extra` below.
         self.dictionary = nnx.data(dictionary)
         self.class_keys, self.class_queries = class_keys, class_queries
-        self.takes_joined = scheme.keeps_patches and class_queries and not masked
+        keeps_rows = scheme.keeps_patches and class_queries and not masked
+        self.takes_joined = scheme.group_extent if keeps_rows else None
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         # `square_init` initialises each d x d part of W_QKV like a separate projection.
         self.qkv = Linear(width, 3 * width, kernel_init=square_init, dtype=dtype, rngs=rngs)
@@ -183,12 +185,13 @@ class SelfAttention(nnx.Module):
         if not self._folds_first(tokens):
             return self._project_then_fold(tokens)
         groups = self.gather(tokens)
-        tiles, count = groups, 1
-        if self._merges_clips():
-            count = 1 if self._shifts else groups_per_tile(groups)  # groups that shift are frames
-            tiles = tile(groups, count)
-        q, k, v = self._qkv(self.norm(tiles))
-        out = self._output_projection(self.attend(q, k, v, tokens.grid, count))
+        # Groups that shift are frames, whose place counts.
+        tiles, count = tile(groups, may_share=not self._shifts) if self._merges_clips() else (groups, 1)
+        # A shift that commutes with adding the bias comes before it. On TPUs the gradient of the bias is then a sum
+        # that XLA joins to the product before it; after the shift it would be a pass of its own.
+        early = self._shifts and not self.scheme.reads_zeros_beyond_clip
+        q, k, v = self._qkv(self.norm(tiles), *[partial(shift, self.scheme, tokens.grid)] * early)
+        out = self._output_projection(self.attend(q, k, v, tokens.grid, count, is_shifted=early))
         return self.scatter(untile(out, groups.shape), tokens)
 
     def _project_then_fold(self, tokens: Tokens):
@@ -214,7 +217,7 @@ class SelfAttention(nnx.Module):
 
     def gather(self, tokens: Tokens):
         """Returns the tokens of all groups (b g m d), the class token of each group last if it is a key."""
-        groups = self.scheme.fold(tokens.patches, tokens.grid)
+        groups = tokens.patches if tokens.class_rows else self.scheme.fold(tokens.patches, tokens.grid)
         count, padded = groups.shape[1], self._sharded_groups(groups.shape[1])
         if padded is None:
             groups = shard_activations(groups, context_axis=2 if self.scheme.group_extent == "clip" else 1)
@@ -222,7 +225,7 @@ class SelfAttention(nnx.Module):
             # Two constraints. The first shards frames, which `fold` puts first in the token axis. The second shards
             # groups, which takes an all-to-all. With the second alone, XLA (jaxlib 0.10.2) computes wrong gradients of
             # the projections' weights, silently.
-            groups = _pad_groups(shard_activations(groups, context_axis=2), padded)
+            groups = pad_groups(shard_activations(groups, context_axis=2), padded)
             groups = shard_activations(groups, context_axis=1)
         if not self._has_class_keys(tokens):
             return groups
@@ -232,7 +235,7 @@ class SelfAttention(nnx.Module):
             "one per group.",
         )
         copies = jnp.broadcast_to(tokens.class_tokens, (groups.shape[0], count, groups.shape[-1]))
-        copies = _pad_groups(copies, groups.shape[1])
+        copies = pad_groups(copies, groups.shape[1])
         return jnp.concatenate([groups, copies[:, :, None]], axis=2)
 
     def scatter(self, groups, tokens: Tokens):
@@ -241,7 +244,9 @@ class SelfAttention(nnx.Module):
         patches = groups[:, :, : size + tokens.class_rows]
         if self._sharded_groups(count) is not None:  # the second all-to-all, in two constraints for the same reason
             patches = shard_activations(shard_activations(patches, context_axis=1), context_axis=2)
-        patches = shard_activations(self.scheme.unfold(patches[:, :count], tokens.grid))
+        if not tokens.class_rows:
+            patches = self.scheme.unfold(patches[:, :count], tokens.grid)
+        patches = shard_activations(patches)
         if not self._has_class_queries(tokens):
             return patches, None
         copies = groups[:, :count, size]
@@ -249,22 +254,17 @@ class SelfAttention(nnx.Module):
             copies = copies.mean(axis=1, keepdims=True)
         return patches, shard_activations(copies)
 
-    def attend(self, q, k, v, grid, tiled: int = 1):
+    def attend(self, q, k, v, grid, tiled: int = 1, is_shifted: bool = False):
         """Returns the outputs of the heads (b g m h e) for the tokens of all groups, in the order of `gather`.
 
         Args:
             q, k, v: (b g m h e). Without `class_queries`, q and the result lack the class tokens.
             grid: (t, y, x).
             tiled: groups per tile, if the arguments were tiled by `tile`.
+            is_shifted: whether the arguments have been through `groups.shift`.
         """
-        if self._shifts:
-            groups, patches = group_shape(self.scheme, grid)
-
-            def shift(x, letter):
-                clips = x.reshape(-1, groups, *x.shape[2:])  # `tile` may have merged them
-                return self.scheme.shift_in_time(clips, letter, x.shape[2] - patches).reshape(x.shape)
-
-            q, k, v = map(shift, (q, k, v), "QKV")
+        if self._shifts and not is_shifted:
+            q, k, v = (shift(self.scheme, grid, x, i) for i, x in enumerate((q, k, v)))
         return (self._masked if self.masked else self._gathered)(q, k, v, grid, tiled)
 
     def _has_class_keys(self, tokens: Tokens) -> bool:
@@ -300,9 +300,9 @@ class SelfAttention(nnx.Module):
         """Returns the number of groups with padding if groups are sharded over `context`, else None."""
         return padded_length(groups) if self.scheme.group_extent == "time" else None
 
-    def _qkv(self, x):
-        """Returns q, k, v, each (... h e), of normalised tokens (... d)."""
-        qkv = self.qkv.to_heads(shard_batch_unless_context(x), 3, self.heads)
+    def _qkv(self, x, *move):
+        """Returns q, k, v, each (... h e), of normalised tokens (... d). `move` is that of `Linear.to_heads`."""
+        qkv = self.qkv.to_heads(shard_batch_unless_context(x), 3, self.heads, *move)
         # The constraint keeps GSPMD from sharding the projection like its parameters (see `shard_activations`).
         return [shard_batch_unless_context(x) for x in qkv]
 
@@ -317,7 +317,7 @@ class SelfAttention(nnx.Module):
         number = group_numbers(scheme, grid)
         padded = self._sharded_groups(number.shape[1])
         if padded is not None:
-            number = _pad_groups(number, padded)
+            number = pad_groups(number, padded)
         elif extent != "frame":
             # With context > 1, this all-gathers keys and values. With context = 1, it only fixes the batch sharding.
             k, v = (shard_activations(x, context_axis=None) for x in (k, v))
@@ -393,8 +393,3 @@ class SelfAttention(nnx.Module):
 def _merge_heads(x):
     """Returns (... d) of (... h e)."""
     return rearrange(x, "... h e -> ... (h e)")
-
-
-def _pad_groups(x, groups: int):
-    """Returns x (b g ...) padded with zeros to this number of groups."""
-    return jnp.pad(x, [(0, 0), (0, groups - x.shape[1])] + [(0, 0)] * (x.ndim - 2))

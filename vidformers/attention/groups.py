@@ -22,6 +22,18 @@ def group_shape(scheme: Scheme, grid) -> tuple[int, int]:
     return shape[1], shape[2]
 
 
+def shift(scheme: Scheme, grid, x, part: int):
+    """Returns q, k or v (b g m h e), by its index in this list, after `Scheme.shift_in_time`."""
+    groups, patches = group_shape(scheme, grid)
+    clips = x.reshape(-1, groups, *x.shape[2:])  # `tile` may have merged them
+    return scheme.shift_in_time(clips, "QKV"[part], x.shape[2] - patches).reshape(x.shape)
+
+
+def pad_groups(x, groups: int):
+    """Returns x (b g ...) padded with zeros to this number of groups."""
+    return jnp.pad(x, [(0, 0), (0, groups - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+
+
 def group_mask(scheme: Scheme, grid, query, key, shapes, tiled: int = 1):
     """Returns the mask (1 g 1 q k) or (1 g 1 1 k) of the gathered form, or None if every query attends to every key.
 
@@ -76,17 +88,18 @@ def groups_per_tile(groups) -> int:
     return max(n for n in range(1, max(1, _TILE_ROWS // size) + 1) if total % n == 0)
 
 
-def tile(groups, count: int):
-    """Returns groups (b g m d) with `count` of them side by side in each group, for attention under a mask.
+def tile(groups, may_share: bool = True):
+    """Returns groups (b g m d) with several of them side by side in each group, for attention under a mask; how many.
 
     On TPUs the groups of all clips on a device then lie on the axis g, and the first axis counts devices: a group may
     share a tile with one of the next clip. Also without shared tiles, XLA chooses better layouts for three axes than
     for four: of (b t h q k) it stores t and k in tiles, and copies.
     """
     if target_platform() != "tpu":
-        return groups
+        return groups, 1
     b, _, m = groups.shape[:3]
-    return groups.reshape(_leading(b), -1, count * m, *groups.shape[3:])
+    count = groups_per_tile(groups) if may_share else 1
+    return groups.reshape(_leading(b), -1, count * m, *groups.shape[3:]), count
 
 
 def untile(x, shape):

@@ -13,6 +13,7 @@ from vidformers.attention.scheme import Scheme
 class Joint(Scheme):
     """Every patch attends to every patch: NT keys, and the class token (MEViT eq. 3)."""
 
+    keeps_patches = True
     group_extent = "clip"
 
     def fold(self, patches, grid):

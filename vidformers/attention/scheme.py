@@ -35,7 +35,7 @@ class Scheme:
             keys, because they carry all frames to every query.
         ordered: whether the order of the tokens in a group is meaningful. The cosine kernel requires it. False if keys
             are shifted between frames, because their order then has no meaning.
-        keeps_patches: whether a frame is a group, so that `fold` and `unfold` return their argument.
+        keeps_patches: whether a group is a frame or the clip, in the order of the grid, so that `fold` moves no patch.
         group_extent: what a group contains, which decides the sharding under context parallelism (see `core`).
             'frame': patches of one frame or of a few consecutive ones. The axis g keeps the sharding of the frames.
             'time': some patches of every frame. An all-to-all moves the sharding from frames to groups. Under context

@@ -137,7 +137,7 @@ class TokenShift(nnx.Module):
         require(2 <= fold <= width, f"model.fold={fold} is out of range. Set it between 2 and model.width={width}.")
         check_boundary(boundary)
         self.width, self.channels, self.boundary = width, width // fold, boundary
-        self.takes_joined = True
+        self.takes_joined = "frame"
 
     @property
     def reads_zeros_beyond_clip(self) -> bool:

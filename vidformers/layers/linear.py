@@ -37,32 +37,40 @@ class Linear(nnx.Linear):
     def __call__(self, x):  # type: ignore[override]  # without `out_sharding`, which older versions of Flax lack
         return on_rows(super().__call__, x)
 
-    def to_heads(self, x, parts: int, heads: int) -> list:
+    def to_heads(self, x, parts: int, heads: int, move=lambda x, part: x) -> list:
         """Returns `parts` projections (... h e) of x (... inputs) by the parts of the kernel (inputs, parts h e).
 
         On TPUs a product that yields heads is faster than one that is split and reshaped afterwards, since e fills a
         part of a tile. Except on CPUs the kernels are taken one by one with their inputs last, as a training step holds
         them there (`parallel.state`): then no copy of them is made.
+
+        Args:
+            x: (... inputs).
+            parts: number of projections, side by side in the kernel.
+            heads: h.
+            move: move(x, part) permutes or copies the entries of a projection (... h e), by its index. It commutes with
+                adding the bias.
         """
         assert self.bias is not None
         if target_platform() == "cpu":
             if batch_shards() * context_size() == 1:  # one large product is faster, on one device
-                return list(rearrange(self(x), "... (s h e) -> s ... h e", s=parts, h=heads))
+                joined = rearrange(self(x), "... (s h e) -> s ... h e", s=parts, h=heads)
+                return [move(part, i) for i, part in enumerate(joined)]
             # On several, GSPMD gathers less if each part has a product of its own.
             kernels, biases = (
                 rearrange(parameter[...].astype(x.dtype), "... (s h e) -> s ... h e", s=parts, h=heads)
                 for parameter in (self.kernel, self.bias)
             )
             return [
-                on_rows(lambda rows, kernel=kernel: jnp.tensordot(rows, kernel, 1), x) + bias
-                for kernel, bias in zip(kernels, biases, strict=True)
+                move(on_rows(lambda rows, kernel=kernel: jnp.tensordot(rows, kernel, 1), x), i) + bias
+                for i, (kernel, bias) in enumerate(zip(kernels, biases, strict=True))
             ]
         # Split first: XLA moves no split across a cast, so it would cast and join kernels that are separate arrays.
         split = [jnp.split(parameter[...], parts, axis=-1) for parameter in (self.kernel, self.bias)]
         out = []
-        for part in zip(*split, strict=True):
+        for i, part in enumerate(zip(*split, strict=True)):
             kernel, bias = (_heads(array.T.astype(x.dtype), heads) for array in part)
-            out.append(jnp.einsum("...d,hed->...he", x, kernel) + bias)
+            out.append(move(jnp.einsum("...d,hed->...he", x, kernel), i) + bias)
         return out
 
     def from_heads(self, x):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vidformers.layers.linear import Linear, glorot
-from vidformers.layers.tokens import LayerRng, Tokens, add_branch, dropout, dropout_of_patches, split_rng
+from vidformers.layers.tokens import LayerRng, Tokens, add_branch, kept_elements, split_rng
 
 
 def keeping_input(function):
@@ -36,6 +36,27 @@ def gelu_tanh(x):
     return jax.nn.gelu(x, approximate=True)
 
 
+def activation_with_dropout(activation, x, rate: float, rng: LayerRng | None, class_rng: LayerRng | None = None):
+    """Returns `dropout(activation(x), ...)` of an activation that is zero at -10,000, as is its derivative.
+
+    Elements to be dropped get this value before the activation, so that the backward pass needs x alone. Otherwise it
+    would also read which elements were kept.
+    """
+    if rng is None or rate == 0.0:
+        return activation(x)
+    keep, share = kept_elements(x.shape, rate, rng, class_rng)
+    return (activation(_hide(x, keep)) / share).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _hide(x, keep):
+    return jnp.where(keep, x, jnp.asarray(-1e4, x.dtype))
+
+
+# The cotangent is zero where x is hidden.
+_hide.defvjp(lambda x, keep: (_hide(x, keep), None), lambda _, cotangent: (cotangent, None))
+
+
 class Mlp(nnx.Module):
     """tokens + W_2 GELU(W_1 LN tokens) (MEViT eq. 5).
 
@@ -44,7 +65,7 @@ class Mlp(nnx.Module):
         hidden: width of the hidden layer.
         updates_patches: whether patches are updated. If not, only class tokens are.
         norm_epsilon: epsilon of the norm.
-        activation: the activation function.
+        activation: the activation function. It and its derivative are zero at -10,000.
         dropout: rate of dropout after the activation and on the branch.
     """
 
@@ -61,7 +82,7 @@ class Mlp(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.updates_patches, self.dropout, self.activation = updates_patches, dropout, activation
-        self.takes_joined = updates_patches
+        self.takes_joined = "any" if updates_patches else None
         self.norm = nnx.LayerNorm(width, epsilon=norm_epsilon, dtype=dtype, rngs=rngs)
         self.wide = Linear(width, hidden, kernel_init=glorot, dtype=dtype, rngs=rngs)
         self.out = Linear(hidden, width, kernel_init=glorot, dtype=dtype, rngs=rngs)
@@ -69,14 +90,13 @@ class Mlp(nnx.Module):
     def __call__(self, tokens: Tokens, rng: LayerRng | None = None) -> Tokens:
         branch_rng, patch_rng, class_rng = split_rng(rng, 3)
 
-        def apply(x, dropped):
-            return self.out(dropped(self.activation(self.wide(self.norm(x)))))
+        def apply(x, *rngs):
+            hidden = self.wide(self.norm(x))
+            return self.out(activation_with_dropout(self.activation, hidden, self.dropout, *rngs))
 
-        def drop_patches(x):
-            return dropout_of_patches(x, self.dropout, (patch_rng, class_rng), tokens.class_rows)
-
-        patches = apply(tokens.patches, drop_patches) if self.updates_patches else None
-        class_tokens = None
+        patches = class_tokens = None
+        if self.updates_patches:
+            patches = apply(tokens.patches, patch_rng, class_rng if tokens.class_rows else None)
         if tokens.class_tokens.shape[1]:
-            class_tokens = apply(tokens.class_tokens, lambda x: dropout(x, self.dropout, class_rng))
+            class_tokens = apply(tokens.class_tokens, class_rng)
         return add_branch(tokens, (patches, class_tokens), self.dropout, branch_rng)

@@ -24,9 +24,9 @@ class Tokens:
         class_tokens: (b c d), c = 0, 1 per clip, or 1 per frame.
         grid: (t, y, x), static.
 
-    In joined tokens the class token of each frame is one more row of `patches` (b t n+1 d), the last, and there are no
-    others. Sublayers that treat patches and class tokens alike take them without moving a row. Those that do not, lack
-    the attribute `takes_joined`.
+    In joined tokens every class token is one more row of `patches`, the last of its group, and there are no others:
+    (b t n+1 d) with one class token per frame, (b 1 t*n+1 d) with one per clip. Sublayers that treat patches and class
+    tokens alike take them without moving a row. Their attribute `takes_joined` says which: 'frame', 'clip' or 'any'.
     """
 
     patches: jax.Array
@@ -40,17 +40,20 @@ class Tokens:
     @property
     def class_rows(self) -> int:
         """1 in joined tokens, 0 in others."""
-        return self.patches.shape[2] - math.prod(self.grid[1:])
+        groups = self.patches.shape[1]
+        return self.patches.shape[2] - math.prod(self.grid) // groups
 
     def join(self) -> "Tokens":
-        """Returns joined tokens. There must be one class token per frame."""
-        b, t, _, d = self.patches.shape
-        joined = jnp.concatenate([self.patches, self.class_tokens.reshape(b, t, 1, d)], axis=2)
-        return self.replace(patches=joined, class_tokens=self.class_tokens[:, :0])
+        """Returns joined tokens. There must be one class token per frame or one per clip."""
+        b, groups, d = self.class_tokens.shape
+        rows = self.patches.reshape(b, groups, -1, d), self.class_tokens.reshape(b, groups, 1, d)
+        return self.replace(patches=jnp.concatenate(rows, axis=2), class_tokens=self.class_tokens[:, :0])
 
     def split(self) -> "Tokens":
         """Returns the tokens of which `join` made these."""
-        return self.replace(patches=self.patches[:, :, :-1], class_tokens=self.patches[:, :, -1])
+        b, _, _, d = self.patches.shape
+        patches = self.patches[:, :, :-1].reshape(b, self.grid[0], -1, d)
+        return self.replace(patches=patches, class_tokens=self.patches[:, :, -1])
 
     @property
     def maps(self):
@@ -85,38 +88,41 @@ def split_rng(rng: LayerRng | None, count: int) -> Sequence[LayerRng | None]:
     return [None] * count if rng is None else rng.split(count)
 
 
-def dropout(x, rate: float, rng: LayerRng | None):
-    """Returns x after inverted dropout, or x itself in evaluation."""
+def dropout(x, rate: float, rng: LayerRng | None, class_rng: LayerRng | None = None):
+    """Returns x after inverted dropout, or x itself in evaluation. The arguments are those of `kept_elements`."""
     if rng is None or rate == 0.0:
         return x
-    if target_platform() != "tpu":
-        keep = jax.random.bernoulli(rng.key, 1.0 - rate, x.shape)
-        return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
-    # XLA would compute the random bits twice, in the forward and in the backward pass, which takes longer than the
-    # products of an MLP. Here 16 bits decide on an element, and a barrier keeps them (benchmarks/NOTES.md).
-    # The halves of the words lie side by side on an axis on which they are whole tiles, if there is one.
-    axis = x.ndim - 1
-    if x.ndim > 2 and x.shape[-1] % 256 and x.shape[-2] % 16 == 0:
-        axis -= 1
-    shape = (*x.shape[:axis], -(-x.shape[axis] // 2), *x.shape[axis + 1 :])
-    words = jax.lax.optimization_barrier(jax.random.bits(rng.key, shape, jnp.uint32))
-    bits = jnp.concatenate([words & 0xFFFF, words >> 16], axis=axis)
-    bits = jax.lax.slice_in_dim(bits, 0, x.shape[axis], axis=axis)
-    kept = round((1.0 - rate) * 2**16)
-    return jnp.where(bits < kept, x * (2**16 / kept), 0).astype(x.dtype)
+    keep, share = kept_elements(x.shape, rate, rng, class_rng)
+    return jnp.where(keep, x / share, 0).astype(x.dtype)
 
 
-def dropout_of_patches(x, rate: float, rngs: Sequence[LayerRng | None], class_rows: int):
-    """Returns dropout of patches (b t n ...), or of joined tokens with the same random numbers as of `split` tokens.
+def kept_elements(shape: Sequence[int], rate: float, rng: LayerRng, class_rng: LayerRng | None = None):
+    """Returns which elements of an array dropout keeps, as booleans, and the probability of each to be kept.
 
     Args:
-        rngs: that of the patches and that of the class tokens.
-        class_rows: that of the tokens.
+        shape: of the array.
+        rate: the probability to be dropped, in multiples of 2^-16 on TPUs.
+        rng: random numbers for this array.
+        class_rng: those of the last row of every group, for joined tokens (b g n ...). Both parts then get the same
+            random numbers as those of `Tokens.split`.
     """
-    if rngs[0] is None or rate == 0.0 or not class_rows:
-        return dropout(x, rate, rngs[0])
-    patches, class_tokens = dropout(x[:, :, :-1], rate, rngs[0]), dropout(x[:, :, -1], rate, rngs[1])
-    return jnp.concatenate([patches, class_tokens[:, :, None]], axis=2)
+    if class_rng is not None:
+        b, groups, rows, *width = shape
+        patches, share = kept_elements((b, groups, rows - 1, *width), rate, rng)
+        class_tokens, _ = kept_elements((b, groups, *width), rate, class_rng)
+        return jnp.concatenate([patches, class_tokens[:, :, None]], axis=2), share
+    if target_platform() != "tpu":
+        return jax.random.bernoulli(rng.key, 1.0 - rate, shape), 1.0 - rate
+    # 32 random bits per element would take longer than the products of an MLP, so 16 decide (benchmarks/NOTES.md). The
+    # halves of the words are for halves of an axis on which these are whole tiles, if there is one. XLA stores the
+    # decisions, one byte each. If it joined the words instead, it would store these, and compute them twice.
+    axis = len(shape) - 1
+    if axis > 1 and shape[-1] % 256 and shape[-2] % 16 == 0:
+        axis -= 1
+    words = jax.random.bits(rng.key, (*shape[:axis], -(-shape[axis] // 2), *shape[axis + 1 :]), jnp.uint32)
+    kept = round((1.0 - rate) * 2**16)
+    keep = jnp.concatenate([(words & 0xFFFF) < kept, (words >> 16) < kept], axis=axis)
+    return jax.lax.slice_in_dim(keep, 0, shape[axis], axis=axis), kept / 2**16
 
 
 def add_branch(tokens: Tokens, branch, rate: float, rng: LayerRng | None) -> Tokens:
@@ -142,6 +148,6 @@ def add_branch(tokens: Tokens, branch, rate: float, rng: LayerRng | None) -> Tok
         scale = path_scale.astype(dx.dtype).reshape(-1, *[1] * (dx.ndim - 1))
         return x + dropped(dx, rate) * scale
 
-    patches = add(*pairs[0], partial(dropout_of_patches, rngs=drops, class_rows=tokens.class_rows))
+    patches = add(*pairs[0], partial(dropout, rng=drops[0], class_rng=drops[1] if tokens.class_rows else None))
     class_tokens = add(*pairs[1], partial(dropout, rng=drops[1]))
     return Tokens(patches, class_tokens, tokens.grid)

@@ -22,7 +22,7 @@ from vidformers.errors import require
 from vidformers.layers.embedding import unit_norm_init
 from vidformers.layers.linear import Linear
 from vidformers.layers.tokens import LayerRng, Tokens, dropout, split_rng
-from vidformers.parallel.activations import shard_activations
+from vidformers.parallel.activations import has_context, shard_activations
 from vidformers.parallel.state import split_layers
 from vidformers.parallel.target import target_platform
 
@@ -131,9 +131,12 @@ class Stage(nnx.Module):
 
     def _join(self, tokens):
         """Returns joined tokens (see `Tokens`) if all sublayers take them, and other tokens unchanged."""
-        is_per_frame = isinstance(tokens, Tokens) and tokens.class_tokens.shape[1] == tokens.grid[0]
-        if is_per_frame and all(getattr(sublayer, "takes_joined", False) for sublayer in self.layers.sublayers):
-            return tokens.join()
+        taken = {getattr(sublayer, "takes_joined", None) for sublayer in self.layers.sublayers} - {"any"}
+        if len(taken) == 1 and isinstance(tokens, Tokens):
+            # Context parallelism shards frames, so that they must stay an axis.
+            groups = {"frame": tokens.grid[0], "clip": 0 if has_context() else 1, None: 0}[taken.pop()]
+            if tokens.class_tokens.shape[1] == groups > 0:
+                return tokens.join()
         return tokens
 
 
