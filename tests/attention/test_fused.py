@@ -66,8 +66,18 @@ DICTIONARY = KeyValues(draw(4, 2, 8), draw(4, 2, 8) + 1)
         (1, 7, hidden(2, 1, 1, 1, 7), None, [], (False, True, False)),
         (7, 7, None, draw(2, 7, 7), [], (True, True, False)),
         (6, 6, hidden(6), draw(2, 6, 6), [DICTIONARY], (True, True, False)),
+        (7, 7, hidden(3, 1, 7, 7), draw(2, 7, 7), [DICTIONARY], (True, True, False)),
     ],
-    ids=["even", "odd", "dictionary", "mask per group", "one query", "bias", "bias, mask and dictionary"],
+    ids=[
+        "even",
+        "odd",
+        "dictionary",
+        "mask per group",
+        "one query",
+        "bias",
+        "bias, mask and dictionary",
+        "bias and mask per group",
+    ],
 )
 def test_odd_lengths_masks_and_biases_are_padded_for_cudnn(cudnn_calls, queries, keys, mask, bias, others, call):
     q, clip = draw(2, 3, queries, 2, 8), KeyValues(draw(2, 3, keys, 2, 8), draw(2, 3, keys, 2, 8) + 1, None, bias)
@@ -113,9 +123,8 @@ LONG = (1569, 1569)
         ("auto", "gpu", "cudnn", arguments(392, 392, bias=(2, 392, 392))),
         ("auto", "gpu", "cudnn", arguments(197, 302, mask=(3, 1, 1, 302))),
         ("auto", "gpu", "cudnn", arguments(392, 392, mask=(3, 1, 392, 392))),
-        ("auto", "gpu", "einsum", arguments(392, 392, mask=(3, 1, 392, 392), bias=(2, 392, 392))),
+        ("auto", "gpu", "cudnn", arguments(392, 392, mask=(3, 1, 392, 392), bias=(2, 392, 392))),
         ("cudnn", "gpu", "cudnn", arguments(392, 392, mask=(3, 1, 392, 392))),
-        ("cudnn", "gpu", "einsum", arguments(392, 392, mask=(3, 1, 392, 392), bias=(2, 392, 392))),
         ("auto", "tpu", "pallas", arguments(*LONG)),
         ("auto", "tpu", "pallas", arguments(*LONG, mask=(1, 1, 1, 1569))),
         ("auto", "tpu", "einsum", arguments(197, 197)),
@@ -186,14 +195,11 @@ def test_models_compute_attention_by_the_backend_of_their_config(monkeypatch, cu
         jax.eval_shape(lambda p, video: nnx.merge(graph, p)(video), parameters, clips(1))
     others = {shape for shape, chosen in found.items() if chosen != backend}
     assert found and {found[shape] for shape in others} <= {"einsum"}
-    if backend == "cudnn":
-        assert others == {shape for shape in found if shape.endswith(", mask, bias")}
-        assert bool(others) == (name == "swin") and cudnn_calls
-    elif backend == "pallas":
+    if backend == "pallas":
         windows = {"2x7, mask"} if name == "vtn:resnet" else set()
         assert others == {shape for shape in found if shape.endswith("bias")} | windows
     else:
-        assert not others
+        assert not others and bool(cudnn_calls) == (backend == "cudnn")
 
 
 @pytest.mark.parametrize("name", MODELS)

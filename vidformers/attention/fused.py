@@ -6,8 +6,6 @@ What stays with einsums, even if the config names another backend, and why:
   weights; the masked form, which is the reference in tests; and class attention (MEViT), whose scores have one row.
   Linear kernels have no other form.
 - 'cudnn' and 'pallas': a batch that cannot be divided equally among the devices.
-- 'cudnn': a bias together with a mask that differs between groups, as in the shifted windows of Swin. cuDNN takes the
-  sum of both for each group and head, which has as many elements as the scores.
 - 'pallas': a bias, and a mask that differs between queries, as in schemes that are not partitions. Splash attention has
   no bias, and hides keys by their segments, which are the same for all queries.
 - 'xla': keys with fewer axes than the queries, as those of a dictionary alone. XLA (jaxlib 0.10.2, CPUs) returns wrong
@@ -189,10 +187,7 @@ def _xla_supports(q, key_values) -> bool:
 
 def _cudnn_supports(q, key_values) -> bool:
     """Returns whether `_cudnn` can compute this attention."""
-    has_bias = any(item.bias is not None for item in key_values)
-    differs = any(_differs_by_group(x) for item in key_values for x in (item.mask, item.bias))
-    is_supported = q.dtype == jnp.bfloat16 and _cudnn_supports_width(q.shape[-1]) and not (has_bias and differs)
-    return is_supported and partition(q) is not None
+    return q.dtype == jnp.bfloat16 and _cudnn_supports_width(q.shape[-1]) and partition(q) is not None
 
 
 def _pallas_supports(q, key_values) -> bool:
@@ -271,7 +266,9 @@ def _cudnn(q, k, v, mask, bias):
     """Returns attention by cuDNN for the arrays of `_joined`.
 
     cuDNN's backward pass needs even numbers of queries and keys, so odd ones are padded. Lengths hide the padding. With
-    a mask or a bias, the mask hides it: cuDNN adds masks to the scores as biases in q.dtype.
+    a mask or a bias, the mask hides it: cuDNN adds masks to the scores as biases in q.dtype. In Swin's shifted windows
+    the sum of bias and mask has as many elements as the scores. XLA's program for an H100 still moves 20 GB in a step
+    of Swin-T, and 36 GB with einsums there (benchmarks/NOTES.md).
     """
     b, queries, keys = q.shape[0], q.shape[1], k.shape[1]
     pad_q, pad_k = queries % 2, keys % 2
