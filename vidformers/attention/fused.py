@@ -39,8 +39,11 @@ BACKENDS = ("auto", "einsum", "xla", "cudnn", "pallas")
 _PLATFORMS = {"cudnn": ("gpu", "an NVIDIA GPU"), "pallas": ("tpu", "a TPU")}
 # From these lengths on, 'auto' uses kernels. Both numbers are guesses: no GPU or TPU has been measured, and the TPU
 # compiler gives no estimate for Pallas kernels. The float32 scores of 12 heads and 1,569 tokens (joint attention over 8
-# frames) take 118 MB per clip and layer, and limit the batch. Those of 197 tokens take 2 MB per frame.
-_CUDNN_LENGTH = 128
+# frames) take 118 MB per clip and layer, and limit the batch. Those of 197 tokens take 2 MB per frame. By the programs
+# for an H100, cuDNN moves fewer bytes for groups of 32 tokens (motion attention), too. But if it computes tiles of
+# 128 x 128 pairs, these multiply 16 times as much as needed, which takes as long as the bytes saved. See
+# benchmarks/NOTES.md.
+_CUDNN_LENGTH = 64
 _PALLAS_LENGTH = 1024
 
 _recorded: ContextVar[dict[str, str] | None] = ContextVar("the backends that `record_backends` collects", default=None)
@@ -159,7 +162,7 @@ class Softmax:
 def chosen_backend(backend: str, q, key_values) -> str:
     """Returns the backend that computes this attention: 'einsum', 'xla', 'cudnn' or 'pallas'.
 
-    'auto' is 'cudnn' on GPUs in bfloat16 for groups of at least 128 tokens, 'pallas' on TPUs for groups of at least
+    'auto' is 'cudnn' on GPUs in bfloat16 for groups of at least 64 tokens, 'pallas' on TPUs for groups of at least
     1,024 tokens, and 'einsum' elsewhere. All become 'einsum' where they are not applicable, see above.
 
     Args:
