@@ -65,10 +65,10 @@ def softmax(q, key_values, *, rematerialise: bool = False):
 
     The backward pass is written by hand. It keeps the weights once, in q.dtype and not yet normalised, and computes the
     row sums of the gradient of softmax from the output and its cotangent, which have fewer elements than weights and
-    their cotangents. With `rematerialise` it keeps one number per row instead, and computes the weights again from q
-    and k.
+    their cotangents. With `rematerialise` it computes the weights again from q and k. On CPUs and GPUs it keeps one
+    number per row for this.
     """
-    return _softmax(q, tuple(key_values), rematerialise)
+    return _softmax(_scaled(q), tuple(key_values), rematerialise)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -77,103 +77,148 @@ def _softmax(q, key_values, rematerialise):
 
 
 def _softmax_forward(q, key_values, rematerialise):
-    pairs, wide = _Pairs.best(q), jnp.promote_types(q.dtype, jnp.float32)
-    scores = pairs.scores(q, key_values)
-    row_max = functools.reduce(jnp.maximum, [score.max(pairs.key_axis, keepdims=True) for score in scores])
-    if pairs.keys_first and len(scores) > 1:
-        # The maximum over several items is known after all products. XLA would store the scores until then, in float32.
-        # Computing them again takes less time. The barrier keeps XLA from seeing that they are the same.
-        scores = pairs.scores(jax.lax.optimization_barrier(q), key_values)
-    weights = [jnp.exp(score - row_max).astype(q.dtype) for score in scores]
-    row_sum = functools.reduce(jnp.add, [weight.sum(pairs.key_axis, dtype=wide, keepdims=True) for weight in weights])
-    out = sum(pairs.weights_values(weight, item.v, wide) for weight, item in zip(weights, key_values, strict=True))
-    out = (out / pairs.by_query(row_sum)).astype(q.dtype)
+    weights, row_max, row_sum = _unnormalised(q, key_values)
+    orders, wide = _orders(q, key_values), row_sum.dtype
+    out = sum(o.weights_values(w, item.v, wide) for o, w, item in zip(orders, weights, key_values, strict=True))
+    out = (out / _by_query(row_sum)).astype(q.dtype)
     if out.dtype != wide:
         # XLA may skip a rounding, and would keep the output for the backward pass in float32, which is twice the bytes.
         out = jax.lax.optimization_barrier(out)
-    if rematerialise:
-        return out, (q, key_values, out, row_max + jnp.log(row_sum), None)
-    return out, (q, key_values, out, weights, row_sum)
+    if not rematerialise:
+        return out, (q, key_values, out, weights, row_sum, None)
+    if target_platform() == "tpu":  # a second use of the maxima would store the scores, see `_Order`
+        return out, (q, key_values, out, None, None, None)
+    return out, (q, key_values, out, None, None, row_max + jnp.log(row_sum))
+
+
+def _unnormalised(q, key_values):
+    """Returns the weights of each item in q.dtype, and the maxima of scores and sums of weights (... h q) over all."""
+    orders, wide = _orders(q, key_values), jnp.promote_types(q.dtype, jnp.float32)
+    scores = _scores(q, key_values)
+    maxima = [o.of_queries(s.max(o.key_axis)) for o, s in zip(orders, scores, strict=True)]
+    row_max = functools.reduce(jnp.maximum, maxima)
+    if target_platform() == "tpu" and len(scores) > 1:
+        # The maximum over several items is known after all products. XLA would store the scores until then, in float32.
+        # Computing them again takes less time. The barrier keeps XLA from seeing that they are the same.
+        scores = _scores(jax.lax.optimization_barrier(q), key_values)
+    weights = [jnp.exp(s - o.over_keys(row_max)).astype(q.dtype) for o, s in zip(orders, scores, strict=True)]
+    sums = [o.of_queries(w.sum(o.key_axis, dtype=wide)) for o, w in zip(orders, weights, strict=True)]
+    return weights, row_max, functools.reduce(jnp.add, sums)
 
 
 def _softmax_backward(rematerialise, residuals, cotangent):
-    q, key_values, out, weights, row_sum = residuals
-    pairs, scale, wide = _Pairs.best(q), q.shape[-1] ** -0.5, jnp.promote_types(q.dtype, jnp.float32)
+    q, key_values, out, weights, row_sum, log_sum = residuals
+    orders, wide = _orders(q, key_values), jnp.promote_types(q.dtype, jnp.float32)
     cotangent = cotangent.astype(wide)
-    if rematerialise:
-        weights = [jnp.exp(score - weights) for score in pairs.scores(q, key_values)]
-    else:  # dividing the cotangent divides all that follows, so the weights are never divided
-        cotangent /= pairs.by_query(row_sum)
+    if log_sum is not None:
+        scores = _scores(q, key_values)
+        weights = [jnp.exp(s - o.over_keys(log_sum)) for o, s in zip(orders, scores, strict=True)]
+    elif weights is None:  # the barrier keeps XLA from keeping those of the forward pass
+        weights, _, row_sum = _unnormalised(jax.lax.optimization_barrier(q), key_values)
+    if row_sum is not None:  # dividing the cotangent divides all that follows, so the weights are never divided
+        cotangent /= _by_query(row_sum)
     cotangent = cotangent.astype(q.dtype)
-    row_sum = pairs.of_queries(jnp.einsum("...qhe,...qhe->...hq", cotangent, out, preferred_element_type=wide))
+    mean = jnp.einsum("...qhe,...qhe->...hq", cotangent, out, preferred_element_type=wide)
     dq, gradients = jnp.zeros(q.shape, wide), []
-    for weight, item in zip(weights, key_values, strict=True):
-        values = functools.partial(pairs.weights_values, weight.astype(q.dtype))
+    for order, weight, item in zip(orders, weights, key_values, strict=True):
+        values = functools.partial(order.weights_values, weight.astype(q.dtype))
         dv = jax.vjp(values, item.v)[1](cotangent)[0]
-        score = weight.astype(wide) * (pairs.query_keys(cotangent, item.v, wide) - row_sum)
-        bias = None if item.bias is None else _sum_to(pairs.order(score), item.bias)
-        item_dq, dk = jax.vjp(pairs.query_keys, q * scale, item.k)[1](score.astype(q.dtype))
+        score = weight.astype(wide) * (order.query_keys(cotangent, item.v, wide) - order.over_keys(mean))
+        bias = None if item.bias is None else _sum_to(order.swapped(score), item.bias)
+        item_dq, dk = jax.vjp(order.query_keys, q, item.k)[1](score.astype(q.dtype))
         dq += item_dq
         gradients.append(KeyValues(dk, dv, None, bias))
-    return (dq * scale).astype(q.dtype), tuple(gradients)
+    return dq.astype(q.dtype), tuple(gradients)
 
 
 _softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
-class _Pairs(NamedTuple):
-    """The order of scores and weights in memory: (... h q k), or (... h k q) with `keys_first`.
+class _Order(NamedTuple):
+    """The order of scores and weights in memory: by default (... h q k).
 
     TPUs store the last two axes in tiles. With the queries last, maxima and sums over the keys of a query add whole
     tiles. XLA then computes the exponential and the sum in the same pass as the product of q and k, so that no score
     is stored. With the keys last it stores the scores in float32 and reads them twice (benchmarks/NOTES.md).
+
+    Attributes:
+        keys_first: the order is (... h k q).
+        is_shared: the order is (h k ... q), in which XLA multiplies by keys that are the same for all groups.
     """
 
-    keys_first: bool
-
-    @classmethod
-    def best(cls, q) -> "_Pairs":
-        """Returns the order for queries (... q h e). A few queries would leave most of a tile empty."""
-        return cls(target_platform() == "tpu" and q.shape[-3] >= TILE_ROWS)
+    keys_first: bool = False
+    is_shared: bool = False
 
     @property
     def key_axis(self) -> int:
-        return -2 if self.keys_first else -1
+        return 1 if self.is_shared else -2 if self.keys_first else -1
 
-    def order(self, x):
-        """Returns x (... h q k) in this order, or x in this order as (... h q k)."""
+    def swapped(self, x):
+        """Returns x (... h q k) as (... h k q) with `keys_first`, and the inverse."""
         return jnp.swapaxes(x, -1, -2) if self.keys_first else x
 
-    def by_query(self, x):
-        """Returns (... q h 1) of one number per query, in the order of the scores."""
-        return jnp.swapaxes(self.order(x), -2, -3)
-
     def of_queries(self, x):
-        """Returns x (... h q) as one number per query, in the order of the scores."""
-        return jnp.expand_dims(x, self.key_axis)
+        """Returns (... h q) of x in this order without the axis of keys."""
+        return jnp.moveaxis(x, 0, -2) if self.is_shared else x
+
+    def over_keys(self, x):
+        """Returns x (... h q) in this order, with an axis of keys of size 1."""
+        return jnp.expand_dims(jnp.moveaxis(x, -2, 0) if self.is_shared else x, self.key_axis)
 
     def query_keys(self, q, k, dtype=None):
         """Returns `query_keys` in this order."""
+        if self.is_shared:
+            return jnp.einsum("...qhe,khe->hk...q", q, k, preferred_element_type=dtype)
         if self.keys_first:
             return jnp.einsum("...qhe,...khe->...hkq", q, k, preferred_element_type=dtype)
         return query_keys(q, k, dtype)
 
     def weights_values(self, weights, v, dtype=None):
         """Returns `weights_values` of weights in this order."""
+        if self.is_shared:
+            return jnp.einsum("hk...q,khe->...qhe", weights, v, preferred_element_type=dtype)
         if self.keys_first:
             return jnp.einsum("...hkq,...khe->...qhe", weights, v, preferred_element_type=dtype)
         return weights_values(weights, v, dtype)
 
-    def scores(self, q, key_values) -> list:
-        """Returns the scores for each item of `key_values`, `_HIDDEN` where its mask hides a key."""
-        q = q * q.shape[-1] ** -0.5
-        scores = []
-        for item in key_values:
-            score = self.query_keys(q, item.k, jnp.promote_types(q.dtype, jnp.float32))
-            if item.bias is not None:
-                score += self.order(item.bias)
-            scores.append(score if item.mask is None else jnp.where(self.order(item.mask), score, _HIDDEN))
-        return scores
+
+def _orders(q, key_values) -> list[_Order]:
+    """Returns the best order for each item. A few queries would leave most of a tile empty."""
+    if target_platform() != "tpu" or q.shape[-3] < TILE_ROWS:
+        return [_Order()] * len(key_values)
+    return [
+        _Order(is_shared=True)
+        if item.k.ndim == 3 < q.ndim and item.mask is None is item.bias
+        else _Order(keys_first=True)
+        for item in key_values
+    ]
+
+
+def _scaled(q):
+    """Returns the queries by which `_scores` multiplies keys."""
+    return q * q.shape[-1] ** -0.5
+
+
+def _by_query(x):
+    """Returns (... q h 1) of x (... h q)."""
+    return jnp.swapaxes(x, -1, -2)[..., None]
+
+
+def _scores(q, key_values, orders=None) -> list:
+    """Returns the scores for each item of `key_values`, `_HIDDEN` where its mask hides a key.
+
+    Args:
+        q: queries, see `_scaled`.
+        key_values: a list of `KeyValues`.
+        orders: the order of each item; by default the best.
+    """
+    scores = []
+    for order, item in zip(orders or _orders(q, key_values), key_values, strict=True):
+        score = order.query_keys(q, item.k, jnp.promote_types(q.dtype, jnp.float32))
+        if item.bias is not None:
+            score += order.swapped(item.bias)
+        scores.append(score if item.mask is None else jnp.where(order.swapped(item.mask), score, _HIDDEN))
+    return scores
 
 
 def _sum_to(x, like):
@@ -188,7 +233,7 @@ def softmax_with_dropout(q, key_values, dropout_fn):
 
 def softmax_weights(q, key_values, dropout_fn=lambda weights: weights):
     """Returns the weights of `softmax`, (... h q k) for each item of `key_values`, after `dropout_fn`."""
-    scores = _Pairs(keys_first=False).scores(q, key_values)
+    scores = _scores(_scaled(q), key_values, [_Order()] * len(key_values))
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0], axis=-1)
     sizes = [score.shape[-1] for score in scores]
     return jnp.split(dropout_fn(weights), [sum(sizes[:i]) for i in range(1, len(sizes))], axis=-1)
