@@ -9,7 +9,7 @@ import pytest
 from tiny import quick_jit
 
 from vidformers.attention.kernels import KeyValues, softmax
-from vidformers.parallel.target import traced_for
+from vidformers.parallel.target import TILE_ROWS, traced_for
 
 
 def definition(q, key_values):
@@ -69,6 +69,24 @@ def test_outputs_and_gradients_of_softmax_are_those_of_its_definition(float64, m
     expected, *found = run(q, clip, others)
     for result in found:
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), result, expected)
+
+
+def test_few_keys_of_several_items_are_joined_on_tpus():
+    queries = 2 * TILE_ROWS
+    q, clip = draw(*GROUPS, queries, HEADS, WIDTH), [draw(*GROUPS, KEYS, HEADS, WIDTH) for _ in "kv"]
+
+    def loss(kernel, q, clip, dictionary):
+        out = kernel(q, [KeyValues(*clip), KeyValues(*dictionary)])
+        return (out * draw(*out.shape)).sum()
+
+    def gradients(kernel):
+        return jax.value_and_grad(partial(loss, kernel), (0, 1, 2))(q, clip, [DICTIONARY.k, DICTIONARY.v])
+
+    with traced_for("tpu"):
+        program = str(jax.make_jaxpr(partial(loss, softmax))(q, clip, [DICTIONARY.k, DICTIONARY.v]))
+        found = gradients(softmax)
+    assert f"{HEADS},{KEYS + 3},{queries}]" in program
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, gradients(definition))
 
 
 def test_rematerialised_softmax_keeps_no_weights():

@@ -112,7 +112,7 @@ def test_a_window_of_twice_the_length_is_full_attention(float64, tie_global):
 
     def full(parameters, series):
         sublayer = nnx.merge(graph, parameters)
-        q, k, v = sublayer._heads(sublayer.qkv(series.tokens), 3)
+        q, k, v = sublayer.qkv.to_heads(series.tokens, 3, sublayer.heads)
         out = compute_attention(q, k, v, series.valid[:, None, None])
         return sublayer.out(out.reshape(2, 1 + frames, WIDTH))
 

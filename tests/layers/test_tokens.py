@@ -27,6 +27,16 @@ def test_joined_tokens_split_into_what_they_were_and_drop_the_same_elements(coun
 
 
 @pytest.mark.quick
+def test_tokens_by_place_have_the_frames_of_a_place_side_by_side():
+    patches = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 20, 6)))
+    tokens = Tokens(patches, jnp.zeros((2, 1, 6)), (3, 4, 5))
+    by_place = tokens.by_place()
+    assert by_place.is_by_place and not tokens.is_by_place and by_place.class_rows == tokens.class_rows == 0
+    np.testing.assert_array_equal(by_place.patches[:, 0, 3 * 7 + 2], patches[:, 2, 7])
+    np.testing.assert_array_equal(by_place.by_frame().patches, patches)
+
+
+@pytest.mark.quick
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_dropout_keeps_the_mean_and_drops_elements_independently(platform):
     """Within five standard deviations, in two calls with one key and one with another. The number of columns is odd."""

@@ -22,6 +22,7 @@ from vidformers.attention.frame import Frame
 from vidformers.attention.joint import Joint
 from vidformers.models.config import ModelConfig
 from vidformers.models.cvt import cvt
+from vidformers.parallel.target import traced_for
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TINY = dict(num_classes=5, frames=3, image_size=40, patch_size=4, width=8, heads=1, depth=6)
@@ -228,6 +229,21 @@ def test_a_query_sees_its_frame_or_the_clip(scheme, classes, external):
 
 
 # The model
+
+
+@pytest.mark.parametrize("joint", ["none", "last"])
+def test_the_layout_for_tpus_changes_logits_and_gradients_by_rounding_alone(joint):
+    graph, parameters = make(dict(joint=joint), dictionary=2)
+
+    def run_for(platform):
+        def loss(parameters):
+            return (nnx.merge(graph, parameters)(clips(2, frames=3, size=40)) ** 2).sum()
+
+        with traced_for(platform):  # a new jit, which would otherwise return the program of the other platform
+            return quick_jit(jax.value_and_grad(loss))(parameters)
+
+    expected, found = run_for("cpu"), run_for("tpu")
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), found, expected)
 
 
 @pytest.mark.parametrize("joint", ["none", "all"])  # tests/models/test_models.py: "last"

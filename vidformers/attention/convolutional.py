@@ -1,18 +1,21 @@
 """CvT's attention: convolutions of each frame compute the queries, and the keys and values at half the resolution."""
 
+import math
+
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import nnx
 
 from vidformers.attention.core import compute_attention
 from vidformers.attention.dictionary import Dictionary, head_multiplier
 from vidformers.attention.fused import attention_kernel, check_backend
+from vidformers.attention.joint import Joint
 from vidformers.attention.scheme import Position, Scheme
 from vidformers.errors import require
 from vidformers.layers.convolution import Convolution
 from vidformers.layers.linear import Linear, check_heads, square_init
 from vidformers.layers.tokens import LayerRng, Tokens, add_branch
+from vidformers.parallel.target import target_platform
 
 
 class ConvolutionalAttention(nnx.Module):
@@ -75,69 +78,96 @@ class ConvolutionalAttention(nnx.Module):
 
     def branch(self, tokens: Tokens):
         """Returns the update without the residual: patches (b t n d), and class tokens (b c d) or None."""
-        patches, class_tokens = self.norm(tokens.maps), self.norm(tokens.class_tokens)
-        patches_qkv = [
-            self._split_heads(project(near(patches))) for near, project in zip(self.near, self.qkv, strict=True)
-        ]
-        class_qkv = [self._split_heads(project(class_tokens)) for project in self.qkv]
-        patches_qkv[0], class_qkv[0] = patches_qkv[0] * self.scale, class_qkv[0] * self.scale
-        patches, class_tokens = (
-            self.out(rearrange(x, "... h e -> ... (h e)")) for x in self.attend(patches_qkv, class_qkv)
+        if tokens.is_by_place and self.time_last:
+            maps = rearrange(tokens.patches, "b 1 (y x t) d -> b y x t d", t=tokens.grid[0], y=tokens.grid[1])
+        else:
+            maps = self._arrange(tokens.maps)
+        maps, class_tokens = self.norm(maps), self.norm(tokens.class_tokens)
+        q, k, v = (
+            project.to_heads(self._join(near(maps), class_tokens), 1, self.heads)[0]
+            for near, project in zip(self.near, self.qkv, strict=True)
         )
-        return patches.reshape(tokens.patches.shape), class_tokens if class_tokens.shape[1] else None
+        groups = self.out.from_heads(self.attend(q * self.scale, k, v, tokens.grid))
+        if tokens.is_by_place and self.time_last:
+            return self._split(groups, tokens.grid)
+        return self.scatter(groups, tokens.grid)
 
-    def attend(self, patches_qkv, class_qkv):
-        """Returns the outputs of the heads for patches (b t y x h e) and class tokens (b c h e).
+    def gather(self, maps, class_tokens):
+        """Returns the tokens of all groups (b g m d), the class token of each group last.
 
         Args:
-            patches_qkv: [q, k, v], each (b t y x h e). Keys and values have a coarser grid than queries.
-            class_qkv: [q, k, v], each (b c h e).
+            maps: patches (b t y x d), on the grid of queries or of keys.
+            class_tokens: (b c d).
         """
-        return (self._masked if self.masked else self._gathered)(patches_qkv, class_qkv)
+        return self._join(self._arrange(maps), class_tokens)
 
-    def _split_heads(self, x):
-        return rearrange(x, "... (h e) -> ... h e", h=self.heads)
+    def scatter(self, groups, grid):
+        """Returns patches (b t n d), and class tokens (b c d) or None, of groups (b g m d) of queries."""
+        patches, class_tokens = self._split(groups, grid)
+        if self.time_last:
+            return rearrange(patches, "b 1 (n t) d -> b t n d", t=grid[0]), class_tokens
+        return self.scheme.unfold(patches, grid), class_tokens
 
-    def _gathered(self, patches_qkv, class_qkv):
-        grid, count = patches_qkv[0].shape[1:4], class_qkv[0].shape[1]
-        q, k, v = (self._fold(x) for x in patches_qkv)
-        if count:
-            groups = q.shape[1]
-            require(
-                count == groups,
-                f"{count} class tokens cannot be distributed to {groups} groups. Use one class token per group.",
-            )
-            q, k, v = (
-                jnp.concatenate([token[:, :, None], x], axis=2) for token, x in zip(class_qkv, (q, k, v), strict=True)
-            )
-        out = compute_attention(q, k, v, dictionary=self.dictionary, kernel=attention_kernel(self.kernel, self.backend))
+    def attend(self, q, k, v, grid):
+        """Returns the outputs of the heads (b g m h e) for the queries of all groups.
+
+        Args:
+            q, k, v: (b g m h e), in the order of `gather`. Keys and values have a coarser grid than queries.
+            grid: (t, y, x), of the queries.
+        """
+        if self.masked:
+            return self._masked(q, k, v, grid)
+        kernel = attention_kernel(self.kernel, self.backend)
+        return compute_attention(q, k, v, dictionary=self.dictionary, kernel=kernel)
+
+    @property
+    def time_last(self) -> bool:
+        """Whether the frames of a place lie side by side: maps are (b y x t d), and not ((b t) y x d).
+
+        On TPUs the frames then fill tiles, and convolutions and groups move whole tiles. `Tokens.by_place` are faster.
+        """
+        return isinstance(self.scheme, Joint) and target_platform() == "tpu"
+
+    def _arrange(self, maps):
+        """Returns maps as the convolutions take them, of maps (b t y x d)."""
+        return rearrange(maps, "b t y x d -> b y x t d" if self.time_last else "b t y x d -> (b t) y x d")
+
+    def _join(self, maps, class_tokens):
+        """Returns the tokens of all groups (b g m d), of maps from `_arrange` and class tokens (b c d)."""
+        b, count, _ = class_tokens.shape
+        if self.time_last:
+            groups = rearrange(maps, "b y x t d -> b 1 (y x t) d")
+        else:
+            frames = rearrange(maps, "(b t) y x d -> b t (y x) d", b=b)
+            groups = self.scheme.fold(frames, (frames.shape[1], *maps.shape[1:3]))
         if not count:
-            return self._unfold(out, grid), out[:, :0, 0]
-        return self._unfold(out[:, :, 1:], grid), out[:, :, 0]
-
-    def _fold(self, x):
-        """Returns groups (b g m h e) of x (b t y x h e)."""
-        b, t, rows, columns, *heads = x.shape
-        groups = self.scheme.fold(x.reshape(b, t, rows * columns, -1), (t, rows, columns))
-        return groups.reshape(*groups.shape[:3], *heads)
-
-    def _unfold(self, groups, grid):
-        """Returns x (b t y x h e) of groups (b g m h e)."""
-        patches = self.scheme.unfold(groups.reshape(*groups.shape[:3], -1), grid)
-        return patches.reshape(patches.shape[0], *grid, *groups.shape[3:])
-
-    def _masked(self, patches_qkv, class_qkv):
-        grid, count = patches_qkv[0].shape[1:4], class_qkv[0].shape[1]
-        q, k, v = (
-            jnp.concatenate([token, rearrange(x, "b t y x h e -> b (t y x) h e")], axis=1)
-            for token, x in zip(class_qkv, patches_qkv, strict=True)
+            return groups
+        require(
+            count == groups.shape[1],
+            f"{count} class tokens cannot be distributed to {groups.shape[1]} groups. Use one class token per group.",
         )
-        # The frame index stands for t, y and x alike, since `Frame` compares only t and `Joint` compares nothing. Class
-        # token i has the position of frame i.
-        query, key = (np.concatenate([np.arange(count), np.indices(x.shape[1:4])[0].ravel()]) for x in patches_qkv[:2])
-        mask = self.scheme.visible(
-            Position(*[jnp.asarray(query)[:, None]] * 3), Position(*[jnp.asarray(key)[None]] * 3)
-        )
+        return jnp.concatenate([groups, class_tokens[:, :, None]], axis=2)
+
+    def _split(self, groups, grid):
+        """Returns patches (b g m d), and class tokens (b c d) or None, of groups (b g m d) of queries."""
+        count = math.prod(grid) // groups.shape[1]
+        return groups[:, :, :count], None if groups.shape[2] == count else groups[:, :, -1]
+
+    def _masked(self, q, k, v, grid):
+        """The masked form of `attend`: the tokens of all groups on one axis."""
+
+        def frames(x):
+            """Returns the frames of all tokens, of queries or keys x. Class token i has the frame i."""
+            t, patches = grid[0], x.shape[1] * x.shape[2] - has_class * x.shape[1]
+            maps = jnp.broadcast_to(jnp.arange(t)[None, :, None, None, None], (1, t, 1, patches // t, 1))
+            class_tokens = jnp.arange(has_class * x.shape[1])[None, :, None]
+            return self.gather(maps, class_tokens).ravel()
+
+        has_class = q.shape[1] * q.shape[2] > math.prod(grid)
+        # The frame index stands for t, y and x alike, since `Frame` compares only t and `Joint` compares nothing.
+        query, key = (Position(*[index] * 3) for index in (frames(q)[:, None], frames(k)[None]))
+        visible = self.scheme.visible(query, key)
+        q_flat, k_flat, v_flat = (rearrange(x, "b g m h e -> b (g m) h e") for x in (q, k, v))
         kernel = attention_kernel(self.kernel, self.backend, masked=True)
-        out = compute_attention(q, k, v, mask, dictionary=self.dictionary, kernel=kernel)
-        return rearrange(out[:, count:], "b (t y x) h e -> b t y x h e", t=grid[0], y=grid[1]), out[:, :count]
+        out = compute_attention(q_flat, k_flat, v_flat, visible, dictionary=self.dictionary, kernel=kernel)
+        return out.reshape(*q.shape[:3], *out.shape[2:])

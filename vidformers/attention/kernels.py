@@ -68,7 +68,23 @@ def softmax(q, key_values, *, rematerialise: bool = False):
     their cotangents. With `rematerialise` it computes the weights again from q and k. On CPUs and GPUs it keeps one
     number per row for this.
     """
-    return _softmax(_scaled(q), tuple(key_values), rematerialise)
+    return _softmax(_scaled(q), tuple(_joined(q, key_values)), rematerialise)
+
+
+def _joined(q, key_values) -> list:
+    """Returns one item with the keys of all items, if copying the keys costs less than scores of several items.
+
+    TPUs compute the scores of several items twice (see `_unnormalised`).
+    """
+    count, queries = sum(item.k.shape[-3] for item in key_values), q.shape[-3]
+    is_plain = all(item.mask is None and item.bias is None for item in key_values)
+    if target_platform() != "tpu" or len(key_values) == 1 or not is_plain or max(TILE_ROWS, 2 * count) > queries:
+        return list(key_values)
+
+    def join(arrays):
+        return jnp.concatenate([jnp.broadcast_to(x, (*q.shape[:-3], *x.shape[-3:])) for x in arrays], axis=-3)
+
+    return [KeyValues(*(join([getattr(item, name) for item in key_values]) for name in "kv"))]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -103,10 +103,11 @@ class LongformerAttention(nnx.Module):
         """
         kernels = [self._kernel(rng) for rng in (frame_rng, class_rng)]
         tokens, valid = series
-        frames_qkv = class_qkv = self._heads(self.qkv(tokens), 3)
+        frames_qkv = class_qkv = self.qkv.to_heads(tokens, 3, self.heads)
         if not self.tie_global:
-            class_qkv = (*self._heads(self.q_global(tokens[:, :1]), 1), *self._heads(self.kv_global(tokens), 2))
-        return self.out(rearrange(self.attend(frames_qkv, class_qkv, valid, kernels), "b n h e -> b n (h e)"))
+            class_q = self.q_global.to_heads(tokens[:, :1], 1, self.heads)
+            class_qkv = class_q + self.kv_global.to_heads(tokens, 2, self.heads)
+        return self.out.from_heads(self.attend(frames_qkv, class_qkv, valid, kernels))
 
     def _kernel(self, rng: LayerRng | None):
         drop = None if rng is None or not self.dropout else lambda weights: dropout(weights, self.dropout, rng)
@@ -128,10 +129,6 @@ class LongformerAttention(nnx.Module):
         frames_out = (self._masked if self.masked else self._gathered)(attend_frames, q[:, 1:], k, v, valid)
         q, k, v = class_qkv
         return jnp.concatenate([attend_class(q[:, :1], k, v, valid[:, None, None]), frames_out], axis=1)
-
-    def _heads(self, x, count: int):
-        """Returns `count` projections side by side (b n s*d) as (s b n h e)."""
-        return rearrange(x, "b n (s h e) -> s b n h e", s=count, h=self.heads)
 
     def _gathered(self, attend_frames, q, k, v, valid):
         """Returns the outputs of the heads for frames (b t h e), from q (b t h e), k, v (b 1+t h e) and valid (b 1+t).

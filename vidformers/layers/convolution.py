@@ -61,10 +61,10 @@ lecun_init = nnx.initializers.lecun_normal()
 class Convolution(nnx.Module):
     """A k x k convolution of each frame without bias, then a scale and a bias per channel.
 
-    Maps (... y x c) to (... y/s x/s d); grids round up. The published ResNet and CvT have batch normalisation here,
-    which depends on the other clips of the batch and on running statistics. Scale and bias compute batch normalisation
-    in evaluation: a loaded model has scale = weight / sqrt(var + eps) and bias - mean * scale. Training updates scale
-    and bias like all other parameters. Results do not depend on batch size or gradient accumulation.
+    Grids round up. The published ResNet and CvT have batch normalisation here, which depends on the other clips of the
+    batch and on running statistics. Scale and bias compute batch normalisation in evaluation: a loaded model has
+    scale = weight / sqrt(var + eps) and bias - mean * scale. Training updates scale and bias like all other parameters.
+    Results do not depend on batch size or gradient accumulation.
 
     Args:
         inputs: channels c.
@@ -101,12 +101,33 @@ class Convolution(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
+        self.size, self.stride, self.dtype = size, stride, dtype
         self.scale = nnx.Param(jnp.full(outputs, scale))
         self.bias = nnx.Param(jnp.zeros(outputs))
 
     def __call__(self, x):
-        x = self.convolution(x)
-        return x * self.scale.astype(x.dtype) + self.bias.astype(x.dtype)
+        """Returns maps (n y/s x/s d) of maps (n y x c), or (n y/s x/s t d) of (n y x t c).
+
+        TPUs store t and c in tiles.
+        """
+        side_by_side, convolution = x.ndim == 5, self.convolution
+        # The scale multiplies the kernel. If it multiplied the output, training would also keep the unscaled output.
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        kernel = (convolution.kernel[...].astype(wide) * self.scale[...]).astype(self.dtype)
+        x = x.astype(self.dtype)
+        strides, padding, letters = [self.stride] * 2, [(self.size // 2,) * 2] * 2, "YX"
+        if side_by_side:  # n is one more side of the map, and t the batch
+            x, kernel = jnp.moveaxis(x, 3, 0), kernel[None]
+            strides, padding, letters = [1, *strides], [(0, 0), *padding], "TYX"
+        x = _convolve(
+            x,
+            kernel,
+            strides,
+            padding,
+            dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
+            feature_group_count=convolution.feature_group_count,
+        )
+        return (jnp.moveaxis(x, 0, 3) if side_by_side else x) + self.bias[...].astype(self.dtype)
 
 
 def mean_pool(x, stride: int):

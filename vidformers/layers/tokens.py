@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from vidformers.parallel.target import target_platform
 
@@ -27,6 +28,9 @@ class Tokens:
     In joined tokens every class token is one more row of `patches`, the last of its group, and there are no others:
     (b t n+1 d) with one class token per frame, (b 1 t*n+1 d) with one per clip. Sublayers that treat patches and class
     tokens alike take them without moving a row. Their attribute `takes_joined` says which: 'frame', 'clip' or 'any'.
+
+    In tokens `by_place` the patches are (b 1 (n t) d), the frames of a place side by side. On TPUs t then fills tiles,
+    and convolutions over y and x move whole tiles.
     """
 
     patches: jax.Array
@@ -54,6 +58,19 @@ class Tokens:
         b, _, _, d = self.patches.shape
         patches = self.patches[:, :, :-1].reshape(b, self.grid[0], -1, d)
         return self.replace(patches=patches, class_tokens=self.patches[:, :, -1])
+
+    def by_place(self) -> "Tokens":
+        """Returns tokens whose patches are (b 1 (n t) d)."""
+        return self.replace(patches=rearrange(self.patches, "b t n d -> b 1 (n t) d"))
+
+    def by_frame(self) -> "Tokens":
+        """Returns the tokens of which `by_place` made these."""
+        return self.replace(patches=rearrange(self.patches, "b 1 (n t) d -> b t n d", t=self.grid[0]))
+
+    @property
+    def is_by_place(self) -> bool:
+        """Whether the patches are (b 1 (n t) d)."""
+        return self.patches.shape[1] == 1
 
     @property
     def maps(self):

@@ -25,8 +25,9 @@ from vidformers.attention.scheme import Scheme
 from vidformers.errors import require
 from vidformers.layers.convolution import Conv
 from vidformers.layers.embedding import unit_norm_init
+from vidformers.layers.tokens import LayerRng, Tokens
 from vidformers.models.config import ModelConfig, ModelTraits
-from vidformers.models.encoder import Classifier
+from vidformers.models.encoder import Block, Classifier, StageSpec
 from vidformers.models.pyramid import NORM_EPSILON, check_depth, pyramid
 
 CVT = ModelTraits(defaults=dict(size="CvT-13", patch_size=4), frames_on_one_device=True)
@@ -36,6 +37,15 @@ STEMS = (
     dict(kernel=3, stride=2, padding=1),
     dict(kernel=3, stride=2, padding=1),
 )
+
+
+class ConvolutionalBlock(Block):
+    """A block that orders tokens by place if its attention does (`Tokens.by_place`)."""
+
+    def __call__(self, tokens: Tokens, rng: LayerRng | None = None) -> Tokens:  # type: ignore[override]
+        if not getattr(self.sublayers[0], "time_last", False):
+            return super().__call__(tokens, rng)
+        return super().__call__(tokens.by_place(), rng).by_frame()
 
 
 class ConvolutionalEmbedding(nnx.Module):
@@ -112,9 +122,13 @@ def cvt(
             )
         )
         attention = _attention(level, Joint() if i >= first_joint else Frame(), scale)
-        stages.append(level.stage(depths[i], attention, level.mlp(norm_epsilon=NORM_EPSILON)))
+        stages.append(_stage(depths[i], attention, level.mlp(norm_epsilon=NORM_EPSILON)))
     num_class_tokens = config.frames if joint == "none" else 1
     return pyramid(config, embeddings, stages, width=widths[-1], num_class_tokens=num_class_tokens, rngs=rngs)
+
+
+def _stage(depth: int, attention, mlp) -> StageSpec:
+    return StageSpec(lambda rngs: ConvolutionalBlock([attention(rngs=rngs), mlp(rngs=rngs)]), depth)
 
 
 def _attention(level: ModelConfig, scheme: Scheme, scale: str) -> Callable[..., ConvolutionalAttention]:

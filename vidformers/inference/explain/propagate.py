@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
+from einops import repeat
 from flax import nnx
 
 from vidformers.attention import kernels
@@ -167,9 +167,9 @@ def _(sublayer: ShrinkingAttention, scalars: Tokens):
 @_propagate_attention.register
 def _(sublayer: ConvolutionalAttention, scalars: Tokens):
     pooled = mean_pool(scalars.maps, sublayer.stride)
-    q, kv, class_tokens = (_repeat_per_head(sublayer, x) for x in (scalars.maps, pooled, scalars.class_tokens))
-    maps, class_tokens = sublayer.attend([q, kv, kv], [class_tokens] * 3)
-    return Propagated(_patches(maps), class_tokens[..., 0] if class_tokens.shape[1] else None)
+    groups = (sublayer.gather(maps, scalars.class_tokens) for maps in (scalars.maps, pooled))
+    q, kv = (_repeat_per_head(sublayer, x) for x in groups)
+    return Propagated(*sublayer.scatter(sublayer.attend(q, kv, kv, scalars.grid)[..., 0], scalars.grid))
 
 
 @_propagate_attention.register
@@ -189,8 +189,3 @@ def _(sublayer: LongformerAttention, scalars: FrameSequence):
 def _repeat_per_head(sublayer, x):
     """Returns (... h 1) from (... 1): the same scalars for each head."""
     return repeat(x, "... 1 -> ... h 1", h=sublayer.heads)
-
-
-def _patches(maps):
-    """Returns patches (b t n h) of maps (b t y x h 1)."""
-    return rearrange(maps, "b t y x h 1 -> b t (y x) h")
