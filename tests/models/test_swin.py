@@ -22,6 +22,7 @@ from vidformers.attention.dictionary import HYBRIDS
 from vidformers.attention.shifted_window import ShiftedWindowAttention
 from vidformers.models.config import ModelConfig
 from vidformers.models.swin import swin
+from vidformers.parallel.target import traced_for
 from vidformers.pretrained import Init, load
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -196,6 +197,27 @@ def test_a_scan_equals_a_rematerialised_loop():
         gradient = jax.grad(lambda p, graph=graph: nnx.merge(graph, p)(video, jax.random.key(0)).sum())
         found.append(quick_jit(gradient)(parameters))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *found)
+
+
+def test_the_layout_for_tpus_computes_the_same(float64):
+    """Pixels by a product, and the dictionary's keys joined to those of a window."""
+    own, geometry = dict(depths=(2, 2), window=(2, 4, 4)), dict(frames=8, image_size=40)
+    graph, parameters = make(own, dictionary=3, dtype="float64", **geometry)
+    video = clips(2, frames=8, size=40).astype(float) / 100 - 1
+
+    @quick_jit
+    def run(parameters):
+        out, backward = jax.vjp(lambda p: nnx.merge(graph, p)(video), parameters)
+        return out, backward(draw(out.shape))
+
+    def draw(shape):
+        return jnp.asarray(np.random.default_rng(0).normal(size=shape))
+
+    expected = run(parameters)
+    with traced_for("tpu"):
+        run.clear_cache()
+        found = run(parameters)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), found, expected)
 
 
 def test_bytes_are_normalised_and_dropout_is_drawn_only_with_a_key():
