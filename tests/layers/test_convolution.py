@@ -11,6 +11,7 @@ from sublayers import module
 from tiny import quick_jit
 
 from vidformers.layers.convolution import Conv
+from vidformers.parallel.target import traced_for
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,29 @@ def test_the_custom_gradient_equals_that_of_the_convolution(side, channels, widt
     ours, expected = gradients(parameters, x)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), ours, expected)
     assert np.abs(ours[1][0]["kernel"]).max() > 0
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "channels, width, size, options",
+    [
+        (3, 5, (3, 7, 7), dict(padding=((1, 1), (3, 3), (3, 3)), strides=(2, 4, 4))),
+        (48, 2, (3, 3, 3), dict(padding=((1, 1),) * 3, strides=(2, 2, 2))),
+        (48, 2, (3, 3, 3), dict(padding=((1, 1),) * 3, strides=(1, 2, 2))),
+    ],
+    ids=str,
+)
+def test_the_layout_for_tpus_computes_the_same(channels, width, size, options):
+    """Frames under the kernel lie side by side as channels of the input, with few channels, or of the output."""
+    x = np.random.default_rng(0).normal(size=(2, 5, 6, 7, channels)).astype(np.float32)
+    graph, parameters = module(lambda: Conv(channels, width, size, **options, rngs=nnx.Rngs(0)))
+
+    def gradients(parameters, x):
+        return jax.value_and_grad(lambda p, x: (jnp.sin(nnx.merge(graph, p)(x))).sum(), (0, 1))(parameters, x)
+
+    with traced_for("tpu"):
+        found = quick_jit(partial(gradients))(parameters, x)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), found, quick_jit(gradients)(parameters, x))
 
 
 @pytest.mark.quick

@@ -11,6 +11,8 @@ from flax import nnx
 from vidformers.parallel.activations import replicate
 from vidformers.parallel.target import target_platform
 
+_LANES = 128  # the last axis of a tile of a TPU
+
 
 def _convolve(x, kernel, strides, padding, **options):
     """Returns `conv_general_dilated` with the kernel replicated on all devices, for `nnx.Conv`."""
@@ -19,9 +21,45 @@ def _convolve(x, kernel, strides, padding, **options):
         return jax.lax.conv_general_dilated(x, kernel, window_strides=strides, padding=padding, **options)
 
     depthwise = kernel.shape[-2] == 1 < options["feature_group_count"] == kernel.shape[-1]
+    if len(strides) == 3 and kernel.shape[0] > 1 and target_platform() == "tpu":
+        return _convolve_frames(x, replicate(kernel), strides, padding, **options)
     if depthwise or len(strides) == 3:
         return _with_fast_gradient(convolve, strides, padding, depthwise)(x, replicate(kernel))
     return convolve(x, replicate(kernel))
+
+
+def _convolve_frames(x, kernel, strides, padding, **options):
+    """Returns a 3-D convolution of x (b t y x c) by a 2-D convolution of all frames of the batch.
+
+    On TPUs, XLA's 3-D convolution of a few clips moves rows of pixels to the batch axis and back, and computes the
+    gradient of the kernel with the clips in the lanes of a tile (benchmarks/NOTES.md).
+
+    If the input channels of all frames under the kernel fill at most one tile, they lie side by side. Otherwise the
+    outputs for all frames under the kernel lie side by side, and are added with their shifts in time.
+    """
+    assert options.pop("feature_group_count") == 1
+    assert set(options.pop("lhs_dilation")) == set(options.pop("rhs_dilation")) == {1}
+    options["dimension_numbers"] = ("NHWC", "HWIO", "NHWC")
+    size, (b, t), (stride, *strides), ((before, after), *padding) = kernel.shape[0], x.shape[:2], strides, padding
+    frames = (before + t + after - size) // stride + 1
+
+    def convolve(x, kernel):
+        x = x.reshape(-1, *x.shape[2:])
+        x = jax.lax.conv_general_dilated(x, kernel, window_strides=strides, padding=padding, **options)
+        return x.reshape(b, -1, *x.shape[1:])
+
+    def shifted(x, i):
+        """Returns the frames (b t/s ...) of x that lie under frame i of the kernel, zeros beyond the clip."""
+        end = (frames - 1) * stride + 1 + i - before - t
+        config = [(0, 0, 0), (before - i, end, 0)] + [(0, 0, 0)] * (x.ndim - 2)
+        return jax.lax.pad(x, jnp.zeros((), x.dtype), config)[:, ::stride]
+
+    if size * x.shape[-1] <= _LANES:
+        under_kernel = jnp.concatenate([shifted(x, i) for i in range(size)], axis=-1)
+        return convolve(under_kernel, jnp.concatenate(list(kernel), axis=-2))
+    parts = jnp.split(convolve(x, jnp.concatenate(list(kernel), axis=-1)), size, axis=-1)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return sum(shifted(part.astype(wide), i) for i, part in enumerate(parts)).astype(x.dtype)
 
 
 def _with_fast_gradient(convolve, strides, padding, depthwise: bool):
