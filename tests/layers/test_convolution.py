@@ -63,7 +63,7 @@ def test_the_layout_for_tpus_computes_the_same(channels, width, size, options):
         return jax.value_and_grad(lambda p, x: (jnp.sin(nnx.merge(graph, p)(x))).sum(), (0, 1))(parameters, x)
 
     with traced_for("tpu"):
-        found = quick_jit(partial(gradients))(parameters, x)
+        found = quick_jit(partial(gradients))(parameters, x)  # a new function, which is traced again
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), found, quick_jit(gradients)(parameters, x))
 
 
