@@ -81,7 +81,8 @@ class Embedding(nnx.Module):
             self.time = nnx.Param(temporal_init(rngs.params(), (self.grid[0], width)))
 
     def __call__(self, video):
-        # Moved before they are normalised: uint8 pixels have half of the bytes.
+        # Moved before they are normalised: uint8 pixels have half of the bytes. Without the barrier XLA converts them
+        # first on TPUs, and moves them five times as slowly (benchmarks/NOTES.md).
         pixels = rearrange(
             video,
             "b (t r) (y p) (x q) c -> b t (y x) (r p q c)",
@@ -89,7 +90,7 @@ class Embedding(nnx.Module):
             p=self.patch_size,
             q=self.patch_size,
         )
-        per_patch = pixels.shape[-1] // 3
+        pixels, per_patch = jax.lax.optimization_barrier(pixels), pixels.shape[-1] // 3
         patches = self.patch(normalise(pixels, self.mean * per_patch, self.std * per_patch, self.dtype))
         # Added in float32 or wider, so that their gradients, sums over clips and frames, are too.
         positions = rearrange(self.space[1:], "(t n) d -> t n d", n=patches.shape[2])
