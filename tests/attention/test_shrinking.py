@@ -1,16 +1,26 @@
 """Shrinking attention (STAT) against its equations, its masked form, and the frames that a query sees."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from sublayers import HEADS, WIDTH, assert_gathered_equals_masked, attention, branch, draw_tokens, run
+from sublayers import (
+    HEADS,
+    WIDTH,
+    assert_gathered_equals_masked,
+    attention,
+    branch,
+    draw_tokens,
+    output_and_gradients,
+    run,
+)
 from tiny import quick_jit
 
 from vidformers.attention.shrinking import ShrinkingAttention
+from vidformers.parallel.target import traced_for
 
 # The modules of STAT's Table 1 beside current attention.
 CURRENT, SHORT, LONG = dict(window=1, long_key="none"), dict(long_key="none"), dict(window=1)
@@ -30,7 +40,7 @@ def draw(grid, clips: int = 1):
     return draw_tokens(grid, grid[0], clips)
 
 
-@pytest.mark.parametrize(
+FORMS = pytest.mark.parametrize(
     "options, grid",
     [
         (dict(), (4, 5, 7)),
@@ -42,10 +52,22 @@ def draw(grid, clips: int = 1):
     ],
     ids=str,
 )
+
+
+@FORMS
 def test_gathered_equals_masked_with_its_gradient(float64, options, grid):
     assert_gathered_equals_masked(
         lambda masked: layer(dtype=jnp.float64, masked=masked, **options_of(**options)), draw(grid, clips=2)
     )
+
+
+@FORMS
+def test_the_layout_for_tpus_computes_the_same(float64, options, grid):
+    form, tokens = layer(dtype=jnp.float64, **options_of(**options)), draw(grid, clips=2)
+    expected = quick_jit(partial(output_and_gradients, *form))(tokens)
+    with traced_for("tpu"):
+        found = quick_jit(partial(output_and_gradients, *form))(tokens)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), found, expected)
 
 
 def norm(x, parameters):

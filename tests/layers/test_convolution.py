@@ -1,4 +1,4 @@
-"""The custom gradient of convolutions equals the gradient of the convolution."""
+"""Convolutions against those of Flax, with their gradients, and average pooling on each platform."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from flax import nnx
 from sublayers import module
 from tiny import quick_jit
 
-from vidformers.layers.convolution import Conv
+from vidformers.layers.convolution import Conv, mean_pool
 from vidformers.parallel.target import traced_for
 
 
@@ -75,3 +75,14 @@ def test_in_bfloat16_the_gradient_is_summed_in_float32():
     gradient = quick_jit(jax.grad(lambda p: nnx.merge(graph, p)(x).astype(jnp.float32).sum()))(parameters)
     inner = np.asarray(x, np.float32).sum((0, 1, 2))
     np.testing.assert_allclose(gradient["kernel"][1, 1, 0], inner, rtol=1e-2)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("side, stride", [((4, 6), 2), ((7, 5), 2), ((1, 3), 2), ((9, 8), 4)])
+def test_mean_pooling_repeats_the_last_row_and_column_on_every_platform(side, stride):
+    x = np.random.default_rng(0).normal(size=(2, 3, *side, 5)).astype(np.float32)
+    rows, columns = (np.minimum(np.arange(-(-length // stride) * stride), length - 1) for length in side)
+    cells = x[:, :, rows][:, :, :, columns].reshape(2, 3, len(rows) // stride, stride, -1, stride, 5)
+    for platform in ("cpu", "tpu"):
+        with traced_for(platform):
+            np.testing.assert_allclose(mean_pool(x, stride), cells.mean((3, 5)), rtol=1e-5, atol=1e-6)

@@ -11,11 +11,13 @@ from flax import nnx
 from vidformers.attention.core import compute_attention
 from vidformers.attention.dictionary import Dictionary, head_multiplier
 from vidformers.attention.fused import attention_kernel, check_backend
+from vidformers.attention.groups import tile
 from vidformers.attention.scheme import with_neighbours
 from vidformers.errors import require
 from vidformers.layers.convolution import Conv, mean_pool
 from vidformers.layers.linear import Linear, check_heads, square_init
 from vidformers.layers.tokens import LayerRng, Tokens, add_branch, tokens_of_maps
+from vidformers.parallel.target import target_platform
 
 
 class ShrinkingAttention(nnx.Module):
@@ -95,6 +97,9 @@ class ShrinkingAttention(nnx.Module):
 
     def branch(self, tokens: Tokens):
         """Returns the update without the residual: patches (b t n d), and class tokens (b t d)."""
+        if target_platform() == "tpu" and not self.masked and not callable(self.kernel):
+            rows = self._rows(tokens)
+            return rows[:, :, :-1], rows[:, :, -1]
         patches, class_tokens = (
             jnp.stack(jnp.split(self.qkv(self.norm(x)), 3, axis=-1)) for x in (tokens.maps, tokens.class_tokens)
         )
@@ -102,6 +107,42 @@ class ShrinkingAttention(nnx.Module):
         out = self.attend(q, class_tokens[0], self.levels(patches[1:], class_tokens[1:], self.pool))
         out = self.out(rearrange(out, "... h e -> ... (h e)"))
         return out[:, :, 1:], out[:, :, 0]
+
+    def _rows(self, tokens: Tokens):
+        """Returns the update (b t n+1 d) in a layout for TPUs. The class token is the last row of its frame.
+
+        The frames of all clips lie on one axis. Heads come from products, since XLA copies an array whose axis d is
+        reshaped to h e: e fills a part of a tile. Keys of all frames and of near frames precede those of the frame,
+        because their numbers are mostly multiples of a tile.
+        """
+        b, (t, y, x) = tokens.patches.shape[0], tokens.grid
+        rows = self.norm(tile(tokens.join().patches, may_share=False)[0])
+        q, *keys_values = (part[..., 0, :] for part in self.qkv.to_heads(rows, 3, 1))
+        if self.pool_q is None:
+            q = self.qkv.to_heads(rows, 3, self.heads)[0]
+        else:
+            pooled = self.pool_q(q[..., :-1, :].reshape(b, t, y, x, -1))
+            q = self._split_heads(jnp.concatenate([pooled.reshape(*q.shape[:2], -1, q.shape[-1]), q[..., -1:, :]], 2))
+        groups, mask = [], None
+        for part, pool, norm in zip(keys_values, (self.pool_k, self.pool_v), (self.norm_k, self.norm_v), strict=True):
+            part = part.reshape(1, b, t, -1, part.shape[-1])
+            maps = part[..., :-1, :].reshape(1, b, t, y, x, -1)
+            levels = self.levels(maps, part[..., -1, :], lambda maps, pool=pool, norm=norm: norm(pool(maps)))
+            gathered, mask = _gather(reversed(list(levels)), t)
+            groups.append(self._split_heads(gathered.reshape(*q.shape[:2], -1, gathered.shape[-1])))
+        if mask is not None:
+            mask = np.tile(mask, (q.shape[1] // t, 1, 1, 1))
+        return self.out.from_heads(self._attention(q, *groups, mask)).reshape(b, t, q.shape[2], -1)
+
+    def _split_heads(self, x):
+        """Returns (... h e) of (... d). On TPUs a product with the unit matrix is faster than a reshape."""
+        unit = jnp.eye(x.shape[-1], dtype=x.dtype).reshape(x.shape[-1], self.heads, -1)
+        return jnp.einsum("...d,dhe->...he", x, unit, precision=jax.lax.Precision.HIGHEST)
+
+    def _attention(self, q, k, v, mask):
+        """Returns the outputs of the heads (..., q h e), see `compute_attention`."""
+        kernel = attention_kernel(self.kernel, self.backend, masked=self.masked)
+        return compute_attention(q, k, v, mask, dictionary=self.dictionary, kernel=kernel)
 
     def pool(self, patches):
         """Returns pooled and normalised keys and values (s b t y x d), of patches (s b t y x d), s = 2."""
@@ -138,20 +179,19 @@ class ShrinkingAttention(nnx.Module):
         q = jnp.concatenate([class_tokens[:, :, None], rearrange(q, "b t y x d -> b t (y x) d")], axis=2)
         queries, keys, values, mask = _masked(q, levels) if self.masked else _gathered(q, levels)
         queries, keys, values = (rearrange(x, "... (h e) -> ... h e", h=self.heads) for x in (queries, keys, values))
-        out = compute_attention(
-            queries,
-            keys,
-            values,
-            mask,
-            dictionary=self.dictionary,
-            kernel=attention_kernel(self.kernel, self.backend, masked=self.masked),
-        )
+        out = self._attention(queries, keys, values, mask)
         return out.reshape(*q.shape[:3], *out.shape[-2:])
 
 
 def _gathered(q, levels):
     """Returns the gathered form, one group per frame: q (b t q d), k, v (b t k d), and the mask (t 1 1 k) or None."""
-    t, keys, visible = q.shape[1], [], []
+    keys, mask = _gather(levels, q.shape[1])
+    return q, *keys, mask
+
+
+def _gather(levels, t: int):
+    """Returns the keys and values of each of t frames (s b t k d), and which are visible (t 1 1 k), None if all are."""
+    keys, visible = [], []
     for level, offsets in levels:
         if offsets is None:
             keys.append(repeat(level, "s b k n d -> s b t (k n) d", t=t))
@@ -161,7 +201,7 @@ def _gathered(q, levels):
         frames = np.arange(t)[:, None] + offsets
         visible.append(np.repeat((frames >= 0) & (frames < t), level.shape[3], axis=1))
     mask = np.concatenate(visible, axis=1)
-    return q, *jnp.concatenate(keys, axis=3), None if mask.all() else mask[:, None, None]
+    return jnp.concatenate(keys, axis=3), None if mask.all() else mask[:, None, None]
 
 
 def _masked(q, levels):

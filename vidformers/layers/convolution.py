@@ -177,7 +177,20 @@ def mean_pool(x, stride: int):
 
     Cells that cross the edge repeat the last row or column. With a stride of 2 this is the mean of the tokens inside.
     """
+    if target_platform() == "tpu":
+        # One product. XLA would copy the cells, since it stores the axes x and d in tiles.
+        *lead, _, _, d = x.shape
+        rows, columns = (_mean_matrix(side, stride) for side in x.shape[-3:-1])
+        weights = jnp.asarray(np.kron(rows, columns), x.dtype)
+        cells = jnp.einsum("cn,...nd->...cd", weights, x.reshape(*lead, -1, d), precision=jax.lax.Precision.HIGHEST)
+        return cells.reshape(*lead, len(rows), len(columns), d)
     # `nnx.avg_pool` is not used: on several devices XLA (jaxlib 0.10) computes a window over a side of 1 wrongly.
     below, right = (-side % stride for side in x.shape[-3:-1])
     padded = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, below), (0, right), (0, 0)], mode="edge")
     return reduce(padded, "... (y i) (x j) d -> ... y x d", "mean", i=stride, j=stride)
+
+
+def _mean_matrix(side: int, stride: int) -> np.ndarray:
+    """Returns the weights (cells, side) of the means of `stride` rows each. The last row is repeated to whole cells."""
+    rows = np.minimum(np.arange(-(-side // stride) * stride), side - 1).reshape(-1, stride)
+    return (rows[..., None] == np.arange(side)).mean(axis=1)
