@@ -132,7 +132,8 @@ class ShrinkingAttention(nnx.Module):
             groups.append(self._split_heads(gathered.reshape(*q.shape[:2], -1, gathered.shape[-1])))
         if mask is not None:
             mask = np.tile(mask, (q.shape[1] // t, 1, 1, 1))
-        return self.out.from_heads(self._attention(q, *groups, mask)).reshape(b, t, q.shape[2], -1)
+        k, v = groups
+        return self.out.from_heads(self._attention(q, k, v, mask)).reshape(b, t, q.shape[2], -1)
 
     def _split_heads(self, x):
         """Returns (... h e) of (... d). On TPUs a product with the unit matrix is faster than a reshape."""
