@@ -84,9 +84,16 @@ def test_an_operation_in_a_loop_counts_once_for_each_iteration(stated, times):
     assert operation.bytes == 2 * 8 * 128 * 4 * times
 
 
-def test_collectives_in_a_loop_count_once_for_each_iteration():
-    text = LOOP.replace("INSTRUCTION", "%y = f32[8,128]{1,0} all-reduce(%x), channel_id=1, to_apply=%add")
-    assert collectives(HEAD + text.replace("TRIPS", "")) == {"all-reduce": {"count": 12, "bytes": 12 * 4096}}
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_collectives_in_a_loop_count_once_for_each_iteration(step):
+    """XLA unrolls products in rings over devices: the counter then grows by 2."""
+    counter = (
+        f"%by = s32[] constant({step})\n  %i.0 = s32[] get-tuple-element(%p.1), index=0\n  %i.1 = s32[] add(%i.0, %by)"
+    )
+    reduced = "%y = f32[8,128]{1,0} all-reduce(%x), channel_id=1, to_apply=%add"
+    text = LOOP.replace("INSTRUCTION", f"{counter}\n  {reduced}").replace("TRIPS", "")
+    times = {1: 12, 2: 6, 5: 3}[step]
+    assert collectives(HEAD + text) == {"all-reduce": {"count": times, "bytes": times * 4096}}
 
 
 def test_an_asynchronous_collective_counts_once_with_the_bytes_of_its_result():

@@ -22,6 +22,7 @@ _CALLED = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
 _LOOP = re.compile(r"(condition|body)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCH_LIST = re.compile(r"branch_computations=\{([^}]*)\}")
+_INDEX = re.compile(r"index=(\d+)")
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _FRAME = re.compile(r"stack_frame_id=(\d+)")
@@ -205,11 +206,22 @@ class Program:
         return found
 
     def _iterations(self, attributes: str) -> int:
-        """Returns the iterations of a loop: as stated, or the constant with which its condition compares a counter."""
+        """Returns the iterations of a loop: as stated, or by the constant with which its condition compares a counter.
+
+        The counter starts at 0. XLA unrolls products that it computes in a ring over devices, and counts by 2 there.
+        """
         if stated := _TRIP_COUNT.search(attributes):
             return int(stated.group(1))
-        condition = self.computations[dict(_LOOP.findall(attributes))["condition"]].values()
-        return max((int(i.argument) for i in condition if i.opcode == "constant" and i.argument.isdigit()), default=1)
+        condition, body = (self.computations[dict(_LOOP.findall(attributes))[name]] for name in ("condition", "body"))
+        limit = max(filter(None, map(_number, condition.values())), default=1)
+        indices = [_INDEX.search(each.attributes) for each in condition.values() if each.opcode == "get-tuple-element"]
+        if len(indices) != 1 or indices[0] is None:
+            return limit
+        root = next(each for each in body.values() if each.is_root)
+        counter = body.get(root.operands[int(indices[0].group(1))]) if root.opcode == "tuple" else None
+        steps = [_number(body[name]) for name in counter.operands if name in body] if counter else []
+        step = max(filter(None, steps), default=1) if counter and counter.opcode == "add" else 1
+        return -(-limit // step)
 
     def opcodes(self, name: str | None) -> set[str]:
         """Returns the opcodes in a computation and in the fusions within it."""
@@ -219,6 +231,12 @@ class Program:
             if instruction.opcode == "fusion":
                 found |= self.opcodes(instruction.called)
         return found
+
+
+def _number(instruction: Instruction) -> int | None:
+    """Returns the value of a constant that is a natural number."""
+    is_number = instruction.opcode == "constant" and instruction.argument.isdigit()
+    return int(instruction.argument) if is_number else None
 
 
 def _read_instruction(line: str) -> Instruction | None:
