@@ -37,6 +37,16 @@ class Linear(nnx.Linear):
     def __call__(self, x):  # type: ignore[override]  # without `out_sharding`, which older versions of Flax lack
         return on_rows(super().__call__, x)
 
+    def for_several_calls(self, dtype):
+        """Returns this map as a function, with its parameters cast to `dtype` once.
+
+        The gradients of all calls are then added before devices exchange them. Each call of the module would cast the
+        parameters again, and XLA would exchange the gradient of each cast.
+        """
+        assert self.bias is not None
+        kernel, bias = self.kernel[...].astype(dtype), self.bias[...].astype(dtype)
+        return lambda x: on_rows(lambda rows: rows @ kernel + bias, x)
+
     def to_heads(self, x, parts: int, heads: int, move=lambda x, part: x) -> list:
         """Returns `parts` projections (... h e) of x (... inputs) by the parts of the kernel (inputs, parts h e).
 

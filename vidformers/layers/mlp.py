@@ -90,9 +90,10 @@ class Mlp(nnx.Module):
     def __call__(self, tokens: Tokens, rng: LayerRng | None = None) -> Tokens:
         branch_rng, patch_rng, class_rng = split_rng(rng, 3)
 
+        wide, out = (linear.for_several_calls(tokens.patches.dtype) for linear in (self.wide, self.out))
+
         def apply(x, *rngs):
-            hidden = self.wide(self.norm(x))
-            return self.out(activation_with_dropout(self.activation, hidden, self.dropout, *rngs))
+            return out(activation_with_dropout(self.activation, wide(self.norm(x)), self.dropout, *rngs))
 
         patches = class_tokens = None
         if self.updates_patches:
