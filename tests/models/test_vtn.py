@@ -18,6 +18,7 @@ from vidformers import ConfigError, build
 from vidformers.models.encoder import FramewiseEncoder
 from vidformers.models.resnet import ResNet
 from vidformers.parallel.mesh import make_mesh
+from vidformers.parallel.target import traced_for
 from vidformers.training.optim import make_optimizer
 from vidformers.training.step import initial_state, make_step
 
@@ -42,6 +43,25 @@ def folded(arrays, name):
     scale = weight / np.sqrt(var + 1e-5)
     kernel = arrays.pop(f"{name}.convolution.weight").transpose(2, 3, 1, 0)
     return {"convolution": {"kernel": kernel}, "scale": scale, "bias": bias - mean * scale}
+
+
+def test_pairs_of_frames_on_tpus_have_the_features_and_gradients_of_single_frames():
+    make_resnet = partial(ResNet, frames=1, image_size=30, width=16, mean=(0.5,) * 3, std=(0.2,) * 3, depths=(2, 1))
+    graph, state = nnx.split(make_resnet(stem=64, rngs=nnx.Rngs(0)))
+    parameters = jax.tree.map(lambda x: x + 0.1 * np.random.default_rng(x.size).normal(size=x.shape), state)
+    video = clips(2, frames=4, size=30)
+
+    def run_for(platform):
+        def loss(parameters):
+            return (nnx.merge(graph, parameters)(video) ** 2).sum()
+
+        with traced_for(platform):  # a new jit, which would otherwise return the program of the other platform
+            return quick_jit(jax.value_and_grad(loss))(nnx.to_pure_dict(parameters))
+
+    def assert_close(found, expected):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+    jax.tree.map(assert_close, run_for("tpu"), run_for("cpu"))
 
 
 def test_features_equal_those_of_hugging_face_s_resnet():

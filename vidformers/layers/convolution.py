@@ -147,15 +147,23 @@ class Convolution(nnx.Module):
     def __call__(self, x):
         """Returns maps (n y/s x/s d) of maps (n y x c), or (n y/s x/s t d) of (n y x t c).
 
-        TPUs store t and c in tiles.
+        TPUs store t and c in tiles. So that few channels fill them, p maps may lie side by side on the last axis:
+        (n y/s x/s (p d)) of (n y x (p c)).
         """
         side_by_side, convolution = x.ndim == 5, self.convolution
-        kernel, scale = convolution.kernel[...], self.scale[...]
+        kernel, scale, bias = convolution.kernel[...], self.scale[...], self.bias[...]
         # If the scale multiplied the output, training would also keep the unscaled output. On CPUs this is faster.
         scales_output = target_platform() == "cpu"
         if not scales_output:
             kernel = kernel.astype(jnp.promote_types(self.dtype, jnp.float32)) * scale
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        maps = x.shape[-1] // (kernel.shape[-2] * convolution.feature_group_count)
+        if maps > 1:
+            kernel = replicate(kernel)  # before it is repeated, which multiplies its bytes
+            zeros = jnp.zeros_like(kernel)
+            rows = [[kernel if i == j else zeros for j in range(maps)] for i in range(maps)]
+            kernel = jnp.concatenate([jnp.concatenate(row, axis=-1) for row in rows], axis=-2)
+            scale, bias = jnp.tile(scale, maps), jnp.tile(bias, maps)
         strides, padding, letters = [self.stride] * 2, [(self.size // 2,) * 2] * 2, "YX"
         if side_by_side:  # n is one more side of the map, and t the batch
             x, kernel = jnp.moveaxis(x, 3, 0), kernel[None]
@@ -169,7 +177,7 @@ class Convolution(nnx.Module):
             feature_group_count=convolution.feature_group_count,
         )
         x = jnp.moveaxis(x, 0, 3) if side_by_side else x
-        return (x * scale.astype(self.dtype) if scales_output else x) + self.bias[...].astype(self.dtype)
+        return (x * scale.astype(self.dtype) if scales_output else x) + bias.astype(self.dtype)
 
 
 def mean_pool(x, stride: int):

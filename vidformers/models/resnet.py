@@ -20,7 +20,10 @@ from vidformers.errors import require
 from vidformers.layers.convolution import Convolution
 from vidformers.layers.embedding import normalise
 from vidformers.layers.linear import Linear, square_init
+from vidformers.parallel.activations import batch_shards, has_context
+from vidformers.parallel.target import target_platform
 
+_LANES = 128  # TPUs store the last axis of an array in tiles of 128
 he_convolution = partial(Convolution, kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"))
 
 
@@ -32,7 +35,7 @@ class Bottleneck(nnx.Module):
     """
 
     def __init__(self, inputs: int, hidden: int, *, stride: int = 1, dtype=jnp.float32, rngs: nnx.Rngs):
-        options = dict(dtype=dtype, rngs=rngs)
+        options, self.hidden = dict(dtype=dtype, rngs=rngs), hidden
         self.reduce = he_convolution(inputs, hidden, 1, **options)
         self.spatial = he_convolution(hidden, hidden, 3, stride=stride, **options)
         self.expand = he_convolution(hidden, 4 * hidden, 1, scale=0.0, **options)
@@ -76,6 +79,7 @@ class ResNet(nnx.Module):
             f"model.depths={tuple(depths)} and model.stem={stem} must be at least 1.",
         )
         self.shape, self.mean, self.std, self.dtype = (frames, image_size, image_size, 3), mean, std, dtype
+        self.stem_width = stem
         self.stem = he_convolution(3, stem, 7, stride=2, dtype=dtype, rngs=rngs)
         blocks, channels = [], stem
         for stage, depth in enumerate(depths):
@@ -95,9 +99,29 @@ class ResNet(nnx.Module):
 
     def maps(self, video):
         """Returns the last maps of the frames (b t y x c) of a video (b t y x 3)."""
-        frames = rearrange(normalise(video, self.mean, self.std, self.dtype), "b t y x c -> (b t) y x c")
-        x = jax.nn.relu(self.stem(frames))
+        x = rearrange(normalise(video, self.mean, self.std, self.dtype), "b t y x c -> (b t) y x c")
+        shards, is_paired = batch_shards(), False
+        is_divisible = x.shape[0] % (2 * shards) == 0 and not has_context()
+        if target_platform() == "tpu" and is_divisible and 2 * self.stem_width <= _LANES:
+            # Two frames share the channels where those of one would fill half a tile.
+            x, is_paired = _pair_frames(x, shards), True
+        x = jax.nn.relu(self.stem(x))
         x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for block in self.blocks:
+            if is_paired and 2 * block.hidden > _LANES:
+                x, is_paired = _single_frames(x, shards), False
             x = block(x)
+        if is_paired:
+            x = _single_frames(x, shards)
         return rearrange(x, "(b t) y x c -> b t y x c", b=video.shape[0])
+
+
+def _pair_frames(x, shards: int):
+    """Returns maps (n/2 y x 2c), each of two frames of (n y x c) side by side. Both are on the same shard of n."""
+    return rearrange(x, "(s p n) y x c -> (s n) y x (p c)", s=shards, p=2)
+
+
+def _single_frames(x, shards: int):
+    """Returns the maps (n y x c) of which `_pair_frames` made x. On TPUs a concatenation moves whole tiles."""
+    x = x.reshape(shards, -1, *x.shape[1:])
+    return jnp.concatenate(jnp.split(x, 2, axis=-1), axis=1).reshape(-1, *x.shape[2:4], x.shape[-1] // 2)
