@@ -98,8 +98,7 @@ class ShrinkingAttention(nnx.Module):
     def branch(self, tokens: Tokens):
         """Returns the update without the residual: patches (b t n d), and class tokens (b t d)."""
         if target_platform() == "tpu" and not self.masked and not callable(self.kernel):
-            rows = self._rows(tokens)
-            return rows[:, :, :-1], rows[:, :, -1]
+            return self._branch_by_products(tokens)
         patches, class_tokens = (
             jnp.stack(jnp.split(self.qkv(self.norm(x)), 3, axis=-1)) for x in (tokens.maps, tokens.class_tokens)
         )
@@ -108,32 +107,42 @@ class ShrinkingAttention(nnx.Module):
         out = self.out(rearrange(out, "... h e -> ... (h e)"))
         return out[:, :, 1:], out[:, :, 0]
 
-    def _rows(self, tokens: Tokens):
-        """Returns the update (b t n+1 d) in a layout for TPUs. The class token is the last row of its frame.
+    def _branch_by_products(self, tokens: Tokens):
+        """Returns the same as `branch` in a layout for TPUs.
 
         The frames of all clips lie on one axis. Heads come from products, since XLA copies an array whose axis d is
-        reshaped to h e: e fills a part of a tile. Keys of all frames and of near frames precede those of the frame,
-        because their numbers are mostly multiples of a tile.
+        reshaped to h e: e fills a part of a tile. Class tokens join their frames as queries alone, because keys of
+        patches are pooled on their grid. Keys of all frames and of near frames precede those of the frame, because
+        their numbers are mostly multiples of a tile.
         """
         b, (t, y, x) = tokens.patches.shape[0], tokens.grid
-        rows = self.norm(tile(tokens.join().patches, may_share=False)[0])
-        q, *keys_values = (part[..., 0, :] for part in self.qkv.to_heads(rows, 3, 1))
+        patches, class_tokens = tile(tokens.patches, may_share=False)[0], tokens.class_tokens
+        lead, d = patches.shape[:2], patches.shape[-1]
+
+        def join(patches, class_tokens):
+            return jnp.concatenate([patches.reshape(*lead, -1, d), class_tokens.reshape(*lead, 1, d)], axis=2)
+
+        patches, class_tokens = self.norm(patches), self.norm(class_tokens)
+        # XLA drops the products that are not used.
+        (q, *parts), (class_q, *class_parts) = (
+            [part[..., 0, :] for part in self.qkv.to_heads(x, 3, 1)] for x in (patches, class_tokens)
+        )
         if self.pool_q is None:
-            q = self.qkv.to_heads(rows, 3, self.heads)[0]
+            q = self.qkv.to_heads(join(patches, class_tokens), 3, self.heads)[0]
         else:
-            pooled = self.pool_q(q[..., :-1, :].reshape(b, t, y, x, -1))
-            q = self._split_heads(jnp.concatenate([pooled.reshape(*q.shape[:2], -1, q.shape[-1]), q[..., -1:, :]], 2))
-        groups, mask = [], None
-        for part, pool, norm in zip(keys_values, (self.pool_k, self.pool_v), (self.norm_k, self.norm_v), strict=True):
-            part = part.reshape(1, b, t, -1, part.shape[-1])
-            maps = part[..., :-1, :].reshape(1, b, t, y, x, -1)
-            levels = self.levels(maps, part[..., -1, :], lambda maps, pool=pool, norm=norm: norm(pool(maps)))
+            q = self._split_heads(join(self.pool_q(q.reshape(b, t, y, x, d)), class_q))
+        keys_values, mask = [], None
+        for part, class_part, pool, norm in zip(
+            parts, class_parts, (self.pool_k, self.pool_v), (self.norm_k, self.norm_v), strict=True
+        ):
+            levels = self.levels(part.reshape(1, b, t, y, x, d), class_part[None], lambda x, f=pool, g=norm: g(f(x)))
             gathered, mask = _gather(reversed(list(levels)), t)
-            groups.append(self._split_heads(gathered.reshape(*q.shape[:2], -1, gathered.shape[-1])))
+            keys_values.append(self._split_heads(gathered.reshape(*lead, -1, d)))
         if mask is not None:
-            mask = np.tile(mask, (q.shape[1] // t, 1, 1, 1))
-        k, v = groups
-        return self.out.from_heads(self._attention(q, k, v, mask)).reshape(b, t, q.shape[2], -1)
+            mask = np.tile(mask, (lead[1] // t, 1, 1, 1))
+        k, v = keys_values
+        out = self.out.from_heads(self._attention(q, k, v, mask)).reshape(b, t, -1, d)
+        return out[:, :, :-1], out[:, :, -1]
 
     def _split_heads(self, x):
         """Returns (... h e) of (... d). On TPUs a product with the unit matrix is faster than a reshape."""

@@ -48,15 +48,17 @@ def _convolve_frames(x, kernel, strides, padding, **options):
         x = jax.lax.conv_general_dilated(x, kernel, window_strides=strides, padding=padding, **options)
         return x.reshape(b, -1, *x.shape[1:])
 
+    if size * x.shape[-1] <= _LANES:
+        x = jnp.pad(x, [(0, 0), (before, after)] + [(0, 0)] * 3)
+        under_kernel = [x[:, i : i + (frames - 1) * stride + 1 : stride] for i in range(size)]
+        return convolve(jnp.concatenate(under_kernel, axis=-1), jnp.concatenate(list(kernel), axis=-2))
+
     def shifted(x, i):
         """Returns the frames (b t/s ...) of x that lie under frame i of the kernel, zeros beyond the clip."""
         end = (frames - 1) * stride + 1 + i - before - t
-        config = [(0, 0, 0), (before - i, end, 0)] + [(0, 0, 0)] * (x.ndim - 2)
+        config = [(0, 0, 0), (before - i, end, 0)] + [(0, 0, 0)] * 3
         return jax.lax.pad(x, jnp.zeros((), x.dtype), config)[:, ::stride]
 
-    if size * x.shape[-1] <= _LANES:
-        under_kernel = jnp.concatenate([shifted(x, i) for i in range(size)], axis=-1)
-        return convolve(under_kernel, jnp.concatenate(list(kernel), axis=-2))
     parts = jnp.split(convolve(x, jnp.concatenate(list(kernel), axis=-1)), size, axis=-1)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return sum(shifted(part.astype(wide), i) for i, part in enumerate(parts)).astype(x.dtype)

@@ -125,7 +125,9 @@ class Stem(nnx.Module):
     def __call__(self, video):
         x = self.convolutions[0](normalise(video, self.mean, self.std, self.dtype))
         for norm, convolution in zip(self.norms, self.convolutions[1:], strict=True):
-            x = convolution(gelu(norm(x)))
+            # On one axis, the frames are in the shape in which TPUs convolve them.
+            frames = gelu(norm(x.reshape(-1, *x.shape[2:])))
+            x = convolution(frames.reshape(x.shape))
         space = rearrange(self.space[1:], "(y x) d -> y x d", y=self.grid[1])
         return rearrange(x + (space + self.time[:, None, None]).astype(self.dtype), "b t y x d -> b t (y x) d")
 
