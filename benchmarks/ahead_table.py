@@ -47,7 +47,7 @@ def one_device(lines: list[dict]) -> Iterator[str]:
             f"`{config}`",
             clips,
             changes or "",
-            f"{_ms(old)}, {_percent(old)}" if old else "",
+            f"{_ms(old)}, {_percent(old)}" if old and old["estimated_seconds"] else "",
             _ms(line),
             _percent(line),
             _gib(line),
