@@ -224,9 +224,12 @@ def _serve(pipe, examine):
     """Runs in the process. Sends None as a heartbeat, and a tuple of one row for each record."""
     cv2.setNumThreads(1)
     follow_parent()
-    pipe.send(None)
-    while True:
-        pipe.send((examine(pipe.recv(), functools.partial(pipe.send, None)),))
+    try:
+        pipe.send(None)
+        while True:
+            pipe.send((examine(pipe.recv(), functools.partial(pipe.send, None)),))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the parent has ended
 
 
 def _results(records, workers, examine, hang_seconds) -> Iterator[tuple[str, dict]]:

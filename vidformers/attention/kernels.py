@@ -212,7 +212,7 @@ def _orders(q, key_values) -> list[_Order]:
 
 def _scaled(q):
     """Returns the queries by which `_scores` multiplies keys."""
-    return q * q.shape[-1] ** -0.5
+    return jnp.asarray(q) * q.shape[-1] ** -0.5  # a NumPy array of bfloat16 would become float32
 
 
 def _by_query(x):
