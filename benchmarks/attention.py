@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.arguments import parse
 from benchmarks.measure import keep_memory, report
 from vidformers.attention.core import compute_attention
-from vidformers.attention.fused import BACKENDS, check_backend, record_backends, softmax_kernel
+from vidformers.attention.fused import BACKENDS, attention_kernel, check_backend, record_backends
 from vidformers.errors import ConfigError, require
 
 HEADS, WIDTH = 12, 64
@@ -42,7 +42,7 @@ def compile_passes(backend: str, q, k, v, g) -> dict:
         jax.errors.JaxRuntimeError: the compiler fails.
     """
     check_backend(backend, "softmax", q.dtype, WIDTH)
-    forward = partial(compute_attention, kernel=softmax_kernel(backend))
+    forward = partial(compute_attention, kernel=attention_kernel("softmax", backend))
     both = jax.jit(lambda q, k, v, g: jax.vjp(forward, q, k, v)[1](g))
     passes = {"forward": (jax.jit(forward), (q, k, v)), "both": (both, (q, k, v, g))}
     with record_backends() as found:

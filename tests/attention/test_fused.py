@@ -12,7 +12,7 @@ from tiny import clips, compiled, make, maker, quick_jit
 
 from vidformers.attention import fused, sharding
 from vidformers.attention.core import compute_attention, remat_attention
-from vidformers.attention.fused import check_backend, chosen_backend, record_backends, softmax_kernel
+from vidformers.attention.fused import attention_kernel, check_backend, chosen_backend, record_backends
 from vidformers.attention.kernels import KeyValues, softmax
 from vidformers.errors import ConfigError
 from vidformers.models.summary import summarise
@@ -178,7 +178,7 @@ def test_what_was_chosen_is_recorded_by_numbers_of_queries_and_keys():
     q, k = (jnp.zeros((2, n, 1, 8)) for n in (5, 7))
     with record_backends() as found:
         compute_attention(q, k, k)
-        compute_attention(q, k, k, np.ones(7, bool), kernel=softmax_kernel("xla"))
+        compute_attention(q, k, k, np.ones(7, bool), kernel=attention_kernel("softmax", "xla"))
     compute_attention(q, q, q)
     assert found == {"5x7": "einsum", "5x7, mask": "xla"}
 
@@ -234,7 +234,7 @@ def test_rematerialised_attention_keeps_no_weights_with_any_backend():
     q = jnp.zeros((2, 5, 1, 8))
     for backend in ("auto", "einsum", "xla"):
         with remat_attention():
-            _, backward = jax.vjp(partial(compute_attention, kernel=softmax_kernel(backend)), q, q, q)
+            _, backward = jax.vjp(partial(compute_attention, kernel=attention_kernel("softmax", backend)), q, q, q)
         assert all(leaf.shape[-2:] != (5, 5) for leaf in jax.tree.leaves(backward))
 
 

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny import quick_jit
 
-from vidformers.attention.fused import softmax_kernel
+from vidformers.attention.fused import attention_kernel
 from vidformers.attention.kernels import KeyValues, softmax
 from vidformers.attention.pallas import LANES, best_block, splash_attention
 from vidformers.parallel.mesh import make_mesh, with_mesh
@@ -65,7 +65,7 @@ def test_groups_or_padded_queries_are_divided_among_devices(groups, part):
     q, k, v = (draw(2, groups, n, 2, 8) for n in (5, 9, 9))
     items = [KeyValues(k, v, hidden(1, groups, 1, 1, 9)), KeyValues(draw(7, 2, 8), draw(7, 2, 8) + 1)]
     mesh = make_mesh(data=2, context=2, devices=jax.devices()[:4])
-    pallas, einsum = (with_gradients(softmax_kernel(backend)) for backend in ("pallas", "einsum"))
+    pallas, einsum = (with_gradients(attention_kernel("softmax", backend)) for backend in ("pallas", "einsum"))
     expected = quick_jit(einsum)(q, *items)
     with traced_for("tpu"):
         run = jax.jit(with_mesh(mesh, pallas), in_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -78,7 +78,8 @@ class ConvolutionalAttention(nnx.Module):
 
     def branch(self, tokens: Tokens):
         """Returns the update without the residual: patches (b t n d), and class tokens (b c d) or None."""
-        if tokens.is_by_place and self.time_last:
+        is_by_place = self.time_last and tokens.is_by_place
+        if is_by_place:
             maps = rearrange(tokens.patches, "b 1 (y x t) d -> b y x t d", t=tokens.grid[0], y=tokens.grid[1])
         else:
             maps = self._arrange(tokens.maps)
@@ -88,7 +89,7 @@ class ConvolutionalAttention(nnx.Module):
             for near, project in zip(self.near, self.qkv, strict=True)
         )
         groups = self.out.from_heads(self.attend(q * self.scale, k, v, tokens.grid))
-        if tokens.is_by_place and self.time_last:
+        if is_by_place:
             return self._split(groups, tokens.grid)
         return self.scatter(groups, tokens.grid)
 

@@ -39,7 +39,7 @@ from einops import rearrange
 from flax import nnx
 
 from vidformers.attention.dictionary import Dictionary, head_multiplier
-from vidformers.attention.fused import attention_kernel, check_backend, rematerialised, softmax_kernel
+from vidformers.attention.fused import attention_kernel, check_backend, rematerialised
 from vidformers.attention.groups import group_mask, group_numbers, group_shape, pad_groups, shift, tile, untile
 from vidformers.attention.kernels import KERNELS, KeyValues, softmax
 from vidformers.attention.scheme import Scheme, numbered, position
@@ -67,7 +67,7 @@ def compute_attention(
         dictionary: learned keys and values that every query attends to as well, or None.
         kernel: computes attention from queries and a list of `KeyValues`; see `kernels`.
     """
-    kernel = softmax_kernel("auto") if kernel is softmax else kernel
+    kernel = attention_kernel("softmax", "auto") if kernel is softmax else kernel
     if _remat_attention.get():
         kernel = rematerialised(kernel)
     internal = KeyValues(k, v, mask, bias, angle)

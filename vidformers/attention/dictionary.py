@@ -7,7 +7,6 @@ from flax import nnx
 
 from vidformers.attention.kernels import KeyValues
 from vidformers.errors import require
-from vidformers.parallel.target import target_platform
 
 HYBRIDS = ("combined", "simplified", "multi_view", "split_heads")
 entry_init = nnx.initializers.normal(0.02)
@@ -55,10 +54,7 @@ class Dictionary(nnx.Module):
         )
         external = KeyValues(keys, values)
         if self.hybrid == "combined":
-            # One set of keys takes one product for its scores and weights, and two sets take three (`kernels.softmax`).
-            # Estimated for windows, which have a bias, and not for other groups (benchmarks/NOTES.md).
-            is_joined = target_platform() == "tpu" and internal.bias is not None
-            return kernel(q, [_joined(internal, external)] if is_joined else [internal, external])
+            return kernel(q, [internal, external])
         internal_out, external_out = kernel(q, [internal]), kernel(q, [external])
         if self.hybrid == "simplified":
             return internal_out + external_out
@@ -66,22 +62,6 @@ class Dictionary(nnx.Module):
             half = self.heads // 2
             internal_out, external_out = internal_out[..., :half, :], external_out[..., half:, :]
         return jnp.concatenate([internal_out, external_out], axis=-2)
-
-
-def _joined(internal: KeyValues, external: KeyValues) -> KeyValues:
-    """Returns the keys and values of groups of the clip (... k h e), each followed by those of the dictionary."""
-    lead, num_external = internal.k.shape[:-3], external.k.shape[-3]
-
-    def append(x, shared):
-        # In float32, because the gradient of the dictionary is a sum over all groups.
-        shared = jnp.broadcast_to(shared.astype(jnp.promote_types(x.dtype, jnp.float32)), (*lead, *shared.shape))
-        return jnp.concatenate([x, shared.astype(x.dtype)], axis=-3)
-
-    def pad(x, value):
-        return None if x is None else jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, num_external)], constant_values=value)
-
-    k, v = append(internal.k, external.k), append(internal.v, external.v)
-    return KeyValues(k, v, pad(internal.mask, True), pad(internal.bias, 0))
 
 
 def head_multiplier(dictionary: Dictionary | None) -> int:

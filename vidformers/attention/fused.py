@@ -27,6 +27,7 @@ from vidformers.attention.kernels import (
     KeyValues,
     linear_attention,
     quadratic_attention,
+    side_by_side,
     softmax,
     softmax_with_dropout,
 )
@@ -47,11 +48,6 @@ _CUDNN_LENGTH = 64
 _PALLAS_LENGTH = 1024
 
 _recorded: ContextVar[dict[str, str] | None] = ContextVar("the backends that `record_backends` collects", default=None)
-
-
-def softmax_kernel(backend: str) -> "Softmax":
-    """Returns the softmax kernel of a backend, one of `BACKENDS`."""
-    return Softmax(backend)
 
 
 def attention_kernel(kernel, backend: str, *, masked: bool = False, dropout: Callable | None = None):
@@ -240,25 +236,16 @@ def _joined(function, q, key_values):
     `function` gets q (b q h e), k and v (b k h e), and a mask and a bias, each None or (b h q k), with 1 in place of b,
     h or q where entries are equal.
     """
-    lead = q.shape[:-3]
+    lead, item = q.shape[:-3], side_by_side(q, key_values)
 
     def flat(x):
         return jnp.broadcast_to(x, (*lead, *x.shape[-3:])).reshape(-1, *x.shape[-3:])
 
-    def over_keys(arrays, fill):
-        if all(x is None for x in arrays):
-            return None
-        arrays = [jnp.full((1, 1, 1), fill) if x is None else jnp.asarray(x) for x in arrays]
-        shape = jnp.broadcast_shapes(*(x.shape[:-1] for x in arrays))
-        lengths = [item.k.shape[-3] for item in key_values]
-        parts = [jnp.broadcast_to(x, (*shape, n)) for x, n in zip(arrays, lengths, strict=True)]
-        x = jnp.concatenate(parts, axis=-1)
-        return flat(x) if _differs_by_group(x) else x.reshape(1, *x.shape[-3:])
-
-    k, v = (jnp.concatenate([flat(getattr(item, name)) for item in key_values], axis=-3) for name in "kv")
-    mask = over_keys([item.mask for item in key_values], True)
-    bias = over_keys([item.bias for item in key_values], 0.0)
-    return function(flat(q), k, v, mask, bias).reshape(q.shape)
+    mask, bias = (
+        x if x is None else flat(x) if _differs_by_group(x) else x.reshape(1, *x.shape[-3:])
+        for x in (item.mask, item.bias)
+    )
+    return function(flat(q), flat(item.k), flat(item.v), mask, bias).reshape(q.shape)
 
 
 def _xla(q, k, v, mask, bias):

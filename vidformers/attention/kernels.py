@@ -68,23 +68,44 @@ def softmax(q, key_values, *, rematerialise: bool = False):
     their cotangents. With `rematerialise` it computes the weights again from q and k. On CPUs and GPUs it keeps one
     number per row for this.
     """
-    return _softmax(_scaled(q), tuple(_joined(q, key_values)), rematerialise)
+    return _softmax(_scaled(q), tuple(_items(q, key_values)), rematerialise)
 
 
-def _joined(q, key_values) -> list:
-    """Returns one item with the keys of all items, if copying the keys costs less than scores of several items.
+def side_by_side(q, key_values) -> KeyValues:
+    """Returns one item with the keys of all `key_values`, copied to all groups of the queries (... q h e)."""
+    lead, wide = q.shape[:-3], jnp.promote_types(q.dtype, jnp.float32)
+    sizes = [item.k.shape[-3] for item in key_values]
 
-    TPUs compute the scores of several items twice (see `_unnormalised`).
+    def copied(x):
+        # In float32, because the gradient of keys that groups share is a sum over all groups.
+        return x if x.shape[:-3] == lead else jnp.broadcast_to(x.astype(wide), (*lead, *x.shape[-3:])).astype(x.dtype)
+
+    def over_keys(arrays, fill):
+        if all(x is None for x in arrays):
+            return None
+        arrays = [jnp.full((1, 1, 1), fill) if x is None else jnp.asarray(x) for x in arrays]
+        shape = jnp.broadcast_shapes(*(x.shape[:-1] for x in arrays))
+        return jnp.concatenate(
+            [jnp.broadcast_to(x, (*shape, size)) for x, size in zip(arrays, sizes, strict=True)], axis=-1
+        )
+
+    k, v = (jnp.concatenate([copied(getattr(item, name)) for item in key_values], axis=-3) for name in "kv")
+    mask, bias = ([getattr(item, name) for item in key_values] for name in ("mask", "bias"))
+    return KeyValues(k, v, over_keys(mask, True), over_keys(bias, 0.0))
+
+
+def _items(q, key_values) -> list:
+    """Returns `key_values`, or one item with all keys where copying the keys costs less than scores of several items.
+
+    TPUs compute the scores of several items twice (see `_unnormalised`). By the estimates of their compiler, one item
+    is faster for windows, which have a bias, and for few keys (benchmarks/NOTES.md).
     """
-    count, queries = sum(item.k.shape[-3] for item in key_values), q.shape[-3]
-    is_plain = all(item.mask is None and item.bias is None for item in key_values)
-    if target_platform() != "tpu" or len(key_values) == 1 or not is_plain or max(TILE_ROWS, 2 * count) > queries:
+    if target_platform() != "tpu" or len(key_values) == 1:
         return list(key_values)
-
-    def join(arrays):
-        return jnp.concatenate([jnp.broadcast_to(x, (*q.shape[:-3], *x.shape[-3:])) for x in arrays], axis=-3)
-
-    return [KeyValues(*(join([getattr(item, name) for item in key_values]) for name in "kv"))]
+    has_bias = any(item.bias is not None for item in key_values)
+    has_mask = any(item.mask is not None for item in key_values)
+    has_few_keys = max(TILE_ROWS, 2 * sum(item.k.shape[-3] for item in key_values)) <= q.shape[-3]
+    return [side_by_side(q, key_values)] if has_bias or has_few_keys and not has_mask else list(key_values)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

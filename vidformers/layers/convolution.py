@@ -9,9 +9,7 @@ from einops import reduce
 from flax import nnx
 
 from vidformers.parallel.activations import replicate
-from vidformers.parallel.target import target_platform
-
-_LANES = 128  # the last axis of a tile of a TPU
+from vidformers.parallel.target import TILE_LANES, target_platform
 
 
 def _convolve(x, kernel, strides, padding, **options):
@@ -48,7 +46,7 @@ def _convolve_frames(x, kernel, strides, padding, **options):
         x = jax.lax.conv_general_dilated(x, kernel, window_strides=strides, padding=padding, **options)
         return x.reshape(b, -1, *x.shape[1:])
 
-    if size * x.shape[-1] <= _LANES:
+    if size * x.shape[-1] <= TILE_LANES:
         x = jnp.pad(x, [(0, 0), (before, after)] + [(0, 0)] * 3)
         under_kernel = [x[:, i : i + (frames - 1) * stride + 1 : stride] for i in range(size)]
         return convolve(jnp.concatenate(under_kernel, axis=-1), jnp.concatenate(list(kernel), axis=-2))

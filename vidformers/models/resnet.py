@@ -21,9 +21,8 @@ from vidformers.layers.convolution import Convolution
 from vidformers.layers.embedding import normalise
 from vidformers.layers.linear import Linear, square_init
 from vidformers.parallel.activations import batch_shards, has_context
-from vidformers.parallel.target import target_platform
+from vidformers.parallel.target import TILE_LANES, target_platform
 
-_LANES = 128  # TPUs store the last axis of an array in tiles of 128
 he_convolution = partial(Convolution, kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"))
 
 
@@ -102,13 +101,13 @@ class ResNet(nnx.Module):
         x = rearrange(normalise(video, self.mean, self.std, self.dtype), "b t y x c -> (b t) y x c")
         shards, is_paired = batch_shards(), False
         is_divisible = x.shape[0] % (2 * shards) == 0 and not has_context()
-        if target_platform() == "tpu" and is_divisible and 2 * self.stem_width <= _LANES:
+        if target_platform() == "tpu" and is_divisible and 2 * self.stem_width <= TILE_LANES:
             # Two frames share the channels where those of one would fill half a tile.
             x, is_paired = _pair_frames(x, shards), True
         x = jax.nn.relu(self.stem(x))
         x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for block in self.blocks:
-            if is_paired and 2 * block.hidden > _LANES:
+            if is_paired and 2 * block.hidden > TILE_LANES:
                 x, is_paired = _single_frames(x, shards), False
             x = block(x)
         if is_paired:

@@ -30,8 +30,8 @@ from vidformers.errors import require
 from vidformers.layers.convolution import Conv
 from vidformers.layers.embedding import normalise, unit_norm_init
 from vidformers.layers.linear import Linear, glorot
-from vidformers.layers.mlp import Mlp, gelu
-from vidformers.layers.tokens import LayerRng, Tokens, add_branch, dropout, split_rng, tokens_of_maps
+from vidformers.layers.mlp import Mlp, activation_with_dropout, gelu
+from vidformers.layers.tokens import LayerRng, Tokens, add_branch, split_rng, tokens_of_maps
 from vidformers.models.config import ModelConfig, ModelTraits
 from vidformers.models.encoder import Block, Classifier, Encoder, StageSpec
 from vidformers.models.pyramid import check_depth
@@ -150,11 +150,14 @@ class WideningMlp(nnx.Module):
     def __call__(self, tokens: Tokens, rng: LayerRng | None = None) -> Tokens:
         branch_rng, *inner = split_rng(rng, 3)
         normalised = jax.tree.map(self.norm, tokens)
+        wide, out, skip = (
+            linear.for_several_calls(tokens.patches.dtype) for linear in (self.wide, self.out, self.skip)
+        )
         branch = tuple(
-            self.out(dropout(gelu(self.wide(x)), self.dropout, x_rng))
+            out(activation_with_dropout(gelu, wide(x), self.dropout, x_rng))
             for x, x_rng in zip((normalised.patches, normalised.class_tokens), inner, strict=True)
         )
-        return add_branch(jax.tree.map(self.skip, normalised), branch, self.dropout, branch_rng)
+        return add_branch(jax.tree.map(skip, normalised), branch, self.dropout, branch_rng)
 
 
 class TemporalAggregation(nnx.Module):

@@ -6,7 +6,7 @@ from contextvars import ContextVar
 
 import jax
 
-TILE_ROWS = 16  # TPUs store the last two axes of a bfloat16 array in tiles of 16 x 128
+TILE_ROWS, TILE_LANES = 16, 128  # TPUs store the last two axes of a bfloat16 array in tiles of 16 x 128
 
 _platform: ContextVar[str | None] = ContextVar("the platform that `traced_for` has set", default=None)
 
