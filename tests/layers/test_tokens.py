@@ -8,6 +8,15 @@ import pytest
 from vidformers.layers.tokens import LayerRng, Tokens, dropout
 from vidformers.parallel.target import traced_for
 
+# Shapes, the axis that `kept_elements` takes in parts, and the size of a part.
+TPU_PARTS = [
+    ("tpu", (2, 3, 20, 768), 3, 256),
+    ("tpu", (5, 7, 512), 2, 128),
+    ("tpu", (300, 301), 0, 96),
+    ("tpu", (4, 196, 96), 1, 64),
+    ("tpu", (900, 1, 192), 2, 128),
+]
+
 
 @pytest.mark.quick
 @pytest.mark.parametrize("count", [3, 1], ids=["one per frame", "one per clip"])
@@ -37,10 +46,13 @@ def test_tokens_by_place_have_the_frames_of_a_place_side_by_side():
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_dropout_keeps_the_mean_and_drops_elements_independently(platform):
-    """Within five standard deviations, in two calls with one key and one with another. The number of columns is odd."""
-    rate, x = 0.3, jnp.ones((300, 301))
+@pytest.mark.parametrize("platform, shape, axis, part", [("cpu", (300, 301), 1, 100), *TPU_PARTS])
+def test_dropout_keeps_the_mean_and_drops_elements_independently(platform, shape, axis, part):
+    """Within five standard deviations, in two calls with one key and one with another.
+
+    On TPUs an axis is taken in parts, whose bits come from the same counters.
+    """
+    rate, x = 0.3, jnp.ones(shape)
     with traced_for(platform):
         first, again, other = (np.asarray(dropout(x, rate, LayerRng(jax.random.key(i), 0.0))) for i in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
@@ -48,8 +60,13 @@ def test_dropout_keeps_the_mean_and_drops_elements_independently(platform):
     np.testing.assert_allclose(first[kept], 1 / (1 - rate), rtol=1e-4)
     deviation = (rate * (1 - rate) / x.size) ** 0.5
     assert abs(kept.mean() - (1 - rate)) < 5 * deviation
-    # Of two independent elements, both are kept with probability (1 - rate)^2: in another call, in the next column, and
-    # in the other half of the columns, whose bits come from the same words on TPUs.
-    for pair in (kept & (other != 0), kept[:, :-1] & kept[:, 1:], kept[:, :150] & kept[:, 151:]):
+    # Of two independent elements, both are kept with probability (1 - rate)^2: in another call, in the next column or
+    # row, and in another part.
+    size = shape[axis]
+    apart = [(i, 1) for i in range(x.ndim) if shape[i] > 1] + [(axis, d) for d in range(part, size, part)]
+    pairs = [(kept, other != 0)] + [
+        (kept.take(range(shape[i] - by), i), kept.take(range(by, shape[i]), i)) for i, by in apart
+    ]
+    for one, another in pairs:
         both = (1 - rate) ** 2
-        assert abs(pair.mean() - both) < 5 * (both * (1 - both) / pair.size) ** 0.5
+        assert abs((one & another).mean() - both) < 5 * (both * (1 - both) / one.size) ** 0.5

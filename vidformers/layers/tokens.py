@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
+from jax.extend.random import threefry2x32_p
 
 from vidformers.parallel.target import target_platform
 
@@ -117,7 +119,7 @@ def kept_elements(shape: Sequence[int], rate: float, rng: LayerRng, class_rng: L
     """Returns which elements of an array dropout keeps, as booleans, and the probability of each to be kept.
 
     Args:
-        shape: of the array.
+        shape: of the array, of two axes or more.
         rate: the probability to be dropped, in multiples of 2^-16 on TPUs.
         rng: random numbers for this array.
         class_rng: those of the last row of every group, for joined tokens (b g n ...). Both parts then get the same
@@ -130,16 +132,35 @@ def kept_elements(shape: Sequence[int], rate: float, rng: LayerRng, class_rng: L
         return jnp.concatenate([patches, class_tokens[:, :, None]], axis=2), share
     if target_platform() != "tpu":
         return jax.random.bernoulli(rng.key, 1.0 - rate, shape), 1.0 - rate
-    # 32 random bits per element would take longer than the products of an MLP, so 16 decide (benchmarks/NOTES.md). The
-    # halves of the words are for halves of an axis on which these are whole tiles, if there is one. XLA stores the
-    # decisions, one byte each. If it joined the words instead, it would store these, and compute them twice.
-    axis = len(shape) - 1
-    if axis > 1 and shape[-1] % 256 and shape[-2] % 16 == 0:
-        axis -= 1
-    words = jax.random.bits(rng.key, (*shape[:axis], -(-shape[axis] // 2), *shape[axis + 1 :]), jnp.uint32)
+    # On TPUs random bits take longer than the products of an MLP (benchmarks/NOTES.md), so 16 bits decide, and two words
+    # have the bits of four parts of an axis. XLA stores the decisions, one byte each. If it joined the words instead, it
+    # would store these, and compute them twice.
+    axis, size = _axis_of_parts(shape)
+    words = _random_words(rng.key, (*shape[:axis], size, *shape[axis + 1 :]))
     kept = round((1.0 - rate) * 2**16)
-    keep = jnp.concatenate([(words & 0xFFFF) < kept, (words >> 16) < kept], axis=axis)
+    parts = [half < kept for word in words for half in (word & 0xFFFF, word >> 16)]
+    keep = jnp.concatenate(parts[: -(-shape[axis] // size)], axis=axis)
     return jax.lax.slice_in_dim(keep, 0, shape[axis], axis=axis), kept / 2**16
+
+
+def _axis_of_parts(shape: Sequence[int]) -> tuple[int, int]:
+    """Returns the axis of an array that is best taken in up to four parts of whole tiles, and the size of a part."""
+    columns, rows = len(shape) - 1, len(shape) - 2
+    size_of_columns, size_of_rows = (-(-shape[axis] // (4 * tile)) * tile for axis, tile in ((columns, 128), (rows, 32)))
+    of_columns, of_rows = shape[columns] / size_of_columns, shape[rows] / size_of_rows  # up to 4, more is better
+    return (columns, size_of_columns) if of_columns >= min(3, of_rows) else (rows, size_of_rows)
+
+
+def _random_words(key, shape: Sequence[int]):
+    """Returns two independent arrays of 32 random bits each.
+
+    Threefry makes two words of one counter. `jax.random.bits` returns their exclusive or, for twice the time.
+    """
+    first, second = jax.random.key_data(key)[:2]
+    row = jnp.zeros(shape, jnp.uint32)
+    for axis, size in enumerate(shape[:-1]):
+        row = row * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    return threefry2x32_p.bind(first, second, row, jax.lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1))
 
 
 def add_branch(tokens: Tokens, branch, rate: float, rng: LayerRng | None) -> Tokens:
