@@ -199,11 +199,12 @@ def test_a_scan_equals_a_rematerialised_loop():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *found)
 
 
-def test_the_layout_for_tpus_computes_the_same(float64):
-    """Pixels by a product, and the dictionary's keys joined to those of a window."""
-    own, geometry = dict(depths=(2, 2), window=(2, 4, 4)), dict(frames=8, image_size=40)
+@pytest.mark.parametrize("side", [64, 40], ids=["windows divide the grid", "windows are padded"])
+def test_the_layout_for_tpus_computes_the_same(float64, side):
+    """Pixels by a product, keys of the dictionary joined to those of a window, and patches by window."""
+    own, geometry = dict(depths=(2, 2), window=(2, 4, 4)), dict(frames=8, image_size=side)
     graph, parameters = make(own, dictionary=3, dtype="float64", **geometry)
-    video = clips(2, frames=8, size=40).astype(float) / 100 - 1
+    video = clips(2, frames=8, size=side).astype(float) / 100 - 1
 
     @quick_jit
     def run(parameters):

@@ -11,6 +11,7 @@ from vidformers.attention.fused import attention_kernel, check_backend
 from vidformers.errors import require
 from vidformers.layers.linear import Linear, check_heads, square_init
 from vidformers.layers.tokens import LayerRng, Tokens, add_branch
+from vidformers.layers.windows import fold, shift_windows, unfold, unshift_windows
 
 table_init = nnx.initializers.truncated_normal(0.02)
 
@@ -80,21 +81,29 @@ class ShiftedWindowAttention(nnx.Module):
 
     def branch(self, tokens: Tokens):
         """Returns the update without the residual: patches (b t n d), and None, because Swin has no class tokens."""
-        q, k, v = self.qkv.to_heads(self.fold(self.norm(tokens.maps), tokens.grid), 3, self.heads)
-        out = self.out.from_heads(self.attend(q, k, v, tokens.grid))
-        return self.unfold(out, tokens.grid).reshape(tokens.patches.shape), None
+        grid, (window, shift) = tokens.grid, self.clip(tokens.grid)
+        if tokens.window is not None:
+            windows = self.norm(shift_windows(tokens.patches, grid, window, shift))
+            return unshift_windows(self._update(windows, grid), grid, window, shift), None
+        maps = self.unfold(self._update(self.fold(self.norm(tokens.maps), grid), grid), grid)
+        return maps.reshape(tokens.patches.shape), None
+
+    def _update(self, windows, grid):
+        """Returns W_O attend(windows) of normalised windows (b g m d) of the grid (t, y, x)."""
+        q, k, v = self.qkv.to_heads(windows, 3, self.heads)
+        return self.out.from_heads(self.attend(q, k, v, grid))
 
     def fold(self, maps, grid):
         """Returns windows (b g m d) of maps (b t y x d), with zeros added so that the window divides the grid."""
         window, shift = self.clip(grid)
         padding = [(0, -n % w) for n, w in zip(grid, window, strict=True)]
-        return _fold(jnp.pad(maps, [(0, 0), *padding, (0, 0)]), window, shift)
+        return fold(jnp.pad(maps, [(0, 0), *padding, (0, 0)]), window, shift)
 
     def unfold(self, windows, grid):
         """Returns maps (b t y x d) of windows (b g m d): the inverse of `fold`."""
         window, shift = self.clip(grid)
         t, y, x = grid
-        return _unfold(windows, _padded(grid, window), window, shift)[:, :t, :y, :x]
+        return unfold(windows, _padded(grid, window), window, shift)[:, :t, :y, :x]
 
     def attend(self, q, k, v, grid):
         """Returns the outputs of the heads (b g m h e) in windows of the grid (t, y, x), of q, k, v (b g m h e)."""
@@ -110,7 +119,7 @@ class ShiftedWindowAttention(nnx.Module):
         # After the roll, the windows at the two ends of an axis share one full window, in which a mask separates them.
         mask, (window_index, _) = None, _window_indices(grid, window, shift)
         if any(shift):
-            index = _fold(jnp.asarray(window_index)[None, ..., None], window, shift)[0, ..., 0]
+            index = fold(jnp.asarray(window_index)[None, ..., None], window, shift)[0, ..., 0]
             mask = (index[:, :, None] == index[:, None, :])[:, None]
         bias = self._bias(_in_window(window))
         kernel = attention_kernel(self.kernel, self.backend)
@@ -122,7 +131,7 @@ class ShiftedWindowAttention(nnx.Module):
 
         window_index, token_index = (x.ravel() for x in _window_indices(grid, window, shift))
         q, k, v = (
-            rearrange(_unfold(merge(x), grid, window, shift), "b t y x (h e) -> b (t y x) h e", h=self.heads)
+            rearrange(unfold(merge(x), grid, window, shift), "b t y x (h e) -> b (t y x) h e", h=self.heads)
             for x in (q, k, v)
         )
         out = compute_attention(
@@ -136,7 +145,7 @@ class ShiftedWindowAttention(nnx.Module):
         )
         heads = out.shape[2]
         maps = rearrange(out, "b (t y x) h e -> b t y x (h e)", t=grid[0], y=grid[1])
-        return rearrange(_fold(maps, window, shift), "b g m (h e) -> b g m h e", h=heads)
+        return rearrange(fold(maps, window, shift), "b g m (h e) -> b g m h e", h=heads)
 
     def _bias(self, token_index):
         """Returns the bias (h q k) between tokens with these indices (n) in their full window."""
@@ -149,29 +158,8 @@ class ShiftedWindowAttention(nnx.Module):
         return np.ravel_multi_index(tuple(displacement), [2 * w - 1 for w in self.window])
 
 
-# The tokens of a window are in the order of rows, columns and frames. On TPUs the last two axes of an array are stored
-# in tiles of 8 x 128. With frames before d, the windows of 8 frames of a pixel grid are made by moving whole tiles.
-
-
-def _fold(maps, window, shift):
-    """Returns windows (b g m d) of maps (b t y x d). The window divides the grid."""
-    (i, j, k), maps = window, jnp.moveaxis(maps, 1, 3)
-    if any(shift):
-        maps = jnp.roll(maps, [-s for s in shift], (3, 1, 2))
-    return rearrange(maps, "b (y j) (x k) (t i) d -> b (t y x) (j k i) d", i=i, j=j, k=k)
-
-
-def _unfold(windows, grid, window, shift):
-    """Returns maps (b t y x d) of windows (b g m d): the inverse of `_fold`."""
-    (t, y, _), (i, j, k) = (n // w for n, w in zip(grid, window, strict=True)), window
-    maps = rearrange(windows, "b (t y x) (j k i) d -> b (y j) (x k) (t i) d", t=t, y=y, i=i, j=j, k=k)
-    if any(shift):
-        maps = jnp.roll(maps, shift, (3, 1, 2))
-    return jnp.moveaxis(maps, 3, 1)
-
-
 def _in_window(window):
-    """Returns the indices of the tokens of a window in its own order (t, y, x), in the order of `_fold`."""
+    """Returns the indices of the tokens of a window in its own order (t, y, x), in the order of `fold`."""
     return np.moveaxis(np.arange(np.prod(window)).reshape(window), 0, -1).ravel()
 
 

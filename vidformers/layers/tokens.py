@@ -12,6 +12,7 @@ import numpy as np
 from einops import rearrange
 from jax.extend.random import threefry2x32_p
 
+from vidformers.layers.windows import fold, unfold
 from vidformers.parallel.target import target_platform
 
 
@@ -26,10 +27,14 @@ class Tokens:
             is padded once and not once per row.
         class_tokens: (b c d), c = 0, 1 per clip, or 1 per frame.
         grid: (t, y, x), static.
+        window: (t, y, x) of the windows in whose order the patches are, or None; static.
 
     In joined tokens every class token is one more row of `patches`, the last of its group, and there are no others:
     (b t n+1 d) with one class token per frame, (b 1 t*n+1 d) with one per clip. Sublayers that treat patches and class
     tokens alike take them without moving a row. Their attribute `takes_joined` says which: 'frame', 'clip' or 'any'.
+
+    In tokens `by_window` the patches are (b g m d), g windows of m patches (`vidformers/layers/windows.py`). Sublayers
+    that treat each patch alike, and attention in windows, take them.
 
     In tokens `by_place` the patches are (b 1 (n t) d), the frames of a place side by side. On TPUs t then fills tiles,
     and convolutions over y and x move whole tiles.
@@ -38,6 +43,7 @@ class Tokens:
     patches: jax.Array
     class_tokens: jax.Array
     grid: tuple[int, int, int] = field(metadata=dict(static=True))
+    window: tuple[int, int, int] | None = field(default=None, metadata=dict(static=True))
 
     def replace(self, **changes: Any) -> "Tokens":
         """Returns a copy with some attributes replaced."""
@@ -74,9 +80,17 @@ class Tokens:
         """Whether the patches are (b 1 (n t) d)."""
         return self.patches.shape[1] == 1
 
+    def by_window(self, window: tuple[int, int, int]) -> "Tokens":
+        """Returns tokens whose patches (b g m d) are in the order of these windows (t, y, x), which divide the grid."""
+        # With the barriers here and in `maps`, XLA computes the norms of a stage in the order of windows alone.
+        patches = jax.lax.optimization_barrier(fold(self.maps, window, (0, 0, 0)))
+        return self.replace(patches=patches, window=window)
+
     @property
     def maps(self):
         """The patches on their grid, (b t y x d)."""
+        if self.window is not None:
+            return unfold(jax.lax.optimization_barrier(self.patches), self.grid, self.window, (0, 0, 0))
         return self.patches.reshape(self.patches.shape[0], *self.grid, self.patches.shape[-1])
 
 
@@ -132,9 +146,9 @@ def kept_elements(shape: Sequence[int], rate: float, rng: LayerRng, class_rng: L
         return jnp.concatenate([patches, class_tokens[:, :, None]], axis=2), share
     if target_platform() != "tpu":
         return jax.random.bernoulli(rng.key, 1.0 - rate, shape), 1.0 - rate
-    # On TPUs random bits take longer than the products of an MLP (benchmarks/NOTES.md), so 16 bits decide, and two words
-    # have the bits of four parts of an axis. XLA stores the decisions, one byte each. If it joined the words instead, it
-    # would store these, and compute them twice.
+    # On TPUs random bits may take longer than the products of an MLP (benchmarks/NOTES.md). So 16 bits decide, and two
+    # words have the bits of four parts of an axis. XLA stores the decisions, one byte each. If it joined the words
+    # instead, it would store these, and compute them twice.
     axis, size = _axis_of_parts(shape)
     words = _random_words(rng.key, (*shape[:axis], size, *shape[axis + 1 :]))
     kept = round((1.0 - rate) * 2**16)
@@ -146,7 +160,9 @@ def kept_elements(shape: Sequence[int], rate: float, rng: LayerRng, class_rng: L
 def _axis_of_parts(shape: Sequence[int]) -> tuple[int, int]:
     """Returns the axis of an array that is best taken in up to four parts of whole tiles, and the size of a part."""
     columns, rows = len(shape) - 1, len(shape) - 2
-    size_of_columns, size_of_rows = (-(-shape[axis] // (4 * tile)) * tile for axis, tile in ((columns, 128), (rows, 32)))
+    size_of_columns, size_of_rows = (
+        -(-shape[axis] // (4 * tile)) * tile for axis, tile in ((columns, 128), (rows, 32))
+    )
     of_columns, of_rows = shape[columns] / size_of_columns, shape[rows] / size_of_rows  # up to 4, more is better
     return (columns, size_of_columns) if of_columns >= min(3, of_rows) else (rows, size_of_rows)
 
@@ -175,7 +191,7 @@ def add_branch(tokens: Tokens, branch, rate: float, rng: LayerRng | None) -> Tok
     pairs = list(zip((tokens.patches, tokens.class_tokens), branch, strict=True))
     if rng is None:
         patches, class_tokens = (x if dx is None else x + dx for x, dx in pairs)
-        return Tokens(patches, class_tokens, tokens.grid)
+        return tokens.replace(patches=patches, class_tokens=class_tokens)
     path, *drops = rng.split(3)
     keep = 1.0 - rng.drop_path
     path_scale = jax.random.bernoulli(path.key, keep, (tokens.patches.shape[0],)) / keep
@@ -188,4 +204,4 @@ def add_branch(tokens: Tokens, branch, rate: float, rng: LayerRng | None) -> Tok
 
     patches = add(*pairs[0], partial(dropout, rng=drops[0], class_rng=drops[1] if tokens.class_rows else None))
     class_tokens = add(*pairs[1], partial(dropout, rng=drops[1]))
-    return Tokens(patches, class_tokens, tokens.grid)
+    return tokens.replace(patches=patches, class_tokens=class_tokens)

@@ -5,7 +5,7 @@
 Each embedding makes the patches of its stage from the pixels or from the patches of the stage before.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from flax import nnx
 
 from vidformers.errors import require
 from vidformers.layers.embedding import normalise, unit_norm_init
-from vidformers.layers.tokens import LayerRng, dropout, tokens_of_maps
+from vidformers.layers.tokens import LayerRng, Tokens, dropout, tokens_of_maps
 from vidformers.models.config import ModelConfig
 from vidformers.models.encoder import Classifier, Stage, StageSpec, stage_rngs
 
@@ -34,6 +34,7 @@ class Pyramid(nnx.Module):
             normalised patches as one class token.
         dropout: dropout rate of the patches of the first embedding.
         drop_path: stochastic depth of the last block. It grows linearly from 0 at the first block.
+        arrange: tokens -> tokens, the order of patches in a stage.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Pyramid(nnx.Module):
         num_class_tokens: int = 0,
         dropout: float = 0.0,
         drop_path: float = 0.0,
+        arrange: Callable[[Tokens], Tokens] = lambda tokens: tokens,
         remat: str = "none",
         unroll: int | str = "auto",
         dtype=jnp.float32,
@@ -55,6 +57,7 @@ class Pyramid(nnx.Module):
     ):
         self.shape, self.mean, self.std, self.dtype = shape, tuple(mean), tuple(std), dtype
         self.dropout, self.drop_path, self.num_class_tokens = dropout, drop_path, num_class_tokens
+        self.arrange = arrange
         self.embeddings = nnx.List(embeddings)
         self.stages = nnx.List(Stage(spec, remat=remat, unroll=unroll, rngs=rngs) for spec in stages)
         self.class_token = nnx.Param(unit_norm_init(rngs.params(), (width,))) if num_class_tokens else nnx.data(None)
@@ -71,7 +74,7 @@ class Pyramid(nnx.Module):
             maps = embedding(maps)
             if i == 0:
                 maps = dropout(maps, self.dropout, input_rng)
-            tokens = stage(tokens_of_maps(maps, self.initial_class_tokens(i, maps)), rng)
+            tokens = stage(self.arrange(tokens_of_maps(maps, self.initial_class_tokens(i, maps))), rng)
             maps = tokens.maps
         if self.num_class_tokens:
             return self.norm(tokens.class_tokens)
@@ -86,10 +89,8 @@ class Pyramid(nnx.Module):
         return jnp.broadcast_to(self.class_token[...].astype(patches.dtype), (b, self.num_class_tokens, d))
 
 
-def pyramid(
-    config: ModelConfig, embeddings, stages, *, width: int, num_class_tokens: int = 0, rngs: nnx.Rngs
-) -> Classifier:
-    """Returns the classifier of a `Pyramid` with the fields of the config."""
+def pyramid(config: ModelConfig, embeddings, stages, *, width: int, rngs: nnx.Rngs, **options) -> Classifier:
+    """Returns the classifier of a `Pyramid` with the fields of the config, and further `options` of the pyramid."""
     encoder = Pyramid(
         embeddings,
         stages,
@@ -97,11 +98,11 @@ def pyramid(
         shape=(config.frames, config.image_size, config.image_size, 3),
         mean=config.mean,
         std=config.std,
-        num_class_tokens=num_class_tokens,
         drop_path=config.drop_path,
         remat=config.remat,
         unroll=config.unroll,
         rngs=rngs,
+        **options,
         **config.sublayer_options,
     )
     return Classifier(encoder, width=width, num_classes=config.num_classes, rngs=rngs)

@@ -14,6 +14,7 @@ so a scan runs them as pairs, and stochastic depth grows from pair to pair.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import jax.numpy as jnp
 from einops import rearrange
@@ -22,9 +23,11 @@ from flax import nnx
 from vidformers.attention.shifted_window import ShiftedWindowAttention
 from vidformers.errors import require
 from vidformers.layers.linear import Linear, glorot, square_init
+from vidformers.layers.tokens import Tokens
 from vidformers.models.config import ModelConfig, ModelTraits
 from vidformers.models.encoder import Classifier
 from vidformers.models.pyramid import NORM_EPSILON, check_depth, pyramid
+from vidformers.parallel.activations import has_context
 from vidformers.parallel.target import target_platform
 
 SWIN = ModelTraits(defaults=dict(size="Swin-T", patch_size=4))
@@ -107,7 +110,19 @@ def swin(
         whole, shifted = (_window_attention(level, window, shifted) for shifted in (False, True))
         mlp = level.mlp(norm_epsilon=NORM_EPSILON)
         stages.append(level.stage(depth // 2, whole, mlp, shifted, mlp))
-    return pyramid(config, embeddings, stages, width=levels[-1].width, rngs=rngs)
+    arrange = partial(_by_window, window=tuple(window))
+    return pyramid(config, embeddings, stages, width=levels[-1].width, arrange=arrange, rngs=rngs)
+
+
+def _by_window(tokens: Tokens, window) -> Tokens:
+    """Returns the tokens by window where this pays: on TPUs, if the windows divide the grid.
+
+    A stage then moves patches for shifted windows only, and not for whole ones.
+    """
+    window = tuple(map(min, tokens.grid, window))
+    if target_platform() != "tpu" or has_context() or any(n % w for n, w in zip(tokens.grid, window, strict=True)):
+        return tokens
+    return tokens.by_window(window)
 
 
 def _check(config: ModelConfig, depths, patch_frames: int) -> None:
