@@ -12,6 +12,7 @@ from vidformers.errors import require
 from vidformers.layers.linear import Linear, check_heads, square_init
 from vidformers.layers.tokens import LayerRng, Tokens, add_branch
 from vidformers.layers.windows import fold, shift_windows, unfold, unshift_windows
+from vidformers.parallel.activations import batch_shards, has_context, shard_activations
 
 table_init = nnx.initializers.truncated_normal(0.02)
 
@@ -121,9 +122,16 @@ class ShiftedWindowAttention(nnx.Module):
         if any(shift):
             index = fold(jnp.asarray(window_index)[None, ..., None], window, shift)[0, ..., 0]
             mask = (index[:, :, None] == index[:, None, :])[:, None]
-        bias = self._bias(_in_window(window))
+        table, b, shards = self.table[...], q.shape[0], batch_shards()
+        if shards > 1 and not has_context() and b % shards == 0:
+            # Every shard of the batch gets a table of its own, so that it sums the gradient of the bias to the table
+            # before the devices exchange it. The bias of Swin-T has 60 times as many elements as the table.
+            q, k, v = (x.reshape(shards, -1, *x.shape[1:]) for x in (q, k, v))
+            table = shard_activations(jnp.broadcast_to(table, (shards, 1, 1, *table.shape)), None)
+        bias = self._bias(table, _in_window(window))
         kernel = attention_kernel(self.kernel, self.backend)
-        return compute_attention(q, k, v, mask, bias=bias, dictionary=self.dictionary, kernel=kernel)
+        out = compute_attention(q, k, v, mask, bias=bias, dictionary=self.dictionary, kernel=kernel)
+        return out.reshape(b, *out.shape[-4:])
 
     def _masked(self, q, k, v, grid, window, shift):
         def merge(x):
@@ -139,7 +147,7 @@ class ShiftedWindowAttention(nnx.Module):
             k,
             v,
             window_index[:, None] == window_index,
-            bias=self._bias(token_index),
+            bias=self._bias(self.table[...], token_index),
             dictionary=self.dictionary,
             kernel=attention_kernel(self.kernel, self.backend, masked=True),
         )
@@ -147,9 +155,9 @@ class ShiftedWindowAttention(nnx.Module):
         maps = rearrange(out, "b (t y x) h e -> b t y x (h e)", t=grid[0], y=grid[1])
         return rearrange(fold(maps, window, shift), "b g m (h e) -> b g m h e", h=heads)
 
-    def _bias(self, token_index):
-        """Returns the bias (h q k) between tokens with these indices (n) in their full window."""
-        return rearrange(self.table[...][self.rows(token_index)], "q k h -> h q k")
+    def _bias(self, table, token_index):
+        """Returns the bias (... h q k) of a table (... n h), between tokens with these indices in their full window."""
+        return jnp.moveaxis(table[..., self.rows(token_index), :], -1, -3)
 
     def rows(self, token_index):
         """Returns the rows (q k) of the bias table for pairs of tokens with these indices (n) in their full window."""
