@@ -51,12 +51,20 @@ def test_the_custom_gradient_equals_that_of_the_convolution(side, channels, widt
         (3, 5, (3, 7, 7), dict(padding=((1, 1), (3, 3), (3, 3)), strides=(2, 4, 4))),
         (48, 2, (3, 3, 3), dict(padding=((1, 1),) * 3, strides=(2, 2, 2))),
         (48, 2, (3, 3, 3), dict(padding=((1, 1),) * 3, strides=(1, 2, 2))),
+        (3, 5, (7, 7), dict(padding=((3, 3),) * 2, strides=(2, 2))),
+        (3, 5, (7, 7), dict(padding=((2, 3),) * 2, strides=(4, 4))),
+        (3, 5, (4, 4), dict(padding=((0, 0),) * 2, strides=(4, 4))),
+        (3, 5, (3, 3, 3), dict(padding=((1, 1),) * 3, strides=(1, 2, 2))),
     ],
     ids=str,
 )
-def test_the_layout_for_tpus_computes_the_same(channels, width, size, options):
-    """Frames under the kernel lie side by side as channels of the input, with few channels, or of the output."""
-    x = np.random.default_rng(0).normal(size=(2, 5, 6, 7, channels)).astype(np.float32)
+@pytest.mark.parametrize("columns", [7, 8])
+def test_the_layout_for_tpus_computes_the_same(channels, width, size, options, columns):
+    """Frames under the kernel lie side by side as channels of the input, with few channels, or of the output.
+
+    With few channels, the columns of a step do, too, if the step divides their number.
+    """
+    x = np.random.default_rng(0).normal(size=(2, *(5, 6)[-len(size) + 1 :], columns, channels)).astype(np.float32)
     graph, parameters = module(lambda: Conv(channels, width, size, **options, rngs=nnx.Rngs(0)))
 
     def gradients(parameters, x):

@@ -11,6 +11,8 @@ from flax import nnx
 from vidformers.parallel.activations import replicate
 from vidformers.parallel.target import TILE_LANES, target_platform
 
+_FEW_CHANNELS = 32  # of pixels, for which `_columns_as_channels` pays
+
 
 def _convolve(x, kernel, strides, padding, **options):
     """Returns `conv_general_dilated` with the kernel replicated on all devices, for `nnx.Conv`."""
@@ -19,11 +21,34 @@ def _convolve(x, kernel, strides, padding, **options):
         return jax.lax.conv_general_dilated(x, kernel, window_strides=strides, padding=padding, **options)
 
     depthwise = kernel.shape[-2] == 1 < options["feature_group_count"] == kernel.shape[-1]
-    if len(strides) == 3 and kernel.shape[0] > 1 and target_platform() == "tpu":
-        return _convolve_frames(x, replicate(kernel), strides, padding, **options)
+    kernel = replicate(kernel)
+    if target_platform() == "tpu":
+        x, kernel, strides, padding = _columns_as_channels(x, kernel, strides, padding)
+        if len(strides) == 3 and kernel.shape[0] > 1:
+            return _convolve_frames(x, kernel, strides, padding, **options)
     if depthwise or len(strides) == 3:
-        return _with_fast_gradient(convolve, strides, padding, depthwise)(x, replicate(kernel))
-    return convolve(x, replicate(kernel))
+        return _with_fast_gradient(convolve, strides, padding, depthwise)(x, kernel)
+    return convolve(x, kernel)
+
+
+def _columns_as_channels(x, kernel, strides, padding):
+    """Returns arguments of an equal convolution whose stride over the columns of x (... x c) is 1.
+
+    The columns of a step lie side by side in the channels. With the few channels of pixels, TPUs then multiply more of
+    them at once (benchmarks/NOTES.md). Returns the arguments unchanged where this is not so.
+    """
+    (columns, channels), stride, size = x.shape[-2:], strides[-1], kernel.shape[-3]
+    if stride == 1 or columns % stride or stride * channels > _FEW_CHANNELS or kernel.shape[-2] != channels:
+        return x, kernel, strides, padding
+    before = -(-padding[-1][0] // stride)  # steps before the first column, and columns of zeros before the kernel
+    zeros = before * stride - padding[-1][0]
+    steps = -(-(zeros + size) // stride)
+    x = x.reshape(*x.shape[:-2], columns // stride, stride * channels)
+    widths = [(0, 0)] * (kernel.ndim - 3) + [(zeros, steps * stride - zeros - size), (0, 0), (0, 0)]
+    kernel = jnp.pad(kernel, widths).reshape(*kernel.shape[:-3], steps, stride * channels, -1)
+    outputs = (columns + sum(padding[-1]) - size) // stride + 1
+    after = outputs - 1 + steps - before - columns // stride
+    return x, kernel, (*strides[:-1], 1), [*padding[:-1], (before, after)]
 
 
 def _convolve_frames(x, kernel, strides, padding, **options):
@@ -144,8 +169,10 @@ class Convolution(nnx.Module):
         self.scale = nnx.Param(jnp.full(outputs, scale))
         self.bias = nnx.Param(jnp.zeros(outputs))
 
-    def __call__(self, x):
+    def __call__(self, x, pool=None):
         """Returns maps (n y/s x/s d) of maps (n y x c), or (n y/s x/s t d) of (n y x t c).
+
+        `pool` is max-pooling of the result. It commutes with a bias, which is added to the few elements that it leaves.
 
         TPUs store t and c in tiles. So that few channels fill them, p maps may lie side by side on the last axis:
         (n y/s x/s (p d)) of (n y x (p c)).
@@ -177,7 +204,8 @@ class Convolution(nnx.Module):
             feature_group_count=convolution.feature_group_count,
         )
         x = jnp.moveaxis(x, 0, 3) if side_by_side else x
-        return (x * scale.astype(self.dtype) if scales_output else x) + bias.astype(self.dtype)
+        x = x * scale.astype(self.dtype) if scales_output else x
+        return (x if pool is None else pool(x)) + bias.astype(self.dtype)
 
 
 def mean_pool(x, stride: int):

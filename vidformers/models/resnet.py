@@ -104,8 +104,8 @@ class ResNet(nnx.Module):
         if target_platform() == "tpu" and is_divisible and 2 * self.stem_width <= TILE_LANES:
             # Two frames share the channels where those of one would fill half a tile.
             x, is_paired = _pair_frames(x, shards), True
-        x = jax.nn.relu(self.stem(x))
-        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        pool = partial(nnx.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = jax.nn.relu(self.stem(x, pool))  # pooling commutes with relu, too
         for block in self.blocks:
             if is_paired and 2 * block.hidden > TILE_LANES:
                 x, is_paired = _single_frames(x, shards), False
