@@ -54,7 +54,6 @@ def test_the_custom_gradient_equals_that_of_the_convolution(side, channels, widt
         (3, 5, (7, 7), dict(padding=((3, 3),) * 2, strides=(2, 2))),
         (3, 5, (7, 7), dict(padding=((2, 3),) * 2, strides=(4, 4))),
         (3, 5, (4, 4), dict(padding=((0, 0),) * 2, strides=(4, 4))),
-        (3, 5, (3, 3, 3), dict(padding=((1, 1),) * 3, strides=(1, 2, 2))),
     ],
     ids=str,
 )

@@ -23,9 +23,9 @@ def _convolve(x, kernel, strides, padding, **options):
     depthwise = kernel.shape[-2] == 1 < options["feature_group_count"] == kernel.shape[-1]
     kernel = replicate(kernel)
     if target_platform() == "tpu":
-        x, kernel, strides, padding = _columns_as_channels(x, kernel, strides, padding)
         if len(strides) == 3 and kernel.shape[0] > 1:
             return _convolve_frames(x, kernel, strides, padding, **options)
+        x, kernel, strides, padding = _columns_as_channels(x, kernel, strides, padding)
     if depthwise or len(strides) == 3:
         return _with_fast_gradient(convolve, strides, padding, depthwise)(x, kernel)
     return convolve(x, kernel)
