@@ -34,7 +34,7 @@ def newest(lines: Iterable[dict]) -> dict[tuple, dict]:
 def one_device(lines: list[dict]) -> Iterator[str]:
     """Yields the table of one TPU v5e and one H100."""
     columns = ("config", "clips", "changes", "before: ms, share", "ms", "share", "GiB", "compiled in")
-    yield from _head(*columns, "guess for kernels", "H100: GiB")
+    yield from _head(*columns, "guess for kernels, share with it", "H100: GiB")
     before = newest(line for line in lines if line["commit"].startswith(_BEFORE))
     after = newest(line for line in lines if not line["commit"].startswith(_BEFORE))
     for key, line in after.items():
@@ -47,12 +47,12 @@ def one_device(lines: list[dict]) -> Iterator[str]:
             f"`{config}`",
             clips,
             changes or "",
-            f"{_ms(old)}, {_percent(old)}" if old and old["estimated_seconds"] else "",
+            _before(old, line["products_seconds"]),
             _ms(line),
             _percent(line),
             _gib(line),
             f"{line['compile_seconds']:.0f} s",
-            f"{guess * 1e3:.1f} ms" if guess > 1e-3 else "",
+            _with_guess(line, guess) if guess > 1e-3 else "",
             _gib(gpu) if gpu else "",
         )
         yield f"| {' | '.join(map(str, row))} |"
@@ -94,6 +94,18 @@ def _mesh(line: dict) -> str:
 def _changes(line: dict) -> str:
     changes = line["changes"].items()
     return ", ".join(f"`{name}={value}`" for name, value in changes if not name.startswith(_MESH))
+
+
+def _before(line: dict | None, products: float) -> str:
+    """Returns time and share of a line of before. Some lack the products, which are those of the model, then and now."""
+    if line is None or line["estimated_seconds"] is None:
+        return ""
+    return f"{_ms(line)}, {products / line['estimated_seconds']:.1%}"
+
+
+def _with_guess(line: dict, guess: float) -> str:
+    """Returns a guess of the time that has no estimate, and the share of the estimate and the guess together."""
+    return f"{guess * 1e3:.1f} ms, {line['products_seconds'] / (line['estimated_seconds'] + guess):.1%}"
 
 
 def _ms(line: dict) -> str:
