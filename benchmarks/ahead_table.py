@@ -97,7 +97,7 @@ def _changes(line: dict) -> str:
 
 
 def _before(line: dict | None, products: float) -> str:
-    """Returns time and share of a line of before. Some lack the products, which are those of the model, then and now."""
+    """Returns time and share of a line of before. Some lack the products, which are those of the model then and now."""
     if line is None or line["estimated_seconds"] is None:
         return ""
     return f"{_ms(line)}, {products / line['estimated_seconds']:.1%}"
