@@ -9,17 +9,9 @@ import numbers
 import cv2
 import numpy as np
 
+from input_pipeline import colour
 from input_pipeline.errors import DataError
 from input_pipeline.randaugment import RandAugment
-
-# Strengths, each the half-width of a symmetric range. They stay within the differences that one scene shows between two
-# cameras or two hours of the day, so that classes can still be told apart by colour.
-_BRIGHTNESS = 0.3  # factor of all channels: half a stop
-_SATURATION = 0.4  # factor of the distance from grey
-_GAMMA = 0.3  # log of the exponent: 0.74 to 1.35, the differences between display standards
-_HUE = 0.05  # turns of the colour circle: 18 degrees, beyond which skin colours look wrong
-
-_LUMA_CHROMA = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])  # NTSC YIQ
 
 _ATTEMPTS = 10  # boxes drawn; the first that fits is used
 _ERASED_AREA = (0.02, 1 / 3)  # share of the frame, from Zhong et al. (2020)
@@ -39,6 +31,12 @@ class TrainAugment:
         flip: probability of a horizontal flip.
         flip_swaps: label -> label, for classes that a mirror turns into each other (left and right).
         brightness, saturation, gamma, hue: probability of each change, 0.1 in MSCA's recipe.
+        colour_ranges: strengths and order of these changes, 'moderate' or those of TokenShift's code, 'tokenshift', see
+            `colour`.
+        colour_jitter: probability of the colour changes of DMVR, which ViViT uses, see `colour.jitter`.
+        grey: probability that the clip is made grey, after the colour changes.
+        stretch: (low, high). Height and width are multiplied by two independent uniform draws from this range before
+            the 'jitter' crop, as in DMVR.
         crop: 'jitter', a square at the scale of `short_side`, as in Simonyan & Zisserman (2014) and video classifiers
             since. 'resized', a rectangle stretched to the square, as in Szegedy et al. (2015) and the recipes that
             train from random weights. If no drawn rectangle fits, the largest centred one that `aspect` allows is
@@ -62,6 +60,10 @@ class TrainAugment:
     saturation: float = 0.0
     gamma: float = 0.0
     hue: float = 0.0
+    colour_ranges: str = "moderate"
+    colour_jitter: float = 0.0
+    grey: float = 0.0
+    stretch: tuple[float, float] = (1.0, 1.0)
     crop: str = "jitter"
     area: tuple[float, float] = (0.08, 1.0)
     aspect: tuple[float, float] = (0.75, 1.3333)
@@ -84,11 +86,24 @@ class TrainAugment:
             isinstance(layers, numbers.Integral) and not isinstance(layers, bool) and layers >= 0,
             "a whole number of at least 0",
         )
-        for field, most in (("magnitude", 10), ("magnitude_std", 10), ("erasing", 1)):
+        require("colour_ranges", self.colour_ranges in colour.RANGES, " or ".join(map(repr, colour.RANGES)))
+        require("stretch", _is_range(self.stretch, np.finfo(float).max), "two ascending numbers above 0")
+        is_stretched = tuple(self.stretch) != (1.0, 1.0)
+        require("stretch", not (is_stretched and self.crop == "resized"), "(1.0, 1.0) if data.crop is 'resized'")
+        require(
+            "stretch",
+            not is_stretched or self.short_side[0] * self.stretch[0] >= self.size,
+            f"at least {self.size / self.short_side[0]:.3f}: a shorter side of data.short_side={self.short_side} must "
+            f"not shrink below data.size={self.size}",
+        )
+        numbers_to = (("magnitude", 10), ("magnitude_std", 10), ("erasing", 1), ("colour_jitter", 1), ("grey", 1))
+        for field, most in numbers_to:
             value = getattr(self, field)
             require(field, isinstance(value, numbers.Real) and 0 <= value <= most, f"from 0 to {most}")
-        for field in ("brightness", "saturation", "gamma", "hue"):
+        for field in (*colour.CHANGES, "colour_jitter", "grey"):
             require(field, not (layers and getattr(self, field)), f"0 if data.randaugment is {layers}")
+        for field in colour.CHANGES:
+            require(field, not (self.colour_jitter and getattr(self, field)), "0 if data.colour_jitter is on")
 
     def __call__(self, frames, label, rng: np.random.Generator):
         """Augments one clip.
@@ -106,14 +121,18 @@ class TrainAugment:
         side = _window_side(frames, self.size, rng.integers(*self.short_side, endpoint=True))
         top, left = rng.integers(0, [height - side, width - side], endpoint=True)
         window, flipped = (top, left, side, side), rng.random() < self.flip
-        colour_draws = rng.random(4), rng.uniform(-1, 1, 4)
+        chances, strengths = rng.random(4), rng.uniform(-1, 1, 4)
         boxes, erased = rng.random((2, _ATTEMPTS, 4)), rng.random() < self.erasing
+        # The last attempt at a box is as good as never used. Its draws serve the changes that were added later.
+        spare = boxes[0, -1]
         if self.crop == "resized":
             window = _box(boxes[0], height, width, self.area, self.aspect) or _widest(height, width, self.aspect)
+        elif tuple(self.stretch) != (1.0, 1.0):
+            window = _stretched(window, height, width, self.stretch, spare[:2])
         clip = _resize(_cut(frames, window), self.size)
         if flipped:
             clip, label = clip[:, :, ::-1], self.flip_swaps.get(label, label)
-        clip = self._recolour(np.ascontiguousarray(clip), *colour_draws)
+        clip = self._recolour(np.ascontiguousarray(clip), chances, strengths, *spare[2:])
         if self.randaugment:
             clip = RandAugment(self.randaugment, self.magnitude, self.magnitude_std)(clip, rng)
         box = _box(boxes[1], self.size, self.size, _ERASED_AREA, _ERASED_ASPECT)
@@ -122,19 +141,12 @@ class TrainAugment:
             patch[:] = rng.integers(0, 256, patch.shape[1:], np.uint8)
         return clip, label
 
-    def _recolour(self, clip, chances, strengths):
-        strengths = strengths * (chances < (self.brightness, self.saturation, self.gamma, self.hue))
-        brightness, saturation, gamma, hue = strengths * (_BRIGHTNESS, _SATURATION, _GAMMA, _HUE)
-        pixels = clip.reshape(-1, clip.shape[2], 3)
-        if brightness or gamma:
-            levels = (np.arange(256) / 255) ** np.exp(gamma) * (1 + brightness)
-            pixels = cv2.LUT(pixels, np.clip(levels * 255 + 0.5, 0, 255).astype(np.uint8))
-        if saturation or hue:
-            angle, scale = 2 * np.pi * hue, 1 + saturation
-            rotation = np.eye(3)
-            rotation[1:, 1:] = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-            pixels = cv2.transform(pixels, np.linalg.inv(_LUMA_CHROMA) @ rotation @ _LUMA_CHROMA)
-        return pixels.reshape(clip.shape)
+    def _recolour(self, clip, chances, strengths, jitter_chance, grey_chance):
+        applied = chances < [getattr(self, change) for change in colour.CHANGES]
+        clip = colour.RANGES[self.colour_ranges](clip, applied, strengths)
+        if jitter_chance < self.colour_jitter:
+            clip = colour.jitter(clip, strengths)
+        return colour.grey(clip) if grey_chance < self.grey else clip
 
 
 def crop_positions(crops: int) -> tuple[float, ...]:
@@ -198,6 +210,25 @@ def _widest(height, width, aspect):
     ratio = np.clip(width / height, *aspect)
     box_height, box_width = max(1, min(height, round(width / ratio))), max(1, min(width, round(height * ratio)))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def _stretched(window, height, width, stretch, draws):
+    """Returns the box (top, left, height, width) that the crop shows if height and width are scaled by two factors.
+
+    Args:
+        window: the box without the factors.
+        height, width: pixels of the frame.
+        stretch: (low, high), the range of the factors, which are uniform.
+        draws: (2,) uniform draws from 0 to 1.
+    """
+    factors = stretch[0] + draws * (stretch[1] - stretch[0])
+    box, sides = [], np.array([height, width])
+    lengths = np.clip(np.round(window[2:] / factors), 1, sides).astype(int)
+    for start, length, side, longer in zip(window[:2], window[2:], sides, lengths, strict=True):
+        # The same place of the range of starts.
+        share = start / (side - length) if side > length else 0.5
+        box.append(round(share * (side - longer)))
+    return *box, *lengths
 
 
 def _cut(frames, box):

@@ -55,8 +55,8 @@ class Pipeline:
         test_short_side: pixels, the shorter side in testing. None: `size`.
         repeats: clips of each video in a training batch: the same frames, augmented differently (repeated
             augmentation). An epoch has `repeats` times as many clips.
-        crop, area, aspect, flip, brightness, saturation, gamma, hue, randaugment, magnitude, magnitude_std, erasing:
-            augmentation in training, see `augment.TrainAugment`.
+        crop, area, aspect, flip, brightness, saturation, gamma, hue, colour_ranges, colour_jitter, grey, stretch,
+        randaugment, magnitude, magnitude_std, erasing: augmentation in training, see `augment.TrainAugment`.
         flip_swaps: pairs of class names or label numbers that a mirror turns into each other.
         flip_sides: also swap classes whose names differ only in left and right.
         workers: decoding processes. 0: decode in this process.
@@ -100,6 +100,10 @@ class Pipeline:
     saturation: float = 0.0
     gamma: float = 0.0
     hue: float = 0.0
+    colour_ranges: str = "moderate"
+    colour_jitter: float = 0.0
+    grey: float = 0.0
+    stretch: tuple[float, float] = (1.0, 1.0)
     randaugment: int = 0
     magnitude: float = 7.0
     magnitude_std: float = 0.5
@@ -334,6 +338,10 @@ class Pipeline:
             saturation=self.saturation,
             gamma=self.gamma,
             hue=self.hue,
+            colour_ranges=self.colour_ranges,
+            colour_jitter=self.colour_jitter,
+            grey=self.grey,
+            stretch=tuple(self.stretch) if isinstance(self.stretch, list) else self.stretch,
             randaugment=self.randaugment,
             magnitude=self.magnitude,
             magnitude_std=self.magnitude_std,

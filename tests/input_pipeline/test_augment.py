@@ -208,7 +208,16 @@ def test_switching_a_change_on_leaves_the_draws_of_the_others():
     """The same clips are flipped, and the same boxes erased, whichever other changes are on."""
     frames = np.full((1, 24, 32, 3), 7, np.uint8)
     flips, boxes = [], []
-    for options in ({}, COLOUR, dict(crop="resized"), dict(randaugment=3), dict(crop="resized", randaugment=2)):
+    for options in (
+        {},
+        COLOUR,
+        dict(crop="resized"),
+        dict(randaugment=3),
+        dict(crop="resized", randaugment=2),
+        dict(colour_ranges="tokenshift", **COLOUR),
+        dict(colour_jitter=1.0),
+        dict(stretch=(1.0, 1.5)),
+    ):
         apply = TrainAugment(size=16, short_side=(16, 24), flip_swaps={0: 1}, **options)
         flips.append([apply(frames, 0, np.random.default_rng(seed))[1] for seed in range(60)])
         both = [dataclasses.replace(apply, erasing=erasing) for erasing in (0.0, 0.5)]
@@ -286,6 +295,13 @@ def test_erasing_fills_one_box_with_noise():
         ("erasing", dict(erasing="half")),
         ("hue", dict(randaugment=4, hue=0.1)),
         ("brightness", dict(randaugment=1, brightness=0.1)),
+        ("grey", dict(randaugment=1, grey=0.1)),
+        ("gamma", dict(colour_jitter=0.8, gamma=0.1)),
+        ("colour_jitter", dict(colour_jitter=1.1)),
+        ("colour_ranges", dict(colour_ranges="wide")),
+        ("stretch", dict(stretch=(0.9, 1.3))),
+        ("stretch", dict(stretch=(1.0, 1.3), crop="resized")),
+        ("stretch", dict(stretch=(1.3, 1.0))),
     ],
 )
 def test_fields_are_checked(field, options):
