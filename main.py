@@ -113,7 +113,7 @@ def parse(argv) -> Command:
     config_file, _, name = flags["config"].partition(":")
     return Command(
         config=config.to_dict(),
-        workdir=flags["workdir"] or f"runs/{Path(config_file).stem}" + (f"_{name}" if name else ""),
+        workdir=flags["workdir"] or f"runs/{Path(config_file).stem}" + (f"_{name}".replace(":", "_") if name else ""),
         mode=mode,
         process=process if distributed == "true" else None,
         flags={flag: flags[flag] for flag in MODES[mode].flags},

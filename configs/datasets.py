@@ -12,13 +12,17 @@ def with_data(name: str, /, **data) -> ConfigDict:
     """Returns the config of `configs/NAME.py` with other data.
 
     Args:
-        name: the config of a model, without folder and extension, such as mevit_b16.
+        name: the config of a model, without folder and extension, such as mevit_b16. A variant may follow after a
+            colon, such as msca_b16:released.
         **data: fields of the section `data`.
     Raises:
-        FlagError: there is no such config.
+        FlagError: there is no such config, or it has no such variant.
     """
     names = sorted(path.stem for path in Path(__file__).parent.glob("*_*.py") if path.stem != "__init__")
+    name, colon, variant = name.partition(":")
     require(name in names, f"the config after the colon must be one of {', '.join(names)}, not {name!r}")
-    config = importlib.import_module(f"configs.{name}").get_config()
+    get_config = importlib.import_module(f"configs.{name}").get_config
+    require(not colon or get_config.__code__.co_argcount > 0, f"configs/{name}.py has no variants after a colon")
+    config = get_config(variant) if colon else get_config()
     config.data.update(data)
     return config

@@ -16,21 +16,34 @@ Rows of the paper's ablations, as overrides, with the paper's top-1:
   Table 5 (patches):   --config.model.direction=patches --config.model.before=8 --config.model.after=8
                        --config.model.moved=Q|K|V|QK|KV|QV|QKV
                                                                              75.75 75.69 75.84 75.50 76.35 75.83 75.73
-  zeros beyond the first and last frame, as in TokenShift's code: --config.model.boundary=zero
+Other readings, as overrides:
+  the heads of the authors' code, zeros beyond the clip, the first head from the frame after, the last from before:
+                       --config.model.boundary=zero --config.model.placement=ends
+Config of the authors' code (18 epochs, a shorter side from 224 pixels): --config=configs/msca_b16.py:released
 """
 
 from configs.base import base
+from configs.loading import require
 
 
-def get_config(model: str = "msca"):
-    config = base(model)
-    config.data.sampling = "dense"
-    config.data.stride = 32
-    config.data.short_side = (244, 330)
-    config.data.brightness = config.data.saturation = config.data.gamma = config.data.hue = 0.1
-    config.train.total_epochs = 12.0
-    config.train.eval_every_epochs = 1.0
-    config.train.batch_size, config.train.accumulate = 420, 10
-    config.optim.update(name="sgd", lr=0.1, momentum=0.9, weight_decay=0.0, schedule="step", drop_epochs=(10.0,))
+def get_config(variant: str = "paper"):
+    require(variant in ("paper", "released"), f"the variant after the colon must be paper or released, not {variant!r}")
+    return recipe(base("msca"), variant)
+
+
+def recipe(config, variant: str):
+    """Sets the fields of the recipe that MSCA's paper gives, or those of the config files of TokenShift and MSCA."""
+    config.data.update(sampling="dense", stride=32)
+    config.data.update(brightness=0.1, saturation=0.1, gamma=0.1, hue=0.1, colour_ranges="tokenshift")
+    config.train.update(batch_size=420, accumulate=10, label_smoothing=0.1, eval_every_epochs=1.0)
+    config.optim.update(name="sgd", lr=0.1, momentum=0.9, weight_decay=0.0, schedule="step", clip_norm=1.0)
+    if variant == "paper":
+        config.data.short_side = (244, 330)
+        config.train.total_epochs = 12.0
+        config.optim.drop_epochs = (10.0,)
+    else:
+        config.data.short_side = (224, 329)
+        config.train.total_epochs = 18.0
+        config.optim.drop_epochs = (10.0, 15.0)
     config.eval.clips, config.eval.crops = 10, 3
     return config

@@ -27,7 +27,7 @@ def neighbour(frames, t, step, boundary):
     return {"keep": frames[t], "zero": 0 * frames[t], "wrap": frames[(t + step) % len(frames)]}[boundary]
 
 
-def by_loops(parameters, tokens, direction, moved, before, after, boundary):
+def by_loops(parameters, tokens, direction, moved, before, after, boundary, placement):
     """Returns the branch for one clip (t n d), class token first, by MSCA's equations in loops over all indices."""
     x = np.concatenate([tokens.class_tokens[0][:, None], tokens.patches[0].reshape(GRID[0], -1, WIDTH)], axis=1)
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
@@ -41,6 +41,8 @@ def by_loops(parameters, tokens, direction, moved, before, after, boundary):
                 for h in range(HEADS):
                     index = h if direction == "heads" else n
                     step = -1 if index < before else 1 if index < before + after else 0
+                    if placement == "ends":  # of the authors' code
+                        step = 1 if h < after else -1 if h >= HEADS - before else 0
                     if letter in moved and step:
                         shifted[t, n, s, h] = neighbour(list(projected[:, n, s, h]), t, step, boundary)
     out = np.zeros((frames, count, HEADS, WIDTH // HEADS))
@@ -52,23 +54,24 @@ def by_loops(parameters, tokens, direction, moved, before, after, boundary):
     return out.reshape(frames, count, WIDTH) @ parameters["out"]["kernel"] + parameters["out"]["bias"]
 
 
-CASES = [(direction, moved, "keep") for direction in ("heads", "patches") for moved in MOVED]
+CASES = [(direction, moved, "keep", "first") for direction in ("heads", "patches") for moved in MOVED]
 CASES += [
-    (direction, moved, boundary)
+    (direction, moved, boundary, "first")
     for direction in ("heads", "patches")
     for moved in ("KV", "QKV")
     for boundary in BOUNDARIES[1:]
 ]
+CASES += [("heads", "KV", "zero", "ends")]
 
 
-@pytest.mark.parametrize("direction, moved, boundary", CASES)
-def test_every_variant_equals_its_equation_in_loops(float64, direction, moved, boundary):
+@pytest.mark.parametrize("direction, moved, boundary, placement", CASES)
+def test_every_variant_equals_its_equation_in_loops(float64, direction, moved, boundary, placement):
     before, after = (2, 1) if direction == "heads" else (3, 2)
-    graph, parameters = layer(Shifted(direction, moved, before, after, boundary), dtype=jnp.float64)
+    graph, parameters = layer(Shifted(direction, moved, before, after, boundary, placement), dtype=jnp.float64)
     parameters = jax.tree.map(np.float64, parameters)
     tokens = draw_tokens(GRID, GRID[0])
     patches, class_tokens = run(graph, parameters, tokens)
-    expected = by_loops(parameters, tokens, direction, moved, before, after, boundary)
+    expected = by_loops(parameters, tokens, direction, moved, before, after, boundary, placement)
     close(class_tokens[0], expected[:, 0])
     close(patches.reshape(GRID[0], -1, WIDTH), expected[:, 1:])
 
@@ -183,6 +186,8 @@ def test_without_shifted_blocks_msca_is_vit():
         ("msca", dict(before=-1), "model.before=-1"),
         ("msca", dict(direction="patches", before=100, after=98), "model.before=100"),
         ("msca", dict(direction="rows"), "model.direction='rows'"),
+        ("msca", dict(placement="last"), "model.placement='last'"),
+        ("msca", dict(placement="ends", direction="patches"), "model.placement=ends"),
         ("msca", dict(moved="VK"), "model.moved='VK'"),
         ("msca", dict(moved=""), "model.moved=''"),
         ("msca", dict(boundary="mirror"), "model.boundary='mirror'"),

@@ -15,18 +15,24 @@ from vidformers.layers.tokens import LayerRng, Tokens
 BOUNDARIES = ("keep", "zero", "wrap")
 
 
-def shift(x, axis: int, before: int, after: int, boundary: str):
+PLACEMENTS = ("first", "ends")
+
+
+def shift(x, axis: int, before: int, after: int, boundary: str, placement: str = "first"):
     """Returns x (b t ...) with entries along `axis` replaced by those of neighbouring frames.
 
     Args:
         axis: the axis of the entries, not that of frames.
-        before: the first entries, taken from frame t-1.
-        after: the next entries, taken from frame t+1.
+        before: number of entries taken from frame t-1.
+        after: number of entries taken from frame t+1.
         boundary: replaces the missing neighbour at the two ends of the clip: 'keep' takes the entries of the frame
             itself, 'zero' zeros, 'wrap' the entries of the frame at the other end.
+        placement: 'first': the first `before` entries and the next `after` entries. 'ends': the last `before` entries
+            and the first `after` entries.
     """
-    x = _change_part(partial(_neighbour, step=-1, boundary=boundary), axis, 0, before, x)
-    return _change_part(partial(_neighbour, step=1, boundary=boundary), axis, before, after, x)
+    starts = (0, before) if placement == "first" else (x.shape[axis] - before, 0)
+    x = _change_part(partial(_neighbour, step=-1, boundary=boundary), axis, starts[0], before, x)
+    return _change_part(partial(_neighbour, step=1, boundary=boundary), axis, starts[1], after, x)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
@@ -81,10 +87,12 @@ class Shifted(Frame):
         moved: letters of QKV.
         before: number of heads or tokens from frame t-1.
         after: number of heads or tokens from frame t+1.
-        boundary: see `shift`.
+        boundary, placement: see `shift`. The paper's placement is 'first'. With boundary='zero' and placement='ends'
+            the scheme is that of the authors' code, `vit_models/modeling_attentionshift.py`.
 
     Raises:
-        ConfigError: the direction, a letter or the boundary is unknown, or a number is negative.
+        ConfigError: the direction, a letter, the boundary or the placement is unknown, patches are shifted at the ends,
+            or a number is negative.
     """
 
     direction: str
@@ -92,6 +100,7 @@ class Shifted(Frame):
     before: int
     after: int
     boundary: str = "keep"
+    placement: str = "first"
     ordered = False
 
     def __post_init__(self):
@@ -108,6 +117,14 @@ class Shifted(Frame):
             f"model.before={self.before} or model.after={self.after} is negative. Set both to at least 0.",
         )
         check_boundary(self.boundary)
+        require(
+            self.placement in PLACEMENTS,
+            f"model.placement={self.placement!r} is unknown. Use one of {', '.join(PLACEMENTS)}.",
+        )
+        require(
+            self.placement == "first" or self.direction == "heads",
+            "model.placement=ends shifts heads, as the authors' code does. Set model.direction=heads.",
+        )
 
     @property
     def reads_zeros_beyond_clip(self) -> bool:
@@ -117,7 +134,7 @@ class Shifted(Frame):
         if letter not in self.moved:
             return x
         if self.direction == "heads":
-            return shift(x, 3, self.before, self.after, self.boundary)
+            return shift(x, 3, self.before, self.after, self.boundary, self.placement)
         # The class token is the last row of a group, and token 0 in the paper.
         x = shift(jnp.roll(x, class_rows, axis=2), 2, self.before, self.after, self.boundary)
         return jnp.roll(x, -class_rows, axis=2)

@@ -28,6 +28,7 @@ def msca(
     after: int = 1,
     shifted_blocks: int | None = None,
     boundary: str = "keep",
+    placement: str = "first",
     rngs: nnx.Rngs,
 ) -> Classifier:
     """Returns a frame-wise ViT in which some heads or patches attend to the neighbouring frames.
@@ -41,11 +42,13 @@ def msca(
         shifted_blocks: m, the number of blocks at the end that shift (Table 3); None is all.
         boundary: replaces the missing neighbour of the first and of the last frame: 'keep' takes the values of the
             frame itself, 'zero' zeros, 'wrap' the values of the frame at the other end. The paper does not
-            define it. TokenShift's code, on which MSCA builds, uses zeros.
+            define it. The authors' code uses zeros.
+        placement: which heads are shifted, 'first': the first `before` heads, then the next `after` heads (eq. 17), or
+            'ends': the last `before` heads and the first `after` heads, as in the authors' code.
     Raises:
         ConfigError: more shifted heads or tokens than there are, more shifted blocks than blocks, an unknown choice.
     """
-    shifted = Shifted(direction, moved, before, after, boundary)
+    shifted = Shifted(direction, moved, before, after, boundary, placement)
     count = config.heads if direction == "heads" else 1 + (config.image_size // config.patch_size) ** 2
     require(
         before + after <= count,
