@@ -149,6 +149,8 @@ def _optim() -> dict:
         momentum=0.9,
         nesterov=False,
         schedule="cosine",
+        start_lr=0.0,
+        end_lr=0.0,
         warmup_steps=placeholder(int),
         warmup_epochs=placeholder(float),
         drop_epochs=(),

@@ -5,6 +5,7 @@ paper does not say how CvT is extended to video. Here the last stage attends ove
 Command: python main.py --config=configs/cvt_13.py --config.data.root=DIR --config.data.num_classes=N
 
 Without the dictionary:            --config.model.dictionary=0                      76.6
+GELU as in Hugging Face's port:    --config.model.gelu=exact
 Joint attention in no/every stage: --config.model.joint=none|all
 """
 
@@ -14,4 +15,5 @@ from configs import swin_t
 def get_config():
     config = swin_t.get_config("cvt")
     config.data.frames = 8
+    config.model.gelu = "quick"
     return config

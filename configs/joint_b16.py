@@ -14,5 +14,6 @@ def get_config():
     recipe = timesformer_b16.get_config()
     for section in ("data", "train", "optim", "eval"):
         config[section].update(recipe[section].to_dict())
+    config.model.drop_path = recipe.model.drop_path
     config.model.mean, config.model.std = recipe.model.mean, recipe.model.std
     return config

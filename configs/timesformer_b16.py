@@ -13,6 +13,7 @@ def get_config():
     config = base("timesformer")
     config.data.sampling, config.data.stride = "dense", 32
     config.model.mean, config.model.std = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
+    config.model.drop_path = 0.1
     config.train.total_epochs = 15.0
     config.train.eval_every_epochs = 1.0
     config.optim.update(

@@ -14,6 +14,7 @@ def get_config():
     config = base("joint")
     config.model.update(patch_frames=2, positions="joint", gelu="tanh")
     config.data.update(frames=32, sampling="dense", stride=2)
+    config.data.update(short_side=(256, 256), stretch=(0.9, 1.33), colour_jitter=0.8, grey=0.1)
     config.train.update(batch_size=64, total_epochs=30.0, eval_every_epochs=1.0)
     config.optim.update(
         name="sgd", lr=0.1, momentum=0.9, weight_decay=0.0, schedule="cosine", warmup_epochs=2.5, clip_norm=1.0

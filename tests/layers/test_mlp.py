@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidformers.layers.mlp import activation_with_dropout, gelu, gelu_tanh
+from vidformers.layers.mlp import activation_with_dropout, gelu, gelu_quick, gelu_tanh
 from vidformers.layers.tokens import LayerRng, dropout
 from vidformers.parallel.target import traced_for
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("activation", [gelu, gelu_tanh])
+@pytest.mark.parametrize("activation", [gelu, gelu_tanh, gelu_quick])
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_an_activation_with_dropout_equals_dropout_of_the_activation(platform, activation, dtype):
     x = jnp.asarray(np.random.default_rng(0).normal(0, 3, (2, 3, 8, 10)), dtype)

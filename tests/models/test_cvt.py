@@ -126,6 +126,16 @@ def test_logits_frame_by_frame_equal_those_of_hugging_face():
     np.testing.assert_allclose(found, arrays["output"].mean(1), rtol=0, atol=1e-4)
 
 
+@pytest.mark.quick
+def test_every_mlp_has_the_gelu_of_the_field():
+    for gelu, expected in (("exact", 0.841345), ("quick", 1 / (1 + np.exp(-1.702)))):
+        graph, drawn = make(dict(joint="none", gelu=gelu))
+        activations = [stage.layers.sublayers[1].activation for stage in nnx.merge(graph, drawn).encoder.stages]
+        np.testing.assert_allclose([activation(jnp.ones(())) for activation in activations], 3 * [expected], rtol=1e-5)
+    with pytest.raises(ConfigError, match="model.gelu='tanh' must be one of exact, quick"):
+        make(dict(gelu="tanh"))
+
+
 def count(own=None, **options):
     """Number of parameters of a CvT-13 with 1000 classes, unless options differ."""
     options = {**dict(num_classes=1000, patch_size=4, width=64, heads=1, depth=13), **options}

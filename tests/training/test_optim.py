@@ -26,6 +26,19 @@ def test_weight_decay_applies_to_kernels_alone():
     assert all(jax.tree.leaves(decay_mask(parameters, "all")))
 
 
+@pytest.mark.quick
+def test_weight_decay_spares_what_takes_the_place_of_batch_normalisation():
+    own = dict(backbone="resnet", depth=2, depths=(1, 1), stem=8, temporal_depth=1, window=(8,))
+    parameters = make("vtn", **own)[1]
+    mask = jax.tree_util.tree_leaves_with_path(decay_mask(parameters, "all_but_batch_norm"))
+    spared = {jax.tree_util.keystr(path) for path, decays in mask if not decays}
+    convolutions = 1 + 2 * (3 + 1)  # the stem, and three of each bottleneck with its skip connection
+    assert len(spared) == 2 * convolutions and all("['encoder']" in path for path in spared)
+    assert {path.split("'")[-2] for path in spared} == {"scale", "bias"}
+    assert any("norm" in jax.tree_util.keystr(path) for path, decays in mask if decays)
+    assert all(jax.tree.leaves(decay_mask(make("timesformer")[1], "all_but_batch_norm")))
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_without_a_gradient_only_decayed_parameters_move(name):
     optimizer, _ = make_optimizer(10, 1, name=name, lr=0.1, weight_decay=0.5, schedule="constant")
@@ -40,6 +53,12 @@ def test_without_a_gradient_only_decayed_parameters_move(name):
 def test_the_cosine_warms_up_from_zero_and_ends_at_zero():
     actual = rates((0, 5, 10, 60, 110), 110, 10, lr=0.4, warmup_epochs=1.0, schedule="cosine")
     same(actual, [0, 0.2, 0.4, 0.2, 0], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.quick
+def test_the_ends_of_the_cosine_may_be_above_zero():
+    actual = rates((0, 5, 10, 60, 110), 110, 10, lr=0.4, warmup_epochs=1.0, start_lr=0.1, end_lr=0.2)
+    same(actual, [0.1, 0.25, 0.4, 0.3, 0.2], rtol=1e-5)
 
 
 def test_the_step_schedule_drops_at_its_epochs_counted_from_the_start():
@@ -79,6 +98,8 @@ def test_a_duration_has_one_unit():
         (dict(name="adam"), "optim.name='adam'"),
         (dict(schedule="linear"), "optim.schedule='linear'"),
         (dict(lr=0.0), "optim.lr=0.0"),
+        (dict(end_lr=0.1), "optim.end_lr=0.1 must be between 0 and optim.lr"),
+        (dict(start_lr=-0.1), "optim.start_lr=-0.1"),
         (dict(decay="none"), "optim.decay='none'"),
         (dict(b1=1.0), "optim.b1=1.0"),
         (dict(ema_decay=1.0), "optim.ema_decay=1.0"),

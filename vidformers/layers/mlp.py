@@ -36,6 +36,12 @@ def gelu_tanh(x):
     return jax.nn.gelu(x, approximate=True)
 
 
+@keeping_input
+def gelu_quick(x):
+    """Returns x sigmoid(1.702 x), the approximation of GELU called QuickGELU. CvT was trained with it."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 def activation_with_dropout(activation, x, rate: float, rng: LayerRng | None, class_rng: LayerRng | None = None):
     """Returns `dropout(activation(x), ...)` of an activation that is zero at -10,000, as is its derivative.
 

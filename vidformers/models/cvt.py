@@ -25,12 +25,15 @@ from vidformers.attention.scheme import Scheme
 from vidformers.errors import require
 from vidformers.layers.convolution import Conv
 from vidformers.layers.embedding import unit_norm_init
+from vidformers.layers.mlp import gelu as exact_gelu
+from vidformers.layers.mlp import gelu_quick
 from vidformers.layers.tokens import LayerRng, Tokens
 from vidformers.models.config import ModelConfig, ModelTraits
 from vidformers.models.encoder import Block, Classifier, StageSpec
 from vidformers.models.pyramid import NORM_EPSILON, check_depth, pyramid
 
 CVT = ModelTraits(defaults=dict(size="CvT-13", patch_size=4), frames_on_one_device=True)
+GELUS = {"exact": exact_gelu, "quick": gelu_quick}
 WIDTHS, HEADS = (1, 3, 6), (1, 3, 6)  # of each stage, relative to the first
 STEMS = (
     dict(kernel=7, stride=4, padding=2),
@@ -87,6 +90,7 @@ def cvt(
     depths: tuple[int, int, int] = (1, 2, 10),
     joint: str = "last",
     scale: str = "width",
+    gelu: str = "exact",
     rngs: nnx.Rngs,
 ) -> Classifier:
     """Returns a CvT.
@@ -99,12 +103,14 @@ def cvt(
         joint: the stages that attend over all frames, 'none', 'last' or 'all'. With 'none', each frame has a class
             token, the head takes their mean, and the model is blind to the order of frames. Otherwise the clip has one
             class token.
+        gelu: 'exact', or 'quick', the QuickGELU of the authors' code. Hugging Face's port has the exact one.
         scale: scale of the attention scores, 'width' for 1/sqrt(d) as in the public CvT, or 'heads' for 1/sqrt(d/h).
     Raises:
         ConfigError: a patch size other than 4, a clip smaller than a patch, an unknown choice, or the cosine kernel.
     """
     require(joint in ("none", "last", "all"), f"model.joint={joint!r} must be none, last or all.")
     require(len(depths) == 3 and min(depths) >= 1, f"model.depths={tuple(depths)} must be three numbers of at least 1.")
+    require(gelu in GELUS, f"model.gelu={gelu!r} must be one of {', '.join(GELUS)}.")
     check_depth(config, depths)
     require(config.patch_size == 4, f"model.patch_size={config.patch_size} must be 4, the stride of CvT's first stage.")
     require(config.image_size >= 4, f"model.image_size={config.image_size} must be at least 4.")
@@ -122,7 +128,7 @@ def cvt(
             )
         )
         attention = _attention(level, Joint() if i >= first_joint else Frame(), scale)
-        stages.append(_stage(depths[i], attention, level.mlp(norm_epsilon=NORM_EPSILON)))
+        stages.append(_stage(depths[i], attention, level.mlp(norm_epsilon=NORM_EPSILON, activation=GELUS[gelu])))
     num_class_tokens = config.frames if joint == "none" else 1
     return pyramid(config, embeddings, stages, width=widths[-1], num_class_tokens=num_class_tokens, rngs=rngs)
 

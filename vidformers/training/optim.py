@@ -27,14 +27,25 @@ def decay_mask(parameters, which: str):
     """Returns a tree of bools that is True where weight decay applies.
 
     `which='kernels'` excludes biases, norms, tokens and position tables. `which='all'` excludes nothing.
+    `which='all_but_batch_norm'` excludes the scale and the bias that take the place of a batch normalisation, see
+    `layers.convolution.Convolution`.
     """
+    leaves = jax.tree_util.tree_leaves_with_path(parameters)
+    convolutions = {path[: keys.index("convolution")] for path, _ in leaves if "convolution" in (keys := _keys(path))}
 
     def decays(path, _) -> bool:
         # The path of one of several arrays ends with its number.
-        names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-        return which == "all" or names[-1] == "kernel"
+        name = [key for key in _keys(path) if isinstance(key, str)][-1]
+        if which == "all_but_batch_norm":
+            return not (name in ("scale", "bias") and path[: _keys(path).index(name)] in convolutions)
+        return which == "all" or name == "kernel"
 
     return jax.tree_util.tree_map_with_path(decays, parameters)
+
+
+def _keys(path) -> list:
+    """Returns the keys of a path of dictionaries, and None for the position of an array in a list."""
+    return [entry.key if isinstance(entry, jax.tree_util.DictKey) else None for entry in path]
 
 
 def frozen_mask(parameters, names: tuple):
@@ -50,11 +61,12 @@ class OptimConfig:
         name: 'adamw' (`b1`, `b2`, decoupled weight decay) or 'sgd' (`momentum`, weight decay added to the gradient).
         lr: the learning rate after the warm-up.
         weight_decay: the factor of the weight decay.
-        decay: which parameters decay, 'kernels' or 'all'; see `decay_mask`.
+        decay: which parameters decay, 'kernels', 'all' or 'all_but_batch_norm'; see `decay_mask`.
         b1, b2: decay rates of Adam's moment estimates.
         momentum, nesterov: the momentum of SGD.
-        schedule: 'cosine' (to 0 at the last step), 'step' (multiplied by `drop_factor` at each of `drop_epochs`) or
-            'constant', each after a linear warm-up from 0.
+        schedule: 'cosine' (to `end_lr` at the last step), 'step' (multiplied by `drop_factor` at each of `drop_epochs`)
+            or 'constant', each after a linear warm-up from `start_lr`.
+        start_lr, end_lr: learning rates at the start of the warm-up and at the end of a cosine, at most `lr`.
         warmup_steps, warmup_epochs: the length of the warm-up; give at most one.
         clip_norm: the largest norm of the whole gradient; None does not clip.
         ema_decay: the decay of the parameters' EMA, which the training step updates; None keeps no EMA.
@@ -77,6 +89,8 @@ class OptimConfig:
     momentum: float = 0.9
     nesterov: bool = False
     schedule: str = "cosine"
+    start_lr: float = 0.0
+    end_lr: float = 0.0
     warmup_steps: int | None = None
     warmup_epochs: float | None = None
     drop_epochs: tuple = ()
@@ -88,12 +102,18 @@ class OptimConfig:
 
     def __post_init__(self):
         require(self.name in ("adamw", "sgd"), f"optim.name={self.name!r} must be adamw or sgd.")
-        require(self.decay in ("kernels", "all"), f"optim.decay={self.decay!r} must be kernels or all.")
+        require(
+            self.decay in ("kernels", "all", "all_but_batch_norm"),
+            f"optim.decay={self.decay!r} must be kernels, all or all_but_batch_norm.",
+        )
         require(
             self.schedule in ("cosine", "step", "constant"),
             f"optim.schedule={self.schedule!r} must be cosine, step or constant.",
         )
         require(self.lr > 0, f"optim.lr={self.lr} must be positive.")
+        for field in ("start_lr", "end_lr"):
+            value = getattr(self, field)
+            require(0 <= value <= self.lr, f"optim.{field}={value} must be between 0 and optim.lr={self.lr}.")
         require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay} must be at least 0.")
         for field in ("b1", "b2", "momentum"):
             value = getattr(self, field)
@@ -139,14 +159,14 @@ def _make_schedule(config: OptimConfig, total_steps: int, steps_per_epoch: float
         f"{total_steps} steps.",
     )
     if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(config.lr, total_steps - warmup)
+        after = optax.cosine_decay_schedule(config.lr, total_steps - warmup, config.end_lr / config.lr)
     elif config.schedule == "step":
         # Epochs count from the start of the run, the steps of a joined schedule from the end of the warm-up.
         drops = {max(round(epoch * steps_per_epoch) - warmup, 0): config.drop_factor for epoch in config.drop_epochs}
         after = optax.piecewise_constant_schedule(config.lr, drops)
     else:
         after = optax.constant_schedule(config.lr)
-    return optax.join_schedules([optax.linear_schedule(0.0, config.lr, max(warmup, 1)), after], [warmup])
+    return optax.join_schedules([optax.linear_schedule(config.start_lr, config.lr, max(warmup, 1)), after], [warmup])
 
 
 def _make_transformation(config: OptimConfig, schedule):
