@@ -16,7 +16,8 @@ from vidformers import build
 from vidformers.pretrained import Init, load
 from vidformers.pretrained.assign import flatten
 
-GOLDENS = json.loads((Path(__file__).parent / "goldens" / "pretrained.json").read_text())
+FOLDER = Path(__file__).parent / "goldens"
+GOLDENS = json.loads((FOLDER / "pretrained.json").read_text()) | json.loads((FOLDER / "starts.json").read_text())
 SIDE, CLASSES = 64, 7
 SHAPE = dict(num_classes=CLASSES, image_size=SIDE, patch_size=16, width=192, heads=3, depth=3)
 TIGHT = dict(rtol=0, atol=1e-4)

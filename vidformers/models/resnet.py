@@ -48,7 +48,7 @@ class Bottleneck(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """Video (b t y x 3) -> frame features (b t d): the mean over the last map, then a linear map (VTN).
+    """Video (b t y x 3) -> frame features (b t d): the mean over the last map, then a linear map.
 
     Args:
         frames, image_size: of a clip.
@@ -56,8 +56,10 @@ class ResNet(nnx.Module):
         mean, std: normalisation of the colour channels.
         depths: bottleneck blocks of each stage, (3, 4, 6, 3) in ResNet-50.
         stem: channels of the first convolution. Stage i has 4 * 2^i * stem channels.
+        projection: 'linear', or 'none' for the mean of the last map itself, whose channels are then d.
     Raises:
-        ConfigError: there is no stage, or a number is below 1.
+        ConfigError: there is no stage, a number is below 1, the projection is unknown, or there is none and d is not
+            the number of channels.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class ResNet(nnx.Module):
         std,
         depths: Sequence[int] = (3, 4, 6, 3),
         stem: int = 64,
+        projection: str = "linear",
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -87,14 +90,22 @@ class ResNet(nnx.Module):
                 blocks.append(Bottleneck(channels, stem * 2**stage, stride=stride, dtype=dtype, rngs=rngs))
                 channels = 4 * stem * 2**stage
         self.blocks = nnx.List(blocks)
-        self.out = Linear(channels, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
+        require(projection in ("linear", "none"), f"model.projection={projection!r} must be linear or none.")
+        require(
+            projection == "linear" or width == channels,
+            f"model.width={width} must be {channels}, the channels of the last stage, with model.projection=none.",
+        )
+        self.out = nnx.data(None)
+        if projection == "linear":
+            self.out = Linear(channels, width, kernel_init=square_init, dtype=dtype, rngs=rngs)
 
     def __call__(self, video, key=None):
         return self.features(self.maps(video))
 
     def features(self, maps):
         """Returns the features of frames (b t d) from their last maps (b t y x c)."""
-        return self.out(maps.mean(axis=(2, 3)))
+        features = maps.mean(axis=(2, 3))
+        return features if self.out is None else self.out(features)
 
     def maps(self, video):
         """Returns the last maps of the frames (b t y x c) of a video (b t y x 3)."""

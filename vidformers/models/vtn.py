@@ -190,6 +190,7 @@ def vtn(
     backbone: str = "vit",
     depths: tuple[int, ...] = (3, 4, 6, 3),
     stem: int = 64,
+    projection: str = "linear",
     temporal_depth: int = 3,
     window: tuple[int, ...] = (18,),
     tie_global: bool = False,
@@ -204,7 +205,9 @@ def vtn(
 
     Args:
         backbone: 'vit', whose class token is the feature of a frame, or 'resnet'.
-        depths, stem: those of `ResNet`.
+        depths, stem, projection: those of `ResNet`. The paper does not say how the 2,048 features of a ResNet-50 become
+            those of the layers over frames. 'linear' maps them to the width, and 'none' gives these layers the width
+            2,048. Both are guesses.
         temporal_depth: depth of the `TemporalEncoder`.
         window, tie_global, head_dropout: those of `TemporalEncoder`.
         temporal_dropout: dropout of the `TemporalEncoder`.
@@ -221,7 +224,7 @@ def vtn(
     if backbone == "vit":
         encoder: Encoder | ResNet = vit(replace(config, frames=1), rngs=rngs).encoder
     else:
-        encoder = _resnet(config, depths, stem, rngs)
+        encoder = _resnet(config, depths, stem, projection, rngs)
     readout = TemporalEncoder(
         config.width,
         config.heads,
@@ -243,7 +246,7 @@ def vtn(
     return Classifier(framewise, readout, width=config.width, num_classes=config.num_classes, rngs=rngs)
 
 
-def _resnet(config: ModelConfig, depths: Sequence[int], stem: int, rngs: nnx.Rngs) -> ResNet:
+def _resnet(config: ModelConfig, depths: Sequence[int], stem: int, projection: str, rngs: nnx.Rngs) -> ResNet:
     return ResNet(
         frames=1,
         image_size=config.image_size,
@@ -252,6 +255,7 @@ def _resnet(config: ModelConfig, depths: Sequence[int], stem: int, rngs: nnx.Rng
         std=config.std,
         depths=depths,
         stem=stem,
+        projection=projection,
         dtype=config.sublayer_options["dtype"],
         rngs=rngs,
     )

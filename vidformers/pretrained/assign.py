@@ -151,12 +151,14 @@ class Assignment:
     def place_zeros(self, path) -> None:
         self.place_array(path, np.zeros(self.shapes[path]), "new", "zero")
 
+    def with_channels(self, tree):
+        """Returns the tree of a convolution of pixels, whose kernel (... c d) reads red, green and blue."""
+        return tree | {"kernel": tree["kernel"][..., ::-1, :]} if self.init.channels == "bgr" else tree
+
     def place_patch(self, path, frames: int, size: int) -> None:
         """Places the kernel and bias of the patch embedding, for patches of `frames` frames and `size` pixels."""
-        kernel, how = self.weights.patch["kernel"], "loaded"
+        kernel, how = self.with_channels(self.weights.patch)["kernel"], "loaded"
         note = f"patch of {' x '.join(map(str, kernel.shape[:-2]))}"
-        if self.init.channels == "bgr":
-            kernel = kernel[..., ::-1, :]
         if kernel.shape[-4:-2] != (size, size):
             require(
                 self.init.patch == "resize",

@@ -1,4 +1,4 @@
-"""Assigning the weights of a Video Swin to the parameters of `swin`."""
+"""Assigning the weights of a Swin or a Video Swin to the parameters of `swin`."""
 
 import math
 
@@ -11,7 +11,11 @@ from vidformers.pretrained.assign import Assignment, with_views
 
 
 class SwinAssignment(Assignment):
-    """Assigns `layouts.SwinWeights`. One block of the model is two blocks of the weights: one has shifted windows."""
+    """Assigns `layouts.SwinWeights`. One block of the model is two blocks of the weights: one has shifted windows.
+
+    Weights for images are inflated in time: the patch kernel as `Init.tube` says, and the position tables are repeated,
+    so that the bias of a pair of patches does not depend on their frames (Video Swin, arXiv:2106.13230, sec. 3.3).
+    """
 
     def place(self, model):
         weights, encoder = self.weights, model.encoder
@@ -31,6 +35,8 @@ class SwinAssignment(Assignment):
                 trees = [block[name] for block in blocks[j // 2 :: 2]]
                 if name == "attention":
                     self._check_table(sublayer, trees[0]["table"])
+                    repeats = 2 * sublayer.window[0] - 1 if weights.is_image_model else 1
+                    trees = [tree | {"table": np.tile(tree["table"], (repeats, 1))} for tree in trees]
                     trees = [with_views(tree, sublayer) for tree in trees]
                 self.place_layers(
                     ("encoder", "stages", i, "layers", "sublayers", j),
@@ -44,10 +50,15 @@ class SwinAssignment(Assignment):
 
         Tables of different windows can have the same length, so the index of the file is compared, too.
         """
-        rows = sublayer.rows(np.arange(math.prod(sublayer.window)))
+        window = sublayer.window[1:] if self.weights.is_image_model else sublayer.window
+        rows = sublayer.rows(np.arange(math.prod(window)))
+        rows -= rows.min()  # of pairs in one frame, the first has the row that an image has as row 0
         index = self.weights.position_index
         if len(table) != rows.max() + 1 or index is not None and not np.array_equal(index.ravel(), rows.ravel()):
-            raise ConfigError(f"its position tables are for another window than model.window={sublayer.window}")
+            raise ConfigError(
+                f"its position tables are for another window than model.window={sublayer.window}"
+                + " has in a frame" * self.weights.is_image_model
+            )
         require(
             table.shape[1] == sublayer.heads,
             f"it has {table.shape[1]} heads where the model has {sublayer.heads}: model.heads is the number of heads "

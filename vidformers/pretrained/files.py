@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vidformers.errors import ConfigError
-from vidformers.pretrained import torch_file
+from vidformers.pretrained import flax_file, torch_file
 
 # The files of weights that a folder can hold, in the order of preference.
 _PATTERNS = (
@@ -23,6 +23,9 @@ _PATTERNS = (
     "*.pyth",
     "*.pt",
     "*.bin",
+    "checkpoint",
+    "checkpoint_*",
+    "*.msgpack",
 )
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -52,8 +55,8 @@ def open_file(source: str) -> File:
     """Reads a file of weights.
 
     Args:
-        source: a file, a folder with one such file, or 'OWNER/NAME' or 'OWNER/NAME@REVISION' on Hugging Face. A
-            repository is kept in the cache of huggingface_hub, where it is found without a network.
+        source: a file, a folder with one such file, a checkpoint of Orbax, or 'OWNER/NAME' or 'OWNER/NAME@REVISION' on
+            Hugging Face. A repository is kept in the cache of huggingface_hub, where it is found without a network.
     Raises:
         ConfigError: the file is missing, is damaged, has an unknown format, or holds numbers that are not finite.
     """
@@ -95,7 +98,9 @@ def _download(source):
 
 
 def _choose(folder, source):
-    """Returns the file of weights in a folder."""
+    """Returns the file of weights in a folder, or the folder of a checkpoint of Orbax."""
+    if not (folder / "run.json").exists() and (checkpoint := flax_file.orbax_folder(folder)):
+        return checkpoint
     for pattern in _PATTERNS:
         matches = sorted(folder.glob(pattern))
         if len(matches) == 1:
@@ -114,6 +119,8 @@ def _choose(folder, source):
 
 def _read(path):
     """Returns (arrays, descriptions of other objects in the file, the files that were read)."""
+    if path.is_dir():
+        return *flax_file.read_orbax(path), sorted(file for file in path.rglob("*") if file.is_file())
     try:
         with open(path, "rb") as file:
             first = file.read(16)
@@ -121,6 +128,8 @@ def _read(path):
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
     if path.name.endswith(".index.json"):
         return _read_indexed(path)
+    if flax_file.is_msgpack(first):
+        return *flax_file.read_msgpack(path), [path]
     if len(first) > 8 and first[8:9] == b"{":
         return _read_safetensors(path), (), [path]
     if first.startswith(b"PK") and _is_npz(path):
@@ -128,7 +137,9 @@ def _read(path):
     if first.startswith((b"PK", b"\x80")):
         arrays, not_read = torch_file.read(path)
         return arrays, not_read, [path]
-    raise ConfigError(f"{path} is not a file of weights: neither safetensors, nor npz, nor a file of torch.save.")
+    raise ConfigError(
+        f"{path} is not a file of weights: neither safetensors, nor npz, nor a file of torch.save or Flax."
+    )
 
 
 def _read_safetensors(path):

@@ -11,6 +11,7 @@ from vidformers.errors import ConfigError, require
 from vidformers.layers.mlp import gelu
 from vidformers.pretrained import layouts, native
 from vidformers.pretrained.assign import Assignment, Init, ParameterOrigin
+from vidformers.pretrained.assign_convolutional import CvtAssignment, ResNetAssignment
 from vidformers.pretrained.assign_swin import SwinAssignment
 from vidformers.pretrained.assign_transformer import TransformerAssignment
 from vidformers.pretrained.files import File, open_file
@@ -21,6 +22,8 @@ from vidformers.pretrained.still_clip import still_clip_differences
 _ASSIGNMENTS = {
     layouts.TransformerWeights: TransformerAssignment,
     layouts.SwinWeights: SwinAssignment,
+    layouts.CvtWeights: CvtAssignment,
+    layouts.ResNetWeights: ResNetAssignment,
     native.NativeWeights: native.NativeAssignment,
 }
 _TANH = ("gelu_fast", "gelu_new", "gelu_pytorch_tanh")  # names of the tanh GELU in Hugging Face's config.json
@@ -40,7 +43,7 @@ class Pretrained:
         training_info: facts about the training of the weights: {channels, mean, std, classes}. Unknown ones are None.
         still_clip_differences: for weights of an image model, the reasons why a clip of identical frames gives other
             features than the image model gives for that frame; [] if the features are equal. None for weights of a
-            video model.
+            video model, and for those of a Swin, CvT or ResNet, for which they are not computed.
     """
 
     values: dict[tuple, np.ndarray]
@@ -166,7 +169,10 @@ def _assign(file: File, model, make_model, init: Init, class_names):
     if is_native:
         remarks = native.check(make_model, file.metadata, init)
     else:
-        remarks = [*_check_normalisation(model, weights, file.metadata, init), *_gelu_remarks(model, file.metadata)]
+        remarks = [
+            *_check_normalisation(model, weights, file.metadata, init),
+            *_gelu_remarks(model, weights, file.metadata),
+        ]
     class_order, head_remarks = match_classes(model, weights, file.metadata, init, class_names)
     shapes = nnx.to_pure_dict(nnx.state(model))
     assignment: Assignment = _ASSIGNMENTS[type(weights)](model, shapes, weights, init, class_order)
@@ -182,12 +188,18 @@ def _assign(file: File, model, make_model, init: Init, class_names):
     return weights, assignment, unused, [*remarks, *head_remarks, *weights.remarks]
 
 
-def _gelu_remarks(model, metadata) -> list[str]:
-    """Returns a remark if the weights use the tanh approximation of GELU and the model has the exact GELU."""
+def _gelu_remarks(model, weights, metadata) -> list[str]:
+    """Returns a remark if the weights use an approximation of GELU and the model has the exact GELU."""
     stages = getattr(patch_encoder(model.encoder)[1], "stages", ())
     sublayers = [sublayer for stage in stages for sublayer in stage.layers.sublayers]
-    is_exact = any(getattr(sublayer, "activation", None) is gelu for sublayer in sublayers)
-    if not is_exact or metadata.get("hidden_act") not in _TANH:
+    if not any(getattr(sublayer, "activation", None) is gelu for sublayer in sublayers):
+        return []
+    if isinstance(weights, layouts.CvtWeights):
+        return [
+            "CvT's authors trained with an approximation of GELU, x sigmoid(1.702 x), which differs by up to 0.02 from "
+            "the exact GELU of the model and of Hugging Face's CvT. model.gelu=quick sets it."
+        ]
+    if metadata.get("hidden_act") not in _TANH and weights.layout not in layouts.WITH_TANH:
         return []
     return [
         "The weights use the tanh approximation of GELU, which differs by up to 5e-4 from the exact GELU of the model. "

@@ -1,29 +1,63 @@
-"""The .npz archives of Google's ViT and AugReg.
+"""The .npz archives of Google's ViT and AugReg, and ViT and ViViT of Scenic.
 
-Names: `vit_jax/models_vit.py` of google-research/vision_transformer.
+Names: `vit_jax/models_vit.py` of google-research/vision_transformer, and `scenic/projects/vivit/model.py` and
+`scenic/projects/baselines/vit.py` of google-research/scenic.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
 from vidformers.pretrained.layouts.registry import register
 from vidformers.pretrained.layouts.structure import HALF, TransformerWeights
 
-_ATTENTION = "MultiHeadDotProductAttention_1"
+WITH_TANH = ("ViViT of Scenic", "ViT of Scenic")  # layouts of weights trained with the tanh approximation of GELU
+
+
+class _Names(NamedTuple):
+    """The names of the parts of a block, and of the head."""
+
+    attention: str
+    norm: str
+    mlp: str
+    head: str
+
+
+_GOOGLE = _Names("MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3", "head")
+_SCENIC = _Names("MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0", "output_projection")
 
 
 def read(arrays) -> TransformerWeights:
     """Converts the arrays. Kernels are (in, out) already, with the heads on axes of their own."""
+    return _read(arrays, _GOOGLE, "ViT of Google")
+
+
+def read_scenic(arrays) -> TransformerWeights:
+    """Converts the arrays, whose kernels are as in `read`. The kernel of the patches tells images from video.
+
+    A file does not say how many frames its joint positions span. `num_frames` in a config.json beside it can.
+    """
+    weights = _read(arrays, _SCENIC, "ViT of Scenic")
+    if weights.patch["kernel"].ndim == 5:
+        frames = arrays.metadata.get("num_frames")
+        weights.layout, weights.joint_positions = "ViViT of Scenic", True
+        weights.position_frames = frames // len(weights.patch["kernel"]) if isinstance(frames, int) else None
+    return weights
+
+
+def _read(arrays, names: _Names, layout: str) -> TransformerWeights:
     layers = arrays.layer_count(r"Transformer/encoderblock_(\d+)/")
     return TransformerWeights(
-        layout="ViT of Google",
+        layout=layout,
         patch=_linear(arrays, "embedding"),
         class_tokens=arrays["cls"][0],
         space=arrays["Transformer/posembed_input/pos_embedding"][0],
-        blocks=[_block(arrays, f"Transformer/encoderblock_{i}") for i in range(layers)],
+        blocks=[_block(arrays, f"Transformer/encoderblock_{i}", names) for i in range(layers)],
         norm=_norm(arrays, "Transformer/encoder_norm"),
-        head=_linear(arrays, "head") if "head/kernel" in arrays else None,
+        head=_linear(arrays, names.head) if f"{names.head}/kernel" in arrays else None,
         normalisation=HALF,
-        heads=arrays.metadata.get("num_attention_heads"),
+        heads=arrays.metadata.get("num_attention_heads")
+        or arrays[f"Transformer/encoderblock_0/{names.attention}/query/kernel"].shape[1],
     )
 
 
@@ -35,8 +69,8 @@ def _norm(arrays, name):
     return {"scale": arrays[f"{name}/scale"], "bias": arrays[f"{name}/bias"]}
 
 
-def _block(arrays, block):
-    attention = f"{block}/{_ATTENTION}"
+def _block(arrays, block, names: _Names):
+    attention = f"{block}/{names.attention}"
     kernels = [arrays[f"{attention}/{name}/kernel"] for name in ("query", "key", "value")]
     biases = [arrays[f"{attention}/{name}/bias"].ravel() for name in ("query", "key", "value")]
     width = len(kernels[0])
@@ -45,11 +79,17 @@ def _block(arrays, block):
         "bias": np.concatenate(biases),
     }
     out = {"kernel": arrays[f"{attention}/out/kernel"].reshape(-1, width), "bias": arrays[f"{attention}/out/bias"]}
-    wide, narrow = (_linear(arrays, f"{block}/MlpBlock_3/Dense_{i}") for i in (0, 1))
+    wide, narrow = (_linear(arrays, f"{block}/{names.mlp}/Dense_{i}") for i in (0, 1))
     return {
         "space": {"norm": _norm(arrays, f"{block}/LayerNorm_0"), "qkv": qkv, "out": out},
-        "mlp": {"norm": _norm(arrays, f"{block}/LayerNorm_2"), "wide": wide, "out": narrow},
+        "mlp": {"norm": _norm(arrays, f"{block}/{names.norm}"), "wide": wide, "out": narrow},
     }
 
 
-register("ViT of Google", read, f"Transformer/encoderblock_0/{_ATTENTION}/query/kernel")
+register("ViT of Google", read, f"Transformer/encoderblock_0/{_GOOGLE.attention}/query/kernel")
+register(
+    "ViT and ViViT of Scenic",
+    read_scenic,
+    f"Transformer/encoderblock_0/{_SCENIC.attention}/query/kernel",
+    "embedding/kernel",
+)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vidformers.errors import ConfigError
-from vidformers.pretrained.layouts.structure import ArrayReader, SwinWeights, TransformerWeights
+from vidformers.pretrained.layouts.structure import ArrayReader, Weights
 
 _DEEPEST_PREFIX = 3  # dots in a prefix; wrappers of training code add no more
 
@@ -24,7 +24,7 @@ class Layout:
     """
 
     models: str
-    read: Callable[[ArrayReader], TransformerWeights | SwinWeights]
+    read: Callable[[ArrayReader], Weights]
     names: tuple[str, ...]
     never: str = ""
 
@@ -48,7 +48,7 @@ def register(models: str, read, *names: str, never: str = "") -> None:
     LAYOUTS.append(Layout(models, read, names, never))
 
 
-def read(arrays, metadata=None) -> tuple[TransformerWeights | SwinWeights, ArrayReader]:
+def read(arrays, metadata=None) -> tuple[Weights, ArrayReader]:
     """Recognises the layout of a file and converts its arrays. The conversion does not change the output of a model.
 
     Args:

@@ -12,7 +12,13 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 TIMESFORMER = ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
 
+_BATCH_NORM_EPSILON = 1e-5  # of torchvision, timm, Hugging Face and CvT's authors: PyTorch's default
 _HEAD_WIDTH = 64  # the width of a head in all published ViTs, for files that do not give the number of heads
+
+
+def published_heads(width: int) -> int | None:
+    """Returns the number of heads of published transformers of this width, None if none has the width."""
+    return width // _HEAD_WIDTH if width % _HEAD_WIDTH == 0 else None
 
 
 @dataclass(kw_only=True)
@@ -60,9 +66,8 @@ class TransformerWeights:
     remarks: tuple[str, ...] = ()
 
     def __post_init__(self):
-        width = self.class_tokens.shape[-1]
-        if self.heads is None and width % _HEAD_WIDTH == 0:
-            self.heads = width // _HEAD_WIDTH
+        if self.heads is None:
+            self.heads = published_heads(self.class_tokens.shape[-1])
 
     @property
     def is_image_model(self) -> bool:
@@ -73,14 +78,15 @@ class TransformerWeights:
 
 @dataclass(kw_only=True)
 class SwinWeights:
-    """The weights of a Video Swin.
+    """The weights of a Swin or a Video Swin.
 
     Attributes:
         layout, norm, head, normalisation, not_loaded, remarks: as in `TransformerWeights`.
-        patch: {'kernel': (t, y, x, c, d), 'bias': (d)}.
+        patch: {'kernel': (t, y, x, c, d), 'bias': (d)}; the kernel for images is (y, x, c, d).
         embeddings: one tree per stage. The tree of the first stage has only the norm.
         stages: for each stage a list of blocks. A block has 'attention' and 'mlp', trees with the parameter names of
-            `ShiftedWindowAttention` and `Mlp`.
+            `ShiftedWindowAttention` and `Mlp`. Position tables are ((2t - 1)(2y - 1)(2x - 1), heads) for windows of
+            (t, y, x), and ((2y - 1)(2x - 1), heads) for images.
         position_index: (n n), for each pair of tokens of a window the row of the position table; None if the file does
             not have it.
     """
@@ -95,6 +101,58 @@ class SwinWeights:
     normalisation: tuple | None = None
     not_loaded: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+
+    @property
+    def is_image_model(self) -> bool:
+        """Whether the weights are those of a Swin for images."""
+        return self.patch["kernel"].ndim == 4
+
+
+@dataclass(kw_only=True)
+class CvtWeights:
+    """The weights of a CvT for images.
+
+    Attributes:
+        layout, norm, head, normalisation, heads, not_loaded, remarks: as in `TransformerWeights`. `heads` is the number
+            of the first stage.
+        embeddings: one tree per stage, with the parameter names of `ConvolutionalEmbedding`.
+        stages: for each stage a list of blocks. A block has 'attention' and 'mlp', trees with the parameter names of
+            `ConvolutionalAttention` and `Mlp`.
+        class_token: (d), of the last stage.
+    """
+
+    layout: str
+    embeddings: list[dict]
+    stages: list[list[dict]]
+    class_token: np.ndarray
+    norm: dict
+    heads: int | None = None
+    head: dict | None = None
+    normalisation: tuple | None = None
+    not_loaded: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(kw_only=True)
+class ResNetWeights:
+    """The weights of a ResNet with bottleneck blocks for images.
+
+    Attributes:
+        layout, head, normalisation, not_loaded, remarks: as in `TransformerWeights`.
+        stem: the first convolution, a tree with the parameter names of `Convolution`.
+        stages: for each stage a list of blocks, trees with the parameter names of `Bottleneck`.
+    """
+
+    layout: str
+    stem: dict
+    stages: list[list[dict]]
+    head: dict | None = None
+    normalisation: tuple | None = None
+    not_loaded: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+Weights = TransformerWeights | SwinWeights | CvtWeights | ResNetWeights
 
 
 @dataclass
@@ -126,6 +184,11 @@ class ArrayReader:
     def get(self, name) -> np.ndarray | None:
         """Returns the array, or None if the file does not have it."""
         return self[name] if name in self else None
+
+    def first(self, names) -> np.ndarray | None:
+        """Returns the first of several equal arrays that the file has, or None. All of them count as read."""
+        found = [self.get(name) for name in names]
+        return next((array for array in found if array is not None), None)
 
     def with_prefix(self, prefix: str) -> "ArrayReader":
         """Returns a reader with another prefix. Both share the record of which arrays have been read."""
@@ -178,6 +241,21 @@ class ArrayReader:
     def convolution(self, name):
         """Returns PyTorch's convolution."""
         return {"kernel": np.moveaxis(self[f"{name}.weight"], (1, 0), (-2, -1)), "bias": self[f"{name}.bias"]}
+
+    def normalised_convolution(self, convolution, norm):
+        """Returns PyTorch's convolution without bias and the batch norm after it, with the names of `Convolution`.
+
+        In evaluation batch norm is a scale and a bias: weight / sqrt(var + eps), and bias - mean * scale.
+        """
+        scale = self[f"{norm}.weight"] / np.sqrt(self[f"{norm}.running_var"] + _BATCH_NORM_EPSILON)
+        bias = self[f"{norm}.bias"] - self[f"{norm}.running_mean"] * scale
+        self.get(f"{norm}.num_batches_tracked")  # read to mark it as used: only training uses this counter
+        kernel = np.moveaxis(self[f"{convolution}.weight"], (1, 0), (-2, -1))
+        return {"convolution": {"kernel": kernel}, "scale": scale, "bias": bias}
+
+    def merging(self, name):
+        """Returns Swin's patch merging."""
+        return {"norm": self.norm(f"{name}.norm"), "out": {"kernel": self[f"{name}.reduction.weight"].T}}
 
     def head(self, name):
         """Returns PyTorch's linear head, or None if the file has none."""

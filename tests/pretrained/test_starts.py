@@ -1,0 +1,249 @@
+"""The weights from which papers start give the logits of the library that they come from, where every array counts."""
+
+import pickle
+import re
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import msgpack
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from drawn import clip
+from flax import nnx, serialization
+from tiny import quick_jit
+from weights import GOLDENS, SHAPE, TIGHT, arrays_of, fitted, load_module, loaded, maker, nested, write
+
+from vidformers.errors import ConfigError
+from vidformers.pretrained.files import open_file
+
+SWIN = dict(image_size=32, patch_size=4, width=32, heads=2, depth=4, depths=(2, 2), window=(2, 4, 4))
+IMAGE_SWIN = ("swin", SWIN | dict(frames=1, patch_frames=1), {})
+CVT = dict(frames=1, image_size=40, patch_size=4, width=16, heads=1, depth=6, depths=(1, 2, 3), joint="none")
+RESNET = dict(backbone="resnet", projection="none", frames=1, image_size=48, width=1024, heads=16, depths=(1, 2, 1))
+CASES = {
+    "resnet": ("vtn", RESNET, {}),
+    "cvt": ("cvt", CVT | dict(gelu="quick"), {}),
+    "hf_cvt": ("cvt", CVT, {}),
+    "timm_swin": IMAGE_SWIN,
+    "torchvision_swin2d": IMAGE_SWIN,
+    "hf_swin": IMAGE_SWIN,
+    "scenic_vivit": ("joint", SHAPE | dict(frames=8, patch_frames=2, positions="joint", gelu="tanh"), {}),
+    "video_swin": ("swin", SWIN | dict(frames=8), {}),
+}
+# What adds one number to all scores of a query does not change its softmax: the bias of keys. In CvT that is also the
+# mean and bias of the batch norm before the keys, but in the last stage class tokens pass by it. The last block of CvT
+# convolves the queries of patches alone, and the head reads the class token alone. These arrays must change parameters.
+WITHOUT_EFFECT = dict.fromkeys(CASES, "^$") | {
+    "scenic_vivit": "key/bias$",
+    "hf_swin": r"key\.bias$",
+    "cvt": r"proj_k\.bias$|stage[01]\..*proj_k\.bn\.(bias|running_mean)$|stage2\.blocks\.2\.attn\.conv_proj_q\.",
+    "hf_cvt": r"projection_key\.bias$|stages\.[01]\..*key\..*normalization\.(bias|running_mean)$"
+    r"|stages\.2\.layers\.2\..*convolution_projection_query\.",
+}
+
+
+@pytest.fixture
+def save(tmp_path):
+    return partial(write, tmp_path)
+
+
+def as_saved(golden):
+    """Returns the arrays of a file with those that no model needs."""
+    arrays = arrays_of(golden)
+    for name in list(arrays):
+        if "rows" in GOLDENS[golden] and name.endswith("relative_position_bias_table"):
+            arrays[name.replace("bias_table", "index")] = np.array(GOLDENS[golden]["rows"])
+        if name.endswith("running_var"):
+            arrays[name.replace("running_var", "num_batches_tracked")] = np.array(5)
+    return arrays
+
+
+def compiled(golden):
+    """Returns the function (loaded weights) -> logits for the golden input.
+
+    The head of a VTN reads layers over frames. A ResNet's own head stands in its place here.
+    """
+    name, options, _ = CASES[golden]
+    model = load_module.abstract_model(maker(name, **options))
+    if is_backbone := name == "vtn":
+        model = model.encoder
+    graph = nnx.split(model)[0]
+    video = clip((2, options["frames"], options["image_size"], options["image_size"], 3))
+    run = quick_jit(lambda parameters: nnx.merge(graph, parameters)(video))
+
+    def answer(pretrained):
+        values = pretrained.values
+        if not is_backbone:
+            return np.asarray(run(nested(values)))
+        features = run(nested({path[1:]: value for path, value in values.items()}))[:, 0]
+        return features @ pretrained.file.arrays["fc.weight"].T + pretrained.file.arrays["fc.bias"]
+
+    return answer
+
+
+@pytest.mark.parametrize("golden", CASES)
+def test_the_logits_are_those_of_the_library_and_any_changed_array_moves_them(golden, save, monkeypatch):
+    """A changed array moves them by more than the tolerance, which would otherwise pass if the array were not read."""
+    (name, options, init), folder, answer = CASES[golden], save(as_saved(golden)), compiled(golden)
+    pretrained, expected = fitted(folder, name, init, **options), np.array(GOLDENS[golden]["logits"])
+    before, arrays = answer(pretrained), pretrained.file.arrays
+    assert expected.std() >= 1
+    np.testing.assert_allclose(before, expected, **TIGHT)
+    new = {row.parameter.partition(".")[0] for row in pretrained.origins if row.how != "loaded"}
+    assert new == ({"readout", "head"} if name == "vtn" else set()) and not pretrained.unused
+    for key in [key for key, array in arrays.items() if array.dtype.kind == "f"]:
+        changed = arrays | {key: arrays[key] + np.random.default_rng(0).normal(0, 0.1, arrays[key].shape)}
+        file = replace(pretrained.file, arrays=changed)
+        monkeypatch.setattr(load_module, "open_file", lambda source, file=file: file)
+        found = fitted(folder, name, init, **options)
+        if re.search(WITHOUT_EFFECT[golden], key):
+            assert any((value != pretrained.values[path]).any() for path, value in found.values.items()), key
+        else:
+            assert np.abs(answer(found) - before).max() > 2 * TIGHT["atol"], key
+
+
+# Swin, inflated in time
+
+
+def test_an_inflated_swin_gives_a_clip_of_equal_frames_the_logits_of_its_frame(save):
+    """Windows of both kinds span several frames: the bias of a pair of patches does not depend on their frames."""
+    folder = save(as_saved("torchvision_swin2d"))
+    run, pretrained = loaded(folder, "swin", dict(tube="average"), **SWIN | dict(frames=8))
+    found = run(np.repeat(clip((2, 1, 32, 32, 3)), 8, axis=1))[0]
+    np.testing.assert_allclose(found, GOLDENS["torchvision_swin2d"]["logits"], **TIGHT)
+    (row,) = [row for row in pretrained.origins if row.parameter == "encoder.embeddings.0.patch.kernel"]
+    assert row.how == "resized" and row.note == "patch of 4 x 4 to 2 frames, average"
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "golden, name, options, sentence",
+    [
+        ("torchvision_swin2d", "swin", dict(window=(2, 2, 2)), r"than model.window=\(2, 2, 2\) has in a frame"),
+        ("torchvision_swin2d", "swin", dict(window=(2, 8, 2)), "its position tables are for another window"),
+        ("video_swin", "swin", dict(window=(4, 2, 4)), r"another window than model.window=\(4, 2, 4\)\."),
+        ("hf_swin", "swin", dict(heads=4), "it has 2 heads where the model has 4"),
+        ("timm_swin", "swin", dict(depth=6, depths=(2, 4)), r"its stages have \[2, 2\] blocks"),
+        ("timm_swin", "cvt", CVT, "the layout is that of a Swin of timm or its authors, which does not fit"),
+        ("cvt", "swin", {}, "the layout is that of a CvT of its authors, which does not fit this model"),
+        ("cvt", "cvt", CVT | dict(depth=4, depths=(1, 2, 1)), r"its stages have \[1, 2, 3\] blocks"),
+        ("hf_cvt", "cvt", CVT | dict(heads=2), "trained with 1 heads in the first stage, and model.heads is 2"),
+        ("hf_cvt", "cvt", CVT | dict(width=32), "has the shape"),
+        ("resnet", "vtn", RESNET | dict(depths=(1, 1, 1)), r"its stages have \[1, 2, 1\] blocks"),
+        ("resnet", "vtn", RESNET | dict(stem=32, width=512), "has the shape"),
+        ("resnet", "vtn", dict(frames=1), "the layout is that of a ResNet of torchvision or timm, which does not fit"),
+        ("resnet", "vtn", RESNET | dict(width=768), "model.width=768 must be 1024, the channels of the last stage"),
+        ("resnet", "vtn", RESNET | dict(projection="mean"), "model.projection='mean' must be linear or none"),
+        ("cvt", "cvt", CVT | dict(gelu="tanh"), "model.gelu='tanh' must be one of exact, quick"),
+    ],
+)
+def test_another_model_refuses_the_weights(golden, name, options, sentence, save):
+    fields = (SWIN | dict(frames=8) if name == "swin" else {}) | options
+    with pytest.raises(ConfigError, match=sentence):
+        fitted(save(as_saved(golden), {"num_heads": [1, 3, 6]}), name, **fields)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("golden", ["resnet", "hf_cvt", "timm_swin"])
+def test_weights_for_blue_green_red_have_their_channels_reversed(golden, save):
+    name, options, _ = CASES[golden]
+    path = {
+        "resnet": ("encoder", "encoder", "stem", "convolution"),
+        "hf_cvt": ("encoder", "embeddings", 0, "convolution"),
+    }
+    path = (*path.get(golden, ("encoder", "embeddings", 0, "patch")), "kernel")
+    folder = save(as_saved(golden))
+    rgb, bgr = (fitted(folder, name, dict(channels=order), **options).values[path] for order in ("rgb", "bgr"))
+    shape = (-1, 3, rgb.shape[-1])  # (t) y x, c, d
+    np.testing.assert_array_equal(bgr.reshape(shape), rgb.reshape(shape)[:, ::-1])
+
+
+# Flax and Orbax
+
+
+def tree_of(arrays):
+    """Returns the arrays as a tree of dictionaries, along the slashes of their names."""
+    return nested({tuple(name.split("/")): array for name, array in arrays.items()})
+
+
+def write_msgpack(path, tree):
+    path.write_bytes(serialization.msgpack_serialize(tree))
+    return str(path)
+
+
+def write_orbax(path, tree):
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(path.absolute(), tree)
+    return str(path)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "writer, around",
+    [
+        (write_msgpack, lambda tree: {"optimizer": {"target": tree, "state": {"step": 3}}, "global_step": 3}),
+        (write_msgpack, lambda tree: {"params": tree, "opt_state": {"0": jax.tree.map(np.zeros_like, tree)}}),
+        (write_orbax, lambda tree: {"params": tree, "opt_state": jax.tree.map(np.zeros_like, tree), "global_step": 3}),
+        (write_orbax, lambda tree: tree),
+    ],
+)
+def test_checkpoints_of_flax_and_orbax_hold_the_parameters_of_a_run(writer, around, tmp_path):
+    arrays = {name: array[..., :2] for name, array in arrays_of("scenic_vivit").items()}
+    file = open_file(writer(tmp_path / "checkpoint", around(tree_of(arrays))))
+    assert file.arrays.keys() == arrays.keys() and len(file.sha256) == 64
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(file.arrays[name], array)
+    assert bool(file.not_read) == (len(around({})) > 0)
+
+
+@pytest.mark.quick
+def test_a_vivit_of_scenic_starts_from_its_checkpoint(tmp_path):
+    name, options, _ = CASES["scenic_vivit"]
+    write_msgpack(tmp_path / "checkpoint", {"optimizer": {"target": tree_of(arrays_of("scenic_vivit"))}})
+    pretrained = fitted(str(tmp_path), name, **options)
+    assert pretrained.layout == "ViViT of Scenic" and pretrained.counts["loaded"] == len(pretrained.origins)
+    with pytest.raises(ConfigError, match="does not say over how many frames its 64 positions extend"):
+        fitted(str(tmp_path), name, **options | dict(frames=16))
+    with pytest.raises(ConfigError, match=r"normalised with model\.mean=\(0\.5, 0\.5, 0\.5\)"):
+        fitted(str(tmp_path), name, dict(allow=()), **options | dict(mean=(0.45,) * 3, std=(0.225,) * 3))
+    (tmp_path / "config.json").write_text('{"num_frames": 8}')
+    remarks = fitted(str(tmp_path), name, **options | dict(frames=16, gelu="exact")).remarks
+    assert any("tanh approximation of GELU" in remark for remark in remarks)
+
+
+class Ran:
+    def __reduce__(self):
+        return print, ("ran",)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        (b"\x81\xa6params\x81\xa1a\xa4text", "holds 'a', a str, which is not an array"),
+        (b"\x81\xa6params\x80", "holds no tree of parameters"),
+        (b"\x82\xa6params\x81\xa1a", "is damaged, or not a file of Flax"),
+        # An array of Python objects, whose bytes would be addresses.
+        (msgpack.packb({"a": msgpack.ExtType(1, msgpack.packb(((1,), "object", bytes(8))))}), "is damaged, or not a"),
+        (msgpack.packb({"a": msgpack.ExtType(1, pickle.dumps(Ran()))}), "is damaged, or not a file of Flax"),
+    ],
+)
+def test_a_file_of_flax_without_parameters_is_refused_and_never_run(content, sentence, tmp_path, capfd):
+    (tmp_path / "checkpoint").write_bytes(content)
+    with pytest.raises(ConfigError, match=sentence):
+        open_file(str(tmp_path))
+    assert "ran" not in capfd.readouterr().out
+
+
+@pytest.mark.quick
+def test_a_damaged_checkpoint_of_orbax_is_refused_in_a_sentence(tmp_path):
+    folder = write_orbax(tmp_path / "checkpoint", {"a": np.ones(4)})
+    for file in Path(folder).rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            file.write_bytes(b"")
+    with pytest.raises(ConfigError, match="is damaged, or not a checkpoint of Orbax") as error:
+        open_file(folder)
+    assert "\n" not in str(error.value)
