@@ -9,5 +9,5 @@ Everything else is as in configs/stat_t16.py.
 from configs import stat_t16
 
 
-def get_config():
-    return stat_t16.get_config(frames=32, window=5)
+def get_config(variant: str = "deit"):
+    return stat_t16.recipe(frames=32, window=5, variant=variant)

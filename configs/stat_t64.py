@@ -9,7 +9,7 @@ Everything else is as in configs/stat_t16.py.
 from configs import stat_t16
 
 
-def get_config():
-    config = stat_t16.get_config(frames=64, window=7)
+def get_config(variant: str = "deit"):
+    config = stat_t16.recipe(frames=64, window=7, variant=variant)
     config.eval.clips, config.eval.crops = 3, 3
     return config

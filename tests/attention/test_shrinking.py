@@ -49,6 +49,7 @@ FORMS = pytest.mark.parametrize(
         (LONG | dict(external=3, hybrid="multi_view", kernel="relu"), (3, 4, 4)),
         (dict(long_key="mean", external=3, hybrid="combined"), (3, 4, 4)),
         (dict(window=7, kv_stride=4, pool_queries=True), (3, 8, 8)),
+        (dict(pool_norm="mvit", pool_queries=True), (3, 4, 4)),
     ],
     ids=str,
 )
@@ -92,24 +93,31 @@ def average(x):
     )
 
 
-def definition(parameters, tokens, kv_stride, pool_queries, around, long_key):
+def definition(parameters, tokens, kv_stride, pool_queries, around, long_key, pool_norm="keys"):
     """Equations 1 to 8 for one clip, query by query; `around(i)` are the frames that frame i sees averaged."""
+
+    def pooled_norm(x, name, is_class=False):
+        if f"norm_{name}" not in parameters or is_class and pool_norm != "mvit":
+            return x
+        if pool_norm == "mvit":  # of each head
+            heads = norm(x.reshape(*x.shape[:-1], HEADS, -1), parameters[f"norm_{name}"]["norm"])
+            return heads.reshape(x.shape)
+        return norm(x, parameters[f"norm_{name}"])
 
     def qkv(x):
         return np.split(norm(x, parameters["norm"]) @ parameters["qkv"]["kernel"] + parameters["qkv"]["bias"], 3, -1)
 
     patches, classes = qkv(tokens.maps[0]), qkv(tokens.class_tokens[0])
+    classes = [pooled_norm(x, name, is_class=True) for x, name in zip(classes, "qkv", strict=True)]
     frames = range(len(classes[0]))
     current, short, long = [], [], []
     for i, (name, x) in enumerate(zip("kv", patches[1:], strict=True)):
-        current.append(
-            [norm(pool(frame, parameters[f"pool_{name}"], kv_stride), parameters[f"norm_{name}"]) for frame in x]
-        )
+        current.append([pooled_norm(pool(frame, parameters[f"pool_{name}"], kv_stride), name) for frame in x])
         short.append([average(frame) for frame in current[-1]])
         long.append({"class": classes[1 + i], "mean": x.mean((1, 2)), "none": np.zeros((0, WIDTH))}[long_key])
     outputs = []
     for i in frames:
-        q = patches[0][i] if not pool_queries else pool(patches[0][i], parameters["pool_q"], 2)
+        q = patches[0][i] if not pool_queries else pooled_norm(pool(patches[0][i], parameters["pool_q"], 2), "q")
         q = np.concatenate([classes[0][i][None], q.reshape(-1, WIDTH)])
         k, v = (
             np.concatenate(
@@ -133,6 +141,9 @@ def definition(parameters, tokens, kv_stride, pool_queries, around, long_key):
         (dict(window=9), (4, 6, 6)),
         (dict(kv_stride=4, pool_queries=True, window=5), (4, 8, 8)),
         (dict(window=1, long_key="none"), (2, 4, 4)),
+        (dict(pool_norm="none", pool_queries=True), (3, 4, 4)),
+        (dict(pool_norm="mvit", pool_queries=True), (3, 4, 4)),
+        (dict(pool_norm="mvit"), (2, 4, 4)),
     ],
 )
 def test_attention_is_that_of_the_equations(float64, options, grid):

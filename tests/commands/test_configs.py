@@ -212,4 +212,4 @@ def test_every_override_in_the_docstring_of_a_config_builds(name):
 def test_the_configs_list_the_ablations_of_their_papers():
     count = {name: len(rows) for name, rows in VARIANTS.items()}
     assert count["havit_s16"] == 3 + 3 + 2 + 3 and count["msca_b16"] == 5 + 7 + 4 + 6 + 7 + 1
-    assert count["stat_t16"] == 3 + 4 + 2 + 4 + 2 + 1
+    assert count["stat_t16"] == 3 + 4 + 2 + 4 + 2 + 2

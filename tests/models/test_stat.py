@@ -11,6 +11,7 @@ from sublayers import HEADS, WIDTH, count_parameters, draw_tokens
 from tiny import clips, compiled, make, maker, quick_jit, randomise
 
 from vidformers import ConfigError, build
+from vidformers.models.encoder import Classifier
 from vidformers.models.stat import Stem, TemporalAggregation, WideningMlp
 from vidformers.models.summary import summarise
 
@@ -34,6 +35,8 @@ def published(**options):
         (dict(aggregation_layers=2), 51_146_800),
         (dict(aggregation_layers=4), 65_322_544),
         (dict(long_key="mean"), 44_058_928),
+        (dict(pool_norm="none"), 44_058_928 - 4 * (2 * 192 + 11 * 384 + 2 * 768)),
+        (dict(pool_norm="mvit"), 44_058_928 - 4 * (2 * 192 + 11 * 384 + 2 * 768) + (15 * 4 + 2 * 2) * 96),
     ],
     ids=str,
 )
@@ -65,13 +68,16 @@ def test_cost_agrees_with_tables_1_2_and_6(options, gmacs):
     "options",
     [
         dict(stem_convs=1, patch_size=4),
-        dict(stem_convs=5, depths=(2, 7, 2)),
+        dict(stem_convs=5, depths=(2, 6, 3)),
         dict(stem_convs=5, stem_strides="literal", patch_size=32, width=768, heads=8, depths=(33,)),
     ],
     ids=str,
 )
 def test_other_stems_cost_the_same(options):
-    assert summarise(published(**options)).macs_per_view / 1e9 == pytest.approx(58.895, rel=0.02)
+    summary = summarise(published(**options))
+    assert summary.macs_per_view / 1e9 == pytest.approx(58.895, rel=0.02)
+    if "stem_strides" not in options:
+        assert summary.params == pytest.approx(44_058_928, rel=0.01)
 
 
 # Between the sublayers
@@ -168,11 +174,26 @@ def test_without_aggregation_the_class_tokens_are_averaged():
     np.testing.assert_allclose(averaged, class_tokens.mean(1), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.quick
+def test_dropout_of_the_head_zeroes_its_input_in_training_alone():
+    def encoder(video, key):
+        return video
+
+    encoder.shape = (8, 100)
+    model = Classifier(encoder, width=100, num_classes=2, head_dropout=0.5, rngs=nnx.Rngs(0))
+    assert nnx.eval_shape(lambda: maker("stat", head_dropout=0.5)(rngs=nnx.Rngs(0))).head_dropout == 0.5
+    dropped = model.features(jnp.ones((1, 8, 100)), jax.random.key(0))
+    assert 0.3 < (dropped == 0).mean() < 0.7 and set(np.unique(dropped)) == {0.0, 2.0}
+    np.testing.assert_array_equal(model.features(jnp.ones((1, 8, 100))), 1)
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
         (dict(window=4), "model.window=4"),
         (dict(window=0), "model.window=0"),
+        (dict(pool_norm="both"), "model.pool_norm='both'"),
+        (dict(head_dropout=1.0), "model.head_dropout=1.0"),
         (dict(window=-1), "model.window=-1"),
         (dict(image_size=40), "model.image_size=40 gives a grid of side 5"),
         (dict(image_size=36), "model.image_size=36"),

@@ -19,23 +19,39 @@ from vidformers.layers.linear import Linear, check_heads, square_init
 from vidformers.layers.tokens import LayerRng, Tokens, add_branch, tokens_of_maps
 from vidformers.parallel.target import target_platform
 
+POOL_NORMS = ("keys", "mvit", "none")
+
+
+class HeadNorm(nnx.Module):
+    """LN of each head's part of tokens (... d), with one scale and bias (d/h) for all heads."""
+
+    def __init__(self, width: int, heads: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.heads = heads
+        self.norm = nnx.LayerNorm(width // heads, epsilon=1e-6, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(x.reshape(*x.shape[:-1], self.heads, -1)).reshape(x.shape)
+
 
 class ShrinkingAttention(nnx.Module):
     """tokens + W_O attend(Q, [K_CA, K_SA, K_LA]) of LN tokens, with one class token per frame (STAT eq. 1-9).
 
     A query of frame i, a patch or the class token, attends to three levels of keys and values.
-        Current: the patches of frame i, pooled by a depthwise 3 x 3 convolution and normalised (eq. 2).
+        Current: the patches of frame i, pooled by a depthwise 3 x 3 convolution (eq. 2).
         Short-term: the pooled patches of frames i-r .. i+r without i, r = window // 2, averaged over 2 x 2 cells
             (eq. 3). Frames beyond the ends of the clip are hidden; the paper does not define them.
-        Long-term: one token of every frame, neither pooled nor normalised (eq. 6).
+        Long-term: one token of every frame, which is not pooled (eq. 6).
     Unlike eq. 8, there is an output projection, and scores are scaled by the width of a head.
 
     Args:
         width: d.
         heads: h, which divides d.
         kv_stride: stride of the convolutions that pool keys and values.
-        pool_queries: halves the grid. A depthwise 3 x 3 convolution of stride 2 without a norm pools the queries of
-            patches, and max-pooling their residual. Class tokens are never pooled.
+        pool_queries: halves the grid. A depthwise 3 x 3 convolution of stride 2 pools the queries of patches, and
+            max-pooling their residual. Class tokens are never pooled.
+        pool_norm: what is normalised after pooling. The paper's equations have no norm, 'none'. 'keys': the pooled keys
+            and values of patches. 'mvit': each head of the keys and values of patches and class tokens, and of the
+            queries where they are pooled, as MViT's code does.
         window: t_o, odd. With 1 there is no short-term attention.
         long_key: 'class' for the class tokens, 'mean' for the means of a frame's keys and values before pooling (Table
             3), or 'none' for no long-term attention, where class tokens are queries only.
@@ -46,8 +62,8 @@ class ShrinkingAttention(nnx.Module):
         masked: runs the masked form, attention over all tokens under a mask. This slow form is the reference in tests.
 
     Raises:
-        ConfigError: the heads do not divide the width, the window is even, or long_key, kernel or backend is unknown
-            or not applicable.
+        ConfigError: the heads do not divide the width, the window is even, or long_key, pool_norm, kernel or backend is
+            unknown or not applicable.
     """
 
     def __init__(
@@ -57,6 +73,7 @@ class ShrinkingAttention(nnx.Module):
         *,
         kv_stride: int = 1,
         pool_queries: bool = False,
+        pool_norm: str = "keys",
         window: int = 3,
         long_key: str = "class",
         dictionary: Dictionary | None = None,
@@ -74,6 +91,9 @@ class ShrinkingAttention(nnx.Module):
             long_key in ("class", "mean", "none"), f"model.long_key={long_key!r} is unknown. Use class, mean or none."
         )
         require(
+            pool_norm in POOL_NORMS, f"model.pool_norm={pool_norm!r} is unknown. Use one of {', '.join(POOL_NORMS)}."
+        )
+        require(
             kernel in ("softmax", "relu"),
             f"model.kernel={kernel!r} is not applicable, because pooled keys have no order. Use softmax or relu.",
         )
@@ -82,7 +102,16 @@ class ShrinkingAttention(nnx.Module):
         self.kernel, self.backend, self.masked, self.dictionary = kernel, backend, masked, nnx.data(dictionary)
         compute = dict(dtype=dtype, rngs=rngs)
         pool = partial(Conv, width, width, (3, 3), padding=1, feature_group_count=width, use_bias=False, **compute)
-        self.norm, self.norm_k, self.norm_v = (nnx.LayerNorm(width, epsilon=1e-6, **compute) for _ in range(3))
+        self.norms_class_tokens = pool_norm == "mvit"
+
+        def make_norm(is_query: bool = False):
+            if pool_norm == "mvit":
+                return HeadNorm(width, heads, **compute)
+            return nnx.LayerNorm(width, epsilon=1e-6, **compute) if pool_norm == "keys" and not is_query else None
+
+        self.norm = nnx.LayerNorm(width, epsilon=1e-6, **compute)
+        self.norm_k, self.norm_v = nnx.data(make_norm()), nnx.data(make_norm())
+        self.norm_q = nnx.data(make_norm(is_query=True) if pool_queries else None)
         self.qkv = Linear(width, 3 * width, kernel_init=square_init, **compute)
         self.pool_q = nnx.data(pool(strides=2) if pool_queries else None)
         self.pool_k, self.pool_v = pool(strides=kv_stride), pool(strides=kv_stride)
@@ -102,8 +131,9 @@ class ShrinkingAttention(nnx.Module):
         patches, class_tokens = (
             jnp.stack(jnp.split(self.qkv(self.norm(x)), 3, axis=-1)) for x in (tokens.maps, tokens.class_tokens)
         )
-        q = patches[0] if self.pool_q is None else self.pool_q(patches[0])
-        out = self.attend(q, class_tokens[0], self.levels(patches[1:], class_tokens[1:], self.pool))
+        q = patches[0] if self.pool_q is None else _apply(self.norm_q, self.pool_q(patches[0]))
+        class_q, *class_parts = self._normalise_class_tokens(class_tokens)
+        out = self.attend(q, class_q, self.levels(patches[1:], jnp.stack(class_parts), self.pool))
         out = self.out(rearrange(out, "... h e -> ... (h e)"))
         return out[:, :, 1:], out[:, :, 0]
 
@@ -127,15 +157,18 @@ class ShrinkingAttention(nnx.Module):
         (q, *parts), (class_q, *class_parts) = (
             [part[..., 0, :] for part in self.qkv.to_heads(x, 3, 1)] for x in (patches, class_tokens)
         )
+        class_q, *class_parts = self._normalise_class_tokens((class_q, *class_parts))
         if self.pool_q is None:
             q = self.qkv.to_heads(join(patches, class_tokens), 3, self.heads)[0]
         else:
-            q = self._split_heads(join(self.pool_q(q.reshape(b, t, y, x, d)), class_q))
+            q = self._split_heads(join(_apply(self.norm_q, self.pool_q(q.reshape(b, t, y, x, d))), class_q))
         keys_values, mask = [], None
         for part, class_part, pool, norm in zip(
             parts, class_parts, (self.pool_k, self.pool_v), (self.norm_k, self.norm_v), strict=True
         ):
-            levels = self.levels(part.reshape(1, b, t, y, x, d), class_part[None], lambda x, f=pool, g=norm: g(f(x)))
+            levels = self.levels(
+                part.reshape(1, b, t, y, x, d), class_part[None], lambda x, f=pool, g=norm: _apply(g, f(x))
+            )
             gathered, mask = _gather(reversed(list(levels)), t)
             keys_values.append(self._split_heads(gathered.reshape(*lead, -1, d)))
         if mask is not None:
@@ -156,7 +189,13 @@ class ShrinkingAttention(nnx.Module):
 
     def pool(self, patches):
         """Returns pooled and normalised keys and values (s b t y x d), of patches (s b t y x d), s = 2."""
-        return jnp.stack([self.norm_k(self.pool_k(patches[0])), self.norm_v(self.pool_v(patches[1]))])
+        k, v = self.pool_k(patches[0]), self.pool_v(patches[1])
+        return jnp.stack([_apply(self.norm_k, k), _apply(self.norm_v, v)])
+
+    def _normalise_class_tokens(self, parts):
+        """Returns queries, keys and values of class tokens, normalised as those of pooled patches if MViT's are."""
+        norms = (self.norm_q, self.norm_k, self.norm_v) if self.norms_class_tokens else (None,) * 3
+        return [_apply(norm, part) for norm, part in zip(norms, parts, strict=True)]
 
     def levels(self, patches, class_tokens, pool):
         """Yields for each level the keys and values of every frame, and which frames a query attends to.
@@ -191,6 +230,10 @@ class ShrinkingAttention(nnx.Module):
         queries, keys, values = (rearrange(x, "... (h e) -> ... h e", h=self.heads) for x in (queries, keys, values))
         out = self._attention(queries, keys, values, mask)
         return out.reshape(*q.shape[:3], *out.shape[-2:])
+
+
+def _apply(norm, x):
+    return x if norm is None else norm(x)
 
 
 def _gathered(q, levels):

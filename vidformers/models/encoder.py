@@ -283,10 +283,15 @@ class Classifier(nnx.Module):
         readout: readout((b c d), key, index) -> (b d); None is the mean over the class tokens.
         width: d of the output of the readout.
         num_classes: number of logits.
+        head_dropout: dropout rate of the input of the head.
     """
 
-    def __init__(self, encoder, readout=None, *, width: int, num_classes: int, rngs: nnx.Rngs):
+    def __init__(
+        self, encoder, readout=None, *, width: int, num_classes: int, head_dropout: float = 0.0, rngs: nnx.Rngs
+    ):
         require(num_classes >= 1, f"model.num_classes={num_classes} must be at least 1.")
+        require(0 <= head_dropout < 1, f"model.head_dropout={head_dropout} must be at least 0 and below 1.")
+        self.head_dropout = head_dropout
         self.encoder, self.readout = encoder, readout or MeanReadout()
         self.head = Linear(width, num_classes, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
 
@@ -320,4 +325,7 @@ class Classifier(nnx.Module):
         encoder_key, readout_key = (None, None) if key is None else jax.random.split(key)
         tokens = self.encoder(video, encoder_key)
         # At least float32; float64 stays float64, for tests.
-        return self.readout(tokens.astype(jnp.promote_types(tokens.dtype, jnp.float32)), readout_key, index)
+        features = self.readout(tokens.astype(jnp.promote_types(tokens.dtype, jnp.float32)), readout_key, index)
+        if readout_key is None:
+            return features
+        return dropout(features, self.head_dropout, LayerRng(jax.random.fold_in(readout_key, 1), jnp.zeros(())))

@@ -72,6 +72,12 @@ def _keywords(function: Callable) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name != "rngs"}
 
 
+def default_fields(name: str | None) -> dict[str, Any]:
+    """Returns the defaults of all fields of a model that have one, {} if the model is unknown."""
+    fields = MODELS[name].fields if name in MODELS else {}
+    return {field: parameter.default for field, parameter in fields.items() if parameter.default is not parameter.empty}
+
+
 def build(name: str, *, rngs: nnx.Rngs, **fields: Any) -> Classifier:
     """Returns the model `name` of `MODELS`, as in `build("mevit", num_classes=10, rngs=nnx.Rngs(0))`.
 

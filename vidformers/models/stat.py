@@ -216,6 +216,8 @@ def stat(
     stem_convs: int = 3,
     stem_strides: str = "same_grid",
     aggregation_layers: int = 1,
+    pool_norm: str = "keys",
+    head_dropout: float = 0.0,
     rngs: nnx.Rngs,
 ) -> Classifier:
     """Returns a STAT.
@@ -231,6 +233,8 @@ def stat(
         stem_convs, stem_strides: a key of `STEMS` (Table 5). One convolution is the stem of MViT. Then the first stage
             of MViT, one block of half the width on a grid of twice the side, is put before the `depths`.
         aggregation_layers: l_ta (Table 4). With 0, the head takes the mean over the frames.
+        pool_norm: 'keys', 'mvit' or 'none': what is normalised after pooling, see `ShrinkingAttention`.
+        head_dropout: dropout rate of the input of the head, 0.5 in MViT.
     Raises:
         ConfigError: an even window, an odd grid to be halved, strides that do not divide the clip, an unknown choice.
     """
@@ -242,10 +246,10 @@ def stat(
     stem = _stem(config, stem_convs, stem_strides, rngs)
     _check_grid(config, stem, depths)
     levels = [replace(config, width=config.width << i, heads=config.heads << i) for i in range(len(depths))]
-    width, heads = levels[-1].width, levels[-1].heads
+    width = levels[-1].width
     encoder = Encoder(
         stem,
-        _stages(levels, depths, window=window, long_key=long_key),
+        _stages(levels, depths, window=window, long_key=long_key, pool_norm=pool_norm),
         width=config.width,
         out_width=width,
         class_per_frame=True,
@@ -255,18 +259,22 @@ def stat(
         rngs=rngs,
         **config.sublayer_options,
     )
-    readout = None
-    if aggregation_layers:
-        readout = TemporalAggregation(
-            width,
-            heads,
-            aggregation_layers,
-            mlp_ratio=config.mlp_ratio,
-            backend=config.backend,
-            rngs=rngs,
-            **config.sublayer_options,
-        )
-    return Classifier(encoder, readout, width=width, num_classes=config.num_classes, rngs=rngs)
+    readout = _aggregation(levels[-1], aggregation_layers, rngs) if aggregation_layers else None
+    return Classifier(
+        encoder, readout, width=width, num_classes=config.num_classes, head_dropout=head_dropout, rngs=rngs
+    )
+
+
+def _aggregation(config: ModelConfig, layers: int, rngs: nnx.Rngs) -> TemporalAggregation:
+    return TemporalAggregation(
+        config.width,
+        config.heads,
+        layers,
+        mlp_ratio=config.mlp_ratio,
+        backend=config.backend,
+        rngs=rngs,
+        **config.sublayer_options,
+    )
 
 
 def _half_width(config: ModelConfig) -> ModelConfig:
@@ -305,11 +313,12 @@ def _check_grid(config: ModelConfig, stem: Stem, depths: Sequence[int]) -> None:
     )
 
 
-def _stages(levels: Sequence[ModelConfig], depths: Sequence[int], *, window: int, long_key: str) -> list[StageSpec]:
+def _stages(levels: Sequence[ModelConfig], depths: Sequence[int], **options) -> list[StageSpec]:
     """Returns the specs of the stages, cut where the first or the last block of a stage differs from the others.
 
     Keys and values are pooled to the grid of the last stage. Where the attention halves the grid of its queries, they
-    are pooled to twice that side, since their stride acts on the grid before.
+    are pooled to twice that side, since their stride acts on the grid before. `options` are those of every
+    `ShrinkingAttention`.
     """
     last_level = len(levels) - 1
 
@@ -321,8 +330,7 @@ def _stages(levels: Sequence[ModelConfig], depths: Sequence[int], *, window: int
             config.heads,
             kv_stride=2 ** (last_level - level),
             pool_queries=first,
-            window=window,
-            long_key=long_key,
+            **options,
             dictionary=config.make_dictionary(rngs),
             kernel=config.kernel,
             backend=config.backend,

@@ -8,6 +8,7 @@ import numpy as np
 
 from vidformers.errors import require
 from vidformers.models.config import SIZES
+from vidformers.models.registry import default_fields
 from vidformers.pretrained.assign import Assignment, Init, resize_grid, resize_time
 from vidformers.pretrained.layouts import ArrayReader
 
@@ -74,7 +75,11 @@ def resolve_size(section: dict) -> dict:
 
 
 def model_differences(before: dict, now: dict):
-    """Yields (field, old value, new value) for fields that differ and change the output for equal parameters."""
+    """Yields (field, old value, new value) for fields that differ and change the output for equal parameters.
+
+    A field that the older section lacks, because its version did not have the field, has its default.
+    """
+    before = default_fields(before.get("name")) | before
     before, now = (json.loads(json.dumps(resolve_size(dict(section)))) for section in (before, now))
     for field in before:
         if field in now and field not in _FREE and before[field] != now[field]:

@@ -2,7 +2,6 @@
 
 import fcntl
 import importlib.metadata
-import inspect
 import json
 import sys
 import tempfile
@@ -13,7 +12,7 @@ import jax
 
 from input_pipeline.files import remove_temporaries, write_text
 from vidformers.errors import ConfigError, require
-from vidformers.models.registry import MODELS
+from vidformers.models.registry import default_fields
 from vidformers.training.commit import git_commit
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av", "opencv-python-headless", "numpy")
@@ -133,7 +132,8 @@ def differences_from_stored_run(workdir: Path, run: dict) -> list[str]:
         ) from None
     new = _flatten(json.loads(json.dumps(run["config"])))  # tuples become lists, as in the stored file
     # An earlier version has fewer fields of the model. Its model is the one with their defaults.
-    old = {k: v for k, v in _default_model(new.get("model.name")).items() if k in new} | old
+    defaults = _flatten({"model": json.loads(json.dumps(default_fields(new.get("model.name"))))})
+    old = {field: default for field, default in defaults.items() if field in new} | old
     changed = sorted(field for field in old.keys() | new.keys() if old.get(field) != new.get(field))
     for field in changed:
         is_fixed = any(field == name or field.startswith(name + ".") for name in _FIXED_FIELDS)
@@ -149,13 +149,6 @@ def differences_from_stored_run(workdir: Path, run: dict) -> list[str]:
         f"the run had {old_digest}. Restore the list to continue that run, or give another workdir.",
     )
     return [f"Continues with {field}={new.get(field)!r} (was {old.get(field)!r})." for field in changed]
-
-
-def _default_model(name: str | None) -> dict:
-    """Returns the defaults of the fields of a model, as leaves of a config, {} if it is unknown."""
-    fields = MODELS[name].fields if name in MODELS else {}
-    defaults = {f"model.{field}": fields[field].default for field in fields}
-    return json.loads(json.dumps({k: v for k, v in defaults.items() if v is not inspect.Parameter.empty}))
 
 
 def _flatten(tree, prefix="") -> dict:
