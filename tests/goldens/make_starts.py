@@ -116,6 +116,15 @@ def video_swin_of_its_authors():
     return golden | {"rows": model.features[0][0].attn.relative_position_index.tolist()}
 
 
+def space_only(frames=4):
+    """TimeSformer with attention in space only, of timm's ViT: its authors average the frames before the norm."""
+    model = fill(timm.create_model("vit_tiny_patch16_224", img_size=SIDE, num_classes=CLASSES, depth=3))
+    video = torch.from_numpy(clip((2, frames, SIDE, SIDE, 3))).flatten(0, 1).movedim(-1, 1)
+    tokens = model.blocks(model._pos_embed(model.patch_embed(video))).unflatten(0, (2, frames))
+    logits = model.head(model.norm(tokens.mean(1))[:, 0])
+    return {"arrays": shapes(model), "logits": logits.tolist(), "version": f"timm {timm.__version__}"}
+
+
 def swin_of_timm():
     model = timm.models.swin_transformer.SwinTransformer(
         img_size=SWIN_SIDE, embed_dim=32, depths=(2, 2), num_heads=(2, 4), window_size=4, num_classes=CLASSES
@@ -196,6 +205,7 @@ def main():
         "timm_swin": swin_of_timm(),
         "torchvision_swin2d": swin_of_torchvision(),
         "hf_swin": swin_of_hugging_face(),
+        "space_only": space_only(),
         "video_swin": video_swin_of_its_authors(),
         "scenic_vivit": vivit_of_scenic(),
     }

@@ -11,7 +11,7 @@ import msgpack
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from drawn import clip
+from drawn import clip, draw
 from flax import nnx, serialization
 from tiny import quick_jit
 from weights import GOLDENS, SHAPE, TIGHT, arrays_of, fitted, load_module, loaded, maker, nested, write
@@ -30,6 +30,7 @@ CASES = {
     "timm_swin": IMAGE_SWIN,
     "torchvision_swin2d": IMAGE_SWIN,
     "hf_swin": IMAGE_SWIN,
+    "space_only": ("vit", SHAPE | dict(frames=4, frame_average="before_norm"), {}),
     "scenic_vivit": ("joint", SHAPE | dict(frames=8, patch_frames=2, positions="joint", gelu="tanh"), {}),
     "video_swin": ("swin", SWIN | dict(frames=8), {}),
 }
@@ -159,6 +160,71 @@ def test_weights_for_blue_green_red_have_their_channels_reversed(golden, save):
     rgb, bgr = (fitted(folder, name, dict(channels=order), **options).values[path] for order in ("rgb", "bgr"))
     shape = (-1, 3, rgb.shape[-1])  # (t) y x, c, d
     np.testing.assert_array_equal(bgr.reshape(shape), rgb.reshape(shape)[:, ::-1])
+
+
+# TimeSformer
+
+
+def remarks_of(golden, save, name, init=None, change=None, **options):
+    arrays = arrays_of(golden)
+    for key, rows in (change or {}).items():
+        arrays[key] = np.resize(arrays[key], (rows, *arrays[key].shape[1:]))
+    return " ".join(fitted(save(arrays), name, dict(head="draw") | (init or {}), **options).remarks)
+
+
+@pytest.mark.quick
+def test_a_space_only_timesformer_cannot_be_told_from_a_vit_so_a_remark_names_the_field(save):
+    """Only a ViT over several frames could be one."""
+    assert "model.frame_average=before_norm" in remarks_of("space_only", save, "vit", frames=4)
+    for name, options in (
+        ("vit", dict(frames=1)),
+        ("vit", dict(frames=4, frame_average="before_norm")),
+        ("tokenshift", dict(frames=4)),
+        ("msca", dict(frames=4)),
+        ("timesformer", dict(frames=4)),
+    ):
+        assert "frame_average" not in remarks_of("space_only", save, name, **options), name
+    with pytest.raises(ConfigError, match="model.frame_average='first' must be after_norm or before_norm"):
+        remarks_of("space_only", save, "vit", frame_average="first")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("golden", ["hf_timesformer", "hf_timesformer_joint"])
+@pytest.mark.parametrize(
+    "classes, channels, hint",
+    [(174, "rgb", "init.channels=bgr. It is rgb"), (174, "bgr", None), (400, "bgr", "init.channels=rgb. It is bgr")]
+    + [(600, "rgb", None), (7, "rgb", "for SSv2 expect init.channels=bgr, and those for Kinetics init.channels=rgb")],
+)
+def test_a_hint_names_the_channels_that_timesformers_data_sets_want(golden, classes, channels, hint, save):
+    change = {"classifier.weight": classes, "classifier.bias": classes}
+    name = "joint" if golden.endswith("joint") else "timesformer"
+    found = remarks_of(golden, save, name, dict(channels=channels), change, frames=4)
+    assert hint in found if hint else "init.channels" not in found
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "golden, name, options",
+    [
+        ("hf_timesformer", "timesformer", dict(frames=4)),
+        ("hf_timesformer_joint", "joint", dict(frames=4)),
+        ("timesformer_joint", "joint", dict(frames=4)),
+        ("vtn", "vtn", dict(frames=7, window=(4,), temporal_depth=2)),
+        ("resnet", "vtn", RESNET),
+        ("hf_cvt", "cvt", CVT),
+        ("timm_swin", "swin", SWIN | dict(frames=8)),
+    ],
+)
+def test_weights_refuse_another_normalisation_than_theirs(golden, name, options, save):
+    """The names in the file alone tell how the authors normalised pixels: no config.json is beside the file."""
+    arrays = arrays_of("timm_vit" if golden == "timesformer_joint" else golden)
+    if golden == "timesformer_joint":  # its authors' names are those of timm's ViT, and positions of the frames
+        arrays["time_embed"] = draw("time_embed", (1, 4, 192))
+    folder, imagenet = save(arrays), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    right = imagenet if golden in ("resnet", "hf_cvt", "timm_swin") else ((0.45,) * 3, (0.225,) * 3)
+    fitted(folder, name, dict(allow=(), head="draw"), mean=right[0], std=right[1], **options)
+    with pytest.raises(ConfigError, match=re.escape(f"model.mean={right[0]} and model.std={right[1]}")):
+        fitted(folder, name, dict(allow=(), head="draw"), mean=(0.5,) * 3, std=(0.5,) * 3, **options)
 
 
 # Flax and Orbax

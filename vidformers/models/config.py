@@ -216,6 +216,7 @@ class ModelConfig:
         patch_frames: int = 1,
         positions: str = "separate",
         class_per_frame: bool = False,
+        averages_before_norm: bool = False,
         rngs: nnx.Rngs,
     ) -> Classifier:
         """Returns a classifier of an `Embedding`, the stages and a linear head.
@@ -226,6 +227,7 @@ class ModelConfig:
             positions: 'separate' position embeddings in space and time, or one 'joint' embedding; see `Embedding`.
             class_per_frame: whether each frame has its own class token, instead of one per clip. The head averages
                 them.
+            averages_before_norm: whether they are averaged before the final norm and not after it.
         """
         embedding = Embedding(
             self.width,
@@ -245,6 +247,7 @@ class ModelConfig:
             stages,
             width=self.width,
             class_per_frame=class_per_frame,
+            averages_before_norm=averages_before_norm,
             drop_path=self.drop_path,
             remat=self.remat,
             unroll=self.unroll,

@@ -176,6 +176,7 @@ class Encoder(nnx.Module):
         width: d of the first stage.
         out_width: d after the last stage; None is `width`.
         class_per_frame: one class token per frame instead of one per clip.
+        averages_before_norm: whether the final norm takes the mean of the class tokens, and c is 1.
         dropout: dropout rate of the embedded patches.
         drop_path: stochastic depth of the last block. It grows linearly from 0 at the first block.
     Raises:
@@ -190,6 +191,7 @@ class Encoder(nnx.Module):
         width: int,
         out_width: int | None = None,
         class_per_frame: bool = False,
+        averages_before_norm: bool = False,
         dropout: float = 0.0,
         drop_path: float = 0.0,
         remat: str = "none",
@@ -200,7 +202,7 @@ class Encoder(nnx.Module):
         stages = [spec for spec in stages if spec.depth > 0]
         require(bool(stages), "The model has no blocks. Raise model.depth or model.class_blocks.")
         self.embedding, self.dropout, self.drop_path, self.dtype = embedding, dropout, drop_path, dtype
-        self.class_per_frame = class_per_frame
+        self.class_per_frame, self.averages_before_norm = class_per_frame, averages_before_norm
         late = [i for i, spec in enumerate(stages) if spec.late_class]
         self.class_token_stage = late[0] if late else 0
         self.class_token = nnx.Param(unit_norm_init(rngs.params(), (width,)))
@@ -226,7 +228,13 @@ class Encoder(nnx.Module):
             if i == self.class_token_stage:
                 tokens = tokens.replace(class_tokens=self.initial_class_tokens(tokens.patches))
             tokens = stage(tokens, rng)
-        return self.norm(tokens.class_tokens)
+        return self.norm(self.tokens_to_norm(tokens.class_tokens))
+
+    def tokens_to_norm(self, class_tokens):
+        """Returns the class tokens (b c d) after the last stage that the final norm takes."""
+        if not self.averages_before_norm:
+            return class_tokens
+        return class_tokens.mean(axis=1, keepdims=True, dtype=jnp.promote_types(class_tokens.dtype, jnp.float32))
 
     def initial_class_tokens(self, patches):
         """Returns the class tokens (b c d) that are appended to patches (b t n d)."""

@@ -8,7 +8,6 @@ import numpy as np
 from flax import nnx
 
 from vidformers.errors import ConfigError, require
-from vidformers.layers.mlp import gelu
 from vidformers.pretrained import layouts, native
 from vidformers.pretrained.assign import Assignment, Init, ParameterOrigin
 from vidformers.pretrained.assign_convolutional import CvtAssignment, ResNetAssignment
@@ -16,6 +15,7 @@ from vidformers.pretrained.assign_swin import SwinAssignment
 from vidformers.pretrained.assign_transformer import TransformerAssignment
 from vidformers.pretrained.files import File, open_file
 from vidformers.pretrained.head import head_class_names, match_classes
+from vidformers.pretrained.remarks import channel_remarks, gelu_remarks, space_only_remarks
 from vidformers.pretrained.roles import patch_encoder
 from vidformers.pretrained.still_clip import still_clip_differences
 
@@ -26,7 +26,6 @@ _ASSIGNMENTS = {
     layouts.ResNetWeights: ResNetAssignment,
     native.NativeWeights: native.NativeAssignment,
 }
-_TANH = ("gelu_fast", "gelu_new", "gelu_pytorch_tanh")  # names of the tanh GELU in Hugging Face's config.json
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,9 @@ def _assign(file: File, model, make_model, init: Init, class_names):
     else:
         remarks = [
             *_check_normalisation(model, weights, file.metadata, init),
-            *_gelu_remarks(model, weights, file.metadata),
+            *gelu_remarks(model, weights, file.metadata),
+            *channel_remarks(weights, init),
+            *space_only_remarks(model, weights),
         ]
     class_order, head_remarks = match_classes(model, weights, file.metadata, init, class_names)
     shapes = nnx.to_pure_dict(nnx.state(model))
@@ -186,25 +187,6 @@ def _assign(file: File, model, make_model, init: Init, class_names):
         )
     remarks += [f"Not loaded: {arrays}." for arrays in (*weights.not_loaded, *assignment.not_loaded)]
     return weights, assignment, unused, [*remarks, *head_remarks, *weights.remarks]
-
-
-def _gelu_remarks(model, weights, metadata) -> list[str]:
-    """Returns a remark if the weights use an approximation of GELU and the model has the exact GELU."""
-    stages = getattr(patch_encoder(model.encoder)[1], "stages", ())
-    sublayers = [sublayer for stage in stages for sublayer in stage.layers.sublayers]
-    if not any(getattr(sublayer, "activation", None) is gelu for sublayer in sublayers):
-        return []
-    if isinstance(weights, layouts.CvtWeights):
-        return [
-            "CvT's authors trained with an approximation of GELU, x sigmoid(1.702 x), which differs by up to 0.02 from "
-            "the exact GELU of the model and of Hugging Face's CvT. model.gelu=quick sets it."
-        ]
-    if metadata.get("hidden_act") not in _TANH and weights.layout not in layouts.WITH_TANH:
-        return []
-    return [
-        "The weights use the tanh approximation of GELU, which differs by up to 5e-4 from the exact GELU of the model. "
-        "Only the model joint supports it, by model.gelu=tanh."
-    ]
 
 
 def _check_normalisation(model, weights, metadata, init) -> list[str]:

@@ -141,7 +141,7 @@ class ModelPass:
                 class_tokens = self.class_tokens(encoder.initial_class_tokens, tokens.patches, count)
                 tokens = tokens.replace(class_tokens=class_tokens)
             tokens = self.stage(stage, tokens)
-        return self.norm(encoder, tokens.class_tokens)
+        return self.norm(encoder, encoder.tokens_to_norm(tokens.class_tokens))
 
 
 class RecordingPass(ModelPass):

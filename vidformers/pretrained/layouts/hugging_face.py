@@ -4,7 +4,7 @@ import numpy as np
 
 from vidformers.errors import ConfigError
 from vidformers.pretrained.layouts.registry import register
-from vidformers.pretrained.layouts.structure import HALF, IMAGENET, TransformerWeights
+from vidformers.pretrained.layouts.structure import HALF, IMAGENET, TIMESFORMER, TransformerWeights
 
 
 def read(arrays) -> TransformerWeights:
@@ -25,8 +25,8 @@ def read(arrays) -> TransformerWeights:
         space = np.delete(space, 1, axis=0)  # the second token, for distillation, is not read
     elif "encoder.layer.0.norm1.weight" in arrays:
         layout, normalisation = "DINOv2 of Hugging Face", IMAGENET
-    elif "time" in blocks[0] or time is not None:
-        layout = "TimeSformer of Hugging Face"
+    elif arrays.prefix == "timesformer." or "time" in blocks[0] or time is not None:
+        layout, normalisation = "TimeSformer of Hugging Face", TIMESFORMER
     without_prefix = arrays.with_prefix("")  # the names of the head have no prefix
     return TransformerWeights(
         layout=layout,

@@ -17,7 +17,8 @@ def read(arrays) -> TransformerWeights:
     if "register_tokens" in arrays or "reg_token" in arrays:
         raise ConfigError("no model here has the register tokens that it was trained with")
     blocks = [_block(arrays, f"blocks.{i}") for i in range(arrays.layer_count(r"blocks\.(\d+)\."))]
-    layout, normalisation = ("TimeSformer", TIMESFORMER) if "time" in blocks[0] else ("ViT of timm", None)
+    is_timesformer = "time" in blocks[0] or "time_embed" in arrays
+    layout, normalisation = ("TimeSformer", TIMESFORMER) if is_timesformer else ("ViT of timm", None)
     if "blocks.0.ls1.gamma" in arrays:
         layout = "ViT of timm with layer scale"
     class_tokens, space = arrays["cls_token"][0], arrays["pos_embed"][0]

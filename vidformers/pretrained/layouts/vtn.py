@@ -2,7 +2,7 @@
 
 from vidformers.pretrained.layouts import timm
 from vidformers.pretrained.layouts.registry import register
-from vidformers.pretrained.layouts.structure import TransformerWeights
+from vidformers.pretrained.layouts.structure import TIMESFORMER, TransformerWeights
 
 _EMBEDDINGS = "temporal_encoder.embeddings"
 
@@ -15,6 +15,7 @@ def read(arrays) -> TransformerWeights:
     )  # read to mark it as used: 0, 1, ..., saved by old versions of transformers
     layers = arrays.layer_count(r"temporal_encoder\.encoder\.layer\.(\d+)\.")
     weights.layout, weights.head = "VTN", arrays.head("mlp_head.4")
+    weights.normalisation = TIMESFORMER  # DATA.MEAN and DATA.STD in slowfast/config/defaults.py, which VTN's file keeps
     weights.readout = {
         "class_token": arrays["cls_token"][0, 0],
         "norm": arrays.norm(f"{_EMBEDDINGS}.LayerNorm"),
