@@ -119,7 +119,7 @@ def test_defaults_of_a_config_are_those_of_the_library(section, function):
     fields = base("vit")[section]
     parameters = inspect.signature(function).parameters
     unknown = set(fields) - set(parameters)
-    assert unknown == ({"name", "size"} if section == "model" else set())
+    assert unknown == ({"name", "size", "frame_average"} if section == "model" else set())  # `frame_average` of `vit`
     for name in set(fields) & set(parameters):
         default = parameters[name].default
         if default is not inspect.Parameter.empty:
