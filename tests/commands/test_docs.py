@@ -91,7 +91,7 @@ def check_module(module: str, words: list[str]) -> None:
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None, module
     source = Path(spec.origin).read_text(encoding="utf-8")
-    for word in words:
+    for word in (word for word in words if word.startswith("--")):
         name = word.removeprefix("--").partition("=")[0]
         if name.startswith("config."):
             assert name.removeprefix("config.") in known_fields(), name

@@ -41,6 +41,18 @@ def count_kernel_macs(jaxpr) -> int:
     return total
 
 
+def _count_normalised(jaxpr) -> int:
+    """Returns the number of elements that pass a norm: those of the products with an inverse root."""
+    roots = {id(equation.outvars[0]) for equation in jaxpr.eqns if equation.primitive.name == "rsqrt"}
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "mul" and any(id(variable) in roots for variable in equation.invars):
+            total += math.prod(equation.outvars[0].aval.shape)
+        for inner in _inner_jaxprs(equation.params):
+            total += _runs(equation) * _count_normalised(inner)
+    return total
+
+
 def _count(jaxpr) -> Macs:
     total = linear = 0
     for equation in jaxpr.eqns:
@@ -85,6 +97,7 @@ class Summary(NamedTuple):
     macs_per_view: int
     macs_per_view_linear: int
     modules: list[tuple[str, int]]  # name and number of parameters of each sublayer
+    normalised_per_view: int  # elements that pass a norm
 
 
 def summarise(make_model) -> Summary:
@@ -95,8 +108,9 @@ def summarise(make_model) -> Summary:
     video = jax.ShapeDtypeStruct((1, *model.shape), jnp.uint8)
     # As on CPUs, where no layout adds padding or products under a mask.
     with traced_for("cpu"):
-        macs = count_macs(lambda p, x: nnx.merge(graph, p)(x), parameters, video)
-    return Summary(_size(parameters), macs.total, macs.linear, list(_rows(parameters)))
+        jaxpr = jax.make_jaxpr(lambda p, x: nnx.merge(graph, p)(x))(parameters, video).jaxpr
+    macs = _count(jaxpr)
+    return Summary(_size(parameters), macs.total, macs.linear, list(_rows(parameters)), _count_normalised(jaxpr))
 
 
 def _size(tree) -> int:

@@ -40,10 +40,8 @@ def train(config: dict, path) -> dict:
     Args:
         config: the config as nested dicts.
         path: the workdir.
-
     Returns:
         The metrics of the last evaluation.
-
     Raises:
         ConfigError, DataError: an invalid config field or data file.
         Interrupted: a signal stopped the run. The state is saved.
@@ -54,7 +52,8 @@ def train(config: dict, path) -> dict:
             setup, workdir = set_up(config), open_workdir(path)
             if main:
                 stack.enter_context(lock(workdir))
-            description = describe_run(config, _describe_data(setup), stack.enter_context(record_backends()))
+            backends = stack.enter_context(record_backends())
+            description = describe_run(config, _describe_data(setup), backends, setup.total_steps)
             changes = differences_from_stored_run(workdir, description)
             checkpoints = stack.enter_context(Checkpoints(workdir, **config["checkpoint"]))
             restored = checkpoints.restore(setup.abstract)

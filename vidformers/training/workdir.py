@@ -85,18 +85,20 @@ def lock(workdir: Path) -> IO[str]:
     return file
 
 
-def describe_run(config: dict, data: dict, attention: dict[str, str]) -> dict:
-    """Returns the contents of `run.json`: config, data, attention backends, commit, versions and devices.
+def describe_run(config: dict, data: dict, attention: dict[str, str], total_steps: int | None = None) -> dict:
+    """Returns the contents of `run.json`: config, data, attention backends, steps, commit, versions and devices.
 
     Args:
         config: the config of the run.
         data: the entry `data`: the digests of the manifests, the class names and other facts.
         attention: the dictionary of `attention.fused.record_backends`, which is filled while the step is traced.
+        total_steps: the length of the run.
     """
     return {
         "config": config,
         "data": data,
         "attention": attention,
+        "total_steps": total_steps,
         "commit": git_commit(),
         "python": sys.version.split()[0],
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},

@@ -1,0 +1,233 @@
+"""Trains the rows of a table one after another, and keeps the result of each in a file.
+
+A run is one `main.py --mode=train` in its own workdir. Its last evaluation is by the section `eval` of its config, so
+that no other evaluation follows. A run that was stopped continues exactly (`vidformers.training.train`). The file
+`rowN-seedS.json` beside the workdir holds the arguments of a run as soon as the run starts, and its result when it is
+finished. A finished run is never started again.
+"""
+
+import contextlib
+import datetime
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.tables.rows import Table
+from configs.loading import FlagError, load, read_flags, require
+from input_pipeline.files import write_text
+from vidformers.training.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = [sys.executable, "main.py"]
+# Replaces itself by the program in its arguments, to which the kernel sends SIGTERM when the parent is killed: the run
+# then saves and ends. 1 is PR_SET_PDEATHSIG of Linux.
+_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+class Failed(Exception):
+    """A run ended with another status than 0. `status` is that of this command."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+class Job(NamedTuple):
+    """One run: a row and a seed."""
+
+    table: Table
+    number: int  # of the row, from 1 on
+    seed: int
+    arguments: tuple[str, ...]  # of main.py, without --workdir
+    folder: Path  # of the results
+
+    @property
+    def name(self) -> str:
+        return f"row{self.number}-seed{self.seed}"
+
+    @property
+    def workdir(self) -> Path:
+        return self.folder / self.name
+
+    @property
+    def file(self) -> Path:
+        return self.folder / f"{self.name}.json"
+
+    @property
+    def command(self) -> str:
+        """The command of this run, for a shell."""
+        return shlex.join(["python", "main.py", *self.arguments, f"--workdir={self.workdir}"])
+
+
+def make_jobs(
+    table: Table, numbers: Sequence[int], seeds: int, flags: Sequence[str], folder: Path, small: bool = False
+) -> list[Job]:
+    """Returns the runs of these rows with seeds 0, 1, ..., row by row.
+
+    Args:
+        flags: flags --config.section.field=VALUE for all rows.
+        folder: where workdirs and results lie.
+        small: the rows of the small form, on motion clips.
+    Raises:
+        FlagError: a flag is wrong, or sets a field that a row sets.
+    """
+    jobs = []
+    for number in numbers:
+        own = _row_arguments(table, number, small)
+        fields = {argument.partition("=")[0] for argument in own}
+        for flag in flags:
+            require(
+                flag.partition("=")[0] not in {*fields, "--config.seed"},
+                f"{flag} cannot be given: row {number} of {table.name} sets this field.",
+            )
+        for seed in range(seeds):
+            arguments = (*own, *flags, f"--config.seed={seed}")
+            if seed == 0:
+                read_flags(arguments, {})  # refuses what is wrong before anything runs
+            jobs.append(Job(table, number, seed, arguments, folder))
+    return jobs
+
+
+def _row_arguments(table: Table, number: int, small: bool) -> list[str]:
+    row = table.rows[number - 1]
+    file, colon, name = row.config.partition(":")
+    if not small:
+        clips, crops = table.views_of(row).split("x")
+        fields = [*row.overrides, f"eval.clips={clips}", f"eval.crops={crops}"]
+        return [f"--config=configs/{file}.py{colon}{name}", *(f"--config.{field}" for field in fields)]
+    assert table.small is not None and row.small is not None
+    model = load(f"configs/{file}.py{colon}{name}").model.name
+    fields = [*table.small.overrides, *row.small]
+    return [f"--config=configs/demo.py:{model}", *(f"--config.{field}" for field in fields)]
+
+
+def read_result(job: Job) -> dict:
+    """Returns the content of the file of a run: {} before its start, and with 'top1' after its end.
+
+    Raises:
+        FlagError: the file is damaged, or holds a run with other arguments.
+    """
+    if not job.file.exists():
+        return {}
+    try:
+        content = json.loads(job.file.read_text(encoding="utf-8"))
+        arguments = list(content["arguments"])
+    except (ValueError, LookupError, TypeError):
+        raise FlagError(f"{job.file} is damaged. Remove it to train row {job.number} again.") from None
+    before, now = set(arguments), set(job.arguments)
+    if before != now:
+        changed = sorted(before ^ now, key=lambda argument: (argument.partition("=")[0], argument not in before))
+        raise FlagError(
+            f"{job.file} holds a run of row {job.number} with other fields: {_change(changed[0], before, now)}. Give "
+            "the flags of that run, or another --out."
+        )
+    return content
+
+
+def _change(argument: str, before: set[str], now: set[str]) -> str:
+    """Returns what was and what is now the value of the field of an argument."""
+    field = argument.partition("=")[0]
+    old, new = (
+        next((each.partition("=")[2] for each in arguments if each.partition("=")[0] == field), "not given")
+        for arguments in (before, now)
+    )
+    return f"{field} was {old} and is {new}"
+
+
+def run(job: Job, report=print) -> dict:
+    """Trains one row, unless it is finished, and returns its result.
+
+    Raises:
+        FlagError: the folder holds another run.
+        Failed: the run ended with an error or was stopped.
+    """
+    content = read_result(job)
+    if "top1" in content:
+        return content
+    label = job.table.rows[job.number - 1].label
+    content = {"arguments": list(job.arguments)} | {key: content[key] for key in ("seconds",) if key in content}
+    if _final_metrics(job) is None:
+        report(f"{job.table.name}, row {job.number} ({label}), seed {job.seed}: {job.command}")
+        job.folder.mkdir(parents=True, exist_ok=True)
+        write_text(job.file, json.dumps(content) + "\n")
+        started = time.monotonic()
+        status = _train(job)
+        content["seconds"] = round(content.get("seconds", 0.0) + time.monotonic() - started, 1)
+        write_text(job.file, json.dumps(content) + "\n")
+        if status != 0:
+            raise Failed(
+                f"Row {job.number} of {job.table.name} with seed {job.seed} ended with status {status}. The same "
+                "command continues.",
+                status,
+            )
+    metrics = _final_metrics(job)
+    require(metrics is not None, f"{job.workdir} holds no finished run of row {job.number}. Remove it to train again.")
+    content = {"table": job.table.name, "row": job.number, "label": label, "seed": job.seed, **metrics, **content}
+    write_text(job.file, json.dumps(content) + "\n")
+    return content
+
+
+def _train(job: Job) -> int:
+    """Runs `main.py` until it ends, and returns its exit status. Signals to this process stop it after a checkpoint."""
+    prefix = [sys.executable, "-c", _WITH_PARENT] if sys.platform == "linux" else []
+    command = [*prefix, *PROGRAM, *job.arguments, f"--workdir={job.workdir}"]
+    # In a process group of its own, the run gets the signal of a terminal once, from here. A second signal would end it
+    # before it has saved.
+    with subprocess.Popen(command, cwd=ROOT, process_group=0) as process:
+        with _forwarded(process):
+            status = process.wait()
+    return status if status >= 0 else 128 - status
+
+
+@contextlib.contextmanager
+def _forwarded(process: subprocess.Popen) -> Iterator[None]:
+    """Sends SIGINT and SIGTERM on to a process, as SIGTERM."""
+    handlers = {
+        number: signal.signal(number, lambda *_: process.send_signal(signal.SIGTERM))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _final_metrics(job: Job) -> dict | None:
+    """Returns the result that the workdir of a finished run holds, or None. A printed command may have made the run.
+
+    Raises:
+        FlagError: the workdir holds a run with another config.
+    """
+    path = job.workdir / "run.json"
+    if not path.exists():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    config = json.loads(json.dumps(read_flags(job.arguments, {})[0].to_dict()))
+    for section in ("seed", "model", "data", "optim", "train", "eval"):
+        require(
+            stored["config"].get(section) == config[section],
+            f"{job.workdir} holds a run of row {job.number} with another config (section {section}). Give the flags "
+            "of that run, or another --out.",
+        )
+    protocol = f"{config['eval']['clips']}x{config['eval']['crops']}"
+    rows = read_metrics(job.workdir)
+    for row in reversed(rows):
+        if row["step"] == stored.get("total_steps") and f"val/top1@{protocol}" in row:
+            return {
+                "top1": row[f"val/top1@{protocol}"],
+                "top5": row[f"val/top5@{protocol}"],
+                "protocol": protocol,
+                "steps": row["step"],
+                "seconds": round(row["time"] - rows[0]["time"], 1),  # of a run that another command made
+                "date": datetime.date.fromtimestamp(row["time"]).isoformat(),
+                "devices": stored.get("devices"),
+                "commit": stored.get("commit"),
+            }
+    return None
