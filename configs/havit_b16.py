@@ -4,9 +4,7 @@ Paper: HaViT, Tables 1-4. Table 2: top-1 80.6 %, top-5 94.3 % on Kinetics-400, f
 weights; with 16 frames, top-1 81.7 %, top-5 95.2 %. The paper does not give the size of its dictionary; see
 `vidformers/models/havit.py`.
 Command: python main.py --config=configs/havit_b16.py --config.data.root=DIR --config.data.num_classes=N
-
-configs/havit_s16.py lists the rows of the paper's ablations.
-  16 frames:      --config.data.frames=16                                     81.7
+Rows of the paper's tables: python -m benchmarks.tables havit/2 --config.data.root=DIR (docs/papers/havit.md)
 """
 
 from configs.base import base

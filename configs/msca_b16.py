@@ -5,17 +5,8 @@ ImageNet-21k weights.
 Cost: 86,106,256 parameters, 140.5 G multiply-adds per view (134.8 G in products with weights), as `vit_b16`, for every
 variant.
 Command: python main.py --config=configs/msca_b16.py --config.data.root=DIR --config.data.num_classes=N
+Rows of the paper's tables: python -m benchmarks.tables msca/1 --config.data.root=DIR (docs/papers/msca.md)
 
-Rows of the paper's ablations, as overrides, with the paper's top-1:
-  Table 1 (heads):     --config.model.before=0|1|2|3|4 --config.model.after=0|1|2|3|4    75.65 76.47 76.07 75.66 74.72
-  Table 2 (Q, K, V):   --config.model.moved=Q|K|V|QK|KV|QV|QKV               75.84 75.76 75.58 75.47 76.47 75.57 75.78
-  Table 3 (blocks):    --config.model.shifted_blocks=0|4|8|12                                 75.65 75.67 76.40 76.47
-  Table 4 (patches):   --config.model.direction=patches --config.model.before=0|4|8|16|24|32
-                       --config.model.after=0|4|8|16|24|32
-                                                                             75.65 76.28 76.35 76.07 75.84 75.29
-  Table 5 (patches):   --config.model.direction=patches --config.model.before=8 --config.model.after=8
-                       --config.model.moved=Q|K|V|QK|KV|QV|QKV
-                                                                             75.75 75.69 75.84 75.50 76.35 75.83 75.73
 Other readings, as overrides:
   the heads of the authors' code, zeros beyond the clip, the first head from the frame after, the last from before:
                        --config.model.boundary=zero --config.model.placement=ends

@@ -7,17 +7,7 @@ The paper leaves its recipe to an appendix that was not published. It names Adam
 the augmentation of MViT: this is DeiT's optimizer with the augmentation and the regularisation of MViT, two clips of
 each video in a batch. MViT's optimizer: --config=configs/stat_t16.py:mvit
 
-Rows of the paper's ablations, as overrides, with the paper's top-1 (CA: current, SA: short-term, LA: long-term):
-  Table 1 (modules):  CA        --config.model.window=1 --config.model.long_key=none    77.3
-                      CA+SA     --config.model.long_key=none                            77.8
-                      CA+LA     --config.model.window=1                                 78.3
-                      CA+SA+LA                                                          78.6
-  Table 2 (32 frames, configs/stat_t32.py): --config.model.window=3|5|7|9               79.9 80.4 80.4 80.2
-  Table 3 (long key): --config.model.long_key=mean|class                                77.4 78.6
-  Table 4 (l_ta):     --config.model.aggregation_layers=0|1|2|4                         75.7 78.6 78.6 78.5
-  Table 5 (stem):     1 --config.model.stem_convs=1 --config.model.patch_size=4         78.2
-                      5 --config.model.stem_convs=5 --config.model.depths="(2,6,3)" --config.model.depth=11 78.3
-With five convolutions, 2 + 6 + 3 blocks have the parameters (44.2 M) and the cost (59.8 G) of the other rows.
+Rows of the paper's tables: python -m benchmarks.tables stat/1 --config.data.root=DIR (docs/papers/stat.md)
 Other readings, as overrides:
   no norm after pooling, as in eq. 2 and 6, or MViT's: --config.model.pool_norm=none|mvit
 Something-Something v2, from the weights of a run on Kinetics that --mode=export wrote to the folder K400:

@@ -4,8 +4,8 @@ Paper: HaViT, Table 7: top-1 78.4 % without and 78.9 % with the dictionary on Ki
 paper does not say how Swin-T is extended to video. This is Video Swin-T, as torchvision's `swin3d_t`.
 Cost: 28,158,070 parameters without the dictionary.
 Command: python main.py --config=configs/swin_t.py --config.data.root=DIR --config.data.num_classes=N
+Rows of the paper's tables: python -m benchmarks.tables havit/7 --config.data.root=DIR (docs/papers/havit.md)
 
-Without the dictionary: --config.model.dictionary=0                           78.4
 Patches of one frame:   --config.model.patch_frames=1
 """
 

@@ -5,11 +5,7 @@ Cost: 113,502,352 parameters.
 Command: python main.py --config=configs/vtn_vit_b16.py --config.data.root=DIR --config.data.num_classes=N
 
 Evaluation uses one view with 250 frames of the whole video. The backbone processes 16 of these frames at once.
-The paper's ablations, as overrides:
-  depth of the temporal encoder:  --config.model.temporal_depth=1|3|6
-  frames, rate:                   --config.data.frames=8|16|32 --config.data.stride=4|8|16
-  windows that grow with depth:   --config.model.window="(10, 18, 26)"
-  a frozen backbone:              --config.optim.frozen="('encoder',)"
+The paper's ablations: python -m benchmarks.tables vtn/depth --config.data.root=DIR (docs/papers/vtn.md)
 """
 
 from configs.base import base
