@@ -104,7 +104,18 @@ def test_functions_and_files_are_short():
 @pytest.mark.quick
 def test_the_tests_mirror_the_packages():
     folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()} - {"__pycache__"}
-    assert folders == {*WINGS, "input_pipeline", "commands", "goldens"}
+    assert folders == {*WINGS, "input_pipeline", "commands", "goldens", "papers"}
+
+
+@pytest.mark.quick
+def test_the_references_share_no_module_with_the_library():
+    """tests/papers holds forward passes in NumPy, from the equations of the papers."""
+    found = {
+        target.split(".")[0]
+        for path in sources("tests/papers")
+        for target, _ in imports(path.read_text(encoding="utf-8"), modules())
+    }
+    assert found == {"itertools", "math", "numpy", "papers"}
 
 
 @pytest.mark.quick
