@@ -57,18 +57,6 @@ def test_gathered_equals_masked_in_every_hybrid(float64, kernel, hybrid):
 
 
 @pytest.mark.quick
-def test_cosine_weighs_by_the_distance_in_the_sequence(float64):
-    """HaViT's cosine re-weighting by cosFormer's definition: phi(q_i) phi(k_j) cos(pi/2 (i-j)/m)."""
-    n = 5
-    q, k, v = (draw(n, 1, 8, seed=i) for i in range(3))
-    distance = np.arange(n)[:, None] - np.arange(n)
-    weights = np.maximum(q[:, 0], 0) @ np.maximum(k[:, 0], 0).T * np.cos(np.pi / 2 * distance / n)
-    expected = weights @ v[:, 0] / weights.sum(1, keepdims=True)
-    angle = (np.arange(n) + 1) * np.pi / 2 / n
-    close(compiled(compute_attention, kernel=linear_attention)(q, k, v, angle=angle)[:, 0], expected)
-
-
-@pytest.mark.quick
 @pytest.mark.parametrize("has_angle", [False, True])
 def test_linear_equals_quadratic_over_clip_and_dictionary(float64, has_angle):
     angle = np.linspace(0.1, 1.5, 6) if has_angle else None
@@ -122,20 +110,6 @@ def test_combined_correlation_is_a_gate_between_internal_and_external(float64):
         return gate * compute_attention(q, k, v) + (1 - gate) * compute_attention(q, keys, values)
 
     close(compiled(compute_attention, dictionary=dictionary("combined"))(q, k, v), gated())
-
-
-@pytest.mark.parametrize("kernel", [softmax, linear_attention])
-def test_the_other_hybrids_combine_two_attentions(float64, kernel):
-    q, k, v = draw_qkv()
-    keys, values = (x.reshape(3, 2, 8) for x in (draw(3, 16), draw(3, 16, seed=1)))
-    internal, external = (compiled(compute_attention, kernel=kernel)(q, *source) for source in ((k, v), (keys, values)))
-
-    def combine(hybrid):
-        return compiled(compute_attention, kernel=kernel, dictionary=dictionary(hybrid))(q, k, v)
-
-    close(combine("simplified"), internal + external)
-    close(combine("multi_view"), np.concatenate([internal, external], axis=1))
-    close(combine("split_heads"), np.concatenate([internal[:, :1], external[:, 1:]], axis=1))
 
 
 def test_multi_view_with_twice_the_same_projection_is_simplified(float64):

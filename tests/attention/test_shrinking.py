@@ -1,4 +1,7 @@
-"""Shrinking attention (STAT) against its equations, its masked form, and the frames that a query sees."""
+"""Shrinking attention (STAT) against its masked form, and the frames that a query sees.
+
+tests/models/test_papers.py compares it with its equations.
+"""
 
 from functools import cache, partial
 
@@ -15,7 +18,6 @@ from sublayers import (
     branch,
     draw_tokens,
     output_and_gradients,
-    run,
 )
 from tiny import quick_jit
 
@@ -69,96 +71,6 @@ def test_the_layout_for_tpus_computes_the_same(float64, options, grid):
     with traced_for("tpu"):
         found = quick_jit(partial(output_and_gradients, *form))(tokens)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), found, expected)
-
-
-def norm(x, parameters):
-    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-    return x * parameters["scale"] + parameters["bias"]
-
-
-def pool(x, parameters, stride):
-    """Depthwise 3 x 3 convolution of one frame (y x d), zeros around it."""
-    rows, columns = (
-        range(0, size, stride) if size % stride else range(0, size - stride + 1, stride) for size in x.shape[:2]
-    )
-    x = np.pad(x, ((1, 1), (1, 1), (0, 0)))
-    kernel = parameters["kernel"][:, :, 0]
-    return np.array([[(x[r : r + 3, c : c + 3] * kernel).sum((0, 1)) for c in columns] for r in rows])
-
-
-def average(x):
-    """2 x 2 cells of (y x d) averaged, cut off at an odd end."""
-    return np.array(
-        [[x[r : r + 2, c : c + 2].mean((0, 1)) for c in range(0, x.shape[1], 2)] for r in range(0, x.shape[0], 2)]
-    )
-
-
-def definition(parameters, tokens, kv_stride, pool_queries, around, long_key, pool_norm="keys"):
-    """Equations 1 to 8 for one clip, query by query; `around(i)` are the frames that frame i sees averaged."""
-
-    def pooled_norm(x, name, is_class=False):
-        if f"norm_{name}" not in parameters or is_class and pool_norm != "mvit":
-            return x
-        if pool_norm == "mvit":  # of each head
-            heads = norm(x.reshape(*x.shape[:-1], HEADS, -1), parameters[f"norm_{name}"]["norm"])
-            return heads.reshape(x.shape)
-        return norm(x, parameters[f"norm_{name}"])
-
-    def qkv(x):
-        return np.split(norm(x, parameters["norm"]) @ parameters["qkv"]["kernel"] + parameters["qkv"]["bias"], 3, -1)
-
-    patches, classes = qkv(tokens.maps[0]), qkv(tokens.class_tokens[0])
-    classes = [pooled_norm(x, name, is_class=True) for x, name in zip(classes, "qkv", strict=True)]
-    frames = range(len(classes[0]))
-    current, short, long = [], [], []
-    for i, (name, x) in enumerate(zip("kv", patches[1:], strict=True)):
-        current.append([pooled_norm(pool(frame, parameters[f"pool_{name}"], kv_stride), name) for frame in x])
-        short.append([average(frame) for frame in current[-1]])
-        long.append({"class": classes[1 + i], "mean": x.mean((1, 2)), "none": np.zeros((0, WIDTH))}[long_key])
-    outputs = []
-    for i in frames:
-        q = patches[0][i] if not pool_queries else pooled_norm(pool(patches[0][i], parameters["pool_q"], 2), "q")
-        q = np.concatenate([classes[0][i][None], q.reshape(-1, WIDTH)])
-        k, v = (
-            np.concatenate(
-                [current[s][i].reshape(-1, WIDTH), *(short[s][j].reshape(-1, WIDTH) for j in around(i)), long[s]]
-            )
-            for s in (0, 1)
-        )
-        heads = []
-        for q_h, k_h, v_h in zip(*(np.split(x, HEADS, -1) for x in (q, k, v)), strict=True):
-            weights = np.exp(q_h @ k_h.T / np.sqrt(WIDTH // HEADS))
-            heads.append(weights / weights.sum(-1, keepdims=True) @ v_h)
-        outputs.append(np.concatenate(heads, -1) @ parameters["out"]["kernel"] + parameters["out"]["bias"])
-    return np.array(outputs)
-
-
-@pytest.mark.parametrize(
-    "options, grid",
-    [
-        (dict(), (4, 6, 6)),
-        (dict(kv_stride=1, long_key="mean"), (2, 5, 3)),
-        (dict(window=9), (4, 6, 6)),
-        (dict(kv_stride=4, pool_queries=True, window=5), (4, 8, 8)),
-        (dict(window=1, long_key="none"), (2, 4, 4)),
-        (dict(pool_norm="none", pool_queries=True), (3, 4, 4)),
-        (dict(pool_norm="mvit", pool_queries=True), (3, 4, 4)),
-        (dict(pool_norm="mvit"), (2, 4, 4)),
-    ],
-)
-def test_attention_is_that_of_the_equations(float64, options, grid):
-    options, t = options_of(**options), grid[0]
-    tokens = draw(grid)
-    graph, parameters = layer(dtype=jnp.float64, **options)
-    parameters = jax.tree.map(np.float64, parameters)
-    reach = options.pop("window") // 2
-    around = [[j for j in range(t) if j != i and abs(i - j) <= reach] for i in range(t)]
-    if reach >= t:
-        assert around == [[j for j in range(t) if j != i] for i in range(t)], "a wide window holds every other frame"
-    patches, classes = run(graph, parameters, tokens)
-    expected = definition(parameters, tokens, around=around.__getitem__, **options)
-    np.testing.assert_allclose(classes[0], expected[:, 0], rtol=1e-9, atol=1e-11)
-    np.testing.assert_allclose(patches[0].reshape(t, -1, WIDTH), expected[:, 1:], rtol=1e-9, atol=1e-11)
 
 
 def covered(size, stride):
@@ -221,14 +133,3 @@ def test_keys_have_the_published_counts(side, stride, counts):
     shapes = jax.eval_shape(levels, parameters, np.zeros((2, 1, 8, side, side, WIDTH)), np.zeros((2, 1, 8, WIDTH)))
     assert tuple(level.shape[3] for level in shapes) == counts
     assert counts[0] + 2 * counts[1] + 8 * counts[2] == 89 or side == 28 and stride == 2
-
-
-def test_the_residual_of_pooled_queries_is_max_pooled():
-    tokens = jax.tree.map(np.float32, draw((2, 4, 4)))
-    graph, parameters = layer(**options_of(pool_queries=True))
-    parameters = {**parameters, "out": jax.tree.map(np.zeros_like, parameters["out"])}
-    out = quick_jit(lambda p, x: nnx.merge(graph, p)(x))(parameters, tokens)
-    rows = [slice(max(0, 2 * i - 1), 2 * i + 2) for i in range(2)]
-    expected = [[tokens.maps[:, :, r, c].max((2, 3)) for c in rows] for r in rows]
-    np.testing.assert_array_equal(out.maps, np.moveaxis(expected, (0, 1), (2, 3)))
-    np.testing.assert_array_equal(out.class_tokens, tokens.class_tokens)

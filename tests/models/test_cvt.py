@@ -180,47 +180,6 @@ def test_gathered_equals_masked_in_every_hybrid(float64, hybrid):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), found, expected)
 
 
-def plain(parameters, frame, scale):
-    """Attention in one frame (y x d) and to a dictionary, with loops over convolutions and heads."""
-
-    def layer_norm(x):
-        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-        return x * parameters["norm"]["scale"] + parameters["norm"]["bias"]
-
-    def project(i, stride):
-        near, padded = parameters["near"][i], np.pad(layer_norm(frame), ((1, 1), (1, 1), (0, 0)))
-        rows = [
-            [
-                (padded[y : y + 3, x : x + 3] * near["convolution"]["kernel"][:, :, 0]).sum((0, 1))
-                for x in range(0, frame.shape[1], stride)
-            ]
-            for y in range(0, frame.shape[0], stride)
-        ]
-        convolved = np.array(rows).reshape(-1, WIDTH) * near["scale"] + near["bias"]
-        return convolved @ parameters["qkv"][i]["kernel"].astype(float) + parameters["qkv"][i]["bias"]
-
-    q, k, v = project(0, 1), project(1, 2), project(2, 2)
-    k = np.concatenate([k, parameters["dictionary"]["keys"]])
-    v = np.concatenate([v, parameters["dictionary"]["values"]])
-    out = np.zeros(q.shape)
-    for h in range(HEADS):
-        head = slice(h * WIDTH // HEADS, (h + 1) * WIDTH // HEADS)
-        weights = np.exp(q[:, head] @ k[:, head].T * scale)
-        out[:, head] = weights / weights.sum(-1, keepdims=True) @ v[:, head]
-    return (out @ parameters["out"]["kernel"] + parameters["out"]["bias"]).reshape(frame.shape)
-
-
-@pytest.mark.parametrize("scale, factor", [("width", WIDTH**-0.5), ("heads", (WIDTH / HEADS) ** -0.5)])
-def test_a_dictionary_joins_the_projected_keys_and_scores_have_the_scale_of_the_option(float64, scale, factor):
-    graph, parameters = attention(Frame(), external=3, scale=scale, dtype=jnp.float64)
-    tokens = draw_tokens((2, 3, 4), 0)
-    found, _ = run(graph, parameters, tokens)
-    for t, frame in enumerate(tokens.maps[0]):
-        np.testing.assert_allclose(
-            found[0, t].reshape(frame.shape), plain(parameters, frame, factor), rtol=1e-9, atol=1e-9
-        )
-
-
 @pytest.mark.parametrize("external", [0, 2])
 @pytest.mark.parametrize("scheme, classes", [(Frame(), 3), (Joint(), 1)])
 def test_a_query_sees_its_frame_or_the_clip(scheme, classes, external):

@@ -2,7 +2,6 @@
 
 import re
 from functools import cache, partial
-from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,6 @@ from flax import nnx
 from tiny import SMALL, clips, compiled, initial, make, quick_jit
 
 from vidformers import MODELS, ConfigError, build
-from vidformers.layers.tokens import Tokens
 from vidformers.models.encoder import stage_rngs
 from vidformers.models.summary import summarise
 from vidformers.parallel.target import traced_for
@@ -160,30 +158,13 @@ def test_a_clip_does_not_depend_on_its_batch_mates(name):
 # Options that must not change the result
 
 
-def explicit(graph, parameters, video):
-    """The forward pass as a plain loop over layers."""
-    model = nnx.merge(graph, parameters)
-    encoder = model.encoder
-    patches = encoder.embedding(video)
-    tokens = Tokens(patches, jnp.zeros((len(patches), 0, patches.shape[-1])), encoder.embedding.grid)
-    for i, stage in enumerate(encoder.stages):
-        if i == encoder.class_token_stage:
-            tokens = tokens.replace(class_tokens=encoder.initial_class_tokens(tokens.patches))
-        block, stacked = nnx.split(stage.layers)
-        for depth in range(stage.depth):
-            parameters = jax.tree.map(itemgetter(depth), stacked)
-            tokens = nnx.merge(block, parameters)(tokens)
-    return model.head(encoder.norm(tokens.class_tokens).mean(axis=1))
-
-
 SCANNED = dict(depth=3, motion_blocks=2)
 
 
-def test_scan_equals_unrolled_equals_a_plain_loop():
+def test_scan_equals_unrolled():
+    """tests/models/test_papers.py holds plain loops over the layers."""
     forward, parameters = compiled("mevit", **SCANNED)
     expected = forward(parameters, clips())
-    graph, _ = make("mevit", **SCANNED)
-    same_trees(quick_jit(partial(explicit, graph))(parameters, clips()), expected, **ROUNDING)
     same_trees(compiled("mevit", unroll=3, **SCANNED)[0](parameters, clips()), expected, **ROUNDING)
 
 

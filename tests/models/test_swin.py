@@ -121,50 +121,6 @@ def test_gathered_equals_masked_in_every_hybrid(float64, hybrid):
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-11)
 
 
-def plain(parameters, tokens, window):
-    """Attention in the shifted windows of one clip and to a dictionary, token by token.
-
-    The grid is larger than the window and a multiple of it. Windows of size w begin at 0, s, s + w, ... with the shift
-    s = w // 2. The bias depends on the displacement of the key from the query.
-    """
-
-    def layer_norm(x):
-        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-        return x * parameters["norm"]["scale"] + parameters["norm"]["bias"]
-
-    grid, e = tokens.shape[:3], WIDTH // HEADS
-    qkv = layer_norm(tokens) @ parameters["qkv"]["kernel"].astype(float) + parameters["qkv"]["bias"]
-    q, k, v = np.split(qkv, 3, axis=-1)
-    table = parameters["table"].reshape(*(2 * w - 1 for w in window), HEADS)
-    out = np.zeros(tokens.shape)
-    for query in np.ndindex(grid):
-
-        def border(place):
-            return tuple(sum(p >= b for b in range(w // 2, n, w)) for p, n, w in zip(place, grid, window, strict=True))
-
-        keys = [key for key in np.ndindex(grid) if border(key) == border(query)]
-        for h in range(HEADS):
-            head = slice(h * e, (h + 1) * e)
-            inside = [
-                q[query][head] @ k[key][head] / np.sqrt(e)
-                + table[tuple(a - b + w - 1 for a, b, w in zip(query, key, window, strict=True))][h]
-                for key in keys
-            ]
-            outside = parameters["dictionary"]["keys"][:, head] @ q[query][head] / np.sqrt(e)
-            weights = np.exp(np.concatenate([inside, outside]))
-            values = np.concatenate([[v[key][head] for key in keys], parameters["dictionary"]["values"][:, head]])
-            out[query][head] = weights @ values / weights.sum()
-    return out @ parameters["out"]["kernel"].astype(float) + parameters["out"]["bias"]
-
-
-def test_shifted_windows_with_a_dictionary_equal_a_plain_loop(float64):
-    window, tokens = (2, 2, 3), draw_tokens((4, 4, 6), 0)
-    graph, parameters = attention(window, True, external=3, dtype=jnp.float64)
-    found, _ = run(graph, parameters, tokens)
-    expected = plain(parameters, tokens.maps[0], window)
-    np.testing.assert_allclose(found[0].reshape(expected.shape), expected, rtol=1e-9, atol=1e-9)
-
-
 @pytest.mark.parametrize("external", [0, 2])
 @pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize("grid, window", [((4, 4, 2), (2, 2, 2)), ((2, 5, 4), (2, 2, 3))])
