@@ -152,8 +152,11 @@ def test_tokenshift_of_msca_s_tables_2_and_5(boundary):
 
 
 @pytest.mark.quick
-def test_vit_of_msca_s_tables():
-    assert_agrees(msca.vit, "vit", GRID_3, {})
+@pytest.mark.parametrize(
+    "options", [row("MSCA's tables"), row("TimeSformer's space only", frame_average="before_norm")]
+)
+def test_vit(options):
+    assert_agrees(msca.vit, "vit", GRID_3, options)
 
 
 @pytest.mark.quick

@@ -11,9 +11,18 @@ import numpy as np
 from papers.layers import attend_with_dictionary, blocks, classify, layer_norm, linear, mlp, patches, split_heads
 
 
-def vit(parameters, video, *, heads: int, patch_size: int, depth: int):
-    """Returns the logits of a clip, the mean over its frames (eq. 1-3)."""
-    return msca(parameters, video, heads=heads, patch_size=patch_size, depth=depth, shifted_blocks=0)
+def vit(parameters, video, *, heads: int, patch_size: int, depth: int, frame_average: str = "after_norm"):
+    """Returns the logits of a clip, the mean over its frames (eq. 1-3).
+
+    With 'before_norm' the class tokens of the frames are averaged before the last norm, as in TimeSformer's code for
+    attention in space only.
+    """
+    if frame_average == "after_norm":
+        return msca(parameters, video, heads=heads, patch_size=patch_size, depth=depth, shifted_blocks=0)
+    z = embed(parameters["encoder"], video, patch_size)
+    for sublayer, last in blocks(parameters["encoder"]["stages"]):
+        z = mlp(last, z + msa(sublayer, layer_norm(sublayer["norm"], z), heads))
+    return classify(parameters, z[:, 0].mean(axis=0))
 
 
 def msca(
