@@ -9,11 +9,29 @@ GELU as in Hugging Face's port:    --config.model.gelu=exact
 Joint attention in no/every stage: --config.model.joint=none|all
 """
 
-from configs import swin_t
+from configs.base import base
+from configs.havit_b16 import recipe
+from configs.sources import cite, guess
 
 
 def get_config():
-    config = swin_t.get_config("cvt")
-    config.data.frames = 8
-    config.model.gelu = "quick"
+    config = recipe(base("cvt"))
+    cite(
+        config,
+        "microsoft/CvT, lib/models/cls_cvt.py: QuickGELU, and 1/sqrt(d) of the stage",
+        model=dict(gelu="quick", scale="width"),
+    )
+    cite(config, "CvT, Table 2: CvT-13", model=dict(size="CvT-13", patch_size=4, depths=(1, 2, 10)))
+    cite(
+        config,
+        "microsoft/CvT, lib/config/default.py: INPUT.MEAN and INPUT.STD",
+        model=dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    )
+    guess(
+        config,
+        "HaViT does not say how CvT is extended to video",
+        "the last stage attends over all frames",
+        model=dict(joint="last"),
+    )
+    guess(config, "HaViT gives no number of frames for Table 7", "8, as in its Table 2", data=dict(frames=8))
     return config

@@ -11,8 +11,8 @@ Other interpretations of the paper, as overrides:
   the cosine kernel measures distance in frames:    --config.model.cosine_index=t
 """
 
-from configs import havit_b16
+from configs.havit_b16 import vit_recipe
 
 
 def get_config():
-    return havit_b16.get_config("S")
+    return vit_recipe("S")

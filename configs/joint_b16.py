@@ -5,15 +5,18 @@ Cost: 86,112,400 parameters, 179.6 G multiply-adds per view.
 Command: python main.py --config=configs/joint_b16.py --config.data.root=DIR --config.data.num_classes=N
 """
 
-from configs import timesformer_b16
 from configs.base import base
+from configs.sources import cite
+from configs.timesformer_b16 import CODE, recipe
+
+FILE = f"{CODE}, configs/Kinetics/TimeSformer_jointST_8x32_224.yaml"
 
 
 def get_config():
     config = base("joint")
-    recipe = timesformer_b16.get_config()
-    for section in ("data", "train", "optim", "eval"):
-        config[section].update(recipe[section].to_dict())
-    config.model.drop_path = recipe.model.drop_path
-    config.model.mean, config.model.std = recipe.model.mean, recipe.model.std
-    return config
+    cite(
+        config,
+        f"{CODE}, timesformer/models/vit.py",
+        model=dict(patch_frames=1, positions="separate", gelu="exact"),
+    )
+    return recipe(config, FILE)

@@ -15,26 +15,101 @@ Config of the authors' code (18 epochs, a shorter side from 224 pixels): --confi
 
 from configs.base import base
 from configs.loading import require
+from configs.sources import cite, guess
+
+CODE = "VideoNetworks/TokShift-Transformer"
+FILES = {
+    "msca": f"{CODE}, MSCA.diff, config/custom/kinetics400/k400_attentionshift_div4_8x32_base_224.yml",
+    "tokenshift": f"{CODE}, config/custom/kinetics400/k400_tokshift_div4_8x32_base_224.yml",
+    "vit": f"{CODE}, config/custom/kinetics400/k400_vit_8x32_224.yml",
+}
 
 
 def get_config(variant: str = "paper"):
     require(variant in ("paper", "released"), f"the variant after the colon must be paper or released, not {variant!r}")
-    return recipe(base("msca"), variant)
+    config = base("msca")
+    cite(config, "MSCA, Table 1: the best number of heads", model=dict(direction="heads", before=1, after=1))
+    cite(config, "MSCA, Table 2: the best choice", model=dict(moved="KV"))
+    cite(config, "MSCA, eq. 17", model=dict(placement="first"))
+    guess(
+        config,
+        "the paper does not define the frames beyond the clip",
+        "the frame itself, so that a clip of one frame is an image to ViT; the authors' code has zeros",
+        model=dict(boundary="keep"),
+    )
+    return recipe(config, variant)
 
 
 def recipe(config, variant: str):
     """Sets the fields of the recipe that MSCA's paper gives, or those of the config files of TokenShift and MSCA."""
-    config.data.update(sampling="dense", stride=32)
-    config.data.update(brightness=0.1, saturation=0.1, gamma=0.1, hue=0.1, colour_ranges="tokenshift")
-    config.train.update(batch_size=420, accumulate=10, label_smoothing=0.1, eval_every_epochs=1.0)
-    config.optim.update(name="sgd", lr=0.1, momentum=0.9, weight_decay=0.0, schedule="step", clip_norm=1.0)
+    file = FILES["msca" if variant == "paper" else config.model.name]
+    cite(
+        config,
+        "MSCA, section 4.1" if variant == "paper" else f"{file}: T_SIZE, T_STEP, TRN_PATCH_SIZE",
+        data=dict(frames=8, sampling="dense", stride=32, size=224),
+    )
+    cite(config, f"{file}: BASE_NET", model=dict(size="B", patch_size=16))
+    cite(
+        config,
+        f"{CODE}, data/augmentation.py: Train_ClipAug",
+        data=dict(
+            crop="jitter",
+            flip=0.5,
+            brightness=0.1,
+            saturation=0.1,
+            gamma=0.1,
+            hue=0.1,
+            colour_ranges="tokenshift",
+        ),
+    )
+    cite(
+        config,
+        f"{file}: PIXEL_MEAN, PIXEL_STD, DROP_OUT",
+        model=dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), dropout=0.0),
+    )
+    cite(
+        config,
+        f"{CODE}, main_ddp_shift_v3.py: LabelSmoothingCrossEntropy, which LABEL_SMOOTH=0.01 only switches on",
+        train=dict(label_smoothing=0.1),
+    )
     if variant == "paper":
-        config.data.short_side = (244, 330)
-        config.train.total_epochs = 12.0
-        config.optim.drop_epochs = (10.0,)
+        cite(
+            config,
+            "MSCA, section 4.1",
+            data=dict(short_side=(244, 330)),
+            train=dict(total_epochs=12.0),
+            optim=dict(drop_epochs=(10.0,)),
+        )
     else:
-        config.data.short_side = (224, 329)
-        config.train.total_epochs = 18.0
-        config.optim.drop_epochs = (10.0, 15.0)
-    config.eval.clips, config.eval.crops = 10, 3
+        cite(
+            config,
+            f"{file}: TRN_SHORT_SIDE_RANGE, of which NumPy's randint does not draw the upper end, EPOCH, LR_STEPS",
+            data=dict(short_side=(224, 329)),
+            train=dict(total_epochs=18.0),
+            optim=dict(drop_epochs=(10.0, 15.0)),
+        )
+    _optimizer(config, variant, file)
+    cite(config, f"{CODE}, vit_models/modeling.py: no stochastic depth", model=dict(drop_path=0.0))
+    cite(
+        config,
+        "MSCA, section 4.1" if variant == "paper" else f"{CODE}, main_ddp_shift_v3.py --evaluate, and VAL_TEST_AUG",
+        eval=dict(clips=10, crops=3),
+    )
+    config.train.eval_every_epochs = 1.0
     return config
+
+
+def _optimizer(config, variant: str, file: str) -> None:
+    optimizer = "MSCA, section 4.1" if variant == "paper" else f"{file}: TRN_BATCH on two GPUs, LR, MOMENTUM, ..."
+    cite(
+        config,
+        optimizer,
+        train=dict(batch_size=420, accumulate=10),
+        optim=dict(name="sgd", lr=0.1, momentum=0.9, weight_decay=0.0, schedule="step", drop_factor=0.1),
+    )
+    cite(
+        config,
+        f"{CODE}, main_ddp_shift_v3.py: torch.optim.SGD without Nesterov or warm-up",
+        optim=dict(nesterov=False, decay="all", warmup_epochs=None),
+    )
+    cite(config, f"{file}: CLIP_GD", optim=dict(clip_norm=1.0))

@@ -7,9 +7,10 @@ Everything else is as in configs/stat_t16.py.
 """
 
 from configs import stat_t16
+from configs.sources import cite
 
 
 def get_config(variant: str = "deit"):
     config = stat_t16.recipe(frames=64, window=7, variant=variant)
-    config.eval.clips, config.eval.crops = 3, 3
+    cite(config, "STAT, Implementation Details: 3 x 3 views with 64 frames", eval=dict(clips=3, crops=3))
     return config

@@ -11,10 +11,29 @@ Patches of one frame:   --config.model.patch_frames=1
 
 from configs.base import base
 from configs.havit_b16 import recipe
+from configs.sources import cite, guess
 
 
-def get_config(model: str = "swin"):
-    config = base(model)
-    config.data.frames = 16
-    config.model.mean, config.model.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return recipe(config)
+def get_config():
+    config = recipe(base("swin"))
+    cite(
+        config,
+        "SwinTransformer/Video-Swin-Transformer, configs/_base_/models/swin/swin_tiny.py and "
+        "configs/recognition/swin/swin_tiny_patch244_window877_kinetics400_1k.py",
+        model=dict(
+            size="Swin-T",
+            depths=(2, 2, 6, 2),
+            window=(8, 7, 7),
+            patch_frames=2,
+            patch_size=4,
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+        ),
+    )
+    guess(
+        config,
+        "HaViT gives no number of frames for Table 7",
+        "16, the longer clips of its Table 2",
+        data=dict(frames=16),
+    )
+    return config

@@ -7,24 +7,62 @@ Command: python main.py --config=configs/timesformer_b16.py --config.data.root=D
 """
 
 from configs.base import base
+from configs.sources import cite
+
+CODE = "facebookresearch/TimeSformer"
+FILE = f"{CODE}, configs/Kinetics/TimeSformer_divST_8x32_224.yaml"
 
 
 def get_config():
     config = base("timesformer")
-    config.data.sampling, config.data.stride = "dense", 32
-    config.model.mean, config.model.std = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
-    config.model.drop_path = 0.1
-    config.train.total_epochs = 15.0
-    config.train.eval_every_epochs = 1.0
-    config.optim.update(
-        name="sgd",
-        lr=5e-3,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=1e-4,
-        decay="all",
-        schedule="step",
-        drop_epochs=(11.0, 14.0),
+    return recipe(config, FILE)
+
+
+def recipe(config, file: str):
+    """Sets the fields of the recipe in `file`, a config file of TimeSformer's authors, and in their code."""
+    cite(
+        config,
+        f"{file}: DATA",
+        data=dict(frames=8, sampling="dense", stride=32, size=224, short_side=(256, 320)),
     )
-    config.eval.clips, config.eval.crops = 1, 3
+    cite(config, f"{CODE}, timesformer/datasets/kinetics.py", data=dict(crop="jitter"))
+    cite(
+        config,
+        f"{CODE}, timesformer/config/defaults.py: DATA.MEAN, DATA.STD, DATA.RANDOM_FLIP",
+        model=dict(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225)),
+        data=dict(flip=0.5),
+    )
+    cite(
+        config,
+        f"{CODE}, timesformer/models/vit.py",
+        model=dict(size="B", patch_size=16, dropout=0.0, drop_path=0.1),
+    )
+    cite(
+        config,
+        f"{file}: SOLVER",
+        train=dict(total_epochs=15.0),
+        optim=dict(
+            name="sgd",
+            lr=5e-3,
+            momentum=0.9,
+            weight_decay=1e-4,
+            schedule="step",
+            drop_epochs=(11.0, 14.0),
+            drop_factor=0.1,
+        ),
+    )
+    cite(
+        config,
+        f"{CODE}, timesformer/config/defaults.py: SOLVER.NESTEROV, WARMUP_EPOCHS, GLOBAL_BATCH_SIZE; no clipping",
+        train=dict(batch_size=64),
+        optim=dict(nesterov=True, warmup_epochs=None, clip_norm=None),
+    )
+    cite(
+        config,
+        f"{CODE}, timesformer/models/optimizer.py: all parameters, since the model has no batch norm",
+        optim=dict(decay="all"),
+    )
+    cite(config, f"{file}: MODEL.LOSS_FUNC", train=dict(label_smoothing=0.0))
+    cite(config, f"{file}: TEST.NUM_ENSEMBLE_VIEWS, TEST.NUM_SPATIAL_CROPS", eval=dict(clips=1, crops=3))
+    config.train.eval_every_epochs = 1.0
     return config

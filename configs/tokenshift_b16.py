@@ -10,9 +10,13 @@ The recipe of MSCA's Table 2 (12 epochs, a shorter side from 244 pixels): --conf
 
 from configs.base import base
 from configs.loading import require
-from configs.msca_b16 import recipe
+from configs.msca_b16 import CODE, FILES, recipe
+from configs.sources import cite
 
 
 def get_config(variant: str = "released"):
     require(variant in ("released", "msca"), f"the variant after the colon must be released or msca, not {variant!r}")
-    return recipe(base("tokenshift"), "paper" if variant == "msca" else "released")
+    config = base("tokenshift")
+    cite(config, f"{FILES['tokenshift']}: SHIFT_DIV", model=dict(fold=4))
+    cite(config, f"{CODE}, vit_models/modeling_tokshift.py: zeros_like", model=dict(boundary="zero"))
+    return recipe(config, "paper" if variant == "msca" else "released")

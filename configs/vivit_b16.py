@@ -8,16 +8,50 @@ Command: python main.py --config=configs/vivit_b16.py --config.data.root=DIR --c
 """
 
 from configs.base import base
+from configs.sources import cite
+
+CODE = "google-research/scenic"
+FILE = f"{CODE}, scenic/projects/vivit/configs/kinetics400/vivit_base_k400.py"
 
 
 def get_config():
     config = base("joint")
-    config.model.update(patch_frames=2, positions="joint", gelu="tanh")
-    config.data.update(frames=32, sampling="dense", stride=2)
-    config.data.update(short_side=(256, 256), stretch=(0.9, 1.33), colour_jitter=0.8, grey=0.1)
-    config.train.update(batch_size=64, total_epochs=30.0, eval_every_epochs=1.0)
-    config.optim.update(
-        name="sgd", lr=0.1, momentum=0.9, weight_decay=0.0, schedule="cosine", warmup_epochs=2.5, clip_norm=1.0
+    cite(
+        config,
+        f"{FILE}: model",
+        model=dict(size="B", patch_size=16, patch_frames=2, dropout=0.0),
     )
-    config.eval.update(clips=4, crops=3, average="logits")
+    cite(
+        config,
+        f"{CODE}, scenic/projects/vivit/model.py: one table of positions, nn.gelu, no stochastic depth by default",
+        model=dict(positions="joint", gelu="tanh", drop_path=0.0),
+    )
+    cite(
+        config,
+        f"{FILE}: num_frames, stride, min_resize, crop_size, zero_centering",
+        data=dict(frames=32, sampling="dense", stride=2, size=224, short_side=(256, 256)),
+        model=dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+    )
+    cite(
+        config,
+        f"{FILE}: augmentation_params",
+        data=dict(stretch=(0.9, 1.33), colour_jitter=0.8, grey=0.1),
+    )
+    cite(
+        config, "google-deepmind/dmvr, dmvr/modalities.py: random_crop, random_flip", data=dict(crop="jitter", flip=0.5)
+    )
+    cite(
+        config,
+        f"{FILE}: the fields under Training, and lr_configs",
+        train=dict(batch_size=64, total_epochs=30.0, label_smoothing=0.0),
+        optim=dict(name="sgd", lr=0.1, weight_decay=0.0, schedule="cosine", warmup_epochs=2.5, clip_norm=1.0),
+    )
+    cite(
+        config,
+        f"{CODE}, scenic/train_lib/optimizers.py: momentum",
+        optim=dict(momentum=0.9, nesterov=False, decay="all"),
+    )
+    cite(config, f"{FILE}: num_test_clips, do_three_spatial_crops", eval=dict(clips=4, crops=3))
+    cite(config, f"{CODE}, scenic/projects/vivit/train_utils.py", eval=dict(average="logits"))
+    config.train.eval_every_epochs = 1.0
     return config

@@ -9,16 +9,73 @@ The paper's ablations: python -m benchmarks.tables vtn/depth --config.data.root=
 """
 
 from configs.base import base
+from configs.sources import cite
+
+CODE = "bomri/SlowFast, merged into facebookresearch/SlowFast"
+FILE = f"{CODE}, configs/Kinetics/VIT_B_VTN.yaml"
 
 
-def get_config(backbone: str = "vit"):
+def get_config():
+    config = recipe("vit")
+    cite(config, f"{CODE}, slowfast/models/video_model_builder.py: vit_base_patch16_224", model=dict(patch_size=16))
+    return config
+
+
+def recipe(backbone: str):
+    """Returns the config of a VTN with the backbone 'vit' or 'resnet'."""
     config = base("vtn")
-    config.model.backbone = backbone
+    cite(
+        config,
+        f"{FILE}: VTN",
+        model=dict(
+            backbone=backbone,
+            size="B",
+            temporal_depth=3,
+            window=(18,),
+            temporal_dropout=0.1,
+            dropout=0.0,
+            drop_path=0.0,
+        ),
+    )
+    cite(
+        config,
+        f"{FILE}: MODEL.DROPOUT_RATE, MODEL.LOSS_FUNC",
+        model=dict(head_dropout=0.5),
+        train=dict(label_smoothing=0.0),
+    )
+    cite(
+        config,
+        f"{FILE}: DATA",
+        data=dict(frames=16, sampling="dense", stride=8, fps=25.0, size=224, short_side=(256, 320)),
+    )
+    cite(config, f"{CODE}, slowfast/datasets/kinetics.py", data=dict(crop="jitter"))
+    cite(
+        config,
+        f"{CODE}, slowfast/config/defaults.py: DATA.MEAN, DATA.STD, DATA.RANDOM_FLIP",
+        model=dict(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225)),
+        data=dict(flip=0.5),
+    )
+    cite(
+        config,
+        f"{FILE}: TRAIN.BATCH_SIZE, SOLVER",
+        train=dict(batch_size=16, total_epochs=25.0),
+        optim=dict(name="sgd", lr=1e-3, momentum=0.9, schedule="step", drop_epochs=(13.0, 24.0), drop_factor=0.1),
+    )
+    cite(
+        config,
+        f"{CODE}, slowfast/config/defaults.py: SOLVER.NESTEROV, SOLVER.WEIGHT_DECAY, SOLVER.WARMUP_EPOCHS; no clipping",
+        optim=dict(nesterov=True, weight_decay=1e-4, warmup_epochs=None, clip_norm=None),
+    )
+    cite(
+        config,
+        f"{CODE}, slowfast/models/optimizer.py, and slowfast/config/defaults.py: BN.WEIGHT_DECAY",
+        optim=dict(decay="all_but_batch_norm"),
+    )
+    cite(
+        config,
+        f"{FILE}: TRAIN.EVAL_NUM_FRAMES, TEST.NUM_ENSEMBLE_VIEWS, TEST.NUM_SPATIAL_CROPS",
+        eval=dict(clips=1, crops=1, frames=250),
+    )
     config.model.frames_at_once = 16
-    config.model.mean, config.model.std = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
-    config.data.update(frames=16, sampling="dense", stride=8, fps=25.0)
-    config.train.update(total_epochs=25.0, eval_every_epochs=1.0, batch_size=16)
-    config.optim.update(name="sgd", lr=1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4, decay="all_but_batch_norm")
-    config.optim.update(schedule="step", drop_epochs=(13.0, 24.0))
-    config.eval.update(clips=1, crops=1, frames=250)
+    config.train.eval_every_epochs = 1.0
     return config
