@@ -137,6 +137,8 @@ def main(arguments: Sequence[str]) -> int:
     except (FlagError, Failed) as error:
         print(f"vidformers: {error}", file=sys.stderr)
         return error.status if isinstance(error, Failed) else 2
+    except KeyboardInterrupt:  # between two runs
+        return 130
     return 0
 
 

@@ -27,12 +27,12 @@ def _msca(label: str, top1: str, top5: str, *, direction: str, moved: str, count
 def _heads(total: int, percent: str, top1: str, top5: str) -> Row:
     count = total // 2
     label = f"MSCA-KV, {total} heads (h_b = h_f = {count}), shift {percent} %"
-    small = ("model.moved=KV", f"model.before={count}", f"model.after={count}")
+    small = ("model.moved=KV", f"model.before={count}", f"model.after={count}", "model.shifted_blocks=6")
     return _msca(label, top1, top5, direction="heads", moved="KV", count=count, small=small)
 
 
 def _variant(moved: str, top1: str, top5: str) -> Row:
-    small = (f"model.moved={moved}", "model.before=1", "model.after=1")
+    small = (f"model.moved={moved}", "model.before=1", "model.after=1", "model.shifted_blocks=6")
     return _msca(f"MSCA-{moved}", top1, top5, direction="heads", moved=moved, count=1, small=small)
 
 

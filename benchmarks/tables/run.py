@@ -3,11 +3,12 @@
 A run is one `main.py --mode=train` in its own workdir. Its last evaluation is by the section `eval` of its config, so
 that no other evaluation follows. A run that was stopped continues exactly (`vidformers.training.train`). The file
 `rowN-seedS.json` beside the workdir holds the arguments of a run as soon as the run starts, and its result when it is
-finished. A finished run is never started again.
+finished. A finished run is never started again, and neither is a run that equals a finished one of another table.
 """
 
 import contextlib
 import datetime
+import fcntl
 import json
 import shlex
 import signal
@@ -150,27 +151,59 @@ def run(job: Job, report=print) -> dict:
     content = read_result(job)
     if "top1" in content:
         return content
-    label = job.table.rows[job.number - 1].label
     content = {"arguments": list(job.arguments)} | {key: content[key] for key in ("seconds",) if key in content}
-    if _final_metrics(job) is None:
-        report(f"{job.table.name}, row {job.number} ({label}), seed {job.seed}: {job.command}")
-        job.folder.mkdir(parents=True, exist_ok=True)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    _wait_until_free(job, report)
+    metrics = _final_metrics(job) or _equal_run(job)
+    if metrics is None:
+        report(f"{_about(job)}: {job.command}")
         write_text(job.file, json.dumps(content) + "\n")
         started = time.monotonic()
         status = _train(job)
         content["seconds"] = round(content.get("seconds", 0.0) + time.monotonic() - started, 1)
         write_text(job.file, json.dumps(content) + "\n")
         if status != 0:
-            raise Failed(
-                f"Row {job.number} of {job.table.name} with seed {job.seed} ended with status {status}. The same "
-                "command continues.",
-                status,
-            )
-    metrics = _final_metrics(job)
-    require(metrics is not None, f"{job.workdir} holds no finished run of row {job.number}. Remove it to train again.")
-    content = {"table": job.table.name, "row": job.number, "label": label, "seed": job.seed, **metrics, **content}
+            raise Failed(f"{_about(job)} ended with status {status}. The same command continues.", status)
+        metrics = _final_metrics(job)
+        require(metrics is not None, f"{job.workdir} holds no finished run. Remove it to train row {job.number} again.")
+    else:
+        report(f"{_about(job)}: {metrics.get('same_as', job.workdir)} is this run, and finished.")
+    names = {"table": job.table.name, "row": job.number, "label": _label(job), "seed": job.seed}
+    content = names | metrics | content
     write_text(job.file, json.dumps(content) + "\n")
     return content
+
+
+def _label(job: Job) -> str:
+    return job.table.rows[job.number - 1].label
+
+
+def _about(job: Job) -> str:
+    return f"{job.table.name}, row {job.number} ({_label(job)}), seed {job.seed}"
+
+
+def _wait_until_free(job: Job, report) -> None:
+    """Waits while another process trains in the workdir, such as the run of a command that was killed."""
+    if not (job.workdir / ".lock").exists():
+        return
+    with open(job.workdir / ".lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"{_about(job)}: waits for the process that trains in {job.workdir}.")
+            fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _equal_run(job: Job) -> dict | None:
+    """Returns the result of a finished run of another row, in a folder beside this one, whose config is the same."""
+    config = read_flags(job.arguments, {})[0].to_dict()
+    for path in sorted(job.folder.parent.glob("*/row*-seed*.json")):
+        with contextlib.suppress(ValueError, LookupError, TypeError):  # a damaged file, or a config of an older version
+            result = json.loads(path.read_text(encoding="utf-8"))
+            if "top1" in result and read_flags(result["arguments"], {})[0].to_dict() == config:
+                names = ("top1", "top5", "protocol", "steps", "seconds", "date", "devices", "commit")
+                return {name: result[name] for name in names} | {"same_as": f"{path.parent.name}/{path.stem}"}
+    return None
 
 
 def _train(job: Job) -> int:

@@ -14,6 +14,7 @@ from command import CACHE, ROOT, one_sentence
 from flax import nnx
 
 from benchmarks.tables import counts, page
+from benchmarks.tables import run as run_module
 from benchmarks.tables.__main__ import main, parse
 from benchmarks.tables.registry import PAPERS, TABLES, find
 from benchmarks.tables.report import results_table
@@ -228,6 +229,32 @@ def test_changed_rows_and_flags_are_refused_and_seeds_are_averaged(monkeypatch, 
     assert main([*arguments, "--config.optim.lr=0.1"]) == 2
     assert "--config.model.block_size was 2 and is 4." in one_sentence(capsys.readouterr().err)
     assert len((tmp_path / "log").read_text().split()) == 2
+
+
+@quick
+def test_a_row_that_stands_in_two_tables_is_run_once(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("benchmarks.tables.run.PROGRAM", [sys.executable, "-c", STUB])
+    for name, rows in (("mevit/1", "1,2"), ("mevit/3", "4,5")):
+        out = tmp_path / name.replace("/", "-")
+        out.mkdir()
+        arguments = [name, f"--rows={rows}", f"--out={out}"]
+        prepare(out, arguments)
+        assert main(arguments) == 0
+    assert (out / "log").read_text().split() == ["row4-seed0"]
+    assert "| 5 | L_t = 12 | 80.2 |  | 1x3 | 2.00 | 4.00 | 1x3 | 1 |" in capsys.readouterr().out
+    assert "Some of these are runs of mevit-1" in (out / "table.md").read_text()
+
+
+@quick
+def test_a_run_that_another_process_trains_is_waited_for(tmp_path):
+    (job,) = make_jobs(TABLES["mevit/1"], [1], 1, [], tmp_path)
+    job.workdir.mkdir()
+    holder = "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); print(); time.sleep(0.5)"
+    lines = []
+    with subprocess.Popen([sys.executable, "-c", holder, job.workdir / ".lock"], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        run_module._wait_until_free(job, lines.append)
+        assert process.wait(5) == 0 and "waits for the process that trains" in lines[0]
 
 
 @quick
