@@ -241,11 +241,15 @@ def _final_metrics(job: Job) -> dict | None:
     path = job.workdir / "run.json"
     if not path.exists():
         return None
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        before = stored["config"]
+    except (ValueError, LookupError, TypeError):
+        raise FlagError(f"{path} is damaged: it does not describe a run. Remove {job.workdir}.") from None
     config = json.loads(json.dumps(read_flags(job.arguments, {})[0].to_dict()))
     for section in ("seed", "model", "data", "optim", "train", "eval"):
         require(
-            stored["config"].get(section) == config[section],
+            before.get(section) == config[section],
             f"{job.workdir} holds a run of row {job.number} with another config (section {section}). Give the flags "
             "of that run, or another --out.",
         )
