@@ -11,7 +11,7 @@ import pytest
 from house import ROOT
 
 from benchmarks import all as benchmarks_all
-from benchmarks import attention, models
+from benchmarks import attention, dictionary, models
 from vidformers.attention import fused
 from vidformers.parallel.peak import PEAKS
 
@@ -132,3 +132,22 @@ def test_einsums_are_not_measured_under_the_name_of_another_backend(monkeypatch,
     assert set(line["seconds"]) == {"einsum"}
     assert line["skipped_backends"]["xla"] == "xla does not support this attention: einsum replaces it."
     assert "needs an NVIDIA GPU" in line["skipped_backends"]["cudnn"] or "dtype" in line["skipped_backends"]["cudnn"]
+
+
+def test_the_share_of_a_dictionary_at_the_start(capsys, monkeypatch):
+    small = [f"--config.model.{field}" for field in ("width=32", "heads=2", "depth=1", "dictionary=16")]
+    command = ["--config=configs/demo.py:havit", *small, "--clips=1"]
+    shares = dictionary.shares
+
+    def without_queries(graph, parameters, video):
+        """All logits are 0 then, and all keys have the same weight."""
+        zero = jax.tree_util.tree_map_with_path(lambda path, x: x * ("qkv" not in str(path)), parameters)
+        return shares(graph, zero, video)
+
+    monkeypatch.setattr(dictionary, "shares", without_queries)
+    assert dictionary.main(command) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["shares"]
+    assert found["Time"] == pytest.approx(16 / (16 + 8), abs=1e-4)  # eight frames
+    assert found["Frame"] == pytest.approx(16 / (16 + 16), abs=1e-4)  # sixteen patches
+    assert dictionary.main([*command, "--config.model.hybrid=simplified"]) == 2
+    assert "Set --config.model.dictionary=112" in capsys.readouterr().err

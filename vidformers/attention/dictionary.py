@@ -9,7 +9,6 @@ from vidformers.attention.kernels import KeyValues
 from vidformers.errors import require
 
 HYBRIDS = ("combined", "simplified", "multi_view", "split_heads")
-entry_init = nnx.initializers.normal(0.02)
 
 
 class Dictionary(nnx.Module):
@@ -25,12 +24,17 @@ class Dictionary(nnx.Module):
             'simplified': the sum of the two attentions.
             'multi_view': 2h heads, h for each attention, and an output projection from 2d.
             'split_heads': the first half of the heads attends to the clip, the second half to the dictionary.
+        scale: standard deviation of the entries at the start. Small keys have logits near 0, and so about the weight of
+            an average key of the clip. `python -m benchmarks.dictionary` prints how much attention the entries take.
 
     Raises:
-        ConfigError: the size is below 1, the hybrid is unknown, or 'split_heads' has an odd number of heads.
+        ConfigError: the size is below 1, the hybrid is unknown, 'split_heads' has an odd number of heads, or the scale
+            is negative.
     """
 
-    def __init__(self, size: int, width: int, heads: int, *, hybrid: str = "combined", rngs: nnx.Rngs):
+    def __init__(
+        self, size: int, width: int, heads: int, *, hybrid: str = "combined", scale: float = 0.02, rngs: nnx.Rngs
+    ):
         require(
             size >= 1,
             f"model.dictionary={size} is too small. Set at least 1 entry, or 0 for a model without a dictionary.",
@@ -40,7 +44,9 @@ class Dictionary(nnx.Module):
             hybrid != "split_heads" or heads % 2 == 0,
             f"model.hybrid=split_heads halves the heads, but model.heads={heads} is odd. Set an even model.heads.",
         )
+        require(scale >= 0, f"model.dictionary_scale={scale} must be at least 0.")
         self.heads, self.hybrid = heads, hybrid
+        entry_init = nnx.initializers.normal(scale)
         self.keys = nnx.Param(entry_init(rngs.params(), (size, width)))
         self.values = nnx.Param(entry_init(rngs.params(), (size, width)))
 

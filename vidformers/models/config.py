@@ -75,6 +75,7 @@ class ModelConfig:
         dictionary: number of learned keys and values of every self-attention sublayer's `Dictionary` (HaViT's external
             tokens). 0: no dictionary.
         hybrid: 'combined', 'simplified', 'multi_view' or 'split_heads': how a `Dictionary` is combined with the clip.
+        dictionary_scale: standard deviation of the entries of a `Dictionary` at the start.
         kernel, cosine_index, backend: those of `SelfAttention`. Class attention does not have these options.
         dropout: dropout rate of the embedded patches and of every residual branch.
         drop_path: stochastic depth of the last block. It grows linearly from 0 at the first block.
@@ -95,6 +96,7 @@ class ModelConfig:
     patch_size: int = 16
     dictionary: int = 0
     hybrid: str = "combined"
+    dictionary_scale: float = 0.02
     kernel: str = "softmax"
     cosine_index: str = "sequence"
     backend: str = "auto"
@@ -165,7 +167,9 @@ class ModelConfig:
         """Returns a new dictionary with `self.dictionary` entries, or None for 0 entries."""
         if not self.dictionary:
             return None
-        return Dictionary(self.dictionary, self.width, self.heads, hybrid=self.hybrid, rngs=rngs)
+        return Dictionary(
+            self.dictionary, self.width, self.heads, hybrid=self.hybrid, scale=self.dictionary_scale, rngs=rngs
+        )
 
     def attention(self, scheme: Scheme, **options) -> Callable[..., SelfAttention]:
         """Returns make(rngs, dictionary=None), which creates a `SelfAttention` with these options.

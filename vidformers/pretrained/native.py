@@ -30,6 +30,7 @@ _FREE = (
     "backend",
     "frames_at_once",
     "starts_as_image",
+    "dictionary_scale",
 )
 
 
