@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from sublayers import count_parameters
-from tiny import clips, compiled, make, randomise
+from tiny import clips, compiled, make, quick_jit, randomise
 
 from vidformers import ConfigError, build
 from vidformers.models.stat import Stem
@@ -115,6 +115,25 @@ def test_the_model_equals_its_masked_definition():
     assert logits.shape == (2, 5) and np.abs(logits[0] - logits[1]).max() > 1e-2
 
 
+def test_without_class_tokens_the_patches_of_a_frame_are_averaged():
+    """Whatever stands in place of the class tokens does not change the patches."""
+    options = dict(depth=2, depths=(1, 1), long_key="mean", aggregation_layers=0)
+    (mean, parameters), (class_graph, class_parameters) = (
+        make("stat", frame_token="mean", **options),
+        make("stat", **options),
+    )
+    assert "class_token" not in parameters["encoder"] and "class_token" in class_parameters["encoder"]
+    encoder = parameters["encoder"] | {"class_token": class_parameters["encoder"]["class_token"]}
+
+    def of_patches(video):
+        model = nnx.merge(class_graph, parameters | {"encoder": encoder}).encoder
+        model.read = lambda tokens: model.norm(tokens.patches)
+        return model(video)
+
+    patches, found = quick_jit(lambda x: (of_patches(x), nnx.merge(mean, parameters).encoder(x)))(clips(2))
+    np.testing.assert_allclose(found, patches.mean(2), rtol=1e-4, atol=1e-5)
+
+
 def test_dropout_is_drawn_by_key():
     function, parameters = compiled("stat", dropout=0.1, drop_path=0.3)
     first, again, other = (function(parameters, clips(2), jax.random.key(seed)) for seed in (0, 0, 1))
@@ -130,6 +149,8 @@ def test_dropout_is_drawn_by_key():
     [
         (dict(window=4), "model.window=4"),
         (dict(window=0), "model.window=0"),
+        (dict(frame_token="mean"), "model.frame_token=mean is a model without class tokens"),
+        (dict(frame_token="max", long_key="mean"), "model.frame_token='max'"),
         (dict(pool_norm="both"), "model.pool_norm='both'"),
         (dict(head_dropout=1.0), "model.head_dropout=1.0"),
         (dict(window=-1), "model.window=-1"),

@@ -228,6 +228,10 @@ class Encoder(nnx.Module):
             if i == self.class_token_stage:
                 tokens = tokens.replace(class_tokens=self.initial_class_tokens(tokens.patches))
             tokens = stage(tokens, rng)
+        return self.read(tokens)
+
+    def read(self, tokens: Tokens):
+        """Returns the output of the encoder (b c d) from the tokens after the last stage."""
         return self.norm(self.tokens_to_norm(tokens.class_tokens))
 
     def tokens_to_norm(self, class_tokens):

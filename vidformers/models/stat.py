@@ -136,6 +136,24 @@ class Stem(nnx.Module):
         return self.space[0] + self.time[...]
 
 
+class MeanEncoder(Encoder):
+    """An encoder without class tokens, which returns the means of the normalised patches of frames (b t d).
+
+    Zeros stand in place of class tokens. Nothing may attend to them.
+    """
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, class_per_frame=True, **options)
+        self.class_token = nnx.data(None)  # type: ignore[arg-type]
+
+    def initial_class_tokens(self, patches):
+        b, t, _, d = patches.shape
+        return jnp.zeros((b, t, d), patches.dtype)
+
+    def read(self, tokens: Tokens):
+        return self.norm(tokens.patches).mean(axis=2, dtype=jnp.promote_types(self.dtype, jnp.float32))
+
+
 class WideningMlp(nnx.Module):
     """W_skip LN tokens + W_2 GELU(W_1 LN tokens): the last MLP of a stage, to another width (MViT)."""
 
@@ -213,6 +231,7 @@ def stat(
     depths: tuple[int, ...] = (2, 11, 2),
     window: int = 3,
     long_key: str = "class",
+    frame_token: str = "class",
     stem_convs: int = 3,
     stem_strides: str = "same_grid",
     aggregation_layers: int = 1,
@@ -230,16 +249,19 @@ def stat(
             grid of that stage do not affect the logits.
         window: t_o, the frames around a query whose patches short-term attention averages (Table 2); 1 is none.
         long_key: what represents a frame in long-term attention, 'class', 'mean' or 'none' (Tables 1, 3).
+        frame_token: what represents a frame to the aggregation, its 'class' token, or the 'mean' of its patches in a
+            model without class tokens, which is another reading of the first row of Table 3.
         stem_convs, stem_strides: a key of `STEMS` (Table 5). One convolution is the stem of MViT. Then the first stage
             of MViT, one block of half the width on a grid of twice the side, is put before the `depths`.
         aggregation_layers: l_ta (Table 4). With 0, the head takes the mean over the frames.
         pool_norm: 'keys', 'mvit' or 'none': what is normalised after pooling, see `ShrinkingAttention`.
         head_dropout: dropout rate of the input of the head, 0.5 in MViT.
     Raises:
-        ConfigError: an even window, an odd grid to be halved, strides that do not divide the clip, an unknown choice.
+        ConfigError: an even window, an odd grid to be halved, strides that do not divide the clip, or a wrong choice.
     """
     require(bool(depths) and min(depths) >= 1, f"model.depths={depths} must give each stage at least one block.")
     check_depth(config, depths)
+    _check_frame_token(frame_token, long_key)
     require(aggregation_layers >= 0, f"model.aggregation_layers={aggregation_layers} must be at least 0.")
     if stem_convs == 1:
         config, depths = _half_width(config), (1, *depths)
@@ -247,12 +269,12 @@ def stat(
     _check_grid(config, stem, depths)
     levels = [replace(config, width=config.width << i, heads=config.heads << i) for i in range(len(depths))]
     width = levels[-1].width
-    encoder = Encoder(
+    make_encoder = MeanEncoder if frame_token == "mean" else partial(Encoder, class_per_frame=True)
+    encoder = make_encoder(
         stem,
         _stages(levels, depths, window=window, long_key=long_key, pool_norm=pool_norm),
         width=config.width,
         out_width=width,
-        class_per_frame=True,
         drop_path=config.drop_path,
         remat=config.remat,
         unroll=config.unroll,
@@ -262,6 +284,14 @@ def stat(
     readout = _aggregation(levels[-1], aggregation_layers, rngs) if aggregation_layers else None
     return Classifier(
         encoder, readout, width=width, num_classes=config.num_classes, head_dropout=head_dropout, rngs=rngs
+    )
+
+
+def _check_frame_token(frame_token: str, long_key: str) -> None:
+    require(frame_token in ("class", "mean"), f"model.frame_token={frame_token!r} must be class or mean.")
+    require(
+        frame_token == "class" or long_key != "class",
+        "model.frame_token=mean is a model without class tokens. Set model.long_key=mean or none.",
     )
 
 

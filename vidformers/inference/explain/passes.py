@@ -16,7 +16,7 @@ from vidformers.layers.tokens import tokens_of_maps
 from vidformers.models.encoder import Encoder, FramewiseEncoder, MeanReadout
 from vidformers.models.pyramid import Pyramid
 from vidformers.models.resnet import ResNet
-from vidformers.models.stat import TemporalAggregation
+from vidformers.models.stat import MeanEncoder, TemporalAggregation
 from vidformers.models.vtn import TemporalEncoder
 
 
@@ -130,6 +130,10 @@ class ModelPass:
             return self.norm(encoder, tokens.class_tokens)
         self.pools_patches_after_attention = True
         return self.average(self.norm(encoder, x), _mean)
+
+    @encoder.register
+    def _(self, encoder: MeanEncoder, x):
+        raise ConfigError("--mode=explain reads class tokens. Set model.frame_token=class.")
 
     @encoder.register
     def _(self, encoder: Encoder, x):
