@@ -72,10 +72,21 @@ def _keywords(function: Callable) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name != "rngs"}
 
 
-def default_fields(name: str | None) -> dict[str, Any]:
-    """Returns the defaults of all fields of a model that have one, {} if the model is unknown."""
-    fields = MODELS[name].fields if name in MODELS else {}
-    return {field: parameter.default for field, parameter in fields.items() if parameter.default is not parameter.empty}
+def default_fields(name: str | None, *, own: bool = False) -> dict[str, Any]:
+    """Returns the defaults of the fields of a model that have one, {} if the model is unknown.
+
+    Args:
+        name: a key of `MODELS`, or another text.
+        own: without the fields that all models share.
+    """
+    if name not in MODELS:
+        return {}
+    entry = MODELS[name]
+    return {
+        field: parameter.default
+        for field, parameter in entry.fields.items()
+        if parameter.default is not parameter.empty and (field in entry.own or not own)
+    }
 
 
 def build(name: str, *, rngs: nnx.Rngs, **fields: Any) -> Classifier:

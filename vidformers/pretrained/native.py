@@ -78,9 +78,10 @@ def resolve_size(section: dict) -> dict:
 def model_differences(before: dict, now: dict):
     """Yields (field, old value, new value) for fields that differ and change the output for equal parameters.
 
-    A field that the older section lacks, because its version did not have the field, has its default.
+    A field of the model's own that the older section lacks, because its version did not have it, has its default.
     """
-    before = default_fields(before.get("name")) | before
+    defaults = default_fields(before.get("name"), own=True)
+    before = before | {field: default for field, default in defaults.items() if field not in before}
     before, now = (json.loads(json.dumps(resolve_size(dict(section)))) for section in (before, now))
     for field in before:
         if field in now and field not in _FREE and before[field] != now[field]:
