@@ -1,8 +1,11 @@
-"""CvT-13 x 8 frames with HaViT's dictionary of external tokens.
+r"""CvT-13 x 8 frames with HaViT's dictionary of external tokens.
 
 Paper: HaViT, Table 7: top-1 76.6 % without and 77.4 % with the dictionary on Kinetics-400, from ImageNet weights. The
 paper does not say how CvT is extended to video. Here the last stage attends over all frames.
-Command: python main.py --config=configs/cvt_13.py --config.data.root=DIR --config.data.num_classes=N
+As in the paper: python main.py --config=configs/cvt_13.py --config.data.root=DIR --config.data.num_classes=N \
+    --config.init.weights=microsoft/cvt-13
+From scratch: python main.py --config=configs/cvt_13.py --config.data.root=DIR --config.data.num_classes=N
+guess: the paper says ImageNet and does not name weights. Here: those of CvT's authors for ImageNet-1k.
 Rows of the paper's tables: python -m benchmarks.tables havit/7 --config.data.root=DIR (docs/papers/havit.md)
 
 GELU as in Hugging Face's port:    --config.model.gelu=exact

@@ -3,7 +3,7 @@
 Expected: top-1 of at least 95 % on held-out digits. --config=configs/demo.py:vit, the same run with the frame-wise
 model, reaches between 40 % and 52 %: the data contain every clip and its reversal, and a frame-wise model cannot tell
 them apart.
-Command: python main.py --config=configs/demo.py
+From scratch: python main.py --config=configs/demo.py
 """
 
 from configs.base import base

@@ -1,9 +1,12 @@
-"""HaViT-B/16 x 8 frames: divided attention with a dictionary of external tokens, then class attention.
+r"""HaViT-B/16 x 8 frames: divided attention with a dictionary of external tokens, then class attention.
 
 Paper: HaViT, Tables 1-4. Table 2: top-1 80.6 %, top-5 94.3 % on Kinetics-400, four clips x three crops, from ImageNet
 weights; with 16 frames, top-1 81.7 %, top-5 95.2 %. The paper does not give the size of its dictionary; see
 `vidformers/models/havit.py`.
-Command: python main.py --config=configs/havit_b16.py --config.data.root=DIR --config.data.num_classes=N
+As in the paper: python main.py --config=configs/havit_b16.py --config.data.root=DIR --config.data.num_classes=N \
+    --config.init.weights=ViT-B_16.npz --config.init.allow="('pre_logits',)"
+From scratch: python main.py --config=configs/havit_b16.py --config.data.root=DIR --config.data.num_classes=N
+guess: the paper says ImageNet and does not name weights. Here: ViT-B_16.npz, Google's ViT of ImageNet-21k.
 Rows of the paper's tables: python -m benchmarks.tables havit/2 --config.data.root=DIR (docs/papers/havit.md)
 """
 

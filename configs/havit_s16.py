@@ -1,8 +1,11 @@
-"""HaViT-S/16 x 8 frames, the size of the paper's ablations.
+r"""HaViT-S/16 x 8 frames, the size of the paper's ablations.
 
 Paper: HaViT, Tables 5-7. Kinetics-400, from ImageNet weights.
 Cost: 34,541,584 parameters.
-Command: python main.py --config=configs/havit_s16.py --config.data.root=DIR --config.data.num_classes=N
+As in the paper: python main.py --config=configs/havit_s16.py --config.data.root=DIR --config.data.num_classes=N \
+    --config.init.weights=timm/vit_small_patch16_224.augreg_in21k
+From scratch: python main.py --config=configs/havit_s16.py --config.data.root=DIR --config.data.num_classes=N
+guess: the paper says ImageNet and does not name weights. Here: timm's ViT-S/16 of ImageNet-21k.
 Rows of the paper's tables: python -m benchmarks.tables havit/5 --config.data.root=DIR (docs/papers/havit.md)
 
 Other interpretations of the paper, as overrides:

@@ -1,10 +1,13 @@
-"""MEViT-B/16 x 8 frames: motion attention in blocks of 2 x 2 patches, then class attention.
+r"""MEViT-B/16 x 8 frames: motion attention in blocks of 2 x 2 patches, then class attention.
 
 Paper: MEViT, Tables 1-6. Table 4: top-1 80.6 %, top-5 94.7 % on Kinetics-400, one clip x three crops, from ImageNet
 weights.
 Cost: 102,659,728 parameters, 156.5 G multiply-adds per view. 150.8 G of these are in products with weights, the rest in
 the products of queries with keys and of attention weights with values.
-Command: python main.py --config=configs/mevit_b16.py --config.data.root=DIR --config.data.num_classes=N
+As in the paper: python main.py --config=configs/mevit_b16.py --config.data.root=DIR --config.data.num_classes=N \
+    --config.init.weights=ViT-B_16.npz --config.init.allow="('layers', 'pre_logits')"
+From scratch: python main.py --config=configs/mevit_b16.py --config.data.root=DIR --config.data.num_classes=N
+guess: the paper says ImageNet and does not name weights. Here: ViT-B_16.npz, Google's ViT of ImageNet-21k.
 Rows of the paper's tables: python -m benchmarks.tables mevit/1 --config.data.root=DIR (docs/papers/mevit.md)
 """
 

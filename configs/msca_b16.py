@@ -1,10 +1,13 @@
-"""MSCA-B/16 x 8 frames: a frame-wise ViT. Two of twelve heads attend to keys and values of the neighbouring frames.
+r"""MSCA-B/16 x 8 frames: a frame-wise ViT. Two of twelve heads attend to keys and values of the neighbouring frames.
 
 Paper: MSCA, Tables 1-5. Table 1: top-1 76.47 %, top-5 92.88 % on Kinetics-400, ten clips x three crops, from
 ImageNet-21k weights.
 Cost: 86,106,256 parameters, 140.5 G multiply-adds per view (134.8 G in products with weights), as `vit_b16`, for every
 variant.
-Command: python main.py --config=configs/msca_b16.py --config.data.root=DIR --config.data.num_classes=N
+As in the paper: python main.py --config=configs/msca_b16.py --config.data.root=DIR --config.data.num_classes=N \
+    --config.init.weights=ViT-B_16.npz --config.init.allow="('pre_logits',)"
+From scratch: python main.py --config=configs/msca_b16.py --config.data.root=DIR --config.data.num_classes=N
+ViT-B_16.npz is Google's ViT of ImageNet-21k (MSCA, section 4; README.md of VideoNetworks/TokShift-Transformer).
 Rows of the paper's tables: python -m benchmarks.tables msca/1 --config.data.root=DIR (docs/papers/msca.md)
 
 Other readings, as overrides:

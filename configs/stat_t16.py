@@ -1,8 +1,9 @@
-"""STAT x 16 frames: attention that shrinks with temporal distance, after a convolutional stem.
+r"""STAT x 16 frames: attention that shrinks with temporal distance, after a convolutional stem.
 
 Paper: STAT, Tables 1-7. Table 6: top-1 78.6 %, top-5 93.8 % on Kinetics-400 from random weights, five clips x one crop.
 Cost: 44,058,928 parameters, 58.9 G multiply-adds per view. The paper's 59.1 G include the norms.
-Command: python main.py --config=configs/stat_t16.py --config.data.root=DIR --config.data.num_classes=N
+As in the paper, from scratch: python main.py --config=configs/stat_t16.py --config.data.root=DIR \
+    --config.data.num_classes=N
 The paper leaves its recipe to an appendix that was not published. It names AdamW "as the recipe following" DeiT, and
 the augmentation of MViT: this is DeiT's optimizer with the augmentation and the regularisation of MViT, two clips of
 each video in a batch. MViT's optimizer: --config=configs/stat_t16.py:mvit

@@ -1,8 +1,9 @@
-"""STAT x 64 frames.
+r"""STAT x 64 frames.
 
 Paper: STAT, Table 6: top-1 81.3 %, top-5 95.1 % on Kinetics-400 from random weights, three clips x three crops. The
 paper states a window of 7 frames, but the cost that it prints, 2172 G for nine views, is that of a window of 5.
-Command: python main.py --config=configs/stat_t64.py --config.data.root=DIR --config.data.num_classes=N
+As in the paper, from scratch: python main.py --config=configs/stat_t64.py --config.data.root=DIR \
+    --config.data.num_classes=N
 Everything else is as in configs/stat_t16.py.
 """
 

@@ -1,9 +1,13 @@
-"""Video Swin-T x 16 frames with HaViT's dictionary of external tokens.
+r"""Video Swin-T x 16 frames with HaViT's dictionary of external tokens.
 
 Paper: HaViT, Table 7: top-1 78.4 % without and 78.9 % with the dictionary on Kinetics-400, from ImageNet weights. The
 paper does not say how Swin-T is extended to video. This is Video Swin-T, as torchvision's `swin3d_t`.
 Cost: 28,158,070 parameters without the dictionary.
-Command: python main.py --config=configs/swin_t.py --config.data.root=DIR --config.data.num_classes=N
+As in the paper: python main.py --config=configs/swin_t.py --config.data.root=DIR --config.data.num_classes=N \
+    --config.init.weights=timm/swin_tiny_patch4_window7_224.ms_in1k --config.init.tube=average
+From scratch: python main.py --config=configs/swin_t.py --config.data.root=DIR --config.data.num_classes=N
+guess: the paper says ImageNet and does not name weights. Here: those of Swin's authors for ImageNet-1k, inflated as
+Video Swin's authors do.
 Rows of the paper's tables: python -m benchmarks.tables havit/7 --config.data.root=DIR (docs/papers/havit.md)
 
 Patches of one frame:   --config.model.patch_frames=1

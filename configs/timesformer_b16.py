@@ -1,9 +1,13 @@
-"""TimeSformer-B/16 x 8 frames, divided space-time attention.
+r"""TimeSformer-B/16 x 8 frames, divided space-time attention.
 
 Paper: Bertasius, Wang and Torresani, 2021. Its authors report top-1 77.9 %, top-5 93.2 % on Kinetics-400, one clip x
 three crops, from ImageNet-21k weights.
 Cost: 121,566,352 parameters, 195.8 G multiply-adds per view.
-Command: python main.py --config=configs/timesformer_b16.py --config.data.root=DIR --config.data.num_classes=N
+As in the paper: python main.py --config=configs/timesformer_b16.py --config.data.root=DIR --config.data.num_classes=N \
+    --config.init.weights=ViT-B_16.npz --config.init.allow="('normalisation', 'pre_logits')"
+From scratch: python main.py --config=configs/timesformer_b16.py --config.data.root=DIR --config.data.num_classes=N
+ViT-B_16.npz is Google's ViT of ImageNet-21k, whose pixels were normalised with 0.5 and 0.5. The authors' code
+normalises with 0.45 and 0.225 all the same (DATA.MEAN, DATA.STD in timesformer/config/defaults.py).
 """
 
 from configs.base import base

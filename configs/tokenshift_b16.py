@@ -1,10 +1,13 @@
-"""TokenShift-B/16 x 8 frames: a frame-wise ViT whose class tokens exchange channels with neighbouring frames.
+r"""TokenShift-B/16 x 8 frames: a frame-wise ViT whose class tokens exchange channels with neighbouring frames.
 
 Paper: Zhang et al., "Token Shift Transformer for Video Classification", 2021. The model behaves as its authors' code.
 They report top-1 77.28 % on Kinetics-400; MSCA's Table 2 reports top-1 76.37 %, top-5 92.82 % for TokenShift. Both with
 ten clips x three crops.
 Cost: 86,106,256 parameters, 140.5 G multiply-adds per view (134.8 G in products with weights).
-Command: python main.py --config=configs/tokenshift_b16.py --config.data.root=DIR --config.data.num_classes=N
+As in the paper: python main.py --config=configs/tokenshift_b16.py --config.data.root=DIR --config.data.num_classes=N \
+    --config.init.weights=ViT-B_16.npz --config.init.allow="('pre_logits',)"
+From scratch: python main.py --config=configs/tokenshift_b16.py --config.data.root=DIR --config.data.num_classes=N
+ViT-B_16.npz is Google's ViT of ImageNet-21k (README.md of VideoNetworks/TokShift-Transformer).
 The recipe of MSCA's Table 2 (12 epochs, a shorter side from 244 pixels): --config=configs/tokenshift_b16.py:msca
 """
 

@@ -1,10 +1,14 @@
-"""ViViT-B/16x2 x 32 frames: joint attention over patches of two frames.
+r"""ViViT-B/16x2 x 32 frames: joint attention over patches of two frames.
 
 Paper: Arnab et al., "ViViT: A Video Vision Transformer", 2021, model 1: top-1 80.0 % on Kinetics-400, four clips x
 three crops, from ImageNet-21k weights. This is the recipe of its authors' code, which trained the published weights
 `google/vivit-b-16x2-kinetics400`.
 Cost: 88,954,000 parameters, 451.5 G multiply-adds per view.
-Command: python main.py --config=configs/vivit_b16.py --config.data.root=DIR --config.data.num_classes=N
+As in the paper: python main.py --config=configs/vivit_b16.py --config.data.root=DIR --config.data.num_classes=N \
+    --config.init.weights=ViT-B_16.npz --config.init.allow="('pre_logits',)"
+From scratch: python main.py --config=configs/vivit_b16.py --config.data.root=DIR --config.data.num_classes=N
+ViT-B_16.npz is Google's ViT of ImageNet-21k (init_from in scenic/projects/vivit/configs/kinetics400/
+vivit_base_k400.py of google-research/scenic).
 """
 
 from configs.base import base

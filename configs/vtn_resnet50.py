@@ -1,7 +1,13 @@
-"""VTN with a ResNet-50 for each frame and three Longformer layers over the frames.
+r"""VTN with a ResNet-50 for each frame and three Longformer layers over the frames.
 
 Paper: Neimark et al., "Video Transformer Network", 2021. From ImageNet weights, with folded batch normalisation.
-Command: python main.py --config=configs/vtn_resnet50.py --config.data.root=DIR --config.data.num_classes=N
+As in the paper: python main.py --config=configs/vtn_resnet50.py --config.data.root=DIR --config.data.num_classes=N \
+    --config.init.weights=timm/resnet50.tv_in1k --config.init.allow="('normalisation',)"
+From scratch: python main.py --config=configs/vtn_resnet50.py --config.data.root=DIR --config.data.num_classes=N
+guess: the paper says ImageNet and does not name weights. Here: those of torchvision.
+guess: the paper does not say how 2,048 features become those of the layers over frames. Here: a linear map to 768.
+Layers over frames of width 2,048:
+    --config.model.projection=none --config.model.width=2048 --config.model.heads=16
 Everything else is as in configs/vtn_vit_b16.py.
 """
 

@@ -1,8 +1,13 @@
-"""VTN with a ViT-B/16 for each frame and three Longformer layers over the frames.
+r"""VTN with a ViT-B/16 for each frame and three Longformer layers over the frames.
 
 Paper: Neimark et al., "Video Transformer Network", 2021. The model behaves as its authors' code. From ImageNet weights.
 Cost: 113,502,352 parameters.
-Command: python main.py --config=configs/vtn_vit_b16.py --config.data.root=DIR --config.data.num_classes=N
+As in the paper: python main.py --config=configs/vtn_vit_b16.py --config.data.root=DIR --config.data.num_classes=N \
+    --config.init.weights=ViT-B_16.npz --config.init.allow="('normalisation', 'pre_logits')"
+From scratch: python main.py --config=configs/vtn_vit_b16.py --config.data.root=DIR --config.data.num_classes=N
+ViT-B_16.npz is Google's ViT of ImageNet-21k, whose pixels were normalised with 0.5 and 0.5. The authors' code
+normalises with 0.45 and 0.225 all the same, and takes timm's copy of a ViT-B/16 of Google (configs/Kinetics/
+VIT_B_VTN.yaml, VTN.PRETRAINED).
 
 Evaluation uses one view with 250 frames of the whole video. The backbone processes 16 of these frames at once.
 The paper's ablations: python -m benchmarks.tables vtn/depth --config.data.root=DIR (docs/papers/vtn.md)

@@ -56,6 +56,41 @@ def tiny_vit(*, width: int = 16, depth: int = 1, patches: int = 4, patch_size: i
     return {name: draw(name, shape) for name, shape in shapes.items()}
 
 
+def google(arrays, heads: int = 3):
+    """Returns the arrays of a timm ViT with the names and shapes of Google's archives, after the layout of its code."""
+    width, depth = arrays["cls_token"].shape[-1], len({name.split(".")[1] for name in arrays if "blocks" in name})
+    found = {
+        "cls": arrays["cls_token"],
+        "Transformer/posembed_input/pos_embedding": arrays["pos_embed"],
+        "embedding/kernel": arrays["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
+        "embedding/bias": arrays["patch_embed.proj.bias"],
+        "head/kernel": arrays["head.weight"].T,
+        "head/bias": arrays["head.bias"],
+        "Transformer/encoder_norm/scale": arrays["norm.weight"],
+        "Transformer/encoder_norm/bias": arrays["norm.bias"],
+    }
+    for i in range(depth):
+        at, to = f"blocks.{i}", f"Transformer/encoderblock_{i}"
+        for norm, number in (("norm1", 0), ("norm2", 2)):
+            found[f"{to}/LayerNorm_{number}/scale"] = arrays[f"{at}.{norm}.weight"]
+            found[f"{to}/LayerNorm_{number}/bias"] = arrays[f"{at}.{norm}.bias"]
+        attention = f"{to}/MultiHeadDotProductAttention_1"
+        for part, kernel, bias in zip(
+            ("query", "key", "value"),
+            np.split(arrays[f"{at}.attn.qkv.weight"], 3),
+            np.split(arrays[f"{at}.attn.qkv.bias"], 3),
+            strict=True,
+        ):
+            found[f"{attention}/{part}/kernel"] = kernel.T.reshape(width, heads, -1)
+            found[f"{attention}/{part}/bias"] = bias.reshape(heads, -1)
+        found[f"{attention}/out/kernel"] = arrays[f"{at}.attn.proj.weight"].T.reshape(heads, -1, width)
+        found[f"{attention}/out/bias"] = arrays[f"{at}.attn.proj.bias"]
+        for number, layer in enumerate(("fc1", "fc2")):
+            found[f"{to}/MlpBlock_3/Dense_{number}/kernel"] = arrays[f"{at}.mlp.{layer}.weight"].T
+            found[f"{to}/MlpBlock_3/Dense_{number}/bias"] = arrays[f"{at}.mlp.{layer}.bias"]
+    return found
+
+
 def write(folder, arrays, metadata=None):
     """Writes a file of safetensors and a config.json beside it. Returns their folder."""
     safetensors.numpy.save_file(

@@ -156,7 +156,7 @@ def test_a_foreign_field_is_refused_by_name(name, field):
 def variants(name):
     """Yields (path, text) overrides of each variant in the docstring of a config; values of a line go together."""
     text = importlib.import_module(f"configs.{name}").__doc__
-    text = re.sub(r"\n +(?=--config)", " ", text)  # a line may be continued
+    text = re.sub(r"(?: \\)?\n +(?=--config)", " ", text)  # a line may be continued
     for line in text.splitlines():
         row = [
             (path, values.strip('"').split("|"))

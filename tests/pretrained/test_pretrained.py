@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from command import Run, arguments, one_sentence, render
 from drawn import clip
-from weights import GOLDENS, SIDE, TIGHT, arrays_of, fitted, loaded, tiny_vit, write
+from weights import GOLDENS, SIDE, TIGHT, arrays_of, fitted, google, loaded, tiny_vit, write
 
 import main
 from vidformers.errors import ConfigError
@@ -54,41 +54,6 @@ def authors(arrays):
             name = re.sub(pattern, words, name)
         renamed[name] = array
     return renamed
-
-
-def google(arrays):
-    """Returns the arrays of a timm ViT with the names and shapes of Google's archives, after the layout of its code."""
-    width, heads = 192, 3
-    found = {
-        "cls": arrays["cls_token"],
-        "Transformer/posembed_input/pos_embedding": arrays["pos_embed"],
-        "embedding/kernel": arrays["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
-        "embedding/bias": arrays["patch_embed.proj.bias"],
-        "head/kernel": arrays["head.weight"].T,
-        "head/bias": arrays["head.bias"],
-        "Transformer/encoder_norm/scale": arrays["norm.weight"],
-        "Transformer/encoder_norm/bias": arrays["norm.bias"],
-    }
-    for i in range(3):
-        at, to = f"blocks.{i}", f"Transformer/encoderblock_{i}"
-        for norm, number in (("norm1", 0), ("norm2", 2)):
-            found[f"{to}/LayerNorm_{number}/scale"] = arrays[f"{at}.{norm}.weight"]
-            found[f"{to}/LayerNorm_{number}/bias"] = arrays[f"{at}.{norm}.bias"]
-        attention = f"{to}/MultiHeadDotProductAttention_1"
-        for part, kernel, bias in zip(
-            ("query", "key", "value"),
-            np.split(arrays[f"{at}.attn.qkv.weight"], 3),
-            np.split(arrays[f"{at}.attn.qkv.bias"], 3),
-            strict=True,
-        ):
-            found[f"{attention}/{part}/kernel"] = kernel.T.reshape(width, heads, -1)
-            found[f"{attention}/{part}/bias"] = bias.reshape(heads, -1)
-        found[f"{attention}/out/kernel"] = arrays[f"{at}.attn.proj.weight"].T.reshape(heads, -1, width)
-        found[f"{attention}/out/bias"] = arrays[f"{at}.attn.proj.bias"]
-        for number, layer in enumerate(("fc1", "fc2")):
-            found[f"{to}/MlpBlock_3/Dense_{number}/kernel"] = arrays[f"{at}.mlp.{layer}.weight"].T
-            found[f"{to}/MlpBlock_3/Dense_{number}/bias"] = arrays[f"{at}.mlp.{layer}.bias"]
-    return found
 
 
 @pytest.mark.parametrize(
