@@ -1,14 +1,13 @@
-"""Writes the goldens of Video Swin and CvT: small models with random weights, one input each, and their logits.
+"""Writes the goldens of Video Swin: small models with random weights, one input each, and their logits.
 
-Needs torch, torchvision and transformers. The library and its tests import none of them: the tests read the .npz files
+Needs torch and torchvision. The library and its tests import none of them: the tests read the .npz files
 beside this script. To write the files again, in an environment of its own:
 
-    pip install torch torchvision transformers numpy
+    pip install torch torchvision numpy
     python tests/goldens/make_pyramids.py
 
 Each archive holds every parameter and statistic under its name in a checkpoint file, `input` (float32, b t y x c),
-`output` (logits; those of CvT are per frame, b t classes) and `versions` (JSON). The statistics of batch norm are drawn
-too and used as in evaluation.
+`output` (logits) and `versions` (JSON).
 """
 
 import json
@@ -18,7 +17,6 @@ import platform
 import numpy as np
 import torch
 import torchvision
-import transformers
 from torchvision.models.video import SwinTransformer3d
 
 FOLDER = pathlib.Path(__file__).parent
@@ -49,7 +47,6 @@ def write(name, model, seed, shape, classify):
     versions = {
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
     state = {key: value.numpy() for key, value in model.state_dict().items() if value.dtype.is_floating_point}
@@ -66,21 +63,9 @@ def classify_clip(model, video):
     return model(video.permute(0, 4, 1, 2, 3))
 
 
-def cvt():
-    return transformers.CvtForImageClassification(
-        transformers.CvtConfig(embed_dim=(8, 24, 48), num_heads=(1, 3, 6), depth=(1, 2, 3), num_labels=5)
-    )
-
-
-def classify_frames(model, video):
-    frames = video.flatten(0, 1).permute(0, 3, 1, 2)
-    return model(frames).logits.unflatten(0, video.shape[:2])
-
-
 if __name__ == "__main__":
     # Windows divide the grid (4 8 8) and are shifted on every axis. At the second stage they fill the grid in y and x.
     write("swin_whole", swin(2, [2, 4, 4]), 0, (2, 8, 32, 32, 3), classify_clip)
     # The grid (3 7 7) is padded in y and x and shorter than the window in t. The second stage's (3 4 4) is shorter
     # than the window on every axis.
     write("swin_ragged", swin(1, [4, 5, 5]), 1, (2, 3, 28, 28, 3), classify_clip)
-    write("cvt", cvt(), 2, (2, 3, 40, 40, 3), classify_frames)

@@ -1,10 +1,6 @@
-"""CvT on clips: logits equal Hugging Face's frame by frame, attention equals its definition, with a dictionary.
-
-goldens/make_pyramids.py writes the archive and describes its contents.
-"""
+"""CvT on clips: attention equals its definition, with a dictionary. tests/pretrained/test_starts.py has its logits."""
 
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +20,6 @@ from vidformers.models.config import ModelConfig
 from vidformers.models.cvt import cvt
 from vidformers.parallel.target import traced_for
 
-GOLDENS = Path(__file__).parents[1] / "goldens"
 TINY = dict(num_classes=5, frames=3, image_size=40, patch_size=4, width=8, heads=1, depth=6)
 OWN = dict(depths=(1, 2, 3))
 
@@ -43,97 +38,6 @@ def logits(graph, parameters, video, key=None):
 
 def attention(scheme, **options):
     return sublayers.attention(ConvolutionalAttention, scheme, WIDTH, HEADS, **options)
-
-
-# Hugging Face
-
-
-def linear(arrays, name):
-    """torch's (out, in) -> kernel (in, out)."""
-    return {"kernel": arrays[f"{name}.weight"].T, "bias": arrays[f"{name}.bias"]}
-
-
-def convolution(arrays, name):
-    """torch's (out, in, y, x) -> kernel (y, x, in, out)."""
-    bias = {"bias": arrays[f"{name}.bias"]} if f"{name}.bias" in arrays else {}
-    return {"kernel": arrays[f"{name}.weight"].transpose(2, 3, 1, 0), **bias}
-
-
-def norm(arrays, name):
-    return {"scale": arrays[f"{name}.weight"], "bias": arrays[f"{name}.bias"]}
-
-
-def depthwise(arrays, name):
-    """A convolution with its batch normalisation, which is a scale and a bias in evaluation."""
-    weight, bias, mean, var = (
-        arrays[f"{name}.normalization.{array}"] for array in ("weight", "bias", "running_mean", "running_var")
-    )
-    scale = weight / np.sqrt(var + 1e-5)
-    return {"convolution": convolution(arrays, f"{name}.convolution"), "scale": scale, "bias": bias - mean * scale}
-
-
-def block(arrays, layer):
-    inner, names = f"{layer}.attention.attention", ("query", "key", "value")
-    return {
-        0: {
-            "norm": norm(arrays, f"{layer}.layernorm_before"),
-            "near": {
-                i: depthwise(arrays, f"{inner}.convolution_projection_{name}.convolution_projection")
-                for i, name in enumerate(names)
-            },
-            "qkv": {i: linear(arrays, f"{inner}.projection_{name}") for i, name in enumerate(names)},
-            "out": linear(arrays, f"{layer}.attention.output.dense"),
-        },
-        1: {
-            "norm": norm(arrays, f"{layer}.layernorm_after"),
-            "wide": linear(arrays, f"{layer}.intermediate.dense"),
-            "out": linear(arrays, f"{layer}.output.dense"),
-        },
-    }
-
-
-def parameters(arrays):
-    """The arrays of the archive as parameters of `cvt`."""
-    embeddings, stages = {}, {}
-    for i, depth in enumerate(OWN["depths"]):
-        stage = f"cvt.encoder.stages.{i}"
-        stem = f"{stage}.embedding.convolution_embeddings"
-        embeddings[i] = {
-            "convolution": convolution(arrays, f"{stem}.projection"),
-            "norm": norm(arrays, f"{stem}.normalization"),
-        }
-        blocks = [block(arrays, f"{stage}.layers.{j}") for j in range(depth)]
-        stages[i] = {"layers": {"sublayers": jax.tree.map(lambda *layers: np.stack(layers), *blocks)}}
-    return {
-        "encoder": {
-            "embeddings": embeddings,
-            "stages": stages,
-            "class_token": arrays["cvt.encoder.stages.2.cls_token"][0, 0],
-            "norm": norm(arrays, "layernorm"),
-        },
-        "head": linear(arrays, "classifier"),
-    }
-
-
-def test_logits_frame_by_frame_equal_those_of_hugging_face():
-    with np.load(GOLDENS / "cvt.npz") as file:
-        arrays = dict(file)
-    graph, drawn = make(dict(joint="none"))
-    mapped = parameters(arrays)
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.shape, b.shape), drawn, mapped)
-    assert np.abs(arrays["output"]).max() > 0.3
-    found = logits(graph, mapped, arrays["input"])
-    np.testing.assert_allclose(found, arrays["output"].mean(1), rtol=0, atol=1e-4)
-
-
-@pytest.mark.quick
-def test_every_mlp_has_the_gelu_of_the_field():
-    for gelu, expected in (("exact", 0.841345), ("quick", 1 / (1 + np.exp(-1.702)))):
-        graph, drawn = make(dict(joint="none", gelu=gelu))
-        activations = [stage.layers.sublayers[1].activation for stage in nnx.merge(graph, drawn).encoder.stages]
-        np.testing.assert_allclose([activation(jnp.ones(())) for activation in activations], 3 * [expected], rtol=1e-5)
-    with pytest.raises(ConfigError, match="model.gelu='tanh' must be one of exact, quick"):
-        make(dict(gelu="tanh"))
 
 
 def count(own=None, **options):

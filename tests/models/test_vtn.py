@@ -2,7 +2,6 @@
 
 import json
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -35,16 +34,6 @@ def test_published_sizes():
     assert count - (2048 + 1) * 768 == 25_557_032 - (2048 + 1) * 1000, "ResNet-50 without its classifier"
 
 
-def folded(arrays, name):
-    """A convolution and its batch normalisation as one convolution with scale and bias."""
-    weight, bias, mean, var = (
-        arrays.pop(f"{name}.normalization.{part}") for part in ("weight", "bias", "running_mean", "running_var")
-    )
-    scale = weight / np.sqrt(var + 1e-5)
-    kernel = arrays.pop(f"{name}.convolution.weight").transpose(2, 3, 1, 0)
-    return {"convolution": {"kernel": kernel}, "scale": scale, "bias": bias - mean * scale}
-
-
 def test_pairs_of_frames_on_tpus_have_the_features_and_gradients_of_single_frames():
     make_resnet = partial(ResNet, frames=1, image_size=30, width=16, mean=(0.5,) * 3, std=(0.2,) * 3, depths=(2, 1))
     graph, state = nnx.split(make_resnet(stem=64, rngs=nnx.Rngs(0)))
@@ -62,46 +51,6 @@ def test_pairs_of_frames_on_tpus_have_the_features_and_gradients_of_single_frame
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
     jax.tree.map(assert_close, run_for("tpu"), run_for("cpu"))
-
-
-def test_features_equal_those_of_hugging_face_s_resnet():
-    with np.load(Path(__file__).parents[1] / "goldens/resnet.npz") as file:
-        arrays = dict(file)
-    video, expected = arrays.pop("input"), arrays.pop("output")
-    arrays.pop("versions")
-    blocks = []
-    for stage, depth in enumerate((1, 2, 1)):
-        for i in range(depth):
-            name = f"encoder.stages.{stage}.layers.{i}"
-            block = {
-                part: folded(arrays, f"{name}.layer.{j}") for j, part in enumerate(("reduce", "spatial", "expand"))
-            }
-            if i == 0:
-                block["skip"] = folded(arrays, f"{name}.shortcut")
-            blocks.append(block)
-    mapped = {
-        "stem": folded(arrays, "embedder.embedder"),
-        "blocks": dict(enumerate(blocks)),
-        "out": {"kernel": np.eye(128, dtype=np.float32), "bias": np.zeros(128, np.float32)},
-    }
-    assert not arrays, "every array is used"
-    graph, state = nnx.split(
-        nnx.eval_shape(
-            lambda: ResNet(
-                frames=1,
-                image_size=40,
-                width=128,
-                mean=(0, 0, 0),
-                std=(1, 1, 1),
-                depths=(1, 2, 1),
-                stem=8,
-                rngs=nnx.Rngs(0),
-            )
-        )
-    )
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.shape, b.shape), nnx.to_pure_dict(state), mapped)
-    found = quick_jit(lambda p, x: nnx.merge(graph, p)(x))(mapped, video[:, None])
-    np.testing.assert_allclose(found[:, 0], expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("at_once, options", [(1, {}), (3, {}), (16, {}), (3, RESNET)], ids=str)

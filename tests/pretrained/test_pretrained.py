@@ -258,7 +258,7 @@ def test_attention_over_time_is_left_out_only_when_allowed(save):
     folder = save(arrays_of("hf_timesformer"), GOLDENS["hf_timesformer"]["about"])
     with pytest.raises(ConfigError, match=r"no parameters for its attention over time; init\.allow=\"\('time',\)\""):
         fitted(folder, "vit", frames=4)
-    left_out = fitted(folder, "vit", dict(allow=("time",)), frames=4)
+    left_out = fitted(folder, "vit", dict(allow=("time", "normalisation")), frames=4)
     assert "Not loaded: attention over time." in left_out.remarks
 
 
