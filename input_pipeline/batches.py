@@ -1,6 +1,8 @@
 """The rows of a batch: decoding and augmenting one video, and selecting the rows of one process."""
 
 import dataclasses
+import zlib
+from pathlib import PurePath
 
 import grain
 import numpy as np
@@ -84,7 +86,8 @@ def load_val_row(record, *, sampler, clips, crops, size, short_side, open_video)
     try:
         video = open_video(record)
         # Clips may share frames. Each distinct frame is decoded and resized once.
-        distinct, inverse = np.unique(sampler.test(video.times, video.duration, clips), return_inverse=True)
+        indices = sampler.test(video.times, video.duration, clips, video_seed(record))
+        distinct, inverse = np.unique(indices, return_inverse=True)
         frames = video.frames(distinct)
     except DecodeError as error:
         return _row(record, black, no_index, error=str(error))
@@ -92,6 +95,14 @@ def load_val_row(record, *, sampler, clips, crops, size, short_side, open_video)
     views = test_crops(frames, size, crops, short_side)[:, inverse]
     index = np.repeat(distinct[inverse], crops, axis=0)
     return _row(record, views.swapaxes(0, 1).reshape(black.shape), index, video.decoded)
+
+
+def video_seed(record: Record) -> int:
+    """Returns a number that depends on the name of the video alone: not on its folder, its format or the list."""
+    name = PurePath(record.name or record.path).stem
+    if not record.name and record.position is not None:
+        name += f"/{record.position}"
+    return zlib.crc32(name.encode())
 
 
 def _row(record, video, index, decoded=0, error: str | None = None):

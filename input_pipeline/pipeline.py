@@ -22,7 +22,8 @@ from input_pipeline.batches import (
 )
 from input_pipeline.errors import DataError
 from input_pipeline.prefetch import Batches, max_batch_bytes
-from input_pipeline.sampling import Dense, Uniform
+from input_pipeline.samplers import long_sampler, make_sampler
+from input_pipeline.sampling import Sampler
 from input_pipeline.sources import SOURCES
 from input_pipeline.sources.something import mirrored
 from input_pipeline.videos import open_video
@@ -44,10 +45,11 @@ class Pipeline:
         num_classes: labels are 0 to num_classes - 1.
         classes: class file with one name per line, or None for the classes of the source.
         frames: frames per clip.
-        sampling: 'uniform', over the whole video, or 'dense', one contiguous segment (see `sampling`).
-        stride, fps: dense sampling takes every stride-th frame, counted at `fps` frames per second. If `fps` is None,
-            frames are counted at the frame rate of the file.
-        test_starts: where dense test clips start, 'spread' or 'from_first' (see `sampling.Dense`).
+        sampling: 'uniform', over the whole video, 'dense', one contiguous segment (see `sampling`), or the rule of
+            published code (see `samplers` and `frame_rules`).
+        stride, fps: clips of one segment take every stride-th frame. 'dense' and 'slowfast' count at `fps` frames per
+            second, or, if `fps` is None, at the frame rate of the file.
+        test_starts: where test clips of 'dense' and 'slowfast' start, 'spread' or 'from_first'.
         frame_rate: frames per second of videos that are folders of frames. Video files store their own rate.
         size: pixels, side of the square clip.
         short_side: (low, high) pixels. In training, a video is resized so that its shorter side is a random number
@@ -116,7 +118,6 @@ class Pipeline:
     def __post_init__(self):
         for field, choices in (
             ("source", (*SOURCES, "motion_clips")),
-            ("sampling", ("uniform", "dense")),
             ("missing", ("error", "leave_out")),
         ):
             self._require(field, getattr(self, field) in choices, " or ".join(map(repr, choices)))
@@ -188,11 +189,13 @@ class Pipeline:
         return names or tuple(map(str, range(self.num_classes)))
 
     @functools.cached_property
-    def sampler(self) -> Uniform | Dense:
+    def sampler(self) -> Sampler:
         """The sampler that chooses the frames of a clip."""
-        if self.sampling == "uniform":
-            return Uniform(self.frames)
-        return Dense(self.frames, self.stride, self.fps, self.test_starts)
+        return make_sampler(self.sampling, self.frames, self.stride, self.fps, self.test_starts)
+
+    def test_sampler(self, frames: int | None = None) -> Sampler:
+        """The sampler of test clips. `frames` is `eval.frames`, or None for clips as in training."""
+        return self.sampler if frames is None else long_sampler(self.sampling, frames, self.fps, self.test_starts)
 
     @functools.cached_property
     def flip_map(self) -> dict[int, int]:
@@ -285,7 +288,7 @@ class Pipeline:
             batch_size: videos of the global batch. A process gets `batch_size / process_count` of them.
             clips: temporal views, see `sampling`.
             crops: spatial views, 1 or 3, see `augment.test_crops`.
-            frames: frames per view, spread over the whole video. None: `data.frames`, sampled by `data.sampling`.
+            frames: frames per view, see `samplers.long_sampler`. None: `data.frames`, sampled by `data.sampling`.
             process_index, process_count: see `train_batches`.
             records: videos to use instead of the validation manifest.
 
@@ -309,7 +312,7 @@ class Pipeline:
         padded = records + (PADDING,) * (count * batch_size - len(records))
         load = functools.partial(
             load_val_row,
-            sampler=self.sampler if frames is None else Uniform(frames),
+            sampler=self.test_sampler(frames),
             clips=clips,
             crops=crops,
             size=self.size,

@@ -1,15 +1,20 @@
 """Sampling: chooses the frames of a clip from the times of the frames, without opening the video.
 
-A frame is on screen from its own time until the time of the next frame, and the last frame until `duration`. Both
-schemes choose instants in seconds and take the frame on screen at each instant. A variable frame rate therefore needs
-no special case.
+A frame is on screen from its own time until the time of the next frame, and the last frame until `duration`. `Uniform`
+and `Dense` choose instants in seconds and take the frame on screen at each instant. A variable frame rate therefore
+needs no special case. The rules of `frame_rules` are those of published code and count frames.
 
 Common arguments:
     times: (n,) float64, ascending, seconds from the first frame to each frame.
     duration: seconds, the end of the last frame.
+    seed: seeds the clips of a rule whose test clips are random. The other rules ignore the seed.
+
+Every sampler has a `rule`, a sentence that says which frames the test clips take. Its letters: n frames in the file,
+T frames in a clip with index i = 0..T-1, K clips with index k = 0..K-1, s the stride.
 """
 
 import dataclasses
+from typing import Protocol
 
 import numpy as np
 
@@ -18,6 +23,20 @@ from input_pipeline.errors import DataError
 # Because of rounding, an instant that should equal the time of a frame can be slightly smaller or larger. A microsecond
 # is far above the rounding error and far below the duration of any frame.
 _TOLERANCE = 1e-6
+
+
+class Sampler(Protocol):
+    """The interface of all samplers."""
+
+    @property
+    def frames(self) -> int: ...
+
+    @property
+    def rule(self) -> str: ...
+
+    def train(self, times, duration, rng: np.random.Generator) -> np.ndarray: ...
+
+    def test(self, times, duration, clips: int, seed: int = 0) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,21 +52,28 @@ class Uniform:
     frames: int
 
     def __post_init__(self):
-        _check_count("data.frames", self.frames)
+        check_count("data.frames", self.frames)
+
+    @property
+    def rule(self) -> str:
+        return (
+            "The video is divided into T segments of equal duration. Clip k takes from each segment the frame that is "
+            "on screen at the fraction (k + 1/2) / K of the segment."
+        )
 
     def train(self, times, duration, rng: np.random.Generator) -> np.ndarray:
         """Returns ascending indices, (frames,) int64: a random instant in each segment."""
         instants = (np.arange(self.frames) + rng.random(self.frames)) * (duration / self.frames)
         return _on_screen(times, instants)
 
-    def test(self, times, duration, clips: int) -> np.ndarray:
+    def test(self, times, duration, clips: int, seed: int = 0) -> np.ndarray:
         """Returns (clips, frames) int64 indices: in every segment, clip k takes the instant at the fraction
         (k + 1/2) / clips of its length.
 
         A single clip takes the centres. Several clips use different offsets inside each segment, so they show different
         frames wherever a segment has enough of them.
         """
-        _check_count("eval.clips", clips)
+        check_count("eval.clips", clips)
         within = (np.arange(clips) + 0.5) / clips
         return _on_screen(times, (np.arange(self.frames) + within[:, None]) * (duration / self.frames))
 
@@ -63,8 +89,7 @@ class Dense:
         stride: frames from one instant to the next.
         fps: frames per second at which the stride counts, so that a clip spans the same time in every file. None
             counts the frames of the file, at their average rate.
-        test_starts: where test clips start, 'spread' or 'from_first', see `test`. The code of SlowFast, TimeSformer and
-            VTN uses 'from_first', and their published results were computed with it.
+        test_starts: where test clips start, 'spread' or 'from_first', see `test`.
     """
 
     frames: int
@@ -73,13 +98,22 @@ class Dense:
     test_starts: str = "spread"
 
     def __post_init__(self):
-        _check_count("data.frames", self.frames)
-        _check_count("data.stride", self.stride)
-        is_number = isinstance(self.fps, (int, float)) and not isinstance(self.fps, bool)
-        if self.fps is not None and not (is_number and 0 < self.fps < float("inf")):
-            raise DataError(f"data.fps must be frames per second above 0, or None, but is {self.fps!r}.")
-        if self.test_starts not in ("spread", "from_first"):
-            raise DataError(f"data.test_starts must be 'spread' or 'from_first', but is {self.test_starts!r}.")
+        check_count("data.frames", self.frames)
+        check_count("data.stride", self.stride)
+        check_fps(self.fps)
+        check_test_starts(self.test_starts)
+
+    @property
+    def rule(self) -> str:
+        rate = "the average frame rate of the file" if self.fps is None else f"{self.fps:g} frames per second"
+        if self.test_starts == "from_first":
+            start = "k / K x (D - T s)"
+        else:
+            start = "k / (K - 1) x E, or E / 2 if K is 1, where E is the time of the last frame less (T - 1) s"
+        return (
+            f"Times are counted in frames at {rate}, s is {self.stride}, and D is the duration. Clip k starts at "
+            f"{start}, but not before 0. Its frame i is on screen at start + i s, or is the last frame."
+        )
 
     def train(self, times, duration, rng: np.random.Generator) -> np.ndarray:
         """Returns ascending indices, (frames,) int64. The start is uniform over all starts at which the clip fits."""
@@ -87,17 +121,16 @@ class Dense:
         start = rng.random() * max(duration - offsets[-1], 0.0)
         return _on_screen(times, start + offsets)
 
-    def test(self, times, duration, clips: int) -> np.ndarray:
+    def test(self, times, duration, clips: int, seed: int = 0) -> np.ndarray:
         """Returns (clips, frames) int64 indices of clips with evenly spaced starts.
 
         'spread': evenly from 0 to the latest start whose last instant is not after the last frame. A single clip is
         centred.
 
-        'from_first': clip k of K starts at k / K x (duration - frames x stride, in seconds), as in the code that
-        `test_starts` names. A single clip is the beginning of the video, and no clip reaches the end of the
-        video.
+        'from_first': clip k of K starts at k / K x (duration - frames x stride, in seconds). A single clip is the
+        beginning of the video, and no clip reaches the end of the video.
         """
-        _check_count("eval.clips", clips)
+        check_count("eval.clips", clips)
         offsets = self._offsets(times, duration)
         if self.test_starts == "from_first":
             slack = max(duration - self.frames * self._stride_seconds(times, duration), 0.0)
@@ -121,6 +154,20 @@ def _on_screen(times, instants):
     return np.clip(indices, 0, len(times) - 1).astype(np.int64)
 
 
-def _check_count(field, value):
+def check_count(field: str, value) -> None:
+    """Raises DataError unless `value` is a whole number of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise DataError(f"{field} must be a whole number of at least 1, but is {value!r}.")
+
+
+def check_fps(value) -> None:
+    """Raises DataError unless `value` is a positive number or None."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (is_number and 0 < value < float("inf")):
+        raise DataError(f"data.fps must be frames per second above 0, or None, but is {value!r}.")
+
+
+def check_test_starts(value) -> None:
+    """Raises DataError unless `value` is 'spread' or 'from_first'."""
+    if value not in ("spread", "from_first"):
+        raise DataError(f"data.test_starts must be 'spread' or 'from_first', but is {value!r}.")

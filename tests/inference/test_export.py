@@ -21,6 +21,7 @@ from tiny import SMALL, TINY, clips, quick_jit, randomise
 import main
 import vidformers.inference.export
 from configs.loading import FlagError
+from input_pipeline.sampling import Uniform
 from vidformers import MODELS, ConfigError, build, load
 from vidformers.inference.export import write_export
 from vidformers.inference.predictor import Predictor
@@ -65,6 +66,7 @@ def put(folder, name, **options):
         "model": section(name, **options),
         "id2label": dict(enumerate(NAMES)),
         "step": 7,
+        "frames": {"rule": "Its frames are (start + i s) modulo n."},
         "views": {"average": "probabilities"},
     }
     write_export(folder, *shell(name, **options)[1:], about)
@@ -313,6 +315,7 @@ def test_an_export_holds_the_ema_and_describes_the_run(trained, out):
     assert config["id2label"] == {str(label): name for label, name in enumerate(CLASSES)}
     assert (config["step"], config["commit"], config["data"]["val"]) == (4, run["commit"], "digest of val")
     assert config["frames"]["sampling"] == "uniform" and config["frames"]["test_short_side"] == 18
+    assert config["frames"]["rule"] == Uniform(8).rule and Uniform(8).rule in (out / "README.md").read_text()
     assert config["model"]["width"] == 16 and config["image_mean"] == [0.5, 0.5, 0.5]
     model = load(trained)
     pretrained = load_weights(Init(weights=str(out)), model.make_model, CLASSES)

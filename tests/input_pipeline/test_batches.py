@@ -1,5 +1,7 @@
 """A batch depends on the seed and on its number alone."""
 
+import zlib
+
 import numpy as np
 import pytest
 from clips import BAD, CLIPS, assert_equal_batches, join_processes, pipeline, take
@@ -7,6 +9,7 @@ from clips import BAD, CLIPS, assert_equal_batches, join_processes, pipeline, ta
 from input_pipeline import DataError
 from input_pipeline.augment import test_crops as crops_of
 from input_pipeline.decode import Video
+from input_pipeline.frame_rules import RandomStarts, SlowFast
 from input_pipeline.sampling import Uniform
 
 
@@ -142,6 +145,22 @@ def test_the_index_is_that_of_each_frame_in_its_video(clip_folder):
         np.testing.assert_array_equal(views["video"][i, 1], crops_of(video.frames(expected[0]), 24, 3)[1])
     index = np.concatenate([batch["index"][batch["mask"] > 0] for batch in train])
     assert (np.diff(index, axis=1) >= 0).all() and index.max() > 0
+
+
+def test_views_follow_the_rule_of_the_config(clip_folder):
+    drawn = pipeline(clip_folder, sampling="random_starts", stride=1, workers=0)
+    whole = pipeline(clip_folder, sampling="slowfast", fps=7.0, workers=0)
+    records = [record for record in drawn.val_manifest.records if record.id not in BAD][:3]
+    one = take(drawn.val_batches(batch_size=3, clips=3, crops=1, records=records), 1)[0]
+    other = take(drawn.val_batches(batch_size=3, clips=3, crops=1, records=records[::-1]), 1)[0]
+    long = take(whole.val_batches(batch_size=3, clips=1, crops=1, frames=9, records=records), 1)[0]
+    for i, record in enumerate(records):
+        video, seed = Video(record.path), zlib.crc32(record.path.rpartition("/")[2].removesuffix(".mp4").encode())
+        expected = RandomStarts(4, 1).test(video.times, video.duration, 3, seed)
+        np.testing.assert_array_equal(one["index"][i], expected)
+        np.testing.assert_array_equal(other["index"][2 - i], expected)
+        expected = SlowFast(9, 1, 7.0, "spread", whole_video=True).test(video.times, video.duration, 1)
+        np.testing.assert_array_equal(long["index"][i], expected)
 
 
 def test_validation_views_are_clip_major(clip_folder):

@@ -46,7 +46,7 @@ def export(config: dict, workdir, out: str) -> None:
     metadata = {
         "model": resolve_size(config["model"]),
         "id2label": dict(enumerate(predictor.classes)),
-        "frames": {name: config["data"][name] for name in CLIP_FIELDS},
+        "frames": {name: config["data"][name] for name in CLIP_FIELDS} | {"rule": predictor.sampling_rule},
         "views": {name: config["eval"][name] for name in ("clips", "crops", "average")},
         "step": predictor.step,
         "commit": run["commit"],
@@ -93,6 +93,7 @@ def write_export(folder: Path, make_model, parameters, metadata: dict) -> None:
         "platforms": ", ".join(PLATFORMS),
         "flatbuffers": importlib.metadata.version("flatbuffers"),
         "arguments": " ".join(f"{name}.npy" for name in config["inputs"]),
+        "rule": metadata["frames"]["rule"],
     }
     readme = Template((_TEMPLATES / "README.md").read_text(encoding="utf-8")).substitute(substitutes)
     with atomic_folder(folder) as temporary:

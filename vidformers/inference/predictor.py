@@ -222,8 +222,13 @@ class Predictor:
                     else:
                         yield Prediction(path, np.exp(log_probabilities[row]), features[row], "")
 
+    @property
+    def sampling_rule(self) -> str:
+        """The sentences that say which frames of a video the clips take, see `input_pipeline.sampling`."""
+        return Pipeline(**self._data).test_sampler(self.protocol.frames).rule
+
     def clips(self, videos: Sequence[str | os.PathLike]) -> Iterator[Clip]:
-        """Yields the middle `Clip` of each video, in order, scaled and cropped for the model."""
+        """Yields one `Clip` of each video, in order, scaled and cropped for the model: that of eval.clips=1."""
         with self._batches(videos, 1, 1, 1) as batches:
             for video, batch in zip(videos, batches, strict=True):
                 yield Clip(os.fspath(video), batch["video"][0, 0], batch["index"][0, 0], _decoding_error(batch, 0))

@@ -31,8 +31,8 @@ class EvalProtocol:
 
     Args:
         clips, crops: each video is evaluated in `clips` x `crops` views.
-        frames: frames per view, spread over the whole video, for models that take any number of frames. None takes the
-            number of frames of training.
+        frames: frames per view, for models that take any number of frames: spread over the whole video, or with
+            data.sampling='slowfast' the first frames at data.fps. None takes the number of frames of training.
         average: what is averaged over the views, 'probabilities' or 'logits'.
         batch_size: videos per batch over all devices. None takes the largest batch that fits in device memory, with at
             most 32 videos per device. All prefetched batches must also fit in the host's shared memory.

@@ -13,6 +13,7 @@ import jax
 
 from input_pipeline import Pipeline
 from input_pipeline.errors import DataError
+from input_pipeline.samplers import SEGMENTS
 from vidformers.errors import ConfigError, require
 from vidformers.models.registry import build
 from vidformers.models.summary import TRAINING_OPERATIONS, summarise
@@ -170,7 +171,7 @@ def clips_per_core_second(data: dict, given: str | None) -> float:
         ConfigError: the given rate is not a number above 0.
     """
     if given is None:
-        span = VIDEO_FRAMES if data["sampling"] == "uniform" else min(data["stride"] * data["frames"], VIDEO_FRAMES)
+        span = VIDEO_FRAMES if data["sampling"] in SEGMENTS else min(data["stride"] * data["frames"], VIDEO_FRAMES)
         decoded = (1 + span / VIDEO_FRAMES) / 2  # the share of the video, on average
         return 1 / (VIDEO_SECONDS * decoded / data["repeats"] + FRAME_SECONDS * data["frames"])
     try:
