@@ -49,7 +49,7 @@ def recipe(config, variant: str):
     cite(
         config,
         "MSCA, section 4.1" if variant == "paper" else f"{file}: T_SIZE, T_STEP, TRN_PATCH_SIZE",
-        data=dict(frames=8, sampling="dense", stride=32, size=224),
+        data=dict(frames=8, stride=32, size=224),
     )
     cite(config, f"{file}: BASE_NET", model=dict(size="B", patch_size=16))
     cite(
@@ -93,13 +93,26 @@ def recipe(config, variant: str):
         )
     _optimizer(config, variant, file)
     cite(config, f"{CODE}, vit_models/modeling.py: no stochastic depth", model=dict(drop_path=0.0))
+    _clips_and_views(config, variant, file)
+    config.train.eval_every_epochs = 1.0
+    return config
+
+
+def _clips_and_views(config, variant: str, file: str) -> None:
+    sampling = {"paper": "random_starts", "released": "tokenshift"}[variant]
+    cite(
+        config,
+        "MSCA, section 4.1" if variant == "paper" else f"{CODE}, data/dataset.py: read_clip, read_random_clip",
+        data=dict(sampling=sampling, fps=None),
+    )
     cite(
         config,
         "MSCA, section 4.1" if variant == "paper" else f"{CODE}, main_ddp_shift_v3.py --evaluate, and VAL_TEST_AUG",
         eval=dict(clips=10, crops=3),
     )
-    config.train.eval_every_epochs = 1.0
-    return config
+    main = "MSCA.diff, main.py" if variant == "paper" else "main_ddp_shift_v3.py"
+    cite(config, f"{CODE}, {main}: validate averages the outputs of the head", eval=dict(average="logits"))
+    cite(config, f"{file}: VAL_SHORT_SIDE", data=dict(test_short_side=None))  # the size of the crop
 
 
 def _optimizer(config, variant: str, file: str) -> None:

@@ -27,8 +27,14 @@ def recipe(config, file: str):
     cite(
         config,
         f"{file}: DATA",
-        data=dict(frames=8, sampling="dense", stride=32, size=224, short_side=(256, 320)),
+        data=dict(frames=8, stride=32, size=224, short_side=(256, 320)),
     )
+    cite(
+        config,
+        f"{CODE}, timesformer/datasets/decoder.py: get_start_end_idx, temporal_sampling",
+        data=dict(sampling="slowfast", test_starts="from_first"),
+    )
+    cite(config, f"{CODE}, timesformer/config/defaults.py: DATA.TARGET_FPS", data=dict(fps=30.0))
     cite(config, f"{CODE}, timesformer/datasets/kinetics.py", data=dict(crop="jitter"))
     cite(
         config,
@@ -68,5 +74,11 @@ def recipe(config, file: str):
     )
     cite(config, f"{file}: MODEL.LOSS_FUNC", train=dict(label_smoothing=0.0))
     cite(config, f"{file}: TEST.NUM_ENSEMBLE_VIEWS, TEST.NUM_SPATIAL_CROPS", eval=dict(clips=1, crops=3))
+    cite(config, f"{file}: DATA.TEST_CROP_SIZE", data=dict(test_short_side=None))  # the size of the crop
+    cite(
+        config,
+        f"{CODE}, tools/test_net.py and timesformer/utils/meters.py: adds up the outputs of the head",
+        eval=dict(average="logits"),
+    )
     config.train.eval_every_epochs = 1.0
     return config

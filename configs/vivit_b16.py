@@ -33,13 +33,18 @@ def get_config():
     cite(
         config,
         f"{FILE}: num_frames, stride, min_resize, crop_size, zero_centering",
-        data=dict(frames=32, sampling="dense", stride=2, size=224, short_side=(256, 256)),
+        data=dict(frames=32, stride=2, size=224, short_side=(256, 256), test_short_side=256),
         model=dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
     )
     cite(
         config,
         f"{FILE}: augmentation_params",
         data=dict(stretch=(0.9, 1.33), colour_jitter=0.8, grey=0.1),
+    )
+    cite(
+        config,
+        "google-deepmind/dmvr, dmvr/processors.py: sample_sequence, sample_linspace_sequence",
+        data=dict(sampling="dmvr", fps=None),
     )
     cite(
         config, "google-deepmind/dmvr, dmvr/modalities.py: random_crop, random_flip", data=dict(crop="jitter", flip=0.5)

@@ -9,7 +9,8 @@ ViT-B_16.npz is Google's ViT of ImageNet-21k, whose pixels were normalised with 
 normalises with 0.45 and 0.225 all the same, and takes timm's copy of a ViT-B/16 of Google (configs/Kinetics/
 VIT_B_VTN.yaml, VTN.PRETRAINED).
 
-Evaluation uses one view with 250 frames of the whole video. The backbone processes 16 of these frames at once.
+Evaluation uses one view with the first 250 frames of the video at 25 frames per second, or all frames of a shorter
+video. The backbone processes 16 of these frames at once.
 The paper's ablations: python -m benchmarks.tables vtn/depth --config.data.root=DIR (docs/papers/vtn.md)
 """
 
@@ -48,11 +49,7 @@ def recipe(backbone: str):
         model=dict(head_dropout=0.5),
         train=dict(label_smoothing=0.0),
     )
-    cite(
-        config,
-        f"{FILE}: DATA",
-        data=dict(frames=16, sampling="dense", stride=8, fps=25.0, size=224, short_side=(256, 320)),
-    )
+    _clips_and_views(config)
     cite(config, f"{CODE}, slowfast/datasets/kinetics.py", data=dict(crop="jitter"))
     cite(
         config,
@@ -76,11 +73,29 @@ def recipe(backbone: str):
         f"{CODE}, slowfast/models/optimizer.py, and slowfast/config/defaults.py: BN.WEIGHT_DECAY",
         optim=dict(decay="all_but_batch_norm"),
     )
+    config.model.frames_at_once = 16
+    config.train.eval_every_epochs = 1.0
+    return config
+
+
+def _clips_and_views(config) -> None:
+    cite(
+        config,
+        f"{FILE}: DATA",
+        data=dict(frames=16, stride=8, fps=25.0, size=224, short_side=(256, 320)),
+    )
+    cite(
+        config,
+        f"{CODE}, slowfast/datasets/decoder.py: get_start_end_idx, temporal_sampling, force_all_video",
+        data=dict(sampling="slowfast", test_starts="from_first"),
+    )
+    cite(
+        config,
+        f"{CODE}, slowfast/datasets/kinetics.py: TRAIN_JITTER_SCALES[0] with one crop",
+        data=dict(test_short_side=256),
+    )
     cite(
         config,
         f"{FILE}: TRAIN.EVAL_NUM_FRAMES, TEST.NUM_ENSEMBLE_VIEWS, TEST.NUM_SPATIAL_CROPS",
         eval=dict(clips=1, crops=1, frames=250),
     )
-    config.model.frames_at_once = 16
-    config.train.eval_every_epochs = 1.0
-    return config

@@ -17,11 +17,13 @@ TOKSHIFT |= dict(GRADIENT_ACCUMULATION_STEPS=10, CLIP_GD=1.0, T_SIZE=8, T_STEP=3
 TOKSHIFT |= dict(TRN_SHORT_SIDE_RANGE=(224, 330), SHIFT_DIV=4, VAL_TEST_AUG=3, PIXEL_MEAN=127.5, PIXEL_STD=0.5)
 
 
-def of_tokshift(short_side, epochs, drops):
+def of_tokshift(sampling, short_side, epochs, drops):
     """The fields that TokenShift, MSCA and their ViT share."""
     return {
         "data.frames": TOKSHIFT["T_SIZE"],
-        "data.sampling": "dense",
+        "data.sampling": sampling,
+        "data.fps": None,
+        "data.test_short_side": None,  # VAL_SHORT_SIDE: 224
         "data.stride": TOKSHIFT["T_STEP"],
         "data.size": TOKSHIFT["TRN_PATCH_SIZE"],
         "data.short_side": short_side,
@@ -51,12 +53,13 @@ def of_tokshift(short_side, epochs, drops):
         "optim.clip_norm": TOKSHIFT["CLIP_GD"],
         "eval.clips": 10,
         "eval.crops": TOKSHIFT["VAL_TEST_AUG"],
+        "eval.average": "logits",  # output.mean(1)
     }
 
 
 # numpy.random.randint(224, 330) does not return 330. Of LR_STEPS, 18 is the end of the run.
-RELEASED = of_tokshift((224, 329), TOKSHIFT["EPOCH"], TOKSHIFT["LR_STEPS"][:2])
-MSCA_PAPER = of_tokshift((244, 330), 12, (10,))  # section 4.1
+RELEASED = of_tokshift("tokenshift", (224, 329), TOKSHIFT["EPOCH"], TOKSHIFT["LR_STEPS"][:2])
+MSCA_PAPER = of_tokshift("random_starts", (244, 330), 12, (10,))  # section 4.1
 MSCA = {
     "model.direction": "heads",
     "model.moved": "KV",
@@ -70,7 +73,10 @@ MSCA = {
 SOLVER = dict(BASE_LR=0.005, STEPS=[0, 11, 14], LRS=[1, 0.1, 0.01], MAX_EPOCH=15, MOMENTUM=0.9, WEIGHT_DECAY=1e-4)
 TIMESFORMER = {
     "data.frames": 8,
-    "data.sampling": "dense",
+    "data.sampling": "slowfast",
+    "data.fps": 30.0,  # TARGET_FPS
+    "data.test_starts": "from_first",  # delta * clip_idx / num_clips
+    "data.test_short_side": None,  # TEST_CROP_SIZE: 224
     "data.stride": 32,
     "data.size": 224,
     "data.short_side": (256, 320),
@@ -97,12 +103,15 @@ TIMESFORMER = {
     "optim.clip_norm": None,
     "eval.clips": 1,
     "eval.crops": 3,
+    "eval.average": "logits",  # ENSEMBLE_METHOD: sum
 }
 
 # google-research/scenic, scenic/projects/vivit/configs/kinetics400/vivit_base_k400.py
 VIVIT = {
     "data.frames": 32,
-    "data.sampling": "dense",
+    "data.sampling": "dmvr",
+    "data.fps": None,
+    "data.test_short_side": 256,  # min_resize
     "data.stride": 2,
     "data.size": 224,
     "data.short_side": (256, 256),  # min_resize
@@ -139,7 +148,9 @@ VIVIT = {
 # facebookresearch/SlowFast, configs/Kinetics/VIT_B_VTN.yaml, and slowfast/config/defaults.py.
 VTN = {
     "data.frames": 16,
-    "data.sampling": "dense",
+    "data.sampling": "slowfast",
+    "data.test_starts": "from_first",
+    "data.test_short_side": 256,  # TRAIN_JITTER_SCALES[0]
     "data.stride": 8,
     "data.fps": 25.0,
     "data.size": 224,

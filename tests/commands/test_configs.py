@@ -51,6 +51,22 @@ COSTS = {
 }
 
 
+# Something-Something v2: sampling, frames, test clips x crops. TimeSformer: timesformer/datasets/ssv2.py and
+# configs/SSv2/TimeSformer_divST_8_224.yaml of its repository. ViViT: its config of something_something_v2
+# in Scenic. MEViT: section 4.1. HaViT: section 4.2. STAT: its implementation details. The others are a guess.
+SSV2 = {
+    "timesformer_b16": ("timesformer_ssv2", 8, "1x3"),
+    "joint_b16": ("timesformer_ssv2", 8, "1x3"),
+    "vivit_b16": ("dmvr", 32, "4x3"),
+    "mevit_b16": ("uniform", 8, "1x3"),
+    "havit_b16": ("uniform", 8, "4x3"),
+    "stat_t16": ("uniform", 16, "1x3"),
+    "stat_t64": ("uniform", 64, "1x3"),
+    "msca_b16": ("uniform", 8, "10x3"),
+    "msca_b16:released": ("uniform", 8, "10x3"),
+}
+
+
 def config(name, *arguments, overrides=()):
     config = importlib.import_module(f"configs.{name}").get_config(*arguments)
     for path, text in overrides:
@@ -85,6 +101,15 @@ def test_every_config_builds_and_runs_at_full_size(name):
     assert linear is None or summary.macs_per_view_linear / 1e9 == pytest.approx(linear, abs=0.05)
     documented = re.search(r"([\d,]{9,}) parameters[.,]", importlib.import_module(f"configs.{file}").__doc__)
     assert documented is None or int(documented[1].replace(",", "")) == summary.params
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", SSV2)
+def test_clips_and_views_of_something_something(name):
+    chosen = load(f"configs/ssv2.py:{name}")
+    data, views = Pipeline(**chosen.data.to_dict()), chosen.eval
+    assert (data.sampling, data.frames, f"{views.clips}x{views.crops}") == SSV2[name]
+    assert data.stride == 1 or name != "vivit_b16"
 
 
 @pytest.mark.quick
