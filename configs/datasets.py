@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs.loading import require
+from configs.sources import cite
 
 
 def with_data(name: str, /, **data) -> ConfigDict:
@@ -14,7 +15,7 @@ def with_data(name: str, /, **data) -> ConfigDict:
     Args:
         name: the config of a model, without folder and extension, such as mevit_b16. A variant may follow after a
             colon, such as msca_b16:released.
-        **data: fields of the section `data`.
+        **data: fields of the section `data` that the data set determines.
     Raises:
         FlagError: there is no such config, or it has no such variant.
     """
@@ -24,5 +25,5 @@ def with_data(name: str, /, **data) -> ConfigDict:
     get_config = importlib.import_module(f"configs.{name}").get_config
     require(not colon or get_config.__code__.co_argcount > 0, f"configs/{name}.py has no variants after a colon")
     config = get_config(variant) if colon else get_config()
-    config.data.update(data)
+    cite(config, "the data set: its layout and its classes", data=data)
     return config

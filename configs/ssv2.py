@@ -16,20 +16,40 @@ and right in their labels.
 """
 
 from configs.datasets import with_data
+from configs.sources import cite, guess
 
-# What papers and their code say for this data set.
-TIMESFORMER = dict(sampling="timesformer_ssv2")  # facebookresearch/TimeSformer, timesformer/datasets/ssv2.py
-DATA = {
-    "timesformer_b16": TIMESFORMER,
-    "joint_b16": TIMESFORMER,
-    # google-research/scenic, scenic/projects/vivit/configs/something_something_v2/vivit_large_factorised_encoder.py
-    "vivit_b16": dict(sampling="dmvr", stride=1),
-}
-VIEWS = {"stat": dict(clips=1, crops=3)}  # STAT, "Implementation Details"
+TIMESFORMER = "facebookresearch/TimeSformer, configs/SSv2/TimeSformer_divST_8_224.yaml"
+VIVIT = "google-research/scenic, scenic/projects/vivit/configs/something_something_v2/vivit_large_factorised_encoder.py"
 
 
 def get_config(name: str = "mevit_b16"):
-    data = DATA.get(name.partition(":")[0], dict(sampling="uniform"))
-    config = with_data(name, source="something", root="data/ssv2", num_classes=174, flip=0.0, **data)
-    config.eval.update(VIEWS.get(config.model.name, {}))
+    config = with_data(name, source="something", root="data/ssv2", num_classes=174)
+    model = name.partition(":")[0]
+    if model in ("timesformer_b16", "joint_b16"):
+        cite(config, f"{TIMESFORMER}: DATA.RANDOM_FLIP", data=dict(flip=0.0))
+        cite(
+            config,
+            "facebookresearch/TimeSformer, timesformer/datasets/ssv2.py",
+            data=dict(sampling="timesformer_ssv2"),
+        )
+        return config
+    guess(
+        config,
+        "the paper does not mention flips on this data set",
+        "none, because many classes have a direction",
+        data=dict(flip=0.0),
+    )
+    if model == "vivit_b16":
+        cite(config, f"{VIVIT}: stride", data=dict(sampling="dmvr", stride=1))
+    elif model.startswith("stat_"):
+        cite(config, "STAT, Implementation Details", data=dict(sampling="uniform"), eval=dict(clips=1, crops=3))
+    elif config.model.name == "havit":
+        cite(config, "HaViT, section 4.1", data=dict(sampling="uniform"))
+    else:
+        guess(
+            config,
+            "the paper does not describe sampling on this data set, whose videos are short",
+            "segments of the whole video",
+            data=dict(sampling="uniform"),
+        )
     return config

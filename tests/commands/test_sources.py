@@ -66,6 +66,19 @@ def test_every_recipe_is_held_to_its_sources():
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize("data", ["kinetics400", "kinetics600", "ssv2", "ucf101", "hmdb51"])
+def test_a_data_set_names_the_sources_of_what_it_changes(data):
+    for name in EXPECTED:
+        config = importlib.import_module(f"configs.{data}").get_config(name)
+        recorded = sources.sources(config)
+        changed = dict(differences(config, base(config.model.name)))
+        assert not changed.keys() - recorded.keys() - OF_THE_RUN - SHARED, name
+        for field, source in recorded.items():
+            section, _, key = field.partition(".")
+            assert config[section][key] == source.value, f"{name}: {field} was changed without a source"
+
+
+@pytest.mark.quick
 def test_a_source_is_recorded_beside_the_config_and_not_in_it():
     config = base("vit")
     before = config.to_dict()
