@@ -56,6 +56,8 @@ BY_HAND = {
         ((8, 32, 30.0, "from_first"), 3, 300, (25,), {2: [57, 88, 118, 148, 179, 209, 239, 270]}),
         # At 2/3 of 36.67 = 24.44: 24.4, 54.8, 85.1, 115.4, 145.8, 176.1, 206.4, 236.8.
         ((8, 32, 30.0, "from_first"), 3, 250, (25,), {2: [24, 54, 85, 115, 145, 176, 206, 236]}),
+        # At 3/5 of 36.67 = 22, where rounding must not make 21 of 22: 22, 52.3, 82.7, 113, 143.3, 173.7, 204, 234.3.
+        ((8, 32, 30.0, "from_first"), 5, 250, (25,), {3: [22, 52, 82, 113, 143, 173, 204, 234]}),
         # 'spread' ends at 44 and centres a single clip at 22: 22, 58.4, 94.9, 131.3, 167.7, 204.1, 240.6, 277.
         ((8, 32, 30.0, "spread"), 2, 300, (30,), {1: [44, 80, 116, 153, 189, 226, 262, 299]}),
         ((8, 32, 30.0, "spread"), 1, 300, (30,), {0: [22, 58, 94, 131, 167, 204, 240, 277]}),
@@ -134,6 +136,9 @@ def test_a_clip_of_slowfast_spans_its_time_at_any_rate_of_the_file():
     """The clock of some containers ticks once in a millisecond; at a varying rate the average counts."""
     coarse = np.round(np.arange(300) / 30, 3)
     assert SlowFast(8, 32, 30.0).test(coarse, 10.0004, 1)[0].tolist() == [*FIRST_OF_256, 255]
+    # L = 256 x 1000 / 1001 = 255.74 is not rounded: 254.74 i / 7.
+    ntsc = SlowFast(8, 32, 30.0).test(*video(300, 30000 / 1001), 1)[0].tolist()
+    assert ntsc == [0, 36, 72, 109, 145, 181, 218, 254]
     varying = np.concatenate([np.arange(100) / 50, 2 + np.arange(200) / 25])  # 300 frames in 10 s
     assert SlowFast(8, 32, 30.0).test(varying, 10.0, 1)[0].tolist() == [*FIRST_OF_256, 255]
     assert SlowFast(8, 32, 30.0).test(np.zeros(1), 0.0, 2).tolist() == [[0] * 8] * 2
