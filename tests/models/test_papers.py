@@ -111,6 +111,8 @@ PRINTED = dict(depths=(1,), patch_size=32, image_size=64, frames=12)
         row("table 3, avg-pooling", long_key="mean"),
         *[row(f"table 4, l_ta {n}", depths=(1,), aggregation_layers=n) for n in (0, 2, 4)],
         row("table 4, l_ta 1; table 5, 3 convolutions; three stages", depths=(1, 2, 2), image_size=64),
+        row("no norm after pooling", pool_norm="none"),
+        row("MViT's norms after pooling", pool_norm="mvit", depths=(1, 2), image_size=32),
         row("table 5, 1 convolution", depths=(1,), stem_convs=1, patch_size=4),
         row("table 5, 5 convolutions", depths=(1,), stem_convs=5),
         row("table 5, 5 convolutions as printed", stem_convs=5, stem_strides="literal", **PRINTED),
@@ -172,14 +174,15 @@ def test_joint(options):
 
 
 VTN = GRID_3 | dict(frames=7, temporal_depth=2, window=(4,))
-RESNET = dict(backbone="resnet", image_size=20, depths=(1, 1), stem=4)
+RESNET = dict(backbone="resnet", image_size=20, depths=(1, 1), temporal_depth=1)
 
 
 @pytest.mark.parametrize(
     "options",
     [
         row("ViT"),
-        row("ResNet, one layer", temporal_depth=1, **RESNET),
+        row("ResNet, one layer", stem=4, **RESNET),
+        row("ResNet without a linear map", stem=2, projection="none", **RESNET),
         row("three layers, growing windows", temporal_depth=3, window=(4, 6, 8)),
         row("shared projections, a dictionary", tie_global=True, dictionary=3),
     ],

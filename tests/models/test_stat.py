@@ -3,13 +3,15 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from sublayers import count_parameters
-from tiny import clips, compiled, make, quick_jit, randomise
+from tiny import clips, compiled, make, maker, quick_jit, randomise
 
 from vidformers import ConfigError, build
+from vidformers.models.encoder import Classifier
 from vidformers.models.stat import Stem
 from vidformers.models.summary import summarise
 
@@ -141,6 +143,19 @@ def test_dropout_is_drawn_by_key():
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3
     assert np.abs(first - compiled("stat")[0](parameters, clips(2))).max() > 1e-3
+
+
+@pytest.mark.quick
+def test_dropout_of_the_head_zeroes_its_input_in_training_alone():
+    def encoder(video, key):
+        return video
+
+    encoder.shape = (8, 100)
+    model = Classifier(encoder, width=100, num_classes=2, head_dropout=0.5, rngs=nnx.Rngs(0))
+    assert nnx.eval_shape(lambda: maker("stat", head_dropout=0.5)(rngs=nnx.Rngs(0))).head_dropout == 0.5
+    dropped = model.features(jnp.ones((1, 8, 100)), jax.random.key(0))
+    assert 0.3 < (dropped == 0).mean() < 0.7 and set(np.unique(dropped)) == {0.0, 2.0}
+    np.testing.assert_array_equal(model.features(jnp.ones((1, 8, 100))), 1)
 
 
 @pytest.mark.quick

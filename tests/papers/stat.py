@@ -31,6 +31,7 @@ def logits(
     stem_convs: int = 3,
     stem_strides: str = "same_grid",
     aggregation_layers: int = 1,
+    pool_norm: str = "keys",
 ):
     """Returns the logits of a clip (t, y, x, 3): token embedding block, STA blocks, temporal aggregation block.
 
@@ -47,7 +48,8 @@ def logits(
             # Keys have the grid of the last stage, since every stage halves that of its queries.
             stride = 2 ** (len(depths) - 1 - stage)
             pools = stage > 0 and i == 0
-            maps, classes = sta_block(sublayer, maps, classes, heads << stage, stride, pools, window, long_key)
+            options = (stride, pools, window, long_key, pool_norm)
+            maps, classes = sta_block(sublayer, maps, classes, heads << stage, *options)
             widens = stage < len(depths) - 1 and i == depth - 1
             maps, classes = ((widening_mlp if widens else mlp)(last, x) for x in (maps, classes))
     assert next(layers, None) is None
@@ -89,26 +91,41 @@ def cells(x, size: int, offset: int, reduce):
     return np.array([[reduce(x[part(r), part(c)], axis=(0, 1)) for c in columns] for r in rows])
 
 
-def sta_block(parameters, maps, classes, heads: int, stride: int, pools_queries: bool, window: int, long_key: str):
+def norm_after_pooling(parameters, x, heads: int, pool_norm: str, is_class: bool = False):
+    """Returns pooled queries, keys or values (..., c), or those of class tokens, after the norm that follows.
+
+    Eq. 2 and 6 have none. 'keys' normalises the keys and values of patches. 'mvit' also normalises class tokens and
+    pooled queries, each head by itself, as MViT's code does.
+    """
+    if parameters is None or pool_norm == "none" or is_class and pool_norm != "mvit":
+        return x
+    if pool_norm == "mvit":
+        return layer_norm(parameters["norm"], split_heads(x, heads)).reshape(x.shape)
+    return layer_norm(parameters, x)
+
+
+def sta_block(parameters, maps, classes, heads, stride, pools_queries, window, long_key, pool_norm):
     """Returns X_a of eq. 9 as patches (n_t, y, x, c) and class tokens (n_t, c).
 
-    Where Q is pooled, X_in is max-pooled as in MViT; class tokens are never pooled. A norm acts on pooled keys and
-    values. There is a linear map after the heads, and scores are divided by the root of the width of a head.
+    Where Q is pooled, X_in is max-pooled as in MViT; class tokens are never pooled. There is a linear map after the
+    heads, and scores are divided by the root of the width of a head.
     """
+
+    def norm(name, x, is_class=False):
+        return norm_after_pooling(parameters.get(f"norm_{name}"), x, heads, pool_norm, is_class)
 
     def qkv(x):  # eq. 1
         return np.split(linear(parameters["qkv"], layer_norm(parameters["norm"], x)), 3, axis=-1)
 
     q, *patch_parts = qkv(maps)
-    class_q, *class_parts = qkv(classes)
+    class_q, *class_parts = (norm(name, x, is_class=True) for name, x in zip("qkv", qkv(classes), strict=True))
     if pools_queries:
-        q = convolution_pool(q, parameters["pool_q"], 2)  # eq. 2
+        q = norm("q", convolution_pool(q, parameters["pool_q"], 2))  # eq. 2
         maps = np.array([cells(frame, 3, 1, np.max) for frame in maps])
     channels, radius, frames = maps.shape[-1], window // 2, range(len(maps))
     current, short, long = {}, {}, {}
     for name, x, class_x in zip("kv", patch_parts, class_parts, strict=True):
-        pooled = convolution_pool(x, parameters[f"pool_{name}"], stride)  # eq. 2
-        current[name] = layer_norm(parameters[f"norm_{name}"], pooled)
+        current[name] = norm(name, convolution_pool(x, parameters[f"pool_{name}"], stride))  # eq. 2
         short[name] = [cells(frame, 2, 0, np.mean).reshape(-1, channels) for frame in current[name]]  # eq. 3
         # Eq. 6, or Table 3's "spatial avg-pooling".
         long[name] = {"class": class_x, "mean": x.mean((1, 2)), "none": class_x[:0]}[long_key]
@@ -126,8 +143,10 @@ def sta_block(parameters, maps, classes, heads: int, stride: int, pools_queries:
 
 
 def widening_mlp(parameters, x):
-    """Returns eq. 10 in the last block of a stage, whose MLP doubles the width: the residual is a linear map of LN X_a
-    (MViT)."""
+    """Returns eq. 10 in the last block of a stage, whose MLP doubles the width.
+
+    The residual is a linear map of LN X_a, as in MViT.
+    """
     normalised = layer_norm(parameters["norm"], x)
     return linear(parameters["skip"], normalised) + feed_forward(parameters, normalised)
 

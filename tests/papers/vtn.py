@@ -103,7 +103,10 @@ def longformer(parameters, x, valid, heads: int, window: int, tie_global: bool):
 
 
 def resnet_features(encoder, video, depths):
-    """Returns the mean over the last map and a linear map of it, of every frame (t, d). Batch norms are folded."""
+    """Returns the mean over the last map, and a linear map of it if there is one, of every frame (t, d).
+
+    Batch norms are folded.
+    """
     features = []
     for frame in video:
         x, number = max_pool(np.maximum(convolution(encoder["stem"], frame, 2), 0)), 0
@@ -111,7 +114,7 @@ def resnet_features(encoder, video, depths):
             for i in range(depth):
                 x = bottleneck(encoder["blocks"][number], x, 2 if stage and i == 0 else 1)
                 number += 1
-        features.append(linear(encoder["out"], x.mean((0, 1))))
+        features.append(linear(encoder["out"], x.mean((0, 1))) if "out" in encoder else x.mean((0, 1)))
     return np.array(features)
 
 
