@@ -109,6 +109,7 @@ PRINTED = dict(depths=(1,), patch_size=32, image_size=64, frames=12)
         row("table 1, CA+SA+LA; table 2, t_o 3; table 3, class token"),
         *[row(f"table 2, t_o {window}", window=window) for window in (5, 7, 9)],
         row("table 3, avg-pooling", long_key="mean"),
+        row("table 3, avg-pooling without class tokens", long_key="mean", frame_token="mean"),
         *[row(f"table 4, l_ta {n}", depths=(1,), aggregation_layers=n) for n in (0, 2, 4)],
         row("table 4, l_ta 1; table 5, 3 convolutions; three stages", depths=(1, 2, 2), image_size=64),
         row("no norm after pooling", pool_norm="none"),

@@ -28,6 +28,7 @@ def logits(
     depths,
     window: int = 3,
     long_key: str = "class",
+    frame_token: str = "class",
     stem_convs: int = 3,
     stem_strides: str = "same_grid",
     aggregation_layers: int = 1,
@@ -53,7 +54,11 @@ def logits(
             widens = stage < len(depths) - 1 and i == depth - 1
             maps, classes = ((widening_mlp if widens else mlp)(last, x) for x in (maps, classes))
     assert next(layers, None) is None
-    classes = layer_norm(encoder["norm"], classes)
+    if frame_token == "mean":  # no class tokens, another reading of Table 3's "spatial avg-pooling"
+        assert "class_token" not in encoder
+        classes = layer_norm(encoder["norm"], maps).mean((1, 2))
+    else:
+        classes = layer_norm(encoder["norm"], classes)
     if not aggregation_layers:  # "average pooling" (Table 4)
         return linear(parameters["head"], classes.mean(axis=0))
     return linear(parameters["head"], aggregate(parameters["readout"], classes, heads << len(depths) - 1))
@@ -71,9 +76,10 @@ def embed(encoder, video, strides):
         convolution = stem["convolutions"][i]
         padding = [size // 2 for size in convolution["kernel"].shape[:3]]
         x = convolve(x, convolution["kernel"], stride, padding) + convolution["bias"]
+    token = encoder.get("class_token", 0.0)  # a model without class tokens has no key or output that is one
     places = stem["space"][1:].reshape(*x.shape[1:3], -1)
     maps = np.array([frame + places + time for frame, time in zip(x, stem["time"], strict=True)])
-    return maps, np.array([encoder["class_token"] + stem["space"][0] + time for time in stem["time"]])
+    return maps, np.array([token + stem["space"][0] + time for time in stem["time"]])
 
 
 def convolution_pool(x, parameters, stride: int):
