@@ -1,9 +1,10 @@
-"""Prints the lines of benchmarks.ahead as tables in Markdown, those of docs/estimates.md.
+"""Prints the lines of benchmarks.ahead and of plans as tables in Markdown, those of docs/estimates.md.
 
-Command: python -m benchmarks.ahead_table FILE.jsonl
+Command: python -m benchmarks.ahead_table FILE.jsonl [--meshes]
 
-Of several lines for the same program, the last one counts. Lines whose commit starts with 01dfe16 or 2c282b4 are those
-before the layout for TPUs and GPUs.
+A line of a plan is the last line that `main.py --mode=plan` prints. Of several lines for the same program, the last one
+counts. Lines whose commit starts with 01dfe16 or 2c282b4 are those before the layout for TPUs and GPUs. With --meshes
+the table of several devices is printed, too.
 """
 
 import json
@@ -18,9 +19,9 @@ _MESH = "mesh."
 
 
 def read(path: str) -> list[dict]:
-    """Returns the lines of training steps in a file."""
+    """Returns the lines of training steps and of plans in a file."""
     lines = (json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines())
-    return [line for line in lines if line["step"] == "train"]
+    return [line for line in lines if line.get("step", "train") == "train"]
 
 
 def newest(lines: Iterable[dict]) -> dict[tuple, dict]:
@@ -32,37 +33,61 @@ def newest(lines: Iterable[dict]) -> dict[tuple, dict]:
 
 
 def one_device(lines: list[dict]) -> Iterator[str]:
-    """Yields the table of one TPU v5e and one H100."""
+    """Yields the table of one TPU v5e."""
     columns = ("config", "clips", "changes", "before: ms, share", "ms", "share", "GiB", "compiled in")
-    yield from _head(*columns, "guess for kernels, share with it", "H100: GiB")
-    before = newest(line for line in lines if line["commit"].startswith(_BEFORE))
-    after = newest(line for line in lines if not line["commit"].startswith(_BEFORE))
+    yield from _head(*columns, "guess for kernels, share with it")
+    before, after = _before_and_after(lines)
     for key, line in after.items():
-        config, topology, mesh, clips, changes = key
+        config, topology, _, clips, changes = key
         if topology != "v5e:1x1" or line["estimated_seconds"] is None:
             continue
-        old, gpu = before.get(key), after.get((config, "h100:1", mesh, clips, changes))
-        guess = line["unestimated_guess_seconds"]
+        old, guess = before.get(key), line["unestimated_guess_seconds"]
         row = (
             f"`{config}`",
             clips,
             changes or "",
-            _before(old, line["products_seconds"]),
+            _time_before(old, line["products_seconds"]),
             _ms(line),
             _percent(line),
             _gib(line),
             f"{line['compile_seconds']:.0f} s",
             _with_guess(line, guess) if guess > 1e-3 else "",
-            _gib(gpu) if gpu else "",
         )
         yield f"| {' | '.join(map(str, row))} |"
+
+
+def one_gpu(lines: list[dict]) -> Iterator[str]:
+    """Yields the table of one H100."""
+    yield from _head("config", "clips", "changes", "GiB", "compiled in")
+    for (config, topology, _, clips, changes), line in _before_and_after(lines)[1].items():
+        if topology == "h100:1":
+            yield f"| `{config}` | {clips} | {changes} | {_gib(line)} | {line['compile_seconds']:.0f} s |"
+
+
+def plans(lines: list[dict]) -> Iterator[str]:
+    """Yields the table of plans."""
+    columns = ("config", "topology", "batch", "micro-batches", "clips on a shard", "fits", "GiB")
+    yield from _head(*columns, "products at the peak, bytes at the bandwidth")
+    for line in lines:
+        if "fits" in line:
+            row = (
+                f"`{line['config']}`",
+                line["topology"],
+                line["batch_size"],
+                line["accumulate"],
+                line["clips"],
+                "yes" if line["fits"] else "no",
+                _gib(line),
+                f"{line['products_seconds'] * 1e3:.0f}, {line['bytes_seconds'] * 1e3:.0f} ms",
+            )
+            yield f"| {' | '.join(map(str, row))} |"
 
 
 def meshes(lines: list[dict]) -> Iterator[str]:
     """Yields the table of several devices."""
     columns = ("topology", "config", "mesh", "clips on a shard", "GiB", "compiled in")
     yield from _head(*columns, "exchanged on a device in a step")
-    found = newest(line for line in lines if not line["commit"].startswith(_BEFORE))
+    found = _before_and_after(lines)[1]
     for (config, topology, mesh, clips, _), line in sorted(found.items(), key=lambda item: item[0][1]):
         if not mesh:
             continue
@@ -82,6 +107,15 @@ def meshes(lines: list[dict]) -> Iterator[str]:
         yield f"| {' | '.join(map(str, row))} |"
 
 
+def _before_and_after(lines: list[dict]) -> tuple[dict, dict]:
+    compiled = [line for line in lines if "commit" in line]
+    is_before = [line["commit"].startswith(_BEFORE) for line in compiled]
+    before, after = (
+        [line for line, b in zip(compiled, is_before, strict=True) if b is wanted] for wanted in (True, False)
+    )
+    return newest(before), newest(after)
+
+
 def _head(*columns: str) -> Iterator[str]:
     yield f"| {' | '.join(columns)} |"
     yield "|---" * len(columns) + "|"
@@ -96,7 +130,7 @@ def _changes(line: dict) -> str:
     return ", ".join(f"`{name}={value}`" for name, value in changes if not name.startswith(_MESH))
 
 
-def _before(line: dict | None, products: float) -> str:
+def _time_before(line: dict | None, products: float) -> str:
     """Returns time and share of a line of before. Some lack the products, which are those of the model then and now."""
     if line is None or line["estimated_seconds"] is None:
         return ""
@@ -120,7 +154,13 @@ def _gib(line: dict) -> str:
     return f"{line['bytes'] / 2**30:.2f}"
 
 
+def tables(path: str, with_meshes: bool) -> str:
+    """Returns the tables of the lines in a file."""
+    lines = read(path)
+    makers = [one_device, one_gpu, *([meshes] if with_meshes else []), plans]
+    return "\n\n".join("\n".join(make(lines)) for make in makers)
+
+
 if __name__ == "__main__":
-    recorded = read(sys.argv[1])
-    for table in (one_device, meshes):
-        print("\n".join(table(recorded)), end="\n\n")
+    arguments = sys.argv[1:]
+    print(tables(arguments[0], "--meshes" in arguments))
