@@ -1,6 +1,6 @@
 """Prints the lines of benchmarks.ahead and of plans as tables in Markdown, those of docs/estimates.md.
 
-Command: python -m benchmarks.ahead_table FILE.jsonl [--meshes]
+Command: python -m benchmarks.ahead_table FILE.jsonl ... [--meshes]
 
 A line of a plan is the last line that `main.py --mode=plan` prints. Of several lines for the same program, the last one
 counts. Lines whose commit starts with 01dfe16 or 2c282b4 are those before the layout for TPUs and GPUs. With --meshes
@@ -18,9 +18,9 @@ _BEFORE = ("01dfe16", "2c282b4")
 _MESH = "mesh."
 
 
-def read(path: str) -> list[dict]:
-    """Returns the lines of training steps and of plans in a file."""
-    lines = (json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines())
+def read(paths: Iterable[str]) -> list[dict]:
+    """Returns the lines of training steps and of plans in files."""
+    lines = (json.loads(line) for path in paths for line in Path(path).read_text(encoding="utf-8").splitlines())
     return [line for line in lines if line.get("step", "train") == "train"]
 
 
@@ -66,19 +66,20 @@ def one_gpu(lines: list[dict]) -> Iterator[str]:
 
 def plans(lines: list[dict]) -> Iterator[str]:
     """Yields the table of plans."""
-    columns = ("config", "topology", "batch", "micro-batches", "clips on a shard", "fits", "GiB")
-    yield from _head(*columns, "products at the peak, bytes at the bandwidth")
+    columns = ("config", "topology", "changes", "batch", "micro-batches", "clips on a shard", "fits", "GiB")
+    yield from _head(*columns, "a step takes at least")
     for line in lines:
         if "fits" in line:
             row = (
                 f"`{line['config']}`",
                 line["topology"],
+                ", ".join(f"`{name}={value}`" for name, value in line["changes"].items()),
                 line["batch_size"],
                 line["accumulate"],
                 line["clips"],
                 "yes" if line["fits"] else "no",
                 _gib(line),
-                f"{line['products_seconds'] * 1e3:.0f}, {line['bytes_seconds'] * 1e3:.0f} ms",
+                f"{line['at_least_seconds'] * 1e3:.0f} ms",
             )
             yield f"| {' | '.join(map(str, row))} |"
 
@@ -108,7 +109,7 @@ def meshes(lines: list[dict]) -> Iterator[str]:
 
 
 def _before_and_after(lines: list[dict]) -> tuple[dict, dict]:
-    compiled = [line for line in lines if "commit" in line]
+    compiled = [line for line in lines if "step" in line]
     is_before = [line["commit"].startswith(_BEFORE) for line in compiled]
     before, after = (
         [line for line, b in zip(compiled, is_before, strict=True) if b is wanted] for wanted in (True, False)
@@ -154,13 +155,13 @@ def _gib(line: dict) -> str:
     return f"{line['bytes'] / 2**30:.2f}"
 
 
-def tables(path: str, with_meshes: bool) -> str:
-    """Returns the tables of the lines in a file."""
-    lines = read(path)
+def tables(paths: Iterable[str], with_meshes: bool) -> str:
+    """Returns the tables of the lines in files."""
+    lines = read(paths)
     makers = [one_device, one_gpu, *([meshes] if with_meshes else []), plans]
     return "\n\n".join("\n".join(make(lines)) for make in makers)
 
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    print(tables(arguments[0], "--meshes" in arguments))
+    paths = [argument for argument in sys.argv[1:] if argument != "--meshes"]
+    print(tables(paths, "--meshes" in sys.argv))

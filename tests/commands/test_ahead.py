@@ -1,10 +1,13 @@
 """The command `python -m benchmarks.ahead`, with programs of the CPU in place of compiled ones."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from benchmarks import ahead
+from benchmarks.ahead_table import tables
 from vidformers.errors import ConfigError
 from vidformers.training.ahead import Program
 
@@ -192,3 +195,12 @@ def test_a_file_that_is_no_json_is_refused(recorded, capsys):
     recorded.write_text("half a li")
     status, _, err = run(capsys, f"--check={recorded}")
     assert status == 2 and f"Line 1 of {recorded} is not JSON" in err
+
+
+def test_the_tables_of_the_docs_are_those_of_the_recorded_lines():
+    page = Path("docs/estimates.md").read_text(encoding="utf-8")
+    files = re.findall(r"`(benchmarks/results/\S+\.jsonl)`", page)
+    assert len(files) == 2
+    for table in tables(files, with_meshes=False).split("\n\n"):
+        assert table in page, f"Print the tables of docs/estimates.md again: {table.splitlines()[0]}"
+    assert "| v5e:16x16 | `swin_t` | data=256 |" in tables(files, with_meshes=True)
