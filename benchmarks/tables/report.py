@@ -70,9 +70,9 @@ def _notes(table: Table, results: Sequence[dict], small: bool) -> Iterator[str]:
     hours = sum(result["seconds"] for result in results if "same_as" not in result) / 3600
     repeated = sorted({result["same_as"].partition("/")[0] for result in results if "same_as" in result})
     dates = sorted({result["date"] for result in results})
-    devices = ", ".join(sorted({str(result["devices"]) for result in results}))
+    machines = {" on ".join(filter(None, (result["devices"], result.get("machine")))) for result in results}
     commits = ", ".join(sorted({str(result["commit"])[:12] for result in results}))
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    yield f"{len(results)} runs on {devices}, {when}, {hours:.1f} hours in all, commit {commits}."
+    yield f"{len(results)} runs on {', '.join(sorted(machines))}, {when}, {hours:.1f} hours in all, commit {commits}."
     if repeated:
         yield f"Some of these are runs of {', '.join(repeated)}, which the hours do not count."

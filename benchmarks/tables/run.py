@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import fcntl
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -151,7 +152,9 @@ def run(job: Job, report=print) -> dict:
     content = read_result(job)
     if "top1" in content:
         return content
-    content = {"arguments": list(job.arguments)} | {key: content[key] for key in ("seconds",) if key in content}
+    content = {"arguments": list(job.arguments)} | {
+        key: content[key] for key in ("seconds", "machine") if key in content
+    }
     job.folder.mkdir(parents=True, exist_ok=True)
     _wait_until_free(job, report)
     metrics = _final_metrics(job) or _equal_run(job)
@@ -161,6 +164,7 @@ def run(job: Job, report=print) -> dict:
         started = time.monotonic()
         status = _train(job)
         content["seconds"] = round(content.get("seconds", 0.0) + time.monotonic() - started, 1)
+        content["machine"] = _machine()
         write_text(job.file, json.dumps(content) + "\n")
         if status != 0:
             raise Failed(f"{_about(job)} ended with status {status}. The same command continues.", status)
@@ -172,6 +176,12 @@ def run(job: Job, report=print) -> dict:
     content = names | metrics | content
     write_text(job.file, json.dumps(content) + "\n")
     return content
+
+
+def _machine() -> str:
+    from benchmarks.measure import processor  # imports JAX and the trainer
+
+    return f"{os.cpu_count()} cores of {processor()}"
 
 
 def _label(job: Job) -> str:
@@ -201,8 +211,9 @@ def _equal_run(job: Job) -> dict | None:
         with contextlib.suppress(ValueError, LookupError, TypeError):  # a damaged file, or a config of an older version
             result = json.loads(path.read_text(encoding="utf-8"))
             if "top1" in result and read_flags(result["arguments"], {})[0].to_dict() == config:
-                names = ("top1", "top5", "protocol", "steps", "seconds", "date", "devices", "commit")
-                return {name: result[name] for name in names} | {"same_as": f"{path.parent.name}/{path.stem}"}
+                own = ("table", "row", "label", "seed", "arguments")
+                kept = {name: value for name, value in result.items() if name not in own}
+                return {"same_as": f"{path.parent.name}/{path.stem}"} | kept
     return None
 
 

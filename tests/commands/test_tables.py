@@ -232,6 +232,17 @@ def test_changed_rows_and_flags_are_refused_and_seeds_are_averaged(monkeypatch, 
 
 
 @quick
+def test_recorded_results_stand_in_the_page(monkeypatch, tmp_path):
+    result = dict(row=2, top1=0.5, top5=0.9, protocol="4x1", seconds=7200, date="2026-11-28", devices="1 x cpu")
+    lines = [json.dumps(result | dict(seed=seed, commit="0123456789abcdef", machine="a CPU")) for seed in range(2)]
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    page.results_file(TABLES["stat/4"], small=True).write_text("\n".join(lines))
+    text = page.pages()[ROOT / "docs" / "papers" / "stat.md"]
+    assert "| 2 | l_ta = 1 | 78.6 | 93.8 | 5x1 | 50.00 ± 0.00 (50.00 to 50.00) |" in text
+    assert "2 runs on 1 x cpu on a CPU, 2026-11-28, 4.0 hours in all, commit 0123456789ab." in text
+
+
+@quick
 def test_a_row_that_stands_in_two_tables_is_run_once(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("benchmarks.tables.run.PROGRAM", [sys.executable, "-c", STUB])
     for name, rows in (("mevit/1", "1,2"), ("mevit/3", "4,5")):
