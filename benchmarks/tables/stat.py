@@ -98,7 +98,8 @@ TABLES = (
                 overrides=("model.long_key=mean",),
                 top1="77.4",
                 top5="93.2",
-                guess="Whether frames keep a class token: they do, and the temporal aggregation reads it.",
+                guess="Whether frames keep a class token: they do, and the temporal aggregation reads it. With "
+                "`model.frame_token=mean` they do not.",
             ),
             Row(
                 label="spatial class token",
