@@ -72,7 +72,7 @@ def test_a_compiler_that_is_not_installed_is_named_before_a_wait_for_another_pro
         ),
         (["--config.mesh.data=8"], "train.batch_size=420 must be divisible by mesh.data x mesh.fsdp=8"),
         (
-            ["--config.optim.in_backward=true", "--config.train.batch_size=480"],
+            ["--config.optim.in_backward=true", "--config.optim.clip_norm=none", "--config.train.batch_size=480"],
             "optim.in_backward=true keeps only the input of each layer",
         ),
     ],
