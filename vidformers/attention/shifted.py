@@ -13,8 +13,6 @@ from vidformers.errors import require
 from vidformers.layers.tokens import LayerRng, Tokens
 
 BOUNDARIES = ("keep", "zero", "wrap")
-
-
 PLACEMENTS = ("first", "ends")
 
 

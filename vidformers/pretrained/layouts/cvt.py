@@ -9,7 +9,7 @@ from vidformers.pretrained.layouts.structure import IMAGENET, CvtWeights, publis
 
 def read(arrays) -> CvtWeights:
     """Converts the arrays of its authors. Batch norm is folded into the scale and bias of the convolution before it."""
-    depths = [arrays.layer_count(rf"stage{i}\.blocks\.(\d+)\.") for i in range(arrays.layer_count(r"stage(\d+)\."))]
+    depths = arrays.stage_depths("stage", r"\.blocks\.")
     embeddings = [
         {
             "convolution": arrays.convolution(f"stage{i}.patch_embed.proj"),
@@ -51,10 +51,7 @@ def _block(arrays, block):
 
 def read_hugging_face(arrays) -> CvtWeights:
     """Converts the arrays of Hugging Face, as `read`."""
-    depths = [
-        arrays.layer_count(rf"encoder\.stages\.{i}\.layers\.(\d+)\.")
-        for i in range(arrays.layer_count(r"encoder\.stages\.(\d+)\."))
-    ]
+    depths = arrays.stage_depths(r"encoder\.stages\.", r"\.layers\.")
     stages = [f"encoder.stages.{i}" for i in range(len(depths))]
     embeddings = [
         {

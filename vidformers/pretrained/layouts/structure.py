@@ -206,6 +206,17 @@ class ArrayReader:
             raise ConfigError(f"the layers {sorted(numbers)} are not numbered from 0 on")
         return len(numbers)
 
+    def stage_depths(self, stages: str, layers: str) -> list[int]:
+        """Returns the number of layers of each stage.
+
+        Args:
+            stages, layers: patterns. Layer j of stage i has the names `{stages}{i}{layers}{j}.`.
+        Raises:
+            ConfigError: as `layer_count`.
+        """
+        count = self.layer_count(rf"{stages}(\d+)\.")
+        return [self.layer_count(rf"{stages}{i}{layers}(\d+)\.") for i in range(count)]
+
     def unused(self) -> list[str]:
         """Returns the names of the arrays that have not been read."""
         return [name for name in self.arrays if name not in self.used]

@@ -14,9 +14,7 @@ def read(arrays) -> SwinWeights:
 
     The merging of patches belongs to the stage before it in the authors' files and to the stage after it in timm's.
     """
-    depths = [
-        arrays.layer_count(rf"layers\.{i}\.blocks\.(\d+)\.") for i in range(arrays.layer_count(r"layers\.(\d+)\."))
-    ]
+    depths = arrays.stage_depths(r"layers\.", r"\.blocks\.")
     blocks = [[f"layers.{i}.blocks.{j}" for j in range(depth)] for i, depth in enumerate(depths)]
     first = 0 if "layers.0.downsample.norm.weight" in arrays else 1
     merges = [f"layers.{first + i}.downsample" for i in range(len(depths) - 1)]
@@ -31,7 +29,7 @@ def read(arrays) -> SwinWeights:
         layout="Video Swin of its authors" if is_video else "Swin of timm or its authors",
         patch=patch,
         embeddings=[{"norm": arrays.norm("patch_embed.norm")}, *map(arrays.merging, merges)],
-        stages=[[_block(arrays, block) for block in stage] for stage in blocks],
+        stages=[[read_block(arrays, block) for block in stage] for stage in blocks],
         norm=arrays.norm("norm"),
         position_index=arrays.first(f"{block}.attn.relative_position_index" for stage in blocks for block in stage),
         head=head,
@@ -39,7 +37,8 @@ def read(arrays) -> SwinWeights:
     )
 
 
-def _block(arrays, block):
+def read_block(arrays, block, wide="mlp.fc1", out="mlp.fc2"):
+    """Returns the arrays of a block. `wide` and `out` are the names of the maps of its MLP."""
     return {
         "attention": {
             "norm": arrays.norm(f"{block}.norm1"),
@@ -49,18 +48,15 @@ def _block(arrays, block):
         },
         "mlp": {
             "norm": arrays.norm(f"{block}.norm2"),
-            "wide": arrays.linear(f"{block}.mlp.fc1"),
-            "out": arrays.linear(f"{block}.mlp.fc2"),
+            "wide": arrays.linear(f"{block}.{wide}"),
+            "out": arrays.linear(f"{block}.{out}"),
         },
     }
 
 
 def read_hugging_face(arrays) -> SwinWeights:
     """Converts the arrays of Hugging Face."""
-    depths = [
-        arrays.layer_count(rf"encoder\.layers\.{i}\.blocks\.(\d+)\.")
-        for i in range(arrays.layer_count(r"encoder\.layers\.(\d+)\."))
-    ]
+    depths = arrays.stage_depths(r"encoder\.layers\.", r"\.blocks\.")
     blocks = [[f"encoder.layers.{i}.blocks.{j}" for j in range(depth)] for i, depth in enumerate(depths)]
     merges = [f"encoder.layers.{i}.downsample" for i in range(len(depths) - 1)]
     return SwinWeights(

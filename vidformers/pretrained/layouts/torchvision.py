@@ -5,6 +5,7 @@ Names: `torchvision/models/video/swin_transformer.py` and `torchvision/models/sw
 
 from vidformers.pretrained.layouts.registry import register
 from vidformers.pretrained.layouts.structure import IMAGENET, SwinWeights
+from vidformers.pretrained.layouts.swin import read_block
 
 
 def read(arrays) -> SwinWeights:
@@ -31,28 +32,12 @@ def _read(arrays, layout, first, patch, patch_norm) -> SwinWeights:
             {"norm": arrays.norm(patch_norm)},
             *(arrays.merging(f"features.{i}") for i in places[1::2]),
         ],
-        stages=[[_block(arrays, block) for block in stage] for stage in blocks],
+        stages=[[read_block(arrays, block, "mlp.0", "mlp.3") for block in stage] for stage in blocks],
         norm=arrays.norm("norm"),
         position_index=arrays.first(f"{block}.attn.relative_position_index" for stage in blocks for block in stage),
         head=arrays.head("head"),
         normalisation=IMAGENET,
     )
-
-
-def _block(arrays, block):
-    return {
-        "attention": {
-            "norm": arrays.norm(f"{block}.norm1"),
-            "qkv": arrays.linear(f"{block}.attn.qkv"),
-            "out": arrays.linear(f"{block}.attn.proj"),
-            "table": arrays[f"{block}.attn.relative_position_bias_table"],
-        },
-        "mlp": {
-            "norm": arrays.norm(f"{block}.norm2"),
-            "wide": arrays.linear(f"{block}.mlp.0"),
-            "out": arrays.linear(f"{block}.mlp.3"),
-        },
-    }
 
 
 register(
