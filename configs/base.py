@@ -87,6 +87,7 @@ def _data() -> dict:
         size=224,
         short_side=(256, 320),
         test_short_side=placeholder(int),
+        resize="bilinear",
         repeats=1,
         crop="jitter",
         area=(0.08, 1.0),

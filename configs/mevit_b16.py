@@ -69,7 +69,12 @@ def guess_rest(config):
         "AdamW as DeiT uses it: biases, norms, tokens and positions",
         optim=dict(decay="kernels"),
     )
-    guess(config, "the paper does not mention flips", "TimeSformer's code", data=dict(flip=0.5))
+    guess(
+        config,
+        "the paper does not mention flips, nor how frames are resized",
+        "TimeSformer's code",
+        data=dict(flip=0.5, resize="bilinear"),
+    )
     guess(
         config,
         "the paper does not say whether scores are logits or probabilities",

@@ -65,6 +65,7 @@ def recipe(config, variant: str):
             colour_ranges="tokenshift",
         ),
     )
+    cite(config, f"{CODE}, data/augmentation.py: short_side_resize", data=dict(resize="bicubic"))
     cite(
         config,
         f"{file}: PIXEL_MEAN, PIXEL_STD, DROP_OUT",

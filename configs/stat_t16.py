@@ -39,26 +39,7 @@ def recipe(*, frames: int, window: int, variant: str):
         optim=dict(name="adamw"),
         eval=dict(clips=5, crops=1),
     )
-    cite(
-        config,
-        f"{MVIT}, the augmentation that STAT names: DATA and AUG",
-        data=dict(
-            crop="resized",
-            area=(0.08, 1.0),
-            aspect=(0.75, 1.3333),
-            repeats=2,
-            randaugment=4,
-            magnitude=7.0,
-            magnitude_std=0.5,
-            erasing=0.25,
-        ),
-    )
-    cite(
-        config,
-        f"{MVIT}, and facebookresearch/deit, main.py, alike: MIXUP",
-        train=dict(mixup=0.8, cutmix=1.0, mix_probability=1.0, mix_switch=0.5, label_smoothing=0.1),
-    )
-    cite(config, "facebookresearch/SlowFast, slowfast/config/defaults.py: DATA.RANDOM_FLIP", data=dict(flip=0.5))
+    _augmentation(config)
     guess(
         config,
         "the paper leaves its regularisation to an appendix that was not published",
@@ -86,6 +67,35 @@ def recipe(*, frames: int, window: int, variant: str):
     _optimizer(config, variant)
     config.train.eval_every_epochs = 5.0
     return config
+
+
+def _augmentation(config) -> None:
+    cite(
+        config,
+        f"{MVIT}, the augmentation that STAT names: DATA and AUG",
+        data=dict(
+            crop="resized",
+            area=(0.08, 1.0),
+            aspect=(0.75, 1.3333),
+            repeats=2,
+            randaugment=4,
+            magnitude=7.0,
+            magnitude_std=0.5,
+            erasing=0.25,
+        ),
+    )
+    cite(
+        config,
+        f"{MVIT}, and facebookresearch/deit, main.py, alike: MIXUP",
+        train=dict(mixup=0.8, cutmix=1.0, mix_probability=1.0, mix_switch=0.5, label_smoothing=0.1),
+    )
+    cite(config, "facebookresearch/SlowFast, slowfast/config/defaults.py: DATA.RANDOM_FLIP", data=dict(flip=0.5))
+    cite(
+        config,
+        "facebookresearch/SlowFast, slowfast/datasets/transform.py: random_resized_crop. AUG.INTERPOLATION=bicubic is "
+        "that of RandAugment alone",
+        data=dict(resize="bilinear"),
+    )
 
 
 def _architecture(config, window: int) -> None:

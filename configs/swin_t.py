@@ -17,22 +17,21 @@ from configs.base import base
 from configs.havit_b16 import recipe
 from configs.sources import cite, guess
 
+# Read in copies of these files: of the first in xyzforever/BEVT, of the second in Young-Yoon/Video-Swin-Transformer.
+CODE = "SwinTransformer/Video-Swin-Transformer"
+
 
 def get_config():
     config = recipe(base("swin"))
     cite(
         config,
-        "SwinTransformer/Video-Swin-Transformer, configs/_base_/models/swin/swin_tiny.py and "
-        "configs/recognition/swin/swin_tiny_patch244_window877_kinetics400_1k.py",
-        model=dict(
-            size="Swin-T",
-            depths=(2, 2, 6, 2),
-            window=(8, 7, 7),
-            patch_frames=2,
-            patch_size=4,
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-        ),
+        f"{CODE}, configs/_base_/models/swin/swin_tiny.py: embed_dim, num_heads, depths, window_size",
+        model=dict(size="Swin-T", depths=(2, 2, 6, 2), window=(8, 7, 7)),
+    )
+    cite(
+        config,
+        f"{CODE}, configs/recognition/swin/swin_tiny_patch244_window877_kinetics400_1k.py: patch_size, img_norm_cfg",
+        model=dict(patch_frames=2, patch_size=4, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
     )
     guess(
         config,

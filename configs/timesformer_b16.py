@@ -24,24 +24,7 @@ def get_config():
 
 def recipe(config, file: str):
     """Sets the fields of the recipe in `file`, a config file of TimeSformer's authors, and in their code."""
-    cite(
-        config,
-        f"{file}: DATA",
-        data=dict(frames=8, stride=32, size=224, short_side=(256, 320)),
-    )
-    cite(
-        config,
-        f"{CODE}, timesformer/datasets/decoder.py: get_start_end_idx, temporal_sampling",
-        data=dict(sampling="slowfast", test_starts="from_first"),
-    )
-    cite(config, f"{CODE}, timesformer/config/defaults.py: DATA.TARGET_FPS", data=dict(fps=30.0))
-    cite(config, f"{CODE}, timesformer/datasets/kinetics.py", data=dict(crop="jitter"))
-    cite(
-        config,
-        f"{CODE}, timesformer/config/defaults.py: DATA.MEAN, DATA.STD, DATA.RANDOM_FLIP",
-        model=dict(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225)),
-        data=dict(flip=0.5),
-    )
+    _clips(config, file)
     cite(
         config,
         f"{CODE}, timesformer/models/vit.py",
@@ -82,3 +65,28 @@ def recipe(config, file: str):
     )
     config.train.eval_every_epochs = 1.0
     return config
+
+
+def _clips(config, file: str) -> None:
+    cite(
+        config,
+        f"{file}: DATA",
+        data=dict(frames=8, stride=32, size=224, short_side=(256, 320)),
+    )
+    cite(
+        config,
+        f"{CODE}, timesformer/datasets/decoder.py: get_start_end_idx, temporal_sampling",
+        data=dict(sampling="slowfast", test_starts="from_first"),
+    )
+    cite(config, f"{CODE}, timesformer/config/defaults.py: DATA.TARGET_FPS", data=dict(fps=30.0))
+    cite(
+        config,
+        f"{CODE}, timesformer/datasets/transform.py: random_short_side_scale_jitter, random_crop",
+        data=dict(crop="jitter", resize="bilinear"),
+    )
+    cite(
+        config,
+        f"{CODE}, timesformer/config/defaults.py: DATA.MEAN, DATA.STD, DATA.RANDOM_FLIP",
+        model=dict(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225)),
+        data=dict(flip=0.5),
+    )

@@ -47,7 +47,10 @@ def get_config():
         data=dict(sampling="dmvr", fps=None),
     )
     cite(
-        config, "google-deepmind/dmvr, dmvr/modalities.py: random_crop, random_flip", data=dict(crop="jitter", flip=0.5)
+        config,
+        "google-deepmind/dmvr, dmvr/modalities.py: add_image, and processors.py: crop_image, random_flip_left_right, "
+        "resize_smallest",
+        data=dict(crop="jitter", flip=0.5, resize="bilinear"),
     )
     cite(
         config,

@@ -50,7 +50,11 @@ def recipe(backbone: str):
         train=dict(label_smoothing=0.0),
     )
     _clips_and_views(config)
-    cite(config, f"{CODE}, slowfast/datasets/kinetics.py", data=dict(crop="jitter"))
+    cite(
+        config,
+        f"{CODE}, slowfast/datasets/transform.py: random_short_side_scale_jitter, random_crop",
+        data=dict(crop="jitter", resize="bilinear"),
+    )
     cite(
         config,
         f"{CODE}, slowfast/config/defaults.py: DATA.MEAN, DATA.STD, DATA.RANDOM_FLIP",
@@ -86,7 +90,7 @@ def _clips_and_views(config) -> None:
     )
     cite(
         config,
-        f"{CODE}, slowfast/datasets/decoder.py: get_start_end_idx, temporal_sampling, force_all_video",
+        f"{CODE}, slowfast/datasets/decoder.py: get_start_end_idx, temporal_sampling",
         data=dict(sampling="slowfast", test_starts="from_first"),
     )
     cite(

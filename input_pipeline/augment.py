@@ -6,12 +6,12 @@ All frames of a clip share one random draw. A separate draw for each frame would
 import dataclasses
 import numbers
 
-import cv2
 import numpy as np
 
 from input_pipeline import colour
 from input_pipeline.errors import DataError
 from input_pipeline.randaugment import RandAugment
+from input_pipeline.resize import METHODS, resize_box
 
 _ATTEMPTS = 10  # boxes drawn; the first that fits is used
 _ERASED_AREA = (0.02, 1 / 3)  # share of the frame, from Zhong et al. (2020)
@@ -47,6 +47,7 @@ class TrainAugment:
             replaces the colour changes.
         magnitude, magnitude_std: mean severity of the operations, 0 to 10, and its standard deviation.
         erasing: probability that a box of 2% to a third of the frame is filled with noise, the same in all frames.
+        resize: 'bilinear' or 'bicubic', see `resize.resize_box`.
 
     Raises:
         DataError: one of the fields from `crop` on is out of range, or RandAugment and colour changes are both on.
@@ -71,6 +72,7 @@ class TrainAugment:
     magnitude: float = 7.0
     magnitude_std: float = 0.5
     erasing: float = 0.0
+    resize: str = "bilinear"
 
     def __post_init__(self):
         def require(field, condition, expected):
@@ -78,6 +80,7 @@ class TrainAugment:
                 raise DataError(f"data.{field} must be {expected}, but is {getattr(self, field)!r}.")
 
         layers = self.randaugment
+        require("resize", self.resize in METHODS, " or ".join(map(repr, METHODS)))
         require("crop", self.crop in ("jitter", "resized"), "'jitter' or 'resized'")
         require("area", _is_range(self.area, 1), "two ascending numbers above 0 and up to 1")
         require("aspect", _is_range(self.aspect, np.finfo(float).max), "two ascending numbers above 0")
@@ -129,7 +132,7 @@ class TrainAugment:
             window = _box(boxes[0], height, width, self.area, self.aspect) or _widest(height, width, self.aspect)
         elif tuple(self.stretch) != (1.0, 1.0):
             window = _stretched(window, height, width, self.stretch, spare[:2])
-        clip = _resize(_cut(frames, window), self.size)
+        clip = resize_box(frames, window, self.size, self.resize)
         if flipped:
             clip, label = clip[:, :, ::-1], self.flip_swaps.get(label, label)
         clip = self._recolour(np.ascontiguousarray(clip), chances, strengths, *spare[2:])
@@ -161,7 +164,7 @@ def crop_positions(crops: int) -> tuple[float, ...]:
     return positions[crops]
 
 
-def test_crops(frames, size, crops, short_side=None):
+def test_crops(frames, size, crops, short_side=None, resize="bilinear"):
     """Returns the spatial test crops of a clip.
 
     Args:
@@ -169,6 +172,7 @@ def test_crops(frames, size, crops, short_side=None):
         size: pixels, side of the crops.
         crops: 1, the centre, or 3, evenly spaced along the longer side from end to end.
         short_side: pixels that the shorter side of the frame is scaled to. None: `size`.
+        resize: 'bilinear' or 'bicubic', see `resize.resize_box`.
 
     Returns:
         (crops, t, size, size, 3) uint8.
@@ -182,7 +186,7 @@ def test_crops(frames, size, crops, short_side=None):
     for position in crop_positions(crops):
         down, across = (position, 0.5) if height > width else (0.5, position)
         top, left = round(down * (height - side)), round(across * (width - side))
-        views.append(_resize(frames[:, top : top + side, left : left + side], size))
+        views.append(resize_box(frames, (top, left, side, side), size, resize))
     return np.stack(views)
 
 
@@ -248,9 +252,3 @@ def _is_range(bounds, most):
 def _window_side(frames, size, short_side):
     """Returns the side, in source pixels, of a crop of `size` when the shorter side is scaled to `short_side`."""
     return max(1, round(size * min(frames.shape[1:3]) / short_side))
-
-
-def _resize(windows, size):
-    # Bilinear interpolation reads 2 x 2 pixels. When shrinking by more than two, it would skip pixels.
-    method = cv2.INTER_AREA if max(windows.shape[1:3]) > 2 * size else cv2.INTER_LINEAR
-    return np.stack([cv2.resize(window, (size, size), interpolation=method) for window in windows])

@@ -77,7 +77,7 @@ def merge_repeats(batch):
     return {key: value.reshape(-1, *value.shape[2:]) for key, value in batch.items()}
 
 
-def load_val_row(record, *, sampler, clips, crops, size, short_side, open_video):
+def load_val_row(record, *, sampler, clips, crops, size, short_side, resize, open_video):
     """Returns all views of one video, (clips * crops, t, size, size, 3), the crops of a clip next to each other."""
     black = np.zeros((clips * crops, sampler.frames, size, size, 3), np.uint8)
     no_index = np.zeros((clips * crops, sampler.frames))
@@ -92,7 +92,7 @@ def load_val_row(record, *, sampler, clips, crops, size, short_side, open_video)
     except DecodeError as error:
         return _row(record, black, no_index, error=str(error))
     inverse = inverse.reshape(clips, sampler.frames)
-    views = test_crops(frames, size, crops, short_side)[:, inverse]
+    views = test_crops(frames, size, crops, short_side, resize)[:, inverse]
     index = np.repeat(distinct[inverse], crops, axis=0)
     return _row(record, views.swapaxes(0, 1).reshape(black.shape), index, video.decoded)
 

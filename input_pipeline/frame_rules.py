@@ -35,8 +35,8 @@ class SlowFast:
         fps: frames per second at which the stride counts. None: L = T s.
         test_starts: 'from_first', as the code does, or 'spread', see `test`.
         whole_video: whether the last frame is min(n, start + L - 1) instead of start + L - 1. Then a video of fewer
-            than L frames is spread over the clip, and its last frame is not held. Source: `decode` with
-            `force_all_video` in bomri/SlowFast, slowfast/datasets/decoder.py.
+            than L frames is spread over the clip, and its last frame is not held. Source: a description of `decode`
+            with `force_all_video` in bomri/SlowFast, slowfast/datasets/decoder.py. The file itself was not compared.
     """
 
     frames: int

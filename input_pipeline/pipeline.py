@@ -55,6 +55,7 @@ class Pipeline:
         short_side: (low, high) pixels. In training, a video is resized so that its shorter side is a random number
             between them.
         test_short_side: pixels, the shorter side in testing. None: `size`.
+        resize: 'bilinear' or 'bicubic', see `resize.resize_box`.
         repeats: clips of each video in a training batch: the same frames, augmented differently (repeated
             augmentation). An epoch has `repeats` times as many clips.
         crop, area, aspect, flip, brightness, saturation, gamma, hue, colour_ranges, colour_jitter, grey, stretch,
@@ -91,6 +92,7 @@ class Pipeline:
     size: int
     short_side: tuple[int, int] = (256, 320)
     test_short_side: int | None = None
+    resize: str = "bilinear"
     repeats: int = 1
     crop: str = "jitter"
     area: tuple[float, float] = (0.08, 1.0)
@@ -116,10 +118,7 @@ class Pipeline:
     max_bad_fraction: float = 0.01
 
     def __post_init__(self):
-        for field, choices in (
-            ("source", (*SOURCES, "motion_clips")),
-            ("missing", ("error", "leave_out")),
-        ):
+        for field, choices in (("source", (*SOURCES, "motion_clips")), ("missing", ("error", "leave_out"))):
             self._require(field, getattr(self, field) in choices, " or ".join(map(repr, choices)))
         self._require(
             "name",
@@ -317,6 +316,7 @@ class Pipeline:
             crops=crops,
             size=self.size,
             short_side=self.test_short_side,
+            resize=self.resize,
             open_video=self._open,
         )
         dataset = grain.MapDataset.source(padded).map(load)
@@ -332,6 +332,7 @@ class Pipeline:
         return TrainAugment(
             size=self.size,
             short_side=tuple(self.short_side),
+            resize=self.resize,
             crop=self.crop,
             area=tuple(self.area),
             aspect=tuple(self.aspect),

@@ -28,6 +28,7 @@ def of_tokshift(sampling, short_side, epochs, drops):
         "data.size": TOKSHIFT["TRN_PATCH_SIZE"],
         "data.short_side": short_side,
         "data.crop": "jitter",
+        "data.resize": "bicubic",  # Image.BICUBIC
         "data.flip": 1 / 2,  # clip_random_hflip(2)
         **{f"data.{name}": 1 / 10 for name in ("brightness", "saturation", "gamma", "hue")},  # clip_random_...(10)
         "data.colour_ranges": "tokenshift",
@@ -81,6 +82,7 @@ TIMESFORMER = {
     "data.size": 224,
     "data.short_side": (256, 320),
     "data.crop": "jitter",
+    "data.resize": "bilinear",  # torch.nn.functional.interpolate(mode="bilinear")
     "data.flip": 0.5,
     "model.size": "B",
     "model.patch_size": 16,
@@ -119,6 +121,7 @@ VIVIT = {
     "data.colour_jitter": 0.8,
     "data.grey": 0.1,
     "data.crop": "jitter",
+    "data.resize": "bilinear",  # tf.image.ResizeMethod.BILINEAR
     "data.flip": 0.5,
     "model.size": "B",
     "model.patch_size": 16,
@@ -156,6 +159,7 @@ VTN = {
     "data.size": 224,
     "data.short_side": (256, 320),
     "data.crop": "jitter",
+    "data.resize": "bilinear",
     "data.flip": 0.5,
     "model.backbone": "vit",
     "model.size": "B",
@@ -203,6 +207,7 @@ CROPS = {"data.size": 224, "data.short_side": (256, 320), "data.crop": "jitter"}
 # Named by neither paper.
 OPEN = {
     "data.flip": 0.5,
+    "data.resize": "bilinear",
     "model.drop_path": 0.0,
     "train.label_smoothing": 0.0,
     "optim.clip_norm": None,
@@ -223,6 +228,7 @@ STAT = {
     "data.crop": "resized",
     "data.area": (0.08, 1.0),
     "data.aspect": (0.75, 1.3333),
+    "data.resize": "bilinear",  # random_resized_crop: interpolate(mode="bilinear")
     "data.flip": 0.5,
     "data.repeats": 2,
     "data.randaugment": 4,  # rand-m7-n4-mstd0.5-inc1

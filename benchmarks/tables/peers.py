@@ -43,7 +43,7 @@ SWIN_B = Row(
         "model.depth=24",
         "model.depths=(2, 2, 18, 2)",
         "data.frames=32",
-        "data.sampling=dense",
+        "data.sampling=mmaction2_0",
         "data.stride=2",
     ),
     guess="The recipe is that of `configs/swin_t.py`, not that of Swin's authors.",

@@ -19,7 +19,7 @@ OF_THE_RUN = {"train.eval_every_epochs", "model.frames_at_once"}
 SHARED = {"model.frames", "model.image_size", "model.num_classes"}  # with the section `data`
 # Fields that every recipe has, even where the value is the default.
 OF_EVERY_RECIPE = {
-    *("data.frames", "data.sampling", "data.size", "data.crop", "data.flip"),
+    *("data.frames", "data.sampling", "data.size", "data.crop", "data.resize", "data.flip"),
     *("model.size", "model.mean", "model.std", "model.dropout", "model.drop_path"),
     *("train.total_epochs", "train.batch_size", "train.label_smoothing"),
     *("optim.name", "optim.lr", "optim.weight_decay", "optim.decay", "optim.schedule", "optim.clip_norm"),

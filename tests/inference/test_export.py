@@ -315,6 +315,7 @@ def test_an_export_holds_the_ema_and_describes_the_run(trained, out):
     assert config["id2label"] == {str(label): name for label, name in enumerate(CLASSES)}
     assert (config["step"], config["commit"], config["data"]["val"]) == (4, run["commit"], "digest of val")
     assert config["frames"]["sampling"] == "uniform" and config["frames"]["test_short_side"] == 18
+    assert config["frames"]["resize"] == "bilinear"
     assert config["frames"]["rule"] == Uniform(8).rule and Uniform(8).rule in (out / "README.md").read_text()
     assert config["model"]["width"] == 16 and config["image_mean"] == [0.5, 0.5, 0.5]
     model = load(trained)

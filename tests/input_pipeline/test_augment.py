@@ -5,8 +5,10 @@ import dataclasses
 import cv2
 import numpy as np
 import pytest
+from clips import pipeline, take
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from input_pipeline import DataError, augment
 from input_pipeline.augment import TrainAugment
@@ -102,6 +104,39 @@ def test_window_and_resize_equal_resizing_the_whole_frame():
     whole = cv2.resize(frame, (80, 60), interpolation=cv2.INTER_LINEAR)
     crop = augment.test_crops(frame[None], 40, 1, short_side=60)[0, 0]
     np.testing.assert_allclose(crop.astype(int), whole[10:50, 20:60], atol=1)
+    frame = noise(120, 160, 3)  # bicubic crops read the pixels beyond the window, too
+    whole = np.asarray(Image.fromarray(frame).resize((80, 60), Image.Resampling.BICUBIC))
+    crop = augment.test_crops(frame[None], 40, 1, short_side=60, resize="bicubic")[0, 0]
+    np.testing.assert_array_equal(crop, whole[10:50, 20:60])
+
+
+@pytest.mark.quick
+def test_bicubic_weights():
+    """The weights of Keys (1981) with a = -1/2, whose cubic is twice as wide if a side is halved."""
+    for apply in (
+        lambda frames: augment.test_crops(frames, 8, 1, resize="bicubic")[0],
+        lambda frames: TrainAugment(size=8, short_side=(8, 8), flip=0.0, resize="bicubic")(
+            frames, 0, np.random.default_rng(0)
+        )[0],
+    ):
+        # The column at the distance 1/4, 3/4, 5/4 or 7/4 output pixels from the centre of output column 3.
+        for column, weight in ((6, 0.8671875), (5, 0.2265625), (4, -0.0703125), (3, -0.0234375)):
+            frames = np.full((1, 16, 16, 3), 50, np.uint8)
+            frames[0, :, column] = 250
+            np.testing.assert_array_equal(apply(frames)[0, :, 3], round(50 + 200 * weight / 2))
+
+
+def test_resize_is_that_of_the_config(clip_folder):
+    for train in (True, False):
+        batches = {}
+        for resize in ("bilinear", "bicubic"):
+            data = pipeline(clip_folder, resize=resize, test_short_side=28)
+            load = (
+                data.train_batches(batch_size=2, seed=0) if train else data.val_batches(batch_size=2, clips=1, crops=1)
+            )
+            (batches[resize],) = take(load, 1)
+        difference = batches["bilinear"]["video"].astype(int) - batches["bicubic"]["video"]
+        assert 1 < np.abs(difference).max() and np.abs(difference.mean()) < 1
 
 
 @pytest.mark.parametrize("crops", [0, 2, 5, "3"])
@@ -299,6 +334,7 @@ def test_erasing_fills_one_box_with_noise():
         ("gamma", dict(colour_jitter=0.8, gamma=0.1)),
         ("colour_jitter", dict(colour_jitter=1.1)),
         ("colour_ranges", dict(colour_ranges="wide")),
+        ("resize", dict(resize="nearest")),
         ("stretch", dict(stretch=(0.9, 1.3))),
         ("stretch", dict(stretch=(1.0, 1.3), crop="resized")),
         ("stretch", dict(stretch=(1.3, 1.0))),

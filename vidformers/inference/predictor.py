@@ -27,7 +27,7 @@ from vidformers.training.optim import make_optimizer
 from vidformers.training.setup import abstract_state
 
 # The fields of the section `data` that determine how clips are cut from a video.
-CLIP_FIELDS = ("sampling", "stride", "fps", "test_starts", "frame_rate", "size", "test_short_side")
+CLIP_FIELDS = ("sampling", "stride", "fps", "test_starts", "frame_rate", "size", "test_short_side", "resize")
 _TOP = 5
 _BATCH_SIZE = 8  # videos per batch if eval.batch_size is not set
 
