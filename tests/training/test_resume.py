@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,13 +16,15 @@ from command import BAD, CACHE, Run, arguments, assert_same_run, checkpoint, one
 from tiny import QUICK
 
 import main
+from configs.loading import load, override
+from input_pipeline import Pipeline
 from vidformers import build
 from vidformers.errors import ConfigError
 from vidformers.models.summary import summarise
 from vidformers.parallel import memory
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.setup import compile_step, compile_within_memory, set_up
-from vidformers.training.workdir import lock
+from vidformers.training.workdir import differences_from_stored_run, lock
 
 
 @pytest.fixture(scope="module")
@@ -278,8 +281,50 @@ def reverse_manifest(source, target):
 def test_the_folder_of_another_run_is_refused_and_the_message_names_the_field(field, value, halfway, data, capsys):
     reverse_manifest(data / "train.csv", data / "other.csv")
     files = {path: path.read_bytes() for path in halfway.rglob("*") if path.is_file()}
-    assert f"{field}=" in error_in_process(capsys, arguments(data, halfway, {field: value}))
+    stored = json.loads((halfway / "run.json").read_text())["config"]
+    section, _, name = field.rpartition(".")
+    before = (stored[section] if section else stored)[name]
+    message = error_in_process(capsys, arguments(data, halfway, {field: value}))
+    assert f"{field}={before!r}, not {value!r}" in message
+    assert f"Continue that run with --config.{field}={'none' if before is None else before}, or" in message
     assert files == {path: path.read_bytes() for path in halfway.rglob("*") if path.is_file()}
+
+
+EARLIER = {  # values of runs of an earlier version, of which the last may differ, except in CvT
+    "vtn_vit_b16": {"data.sampling": "dense", "model.mean": (0.5, 0.5, 0.5), "optim.nesterov": False},
+    "timesformer_b16": {
+        "data.sampling": "dense",
+        "data.fps": None,
+        "model.drop_path": 0.0,
+        "eval.average": "probabilities",
+    },
+    "tokenshift_b16": {"data.sampling": "dense", "data.short_side": (224, 330), "train.label_smoothing": 0.01},
+    "cvt_13": {"model.gelu": "exact"},
+    "stat_t16": {"model.head_dropout": 0.0, "optim.clip_norm": 1.0},
+}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", EARLIER)
+def test_the_message_has_the_flags_that_continue_a_run_of_an_earlier_version(name, tmp_path):
+    data = {"train": "digest", "train_list": "train.csv"}
+    stored = load(f"configs/{name}.py").to_dict()
+    for field, value in EARLIER[name].items():
+        section, _, key = field.partition(".")
+        stored[section][key] = value
+    # Fields that an earlier version did not have.
+    stored["data"] = {field: value for field, value in stored["data"].items() if value != getattr(Pipeline, field, "")}
+    stored["model"].pop("gelu", None)
+    (tmp_path / "run.json").write_text(json.dumps({"config": stored, "data": data}))
+    config = load(f"configs/{name}.py")
+    with pytest.raises(ConfigError) as refusal:
+        differences_from_stored_run(tmp_path, {"config": config.to_dict(), "data": data})
+    flags = shlex.split(re.search("Continue that run with (.*), or give another workdir", str(refusal.value)).group(1))
+    for flag in flags:
+        field, _, value = flag.removeprefix("--config.").partition("=")
+        override(config, field, value)
+    changes = differences_from_stored_run(tmp_path, {"config": config.to_dict(), "data": data})
+    assert len(changes) == len(EARLIER[name]) - len(flags) == (name != "cvt_13"), changes
 
 
 def test_the_description_of_a_run_names_the_backend_of_every_attention(halfway):

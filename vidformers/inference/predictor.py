@@ -25,6 +25,7 @@ from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.evaluate import EvalProtocol, prediction_step
 from vidformers.training.optim import make_optimizer
 from vidformers.training.setup import abstract_state
+from vidformers.training.workdir import with_default_sections
 
 # The fields of the section `data` that determine how clips are cut from a video.
 CLIP_FIELDS = ("sampling", "stride", "fps", "test_starts", "frame_rate", "size", "test_short_side", "resize")
@@ -147,10 +148,11 @@ class Predictor:
                 f"--workdir={workdir} holds a run with model.{field}={trained!r}, not {given!r}. Give the fields of "
                 "the run.",
             )
+        before, now = (with_default_sections(stored)["data"] for stored in (run["config"], config))
         self.remarks = [
-            f"Clips are cut with data.{field}={config['data'][field]!r}, but with {trained!r} in training."
-            for field, trained in run["config"]["data"].items()
-            if field in CLIP_FIELDS and json.loads(json.dumps(config["data"][field])) != trained
+            f"Clips are cut with data.{field}={now[field]!r}, but with {before[field]!r} in training."
+            for field in CLIP_FIELDS
+            if field in before and now[field] != before[field]
         ]
         self.classes = tuple(run["data"]["classes"])
 

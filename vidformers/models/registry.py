@@ -72,21 +72,22 @@ def _keywords(function: Callable) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name != "rngs"}
 
 
-def default_fields(name: str | None, *, own: bool = False) -> dict[str, Any]:
-    """Returns the defaults of the fields of a model that have one, {} if the model is unknown.
+def with_default_fields(section: Mapping[str, Any], *, own: bool = False) -> dict[str, Any]:
+    """Returns a stored section `model` with the defaults of the fields that it lacks.
+
+    A section lacks a field if the version that stored it did not have the field. The default of a new field gives the
+    model of before.
 
     Args:
-        name: a key of `MODELS`, or another text.
-        own: without the fields that all models share.
+        section: the fields, and the name of the model under `name`. Of an unknown model it is returned as it is.
+        own: add no fields that all models share.
     """
-    if name not in MODELS:
-        return {}
-    entry = MODELS[name]
-    return {
-        field: parameter.default
-        for field, parameter in entry.fields.items()
-        if parameter.default is not parameter.empty and (field in entry.own or not own)
-    }
+    complete = dict(section)
+    if (entry := MODELS.get(complete.get("name", ""))) is not None:
+        for name, field in entry.fields.items():
+            if field.default is not field.empty and (name in entry.own or not own):
+                complete.setdefault(name, field.default)
+    return complete
 
 
 def build(name: str, *, rngs: nnx.Rngs, **fields: Any) -> Classifier:

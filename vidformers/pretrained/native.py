@@ -8,7 +8,7 @@ import numpy as np
 
 from vidformers.errors import require
 from vidformers.models.config import SIZES
-from vidformers.models.registry import default_fields
+from vidformers.models.registry import with_default_fields
 from vidformers.pretrained.assign import Assignment, Init, resize_grid, resize_time
 from vidformers.pretrained.layouts import ArrayReader
 
@@ -80,8 +80,7 @@ def model_differences(before: dict, now: dict):
 
     A field of the model's own that the older section lacks, because its version did not have it, has its default.
     """
-    defaults = default_fields(before.get("name"), own=True)
-    before = before | {field: default for field, default in defaults.items() if field not in before}
+    before = with_default_fields(before, own=True)
     before, now = (json.loads(json.dumps(resolve_size(dict(section)))) for section in (before, now))
     for field in before:
         if field in now and field not in _FREE and before[field] != now[field]:

@@ -1,8 +1,10 @@
 """The workdir, which is the folder of a run: its lock and `run.json`, which describes the run."""
 
+import dataclasses
 import fcntl
 import importlib.metadata
 import json
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -10,10 +12,15 @@ from typing import IO
 
 import jax
 
+from input_pipeline import Pipeline
 from input_pipeline.files import remove_temporaries, write_text
 from vidformers.errors import ConfigError, require
-from vidformers.models.registry import default_fields
+from vidformers.models.registry import with_default_fields
+from vidformers.pretrained import Init
 from vidformers.training.commit import git_commit
+from vidformers.training.config import TrainConfig
+from vidformers.training.evaluate import EvalProtocol
+from vidformers.training.optim import OptimConfig
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av", "opencv-python-headless", "numpy")
 
@@ -46,6 +53,10 @@ _FIXED_FIELDS = (
 # the rounding, and with it the results. It may differ all the same, so that a run whose loss is no longer finite in
 # bfloat16 can continue in float32, as the error message proposes.
 _FREE_FIELDS = ("model.remat", "model.unroll", "model.dtype", "model.backend")
+# Fields of the section `model` that are fields of the section `data`, too.
+_SHARED_FIELDS = {"model.frames": "data.frames", "model.image_size": "data.size"}
+# The sections whose fields are those of a dataclass.
+_SECTIONS = {"data": Pipeline, "init": Init, "train": TrainConfig, "optim": OptimConfig, "eval": EvalProtocol}
 
 
 def open_workdir(path) -> Path:
@@ -120,30 +131,25 @@ def differences_from_stored_run(workdir: Path, run: dict) -> list[str]:
     Returns:
         A log line for each field that differs, [] if the folder holds no run.
     Raises:
-        ConfigError: `run.json` is damaged, or the training videos or a field of `_FIXED_FIELDS` differ.
+        ConfigError: `run.json` is damaged, or the training videos or a field of `_FIXED_FIELDS` differ. The message
+            names every such field, both values, and the flags that continue the run.
     """
     path = workdir / "run.json"
     if not path.exists():
         return []
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        old, old_digest = _flatten(stored["config"]), stored["data"]["train"]
+        old, old_digest = _flatten(with_default_sections(stored["config"])), stored["data"]["train"]
+        fields = _flatten(stored["config"]).keys()
     except (ValueError, LookupError, TypeError):
         raise ConfigError(
             f"{path} is damaged: it does not describe a run. Restore the file, or give another workdir."
         ) from None
     new = _flatten(json.loads(json.dumps(run["config"])))  # tuples become lists, as in the stored file
-    # An earlier version has fewer fields of the model. Its model is the one with their defaults.
-    defaults = _flatten({"model": json.loads(json.dumps(default_fields(new.get("model.name"))))})
-    old = {field: default for field, default in defaults.items() if field in new} | old
+    old = {field: value for field, value in old.items() if field in fields or field in new}
     changed = sorted(field for field in old.keys() | new.keys() if old.get(field) != new.get(field))
-    for field in changed:
-        is_fixed = any(field == name or field.startswith(name + ".") for name in _FIXED_FIELDS)
-        require(
-            not is_fixed or field in _FREE_FIELDS,
-            f"--workdir={workdir} holds a run with {field}={old.get(field)!r}, not {new.get(field)!r}. Give the same "
-            "value to continue that run, or another workdir.",
-        )
+    refused = [field for field in changed if _is_fixed(field) and _SHARED_FIELDS.get(field) not in changed]
+    require(not refused, _refusal(workdir, refused, old, new))
     data = run["data"]
     require(
         old_digest == data["train"],
@@ -151,6 +157,43 @@ def differences_from_stored_run(workdir: Path, run: dict) -> list[str]:
         f"the run had {old_digest}. Restore the list to continue that run, or give another workdir.",
     )
     return [f"Continues with {field}={new.get(field)!r} (was {old.get(field)!r})." for field in changed]
+
+
+def with_default_sections(config: dict) -> dict:
+    """Returns the config of a stored run with the defaults of the fields that its version did not have.
+
+    Args:
+        config: the entry `config` of `run.json`. Its sections `init`, `train`, `optim` and `eval` may be missing.
+    Returns:
+        The config with lists in place of tuples, as in JSON.
+    """
+    complete = {**config, "model": with_default_fields(config["model"])}
+    for name, section in _SECTIONS.items():
+        fields = dataclasses.fields(section)
+        defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+        complete[name] = defaults | config.get(name, {})
+    return json.loads(json.dumps(complete))
+
+
+def _is_fixed(field: str) -> bool:
+    """Returns whether a run is continued only with the same value of the field."""
+    is_listed = any(field == name or field.startswith(name + ".") for name in _FIXED_FIELDS)
+    return is_listed and field not in _FREE_FIELDS
+
+
+def _refusal(workdir, fields: list[str], old: dict, new: dict) -> str:
+    """Returns the message for a run whose `fields` differ: both values of each, and the flags with the stored ones."""
+    if "model.name" in fields:  # the other fields of the model differ with it, and no flag sets the name
+        fields, advice = ["model.name"], "Give the config of that run to continue it"
+    else:
+        flags = [
+            shlex.quote(f"--config.{field}={'none' if old[field] is None else old[field]}")
+            for field in fields
+            if field in old and field in new
+        ]
+        advice = f"Continue that run with {' '.join(flags)}" if flags else "This version cannot continue that run"
+    values = "; ".join(f"{field}={old.get(field)!r}, not {new.get(field)!r}" for field in fields)
+    return f"--workdir={workdir} holds a run with {values}. {advice}, or give another workdir."
 
 
 def _flatten(tree, prefix="") -> dict:
