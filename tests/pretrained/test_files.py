@@ -18,6 +18,18 @@ from vidformers.pretrained.files import open_file
         (b"text that is long enough", "is not a file of weights"),
         (b'\x10\0\0\0\0\0\0\0{"a":', "is damaged, or not a file of safetensors"),
         (b"PK\x03\x04garbage", "is damaged"),
+        # An archive whose directory names a file in bytes that are not UTF-8.
+        (
+            b"PK\x01\x02\x14\0\x14\0\0\x08"
+            + bytes(18)
+            + b"\x01"
+            + bytes(17)
+            + b"\xe3PK\5\6"
+            + bytes(4)
+            + b"\1\0\1\0/\0\0\0"
+            + bytes(6),
+            "is damaged",
+        ),
         (b"\x80\x02}q\x00.", "not a file of torch.save"),
     ],
 )

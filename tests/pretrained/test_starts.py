@@ -147,6 +147,53 @@ def test_another_model_refuses_the_weights(golden, name, options, sentence, save
         fitted(save(as_saved(golden), {"num_heads": [1, 3, 6]}), name, **fields)
 
 
+ATTENTION = "Transformer/encoderblock_1/MultiHeadDotProductAttention_0"
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "golden, name, change, sentence",
+    [
+        ("resnet", "layer2.0.bn2.weight", lambda a: a[:1], "has the shape (1,), where its layout has (128,)"),
+        ("cvt", "stage1.blocks.0.attn.conv_proj_k.bn.bias", lambda a: a[:1], "has the shape (1,), where its layout"),
+        ("resnet", "bn1.running_var", np.negative, "the array 'bn1.running_var' holds negative numbers"),
+        ("scenic_vivit", f"{ATTENTION}/out/kernel", np.transpose, "(192, 64, 3), where its layout has (3, 64, 192)"),
+        ("scenic_vivit", f"{ATTENTION}/key/bias", np.transpose, "has the shape (64, 3), where its layout has (3, 64)"),
+        ("scenic_vivit", f"{ATTENTION}/query/kernel", lambda a: a.reshape(192, -1), "of shape (192, 192), without"),
+        ("scenic_vivit", "embedding/kernel", lambda a: a[None], "the kernel of its patches has 6 axes"),
+    ],
+)
+def test_arrays_that_would_be_broadcast_or_reshaped_are_refused(golden, name, change, sentence, save):
+    model, options, _ = CASES[golden]
+    arrays = arrays_of(golden)
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        fitted(save(arrays | {name: np.asarray(change(arrays[name]))}), model, **options)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "golden, metadata, sentence",
+    [
+        ("hf_cvt", dict(image_mean="half"), "image_mean='half' in the config.json or preprocessor_config.json beside"),
+        ("hf_cvt", dict(pretrained_cfg=dict(mean=[0.5], std=[0.5])), "mean=[0.5] in the config.json or"),
+        ("scenic_vivit", dict(num_frames="8"), "num_frames='8' in the config.json beside the file must be a positive"),
+        ("space_only", dict(num_attention_heads=0), "num_attention_heads=0 in the config.json beside the file must"),
+    ],
+)
+def test_damaged_values_beside_the_file_are_named(golden, metadata, sentence, save):
+    name, options, init = CASES[golden]
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        fitted(save(arrays_of(golden), metadata), name, init, **options)
+
+
+@pytest.mark.quick
+def test_one_number_beside_the_file_normalises_all_channels_and_half_a_normalisation_none(save):
+    name, options, _ = CASES["hf_cvt"]
+    for metadata, mean in ((dict(image_mean=0.5, image_std=0.5), 0.5), (dict(image_mean=[0.5] * 3), 0.485)):
+        with pytest.raises(ConfigError, match=re.escape(f"model.mean=({mean}, ")):
+            fitted(save(arrays_of("hf_cvt"), metadata), name, dict(allow=()), **options | dict(mean=(0.4,) * 3))
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize("golden", ["resnet", "hf_cvt", "timm_swin"])
 def test_weights_for_blue_green_red_have_their_channels_reversed(golden, save):

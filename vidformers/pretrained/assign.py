@@ -158,6 +158,7 @@ class Assignment:
     def place_patch(self, path, frames: int, size: int) -> None:
         """Places the kernel and bias of the patch embedding, for patches of `frames` frames and `size` pixels."""
         kernel, how = self.with_channels(self.weights.patch)["kernel"], "loaded"
+        require(kernel.ndim in (4, 5), f"the kernel of its patches has {kernel.ndim} axes instead of 4 or 5")
         note = f"patch of {' x '.join(map(str, kernel.shape[:-2]))}"
         if kernel.shape[-4:-2] != (size, size):
             require(

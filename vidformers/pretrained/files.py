@@ -173,16 +173,17 @@ def _is_npz(path):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             return bool(names) and all(name.endswith(".npy") for name in names)
-    except zipfile.BadZipFile as error:
-        raise ConfigError(f"{path} is damaged: {error}.") from None
+    except Exception as error:  # zipfile raises many kinds for a damaged archive
+        raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error}).") from None
 
 
 def _read_npz(path):
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path} is damaged, or holds pickled objects, which are not read: {error}.") from None
+    except Exception as error:  # zipfile, zlib and NumPy raise many kinds for a damaged archive
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise ConfigError(f"{path} is damaged, or holds pickled objects, which are not read: {reason}.") from None
 
 
 def _digest(files):

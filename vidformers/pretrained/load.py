@@ -211,12 +211,28 @@ def _check_normalisation(model, weights, metadata, init) -> list[str]:
 
 def _normalisation(weights, metadata, init):
     """Returns the (mean, standard deviation) of red, green and blue used in training, (None, None) if unknown."""
-    mean, std = metadata.get("image_mean"), metadata.get("image_std")
+    mean, std = (_of_channels(metadata, name) for name in ("image_mean", "image_std"))
     if isinstance(config := metadata.get("pretrained_cfg"), dict):
-        mean, std = config.get("mean"), config.get("std")
-    if mean is None and getattr(weights, "normalisation", None):
-        mean, std = weights.normalisation
+        mean, std = (_of_channels(config, name) for name in ("mean", "std"))
     if mean is None or std is None:
+        mean, std = getattr(weights, "normalisation", None) or (None, None)
+    if mean is None:
         return None, None
-    mean, std = tuple(mean), tuple(std)
     return (mean[::-1], std[::-1]) if init.channels == "bgr" else (mean, std)
+
+
+def _of_channels(metadata, name) -> tuple[float, ...] | None:
+    """Returns one number for each of three channels, or None. One number alone, which transformers allows, is for all.
+
+    Raises:
+        ConfigError: the value is something else.
+    """
+    value = metadata.get(name)
+    values = [value] * 3 if isinstance(value, (int, float)) else value
+    if values is None:
+        return None
+    if not isinstance(values, list) or len(values) != 3 or not all(isinstance(each, (int, float)) for each in values):
+        raise ConfigError(
+            f"{name}={value!r} in the config.json or preprocessor_config.json beside the file must be three numbers"
+        )
+    return tuple(values)

@@ -70,7 +70,7 @@ def read_hugging_face(arrays) -> CvtWeights:
         ],
         class_token=arrays[f"{stages[-1]}.cls_token"][0, 0],
         norm=without_prefix.norm("layernorm"),
-        heads=heads[0] if isinstance(heads, list) else published_heads(len(embeddings[0]["norm"]["bias"])),
+        heads=heads[0] if isinstance(heads, list) and heads else published_heads(len(embeddings[0]["norm"]["bias"])),
         head=without_prefix.head("classifier"),
         normalisation=IMAGENET,
     )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vidformers.errors import require
 from vidformers.pretrained.layouts.registry import register
 from vidformers.pretrained.layouts.structure import HALF, TransformerWeights
 
@@ -39,9 +40,9 @@ def read_scenic(arrays) -> TransformerWeights:
     """
     weights = _read(arrays, _SCENIC, "ViT of Scenic")
     if weights.patch["kernel"].ndim == 5:
-        frames = arrays.metadata.get("num_frames")
+        frames = arrays.number("num_frames")
         weights.layout, weights.joint_positions = "ViViT of Scenic", True
-        weights.position_frames = frames // len(weights.patch["kernel"]) if isinstance(frames, int) else None
+        weights.position_frames = frames and frames // len(weights.patch["kernel"])
     return weights
 
 
@@ -56,9 +57,15 @@ def _read(arrays, names: _Names, layout: str) -> TransformerWeights:
         norm=_norm(arrays, "Transformer/encoder_norm"),
         head=_linear(arrays, names.head) if f"{names.head}/kernel" in arrays else None,
         normalisation=HALF,
-        heads=arrays.metadata.get("num_attention_heads")
-        or arrays[f"Transformer/encoderblock_0/{names.attention}/query/kernel"].shape[1],
+        heads=_heads(arrays, "Transformer/encoderblock_0", names),
     )
+
+
+def _heads(arrays, block, names: _Names) -> int:
+    """Returns the number of heads of a block, an axis of its kernel (d, heads, d / heads) of queries."""
+    shape = arrays[f"{block}/{names.attention}/query/kernel"].shape
+    require(len(shape) == 3 and shape[1] > 0, f"the queries of {block!r} have a kernel of shape {shape}, without heads")
+    return shape[1]
 
 
 def _linear(arrays, name):
@@ -70,15 +77,13 @@ def _norm(arrays, name):
 
 
 def _block(arrays, block, names: _Names):
-    attention = f"{block}/{names.attention}"
-    kernels = [arrays[f"{attention}/{name}/kernel"] for name in ("query", "key", "value")]
-    biases = [arrays[f"{attention}/{name}/bias"].ravel() for name in ("query", "key", "value")]
-    width = len(kernels[0])
-    qkv = {
-        "kernel": np.concatenate([kernel.reshape(width, -1) for kernel in kernels], axis=1),
-        "bias": np.concatenate(biases),
-    }
-    out = {"kernel": arrays[f"{attention}/out/kernel"].reshape(-1, width), "bias": arrays[f"{attention}/out/bias"]}
+    attention, width, heads = f"{block}/{names.attention}", arrays["cls"].shape[-1], _heads(arrays, block, names)
+    size, parts = width // heads, ("query", "key", "value")
+    kernels = [arrays.shaped(f"{attention}/{part}/kernel", (width, heads, size)) for part in parts]
+    biases = [arrays.shaped(f"{attention}/{part}/bias", (heads, size)) for part in parts]
+    qkv = {"kernel": np.concatenate(kernels, axis=1).reshape(width, -1), "bias": np.concatenate(biases).ravel()}
+    kernel = arrays.shaped(f"{attention}/out/kernel", (heads, size, width))
+    out = {"kernel": kernel.reshape(-1, width), "bias": arrays[f"{attention}/out/bias"]}
     wide, narrow = (_linear(arrays, f"{block}/{names.mlp}/Dense_{i}") for i in (0, 1))
     return {
         "space": {"norm": _norm(arrays, f"{block}/LayerNorm_0"), "qkv": qkv, "out": out},

@@ -18,8 +18,8 @@ def read(arrays) -> TransformerWeights:
     has_tubelets = patch["kernel"].ndim == 5
     layout, normalisation, position_frames = "ViT of Hugging Face", None, None
     if has_tubelets:
-        layout, normalisation, frames = "ViViT of Hugging Face", HALF, arrays.metadata.get("num_frames")
-        position_frames = frames // len(patch["kernel"]) if isinstance(frames, int) else None
+        layout, normalisation, frames = "ViViT of Hugging Face", HALF, arrays.number("num_frames")
+        position_frames = frames and frames // len(patch["kernel"])
     elif "embeddings.distillation_token" in arrays:
         layout, normalisation = "DeiT of Hugging Face", IMAGENET
         space = np.delete(space, 1, axis=0)  # the second token, for distillation, is not read
@@ -40,7 +40,7 @@ def read(arrays) -> TransformerWeights:
         position_frames=position_frames,
         time=time,
         normalisation=normalisation,
-        heads=arrays.metadata.get("num_attention_heads"),
+        heads=arrays.number("num_attention_heads"),
         not_loaded=arrays.mark_pretraining_arrays(),
     )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vidformers.errors import ConfigError
+from vidformers.errors import ConfigError, require
 
 # (mean, standard deviation) of red, green and blue
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -185,6 +185,28 @@ class ArrayReader:
         """Returns the array, or None if the file does not have it."""
         return self[name] if name in self else None
 
+    def shaped(self, name, shape) -> np.ndarray:
+        """Returns the array. Raises ConfigError if it has another shape, which NumPy would broadcast or reshape."""
+        array = self[name]
+        require(
+            array.shape == shape,
+            f"the array {self.prefix + name!r} has the shape {array.shape}, where its layout has {shape}",
+        )
+        return array
+
+    def number(self, field: str) -> int | None:
+        """Returns a number of `metadata`, such as 'num_frames', or None if `metadata` does not have it.
+
+        Raises:
+            ConfigError: the value is not a positive integer.
+        """
+        value = self.metadata.get(field)
+        require(
+            value is None or type(value) is int and value > 0,
+            f"{field}={value!r} in the config.json beside the file must be a positive integer",
+        )
+        return value
+
     def first(self, names) -> np.ndarray | None:
         """Returns the first of several equal arrays that the file has, or None. All of them count as read."""
         found = [self.get(name) for name in names]
@@ -258,11 +280,17 @@ class ArrayReader:
 
         In evaluation batch norm is a scale and a bias: weight / sqrt(var + eps), and bias - mean * scale.
         """
-        scale = self[f"{norm}.weight"] / np.sqrt(self[f"{norm}.running_var"] + _BATCH_NORM_EPSILON)
-        bias = self[f"{norm}.bias"] - self[f"{norm}.running_mean"] * scale
-        self.get(f"{norm}.num_batches_tracked")  # read to mark it as used: only training uses this counter
         kernel = np.moveaxis(self[f"{convolution}.weight"], (1, 0), (-2, -1))
-        return {"convolution": {"kernel": kernel}, "scale": scale, "bias": bias}
+        weight, bias, mean, variance = (
+            self.shaped(f"{norm}.{part}", kernel.shape[-1:])
+            for part in ("weight", "bias", "running_mean", "running_var")
+        )
+        require(
+            bool((variance >= 0).all()), f"the array {self.prefix + norm + '.running_var'!r} holds negative numbers"
+        )
+        self.get(f"{norm}.num_batches_tracked")  # read to mark it as used: only training uses this counter
+        scale = weight / np.sqrt(variance + _BATCH_NORM_EPSILON)
+        return {"convolution": {"kernel": kernel}, "scale": scale, "bias": bias - mean * scale}
 
     def merging(self, name):
         """Returns Swin's patch merging."""

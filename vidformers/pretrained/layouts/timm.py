@@ -37,7 +37,7 @@ def read(arrays) -> TransformerWeights:
         head=arrays.head("head"),
         time=arrays["time_embed"][0] if "time_embed" in arrays else None,
         normalisation=normalisation,
-        heads=arrays.metadata.get("num_attention_heads"),
+        heads=arrays.number("num_attention_heads"),
         not_loaded=arrays.mark_pretraining_arrays(),
     )
 

@@ -20,7 +20,7 @@ def read(arrays) -> TransformerWeights:
         head=arrays.head("head"),
         future_first=True,
         normalisation=HALF,
-        heads=arrays.metadata.get("num_attention_heads"),
+        heads=arrays.number("num_attention_heads"),
         remarks=(
             "The file does not say which share of the channels was shifted. Set model.fold; it is 4 in the configs of "
             "TokenShift's authors.",
