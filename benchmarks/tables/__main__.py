@@ -1,6 +1,8 @@
 """`python -m benchmarks.tables`: see `benchmarks/tables/__init__.py`."""
 
+import contextlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -56,7 +58,7 @@ def parse(arguments: Sequence[str]) -> Command:
             require(name in values and bool(equals), f"{flag} is not a flag; --help shows them.")
             values[name] = value
     require(
-        values["--seeds"].isdigit() and int(values["--seeds"]) > 0,
+        values["--seeds"].isdecimal() and int(values["--seeds"]) > 0,
         f"--seeds={values['--seeds']} must be an integer, at least 1.",
     )
     small = "--small" in switches
@@ -84,7 +86,7 @@ def _rows(table: Table, text: str, small: bool) -> list[int]:
     numbers = []
     for word in text.split(","):
         require(
-            word.isdigit() and 1 <= int(word) <= len(table.rows),
+            word.isdecimal() and 1 <= int(word) <= len(table.rows),
             f"--rows={text}: {word!r} is not a row of {table.name}, which has the rows 1 to {len(table.rows)}.",
         )
         row = table.rows[int(word) - 1]
@@ -95,20 +97,35 @@ def _rows(table: Table, text: str, small: bool) -> list[int]:
 
 
 def run_all(command: Command, jobs: Sequence[Job]) -> None:
-    """Trains all runs, then prints and writes the table and the results."""
+    """Trains all runs, writes the table and the results after each, and prints the table at the end."""
     for job in jobs:
         read_result(job)  # refuses a changed row before anything runs
-    results = [run(job) for job in jobs]
-    lines = results_table(command.table, results, command.small)
+    for job in jobs:
+        run(job)
+        results = finished(command)
+        lines = results_table(command.table, results, command.small)
+        write_text(command.out / "table.md", "\n".join(lines) + "\n")
+        write_text(command.out / "results.jsonl", "".join(json.dumps(result) + "\n" for result in results))
     print("\n".join(lines))
-    write_text(command.out / "table.md", "\n".join(lines) + "\n")
-    write_text(command.out / "results.jsonl", "".join(json.dumps(result) + "\n" for result in results))
     if "--record" in command.switches:
         from benchmarks.tables import page
 
         page.RESULTS.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(command.out / "results.jsonl", page.results_file(command.table, command.small))
         page.write()
+
+
+def finished(command: Command) -> list[dict]:
+    """Returns the results in the folder of a command, also of rows and seeds that other commands with its flags ran."""
+    results = []
+    for path in command.out.glob("row*-seed*.json"):
+        match = re.fullmatch(r"row(\d+)-seed(\d+)", path.stem)
+        with contextlib.suppress(FlagError):  # of a row that these flags do not fit, or of a run with other flags
+            if match and int(match[1]) in command.table.numbers(command.small):
+                row, seed = int(match[1]), int(match[2])
+                (job,) = make_jobs(command.table, [row], [seed], command.fields, command.out, command.small)
+                results += [result] if "top1" in (result := read_result(job)) else []
+    return sorted(results, key=lambda result: (result["row"], result["seed"]))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -128,7 +145,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         command = parse(arguments)
         jobs = make_jobs(
-            command.table, command.rows, command.seeds, command.fields, command.out, command.small
+            command.table, command.rows, range(command.seeds), command.fields, command.out, command.small
         )  # fmt: skip
         if "--print" in command.switches:
             print("\n".join(job.command for job in jobs))
@@ -137,6 +154,9 @@ def main(arguments: Sequence[str]) -> int:
     except (FlagError, Failed) as error:
         print(f"vidformers: {error}", file=sys.stderr)
         return error.status if isinstance(error, Failed) else 2
+    except OSError as error:
+        print(f"vidformers: {error.filename or command.out}: {error.strerror or error}.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:  # between two runs
         return 130
     return 0

@@ -26,6 +26,7 @@ from input_pipeline.files import write_text
 from vidformers.training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULT = {"row", "seed", "top1", "top5", "protocol", "seconds", "date", "devices", "commit"}  # keys of a finished run
 PROGRAM = [sys.executable, "main.py"]
 # Replaces itself by the program in its arguments, to which the kernel sends SIGTERM when the parent is killed: the run
 # then saves and ends. 1 is PR_SET_PDEATHSIG of Linux.
@@ -68,9 +69,9 @@ class Job(NamedTuple):
 
 
 def make_jobs(
-    table: Table, numbers: Sequence[int], seeds: int, flags: Sequence[str], folder: Path, small: bool = False
+    table: Table, numbers: Sequence[int], seeds: Sequence[int], flags: Sequence[str], folder: Path, small: bool = False
 ) -> list[Job]:
-    """Returns the runs of these rows with seeds 0, 1, ..., row by row.
+    """Returns the runs of these rows with these seeds, row by row.
 
     Args:
         flags: flags --config.section.field=VALUE for all rows.
@@ -88,9 +89,9 @@ def make_jobs(
                 flag.partition("=")[0] not in {*fields, "--config.seed"},
                 f"{flag} cannot be given: row {number} of {table.name} sets this field.",
             )
-        for seed in range(seeds):
+        for seed in seeds:
             arguments = (*own, *flags, f"--config.seed={seed}")
-            if seed == 0:
+            if seed == seeds[0]:
                 read_flags(arguments, {})  # refuses what is wrong before anything runs
             jobs.append(Job(table, number, seed, arguments, folder))
     return jobs
@@ -120,6 +121,8 @@ def read_result(job: Job) -> dict:
     try:
         content = json.loads(job.file.read_text(encoding="utf-8"))
         arguments = list(content["arguments"])
+        if "top1" in content and (RESULT - content.keys() or not 0 <= content["top1"] <= content["top5"] <= 1):
+            raise ValueError
     except (ValueError, LookupError, TypeError):
         raise FlagError(f"{job.file} is damaged. Remove it to train row {job.number} again.") from None
     before, now = set(arguments), set(job.arguments)
@@ -152,11 +155,17 @@ def run(job: Job, report=print) -> dict:
     content = read_result(job)
     if "top1" in content:
         return content
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with _locked(job, report):
+        content = read_result(job)  # another command may have finished the run since
+        return content if "top1" in content else _run(job, content, report)
+
+
+def _run(job: Job, content: dict, report) -> dict:
+    """Trains one row that is not finished, and returns its result. `content` is that of the file of the run."""
     content = {"arguments": list(job.arguments)} | {
         key: content[key] for key in ("seconds", "machine") if key in content
     }
-    job.folder.mkdir(parents=True, exist_ok=True)
-    _wait_until_free(job, report)
     metrics = _final_metrics(job) or _equal_run(job)
     if metrics is None:
         report(f"{_about(job)}: {job.command}")
@@ -192,16 +201,27 @@ def _about(job: Job) -> str:
     return f"{job.table.name}, row {job.number} ({_label(job)}), seed {job.seed}"
 
 
-def _wait_until_free(job: Job, report) -> None:
-    """Waits while another process trains in the workdir, such as the run of a command that was killed."""
-    if not (job.workdir / ".lock").exists():
-        return
-    with open(job.workdir / ".lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(f"{_about(job)}: waits for the process that trains in {job.workdir}.")
-            fcntl.flock(file, fcntl.LOCK_EX)
+@contextlib.contextmanager
+def _locked(job: Job, report) -> Iterator[None]:
+    """Holds the lock of a run. Waits while another command or process has the run.
+
+    The lock of the command is a file beside the workdir. A run has its own in the workdir, which it keeps when the
+    command that started it is killed, until it has saved.
+    """
+    with open(job.folder / f"{job.name}.lock", "a") as own:
+        _lock(own, job, report)
+        if (job.workdir / ".lock").exists():
+            with open(job.workdir / ".lock", "a") as file:
+                _lock(file, job, report)
+        yield
+
+
+def _lock(file, job: Job, report) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        report(f"{_about(job)}: waits for the process that trains in {job.workdir}.")
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _equal_run(job: Job) -> dict | None:
@@ -258,7 +278,7 @@ def _final_metrics(job: Job) -> dict | None:
     except (ValueError, LookupError, TypeError):
         raise FlagError(f"{path} is damaged: it does not describe a run. Remove {job.workdir}.") from None
     config = json.loads(json.dumps(read_flags(job.arguments, {})[0].to_dict()))
-    for section in ("seed", "model", "data", "optim", "train", "eval"):
+    for section in ("seed", "init", "model", "data", "optim", "train", "eval"):
         require(
             before.get(section) == config[section],
             f"{job.workdir} holds a run of row {job.number} with another config (section {section}). Give the flags "

@@ -146,13 +146,16 @@ def test_the_pages_are_those_of_the_data():
 def test_the_small_forms_build_with_twelve_heads_where_the_table_counts_heads():
     with_small = {name: table.numbers(small=True) for name, table in TABLES.items() if table.small}
     assert {"mevit/3", "msca/3", "stat/4", "msca/2"} <= with_small.keys() and with_small["msca/2"][:2] == [1, 2]
+    built = set()
     for name, numbers in with_small.items():
-        for job in make_jobs(TABLES[name], numbers, 1, [], ROOT / "runs", small=True):
+        for job in make_jobs(TABLES[name], numbers, [0], [], ROOT / "runs", small=True):
             config, _ = read_flags(job.arguments, {})
             assert config.data.source == "motion_clips" and config.model.frames == 8
             if name in ("msca/1", "msca/2"):
                 assert config.model.heads == 12
-            assert nnx.eval_shape(lambda model=config.model: build(rngs=nnx.Rngs(0), **model.to_dict())).shape
+            if (model := str(config.model)) not in built:
+                built.add(model)
+                assert nnx.eval_shape(lambda model=config.model: build(rngs=nnx.Rngs(0), **model.to_dict())).shape
 
 
 STUB = """
@@ -178,12 +181,12 @@ rows = [{"step": step, "time": 1.7e9 + step, "val/top1@1x3": top1, "val/top5@1x3
 def prepare(out, arguments):
     """Writes the configs of the runs of a command, which a program that trains nothing puts into their run.json."""
     command = parse(arguments)
-    for job in make_jobs(command.table, command.rows, command.seeds, command.fields, command.out):
+    for job in make_jobs(command.table, command.rows, range(command.seeds), command.fields, command.out):
         config = read_flags(job.arguments, {})[0].to_dict()
         (out / f"{job.name}.config").write_text(json.dumps(config))
 
 
-def test_a_command_that_was_killed_goes_on_and_runs_no_finished_row_twice(tmp_path):
+def test_a_command_that_was_killed_goes_on_and_runs_no_finished_row_twice(monkeypatch, tmp_path, capsys):
     arguments = ["mevit/1", "--rows=1,3,5", "--config.data.root=nowhere", f"--out={tmp_path}"]
     prepare(tmp_path, arguments)
     (tmp_path / "stub.py").write_text(STUB)
@@ -205,9 +208,11 @@ def test_a_command_that_was_killed_goes_on_and_runs_no_finished_row_twice(tmp_pa
         assert number == signal.SIGKILL or "The same command continues." in one_sentence(err)
         assert "top1" not in json.loads((tmp_path / f"{name}.json").read_text())
     assert "top1" in json.loads((tmp_path / "row1-seed0.json").read_text())
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "| 1 | M = 1 | 78.6 | 93.0 | 1x3 | 1.00 | 2.00 | 1x3 | 1 |" in (tmp_path / "table.md").read_text()
+    monkeypatch.setattr("benchmarks.tables.run.PROGRAM", [sys.executable, str(tmp_path / "stub.py")])
+    assert main(arguments) == 0
     assert [int(name[3]) for name in log.read_text().split()] == [1, 3, 3, 5, 5]
-    assert "| 3 | M = 3 | 80.0 | 93.2 | 1x3 | 3.00 | 6.00 | 1x3 | 1 |" in done.stdout
+    assert "| 3 | M = 3 | 80.0 | 93.2 | 1x3 | 3.00 | 6.00 | 1x3 | 1 |" in capsys.readouterr().out
     assert "| 2 | M = 2 | 80.2 | 93.6 | 1x3 |  |  |  | 0 |" in (tmp_path / "table.md").read_text()
 
 
@@ -229,6 +234,28 @@ def test_changed_rows_and_flags_are_refused_and_seeds_are_averaged(monkeypatch, 
     assert main([*arguments, "--config.optim.lr=0.1"]) == 2
     assert "--config.model.block_size was 2 and is 4." in one_sentence(capsys.readouterr().err)
     assert len((tmp_path / "log").read_text().split()) == 2
+
+
+@quick
+def test_rows_and_seeds_of_other_commands_stand_in_the_table_and_damaged_results_are_reported(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr("benchmarks.tables.run.PROGRAM", [sys.executable, "-c", STUB])
+    for rows, seeds in (("2", 2), ("3,1", 1)):
+        arguments = ["mevit/1", f"--rows={rows}", f"--seeds={seeds}", f"--out={tmp_path}"]
+        prepare(tmp_path, arguments)
+        assert main(arguments) == 0
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    order = [(result["row"], result["seed"]) for result in map(json.loads, lines)]
+    assert order == [(1, 0), (2, 0), (2, 1), (3, 0)]
+    assert "| 2 | M = 2 | 80.2 | 93.6 | 1x3 | 2.05 ± 0.07 (2.00 to 2.10) |" in capsys.readouterr().out
+    prepare(tmp_path, other := ["mevit/1", "--rows=4", "--config.optim.lr=0.1", f"--out={tmp_path}"])
+    assert main(other) == 0 and len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
+    good = (tmp_path / "row3-seed0.json").read_text()
+    for damage in ("", "[]", good[:-9], good.replace('"date"', '"day"'), good.replace('"top1": 0.03', '"top1": 3')):
+        (tmp_path / "row3-seed0.json").write_text(damage)
+        assert main(arguments) == 2
+        assert "row3-seed0.json is damaged. Remove it to train row 3 again." in one_sentence(capsys.readouterr().err)
 
 
 @quick
@@ -258,14 +285,27 @@ def test_a_row_that_stands_in_two_tables_is_run_once(monkeypatch, tmp_path, caps
 
 @quick
 def test_a_run_that_another_process_trains_is_waited_for(tmp_path):
-    (job,) = make_jobs(TABLES["mevit/1"], [1], 1, [], tmp_path)
+    """A run has its lock in the workdir. Its command holds another one, which a second command sees before the first
+    has started the run; the result is then there."""
+    (job,) = make_jobs(TABLES["mevit/1"], [1], [0], [], tmp_path)
     job.workdir.mkdir()
-    holder = "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); print(); time.sleep(0.5)"
+    result = dict.fromkeys(run_module.RESULT, 0) | dict(arguments=list(job.arguments))
+    holder = (
+        "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); print(flush=True); time.sleep(0.5); "
+        "open(sys.argv[2], 'w').write(sys.argv[3])"
+    )
     lines = []
-    with subprocess.Popen([sys.executable, "-c", holder, job.workdir / ".lock"], stdout=subprocess.PIPE) as process:
-        process.stdout.readline()
-        run_module._wait_until_free(job, lines.append)
-        assert process.wait(5) == 0 and "waits for the process that trains" in lines[0]
+    for lock, file in ((job.workdir / ".lock", tmp_path / "other"), (job.folder / f"{job.name}.lock", job.file)):
+        command = [sys.executable, "-c", holder, lock, file, json.dumps(result)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            if file == job.file:
+                assert run_module.run(job, lines.append) == result
+            else:
+                with run_module._locked(job, lines.append):
+                    assert file.exists()
+            assert process.wait(5) == 0
+    assert len(lines) == 2 and all("waits for the process that trains" in line for line in lines)
 
 
 @quick
@@ -297,6 +337,8 @@ def test_runs_of_printed_commands_are_collected(monkeypatch, tmp_path, capsys):
         (["msca/2", "--small", "--rows=x"], "'x' is not a row"),
         (["mevit/4", "--small"], "mevit/4 has no small form. These have: mevit/1, mevit/3"),
         (["mevit/1", "--seeds=0"], "--seeds=0 must be an integer, at least 1."),
+        (["mevit/1", "--seeds=²"], "--seeds=² must be an integer, at least 1."),
+        (["mevit/1", "--rows=²"], "'²' is not a row of mevit/1"),
         (["mevit/1", "--seed=3"], "--seed=3 is not a flag"),
         (["mevit/1", "--workdir=x"], "--workdir cannot be given: the rows of mevit/1 set it."),
         (["mevit/1", "--config.model.depth=3"], "--config.model.depth=3 cannot be given: row 1 of mevit/1 sets this"),
