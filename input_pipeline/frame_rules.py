@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 
 from input_pipeline.frame_rate import frame_rate
-from input_pipeline.sampling import check_count, check_fps, check_test_starts
+from input_pipeline.sampling import check_count, check_fps, check_test_starts, clip_starts
 
 # Frames. An index that should be whole can be slightly smaller because of rounding.
 _TOLERANCE = 1e-6
@@ -79,11 +79,7 @@ class SlowFast:
         check_count("eval.clips", clips)
         length = self._length(times, duration)
         slack = max(len(times) - length, 0.0)
-        if self.test_starts == "from_first":
-            starts = slack * np.arange(clips) / clips
-        else:
-            starts = np.linspace(0.0, slack, clips) if clips > 1 else np.array([slack / 2])
-        return self._clips(len(times), length, starts)
+        return self._clips(len(times), length, clip_starts(self.test_starts, slack, clips))
 
     def _length(self, times, duration):
         """Returns L, in frames of the file."""

@@ -134,11 +134,9 @@ class Dense:
         offsets = self._offsets(times, duration)
         if self.test_starts == "from_first":
             slack = max(duration - self.frames * self._stride_seconds(times, duration), 0.0)
-            starts = slack * np.arange(clips) / clips
         else:
             slack = max(times[-1] - offsets[-1], 0.0)
-            starts = np.linspace(0.0, slack, clips) if clips > 1 else np.array([slack / 2])
-        return _on_screen(times, starts[:, None] + offsets)
+        return _on_screen(times, clip_starts(self.test_starts, slack, clips)[:, None] + offsets)
 
     def _offsets(self, times, duration):
         """Returns (frames,) seconds from the first instant of the clip to each instant."""
@@ -152,6 +150,20 @@ def _on_screen(times, instants):
     """Returns the index of the last frame whose time is at or before each instant."""
     indices = np.searchsorted(np.asarray(times) - _TOLERANCE, instants, side="right") - 1
     return np.clip(indices, 0, len(times) - 1).astype(np.int64)
+
+
+def clip_starts(test_starts: str, slack: float, clips: int) -> np.ndarray:
+    """Returns the starts of K test clips, (clips,) float64.
+
+    Args:
+        test_starts: 'from_first': clip k starts at k / K x slack. 'spread': clip k starts at k / (K - 1) x slack, and a
+            single clip at slack / 2.
+        slack: the latest start at which a clip fits.
+        clips: K.
+    """
+    if test_starts == "from_first":
+        return slack * np.arange(clips) / clips
+    return np.linspace(0.0, slack, clips) if clips > 1 else np.array([slack / 2])
 
 
 def check_count(field: str, value) -> None:

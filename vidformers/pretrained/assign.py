@@ -119,6 +119,11 @@ class Assignment:
     def refuse_model(self):
         raise ConfigError(f"the layout is that of a {self.weights.layout}, which does not fit this model")
 
+    def check_depths(self, model_depths: list[int]) -> None:
+        """Raises ConfigError unless the stages of the weights have as many blocks as those of the model."""
+        depths = list(map(len, self.weights.stages))
+        require(depths == model_depths, f"its stages have {depths} blocks, and model.depths is {model_depths}.")
+
     def leave_out(self, word: str, arrays: str) -> None:
         """Records that `arrays`, a description, are not loaded. Raises ConfigError unless `init.allow` has `word`."""
         if word not in self.init.allow:

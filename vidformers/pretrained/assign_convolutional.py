@@ -2,7 +2,7 @@
 
 from itertools import groupby
 
-from vidformers.errors import ConfigError, require
+from vidformers.errors import ConfigError
 from vidformers.models.cvt import ConvolutionalEmbedding
 from vidformers.models.pyramid import Pyramid
 from vidformers.models.resnet import ResNet
@@ -17,11 +17,7 @@ class CvtAssignment(Assignment):
         weights, encoder = self.weights, model.encoder
         if not isinstance(encoder, Pyramid) or not isinstance(encoder.embeddings[0], ConvolutionalEmbedding):
             self.refuse_model()
-        model_depths, weight_depths = [stage.depth for stage in encoder.stages], list(map(len, weights.stages))
-        require(
-            model_depths == weight_depths,
-            f"its stages have {weight_depths} blocks, and model.depths is {model_depths}.",
-        )
+        self.check_depths([stage.depth for stage in encoder.stages])
         self._check_heads(encoder.stages[0].layers.sublayers[0].heads)
         for i, (stage, blocks) in enumerate(zip(encoder.stages, weights.stages, strict=True)):
             embedding, path = weights.embeddings[i], ("encoder", "embeddings", i)
@@ -56,12 +52,7 @@ class ResNetAssignment(Assignment):
         weights, (path, encoder) = self.weights, patch_encoder(model.encoder)
         if not isinstance(encoder, ResNet):
             self.refuse_model()
-        model_depths = [len(list(blocks)) for _, blocks in groupby(block.hidden for block in encoder.blocks)]
-        weight_depths = list(map(len, weights.stages))
-        require(
-            model_depths == weight_depths,
-            f"its stages have {weight_depths} blocks, and model.depths is {model_depths}.",
-        )
+        self.check_depths([len(list(blocks)) for _, blocks in groupby(block.hidden for block in encoder.blocks)])
         stem = weights.stem | {"convolution": self.with_channels(weights.stem["convolution"])}
         self.place_tree((*path, "stem"), stem, "stem")
         for i, block in enumerate(block for stage in weights.stages for block in stage):

@@ -21,11 +21,7 @@ class SwinAssignment(Assignment):
         weights, encoder = self.weights, model.encoder
         if not isinstance(encoder, Pyramid) or not isinstance(encoder.embeddings[0], TubeletEmbedding):
             self.refuse_model()
-        model_depths, weight_depths = [2 * stage.depth for stage in encoder.stages], list(map(len, weights.stages))
-        require(
-            model_depths == weight_depths,
-            f"its stages have {weight_depths} blocks, and model.depths is {model_depths}.",
-        )
+        self.check_depths([2 * stage.depth for stage in encoder.stages])
         embedding = encoder.embeddings[0]
         self.place_patch(("encoder", "embeddings", 0, "patch"), embedding.frames, embedding.patch_size)
         for i, (stage, blocks) in enumerate(zip(encoder.stages, weights.stages, strict=True)):

@@ -4,7 +4,7 @@ Names: `lib/models/cls_cvt.py` of microsoft/CvT, and `modeling_cvt.py` of transf
 """
 
 from vidformers.pretrained.layouts.registry import register
-from vidformers.pretrained.layouts.structure import IMAGENET, CvtWeights, published_heads
+from vidformers.pretrained.layouts.structure import HUGGING_FACE_MLP, IMAGENET, TIMM_MLP, CvtWeights, published_heads
 
 
 def read(arrays) -> CvtWeights:
@@ -41,11 +41,7 @@ def _block(arrays, block):
             "qkv": {i: arrays.linear(f"{attention}.proj_{x}") for i, x in enumerate("qkv")},
             "out": arrays.linear(f"{attention}.proj"),
         },
-        "mlp": {
-            "norm": arrays.norm(f"{block}.norm2"),
-            "wide": arrays.linear(f"{block}.mlp.fc1"),
-            "out": arrays.linear(f"{block}.mlp.fc2"),
-        },
+        "mlp": arrays.mlp(block, TIMM_MLP),
     }
 
 
@@ -90,11 +86,7 @@ def _block_of_hugging_face(arrays, block):
             "qkv": {i: arrays.linear(f"{attention}.projection_{name}") for i, name in enumerate(names)},
             "out": arrays.linear(f"{block}.attention.output.dense"),
         },
-        "mlp": {
-            "norm": arrays.norm(f"{block}.layernorm_after"),
-            "wide": arrays.linear(f"{block}.intermediate.dense"),
-            "out": arrays.linear(f"{block}.output.dense"),
-        },
+        "mlp": arrays.mlp(block, HUGGING_FACE_MLP),
     }
 
 

@@ -4,7 +4,14 @@ import numpy as np
 
 from vidformers.errors import ConfigError
 from vidformers.pretrained.layouts.registry import register
-from vidformers.pretrained.layouts.structure import HALF, IMAGENET, TIMESFORMER, TransformerWeights
+from vidformers.pretrained.layouts.structure import (
+    HALF,
+    HUGGING_FACE_MLP,
+    IMAGENET,
+    TIMESFORMER,
+    TIMM_MLP,
+    TransformerWeights,
+)
 
 
 def read(arrays) -> TransformerWeights:
@@ -46,10 +53,9 @@ def read(arrays) -> TransformerWeights:
 
 
 def _block(arrays, block):
-    names = ("layernorm_before", "layernorm_after", "intermediate.dense", "output.dense")
+    norm, mlp = "layernorm_before", HUGGING_FACE_MLP
     if f"{block}.norm1.weight" in arrays:  # DINOv2
-        names = ("norm1", "norm2", "mlp.fc1", "mlp.fc2")
-    norm_before, norm_after, wide, narrow = (f"{block}.{name}" for name in names)
+        norm, mlp = "norm1", TIMM_MLP
     attention = f"{block}.attention.attention"
     qkv = [f"{attention}.{name}" for name in ("query", "key", "value")]
     if f"{attention}.qkv.weight" in arrays:
@@ -57,15 +63,11 @@ def _block(arrays, block):
     scales = [arrays.get(f"{block}.layer_scale{i}.lambda1") for i in (1, 2)]
     sublayers = {
         "space": {
-            "norm": arrays.norm(norm_before),
+            "norm": arrays.norm(f"{block}.{norm}"),
             "qkv": arrays.linear(*qkv),
             "out": arrays.linear(f"{block}.attention.output.dense", scale=scales[0]),
         },
-        "mlp": {
-            "norm": arrays.norm(norm_after),
-            "wide": arrays.linear(wide),
-            "out": arrays.linear(narrow, scale=scales[1]),
-        },
+        "mlp": arrays.mlp(block, mlp, scales[1]),
     }
     if f"{block}.temporal_dense.weight" in arrays:
         sublayers["time"] = {

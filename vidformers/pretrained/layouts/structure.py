@@ -12,6 +12,10 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 TIMESFORMER = ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
 
+# The names in a block of the norm before an MLP and of its two layers.
+TIMM_MLP = ("norm2", "mlp.fc1", "mlp.fc2")  # also in the code of Swin's and CvT's authors
+HUGGING_FACE_MLP = ("layernorm_after", "intermediate.dense", "output.dense")
+
 _BATCH_NORM_EPSILON = 1e-5  # of torchvision, timm, Hugging Face and CvT's authors: PyTorch's default
 _HEAD_WIDTH = 64  # the width of a head in all published ViTs, for files that do not give the number of heads
 
@@ -270,6 +274,17 @@ class ArrayReader:
     def norm(self, name):
         """Returns PyTorch's layer norm."""
         return {"scale": self[f"{name}.weight"], "bias": self[f"{name}.bias"]}
+
+    def mlp(self, block, names, scale=None):
+        """Returns the norm and the two linear layers of the MLP of a block, with the names of `Mlp`.
+
+        Args:
+            block: the prefix of the names of the block, without the last dot.
+            names: the norm and the two layers, such as `TIMM_MLP`.
+            scale: factors of the outputs, or None.
+        """
+        norm, wide, out = (f"{block}.{name}" for name in names)
+        return {"norm": self.norm(norm), "wide": self.linear(wide), "out": self.linear(out, scale=scale)}
 
     def convolution(self, name):
         """Returns PyTorch's convolution."""

@@ -6,7 +6,7 @@ SwinTransformer/Video-Swin-Transformer.
 """
 
 from vidformers.pretrained.layouts.registry import register
-from vidformers.pretrained.layouts.structure import IMAGENET, SwinWeights
+from vidformers.pretrained.layouts.structure import HUGGING_FACE_MLP, IMAGENET, TIMM_MLP, SwinWeights
 
 
 def read(arrays) -> SwinWeights:
@@ -37,8 +37,8 @@ def read(arrays) -> SwinWeights:
     )
 
 
-def read_block(arrays, block, wide="mlp.fc1", out="mlp.fc2"):
-    """Returns the arrays of a block. `wide` and `out` are the names of the maps of its MLP."""
+def read_block(arrays, block, mlp=TIMM_MLP):
+    """Returns the arrays of a block. `mlp` has the names in its MLP."""
     return {
         "attention": {
             "norm": arrays.norm(f"{block}.norm1"),
@@ -46,11 +46,7 @@ def read_block(arrays, block, wide="mlp.fc1", out="mlp.fc2"):
             "out": arrays.linear(f"{block}.attn.proj"),
             "table": arrays[f"{block}.attn.relative_position_bias_table"],
         },
-        "mlp": {
-            "norm": arrays.norm(f"{block}.norm2"),
-            "wide": arrays.linear(f"{block}.{wide}"),
-            "out": arrays.linear(f"{block}.{out}"),
-        },
+        "mlp": arrays.mlp(block, mlp),
     }
 
 
@@ -83,11 +79,7 @@ def _block_of_hugging_face(arrays, block):
             "out": arrays.linear(f"{block}.attention.output.dense"),
             "table": arrays[f"{attention}.relative_position_bias_table"],
         },
-        "mlp": {
-            "norm": arrays.norm(f"{block}.layernorm_after"),
-            "wide": arrays.linear(f"{block}.intermediate.dense"),
-            "out": arrays.linear(f"{block}.output.dense"),
-        },
+        "mlp": arrays.mlp(block, HUGGING_FACE_MLP),
     }
 
 

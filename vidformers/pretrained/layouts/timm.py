@@ -9,7 +9,7 @@ import numpy as np
 
 from vidformers.errors import ConfigError
 from vidformers.pretrained.layouts.registry import register
-from vidformers.pretrained.layouts.structure import IMAGENET, TIMESFORMER, TransformerWeights
+from vidformers.pretrained.layouts.structure import IMAGENET, TIMESFORMER, TIMM_MLP, TransformerWeights
 
 
 def read(arrays) -> TransformerWeights:
@@ -50,11 +50,7 @@ def _block(arrays, block):
             "qkv": arrays.linear(f"{block}.attn.qkv"),
             "out": arrays.linear(f"{block}.attn.proj", scale=scales[0]),
         },
-        "mlp": {
-            "norm": arrays.norm(f"{block}.norm2"),
-            "wide": arrays.linear(f"{block}.mlp.fc1"),
-            "out": arrays.linear(f"{block}.mlp.fc2", scale=scales[1]),
-        },
+        "mlp": arrays.mlp(block, TIMM_MLP, scales[1]),
     }
     if f"{block}.temporal_attn.qkv.weight" in arrays:
         sublayers["time"] = {

@@ -35,11 +35,7 @@ def _block(arrays, block):
             "out": arrays.linear(f"{block}.attn.out"),
             "qkv": arrays.linear(*(f"{block}.attn.{name}" for name in ("query", "key", "value"))),
         },
-        "mlp": {
-            "norm": arrays.norm(f"{block}.ffn_norm"),
-            "wide": arrays.linear(f"{block}.ffn.fc1"),
-            "out": arrays.linear(f"{block}.ffn.fc2"),
-        },
+        "mlp": arrays.mlp(block, ("ffn_norm", "ffn.fc1", "ffn.fc2")),
     }
 
 

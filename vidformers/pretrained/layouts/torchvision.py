@@ -32,7 +32,7 @@ def _read(arrays, layout, first, patch, patch_norm) -> SwinWeights:
             {"norm": arrays.norm(patch_norm)},
             *(arrays.merging(f"features.{i}") for i in places[1::2]),
         ],
-        stages=[[read_block(arrays, block, "mlp.0", "mlp.3") for block in stage] for stage in blocks],
+        stages=[[read_block(arrays, block, ("norm2", "mlp.0", "mlp.3")) for block in stage] for stage in blocks],
         norm=arrays.norm("norm"),
         position_index=arrays.first(f"{block}.attn.relative_position_index" for stage in blocks for block in stage),
         head=arrays.head("head"),
