@@ -117,12 +117,17 @@ def _clips_and_views(config, variant: str, file: str) -> None:
 
 
 def _optimizer(config, variant: str, file: str) -> None:
-    optimizer = "MSCA, section 4.1" if variant == "paper" else f"{file}: TRN_BATCH on two GPUs, LR, MOMENTUM, ..."
+    fields = "TRN_BATCH on two GPUs, GRADIENT_ACCUMULATION_STEPS, LR_TYPE, LR, LR_SCHEME, MOMENTUM, WEIGHT_DECAY"
     cite(
         config,
-        optimizer,
+        "MSCA, section 4.1" if variant == "paper" else f"{file}: {fields}",
         train=dict(batch_size=420, accumulate=10),
-        optim=dict(name="sgd", lr=0.1, momentum=0.9, weight_decay=0.0, schedule="step", drop_factor=0.1),
+        optim=dict(name="sgd", lr=0.1, momentum=0.9, weight_decay=0.0, schedule="step"),
+    )
+    cite(
+        config,
+        "MSCA, section 4.1" if variant == "paper" else f"{CODE}, main_ddp_shift_v3.py: gamma of MultiStepLR",
+        optim=dict(drop_factor=0.1),
     )
     cite(
         config,

@@ -26,6 +26,7 @@ def get_config(name: str = "mevit_b16"):
     config = with_data(name, source="something", root="data/ssv2", num_classes=174)
     model = name.partition(":")[0]
     if model in ("timesformer_b16", "joint_b16"):
+        # DATA.INV_UNIFORM_SAMPLE, which draws the inverse of the shorter side uniformly, is not offered.
         cite(config, f"{TIMESFORMER}: DATA.RANDOM_FLIP", data=dict(flip=0.0))
         cite(
             config,
@@ -33,19 +34,15 @@ def get_config(name: str = "mevit_b16"):
             data=dict(sampling="timesformer_ssv2"),
         )
         return config
-    guess(
-        config,
-        "the paper does not mention flips on this data set",
-        "none, because many classes have a direction",
-        data=dict(flip=0.0),
-    )
+    flips = "the paper does not mention flips on this data set"
+    if model == "vivit_b16":
+        flips = "the authors' file for this data set is that of another model, whose code flips and swaps no labels"
+    guess(config, flips, "none, because many classes have a direction", data=dict(flip=0.0))
     if model == "vivit_b16":
         cite(config, f"{VIVIT}: stride", data=dict(sampling="dmvr", stride=1))
     elif model.startswith("stat_"):
-        cite(config, "STAT, Implementation Details", data=dict(sampling="uniform"), eval=dict(clips=1, crops=3))
-    elif config.model.name == "havit":
-        cite(config, "HaViT, section 4.1", data=dict(sampling="uniform"))
-    else:
+        cite(config, "STAT, Implementation Details: 1 x 3 views on SSv2", eval=dict(clips=1, crops=3))
+    elif config.model.name != "havit":  # HaViT and STAT sample all data sets alike
         guess(
             config,
             "the paper does not describe sampling on this data set, whose videos are short",

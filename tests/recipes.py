@@ -374,3 +374,23 @@ EXPECTED = {
         {*STAT_OPEN},
     ),
 }
+
+# What a data set sets in a recipe: the layout of its authors, and the number of classes that their papers give.
+DATA_SETS = {
+    "kinetics400": {"data.source": "kinetics", "data.num_classes": 400, "data.missing": "leave_out"},
+    "kinetics600": {"data.source": "kinetics", "data.num_classes": 600, "data.missing": "leave_out"},
+    "ssv2": {"data.source": "something", "data.num_classes": 174},
+    "ucf101": {"data.source": "ucf101", "data.num_classes": 101},
+    "hmdb51": {"data.source": "hmdb51", "data.num_classes": 51},
+}
+# On Something-Something v2 besides, by the beginning of the config's name: the values, and which of them are guesses.
+SSV2 = {
+    # configs/SSv2/TimeSformer_divST_8_224.yaml: RANDOM_FLIP False; timesformer/datasets/ssv2.py
+    "timesformer": ({"data.flip": 0.0, "data.sampling": "timesformer_ssv2"}, set()),
+    "joint": ({"data.flip": 0.0, "data.sampling": "timesformer_ssv2"}, set()),
+    # scenic/projects/vivit/configs/something_something_v2/vivit_large_factorised_encoder.py: stride
+    "vivit": ({"data.flip": 0.0, "data.sampling": "dmvr", "data.stride": 1}, {"data.flip"}),
+    "stat": ({"data.flip": 0.0, "eval.clips": 1, "eval.crops": 3}, {"data.flip"}),
+    "havit": ({"data.flip": 0.0}, {"data.flip"}),
+    "": ({"data.flip": 0.0, "data.sampling": "uniform"}, {"data.flip", "data.sampling"}),
+}

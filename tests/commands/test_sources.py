@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
-from recipes import EXPECTED
+from recipes import DATA_SETS, EXPECTED, SSV2
 
 from configs import sources
 from configs.base import base
@@ -66,16 +66,22 @@ def test_every_recipe_is_held_to_its_sources():
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("data", ["kinetics400", "kinetics600", "ssv2", "ucf101", "hmdb51"])
+@pytest.mark.parametrize("data", DATA_SETS)
 def test_a_data_set_names_the_sources_of_what_it_changes(data):
     for name in EXPECTED:
-        config = importlib.import_module(f"configs.{data}").get_config(name)
-        recorded = sources.sources(config)
-        changed = dict(differences(config, base(config.model.name)))
-        assert not changed.keys() - recorded.keys() - OF_THE_RUN - SHARED, name
+        config, model = importlib.import_module(f"configs.{data}").get_config(name), config_of(name)
+        recorded, before = sources.sources(config), sources.sources(model)
+        changed = dict(differences(config, model))
+        assert not changed.keys() - recorded.keys() - SHARED, name
         for field, source in recorded.items():
             section, _, key = field.partition(".")
             assert config[section][key] == source.value, f"{name}: {field} was changed without a source"
+        own = {field: source for field, source in recorded.items() if source != before.get(field)}
+        starts = [start for start in SSV2 if name.startswith(start)]  # the last fits every name
+        expected, guesses = SSV2[starts[0]] if data == "ssv2" else ({}, set())
+        assert own.pop("data.root").value.startswith("data/")
+        assert {field: source.value for field, source in own.items()} == expected | DATA_SETS[data], name
+        assert {field for field, source in own.items() if source.open is not None} == guesses, name
 
 
 @pytest.mark.quick
