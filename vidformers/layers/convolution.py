@@ -169,13 +169,13 @@ class Convolution(nnx.Module):
         self.scale = nnx.Param(jnp.full(outputs, scale))
         self.bias = nnx.Param(jnp.zeros(outputs))
 
-    def __call__(self, x, pool=None):
+    def __call__(self, x, pool=None, only: int | None = None):
         """Returns maps (n y/s x/s d) of maps (n y x c), or (n y/s x/s t d) of (n y x t c).
 
         `pool` is max-pooling of the result. It commutes with a bias, which is added to the few elements that it leaves.
 
         TPUs store t and c in tiles. So that few channels fill them, p maps may lie side by side on the last axis:
-        (n y/s x/s (p d)) of (n y x (p c)).
+        (n y/s x/s (p d)) of (n y x (p c)). `only` is the index of the one that is wanted: (n y/s x/s d).
         """
         side_by_side, convolution = x.ndim == 5, self.convolution
         kernel, scale, bias = convolution.kernel[...], self.scale[...], self.bias[...]
@@ -188,9 +188,10 @@ class Convolution(nnx.Module):
         if maps > 1:
             kernel = replicate(kernel)  # before it is repeated, which multiplies its bytes
             zeros = jnp.zeros_like(kernel)
-            rows = [[kernel if i == j else zeros for j in range(maps)] for i in range(maps)]
+            wanted = range(maps) if only is None else [only]
+            rows = [[kernel if i == j else zeros for j in wanted] for i in range(maps)]
             kernel = jnp.concatenate([jnp.concatenate(row, axis=-1) for row in rows], axis=-2)
-            scale, bias = jnp.tile(scale, maps), jnp.tile(bias, maps)
+            scale, bias = jnp.tile(scale, len(wanted)), jnp.tile(bias, len(wanted))
         strides, padding, letters = [self.stride] * 2, [(self.size // 2,) * 2] * 2, "YX"
         if side_by_side:  # n is one more side of the map, and t the batch
             x, kernel = jnp.moveaxis(x, 3, 0), kernel[None]

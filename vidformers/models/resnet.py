@@ -8,6 +8,7 @@ the place of every batch normalisation. The statistics of pretrained weights are
     mean over the map -> linear map to the width
 """
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 
@@ -43,7 +44,22 @@ class Bottleneck(nnx.Module):
             self.skip = he_convolution(inputs, 4 * hidden, 1, stride=stride, **options)
 
     def __call__(self, x):
-        branch = self.expand(jax.nn.relu(self.spatial(jax.nn.relu(self.reduce(x)))))
+        return self._residual(x, self.expand(self._hidden(self.reduce(x))))
+
+    def separate(self, x):
+        """Returns a list of two maps (n y x c), one for each frame of the pairs in x (n y x 2c)."""
+        hidden = self._hidden(self.reduce(x))
+        return [self._residual(frame, self.expand(hidden, only=i)) for i, frame in enumerate(jnp.split(x, 2, axis=-1))]
+
+    def join(self, frames, shards: int):
+        """Returns the maps (2n y x c) of single frames, of the two maps that `separate` returned."""
+        hidden = self._hidden(_join(map(self.reduce, frames), shards))
+        return jax.nn.relu(_join(map(self.skip, frames), shards) + self.expand(hidden))
+
+    def _hidden(self, reduced):
+        return jax.nn.relu(self.spatial(jax.nn.relu(reduced)))
+
+    def _residual(self, x, branch):
         return jax.nn.relu((x if self.skip is None else self.skip(x)) + branch)
 
 
@@ -117,12 +133,15 @@ class ResNet(nnx.Module):
             x, is_paired = _pair_frames(x, shards), True
         pool = partial(nnx.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         x = jax.nn.relu(self.stem(x, pool))  # pooling commutes with relu, too
-        for block in self.blocks:
-            if is_paired and 2 * block.hidden > TILE_LANES:
-                x, is_paired = _single_frames(x, shards), False
-            x = block(x)
-        if is_paired:
-            x = _single_frames(x, shards)
+        for block, after in itertools.pairwise([*self.blocks, None]):
+            if isinstance(x, list):
+                x = block.join(x, shards)
+            elif is_paired and (after is None or 2 * after.hidden > TILE_LANES):
+                x, is_paired = block.separate(x), False
+            else:
+                x = block(x)
+        if isinstance(x, list):
+            x = _join(x, shards)
         return rearrange(x, "(b t) y x c -> b t y x c", b=video.shape[0])
 
 
@@ -131,7 +150,7 @@ def _pair_frames(x, shards: int):
     return rearrange(x, "(s p n) y x c -> (s n) y x (p c)", s=shards, p=2)
 
 
-def _single_frames(x, shards: int):
-    """Returns the maps (n y x c) of which `_pair_frames` made x. On TPUs a concatenation moves whole tiles."""
-    x = x.reshape(shards, -1, *x.shape[1:])
-    return jnp.concatenate(jnp.split(x, 2, axis=-1), axis=1).reshape(-1, *x.shape[2:4], x.shape[-1] // 2)
+def _join(frames, shards: int):
+    """Returns the maps (n y x c) of both frames of pairs, each (n/2 y x c), in the order before `_pair_frames`."""
+    frames = [frame.reshape(shards, -1, *frame.shape[1:]) for frame in frames]
+    return jnp.concatenate(frames, axis=1).reshape(-1, *frames[0].shape[2:])
