@@ -8,7 +8,6 @@ the place of every batch normalisation. The statistics of pretrained weights are
     mean over the map -> linear map to the width
 """
 
-import itertools
 from collections.abc import Sequence
 from functools import partial
 
@@ -53,6 +52,7 @@ class Bottleneck(nnx.Module):
 
     def join(self, frames, shards: int):
         """Returns the maps (2n y x c) of single frames, of the two maps that `separate` returned."""
+        assert self.skip is not None, "a block after pairs is the first of its stage"
         hidden = self._hidden(_join(map(self.reduce, frames), shards))
         return jax.nn.relu(_join(map(self.skip, frames), shards) + self.expand(hidden))
 
@@ -133,16 +133,21 @@ class ResNet(nnx.Module):
             x, is_paired = _pair_frames(x, shards), True
         pool = partial(nnx.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         x = jax.nn.relu(self.stem(x, pool))  # pooling commutes with relu, too
-        for block, after in itertools.pairwise([*self.blocks, None]):
-            if isinstance(x, list):
-                x = block.join(x, shards)
-            elif is_paired and (after is None or 2 * after.hidden > TILE_LANES):
-                x, is_paired = block.separate(x), False
-            else:
-                x = block(x)
-        if isinstance(x, list):
-            x = _join(x, shards)
+        blocks = list(self.blocks)
+        if is_paired:
+            end = sum(2 * block.hidden <= TILE_LANES for block in blocks)  # of the blocks whose maps are in pairs
+            x, blocks = self._leave_pairs(x, blocks[:end], blocks[end:], shards)
+        for block in blocks:
+            x = block(x)
         return rearrange(x, "(b t) y x c -> b t y x c", b=video.shape[0])
+
+    @staticmethod
+    def _leave_pairs(x, paired: list[Bottleneck], single: list[Bottleneck], shards: int):
+        """Returns the maps (n y x c) of single frames after the blocks in pairs, and the blocks that are left."""
+        for block in paired[:-1]:
+            x = block(x)
+        frames = paired[-1].separate(x)
+        return (single[0].join(frames, shards), single[1:]) if single else (_join(frames, shards), [])
 
 
 def _pair_frames(x, shards: int):
