@@ -5,16 +5,17 @@ that its equations do not have would show as an error, since all are random.
 """
 
 import inspect
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
-from papers import havit, mevit, msca, pyramids, stat, timesformer, vtn
+from papers import havit, layers, mevit, msca, pyramids, stat, timesformer, vtn
 from tiny import clips, make, quick_jit
 
-from vidformers.attention.shifted import BOUNDARIES
-
+BOUNDARIES = ("keep", "zero", "wrap")
 GRID_3 = dict(frames=3, image_size=6, patch_size=2, width=16, heads=4, depth=2)  # 3 x 3 patches
 GRID_14 = dict(frames=2, image_size=14, patch_size=1, width=12, heads=12, depth=1)  # 14 x 14 patches and 12 heads
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -37,6 +38,13 @@ def assert_agrees(reference, name, geometry, options):
     expected = reference(parameters, (video[0] / 255 - MEAN) / STD, **known_fields)
     assert found.dtype == np.float64 and found.shape == (1, 5) and np.std(expected) > 0.1
     np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.quick
+def test_the_references_share_no_module_with_the_library():
+    for path in Path(layers.__file__).parent.glob("*.py"):
+        modules = re.findall(r"^(?:from|import) (\w+)", path.read_text(), flags=re.M)
+        assert modules and set(modules) <= {"itertools", "math", "numpy", "papers"}, path
 
 
 @pytest.fixture(autouse=True)

@@ -21,13 +21,19 @@ VIT = dict(width=48, heads=12)
 RESNET = dict(width=32, heads=4, depths=(1, 2, 1))
 SWIN = dict(image_size=32, width=32, heads=2, depth=4, depths=(2, 2), window=(8, 4, 4))
 CVT = dict(image_size=40, width=16, heads=1, depth=6, depths=(1, 2, 3))
-# The weights that commands name: the fields that make the model small, and its weights.
+HALF, IMAGENET = dict(mean=[0.5] * 3, std=[0.5] * 3), dict(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+# The weights that commands name: the fields that make the model small, its weights, and what the repository's
+# config.json and preprocessor_config.json say of them.
 WEIGHTS = {
-    "ViT-B_16.npz": (VIT, lambda: archive_of_google()),
-    "timm/vit_small_patch16_224.augreg_in21k": (VIT | dict(heads=6), lambda: vit(48)),
-    "timm/resnet50.tv_in1k": (RESNET, lambda: arrays_of("resnet")),
-    "timm/swin_tiny_patch4_window7_224.ms_in1k": (SWIN, lambda: arrays_of("timm_swin")),
-    "microsoft/cvt-13": (CVT, lambda: arrays_of("hf_cvt")),
+    "ViT-B_16.npz": (VIT, lambda: archive_of_google(), {}),
+    "timm/vit_small_patch16_224.augreg_in21k": (VIT | dict(heads=6), lambda: vit(48), dict(pretrained_cfg=HALF)),
+    "timm/resnet50.tv_in1k": (RESNET, lambda: arrays_of("resnet"), dict(pretrained_cfg=IMAGENET)),
+    "timm/swin_tiny_patch4_window7_224.ms_in1k": (SWIN, lambda: arrays_of("timm_swin"), dict(pretrained_cfg=IMAGENET)),
+    "microsoft/cvt-13": (
+        CVT,
+        lambda: arrays_of("hf_cvt"),
+        dict(num_heads=[1, 3, 6], image_mean=IMAGENET["mean"], image_std=IMAGENET["std"]),
+    ),
 }
 # Parameters that start at random, since weights of images have none: TimeSformer's linear map after attention over
 # time, the map after a ResNet, layers over frames, the dictionary, the head. Those of class attention are
@@ -77,10 +83,10 @@ def folder(tmp_path_factory):
 
     @cache
     def folder(weights):
-        place, arrays = tmp_path_factory.mktemp("weights"), WEIGHTS[weights][1]()
+        (_, arrays, metadata), place = WEIGHTS[weights], tmp_path_factory.mktemp("weights")
         if not weights.endswith(".npz"):
-            return write(place, arrays)
-        np.savez(place / weights, **arrays)
+            return write(place, arrays(), metadata)
+        np.savez(place / weights, **arrays())
         return str(place / weights)
 
     return folder
