@@ -21,12 +21,12 @@ _NORM_OPERATIONS = 5  # for each element, as fvcore counts a layer norm with sca
 
 
 class Counts(NamedTuple):
-    """Of one view of a model: parameters, multiply-adds, those in products with weights, and elements of norms."""
+    """The parameters of a model, and the operations of one view."""
 
     params: int
-    macs: int
-    linear: int
-    normalised: int
+    macs: int  # multiply-adds
+    linear: int  # the multiply-adds of products with weights
+    normalised: int  # the elements that pass a norm
 
     @property
     def with_norms(self) -> int:

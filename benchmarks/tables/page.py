@@ -94,7 +94,7 @@ def _remarks(table: Table) -> Iterator[str]:
     ]
     if table.small is not None:
         numbers = ", ".join(map(str, table.numbers(small=True)))
-        items.append(f"- In small (`--small`), rows {numbers}: {table.small.mapping} {table.small.tells}")
+        items.append(f"- Small form (`--small`), rows {numbers}: {table.small.mapping} {table.small.tells}")
     if items:
         yield ""
         yield from items
@@ -105,7 +105,7 @@ def _recorded(table: Table, small: bool) -> Iterator[str]:
     if path.exists():
         results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         yield ""
-        yield "Recorded runs" + (" in small:" if small else ":")
+        yield "Recorded runs" + (" of the small form:" if small else ":")
         yield ""
         yield from results_table(table, results, small)
 
@@ -113,7 +113,7 @@ def _recorded(table: Table, small: bool) -> Iterator[str]:
 def _overview(made: dict[str, counts.Counts]) -> Iterator[str]:
     """Yields one line a table: how many rows a command trains, and which printed counts agree with the model."""
     yield ""
-    yield from markdown_head("table", "", "data", "rows", "with a command", "printed counts that agree", "in small")
+    yield from markdown_head("table", "", "data", "rows", "with a command", "printed counts that agree", "small form")
     for name, tables in PAPERS.values():
         for table in tables:
             page = table.name.partition("/")[0]

@@ -11,18 +11,18 @@ class Row:
     """One row of a table. All figures are texts with the digits that the paper prints; '' is not given.
 
     Attributes:
-        label: what tells the row from the others, as the paper prints it.
+        label: the name or the setting of the row, as the paper prints it.
         config: the config without its folder, such as 'mevit_b16' or 'ssv2:mevit_b16'; '' for an unreachable row.
         overrides: fields of the config, such as 'model.depth=12'. They hold every field that the table varies, so that
-            a row builds the same model whatever the other rows are.
+            the row can be copied without the others.
         top1, top5: the reported accuracies in percent.
         views: clips x crops of the evaluation, such as '4x3'; '' is that of the table.
         cost: the printed cost, in the unit of the table.
         params: the printed number of parameters, in millions.
         cost_is: how the printed cost follows from the model, a key of `counts.RULES`; '' is that of the table.
         cost_with: overrides of the model whose cost the paper prints, if this is not the model of the row.
-        differs: why the printed cost is not that of the model; '' if it is.
-        guess: what the paper leaves open about this row, and what stands there.
+        differs: why the printed cost differs from the cost of the model; '' if it does not.
+        guess: what the paper leaves open about this row, and the value that is used.
         unreachable: why no command trains the row; '' if there is one.
         small: overrides of the row in the small form of the table; None if the row is not in it.
     """
@@ -45,7 +45,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Small:
-    """A table in small, on the motion clips that the demo renders (`configs/demo.py`).
+    """The small form of a table, on the motion clips that the demo renders (`configs/demo.py`).
 
     Attributes:
         overrides: fields of the config of the demo that all rows set.
@@ -69,7 +69,7 @@ class Table:
         views: clips x crops of the evaluation of rows that give none.
         cost_unit: 'G' or 'T' multiply-adds, which papers call FLOPs; '' without costs.
         cost_is: a key of `counts.RULES`.
-        guess: what the paper leaves open about all rows, and what stands there.
+        guess: what the paper leaves open about all rows, and the value that is used.
         small: the small form, or None.
     """
 

@@ -299,6 +299,8 @@ def write_orbax(path, tree):
     [
         (write_msgpack, lambda tree: {"optimizer": {"target": tree, "state": {"step": 3}}, "global_step": 3}),
         (write_msgpack, lambda tree: {"params": tree, "opt_state": {"0": jax.tree.map(np.zeros_like, tree)}}),
+        # Averaged parameters are preferred.
+        (write_msgpack, lambda tree: {"params": jax.tree.map(np.zeros_like, tree), "ema_params": tree}),
         (write_orbax, lambda tree: {"params": tree, "opt_state": jax.tree.map(np.zeros_like, tree), "global_step": 3}),
         (write_orbax, lambda tree: tree),
     ],
