@@ -24,6 +24,7 @@ from benchmarks.tables.rows import Table
 from configs.loading import FlagError, load, read_flags, require
 from input_pipeline.files import write_text
 from vidformers.training.metrics import read_metrics
+from vidformers.training.workdir import with_default_sections
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = {"row", "seed", "top1", "top5", "protocol", "seconds", "date", "devices", "commit"}  # keys of a finished run
@@ -274,10 +275,10 @@ def _final_metrics(job: Job) -> dict | None:
         return None
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        before = stored["config"]
+        before = with_default_sections(stored["config"])
     except (ValueError, LookupError, TypeError):
         raise FlagError(f"{path} is damaged: it does not describe a run. Remove {job.workdir}.") from None
-    config = json.loads(json.dumps(read_flags(job.arguments, {})[0].to_dict()))
+    config = with_default_sections(read_flags(job.arguments, {})[0].to_dict())
     for section in ("seed", "init", "model", "data", "optim", "train", "eval"):
         require(
             before.get(section) == config[section],

@@ -183,6 +183,7 @@ def prepare(out, arguments):
     command = parse(arguments)
     for job in make_jobs(command.table, command.rows, range(command.seeds), command.fields, command.out):
         config = read_flags(job.arguments, {})[0].to_dict()
+        del config["data"]["resize"]  # as a version without this field stores it
         (out / f"{job.name}.config").write_text(json.dumps(config))
 
 
