@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from benchmarks.tables.rows import Row, Table
+from benchmarks.tables.run import row_arguments
 
 
 def results_table(table: Table, results: Sequence[dict], small: bool) -> list[str]:
@@ -66,6 +67,8 @@ def _notes(table: Table, results: Sequence[dict], small: bool) -> Iterator[str]:
         yield f"Here: motion clips (`configs/demo.py`). {table.small.mapping} {table.small.tells}"
     if not results:
         return
+    if flags := _flags(table, results, small):
+        yield f"Flags of these runs: {flags}."
     yield "Top-1 and top-5 in percent: mean ± standard deviation over seeds, and range."
     hours = sum(result["seconds"] for result in results if "same_as" not in result) / 3600
     repeated = sorted({result["same_as"].partition("/")[0] for result in results if "same_as" in result})
@@ -76,3 +79,12 @@ def _notes(table: Table, results: Sequence[dict], small: bool) -> Iterator[str]:
     yield f"{len(results)} runs on {', '.join(sorted(machines))}, {when}, {hours:.1f} hours in all, commit {commits}."
     if repeated:
         yield f"Some of these are runs of {', '.join(repeated)}, which the hours do not count."
+
+
+def _flags(table: Table, results: Sequence[dict], small: bool) -> str:
+    """Returns the flags that were given beyond those of the rows, as Markdown. The place of the data is left out."""
+    flags: dict[str, None] = {}
+    for result in results:
+        own = {*row_arguments(table, result["row"], small), f"--config.seed={result['seed']}"}
+        flags |= dict.fromkeys(flag for flag in result.get("arguments", ()) if flag not in own)
+    return ", ".join(f"`{flag}`" for flag in flags if not flag.startswith("--config.data.root="))

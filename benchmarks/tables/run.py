@@ -83,7 +83,7 @@ def make_jobs(
     """
     jobs = []
     for number in numbers:
-        own = _row_arguments(table, number, small)
+        own = row_arguments(table, number, small)
         fields = {argument.partition("=")[0] for argument in own}
         for flag in flags:
             require(
@@ -98,7 +98,8 @@ def make_jobs(
     return jobs
 
 
-def _row_arguments(table: Table, number: int, small: bool) -> list[str]:
+def row_arguments(table: Table, number: int, small: bool) -> list[str]:
+    """Returns the arguments of main.py that a row sets."""
     row = table.rows[number - 1]
     file, colon, name = row.config.partition(":")
     if not small:

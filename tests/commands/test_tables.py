@@ -213,7 +213,8 @@ def test_a_command_that_was_killed_goes_on_and_runs_no_finished_row_twice(monkey
     monkeypatch.setattr("benchmarks.tables.run.PROGRAM", [sys.executable, str(tmp_path / "stub.py")])
     assert main(arguments) == 0
     assert [int(name[3]) for name in log.read_text().split()] == [1, 3, 3, 5, 5]
-    assert "| 3 | M = 3 | 80.0 | 93.2 | 1x3 | 3.00 | 6.00 | 1x3 | 1 |" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "| 3 | M = 3 | 80.0 | 93.2 | 1x3 | 3.00 | 6.00 | 1x3 | 1 |" in out and "Flags" not in out
     assert "| 2 | M = 2 | 80.2 | 93.6 | 1x3 |  |  |  | 0 |" in (tmp_path / "table.md").read_text()
 
 
@@ -224,6 +225,7 @@ def test_changed_rows_and_flags_are_refused_and_seeds_are_averaged(monkeypatch, 
     prepare(tmp_path, [*arguments, "--config.optim.lr=0.1"])
     assert main([*arguments, "--config.optim.lr=0.1"]) == 0
     assert "| 2 | M = 2 | 80.2 | 93.6 | 1x3 | 2.05 ± 0.07 (2.00 to 2.10) |" in capsys.readouterr().out
+    assert "Flags of these runs: `--config.optim.lr=0.1`." in (tmp_path / "table.md").read_text()
     assert main([*arguments, "--config.optim.lr=0.2"]) == 2
     assert "--config.optim.lr was 0.1 and is 0.2. Give" in one_sentence(capsys.readouterr().err)
     assert main(arguments) == 2
