@@ -17,6 +17,8 @@ from vidformers.pretrained.files import open_file
         (b"", "is not a file of weights"),
         (b"text that is long enough", "is not a file of weights"),
         (b'\x10\0\0\0\0\0\0\0{"a":', "is damaged, or not a file of safetensors"),
+        # Its length, 41,345, has the first bytes of a tree of Flax.
+        (b'\x81\xa1\0\0\0\0\0\0{"a":"b"}', "is damaged, or not a file of safetensors"),
         (b"PK\x03\x04garbage", "is damaged"),
         # An archive whose directory names a file in bytes that are not UTF-8.
         (

@@ -207,6 +207,10 @@ def test_weights_for_blue_green_red_have_their_channels_reversed(golden, save):
     rgb, bgr = (fitted(folder, name, dict(channels=order), **options).values[path] for order in ("rgb", "bgr"))
     shape = (-1, 3, rgb.shape[-1])  # (t) y x, c, d
     np.testing.assert_array_equal(bgr.reshape(shape), rgb.reshape(shape)[:, ::-1])
+    reversed_imagenet = dict(mean=(0.406, 0.456, 0.485), std=(0.225, 0.224, 0.229))
+    fitted(folder, name, dict(channels="bgr", allow=()), **options | reversed_imagenet)
+    with pytest.raises(ConfigError, match=r"normalised with model.mean=\(0\.406, 0\.456, 0\.485\)"):
+        fitted(folder, name, dict(channels="bgr", allow=()), **options)
 
 
 # TimeSformer
