@@ -1,6 +1,5 @@
 """Eight CPU devices, a compilation cache that is kept between runs, and the order of the tests."""
 
-import contextlib
 import os
 from importlib.metadata import version
 
@@ -21,12 +20,6 @@ from hypothesis import settings
 
 jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax-tests"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-# Flax asks every traced counter of random keys for its sharding, and JAX writes into an error, which Flax drops, where
-# the counter comes from. That takes a third of the time to build a model by shape.
-with contextlib.suppress(ImportError):
-    from jax._src.interpreters.partial_eval import DynamicJaxprTracer
-
-    DynamicJaxprTracer._origin_msg = lambda tracer: ""
 flags.FLAGS.mark_as_parsed()  # Orbax and Grain read absl flags, which pytest does not parse
 settings.register_profile("few", deadline=None, derandomize=True, max_examples=4)
 settings.load_profile("few")
