@@ -12,7 +12,7 @@ USAGE = """python main.py --config=FILE[:NAME] [--config.section.field=value ...
                [--distributed=true]
                [--coordinator=HOST:PORT --processes=N --process=I]
                [--video=FILE_OR_FOLDER_OR_LIST] [--out=FILE.jsonl_OR_DIR] [--features=FILE.npz]
-               [--target=CLASS]
+               [--target=CLASS --layer=N --beside=FOLDER] [--keys=FILE.png --query=FRAME,ROW,COLUMN]
                [--topology=v5e:4x4 --estimate=true --largest=false --train_videos=N --decode_rate=CLIPS]
 
 --config is a config file, such as those in configs/. configs/base.py lists every field. Some files take a NAME:
@@ -34,12 +34,15 @@ videos, and --decode_rate=CLIPS what one core decodes per second. docs/ahead.md 
 missing videos are appended. --features=FILE.npz writes the inputs of the classification head.
 
 --mode=explain draws which parts of each video of --video support the class --target, by default the most likely one,
-and writes the pictures to the folder --out.
+and writes the pictures to the folder --out. --layer=N draws the attention weights of frames in layer N of VTN's
+temporal encoder, by default in the last one. --beside=FOLDER, a run or an export, also draws the attention of that
+model on the same clip.
 
 --mode=export writes a folder --out that holds the parameters as safetensors, the model as a program that runs without
 vidformers, and a README.
 
---mode=summary prints the number of parameters and of multiply-adds."""
+--mode=summary prints the number of parameters and of multiply-adds. --keys=FILE.png draws which keys a query attends to
+in every attention of the model, by default for the patch in the middle, or for --query=FRAME,ROW,COLUMN, from 0 on."""
 
 
 class Mode(NamedTuple):
@@ -58,12 +61,12 @@ class Mode(NamedTuple):
 MODES = {
     "train": Mode("vidformers.training.train", "train"),
     "eval": Mode("vidformers.training.validation", "evaluate"),
-    "summary": Mode("vidformers.inference.summarise", "print_summary"),
+    "summary": Mode("vidformers.inference.summarise", "print_summary", (), ("keys", "query")),
     "plan": Mode(
         "vidformers.training.plan", "plan", (), ("topology", "estimate", "largest", "train_videos", "decode_rate")
     ),
     "predict": Mode("vidformers.inference.predict", "predict", ("video",), ("out", "features")),
-    "explain": Mode("vidformers.inference.explain_videos", "explain", ("video", "out"), ("target",)),
+    "explain": Mode("vidformers.inference.explain_videos", "explain", ("video", "out"), ("target", "layer", "beside")),
     "export": Mode("vidformers.inference.export", "export", ("out",)),
 }
 MODE_FLAGS = tuple(dict.fromkeys(flag for mode in MODES.values() for flag in mode.flags))

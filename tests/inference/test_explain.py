@@ -3,6 +3,7 @@
 from functools import cache
 from operator import itemgetter
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,10 @@ from schemes import EXAMPLES, PATCH, SCHEMES, scheme_model
 from tiny import TINY, clips, make, quick_jit, randomise
 
 from vidformers import MODELS, ConfigError
+from vidformers.inference.clip import Clip
+from vidformers.inference.explain.explainer import Explanation, draw_beside
 from vidformers.inference.explain.passes import ModelPass
+from vidformers.inference.explain.pictures import draw_strip
 from vidformers.inference.explain.propagate import propagate
 from vidformers.inference.explain.relevance import relevance
 from vidformers.parallel.target import traced_for
@@ -26,7 +30,8 @@ OPTIONS = {
     "cosine": ("havit", dict(attention="joint", kernel="cosine", depth=1, class_blocks=1)),
     "two_views": ("havit", dict(hybrid="multi_view", class_token="input", depth=1, class_blocks=1)),
     "shifted_patches": ("msca", dict(direction="patches", moved="QV")),
-    "vtn": ("vtn", dict(depth=1, dictionary=2, hybrid="simplified")),
+    # Two stages over frames, since the windows differ, the first one with two layers.
+    "vtn": ("vtn", dict(depth=1, dictionary=2, hybrid="simplified", temporal_depth=3, window=(4, 4, 6))),
     "vtn_resnet": ("vtn", dict(backbone="resnet", depths=(1, 1), stem=4, projection="none", temporal_depth=1)),
     "space_only": ("vit", dict(depth=1, frame_average="before_norm")),
     "swin_merged": ("swin", dict(depth=4, depths=(2, 2), patch_size=2, dictionary=2)),
@@ -76,7 +81,8 @@ def program(name, masked=False):
 
 @cache
 def explained(name, masked=False):
-    explain, parameters = program(name, masked)
+    # Called as other tests call `program`: the cache tells a default from the same value that is given.
+    explain, parameters = program(name, masked=True) if masked else program(name)
     return explain(parameters)
 
 
@@ -210,11 +216,26 @@ def test_the_share_of_a_dictionary_with_equal_weights():
     assert explained("joint")[0].dictionary_shares == {}
 
 
-@pytest.mark.parametrize("name", ["vtn", "vtn_resnet"])
-def test_the_weights_of_frames_are_those_of_the_class_token(name):
+@pytest.mark.parametrize("name, layers", [("vtn", 3), ("vtn_resnet", 1)])
+def test_the_weights_of_frames_are_those_of_the_class_token(name, layers):
     frames = explained(name)[0].frames
-    assert frames.shape == (2, TINY["frames"]) and (frames > 0).all() and (frames.sum(1) < 1).all()
+    assert frames.shape == (2, layers, TINY["heads"], TINY["frames"])
+    assert (frames > 0).all() and (frames.sum(-1) < 1).all()
     assert explained("joint")[0].frames is None
+
+
+def test_the_weights_of_frames_are_given_by_layer():
+    """The class token reads itself and all frames equally where its query is 0."""
+    explain, parameters = program("vtn")
+
+    def without_query(path, leaf):
+        name = jax.tree_util.keystr(path)
+        return np.stack([0 * leaf[0], leaf[1]]) if "['stages'][0]" in name and "q_global" in name else leaf
+
+    found, _ = explain(jax.tree_util.tree_map_with_path(without_query, parameters))
+    first, *others = np.moveaxis(found.frames, 1, 0)
+    np.testing.assert_allclose(first, 1 / (1 + TINY["frames"]), rtol=1e-9)
+    assert [np.ptp(layer) > 0.01 for layer in others] == [True, True]
 
 
 def test_a_given_class_is_explained():
@@ -226,6 +247,43 @@ def test_a_given_class_is_explained():
     np.testing.assert_allclose(
         run(parameters, video, likeliest.target), likeliest.gradient, atol=1e-3 * likeliest.gradient.max()
     )
+
+
+@pytest.mark.quick
+def test_a_model_without_class_tokens_is_refused():
+    graph, parameters = make("stat", depth=2, depths=(1, 1), frame_token="mean", long_key="mean")
+    with pytest.raises(ConfigError, match="which a model with model.frame_token=mean does not have"):
+        jax.eval_shape(lambda parameters: relevance(nnx.merge(graph, parameters), clips(1)), parameters)
+
+
+def draw_explanation(target, frames=5, layers=3):
+    """Returns an explanation of random numbers."""
+    rng = np.random.default_rng(0)
+    clip = Clip("a$b.mp4", rng.integers(0, 256, (frames, 32, 32, 3), np.uint8), 3 * np.arange(frames), "")
+    maps, weights = rng.random((2, frames, 4, 4)), rng.random((layers, 2, frames)) / frames
+    return Explanation(clip, target, 0.5, np.ones(2) / 2, *maps, None, weights[-1].mean(0), weights, {})
+
+
+TITLE = "Attention weights of the class token, layer {} of 3; run $x^$ 跑"
+
+
+@pytest.mark.quick
+def test_pictures_of_frames_and_of_two_models():
+    """Names of classes and files may hold any characters."""
+    explanation = draw_explanation("run $x^$ 跑")
+    last, first = (explanation.files(layer)["time.png"] for layer in (None, 1))
+    assert last == draw_strip(explanation.time_layers[-1], *explanation.clip[1:3], TITLE.format(3))
+    assert first == draw_strip(explanation.time_layers[0], *explanation.clip[1:3], TITLE.format(1))
+    red = explanation._replace(rollout=explanation.rollout * 0)
+    picture = cv2.imdecode(np.frombuffer(draw_beside({"a": explanation, "b": red}), np.uint8), 1)
+    rows = np.split(picture[: len(picture) // 5 * 5], 5)  # frames, two rollouts, two gradients
+    frames, *maps = (row[20:110, 260:].astype(int) for row in rows)
+    assert [np.abs(shown - frames).mean() > 5 for shown in maps] == [True, False, True, True]
+    for layer, words in ((0, "--layer=0 must be between 1 and 3"), (4, "--layer=4 must be between 1 and 3")):
+        with pytest.raises(ConfigError, match=words):
+            explanation.files(layer)
+    with pytest.raises(ConfigError, match="--layer=1 selects a layer of a temporal encoder, which only VTN has"):
+        explanation._replace(time=None, time_layers=None).files(1)
 
 
 @pytest.mark.quick

@@ -24,7 +24,7 @@ from configs.loading import FlagError
 from input_pipeline.sampling import Uniform
 from vidformers import MODELS, ConfigError, build, load
 from vidformers.inference.export import write_export
-from vidformers.inference.predictor import Predictor
+from vidformers.inference.predictor import Predictor, load_export
 from vidformers.parallel import target
 from vidformers.pretrained import Init
 from vidformers.pretrained import load as load_weights
@@ -333,6 +333,9 @@ def test_an_export_predicts_without_a_run(trained, out, tmp_path):
     assert predictor.classes == tuple(CLASSES) and predictor.step == 0
     for path, leaf in flatten(model.parameters).items():
         np.testing.assert_array_equal(flatten(predictor.parameters)[path], leaf)
+    beside = load_export(out, config | {"model": section("havit")})  # the export has a config of its own
+    assert (beside.classes, beside.graph) == (predictor.classes, predictor.graph)
+    jax.tree.map(np.testing.assert_array_equal, beside.parameters, predictor.parameters)
     config["init"]["weights"] = str(out / "model.safetensors")  # config.json beside it names the classes
     config["model"]["depth"] = 2
     with pytest.raises(ConfigError, match=r"model\.depth=1, and here it is 2"):

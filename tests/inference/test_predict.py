@@ -138,11 +138,17 @@ def test_a_script_needs_no_main_guard(data, trained, tmp_path):
 
 @pytest.fixture(scope="module")
 def explained(data, trained, tmp_path_factory):
-    """The log of `--mode=explain` for two videos and one that cannot be decoded, and the folder that it wrote."""
+    """The log of `--mode=explain` for two videos and one that cannot be decoded, and the folder that it wrote.
+
+    The same run at an earlier step is the model beside it.
+    """
     folder = tmp_path_factory.mktemp("explained")
+    shutil.copytree(trained, folder / "earlier")
+    shutil.rmtree(max((folder / "earlier" / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name)))
     (folder / "list.txt").write_text(f"{data}/val/000000.mp4\n{data}/{BAD}\n{data}/train/000000.mp4\n")
     out = folder / "out"
-    return Run(command(trained, folder / "list.txt", f"--out={out}", "--target=grow", mode="explain")).finish(), out
+    flags = [f"--out={out}", "--target=grow", f"--beside={folder / 'earlier'}"]
+    return Run(command(trained, folder / "list.txt", *flags, mode="explain")).finish(), out
 
 
 def test_explanations_from_the_command_line(data, trained, explained, refused):
@@ -169,8 +175,17 @@ def test_explanations_from_the_command_line(data, trained, explained, refused):
     assert np.abs(small.astype(float) - frames).mean() < 8
     strip = cv2.imread(folder / "relevance.png")
     assert strip.shape[1] > len(frames) * side and strip.std() > 20
-    sentence = refused(command(trained, data / "val", f"--out={out}", "--target=crawl", mode="explain"))
-    assert "--target=crawl is not one of the classes slide left" in sentence
+    rows = cv2.imread(folder / "beside.png")[: 5 * (side + 20), 260:].astype(int)
+    rollouts, gradients = (np.split(rows, 5)[i : i + 2] for i in (1, 3))
+    assert all(0 < np.abs(one - other).mean() < 30 for one, other in (rollouts, gradients))
+    for flags, words in (
+        (["--target=crawl"], "--target=crawl is not one of the classes slide left"),
+        (["--layer=1"], "--layer=1 selects a layer of a temporal encoder, which only VTN has"),
+        (["--layer=last"], "--layer=last must be the number of a layer"),
+        ([f"--beside={data}"], "holds neither a run, with a run.json, nor an export"),
+        ([f"--beside={trained}", "--config.eval.frames=8"], "takes clips of 4 frames of 16 x 16 pixels, but the clips"),
+    ):
+        assert words in refused(command(trained, data / "val", f"--out={out}", *flags, mode="explain"))
 
 
 def test_explanations_from_python(data, model, explained):
@@ -179,7 +194,8 @@ def test_explanations_from_python(data, model, explained):
         for field in ("probabilities", "rollout", "gradient", "heads"):
             expected = arrays[field]
             np.testing.assert_allclose(getattr(explanation, field), expected, atol=1e-4 * expected.max())
-    assert sorted(explanation.files()) == sorted(path.name for path in (explained[1] / "0000_000000").iterdir())
+    written = sorted(path.name for path in (explained[1] / "0000_000000").iterdir())
+    assert sorted([*explanation.files(), "beside.png"]) == written
     with pytest.raises(ConfigError, match=r"000007\.mp4"):
         model.explain(data / BAD)
     with pytest.raises(ConfigError, match="--target=crawl is not one of the classes slide left"):

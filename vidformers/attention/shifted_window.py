@@ -116,6 +116,12 @@ class ShiftedWindowAttention(nnx.Module):
         window = tuple(map(min, grid, self.window))
         return window, tuple(w // 2 if self.shifted and n > w else 0 for n, w in zip(grid, self.window, strict=True))
 
+    def window_index(self, grid) -> np.ndarray:
+        """Returns the index of the window of every patch (t y x). A patch attends to the patches of its window."""
+        window, shift = self.clip(grid)
+        t, y, x = grid
+        return _window_indices(_padded(grid, window), window, shift)[0][:t, :y, :x]
+
     def _gathered(self, q, k, v, grid, window, shift):
         # After the roll, the windows at the two ends of an axis share one full window, in which a mask separates them.
         mask, (window_index, _) = None, _window_indices(grid, window, shift)

@@ -1,21 +1,35 @@
 """The command `--mode=explain`."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from input_pipeline.files import write_bytes
+from vidformers.errors import ConfigError, require
+from vidformers.inference.clip import Clip
 from vidformers.inference.commands import find_videos, load_and_log
+from vidformers.inference.explain.explainer import Explanation, draw_beside
+from vidformers.inference.predictor import CLIP_FIELDS, Predictor, load, load_export, read_run_json
 from vidformers.progress import log, table
 
 _MAX_TABLES = 10  # with more videos, the predictions are not printed
 
 
-def explain(config: dict[str, Any], workdir, video: str, out: str, target: str | None = None) -> None:
+def explain(
+    config: dict[str, Any],
+    workdir,
+    video: str,
+    out: str,
+    target: str | None = None,
+    layer: str | None = None,
+    beside: str | None = None,
+) -> None:
     """Writes a folder per video with the relevance of its patches and frames for a class.
 
     `relevance.png` shows the frames above both relevance maps and the map of each head. `relevance.mp4` shows the
     frames and both maps side by side. `time.png` is written for models with a temporal encoder, and `dictionary.png`
-    for models with a dictionary. `explanation.npz` and `explanation.json` hold the numbers.
+    for models with a dictionary. `beside.png` shows both maps of two models. `explanation.npz` and `explanation.json`
+    hold the numbers.
 
     Args:
         config: the config of the run.
@@ -23,24 +37,65 @@ def explain(config: dict[str, Any], workdir, video: str, out: str, target: str |
         video: a video, a folder or a list, see `find_videos`.
         out: the folder that gets the folders of the videos.
         target: the class to explain, or None for the likeliest class of each video.
+        layer: the number of the temporal layer that `time.png` shows, from 1 on, or None for the last one.
+        beside: the folder of another run, or of an export, whose relevance `beside.png` shows for the same clip and
+            class, or None.
     Raises:
-        ConfigError: there is no checkpoint or no video, or `target` is not a class.
+        ConfigError: there is no checkpoint or no video, `target` is not a class, the model has no such layer, or the
+            model in `beside` cannot explain the same clip.
     """
     videos = find_videos(video)
+    require(
+        layer is None or layer.isdecimal(), f"--layer={layer} must be the number of a layer of the temporal encoder."
+    )
+    number_of_layer = None if layer is None else int(layer)
     predictor = load_and_log(config, workdir)
-    log(f"Explaining {len(videos)} videos with {workdir} at step {predictor.step}.")
+    other = None if beside is None else _load_beside(beside, config, predictor)
     predictor.explainer.require_class(target)
+    predictor.explainer.require_layer(number_of_layer)
+    log(f"Explaining {len(videos)} videos with {workdir} at step {predictor.step}.")
     names = [Path(path).stem for path in videos]
     for number, (name, clip) in enumerate(zip(names, predictor.clips(videos), strict=True)):
         if clip.error:
             log(f"Skipped a video that cannot be decoded: {clip.error}")
             continue
         explanation = predictor.explainer(clip, target)
+        files = explanation.files(number_of_layer)
+        if other is not None:
+            both = {str(workdir): explanation, str(beside): _explain_beside(str(beside), other, clip, explanation)}
+            files["beside.png"] = draw_beside(both)
         folder = Path(out) / (name if names.count(name) == 1 else f"{number:04d}_{name}")
         folder.mkdir(parents=True, exist_ok=True)
-        for file, content in explanation.files().items():
+        for file, content in files.items():
             write_bytes(folder / file, content)
         if len(videos) <= _MAX_TABLES:
             best = predictor.best(explanation.probabilities)
             table(clip.video, [(label, f"{probability:.1%}") for label, probability in best])
         log(f"Wrote {folder}: the relevance for the class {explanation.target}.")
+
+
+def _load_beside(folder: str, config: dict[str, Any], predictor: Predictor) -> Predictor:
+    """Returns the model of another run, or of an export, which must take the clips of `predictor`."""
+    if (Path(folder) / "run.json").is_file():
+        other, data = load(folder), read_run_json(folder)["config"]["data"]
+        for field in CLIP_FIELDS:
+            given = json.loads(json.dumps(config["data"][field]))
+            if field in data and data[field] != given:
+                log(
+                    f"--beside={folder} was trained with data.{field}={data[field]!r}, not {given!r} as its clips here."
+                )
+    elif (Path(folder) / "config.json").is_file():
+        other = load_export(folder, config)
+    else:
+        raise ConfigError(f"--beside={folder} holds neither a run, with a run.json, nor an export, with a config.json.")
+    other.explainer.require_clips_of(predictor.explainer.clip_shape, f"--beside={folder}")
+    return other
+
+
+def _explain_beside(folder: str, other: Predictor, clip: Clip, explanation: Explanation) -> Explanation:
+    """Returns the other model's explanation of a clip for the same class."""
+    require(
+        explanation.target in other.classes,
+        f"--beside={folder} has no class {explanation.target!r}. Set --target to a class of both models.",
+    )
+    return other.explainer(clip, explanation.target)

@@ -68,6 +68,24 @@ def load(workdir: str | os.PathLike) -> "Predictor":
     return Predictor(_with_tuples(config), workdir)
 
 
+def load_export(folder: str | os.PathLike, config: dict[str, Any]) -> "Predictor":
+    """Loads the model of an export, see `vidformers.inference.export`.
+
+    Args:
+        folder: the folder of the export.
+        config: the config of a run, which gives the sections that an export does not have.
+    Raises:
+        ConfigError: the folder holds no export, or a file of it is damaged.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        model = json.loads(path.read_text(encoding="utf-8"))["model"] | {"backend": "auto"}
+    except (OSError, ValueError, LookupError, TypeError):
+        raise ConfigError(f"{path} does not describe a model of an export. Write the export again.") from None
+    init = config["init"] | {"weights": os.fspath(folder)}
+    return Predictor(_with_tuples(config | {"model": model, "init": init}), folder)
+
+
 def _with_tuples(tree: Any) -> Any:
     """Replaces the lists in a tree by tuples. JSON has no tuples and stores them as lists."""
     if isinstance(tree, dict):

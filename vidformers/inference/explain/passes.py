@@ -29,10 +29,12 @@ class ModelPass:
         grid: (t, y, x), the patch grid of the input embedding.
         pools_patches_after_attention: whether the encoder ends in global average pooling of patches that attention has
             mixed.
+        reads_means_of_frames: whether the pass supports a `MeanEncoder`, which has no class tokens.
     """
 
     grid: tuple[int, ...] = ()
     pools_patches_after_attention = False
+    reads_means_of_frames = False
 
     def maps(self, embedding, x, embeds_pixels, normalised_by=None):
         """Embeds x as maps of patches (b t y x d).
@@ -133,10 +135,19 @@ class ModelPass:
 
     @encoder.register
     def _(self, encoder: MeanEncoder, x):
-        raise ConfigError("--mode=explain reads class tokens. Set model.frame_token=class.")
+        if not self.reads_means_of_frames:
+            raise ConfigError(
+                "--mode=explain follows class tokens, which a model with model.frame_token=mean does not have. Explain "
+                "a model with model.frame_token=class."
+            )
+        return self._class_tokens_of_stages(encoder, x)
 
     @encoder.register
     def _(self, encoder: Encoder, x):
+        return self._class_tokens_of_stages(encoder, x)
+
+    def _class_tokens_of_stages(self, encoder, x):
+        """Returns the normalised class tokens (b c d) of an `Encoder`."""
         maps = self.maps(partial(_embedded_maps, encoder.embedding), x, embeds_pixels=True)
         tokens = tokens_of_maps(maps, jnp.zeros((len(maps), 0, maps.shape[-1]), maps.dtype))
         for i, stage in enumerate(encoder.stages):
@@ -157,12 +168,12 @@ class RecordingPass(ModelPass):
         weights: in the order of the pass, a list for each stage, as `_run_stage` returns it, and an array (b t y x) for
             average pooling.
         last_stage: the last stage of the encoder, its input tokens and its weights, or None without a stage.
-        temporal_weights: the weights of the last stage of a `TemporalEncoder`, or None.
+        temporal_weights: the weights of each stage of a `TemporalEncoder`, empty for other models.
     """
 
     def __init__(self, perturbations=None):
         self.perturbations, self.weights = iter(perturbations or ()), []
-        self.last_stage, self.temporal_weights = None, None
+        self.last_stage, self.temporal_weights = None, []
 
     def maps(self, embedding, x, embeds_pixels, normalised_by=None):
         if embeds_pixels and normalised_by is not None:
@@ -196,8 +207,9 @@ class RecordingPass(ModelPass):
         return out
 
     def temporal_stage(self, stage, sequence):
-        sequence, self.temporal_weights = _run_stage(stage, sequence, _record, next(self.perturbations, None))
-        self.weights.append(self.temporal_weights)
+        sequence, weights = _run_stage(stage, sequence, _record, next(self.perturbations, None))
+        self.weights.append(weights)
+        self.temporal_weights.append(weights)
         return sequence
 
     def blocks(self, blocks, tokens):

@@ -1,6 +1,7 @@
-"""Draws relevance maps: heat maps over frames, videos, and line plots."""
+"""Draws relevance maps: heat maps over frames, videos, line plots, and weights of frames above thumbnails."""
 
 import io
+import warnings
 from fractions import Fraction
 
 import av
@@ -9,6 +10,7 @@ import numpy as np
 
 _MIN_SIDE = 112  # pixels; smaller frames are enlarged
 _FRAME_RATE = 8  # frames per second of a video
+_MAX_THUMBNAILS = 12
 
 
 def overlay(frames, maps) -> np.ndarray:
@@ -66,6 +68,47 @@ def draw_lines(lines, xlabel: str, ylabel: str) -> bytes:
     axes.xaxis.get_major_locator().set_params(integer=True)
     if len(lines) > 1:
         axes.legend(frameon=False)
+    return _encode(figure)
+
+
+def draw_strip(weights, frames, index, title: str) -> bytes:
+    """Returns a PNG file with the weights of all frames above evenly spaced thumbnails (VTN).
+
+    Args:
+        weights: (h t), drawn as one thin line for each head and a thick line for the mean.
+        frames: uint8 (t y x 3).
+        index: (t), the numbers of the frames, written below the thumbnails.
+        title: a text above the picture.
+    """
+    from matplotlib.figure import Figure
+
+    count, length = min(len(frames), _MAX_THUMBNAILS), len(frames)
+    chosen = np.linspace(0, length - 1, count).round().astype(int)
+    figure = Figure(figsize=(10, 3.4))
+    # The thumbnails fill the width side by side, and the middle of each one is below its point of the lines.
+    left, width = 0.07, 0.91
+    gap = (length - 1) / (count - 1) if count > 1 else 1
+    axes = figure.add_axes((left, 0.46, width, 0.44))
+    heads = axes.plot(weights.T, color="silver", linewidth=0.8)
+    marker = "o" if length <= 64 else None
+    mean = axes.plot(weights.mean(axis=0), color="tab:blue", linewidth=2, marker=marker, markersize=4)
+    axes.legend([mean[0], heads[0]], ["mean", "one head"], fontsize=7, frameon=False, loc="upper right", ncols=2)
+    axes.vlines(chosen, 0, weights.mean(axis=0)[chosen], color="tab:blue", alpha=0.3, linewidth=0.8)
+    axes.set(xlim=(-gap / 2, length - 1 + gap / 2), ylim=(0, None), xticks=[])
+    axes.tick_params(labelsize=7)
+    axes.set_title(title, size=9, loc="left", parse_math=False)
+    for place, frame in enumerate(chosen):
+        tile = figure.add_axes((left + width * (place + 0.02) / count, 0.1, 0.96 * width / count, 0.34))
+        tile.imshow(frames[frame])
+        tile.set_axis_off()
+        tile.set_anchor("N")
+        tile.text(0.5, -0.04, str(index[frame]), size=7, color="grey", ha="center", va="top", transform=tile.transAxes)
+    return _encode(figure)
+
+
+def _encode(figure) -> bytes:
+    """Returns a figure as a PNG file."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # about characters that the font lacks
+        figure.savefig(content, format="png", dpi=120)
     return content.getvalue()

@@ -40,8 +40,8 @@ class Relevance(NamedTuple):
             of the encoder in which the class token attends to patches. The grid of that sublayer may be coarser. Swin
             has no class token, and the weights are averaged over the queries of all patches. None for VTN with a ResNet
             backbone.
-        frames: (b t), in VTN, the attention weights of the class token on the frames in the last temporal layer,
-            averaged over heads. None for other models.
+        frames: (b l h t), in VTN, the attention weights of the class token on the frames, by layer and head of the
+            temporal encoder. None for other models.
         dictionary_shares: dict from the name of an attention sublayer to an array (layers b), the share of its
             attention weights on HaViT's dictionary, for hybrid='combined'. Empty for other models.
     """
@@ -102,7 +102,7 @@ def relevance(model, video, index=None, target=None) -> Relevance:
         rollout[..., 0],
         gradient[..., 0],
         None if recording.last_stage is None else _head_maps(*recording.last_stage, len(video)),
-        None if recording.temporal_weights is None else _frame_weights(recording.temporal_weights),
+        _frame_weights(recording.temporal_weights) if recording.temporal_weights else None,
         {name: share.reshape(len(share), len(video), -1).mean(-1) for name, share in dictionary_shares.items()},
     )
 
@@ -150,12 +150,15 @@ def _head_maps(stage, tokens, weights, num_clips):
     return rearrange(maps, "h (b f) t (y x) -> b h (f t) y x", f=frames, y=tokens.grid[1])
 
 
-def _frame_weights(weights):
-    """Returns `Relevance.frames` (b t) from the weights of the last temporal stage."""
-    # `weights` has one list of kernel calls per sublayer. Sublayer 0 is the attention. Its calls are, in this order:
-    #   frames -> clip[, frames -> dictionary], class token -> clip[, class token -> dictionary]
-    # The calls in brackets exist if the dictionary has its own attention. Index len // 2 is class token -> clip.
-    class_call = weights[0][len(weights[0]) // 2]
-    # [0]: the keys of the clip; [1], if any, those of a combined dictionary. [-1]: the last layer.
-    last_layer = class_call[0][-1]  # (b h 1 k): the query is the class token, and key 0 is the class token itself
-    return last_layer[:, :, 0, 1:].mean(axis=1)
+def _frame_weights(stages):
+    """Returns `Relevance.frames` (b l h t) from the weights of the temporal stages."""
+    layers = []
+    for weights in stages:
+        # `weights` has one list of kernel calls per sublayer. Sublayer 0 is the attention. Its calls are, in order:
+        #   frames -> clip[, frames -> dictionary], class token -> clip[, class token -> dictionary]
+        # The calls in brackets exist if the dictionary has its own attention. Index len // 2 is class token -> clip.
+        class_call = weights[0][len(weights[0]) // 2]
+        # [0]: the keys of the clip; [1], if any, those of a combined dictionary. The weights are (l b h 1 k): the query
+        # is the class token, and key 0 is the class token itself.
+        layers.append(class_call[0][:, :, :, 0, 1:])
+    return rearrange(jnp.concatenate(layers), "l b h t -> b l h t")
