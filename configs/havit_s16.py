@@ -10,6 +10,10 @@ Rows of the paper's tables: python -m benchmarks.tables havit/5 --config.data.ro
 
 Other interpretations of the paper, as overrides:
   time and space attention share one dictionary:    --config.model.share_dictionary=true
+  all layers share a dictionary for time and one for space:
+      --config.model.dictionary_per=model --config.model.dictionary=1300
+  the feed-forward of eq. 6 acts on the external result:
+      --config.model.external_mlp=true --config.model.hybrid=simplified
   the class token is a key from the first block on: --config.model.class_token=input
   the cosine kernel measures distance in frames:    --config.model.cosine_index=t
 """

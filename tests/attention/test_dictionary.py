@@ -136,10 +136,33 @@ def test_counts_of_table_6():
     assert count(attention="joint", kernel="relu") == count(attention="joint", kernel="cosine") == joint
 
 
+def test_a_dictionary_for_each_kind_of_attention_fits_both_totals_of_table_6():
+    joint, divided = count(dictionary=0, attention="joint"), count(dictionary=0)
+    an_entry = count(dictionary=1, dictionary_per="model", attention="joint") - joint
+    of_both = count(dictionary=1, dictionary_per="model") - divided
+    of_one_for_both = count(dictionary=1, dictionary_per="model", share_dictionary=True) - divided
+
+    def sizes(of_divided):
+        """Returns the sizes n for which both totals agree."""
+        totals = ((n, joint + n * an_entry, divided + n * of_divided) for n in range(1, 10_000))
+        return [n for n, *both in totals if [f"{total / 1e6:.1f}" for total in both] == ["26.4", "34.5"]]
+
+    assert sizes(of_both) == list(range(1285, 1350)) and sizes(of_one_for_both) == []
+    assert count(dictionary=1285, dictionary_per="model") == divided + 1285 * of_both
+
+
 def test_parameters_follow_the_formulas():
     d, without, with_112 = 384, count(dictionary=0), count()
     assert count(dictionary=1) - without == 12 * 2 * 2 * d, "one dictionary an attention, with keys and values"
     assert count(dictionary=1, share_dictionary=True) - without == 12 * 2 * d
+    assert count(dictionary=1, dictionary_per="model") - without == 2 * 2 * d, "one for time and one for space"
+    assert count(dictionary=1, dictionary_per="model", share_dictionary=True) - without == 2 * d
+    mlp = 8 * d**2 + 7 * d  # with its norm
+    assert count(hybrid="simplified", external_mlp=True) - with_112 == 24 * mlp
+    assert count(hybrid="multi_view", external_mlp=True) - count(hybrid="multi_view") == 24 * mlp
+    assert count(hybrid="simplified", external_mlp=True, dictionary_per="model") == (
+        count(dictionary_per="model") + 2 * mlp
+    )
     assert count(hybrid="multi_view") - count(hybrid="simplified") == 24 * d**2
     assert without - count(dictionary=0, attention="joint") == 12 * (4 * d**2 + 6 * d)
     assert count(temporal_fc=True) - with_112 == 12 * (d**2 + d)
@@ -160,6 +183,8 @@ def test_every_model_takes_a_dictionary(name, attentions):
         ("havit", dict(dictionary=-1), "model.dictionary=-1"),
         ("havit", dict(hybrid="sum"), "model.hybrid='sum'"),
         ("havit", dict(hybrid="split_heads", heads=3, width=48), "model.hybrid=split_heads"),
+        ("havit", dict(dictionary_per="block"), "model.dictionary_per='block'"),
+        ("havit", dict(external_mlp=True), "model.external_mlp=True"),
         ("havit", dict(kernel="elu"), "model.kernel='elu'"),
         ("havit", dict(cosine_index="y"), "model.cosine_index='y'"),
         ("havit", dict(kernel="cosine", class_token="input"), "model.kernel=cosine"),

@@ -135,7 +135,10 @@ def test_einsums_are_not_measured_under_the_name_of_another_backend(monkeypatch,
 
 
 def test_the_share_of_a_dictionary_at_the_start(capsys, monkeypatch):
-    small = [f"--config.model.{field}" for field in ("width=32", "heads=2", "depth=1", "dictionary=16")]
+    small = [
+        f"--config.model.{field}"
+        for field in ("width=32", "heads=2", "depth=1", "dictionary=16", "dictionary_per=model")
+    ]
     command = ["--config=configs/demo.py:havit", *small, "--clips=1"]
     shares = dictionary.shares
 

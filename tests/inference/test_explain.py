@@ -26,9 +26,12 @@ ENTRIES = {f"scheme {entry.name}": entry for entry in [*SCHEMES.values(), *EXAMP
 OPTIONS = {
     "timesformer": ("timesformer", dict(depth=1)),
     "mevit": ("mevit", dict(depth=2, motion_blocks=1, class_blocks=1)),
-    "havit": ("havit", dict(class_blocks=1)),
+    "havit": ("havit", dict(class_blocks=1, dictionary_per="model")),
     "cosine": ("havit", dict(attention="joint", kernel="cosine", depth=1, class_blocks=1)),
-    "two_views": ("havit", dict(hybrid="multi_view", class_token="input", depth=1, class_blocks=1)),
+    "two_views": (
+        "havit",
+        dict(hybrid="multi_view", external_mlp=True, class_token="input", depth=1, class_blocks=1),
+    ),
     "shifted_patches": ("msca", dict(direction="patches", moved="QV")),
     # Two stages over frames, since the windows differ, the first one with two layers.
     "vtn": ("vtn", dict(depth=1, dictionary=2, hybrid="simplified", temporal_depth=3, window=(4, 4, 6))),

@@ -188,6 +188,13 @@ def test_every_model_has_keys(name):
         ]
 
 
+@pytest.mark.quick
+def test_the_entries_of_a_dictionary_are_keys_also_where_all_layers_share_it():
+    for per in ("layer", "model"):
+        rows = model_keys(maker("havit", dictionary_per=per))
+        assert [keys.entries for _, keys in rows] == [3, 3, 0], "time, space and class attention"
+
+
 def picture(content: bytes) -> np.ndarray:
     return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
 

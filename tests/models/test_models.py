@@ -168,6 +168,28 @@ def test_scan_equals_unrolled():
     same_trees(compiled("mevit", unroll=3, **SCANNED)[0](parameters, clips()), expected, **ROUNDING)
 
 
+def test_shared_dictionaries_equal_one_a_layer_with_the_same_entries(float64):
+    """Their gradient is the sum over the layers, in a rematerialised loop."""
+    options = dict(class_token="input", class_blocks=0, dtype="float64")
+
+    def gradients_and_logits(graph, parameters):
+        return quick_jit(jax.grad(partial(mixture_of_logits, graph), has_aux=True))(parameters, clips())
+
+    graph, parameters = make("havit", dictionary_per="model", unroll=2, remat="full", **options)
+    parameters = jax.tree.map(np.float64, parameters)
+    gradients, logits = gradients_and_logits(graph, parameters)
+    stage, found = (tree["encoder"]["stages"][0] for tree in (parameters, gradients))
+    entries, found = stage.pop("dictionary"), found.pop("dictionary")
+    for sublayer, kind in enumerate(("time", "space")):
+        stacks = {name: np.stack([entry] * 2) for name, entry in entries[kind].items()}
+        stage["layers"]["sublayers"][sublayer]["dictionary"] = stacks
+    expected, expected_logits = gradients_and_logits(make("havit", **options)[0], parameters)
+    sublayers = expected["encoder"]["stages"][0]["layers"]["sublayers"]
+    sums = [jax.tree.map(lambda x: x.sum(0), sublayers[i].pop("dictionary")) for i in range(2)]
+    same_trees((found["time"], found["space"], logits), (*sums, expected_logits), rtol=1e-9, atol=1e-12)
+    same_trees(gradients, expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("remat", ["attention", "dots", "full"])
 def test_remat_changes_nothing(remat):
     graph, parameters = make("mevit", remat=remat)

@@ -84,6 +84,16 @@ def test_mevit(options):
         row("table 7, ViT without", dictionary=0),
         row("split heads, cosine of frames", kernel="cosine", cosine_index="t", hybrid="split_heads"),
         row("class token at the input", attention="joint", kernel="relu", hybrid="simplified", class_token="input"),
+        row("one dictionary for time and one for space", dictionary_per="model"),
+        row(
+            "eq. 6, one dictionary in all",
+            external_mlp=True,
+            hybrid="simplified",
+            dictionary_per="model",
+            share_dictionary=True,
+        ),
+        row("eq. 6, multi-view, joint", external_mlp=True, hybrid="multi_view", attention="joint"),
+        row("eq. 6, split heads", external_mlp=True, hybrid="split_heads", depth=1),
         row("one dictionary a block", class_token="input", temporal_fc=True, share_dictionary=True, class_blocks=0),
     ],
 )

@@ -37,10 +37,13 @@ def logits(
     class_token: str = "late",
     temporal_fc: bool = False,
     share_dictionary: bool = False,
+    dictionary_per: str = "layer",
+    external_mlp: bool = False,
 ):
     """Returns the logits of a clip (t, y, x, 3): eq. 1-7 in `depth` blocks, then class attention (eq. 8, 9).
 
-    The internal attention is joint (eq. 2) or divided (eq. 5, then eq. 4; the paper gives no order).
+    The internal attention is joint (eq. 2) or divided (eq. 5, then eq. 4; the paper gives no order). The paper does not
+    say which attentions and layers share a dictionary, nor which parameters the feed-forward network of eq. 6 has.
     """
     z, token = embed(parameters["encoder"], video, patch_size)
     places, frames = (sorted(set(axis)) for axis in zip(*z, strict=True))
@@ -53,11 +56,17 @@ def logits(
     }
     layers = blocks(parameters["encoder"]["stages"])
     assert len(layers) == depth + class_blocks
+    of_model = parameters["encoder"]["stages"][0]["dictionary"] if dictionary_per == "model" else {}
     for *attentions, last in layers[:depth]:
         first = attentions[0]
         for name, sublayer in zip(("time", "space") if attention == "divided" else ("joint",), attentions, strict=True):
             pairs = queries_and_keys(z, keys_of[name], class_is_query=name != "time")
-            entries = (first if share_dictionary else sublayer)["dictionary"] if dictionary else None
+            entries = None
+            if of_model:
+                entries = of_model["all" if share_dictionary else name]
+            elif dictionary:
+                entries = (first if share_dictionary else sublayer)["dictionary"]
+            assert entries is None or ("mlp" in entries) == external_mlp
             similarity = similarity_of(kernel, cosine_index, len(places), len(frames), pairs)
             updates = hybrid_attention(sublayer, z, heads, pairs, similarity, entries, hybrid)
             if temporal_fc and name == "time":  # not in the equations: TimeSformer's linear map after W_O
@@ -109,8 +118,9 @@ def hybrid_attention(parameters, z, heads: int, pairs, similarity, entries, hybr
         similarity: see `similarity_of`.
         entries: K^e and V^e, `keys` and `values` (n, d); None for internal attention alone.
         hybrid: 'combined' (eq. 7): one normalisation over internal and external keys. The others add external attention
-            (eq. 6, without its feed-forward network) to the internal one ('simplified'), give each heads of its own
-            ('multi_view'), or divide the heads ('split_heads').
+            (eq. 6) to the internal one ('simplified'), give each heads of its own ('multi_view'), or divide the heads
+            ('split_heads'). The last line of eq. 6 acts on the external heads, side by side, if the entries have an
+            `mlp`.
     """
     projected, updates = project(parameters, z, heads), {}
     for query, keys in pairs:
@@ -129,11 +139,13 @@ def hybrid_attention(parameters, z, heads: int, pairs, similarity, entries, hybr
             else:
                 internal_heads.append(weighted(internal, values))
                 external_heads.append(weighted(external, external_values))
+        if hybrid == "split_heads" and entries is not None:
+            internal_heads, external_heads = internal_heads[: heads // 2], external_heads[heads // 2 :]
+        if entries is not None and "mlp" in entries:
+            external_heads = np.split(mlp(entries["mlp"], np.concatenate(external_heads)), len(external_heads))
         if hybrid == "simplified" and entries is not None:
             s = [i + e for i, e in zip(internal_heads, external_heads, strict=True)]
-        elif hybrid == "split_heads" and entries is not None:
-            s = internal_heads[: heads // 2] + external_heads[heads // 2 :]
         else:
-            s = internal_heads + external_heads
+            s = [*internal_heads, *external_heads]
         updates.setdefault(query, []).append(linear(parameters["out"], np.concatenate(s)))
     return {query: sum(copies) / len(copies) for query, copies in updates.items()}

@@ -105,13 +105,14 @@ def test_timesformer_of_its_authors_gives_the_same_answers(save):
         ("mevit", dict(motion_blocks=2)),
         ("joint", {}),
         ("havit", dict(dictionary=4)),
+        ("havit", dict(dictionary=4, dictionary_per="model")),
         ("havit", dict(attention="joint")),
     ],
 )
 def test_every_model_with_a_vit_inside_starts_from_one(name, options, save):
     pretrained = fitted(save(arrays_of("timm_vit")), name, frames=2, **options)
     drawn = {row.parameter for row in pretrained.origins if row.how == "new" and row.note != "zero"}
-    assert all(".sublayers." in name or "time" in name for name in drawn), drawn
+    assert all(re.search(r"\.sublayers\.|\.dictionary\.|time", name) for name in drawn), drawn
     assert all("dictionary" in name or ".stages.1." in name or ".stages.2." in name for name in drawn), drawn
 
 

@@ -60,7 +60,7 @@ def still(frames, side=SIDE):
         ("timesformer", dict(starts_as_image=False)),
         ("mevit", EARLY | dict(temporal_fc=True, class_queries_motion=True)),
         ("mevit", EARLY | dict(order="space_motion")),
-        ("havit", INPUT | dict(dictionary=4, hybrid="multi_view")),
+        ("havit", INPUT | dict(dictionary=4, hybrid="multi_view", dictionary_per="model", external_mlp=True)),
         ("msca", {}),
         ("msca", dict(direction="patches", boundary="wrap")),
         ("tokenshift", dict(boundary="keep")),

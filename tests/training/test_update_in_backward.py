@@ -19,6 +19,7 @@ from vidformers.training.update_in_backward import REST, merge_stages, split_sta
 
 CLOSE = dict(rtol=1e-6, atol=1e-9)
 NOISY = dict(depth=3, dropout=0.1, drop_path=0.2)
+SHARED = dict(attention="joint", class_token="input", class_blocks=0, dictionary_per="model")
 ADAMW, SGD = dict(name="adamw", lr=1e-3, weight_decay=0.1), dict(name="sgd", lr=0.05, nesterov=True)
 
 
@@ -51,7 +52,11 @@ def two_steps(step, state, put=lambda batch: batch):
 
 @pytest.mark.parametrize(
     "name, optimizer, options, mesh",
-    [("timesformer", ADAMW, NOISY, dict(data=2, fsdp=2, context=2)), ("vtn", SGD, {}, None)],
+    [
+        ("timesformer", ADAMW, NOISY, dict(data=2, fsdp=2, context=2)),
+        ("vtn", SGD, {}, None),
+        ("havit", SGD, SHARED, dict(fsdp=2)),
+    ],
 )
 def test_it_is_the_same_step(name, optimizer, options, mesh, float64):
     step, state = step_and_state(name, False, optimizer, **options)

@@ -163,12 +163,18 @@ class ModelConfig:
         """The keyword arguments that every sublayer takes."""
         return SublayerOptions(dtype=jnp.dtype(self.dtype), dropout=self.dropout)
 
-    def make_dictionary(self, rngs: nnx.Rngs) -> Dictionary | None:
+    def make_dictionary(self, rngs: nnx.Rngs, mlp_ratio: int = 0) -> Dictionary | None:
         """Returns a new dictionary with `self.dictionary` entries, or None for 0 entries."""
         if not self.dictionary:
             return None
         return Dictionary(
-            self.dictionary, self.width, self.heads, hybrid=self.hybrid, scale=self.dictionary_scale, rngs=rngs
+            self.dictionary,
+            self.width,
+            self.heads,
+            hybrid=self.hybrid,
+            scale=self.dictionary_scale,
+            mlp_ratio=mlp_ratio,
+            rngs=rngs,
         )
 
     def attention(self, scheme: Scheme, **options) -> Callable[..., SelfAttention]:

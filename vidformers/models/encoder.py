@@ -8,16 +8,17 @@ block:       sublayer -> ... -> sublayer, each with its residual
 Axes: b clips, t frames, n patches of a frame, c class tokens, d width; y x rows and columns, of pixels in video.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from vidformers.attention.core import remat_attention
+from vidformers.attention.dictionary import Dictionary, SharedDictionary
 from vidformers.errors import require
 from vidformers.layers.embedding import unit_norm_init
 from vidformers.layers.linear import Linear
@@ -58,15 +59,21 @@ class StageSpec:
         block: block(rngs) returns one block.
         depth: number of blocks. A stage of depth 0 is left out.
         late_class: whether the class token is appended at this stage instead of at the input.
+        dictionaries: dictionaries(rngs) of the stage by name. All blocks share them: a sublayer with
+            `SharedDictionary(name, ...)` reads the one of this name.
     """
 
     block: Callable[[nnx.Rngs], Block]
     depth: int
     late_class: bool = False
+    dictionaries: Mapping[str, Callable[[nnx.Rngs], Dictionary | None]] = field(default_factory=dict)
 
 
 class Stage(nnx.Module):
     """`depth` equal blocks. Their parameters are stacked along axis 0, and a scan runs them.
+
+    The entries of dictionaries that all blocks share are outside the stack, in `dictionary`. The gradient of such an
+    entry is the sum over the blocks.
 
     Args:
         remat: one of `REMAT`.
@@ -86,11 +93,33 @@ class Stage(nnx.Module):
             f"model.unroll={unroll} must be auto or a number of at least 1.",
         )
         self.depth, self.remat, self.unroll = spec.depth, remat, int(unroll) if is_number else unroll
-        # None, or a function run_layers(apply_layer, parameters, tokens, rng) -> tokens that replaces the loop over the
-        # layers. apply_layer(tokens, (parameters, rng)) runs one layer and returns (tokens, None), as a scan expects.
-        # Set by `vidformers.training.update_in_backward`.
+        # None, or a function run_layers(apply_layer, parameters, shared, tokens, rng) -> tokens that replaces the loop
+        # over the layers. apply_layer(tokens, (parameters, rng), shared) runs one layer and returns (tokens, None), as
+        # a scan expects. `shared` are the parameters that all layers share. Set by
+        # `vidformers.training.update_in_backward`.
         self.run_layers = None
         self.layers = nnx.vmap(lambda key: spec.block(nnx.Rngs(key)))(jax.random.split(rngs.params(), spec.depth))
+        self.dictionary = nnx.Dict({name: make(rngs) for name, make in spec.dictionaries.items()})
+
+    def split_blocks(self):
+        """Returns (make_block, parameters, shared), to run the blocks one by one.
+
+        `make_block(parameters of one block, shared)` returns this block. `parameters` are those of all blocks, stacked
+        along axis 0, and `shared` are the parameters that all blocks share.
+        """
+        graph, parameters = nnx.split(self.layers)
+        shared_graph, shared = nnx.split(self.dictionary)
+
+        def make_block(parameters, shared) -> Block:
+            block = nnx.merge(graph, parameters)
+            dictionaries = nnx.merge(shared_graph, shared)
+            sublayers: Any = block.sublayers
+            for sublayer in sublayers:
+                if isinstance(place := getattr(sublayer, "dictionary", None), SharedDictionary):
+                    sublayer.dictionary = dictionaries[place.name]
+            return block
+
+        return make_block, parameters, shared
 
     @property
     def is_loop(self) -> bool:
@@ -105,16 +134,16 @@ class Stage(nnx.Module):
 
     def __call__(self, tokens: AnyTokens, rng: LayerRng | None = None) -> AnyTokens:
         """Runs the blocks. The arrays of `rng` have one entry per block along axis 0."""
-        graph, parameters = nnx.split(self.layers)
+        make_block, parameters, shared = self.split_blocks()
         tokens = self._join(tokens)
 
-        def run(tokens, layer):
+        def run(tokens, layer, shared=shared):
             parameters, rng = layer
             with remat_attention() if self.remat == "attention" else nullcontext():
-                return nnx.merge(graph, parameters)(tokens, rng), None
+                return make_block(parameters, shared)(tokens, rng), None
 
         if self.run_layers is not None:
-            return _split(self.run_layers(run, parameters, tokens, rng))
+            return _split(self.run_layers(run, parameters, shared, tokens, rng))
         if self.remat in ("dots", "full"):
             dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             # prevent_cse is only needed outside of a scan.

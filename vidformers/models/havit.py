@@ -9,11 +9,15 @@ Paper: Li, Zhuang, Gao and Wang, "HaViT: Hybrid-Attention Based Vision Transform
 
 The clip has one class token. The paper gives neither the size of the dictionary, `model.dictionary`, nor the number of
 class-attention layers: 112 and 2 agree with the parameters of its Table 6 (26.4 M joint, 34.5 M divided at width 384).
-`swin.py` and `cvt.py` are the other models of Table 7 to which the paper adds a dictionary.
+One dictionary for each kind of attention, which all layers share, agrees with them too, for any size from 1,285 to
+1,349. `swin.py` and `cvt.py` are the other models of Table 7 to which the paper adds a dictionary.
 """
+
+from functools import partial
 
 from flax import nnx
 
+from vidformers.attention.dictionary import Dictionary, SharedDictionary
 from vidformers.attention.frame import Frame
 from vidformers.attention.joint import Joint
 from vidformers.attention.time import Time
@@ -31,6 +35,8 @@ def havit(
     class_token: str = "late",
     temporal_fc: bool = False,
     share_dictionary: bool = False,
+    dictionary_per: str = "layer",
+    external_mlp: bool = False,
     rngs: nnx.Rngs,
 ) -> Classifier:
     """Returns a HaViT.
@@ -41,7 +47,12 @@ def havit(
         class_blocks: class-attention layers after the `depth` hybrid blocks (eq. 8, 9).
         class_token: 'late', appended at class attention (sec. 3.3), or 'input', a key from the first block on (eq. 1).
         temporal_fc: adds `extra_projection` to time attention, as TimeSformer does.
-        share_dictionary: the two attention layers of a block share one dictionary. False: each has its own.
+        share_dictionary: time and space attention share one dictionary. False: each has its own.
+        dictionary_per: 'layer', or 'model': all blocks share one dictionary for each kind of attention (time, space or
+            joint), or one in all with `share_dictionary`.
+        external_mlp: applies the feed-forward network of eq. 6 to the result of external attention, with parameters of
+            its own in every dictionary, except with model.hybrid=combined, which has no such result. False: the MLP of
+            the block, which acts on the sum of both attentions, is this network.
     Raises:
         ConfigError: an unknown choice, or a late class token without class attention.
     """
@@ -54,21 +65,42 @@ def havit(
         f"model.class_blocks={class_blocks} must be at least {least} with model.class_token={class_token}.",
     )
     require(not temporal_fc or attention == "divided", "model.temporal_fc=True needs model.attention=divided.")
+    require(dictionary_per in ("layer", "model"), f"model.dictionary_per={dictionary_per!r} must be layer or model.")
     if attention == "divided":
         time = config.attention(Time(), class_keys=early_class, class_queries=False, extra_projection=temporal_fc)
-        attentions = [time, config.attention(Frame(), class_keys=early_class, class_queries=early_class)]
+        space = config.attention(Frame(), class_keys=early_class, class_queries=early_class)
+        attentions = {"time": time, "space": space}
     else:
-        attentions = [config.attention(Joint(), class_keys=early_class, class_queries=early_class)]
-
-    def block(rngs: nnx.Rngs) -> Block:
-        shared = config.make_dictionary(rngs) if share_dictionary else None
-        return Block([*(make(rngs, shared) for make in attentions), config.mlp()(rngs=rngs)])
-
+        attentions = {"joint": config.attention(Joint(), class_keys=early_class, class_queries=early_class)}
     return config.classifier(
-        StageSpec(block, config.depth),
+        _hybrid_stage(config, attentions, share_dictionary, dictionary_per == "model", external_mlp),
         config.stage(
             class_blocks, config.class_attention(), config.mlp(updates_patches=False), late_class=not early_class
         ),
         temporal_init=unit_norm_init,
         rngs=rngs,
     )
+
+
+def _hybrid_stage(config: ModelConfig, attentions, shares_kinds: bool, shares_layers: bool, has_mlp: bool) -> StageSpec:
+    """Returns the spec of the hybrid blocks.
+
+    Args:
+        attentions: {kind of attention: make(rngs, dictionary)} of a block, in order.
+        shares_kinds, shares_layers: whether the attentions of a block, and the blocks, share a dictionary.
+        has_mlp: whether dictionaries have an `ExternalMlp`.
+    """
+    names = {kind: "all" if shares_kinds else kind for kind in attentions}
+    make_dictionary = partial(config.make_dictionary, mlp_ratio=config.mlp_ratio if has_mlp else 0)
+    of_stage = {name: make_dictionary for name in names.values()} if shares_layers and config.dictionary else {}
+
+    def block(rngs: nnx.Rngs) -> Block:
+        dictionaries: dict[str, Dictionary | None] = {name: SharedDictionary(name, config.hybrid) for name in of_stage}
+        sublayers: list[nnx.Module] = []
+        for kind, make in attentions.items():
+            if names[kind] not in dictionaries:
+                dictionaries[names[kind]] = make_dictionary(rngs)
+            sublayers.append(make(rngs, dictionaries[names[kind]]))
+        return Block([*sublayers, config.mlp()(rngs=rngs)])
+
+    return StageSpec(block, config.depth, dictionaries=of_stage)

@@ -118,7 +118,7 @@ def _size(tree) -> int:
 
 
 def _rows(parameters, prefix=""):
-    """Yields (name, parameters) of each sublayer in a stage, and of each module outside the stages."""
+    """Yields (name, parameters) of each sublayer in a stage, of what its layers share, and of each other module."""
     for name, tree in parameters.items():
         if name in ("encoder", "readout"):
             yield from _rows(tree, f"{prefix}{name}.")
@@ -127,5 +127,7 @@ def _rows(parameters, prefix=""):
                 for j, sublayer in stage["layers"]["sublayers"].items():
                     depth = jax.tree.leaves(sublayer)[0].shape[0]
                     yield f"{prefix}stages.{i} x {depth}: {j} ({', '.join(sublayer)})", _size(sublayer)
+                for kind, dictionary in stage.get("dictionary", {}).items():
+                    yield f"{prefix}stages.{i}: dictionary.{kind}", _size(dictionary)
         else:
             yield f"{prefix}{name}", _size(tree)

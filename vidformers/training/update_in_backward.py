@@ -111,47 +111,50 @@ def value_and_update(loss_fn, graph, optimizer, parameters, opt_state):
     return loss, accuracy, norm, merge_stages(new_parameters), merged_opt_state
 
 
-def _run_layers(optimizer, opt_state, squared_norm, apply_layer, parameters, tokens, rng):
-    """Runs the layers of a stage; the last four arguments are those of `Stage.run_layers`.
+def _run_layers(optimizer, opt_state, squared_norm, apply_layer, parameters, shared, tokens, rng):
+    """Runs the layers of a stage; the last five arguments are those of `Stage.run_layers`.
 
     `squared_norm` is a dummy input of value 0. Its cotangent returns the squared norm of the gradient.
     """
-    parameters = nnx.to_pure_dict(parameters)
-    return _scan_with_update(apply_layer, optimizer, parameters, opt_state, squared_norm, tokens, rng)
+    parameters, shared = nnx.to_pure_dict(parameters), nnx.to_pure_dict(shared)
+    return _scan_with_update(apply_layer, optimizer, parameters, opt_state, squared_norm, shared, tokens, rng)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _scan_with_update(apply_layer, optimizer, parameters, opt_state, squared_norm, tokens, rng):
+def _scan_with_update(apply_layer, optimizer, parameters, opt_state, squared_norm, shared, tokens, rng):
     """Scans the layers. `opt_state` and `squared_norm` are inputs only so that their cotangents exist."""
-    return jax.lax.scan(apply_layer, tokens, (parameters, rng))[0]
+    return jax.lax.scan(lambda tokens, layer: apply_layer(tokens, layer, shared), tokens, (parameters, rng))[0]
 
 
-def _scan_forward(apply_layer, optimizer, parameters, opt_state, squared_norm, tokens, rng):
+def _scan_forward(apply_layer, optimizer, parameters, opt_state, squared_norm, shared, tokens, rng):
     """Scans the layers and keeps the input of each layer, as model.remat=full does."""
     tokens, inputs = jax.lax.scan(
-        lambda tokens, layer: (apply_layer(tokens, layer)[0], tokens), tokens, (parameters, rng)
+        lambda tokens, layer: (apply_layer(tokens, layer, shared)[0], tokens), tokens, (parameters, rng)
     )
-    return tokens, (parameters, opt_state, squared_norm, inputs, rng)
+    return tokens, (parameters, opt_state, squared_norm, shared, inputs, rng)
 
 
 def _scan_backward(apply_layer, optimizer, residuals, cotangent):
-    """Returns the updated parameters, the updated optimizer state, the squared gradient norm, and a true cotangent.
+    """Returns the updated parameters, the updated optimizer state, the squared gradient norm, and true cotangents.
 
-    The true cotangent is that of `tokens`.
+    The true cotangents are those of `shared`, the sum over the layers, and of `tokens`.
     """
-    parameters, opt_state, squared_norm, inputs, rng = residuals
+    parameters, opt_state, squared_norm, shared, inputs, rng = residuals
     depth = len(jax.tree.leaves(parameters)[0])
 
     def update_layer(step, carry):
-        cotangent, parameters, opt_state, squared_norm = carry
+        cotangent, shared_gradient, parameters, opt_state, squared_norm = carry
         i = depth - 1 - step
         layer, layer_opt_state, layer_rng, layer_input = jax.tree.map(
             # Scalars, such as step counts, are not stacked. All layers use the same value.
             lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False) if x.ndim else x,
             (parameters, opt_state, rng, inputs),
         )
-        _, pullback = jax.vjp(lambda layer, tokens: apply_layer(tokens, (layer, layer_rng))[0], layer, layer_input)
-        gradient, cotangent = pullback(cotangent)
+        _, pullback = jax.vjp(
+            lambda layer, shared, tokens: apply_layer(tokens, (layer, layer_rng), shared)[0], layer, shared, layer_input
+        )
+        gradient, shared_part, cotangent = pullback(cotangent)
+        shared_gradient = jax.tree.map(jnp.add, shared_gradient, shared_part)
         squared_norm += optax.tree.norm(gradient, squared=True)
         updates, layer_opt_state = optimizer.update(gradient, layer_opt_state, layer)
         new = optax.apply_updates(layer, updates), layer_opt_state
@@ -172,12 +175,11 @@ def _scan_backward(apply_layer, optimizer, residuals, cotangent):
         parameters, opt_state = jax.lax.cond(
             jnp.isfinite(depends_on_reads), write, lambda stacks: stacks, (parameters, opt_state)
         )
-        return cotangent, parameters, opt_state, squared_norm
+        return cotangent, shared_gradient, parameters, opt_state, squared_norm
 
-    cotangent, parameters, opt_state, squared_norm = jax.lax.fori_loop(
-        0, depth, update_layer, (cotangent, parameters, opt_state, squared_norm)
-    )
-    return parameters, jax.tree.map(_as_cotangent, opt_state), squared_norm, cotangent, None
+    carry = cotangent, jax.tree.map(jnp.zeros_like, shared), parameters, opt_state, squared_norm
+    cotangent, shared_gradient, parameters, opt_state, squared_norm = jax.lax.fori_loop(0, depth, update_layer, carry)
+    return parameters, jax.tree.map(_as_cotangent, opt_state), squared_norm, shared_gradient, cotangent, None
 
 
 def _is_inexact(x) -> bool:

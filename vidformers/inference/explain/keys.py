@@ -231,8 +231,9 @@ class _LayoutPass(RecordingPass):
         self.attentions, self.count = [], 0
 
     def stage(self, stage, tokens):
-        graph, parameters = nnx.split(stage.layers)
-        return self._block(nnx.merge(graph, jax.tree.map(lambda leaf: leaf[0], parameters)), stage.depth, tokens)
+        make_block, parameters, shared = stage.split_blocks()
+        block = make_block(jax.tree.map(lambda leaf: leaf[0], parameters), shared)
+        return self._block(block, stage.depth, tokens)
 
     temporal_stage = stage
 

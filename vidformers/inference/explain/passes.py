@@ -312,11 +312,11 @@ def _run_stage(stage, x, step, extras):
     Returns:
         x after the stage, and the outs in the layout of `extras`.
     """
-    graph, parameters = nnx.split(stage.layers)
+    make_block, parameters, shared = stage.split_blocks()
 
     def layer(x, stacked):
         parameters, extras = stacked
-        return _run_block(nnx.merge(graph, parameters).sublayers, x, step, extras)
+        return _run_block(make_block(parameters, shared).sublayers, x, step, extras)
 
     if stage.depth > 1:
         return jax.lax.scan(layer, x, (parameters, extras))

@@ -101,6 +101,7 @@ def propagate(sublayer, scalars, weights) -> Propagated | None:
     if getattr(sublayer, "dictionary", None) is not None:
         # (entries, heads): a scalar takes the place of the values of a head, so the width of a head is 1.
         sublayer.dictionary.values = nnx.Param(jnp.zeros((sublayer.dictionary.keys.shape[0], sublayer.heads)))
+        sublayer.dictionary.mlp = nnx.data(None)
     return _propagate_attention(sublayer, scalars)
 
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from flax import nnx
 
 from vidformers.inference.explain.passes import PropagationPass, RecordingPass
 from vidformers.inference.explain.propagate import propagate
@@ -121,8 +120,8 @@ def _head_maps(stage, tokens, weights, num_clips):
 
     The weighted sums of patch scalars are linear in the scalars, and their Jacobian is the attention weights.
     """
-    graph, parameters = nnx.split(stage.layers)
-    sublayers = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[-1], parameters)).sublayers
+    make_block, parameters, shared = stage.split_blocks()
+    sublayers = make_block(jax.tree.map(lambda leaf: leaf[-1], parameters), shared).sublayers
     weights = jax.tree.map(lambda leaf: leaf[-1], weights)
     scalars = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-1], 1)), tokens)
     has_class_tokens = tokens.class_tokens.shape[1] > 0
