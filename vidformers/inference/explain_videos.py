@@ -1,6 +1,5 @@
 """The command `--mode=explain`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from vidformers.errors import ConfigError, require
 from vidformers.inference.clip import Clip
 from vidformers.inference.commands import find_videos, load_and_log
 from vidformers.inference.explain.explainer import Explanation, draw_beside
-from vidformers.inference.predictor import CLIP_FIELDS, Predictor, load, load_export, read_run_json
+from vidformers.inference.predictor import Predictor, clip_differences, load, load_export, read_run_json
 from vidformers.progress import log, table
 
 _MAX_TABLES = 10  # with more videos, the predictions are not printed
@@ -77,13 +76,9 @@ def explain(
 def _load_beside(folder: str, config: dict[str, Any], predictor: Predictor) -> Predictor:
     """Returns the model of another run, or of an export, which must take the clips of `predictor`."""
     if (Path(folder) / "run.json").is_file():
-        other, data = load(folder), read_run_json(folder)["config"]["data"]
-        for field in CLIP_FIELDS:
-            given = json.loads(json.dumps(config["data"][field]))
-            if field in data and data[field] != given:
-                log(
-                    f"--beside={folder} was trained with data.{field}={data[field]!r}, not {given!r} as its clips here."
-                )
+        other = load(folder)
+        for field, trained, given in clip_differences(read_run_json(folder)["config"], config):
+            log(f"--beside={folder} was trained with data.{field}={trained!r}, not {given!r} as its clips here.")
     elif (Path(folder) / "config.json").is_file():
         other = load_export(folder, config)
     else:

@@ -112,6 +112,19 @@ def read_run_json(workdir: str | os.PathLike) -> dict[str, Any]:
         raise ConfigError(f"{path} is damaged: it does not describe a run. Restore the file or train again.") from None
 
 
+def clip_differences(stored: dict[str, Any], config: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Returns (field, stored value, value now) of the fields of `CLIP_FIELDS` that differ.
+
+    Args:
+        stored: the config in the `run.json` of a run.
+        config: the config by which clips are cut now.
+    """
+    before, now = (with_default_sections(each)["data"] for each in (stored, config))
+    return [
+        (field, before[field], now[field]) for field in CLIP_FIELDS if field in before and now[field] != before[field]
+    ]
+
+
 class Predictor:
     """A trained model with its class names and its input pipeline. It is compiled once, at the first prediction.
 
@@ -166,11 +179,9 @@ class Predictor:
                 f"--workdir={workdir} holds a run with model.{field}={trained!r}, not {given!r}. Give the fields of "
                 "the run.",
             )
-        before, now = (with_default_sections(stored)["data"] for stored in (run["config"], config))
         self.remarks = [
-            f"Clips are cut with data.{field}={now[field]!r}, but with {before[field]!r} in training."
-            for field in CLIP_FIELDS
-            if field in before and now[field] != before[field]
+            f"Clips are cut with data.{field}={given!r}, but with {trained!r} in training."
+            for field, trained, given in clip_differences(run["config"], config)
         ]
         self.classes = tuple(run["data"]["classes"])
 

@@ -1,11 +1,9 @@
 """Draws the keys of a query: one row for each attention, one square for each frame."""
 
-import io
-import warnings
-
 import numpy as np
 
 from vidformers.inference.explain.keys import Keys
+from vidformers.inference.explain.pictures import encode_figure
 
 _DPI = 100
 _MAX_WIDTH, _SIDES = 1500, (16, 150)  # in pixels: of the frames of a row; the smallest and largest side of a frame
@@ -25,7 +23,6 @@ def draw_keys(rows: list[tuple[str, Keys]]) -> bytes:
     Args:
         rows: a text that says where the attention occurs, and the keys, as `keys.model_keys` returns them.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     strips = [_strip(keys) for _, keys in rows]
@@ -45,10 +42,7 @@ def draw_keys(rows: list[tuple[str, Keys]]) -> bytes:
         top += strip.shape[0] + 8
     handles, names = _legend([keys for _, keys in rows])
     figure.legend(handles, names, loc="lower left", ncols=len(names), fontsize=8, frameon=False)
-    content = io.BytesIO()
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # about characters that the font lacks
-        FigureCanvasAgg(figure).print_png(content)
-    return content.getvalue()
+    return encode_figure(figure, _DPI)
 
 
 def _title(keys: Keys) -> str:

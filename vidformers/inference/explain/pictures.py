@@ -68,7 +68,7 @@ def draw_lines(lines, xlabel: str, ylabel: str) -> bytes:
     axes.xaxis.get_major_locator().set_params(integer=True)
     if len(lines) > 1:
         axes.legend(frameon=False)
-    return _encode(figure)
+    return encode_figure(figure)
 
 
 def draw_strip(weights, frames, index, title: str) -> bytes:
@@ -103,12 +103,12 @@ def draw_strip(weights, frames, index, title: str) -> bytes:
         tile.set_axis_off()
         tile.set_anchor("N")
         tile.text(0.5, -0.04, str(index[frame]), size=7, color="grey", ha="center", va="top", transform=tile.transAxes)
-    return _encode(figure)
+    return encode_figure(figure)
 
 
-def _encode(figure) -> bytes:
-    """Returns a figure as a PNG file."""
+def encode_figure(figure, dpi: int = 120) -> bytes:
+    """Returns a figure of matplotlib as a PNG file, with `dpi` pixels per inch."""
     content = io.BytesIO()
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # about characters that the font lacks
-        figure.savefig(content, format="png", dpi=120)
+        figure.savefig(content, format="png", dpi=dpi)
     return content.getvalue()
