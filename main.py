@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from input_pipeline.text import print_line
 from vidformers.training.signals import StopRequested, install_signal_handlers, report_stop
 
 USAGE = """python main.py --config=FILE[:NAME] [--config.section.field=value ...]
@@ -168,7 +169,7 @@ def run(argv) -> int:
         getattr(import_module(mode.module), mode.function)(command.config, command.workdir, **command.flags)
     except Interrupted as stop:
         if jax.process_index() == 0:
-            print(stop)
+            print_line(stop)
         status = 128 + stop.signal
     except (ConfigError, DataError) as error:
         # Skips `finish`, which would tell the peers that this process ends as planned, and leave them waiting in a
@@ -180,7 +181,7 @@ def run(argv) -> int:
 
 def report_error(message) -> int:
     """Prints the message of a mistake and returns its exit status."""
-    print(f"vidformers: {message}", file=sys.stderr)
+    print_line(f"vidformers: {message}", sys.stderr)
     return 2
 
 

@@ -102,7 +102,7 @@ def video_seed(record: Record) -> int:
     name = PurePath(record.name or record.path).stem
     if not record.name and record.position is not None:
         name += f"/{record.position}"
-    return zlib.crc32(name.encode())
+    return zlib.crc32(name.encode("utf-8", "surrogateescape"))
 
 
 def _row(record, video, index, decoded=0, error: str | None = None):
@@ -114,5 +114,5 @@ def _row(record, video, index, decoded=0, error: str | None = None):
         "mask": np.float32(error is None),
         "id": np.int32(record.id),
         "decoded": np.int32(decoded),
-        "error": np.array((error or "").encode("utf-8", "replace"), _ERROR_DTYPE),
+        "error": np.array((error or "").encode("utf-8", "backslashreplace"), _ERROR_DTYPE),
     }

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from input_pipeline.errors import DataError
+from input_pipeline.text import print_line
 
 
 def command(usage: str):
@@ -58,7 +59,7 @@ def _run(work, argv):
 
 
 def _fail(message):
-    print(f"vidformers: {message}", file=sys.stderr)
+    print_line(f"vidformers: {message}", sys.stderr)
     return 2
 
 

@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+from input_pipeline.text import printable
+
 
 @dataclasses.dataclass
 class _Call:
@@ -50,8 +52,8 @@ def end_if_stuck(grace_seconds: float = 30.0, held_seconds: float = 120.0) -> No
                 call.observed += tick
                 if call.observed > call.limit + grace_seconds:
                     seconds = call.limit + grace_seconds
-                    sentence = f"vidformers: {call.name}: decoding hangs for over {seconds:g} s; the process ends.\n"
-                    os.write(2, sentence.encode("utf-8", "backslashreplace"))
+                    sentence = f"vidformers: {call.name}: decoding hangs for over {seconds:g} s; the process ends."
+                    os.write(2, printable(sentence).encode() + b"\n")
                     os._exit(1)
 
     signal.signal(signal.SIGPROF, signal.SIG_DFL)

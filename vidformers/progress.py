@@ -7,12 +7,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-console = Console(highlight=False, soft_wrap=True)
+from input_pipeline.text import printable
+
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def log(message: str) -> None:
-    """Prints one line, above the progress bar if there is one."""
-    console.print(message, markup=False)
+    """Prints one line, above the progress bar if there is one. Line breaks in the message are escaped."""
+    console.print(_shown(message))
+
+
+def _shown(text: str) -> str:
+    """Returns the text without characters that the terminal would obey or could not print."""
+    return printable(text, console.encoding)
 
 
 def silence_libraries() -> None:
@@ -20,7 +27,6 @@ def silence_libraries() -> None:
     # Python's resource tracker warns when it frees a batch that was still in shared memory when its reader closed.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of a failed save
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it logs that it builds its font cache
 
 
 class Bar:
@@ -38,11 +44,11 @@ class Bar:
         self._progress = None
         if shown and console.is_terminal:
             self._progress = Progress(
-                TextColumn(title),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(compact=True),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[text]}", markup=False),
                 console=console,
             )
             self._task = self._progress.add_task(title, total=total, completed=done, text="")
@@ -65,14 +71,14 @@ class Bar:
     def status(self, text: str) -> None:
         """Shows `text` beside the bar, or logs it as a line."""
         if self._progress:
-            self._progress.update(self._task, text=text)
+            self._progress.update(self._task, text=_shown(text))
         elif self.shown:
             log(f"{self.title} {self.done}/{self.total}  {text}")
 
 
 def table(title: str, rows: list[tuple[str, ...]]) -> None:
-    """Prints a table whose rows all have the same number of columns."""
-    grid = Table(title=title, show_header=False, title_justify="left")
+    """Prints a table. All rows have the same number of columns."""
+    grid = Table(title=_shown(title), show_header=False, title_justify="left")
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(_shown, row))
     console.print(grid)

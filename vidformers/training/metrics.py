@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from input_pipeline.figures import drawn_texts, num_letters, shortened
 from input_pipeline.files import atomic_file, write_text
+
+_MAX_NAMES = 30  # class names in a picture
 
 
 class MetricWriter:
@@ -73,20 +76,31 @@ def read_metrics(workdir: Path) -> list[dict]:
 
 def draw_curves(workdir: Path) -> None:
     """Draws `curves.png`: loss and top-1 of training and validation over the steps of `metrics.jsonl`."""
-    plt = _pyplot()
     rows = read_metrics(workdir)
     names = sorted({name for row in rows for name in row})
-    figure, (loss_axes, top1_axes) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    with drawn_texts(names) as labels:
+        figure = _curves(rows, dict(zip(names, map(shortened, labels), strict=True)))
+        _save(figure, Path(workdir) / "curves.png")
+
+
+def _curves(rows: list[dict], labels: dict[str, str]):
+    """Returns the figure of `draw_curves`. `labels` are the texts of the metrics by their name."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    loss_axes, top1_axes = figure.subplots(1, 2)
     for axes, metric in ((loss_axes, "loss"), (top1_axes, "top1")):
-        for name in (name for name in names if name.split("@")[0].endswith("/" + metric)):
+        for name in (name for name in labels if name.split("@")[0].endswith("/" + metric)):
             points = [(row["step"], row[name]) for row in rows if name in row]
-            axes.plot(*zip(*points, strict=True), label=name, marker="o" if len(points) < 30 else None, markersize=3)
+            axes.plot(
+                *zip(*points, strict=True), label=labels[name], marker="o" if len(points) < 30 else None, markersize=3
+            )
         axes.set(xlabel="step", ylabel=metric)
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
     top1_axes.set_ylim(0, 1.02)
-    _save(figure, Path(workdir) / "curves.png")
+    return figure
 
 
 def draw_confusion(workdir: Path, confusion: np.ndarray, names, title: str) -> None:
@@ -98,15 +112,25 @@ def draw_confusion(workdir: Path, confusion: np.ndarray, names, title: str) -> N
         names: the class names. They are shown if there are at most 30 classes.
         title: the title of the picture.
     """
-    plt = _pyplot()
+    shown = names if len(confusion) <= _MAX_NAMES else ()
+    with drawn_texts([title, *shown]) as texts:
+        _save(_matrix(confusion, *map(shortened, texts)), Path(workdir) / "confusion.png")
+
+
+def _matrix(confusion: np.ndarray, title: str, *names: str):
+    """Returns the figure of `draw_confusion`."""
+    from matplotlib.figure import Figure
+
     count = len(confusion)
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    inches = min(3.2 + 0.42 * count, 14)
-    figure, axes = plt.subplots(figsize=(inches + 0.8, inches), layout="constrained")
+    long = 0.08 * max(0, max(map(num_letters, names), default=0) - 12)  # inches that long names need
+    inches = min(3.2 + 0.42 * count, 14) + long
+    figure = Figure(figsize=(inches + 0.8, inches), layout="constrained")
+    axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, shrink=0.8, label="share of the true class")
     axes.set(xlabel="predicted", ylabel="true", title=title)
-    if count <= 30:
+    if names:
         axes.set_xticks(range(count), names, rotation=45, ha="right")
         axes.set_yticks(range(count), names)
         for (true, predicted), share in np.ndenumerate(shares):
@@ -120,21 +144,10 @@ def draw_confusion(workdir: Path, confusion: np.ndarray, names, title: str) -> N
                     fontsize=8,
                     color="white" if share > 0.5 else "black",
                 )
-    _save(figure, Path(workdir) / "confusion.png")
-
-
-def _pyplot():
-    """Returns pyplot with a backend that needs no display. Imported late, since the import takes a second."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    return figure
 
 
 def _save(figure, path: Path) -> None:
-    """Writes a figure atomically and closes it."""
+    """Writes a figure atomically."""
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
-    _pyplot().close(figure)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from input_pipeline.figures import drawn_texts
 from vidformers.inference.explain.keys import Keys
 from vidformers.inference.explain.pictures import encode_figure
 
@@ -23,16 +24,22 @@ def draw_keys(rows: list[tuple[str, Keys]]) -> bytes:
     Args:
         rows: a text that says where the attention occurs, and the keys, as `keys.model_keys` returns them.
     """
+    texts = [f"{place}: {_title(keys)}" if place else _title(keys) for place, keys in rows]
+    with drawn_texts(texts) as texts:
+        return encode_figure(_figure([keys for _, keys in rows], texts), _DPI)
+
+
+def _figure(rows: list[Keys], texts: list[str]):
+    """Returns the figure of `draw_keys`. `texts` are the titles of the rows."""
     from matplotlib.figure import Figure
 
-    strips = [_strip(keys) for _, keys in rows]
+    strips = [_strip(keys) for keys in rows]
     across = 2 * _MARGIN + max(600, *(strip.shape[1] for strip in strips))
     down = sum(strip.shape[0] + _HEAD for strip in strips) + _FOOT + _MARGIN
     figure = Figure(figsize=(across / _DPI, down / _DPI), dpi=_DPI)
     top = _MARGIN
-    for (place, keys), strip in zip(rows, strips, strict=True):
-        text = f"{place}: {_title(keys)}" if place else _title(keys)
-        figure.text(_MARGIN / across, 1 - top / down, text, va="top", size=8, parse_math=False)
+    for text, keys, strip in zip(texts, rows, strips, strict=True):
+        figure.text(_MARGIN / across, 1 - top / down, text, va="top", size=8)
         top += _HEAD - 8
         for t, left in enumerate(_lefts(keys)):
             if _side(keys) >= 24:
@@ -40,9 +47,9 @@ def draw_keys(rows: list[tuple[str, Keys]]) -> bytes:
                 figure.text(*at, str(t), va="top", ha="right", size=6, color="grey")
         figure.figimage(strip, _MARGIN, down - top - strip.shape[0], origin="upper")
         top += strip.shape[0] + 8
-    handles, names = _legend([keys for _, keys in rows])
+    handles, names = _legend(rows)
     figure.legend(handles, names, loc="lower left", ncols=len(names), fontsize=8, frameon=False)
-    return encode_figure(figure, _DPI)
+    return figure
 
 
 def _title(keys: Keys) -> str:

@@ -1,16 +1,18 @@
 """Draws relevance maps: heat maps over frames, videos, line plots, and weights of frames above thumbnails."""
 
 import io
-import warnings
 from fractions import Fraction
 
 import av
 import cv2
 import numpy as np
 
+from input_pipeline.figures import drawn_texts, shortened
+
 _MIN_SIDE = 112  # pixels; smaller frames are enlarged
 _FRAME_RATE = 8  # frames per second of a video
 _MAX_THUMBNAILS = 12
+_MAX_TITLE = 120  # letters
 
 
 def overlay(frames, maps) -> np.ndarray:
@@ -58,17 +60,23 @@ def draw_lines(lines, xlabel: str, ylabel: str) -> bytes:
     Args:
         lines: name -> values, drawn at x = 1, 2, .... A legend is drawn if there are several lines.
     """
+    with drawn_texts([xlabel, ylabel, *lines]) as texts:
+        return encode_figure(_lines(list(lines.values()), *map(shortened, texts)))
+
+
+def _lines(lines, xlabel: str, ylabel: str, *names: str):
+    """Returns the figure of `draw_lines`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
-    for name, values in lines.items():
+    for name, values in zip(names, lines, strict=True):
         axes.plot(range(1, len(values) + 1), values, marker="o", markersize=3, label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     axes.xaxis.get_major_locator().set_params(integer=True)
     if len(lines) > 1:
         axes.legend(frameon=False)
-    return encode_figure(figure)
+    return figure
 
 
 def draw_strip(weights, frames, index, title: str) -> bytes:
@@ -80,6 +88,12 @@ def draw_strip(weights, frames, index, title: str) -> bytes:
         index: (t), the numbers of the frames, written below the thumbnails.
         title: a text above the picture.
     """
+    with drawn_texts([title]) as texts:
+        return encode_figure(_strip(weights, frames, index, shortened(texts[0], _MAX_TITLE)))
+
+
+def _strip(weights, frames, index, title: str):
+    """Returns the figure of `draw_strip`."""
     from matplotlib.figure import Figure
 
     count, length = min(len(frames), _MAX_THUMBNAILS), len(frames)
@@ -96,19 +110,18 @@ def draw_strip(weights, frames, index, title: str) -> bytes:
     axes.vlines(chosen, 0, weights.mean(axis=0)[chosen], color="tab:blue", alpha=0.3, linewidth=0.8)
     axes.set(xlim=(-gap / 2, length - 1 + gap / 2), ylim=(0, None), xticks=[])
     axes.tick_params(labelsize=7)
-    axes.set_title(title, size=9, loc="left", parse_math=False)
+    axes.set_title(title, size=9, loc="left")
     for place, frame in enumerate(chosen):
         tile = figure.add_axes((left + width * (place + 0.02) / count, 0.1, 0.96 * width / count, 0.34))
         tile.imshow(frames[frame])
         tile.set_axis_off()
         tile.set_anchor("N")
         tile.text(0.5, -0.04, str(index[frame]), size=7, color="grey", ha="center", va="top", transform=tile.transAxes)
-    return encode_figure(figure)
+    return figure
 
 
 def encode_figure(figure, dpi: int = 120) -> bytes:
     """Returns a figure of matplotlib as a PNG file, with `dpi` pixels per inch."""
     content = io.BytesIO()
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # about characters that the font lacks
-        figure.savefig(content, format="png", dpi=dpi)
+    figure.savefig(content, format="png", dpi=dpi)
     return content.getvalue()

@@ -42,6 +42,7 @@ def load():
 
 
 def main(paths):
+    sys.stdout.reconfigure(errors="backslashreplace")  # characters that the terminal lacks are escaped
     model, config = load()
     if len(paths) != len(config["inputs"]):
         sys.exit("usage: python run.py " + " ".join(f"{name}.npy" for name in config["inputs"]))
@@ -60,7 +61,9 @@ def main(paths):
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = (probabilities / probabilities.sum(axis=1, keepdims=True)).mean(axis=0)
     for label in np.argsort(-probabilities, kind="stable")[:5]:
-        print(f"{probabilities[label]:7.2%}  {config['id2label'][str(label)]}")
+        name = config["id2label"][str(label)]
+        shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)  # a name gives no orders to a terminal
+        print(f"{probabilities[label]:7.2%}  {shown}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,51 @@
+"""Text from outside in the output: class names, paths, and messages that contain them.
+
+Such text must not break a command, control the terminal or pass for output of the program. Every kind of output has one
+function that all text goes through:
+
+- lines on the console: `print_line`, and `vidformers.progress.log` above a progress bar
+- tables and progress bars: `vidformers.progress.table` and `Bar`
+- pictures: `figures.drawn_texts`
+- files of JSON: `json.dumps`, which writes ASCII alone
+- other text files: `files.write_text`, which keeps the bytes of file names
+"""
+
+import sys
+import unicodedata
+from typing import TextIO
+
+# Categories of Unicode: control characters, format characters such as those that reverse the order of letters, halves
+# of surrogate pairs (which stand for the bytes of a file name that is not UTF-8), private use, and separators of lines
+# and of paragraphs.
+_ESCAPED_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp"))
+_JOINERS = "\u200c\u200d"  # format characters that emoji and the scripts of Iran and India need
+
+
+def printable(text: str, encoding: str | None = "utf-8") -> str:
+    r"""Returns the text with every character that a terminal would not print as a letter escaped, as in `\n` or `\x1b`.
+
+    Args:
+        text: any text.
+        encoding: the encoding of the output. Characters that it lacks are escaped as well. None is UTF-8.
+    """
+    shown = "".join(map(escaped, text)) if not text.isprintable() else text
+    encoding = encoding or "utf-8"
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def escaped(character: str) -> str:
+    """Returns the character, or its escape sequence if it is not a letter, sign or space."""
+    if unicodedata.category(character) not in _ESCAPED_CATEGORIES or character in _JOINERS:
+        return character
+    return escape_sequence(character)
+
+
+def escape_sequence(character: str) -> str:
+    r"""Returns a character as in a string literal of Python, such as `\x1b` or `\u8d70`."""
+    return character.encode("unicode_escape").decode()
+
+
+def print_line(message: object, file: TextIO | None = None) -> None:
+    """Prints one line, by default on standard output. Line breaks in the message are escaped."""
+    file = file or sys.stdout
+    print(printable(str(message), file.encoding), file=file)
