@@ -10,7 +10,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -21,7 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from input_pipeline.annotations import relative_path
 from input_pipeline.commands import command, end
 from input_pipeline.errors import DataError, DecodeError
-from input_pipeline.files import write_text
+from input_pipeline.files import require_lines, write_lines, write_text
+from input_pipeline.outputs import output_folder
+from input_pipeline.text import print_line
 from input_pipeline.videos import open_video
 from input_pipeline.workers import follow_parent
 
@@ -64,28 +66,33 @@ def main(argv) -> int:
     config, flags = read_flags(argv, {"out": None, "workers": "2"})
     workers = flags["workers"]
     require(workers.isdecimal() and int(workers) > 0, f"--workers={workers} must be a whole number of at least 1.")
-    pipeline = Pipeline(**config.data.to_dict())
-    manifests = {"train": pipeline.train_manifest, "val": pipeline.val_manifest}
     out = Path(flags["out"] or Path("checks") / Path(flags["config"].partition(":")[0]).stem)
-    out.mkdir(parents=True, exist_ok=True)
-    records = {}
+    with output_folder(out, "out"):
+        return _check_videos(Pipeline(**config.data.to_dict()), out, int(workers))
+
+
+def _check_videos(pipeline, out: Path, workers: int) -> int:
+    """Checks the videos of a `Pipeline` and writes the files of the command to the folder `out`. Returns its status."""
+    manifests, records = {"train": pipeline.train_manifest, "val": pipeline.val_manifest}, {}
     for split, manifest in manifests.items():
         _print_classes(split, manifest.records, pipeline.class_names)
         for record in manifest.records:
             records.setdefault(relative_path(record, pipeline.root), record)
     missing = sorted({name for manifest in manifests.values() for name in manifest.missing})
+    require_lines([*records, *missing])  # exclude.txt and missing.txt hold one path per line
     if missing:
-        print(f"{len(missing)} listed videos are missing, see {out / 'missing.txt'}.")
-    _write_lines(out / "missing.txt", missing)
+        print_line(f"{len(missing)} listed videos are missing, see {out / 'missing.txt'}.")
+    write_lines(out / "missing.txt", missing)
     examine = functools.partial(_examine, frame_rate=pipeline.frame_rate)
-    broken = check(records, out / "report.csv", int(workers), examine)
-    _write_lines(out / "exclude.txt", broken)
+    broken = check(records, out / "report.csv", workers, examine)
     if not broken:
-        print(f"All {len(records)} videos can be decoded, see {out / 'report.csv'}.")
-        return 0
+        print_line(f"All {len(records)} videos can be decoded, see {out / 'report.csv'}.")
     for name, error in list(broken.items())[:5]:
-        print(f"  {_printable(name)}: {_printable(error)}")
-    print(
+        print_line(f"  {name}: {error}")
+    write_lines(out / "exclude.txt", broken)
+    if not broken:
+        return 0
+    print_line(
         f"{len(broken)} of {len(records)} videos are broken: {out / 'report.csv'} gives the reasons, "
         f"--config.data.exclude={out / 'exclude.txt'} leaves them out."
     )
@@ -111,7 +118,7 @@ def check(records: dict, report: Path, workers: int, examine: Callable, hang_sec
     done = {row["path"] for row in _restart(report, records)}
     todo = {name: record for name, record in records.items() if name not in done}
     if len(todo) < len(records):
-        print(f"{len(records) - len(todo)} of {len(records)} videos are listed without an error in {report}.")
+        print_line(f"{len(records) - len(todo)} of {len(records)} videos are listed without an error in {report}.")
     broken, start, console = {}, time.monotonic(), Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -281,12 +288,12 @@ def _exit_message(status):
 def _print_classes(split, records, names):
     counts = collections.Counter(record.label for record in records if record.label >= 0)
     if not counts:
-        print(f"{split}: {len(records)} videos without labels.")
+        print_line(f"{split}: {len(records)} videos without labels.")
         return
     ranked = sorted(range(len(names)), key=lambda label: (-counts[label], label))
     most, least = counts[ranked[0]], min(counts.values())
     classes = "class" if len(counts) == 1 else "classes"
-    print(
+    print_line(
         f"{split}: {len(records)} videos of {len(counts)} {classes}, from {least} to {most} per class "
         f"({most / least:.1f} times as many)."
     )
@@ -300,20 +307,12 @@ def _print_classes(split, records, names):
 
 def _print_counts(title, labels, names, counts):
     if labels:
-        shown = ", ".join(f"{_printable(names[label])} {counts[label]}" for label in labels[:_MAX_LISTED_CLASSES])
-        print(
+        shown = ", ".join(f"{names[label]} {counts[label]}" for label in labels[:_MAX_LISTED_CLASSES])
+        print_line(
             f"  {title}: {shown}"
             + (f" and {len(labels) - _MAX_LISTED_CLASSES} more" if len(labels) > _MAX_LISTED_CLASSES else "")
             + "."
         )
-
-
-def _printable(text):
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _write_lines(path, lines: Iterable[str]):
-    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 if __name__ == "__main__":

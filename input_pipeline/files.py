@@ -7,10 +7,13 @@ most a file or folder whose name starts with a dot and ends in `.tmp`.
 
 import contextlib
 import glob
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from input_pipeline.errors import DataError
 
 _SUFFIX = ".tmp"
 
@@ -50,7 +53,7 @@ def atomic_folder(path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.*{_SUFFIX}"):
+    for stale in path.parent.glob(f".{glob.escape(stem(path))}.*{_SUFFIX}"):
         shutil.rmtree(stale, ignore_errors=True)
     temporary = _temporary(path)
     temporary.mkdir()
@@ -73,6 +76,18 @@ def write_text(path, text: str) -> None:
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
+def write_lines(path, lines: Iterable[str]) -> None:
+    """Writes a text file with one line for each text, see `write_text` and `require_lines`."""
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def require_lines(texts: Iterable[str]) -> None:
+    """Raises DataError if a text contains a line break, so that a file with one text per line cannot hold it."""
+    for text in texts:
+        if "\n" in text or "\r" in text:
+            raise DataError(f"The name {text!r} contains a line break, which a list cannot hold. Rename it.")
+
+
 def is_temporary(name: str) -> bool:
     """Returns whether the file name `name`, without its folder, is a temporary name of this module."""
     return name.startswith(".") and name.endswith(_SUFFIX)
@@ -87,7 +102,13 @@ def remove_temporaries(folder) -> None:
 
 def _temporary(path: Path) -> Path:
     """Returns a name in the same folder that no other process takes."""
-    return path.with_name(f".{path.name}.{os.urandom(4).hex()}{_SUFFIX}")
+    return path.with_name(f".{stem(path)}.{os.urandom(4).hex()}{_SUFFIX}")
+
+
+def stem(path: Path) -> str:
+    """Returns the name of `path`, or a hash of a long name, for the names of helper files: a name has 255 bytes."""
+    name = os.fsencode(path.name)
+    return path.name if len(name) <= 200 else hashlib.sha256(name).hexdigest()
 
 
 def _sync(path: Path) -> None:

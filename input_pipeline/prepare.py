@@ -9,12 +9,16 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from input_pipeline import beam, shard_plan, transcode
 from input_pipeline.commands import command, end
+from input_pipeline.errors import DataError
+from input_pipeline.outputs import locked, output_folder
+from input_pipeline.text import print_line
 from input_pipeline.workers import start_pool_process
 
 USAGE = """python -m input_pipeline.prepare --config=FILE[:NAME] [--config.data.field=value ...] --out=DIR
@@ -69,6 +73,17 @@ def main(argv):
         "clips_per_shard": _integer(flags, "clips_per_shard"),
     }
     index, count = _job_slice(flags["shard"])
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(output_folder(out, "out", shared=flags["shard"] is not None))
+        if flags["shard"] is not None:
+            taken = f"--shard={flags['shard']} of --out={out} is being written by another command. Wait until it ends."
+            stack.enter_context(locked(Path(out) / f".shard-{index}-of-{count}.lock", taken))
+        _prepare(options, flags, index, count, workers)
+
+
+def _prepare(options, flags, index, count, workers):
+    """Writes the shards `index`, `index + count`, ... and, without --shard, the lists."""
+    out, runner = flags["out"], flags["runner"]
     plan = shard_plan.make_plan(**options)
     shard_plan.claim_folder(out, plan.options)
     if flags["merge"] == "false":
@@ -79,14 +94,19 @@ def main(argv):
             beam.run_jobs(out, jobs, runner, flags["runner_flags"], workers, **options)
     if flags["shard"] is not None:
         missing = len(shard_plan.unfinished_jobs(out, plan.jobs))
-        print(
+        print_line(
             f"{out}: the shards of --shard={flags['shard']} are written; {missing} of {len(plan.jobs)} are missing. "
             "When all are written, run the command with --merge=true to write the lists."
         )
         return
     summary = shard_plan.merge(out, plan)
+    for lock in Path(out).glob(".shard-*.lock"):  # of parts that were killed: no part runs now
+        lock.unlink()
     for split in shard_plan.SPLITS:
-        print(_summary_line(split, summary[split], out))
+        print_line(_summary_line(split, summary[split], out))
+    empty = [split for split in shard_plan.SPLITS if not summary[split]["clips"]]
+    if empty:
+        raise DataError(f"No video of data.{empty[0]} could be decoded. {out}/excluded.csv gives the reasons.")
 
 
 def _summary_line(split, numbers, out):
@@ -148,7 +168,7 @@ def run_jobs(out: str, jobs: list[shard_plan.ShardJob], workers: int) -> None:
         for job in jobs:
             shard_plan.run_job(out, job, itertools.islice(stream, len(job.tasks)))
     seconds = time.monotonic() - start
-    print(f"Prepared {len(tasks)} videos in {seconds:.0f} s, {len(tasks) / seconds:.1f} clips/s.")
+    print_line(f"Prepared {len(tasks)} videos in {seconds:.0f} s, {len(tasks) / seconds:.1f} clips/s.")
 
 
 def _results(tasks: Iterable[transcode.Task], workers: int) -> Iterator[tuple[dict, bytes | None]]:

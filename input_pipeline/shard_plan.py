@@ -12,9 +12,11 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from input_pipeline.errors import DataError, DecodeError
-from input_pipeline.files import atomic_file, is_temporary, remove_temporaries, write_text
+from input_pipeline.files import atomic_file, is_temporary, remove_temporaries, require_lines, write_text
+from input_pipeline.outputs import is_lock, locked
 from input_pipeline.shards import FIELDS, FORMAT, read_shard, write_shard
 from input_pipeline.transcode import Encoding, Task
 
@@ -85,6 +87,7 @@ def make_plan(data: dict, encoding: dict, clips_per_shard: int) -> Plan:
     if clips_per_shard < 1:
         raise DataError(f"--clips_per_shard must be at least 1, but is {clips_per_shard}.")
     classes = pipeline.class_names
+    require_lines(classes)  # classes.txt holds one name per line
     options = {
         "format": FORMAT,
         **dataclasses.asdict(encoding),
@@ -113,12 +116,12 @@ def claim_folder(folder, options: dict) -> None:
         DataError: the folder was begun with other options, or contains other files.
         OSError: the folder cannot be read or written.
     """
-    os.makedirs(folder, exist_ok=True)
-    names = {name for name in os.listdir(folder) if not is_temporary(name)}
     path = os.path.join(folder, OPTIONS_FILE)
-    if not names:
-        write_text(path, json.dumps(options) + "\n")
-        return
+    with locked(Path(folder, ".options.lock"), "", wait=True):  # parts of one job may start at once
+        names = {name for name in os.listdir(folder) if not is_temporary(name) and not is_lock(name)}
+        if not names:
+            write_text(path, json.dumps(options) + "\n")
+            return
     if OPTIONS_FILE not in names:
         raise DataError(f"--out={folder} contains other files than prepared shards. Choose another folder.")
     with open(path, encoding="utf-8") as file:

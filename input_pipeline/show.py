@@ -3,13 +3,15 @@
 import math
 import os
 import sys
-import warnings
 
 import cv2
 import numpy as np
 
 from input_pipeline.commands import command, end
+from input_pipeline.figures import drawn_texts, wrapped
 from input_pipeline.files import write_bytes
+from input_pipeline.outputs import output_file
+from input_pipeline.text import print_line
 
 USAGE = """python -m input_pipeline.show --config=FILE[:NAME] [--config.data.field=value ...] --out=FILE.png
     [--rows=8] [--split=train|val] [--video=0]
@@ -36,21 +38,26 @@ def main(argv):
             flags[name].isdecimal() and int(flags[name]) >= least,
             f"--{name}={flags[name]} must be a whole number of at least {least}.",
         )
-    pipeline = Pipeline(**config.data.to_dict() | {"workers": 0})
+    with output_file(flags["out"], "out"):
+        pipeline = Pipeline(**config.data.to_dict() | {"workers": 0})
+        labels, clips, indices = _rows(pipeline, config, flags)
+        write_bytes(flags["out"], encode_png(draw(labels, clips, indices)))
+    print_line(f"{flags['out']} shows {len(clips)} clips of {clips.shape[1]} frames, {clips.shape[2]} pixels wide.")
+
+
+def _rows(pipeline, config, flags):
+    """Returns the clips that the flags select, see `train_rows` and `val_rows`."""
+    from configs.loading import require
+
     if flags["split"] == "train":
-        labels, clips, indices = train_rows(pipeline, int(flags["rows"]), config.seed)
-    else:
-        count = len(pipeline.val_manifest.records)
-        require(
-            int(flags["video"]) < count,
-            f"--video={flags['video']} must be below {count}, the number of validation videos.",
-        )
-        protocol = config.eval
-        labels, clips, indices = val_rows(
-            pipeline, int(flags["video"]), protocol.clips, protocol.crops, protocol.frames
-        )
-    write_bytes(flags["out"], encode_png(draw(labels, clips, indices)))
-    print(f"{flags['out']} shows {len(clips)} clips of {clips.shape[1]} frames, {clips.shape[2]} pixels wide.")
+        return train_rows(pipeline, int(flags["rows"]), config.seed)
+    count = len(pipeline.val_manifest.records)
+    require(
+        int(flags["video"]) < count,
+        f"--video={flags['video']} must be below {count}, the number of validation videos.",
+    )
+    protocol = config.eval
+    return val_rows(pipeline, int(flags["video"]), protocol.clips, protocol.crops, protocol.frames)
 
 
 def train_rows(pipeline, rows, seed):
@@ -109,25 +116,28 @@ def draw(labels, clips, indices) -> np.ndarray:
     Returns:
         (y, x, 3) uint8. Frames keep their size unless a row would be wider than 3200 pixels.
     """
+    with drawn_texts(labels) as texts:
+        return _draw(list(map(wrapped, texts)), clips, indices)
+
+
+def _draw(lines, clips, indices) -> np.ndarray:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     count, length, height, width, _ = clips.shape
     scale = min(1.0, (_MAX_WIDTH / length - _GAP) / width)
     height, width = max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
-    lines = [_wrapped(text) for text in labels]
     row = _HEAD + max(height + _GAP, 14 * (1 + max(text.count("\n") for text in lines)))
     down, across, dpi = count * row + _GAP, _MARGIN + length * (width + _GAP), 100
     figure = Figure(figsize=(across / dpi, down / dpi), dpi=dpi)
     places = [(n, t, n * row + _HEAD, _MARGIN + t * (width + _GAP)) for n in range(count) for t in range(length)]
     for n, t, top, left in places:
         if t == 0:
-            figure.text(_GAP / across, 1 - top / down, lines[n], va="top", size=8, parse_math=False)
+            figure.text(_GAP / across, 1 - top / down, lines[n], va="top", size=8)
         if width >= 24:
             figure.text(left / across, 1 - (top - 4) / down, str(indices[n, t]), size=6, color="grey")
     agg = FigureCanvasAgg(figure)
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # about characters that the font lacks
-        agg.draw()
+    agg.draw()
     picture = np.array(agg.buffer_rgba())[..., :3]
     for n, t, top, left in places:
         if t == 0:
@@ -136,12 +146,6 @@ def draw(labels, clips, indices) -> np.ndarray:
             clips[n, t], (width, height), interpolation=cv2.INTER_AREA
         )
     return picture
-
-
-def _wrapped(text, width=40):
-    """Breaks lines after `width` characters. File names have no spaces to break at."""
-    text = text.encode("utf-8", "replace").decode()
-    return "\n".join(line[start : start + width] for line in text.split("\n") for start in range(0, len(line), width))
 
 
 def encode_png(picture) -> bytes:

@@ -243,7 +243,7 @@ def test_a_failed_export_leaves_nothing_and_a_full_folder_is_refused(tmp_path, m
         "model.stablehlo",
         "run.py",
     ]
-    with pytest.raises(ConfigError, match="exists and is not an empty folder"):
+    with pytest.raises(OSError, match="not empty"):
         put(out, "vit")
 
 

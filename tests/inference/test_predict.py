@@ -11,9 +11,12 @@ import cv2
 import numpy as np
 import pytest
 from command import BAD, ROOT, Run, arguments, one_sentence, render
+from names import HOSTILE, HOSTILE_FILES, assert_harmless
 
 import main
 from input_pipeline.annotations import read_manifest
+from input_pipeline.outputs import output_file
+from input_pipeline.text import printable
 from vidformers import ConfigError, load
 
 FIELDS = {"eval.on_bad": "skip", "train.total_steps": 4, "train.eval_every_steps": "none", "eval.batch_size": 4}
@@ -119,6 +122,75 @@ def test_many_videos_from_the_command_line(data, trained, run, refused, tmp_path
     assert "holds predictions of other videos" in sentence
     out.write_text("notes\n")
     assert "does not hold predictions" in refused(command(trained, tmp_path / "list.txt", f"--out={out}"))
+
+
+def test_any_names_of_classes_and_files(data, trained, run, tmp_path):
+    names = [name for what, name in HOSTILE_FILES.items() if what not in ("Chinese", "Arabic", "HTML", "a format")][:9]
+    workdir, videos = tmp_path / "run", tmp_path / "videos"
+    shutil.copytree(trained, workdir)
+    about = json.loads((trained / "run.json").read_text())
+    about["data"]["classes"] = [*list(HOSTILE.values())[:9], ""]
+    (workdir / "run.json").write_text(json.dumps(about))
+    videos.mkdir()
+    for name in names:
+        os.link(data / "val" / "000000.mp4", videos / f"{name}.mp4")
+    (videos / "bad \x1b[31m.mp4").touch()
+    out, features = tmp_path / "\x1b[31m.jsonl", tmp_path / "features.npz"
+    log = run(command(workdir, videos, f"--out={out}", f"--features={features}"))
+    assert_harmless(log)
+    assert r"bad \x1b[31m.mp4" in log and "1 of them could not be decoded" in log
+    listed = sorted(str(path) for path in videos.iterdir())
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["video"] for row in rows] == listed
+    for name in (*names, *(best["class"] for row in rows for best in row.get("top", ()))):
+        assert printable(name)[:60] in log.replace("\n", "") or len(name) > 80  # a table breaks long names into lines
+    with np.load(features) as arrays:
+        assert arrays["video"].tolist() == [row["video"] for row in rows if "top" in row]
+    log = run(
+        command(workdir, videos / f"{names[-1]}.mp4", f"--out={tmp_path}", "--target=a$b$ \\frac{", mode="explain")
+    )
+    assert_harmless(log)
+    assert (tmp_path / names[-1] / "relevance.png").exists()
+
+
+def test_nothing_decoded_is_status_2(data, trained, run, refused, tmp_path):
+    """Known rows count: the second command decodes nothing new, but the file holds a prediction."""
+    (tmp_path / "bad.mp4").touch()
+    for mode, out in (("predict", "rows.jsonl"), ("explain", "pictures")):
+        sentence = refused(command(trained, tmp_path / "bad.mp4", f"--out={tmp_path / out}", mode=mode))
+        assert "None of the videos of --video=" in sentence and "bad.mp4 could be decoded" in sentence
+    assert "error" in json.loads((tmp_path / "rows.jsonl").read_text())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.mp4", "rows.jsonl"]
+    assert "None of the" in refused(command(trained, tmp_path / "bad.mp4", f"--out={tmp_path / 'rows.jsonl'}"))
+    (tmp_path / "list.txt").write_text(f"{data}/val/000000.mp4\nbad.mp4\n")
+    flags = command(trained, tmp_path / "list.txt", f"--out={tmp_path / 'both.jsonl'}")
+    assert "1 of them could not be decoded" in run(flags)
+    assert "Predicted 0 videos" in run(flags)
+
+
+def test_outputs_are_known_before_a_model_is_loaded(trained, refused, tmp_path, monkeypatch):
+    def load(*_):
+        raise AssertionError("loaded before the outputs were verified")
+
+    monkeypatch.setattr("vidformers.inference.commands.Predictor", load)
+    (tmp_path / "x.mp4").touch()
+    (tmp_path / "folder" / "x").mkdir(parents=True)
+    for mode, flags, words in (
+        ("predict", [f"--out={tmp_path}/folder"], "folder is not a file"),
+        ("predict", [f"--out={tmp_path}/x.mp4/y"], "x.mp4 is not a folder"),
+        ("predict", [f"--features={tmp_path}/none/y"], "none does not exist"),
+        ("explain", [f"--out={tmp_path}/x.mp4"], "x.mp4 is not a folder"),
+        ("export", [f"--out={tmp_path}/x.mp4/y"], "x.mp4 is not a folder"),
+        ("export", [f"--out={tmp_path}/folder"], "folder exists and is not an empty folder"),
+    ):
+        arguments = command(trained, tmp_path / "x.mp4", *flags, mode=mode)
+        if mode == "export":
+            arguments.remove(f"--video={tmp_path / 'x.mp4'}")
+        assert words in refused(arguments)
+    with output_file(tmp_path / "rows.jsonl"):
+        flags = command(trained, tmp_path / "x.mp4", f"--out={tmp_path / 'rows.jsonl'}")
+        assert "rows.jsonl is being written by another command" in refused(flags)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "x.mp4"]
 
 
 def test_a_script_needs_no_main_guard(data, trained, tmp_path):

@@ -19,6 +19,7 @@ from numbered import VFR, write
 from input_pipeline import prepare, transcode
 from input_pipeline.annotations import Record
 from input_pipeline.decode import Video
+from input_pipeline.outputs import locked, output_folder
 from input_pipeline.shards import read_rows, read_video
 from input_pipeline.transcode import Encoding, Task
 
@@ -175,7 +176,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_files(source, prepared, tmp_
     process = start("2", *argv, program=program)
     process.communicate(timeout=100)
     assert process.returncode == -signal.SIGKILL
-    names = set(content(out))
+    names = set(content(out)) - {".lock"}
     assert {"prepare.json", shard(0)} < names and len(names) == 3  # the third is the temporary file of the metadata
 
     # While later videos are transcoded.
@@ -207,6 +208,13 @@ def test_the_slices_of_a_job_array_give_the_same_files(source, prepared, tmp_pat
     assert prepare.main(arguments(source, out, "--merge=true")) == 2
     error = one_sentence(capsys.readouterr().err)
     assert f"{-(-SHARDS // 2)} of {SHARDS} shards, {shard(0)[:20]}, " in error and "more" not in error
+    with output_folder(out, shared=True), locked(out / ".shard-0-of-2.lock", ""):  # as another part of the job
+        for more in ((), ("--merge=true",), ("--shard=0/2",)):
+            assert prepare.main(arguments(source, out, *more)) == 2
+            error = one_sentence(capsys.readouterr().err)
+            assert f"--out={out} is being written by another command" in error
+        assert prepare.main(arguments(source, out, "--shard=1/2")) == 0
+    (out / ".shard-0-of-2.lock").touch()  # as a part that was killed leaves it
     printed = run(*arguments(source, out, "--shard=0/2", "--workers=1"))
     assert f"0 of {SHARDS} are missing" in printed
     assert not (out / "train.json").exists()

@@ -42,3 +42,8 @@ def find_videos(source: str) -> list[str]:
         videos = [source]
     require(bool(videos), f"--video={source} holds no videos. Give a video, a folder or a .txt list.")
     return videos
+
+
+def require_decoded(count: int, source: str) -> None:
+    """Raises ConfigError if none of the videos of `--video` could be decoded."""
+    require(count > 0, f"None of the videos of --video={source} could be decoded. The messages above say why.")

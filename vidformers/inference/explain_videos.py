@@ -1,12 +1,14 @@
 """The command `--mode=explain`."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.files import write_bytes
+from input_pipeline.files import stem, write_bytes
+from input_pipeline.outputs import output_folder
 from vidformers.errors import ConfigError, require
 from vidformers.inference.clip import Clip
-from vidformers.inference.commands import find_videos, load_and_log
+from vidformers.inference.commands import find_videos, load_and_log, require_decoded
 from vidformers.inference.explain.explainer import Explanation, draw_beside
 from vidformers.inference.predictor import Predictor, clip_differences, load, load_export, read_run_json
 from vidformers.progress import log, table
@@ -40,37 +42,62 @@ def explain(
         beside: the folder of another run, or of an export, whose relevance `beside.png` shows for the same clip and
             class, or None.
     Raises:
-        ConfigError: there is no checkpoint or no video, `target` is not a class, the model has no such layer, or the
-            model in `beside` cannot explain the same clip.
+        ConfigError: there is no checkpoint or no video, `target` is not a class, the model has no such layer, the
+            model in `beside` cannot explain the same clip, or no video could be decoded.
+        DataError: `out` cannot be written to, or another command is writing it.
     """
     videos = find_videos(video)
+    folders = _folders(out, videos)
     require(
         layer is None or layer.isdecimal(), f"--layer={layer} must be the number of a layer of the temporal encoder."
     )
     number_of_layer = None if layer is None else int(layer)
-    predictor = load_and_log(config, workdir)
-    other = None if beside is None else _load_beside(beside, config, predictor)
-    predictor.explainer.require_class(target)
-    predictor.explainer.require_layer(number_of_layer)
-    log(f"Explaining {len(videos)} videos with {workdir} at step {predictor.step}.")
-    names = [Path(path).stem for path in videos]
-    for number, (name, clip) in enumerate(zip(names, predictor.clips(videos), strict=True)):
-        if clip.error:
-            log(f"Skipped a video that cannot be decoded: {clip.error}")
-            continue
-        explanation = predictor.explainer(clip, target)
-        files = explanation.files(number_of_layer)
-        if other is not None:
-            both = {str(workdir): explanation, str(beside): _explain_beside(str(beside), other, clip, explanation)}
-            files["beside.png"] = draw_beside(both)
-        folder = Path(out) / (name if names.count(name) == 1 else f"{number:04d}_{name}")
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, content in files.items():
-            write_bytes(folder / file, content)
-        if len(videos) <= _MAX_TABLES:
-            best = predictor.best(explanation.probabilities)
-            table(clip.video, [(label, f"{probability:.1%}") for label, probability in best])
-        log(f"Wrote {folder}: the relevance for the class {explanation.target}.")
+    with output_folder(out, "out"):
+        predictor = load_and_log(config, workdir)
+        other = None if beside is None else _load_beside(beside, config, predictor)
+        predictor.explainer.require_class(target)
+        predictor.explainer.require_layer(number_of_layer)
+        log(f"Explaining {len(videos)} videos with {workdir} at step {predictor.step}.")
+        num_decoded = 0
+        for folder, clip in zip(folders, predictor.clips(videos), strict=True):
+            if clip.error:
+                log(f"Skipped a video that cannot be decoded: {clip.error}")
+                continue
+            num_decoded += 1
+            explanation = predictor.explainer(clip, target)
+            if len(videos) <= _MAX_TABLES:
+                best = predictor.best(explanation.probabilities)
+                table(clip.video, [(label, f"{probability:.1%}") for label, probability in best])
+            files = explanation.files(number_of_layer)
+            if other is not None:
+                both = {str(workdir): explanation, str(beside): _explain_beside(str(beside), other, clip, explanation)}
+                files["beside.png"] = draw_beside(both)
+            _write(folder, files)
+            log(f"Wrote {folder}: the relevance for the class {explanation.target}.")
+        require_decoded(num_decoded, video)
+
+
+def _folders(out: str, videos: list[str]) -> list[Path]:
+    """Returns the folder of each video in `out`. Its name is that of the video, and is unique.
+
+    If several videos have one name, or a name cannot be that of a folder, the number of the video precedes it.
+    """
+    stems = [Path(path).stem for path in videos]
+    numbered = [f"{number:04d}_{stem(Path(name))}" for number, name in enumerate(stems)]
+    counts = Counter(stems) + Counter(numbered)
+    folders = [
+        Path(out) / (name if counts[name] == 1 and name not in (".", "..") else with_number)
+        for name, with_number in zip(stems, numbered, strict=True)
+    ]
+    for folder in folders:
+        require(folder.is_dir() or not folder.exists(), f"{folder} is not a folder. Give another --out.")
+    return folders
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        write_bytes(folder / name, content)
 
 
 def _load_beside(folder: str, config: dict[str, Any], predictor: Predictor) -> Predictor:

@@ -14,7 +14,7 @@ import safetensors.numpy
 from flax import nnx
 
 from input_pipeline.files import atomic_folder, write_bytes, write_text
-from vidformers.errors import require
+from input_pipeline.outputs import new_folder, require_space
 from vidformers.inference.commands import load_and_log
 from vidformers.inference.predictor import CLIP_FIELDS, read_run_json
 from vidformers.models.vtn import TemporalEncoder
@@ -38,11 +38,17 @@ def export(config: dict, workdir, out: str) -> None:
 
     Raises:
         ConfigError: there is no checkpoint, it belongs to another model, or `out` is not an empty folder.
+        DataError: `out` cannot be made, or another command is making it.
     """
     folder = Path(out).absolute()
-    _require_empty(folder)
+    with new_folder(folder, "out"):
+        _export(config, workdir, folder)
+
+
+def _export(config: dict, workdir, folder: Path) -> None:
     run = read_run_json(workdir)
     predictor = load_and_log(config, workdir)
+    require_space(folder, sum(4 * leaf.size for leaf in jax.tree.leaves(predictor.parameters)), "out")
     metadata = {
         "model": resolve_size(config["model"]),
         "id2label": dict(enumerate(predictor.classes)),
@@ -67,10 +73,7 @@ def write_export(folder: Path, make_model, parameters, metadata: dict) -> None:
         make_model: function of `rngs` that builds the model.
         parameters: the parameters of the model as a tree of arrays.
         metadata: the contents of config.json, except for the inputs and their normalisation.
-    Raises:
-        ConfigError: the folder is not empty.
     """
-    _require_empty(folder)
     model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
     config = (
         FORMAT
@@ -102,13 +105,6 @@ def write_export(folder: Path, make_model, parameters, metadata: dict) -> None:
         write_text(temporary / "config.json", json.dumps(config, indent=1) + "\n")
         write_text(temporary / "run.py", (_TEMPLATES / "run.py").read_text(encoding="utf-8"))
         write_text(temporary / "README.md", readme)
-
-
-def _require_empty(folder: Path) -> None:
-    require(
-        not folder.exists() or folder.is_dir() and not any(folder.iterdir()),
-        f"--out={folder} exists and is not an empty folder. Give another folder.",
-    )
 
 
 def input_specs(model) -> dict[str, dict]:

@@ -1,18 +1,18 @@
 """The command `--mode=predict`."""
 
 import io
-import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
 from input_pipeline.files import write_bytes
-from vidformers.errors import ConfigError, require
-from vidformers.inference.commands import find_videos, load_and_log
+from input_pipeline.outputs import output_file, require_space
+from vidformers.errors import require
+from vidformers.inference.commands import find_videos, load_and_log, require_decoded
+from vidformers.inference.prediction_file import open_predictions
 from vidformers.inference.predictor import Prediction, Predictor
 from vidformers.progress import Bar, log, table
 
@@ -32,61 +32,61 @@ def predict(config: dict[str, Any], workdir, video: str, out: str | None = None,
         out: a file that gets a line of JSON per video.
         features: an .npz file that gets the inputs of the head, see `save_features`.
     Raises:
-        ConfigError: there is no checkpoint or no video, or `out` does not hold predictions of these videos.
+        ConfigError: there is no checkpoint or no video, `out` does not hold predictions of these videos, or no video
+            could be decoded.
+        DataError: a file cannot be written, or another command is writing it.
     """
     videos = find_videos(video)
-    done = _count_done(out, videos) if out else 0
-    if features:
-        done = 0
-    predictor = load_and_log(config, workdir)
-    log(
-        f"Predicting {len(videos) - done} videos with {workdir} at step {predictor.step}, {predictor.protocol.name} "
-        "views per video." + (f" {out} already holds the first {done}." if done else "")
-    )
-    feature_rows: dict[str, np.ndarray] = {}
-    count, num_bad, start = 0, 0, time.perf_counter()
-    with _open_output(out, append=done > 0) as file, Bar("predict", len(videos), done) as bar:
-        for prediction in predictor.predict_many(videos[done:]):
-            count += 1
-            _report(predictor, prediction, file, print_table=len(videos) <= _MAX_TABLES)
-            if prediction.features is None:
-                num_bad += 1
-            elif features:
-                feature_rows[prediction.video] = prediction.features
-            bar.advance()
-    if features:
-        save_features(features, feature_rows)
-    seconds = time.perf_counter() - start
-    log(
-        f"Predicted {count} videos in {seconds:.1f} s, {count / seconds:.1f} videos/s. {num_bad} of them could not be "
-        "decoded."
-    )
+    require(out is None or out != features, f"--out={out} and --features={features} must be different files.")
+    with ExitStack() as stack:
+        if features:
+            stack.enter_context(output_file(features, "features"))
+        output = stack.enter_context(open_predictions(out, videos)) if out else None
+        predictor = load_and_log(config, workdir)
+        if output and features:
+            output.clear()
+        done = output.count if output else 0
+        log(
+            f"Predicting {len(videos) - done} videos with {workdir} at step {predictor.step}, "
+            f"{predictor.protocol.name} views per video." + (f" {out} already holds the first {done}." if done else "")
+        )
+        feature_rows: dict[str, np.ndarray] = {}
+        count, num_bad, start = 0, 0, time.perf_counter()
+        with Bar("predict", len(videos), done) as bar:
+            for prediction in predictor.predict_many(videos[done:]):
+                count += 1
+                row = _report(predictor, prediction, print_table=len(videos) <= _MAX_TABLES)
+                if output:
+                    output.append(row)
+                if prediction.features is None:
+                    num_bad += 1
+                elif features:
+                    if not feature_rows:
+                        require_space(features, prediction.features.nbytes * len(videos), "features")
+                    feature_rows[prediction.video] = prediction.features
+                bar.advance()
+        seconds = time.perf_counter() - start
+        log(
+            f"Predicted {count} videos in {seconds:.1f} s, {count / seconds:.1f} videos/s. {num_bad} of them could not "
+            "be decoded."
+        )
+        require_decoded(output.num_decoded if output else count - num_bad, video)
+        if features:
+            save_features(features, feature_rows)
 
 
-@contextmanager
-def _open_output(path: str | None, append: bool) -> Iterator[TextIO | None]:
-    """Yields a text file open for writing, or None if `path` is None."""
-    if path is None:
-        yield None
-        return
-    with open(path, "a" if append else "w", encoding="utf-8") as file:
-        yield file
-
-
-def _report(predictor: Predictor, prediction: Prediction, file: TextIO | None, print_table: bool) -> None:
-    """Writes a prediction as a line of JSON to `file`, and prints it."""
-    row: dict[str, Any] = {"video": prediction.video}
+def _report(predictor: Predictor, prediction: Prediction, print_table: bool) -> dict[str, Any]:
+    """Prints a prediction, and returns the object that `--out` holds for it."""
     if prediction.probabilities is None:
-        row["error"] = prediction.error
         log(f"Skipped a video that cannot be decoded: {prediction.error}")
-    else:
-        best = predictor.best(prediction.probabilities)
-        row["top"] = [{"class": name, "probability": probability} for name, probability in best]
-        if print_table:
-            table(prediction.video, [(name, f"{probability:.1%}") for name, probability in best])
-    if file:
-        file.write(json.dumps(row) + "\n")
-        file.flush()
+        return {"video": prediction.video, "error": prediction.error}
+    best = predictor.best(prediction.probabilities)
+    if print_table:
+        table(prediction.video, [(name, f"{probability:.1%}") for name, probability in best])
+    return {
+        "video": prediction.video,
+        "top": [{"class": name, "probability": probability} for name, probability in best],
+    }
 
 
 def save_features(path: str, rows: dict[str, np.ndarray]) -> None:
@@ -94,20 +94,3 @@ def save_features(path: str, rows: dict[str, np.ndarray]) -> None:
     content = io.BytesIO()
     np.savez(content, video=np.array(list(rows)), features=np.array(list(rows.values()), np.float32))
     write_bytes(Path(path), content.getvalue())
-
-
-def _count_done(out: str, videos: list[str]) -> int:
-    """Returns the number of predictions in `out`. Removes an incomplete last line, which a killed process leaves."""
-    path = Path(out)
-    if not path.exists():
-        return 0
-    text = path.read_text(encoding="utf-8")
-    complete = text[: text.rfind("\n") + 1]
-    try:
-        done = [json.loads(line)["video"] for line in complete.splitlines()]
-    except (ValueError, LookupError, TypeError):
-        raise ConfigError(f"--out={out} exists and does not hold predictions. Give another file.") from None
-    require(done == videos[: len(done)], f"--out={out} holds predictions of other videos. Give another file.")
-    if complete != text:
-        write_bytes(path, complete.encode())
-    return len(done)

@@ -1,10 +1,12 @@
 """The command `summary`: the parameters and the computation of a model."""
 
 import json
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 from input_pipeline.files import write_bytes
+from input_pipeline.outputs import output_file
 from vidformers.errors import require
 from vidformers.inference.explain.key_pictures import draw_keys
 from vidformers.inference.explain.keys import model_keys
@@ -23,15 +25,18 @@ def print_summary(config: dict, workdir, keys: str | None = None, query: str | N
         query: the frame, row and column of the query, such as '3,6,6'. None is the patch in the middle.
     Raises:
         ConfigError: the query is not a patch of the model, or is given without `keys`.
+        DataError: the file `keys` cannot be written, or another command is writing it.
     """
     make_model, name = partial(build, **config["model"]), Path(workdir).name
-    picture = _draw_keys(make_model, keys, query)
-    summary = summarise(make_model)
-    rows = [(module, f"{count:,}") for module, count in summary.modules]
-    table(name, [*rows, ("all", f"{summary.params:,}")])
-    if picture is not None:
-        write_bytes(Path(str(keys)), picture)
-        log(f"Wrote {keys}: the keys of a query in every attention.")
+    patch = _read_query(keys, query)
+    with output_file(keys, "keys") if keys else nullcontext():
+        picture = draw_keys(model_keys(make_model, patch)) if keys else None
+        summary = summarise(make_model)
+        rows = [(module, f"{count:,}") for module, count in summary.modules]
+        table(name, [*rows, ("all", f"{summary.params:,}")])
+        if picture is not None:
+            write_bytes(Path(str(keys)), picture)
+            log(f"Wrote {keys}: the keys of a query in every attention.")
     costs = {
         "config": name,
         "params": summary.params,
@@ -42,15 +47,13 @@ def print_summary(config: dict, workdir, keys: str | None = None, query: str | N
     print(json.dumps(costs))
 
 
-def _draw_keys(make_model, keys: str | None, query: str | None) -> bytes | None:
-    """Returns the picture of `print_summary`, or None without `keys`."""
+def _read_query(keys: str | None, query: str | None) -> tuple[int, ...] | None:
+    """Returns the frame, row and column that `query` writes, or None. Raises ConfigError, see `print_summary`."""
     require(keys is not None or query is None, "--query needs --keys=FILE.png, the picture of the keys of the query.")
-    if keys is None:
-        return None
-    require(keys.endswith(".png"), f"--keys={keys} must end with .png.")
+    require(keys is None or keys.endswith(".png"), f"--keys={keys} must end with .png.")
     numbers = [] if query is None else query.split(",")
     require(
         all(number.strip().isdecimal() for number in numbers),
         f"--query={query} must be three numbers from 0 on, the frame, the row and the column, such as --query=3,6,6.",
     )
-    return draw_keys(model_keys(make_model, None if query is None else tuple(map(int, numbers))))
+    return None if query is None else tuple(map(int, numbers))

@@ -1,11 +1,13 @@
 """Evaluation on the validation videos: during training, and of a checkpoint by `--mode=eval`."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
 
 from input_pipeline import DataError
 from input_pipeline.files import write_text
+from input_pipeline.outputs import output_file
 from vidformers.errors import require
 from vidformers.parallel import memory
 from vidformers.progress import Bar, log, table
@@ -77,24 +79,27 @@ def evaluate(config: dict, path) -> dict:
         The metrics.
 
     Raises:
-        ConfigError, DataError: an invalid config field or data file, or there is nothing to evaluate.
+        ConfigError, DataError: an invalid config field or data file, or there is nothing to evaluate, or another
+            command writes the result of the same protocol in `path`.
     """
-    setup = set_up(config, training=False)
-    workdir = Path(path)
-    if setup.init.weights is not None and not (workdir / "checkpoints").is_dir():
-        state, step = _state_of_weights(setup, open_workdir(workdir)), 0
-    else:
-        state, step = _state_of_checkpoint(setup, workdir)
-    result = run_evaluation(setup, setup.evaluator(setup.protocol), state.eval_parameters, setup.protocol)
-    if jax.process_index() == 0:
-        write_text(workdir / f"eval_{setup.protocol.name}.json", result_json(step, result))
-        draw_result(setup, workdir, result)
-        table(f"{workdir} at step {step}", result_rows(result))
+    setup, workdir = set_up(config, training=False), Path(path)
+    file, is_main = workdir / f"eval_{setup.protocol.name}.json", jax.process_index() == 0
+    has_checkpoints = (workdir / "checkpoints").is_dir()
+    require(has_checkpoints or setup.init.weights is not None, f"--workdir={workdir} holds no checkpoints to evaluate.")
+    open_workdir(workdir)
+    with output_file(file) if is_main else nullcontext():
+        state, step = (
+            _state_of_checkpoint(setup, workdir) if has_checkpoints else (_state_of_weights(setup, workdir), 0)
+        )
+        result = run_evaluation(setup, setup.evaluator(setup.protocol), state.eval_parameters, setup.protocol)
+        if is_main:
+            table(f"{workdir} at step {step}", result_rows(result))
+            write_text(file, result_json(step, result))
+            draw_result(setup, workdir, result)
     return result.metrics
 
 
 def _state_of_checkpoint(setup: Setup, workdir: Path) -> tuple[State, int]:
-    require((workdir / "checkpoints").is_dir(), f"--workdir={workdir} holds no checkpoints to evaluate.")
     with Checkpoints(workdir, **setup.config["checkpoint"], read_only=True) as checkpoints:
         restored = checkpoints.restore(setup.abstract, setup.protocol.checkpoint)
     require(restored is not None, f"--workdir={workdir} holds no complete checkpoint to evaluate.")
