@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import zipfile
 from dataclasses import dataclass, field
@@ -80,6 +81,11 @@ def open_file(source: str) -> File:
 
 def _download(source):
     """Returns the folder of a repository in the cache, and its commit."""
+    set_by = ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")
+    if os.path.expanduser("~") == "~" and not any(os.environ.get(name) for name in set_by):
+        raise ConfigError(
+            f"init.weights={source} needs a folder for downloads, and there is no home folder. Set HF_HOME."
+        )
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
