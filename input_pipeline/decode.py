@@ -10,7 +10,6 @@ GOP refer to frames of the GOP before.
 import bisect
 import collections
 import contextlib
-import dataclasses
 import io
 import itertools
 import os
@@ -23,6 +22,7 @@ import numpy as np
 from av.codec.context import ThreadType
 from av.stream import Disposition
 
+from input_pipeline.display import MAX_PIXELS, Display, Info, frame_info, stream_remarks
 from input_pipeline.errors import DecodeError
 from input_pipeline.watchdog import watch_call
 
@@ -35,25 +35,12 @@ _UNINDEXED_CODECS = {"vp8"}
 # FFmpeg opens these as videos, but they are ANSI-art text (tty) and playlists.
 _NO_VIDEO_FORMATS = {"tty", "concat", "hls"}
 
+# Bounds the memory for the times of frames. 19 hours at 60 frames per second.
+_MAX_FRAMES = 2**22
+
+_CODEC_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
+
 _MAX_REORDER = 16  # frames; upper bound, over all codecs, on how far decoder output may be out of presentation order
-
-
-@dataclasses.dataclass(frozen=True)
-class Info:
-    """Properties of a video file.
-
-    Attributes:
-        codec: FFmpeg's name of the codec.
-        width, height: pixels as stored, before rotation.
-        rotation: degrees counterclockwise by which players rotate the frames.
-        audio: whether the file has an audio stream.
-    """
-
-    codec: str
-    width: int
-    height: int
-    rotation: int
-    audio: bool
 
 
 class Video:
@@ -81,6 +68,7 @@ class Video:
         times: (n,) float64, seconds from the first frame to each frame.
         duration: seconds, the end of the last frame.
         decoded: number of frames that FFmpeg has decoded so far.
+        remarks: sentences on how the frames are read, where that is not obvious.
 
     Raises:
         DecodeError: the file does not exist, is not a regular file, is damaged or truncated (if the container records
@@ -94,26 +82,32 @@ class Video:
         self._name = name or (source if isinstance(source, str) else f"video of {len(source)} bytes")
         self._opened, self.decoded = None, 0
         with self._working():
-            container, stream = self._open()
-            try:
-                self._codec = stream.codec.canonical_name
-                self._audio = bool(container.streams.audio)
-                frames = self._index(container, stream)
-                # FFmpeg's default rate is 25, for streams that store none.
-                time_base, rate = stream.time_base, stream.average_rate or 25
-            except BaseException:
-                container.close()
-                raise
-            if frames:
-                self._opened = container, stream
-                self._pts = [pts for pts, _ in frames]
-            else:
-                container.close()
-                self._pts = None
-                frames = self._decode_timestamps()
-                # Raw streams and some AVI files lack ascending timestamps. Assume a constant frame rate.
-                if not _ascend([pts for pts, _ in frames]):
-                    frames, time_base = [(index, 1) for index in range(len(frames))], 1 / rate
+            self._read_times()
+
+    def _read_times(self):
+        container, stream = self._open()
+        try:
+            self._codec = stream.codec.canonical_name
+            self._audio = bool(container.streams.audio)
+            size = stream.codec_context.width, stream.codec_context.height
+            self.remarks = stream_remarks(stream.codec_context)
+            self._display = Display(self._name, size, stream.sample_aspect_ratio)
+            frames = self._index(container, stream)
+            # FFmpeg's default rate is 25, for streams that store none.
+            time_base, rate = stream.time_base, stream.average_rate or 25
+        except BaseException:
+            container.close()
+            raise
+        if frames:
+            self._opened = container, stream
+            self._pts = [pts for pts, _ in frames]
+        else:
+            container.close()
+            self._pts = None
+            frames = self._decode_timestamps()
+            # Raw streams and some AVI files lack ascending timestamps. Assume a constant frame rate.
+            if not _ascend([pts for pts, _ in frames]):
+                frames, time_base = [(index, 1) for index in range(len(frames))], 1 / rate
         if not frames:
             raise DecodeError(f"{self._name}: no frame can be decoded.")
         last_duration = frames[-1][1]
@@ -129,7 +123,7 @@ class Video:
     def frames(self, indices) -> np.ndarray:
         """Returns the frames of the given indices, which may be in any order and repeat; each is decoded once.
 
-        Frames are rotated as the file demands, in quarter turns, as players do.
+        Frames look as players show them, see `display`. All have the size of the first frame of the video.
 
         Returns:
             (n, y, x, 3) uint8, red, green, blue.
@@ -142,9 +136,7 @@ class Video:
         if not (len(distinct) and 0 <= distinct[0] and distinct[-1] < len(self.times)):
             raise IndexError(f"{self._name} has {len(self.times)} frames, but the indices are {indices}.")
         with self._working():
-            images = [_to_rgb(frame) for frame in self._av_frames(distinct.tolist())]
-            if len({image.shape for image in images}) > 1:
-                raise DecodeError(f"{self._name}: the frames are not of one size.")
+            images = [self._display.image(frame, self._first_frame) for frame in self._av_frames(distinct.tolist())]
             return np.stack([images[position] for position in inverse])
 
     def each(self, indices) -> Iterator[np.ndarray]:
@@ -160,12 +152,10 @@ class Video:
             raise IndexError(
                 f"{self._name} has {len(self.times)} frames, but the indices are {indices}. They must ascend."
             )
-        av_frames, shape = self._av_frames(np.unique(indices).tolist()), None
+        av_frames = self._av_frames(np.unique(indices).tolist())
         for _, group in itertools.groupby(indices.tolist()):
             with self._working():
-                image = _to_rgb(next(av_frames))
-                if image.shape != (shape := shape or image.shape):
-                    raise DecodeError(f"{self._name}: the frames are not of one size.")
+                image = self._display.image(next(av_frames), self._first_frame)
             for _ in group:
                 yield image
 
@@ -176,8 +166,7 @@ class Video:
             DecodeError: the first frame cannot be decoded or is damaged.
         """
         with self._working():
-            (first,) = self._av_frames([0])
-            return Info(self._codec, first.width, first.height, first.rotation, self._audio)
+            return frame_info(self._first_frame(), self._codec, self._audio)
 
     @contextlib.contextmanager
     def _working(self):
@@ -190,6 +179,9 @@ class Video:
             raise
         except av.ExitError as error:  # FFmpeg's read timed out
             raise self._too_long() from error
+        except av.ArgumentError as error:  # this is also what FFmpeg says about frames above max_pixels
+            limit = f"{MAX_PIXELS / 1e6:.0f} million pixels"
+            raise DecodeError(f"{self._name}: its frames are damaged or have more than {limit}.") from error
         except Exception as error:
             reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
             raise DecodeError(f"{self._name}: {reason}.") from error
@@ -206,27 +198,30 @@ class Video:
         else:
             source = io.BytesIO(self._source)
         # Titles and comments in other encodings than UTF-8 are common. By default PyAV refuses to open such files.
-        container = av.open(source, metadata_errors="replace", timeout=self._limit)
+        container = av.open(source, options=_CODEC_OPTIONS, metadata_errors="replace", timeout=self._limit)
         try:
             streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
             if not streams or container.format.name in _NO_VIDEO_FORMATS:
                 raise DecodeError(f"{self._name}: the file holds no video.")
-            context = streams[0].codec_context
+            best = container.streams.best("video")  # as ffplay chooses; cover art may be the best
+            stream = best if best in streams else streams[0]
+            context = stream.codec_context
             if context is None:
                 raise DecodeError(f"{self._name}: there is no decoder for its video.")
             # One thread: there is already one worker process per core.
             context.thread_type, context.thread_count = ThreadType.NONE, 1
-            if self._strict:
-                context.options = {"err_detect": "explode+aggressive"}
+            context.options = _CODEC_OPTIONS | ({"err_detect": "explode+aggressive"} if self._strict else {})
         except BaseException:
             container.close()
             raise
-        return container, streams[0]
+        return container, stream
 
     def _packets(self, container, stream):
         # PyAV's generator leaks 150 bytes if it is not exhausted, so close it explicitly.
         with contextlib.closing(container.demux(stream)) as packets:
-            for packet in packets:
+            for count, packet in enumerate(packets, start=1):
+                if count > _MAX_FRAMES:
+                    raise DecodeError(f"{self._name}: more than {_MAX_FRAMES} frames. Cut it into parts.")
                 if time.monotonic() > self._deadline:
                     raise self._too_long()
                 yield packet
@@ -239,12 +234,14 @@ class Video:
         packets = [
             (p.pts, p.dts, p.duration, p.is_keyframe, p.is_discard) for p in self._packets(container, stream) if p.size
         ]
-        entries = [entry for entry in stream.index_entries if entry.size]
-        if any(entry.pos + entry.size > container.size for entry in entries):
+        size = container.size
+        # A generator, because the index of a damaged file may claim millions of frames.
+        if any(entry.size and entry.pos + entry.size > size for entry in stream.index_entries):
             raise DecodeError(f"{self._name}: the file is truncated.")
-        # Every frame after a missing packet would get a wrong number.
-        if container.format.name == "avi" and len(entries) > len(packets):
-            raise DecodeError(f"{self._name}: {len(entries) - len(packets)} of {len(entries)} frames are damaged.")
+        if container.format.name == "avi":  # every frame after a missing packet would get a wrong number
+            count = sum(entry.size > 0 for entry in stream.index_entries)
+            if count > len(packets):
+                raise DecodeError(f"{self._name}: {count - len(packets)} of {count} frames are damaged.")
         if (
             container.format.name in _UNINDEXED_FORMATS
             or stream.codec_context.name in _UNINDEXED_CODECS
@@ -290,6 +287,10 @@ class Video:
                 return
         missing = wanted[count]
         raise DecodeError(f"{self._name}: frame {missing}, at {self.times[missing]:.2f} s, is damaged or missing.")
+
+    def _first_frame(self):
+        (first,) = self._av_frames([0])
+        return first
 
     def _by_count(self, wanted):
         container, stream = self._open()
@@ -376,11 +377,3 @@ def _collect(frames, wanted):
             frames_past_next = 0
         if not remaining or frames_past_next > _MAX_REORDER:
             return
-
-
-def _to_rgb(frame):
-    """Converts PyAV's frame to an upright RGB image, (y, x, 3) uint8."""
-    # One thread: otherwise FFmpeg starts one thread per core for every frame, which costs ten times as much as
-    # converting a small frame.
-    rgb = frame.to_ndarray(format="rgb24", threads=1)
-    return np.rot90(rgb, round(frame.rotation / 90))  # counterclockwise both in FFmpeg and in NumPy

@@ -1,8 +1,8 @@
 """Transcoding of one video to one H.264 clip that decodes fast and exactly. `prepare` calls it for every video.
 
-A clip has a constant frame rate, short closed groups of pictures, no B-frames, no audio, and no rotation to apply.
-Its bytes depend only on the source file and the `Encoding`, given one version of FFmpeg and x264 and an x86 processor
-with AVX2. On other processors FFmpeg may round a colour conversion differently.
+A clip has a constant frame rate, short closed groups of pictures, no B-frames, no audio, square pixels, and no display
+matrix. Its bytes depend only on the source file and the `Encoding`, given one version of FFmpeg and x264 and an x86
+processor with AVX2. On other processors FFmpeg may round a colour conversion differently.
 """
 
 import dataclasses
@@ -30,6 +30,10 @@ from input_pipeline.videos import open_video
 _X264_PARAMS = (
     "scenecut=0:open-gop=0:bframes=0:threads=1:lookahead-threads=1:cpu-independent=1:colormatrix=smpte170m:range=tv"
 )
+
+# Damaged times could otherwise ask for any number of frames.
+_MAX_RATE = 100_000  # frames per second
+_MAX_REPEATED = 10_000  # frames of a clip that has over twice as many as its video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,10 +116,12 @@ def transcode(video, encoding: Encoding) -> tuple[dict, bytes]:
     Raises:
         DecodeError: the video or its clip cannot be decoded.
     """
-    if not 0 < video.duration < float("inf"):
-        raise DecodeError(f"The video lasts {video.duration} seconds.")
+    if not len(video.times) / _MAX_RATE < video.duration < float("inf"):
+        raise DecodeError(f"The video lasts {video.duration} seconds, but has {len(video.times)} frames.")
     rate = frame_rate(len(video.times), video.duration)
     count = max(1, round(video.duration * rate))
+    if count > max(2 * len(video.times), _MAX_REPEATED):
+        raise DecodeError(f"The video lasts {video.duration:g} seconds, but has {len(video.times)} frames.")
     # Each new frame is the source frame that is on screen at the middle of its interval. A video of constant rate then
     # keeps every frame exactly once, even if the container rounds its times coarsely.
     instants = (np.arange(count) + 0.5) / float(rate)

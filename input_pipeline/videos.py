@@ -1,5 +1,6 @@
 """Opening the video of a record from a video file, a folder of frames, or a row of a shard."""
 
+import io
 import itertools
 import os
 import re
@@ -8,9 +9,12 @@ from typing import Protocol
 
 import cv2
 import numpy as np
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from input_pipeline.annotations import Record
-from input_pipeline.decode import Info, Video
+from input_pipeline.decode import Video
+from input_pipeline.display import Info, check_size
 from input_pipeline.errors import DecodeError
 from input_pipeline.shards import read_video
 from input_pipeline.sources import tfds
@@ -20,7 +24,10 @@ from input_pipeline.sources import tfds
 _SPARE_SECONDS = 1.0
 _TOLERANCE = 1e-6  # seconds, for rounding of times; far below the duration of any frame
 
-_NUMBERED = re.compile(r"(.*?)(\d+)\.jpe?g", re.IGNORECASE)
+# Names that begin with a dot are hidden files. macOS keeps a file ._name beside each file on other file systems.
+_NUMBERED = re.compile(r"(?!\.)(.*?)(\d+)\.jpe?g", re.IGNORECASE)
+
+_PNG = b"\x89PNG"
 
 
 class OpenVideo(Protocol):
@@ -31,6 +38,9 @@ class OpenVideo(Protocol):
 
     @property
     def decoded(self) -> int: ...
+
+    @property
+    def remarks(self) -> tuple[str, ...]: ...
 
     def frames(self, indices) -> np.ndarray: ...
 
@@ -100,6 +110,11 @@ class Cut:
         """Number of frames that were decoded so far."""
         return self._video.decoded
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """See `decode.Video.remarks`."""
+        return self._video.remarks
+
 
 class Pictures:
     """A video whose frames are compressed one by one; the base class of such videos.
@@ -108,13 +123,16 @@ class Pictures:
         times: (n,) float64, seconds from the first frame to each frame.
         duration: seconds, the end of the last frame.
         decoded: number of frames that were decoded so far.
+        remarks: ().
     """
+
+    remarks: tuple[str, ...] = ()
 
     def __init__(self, name, count, frame_rate):
         self._name = name
         self.times = np.arange(count) / frame_rate
         self.duration = count / frame_rate
-        self.decoded = 0
+        self.decoded, self._shape = 0, None
 
     def frames(self, indices) -> np.ndarray:
         """Returns the frames of the given indices, which may be in any order and repeat; each is decoded once.
@@ -124,28 +142,41 @@ class Pictures:
 
         Raises:
             IndexError: an index is outside [0, len(times)).
-            DecodeError: a frame does not exist, is not a picture, is truncated, or has another size than the others.
+            DecodeError: a frame does not exist, is not a picture, is truncated or too large.
         """
         distinct, inverse = np.unique(_checked(indices, self.times, self._name), return_inverse=True)
-        images = [self._read(index) for index in distinct]
-        self.decoded += len(images)
-        if len({image.shape for image in images}) > 1:
-            raise DecodeError(f"{self._name}: the frames are not of one size.")
+        images = [self._image(index) for index in distinct]
         return np.stack(images)[inverse]
 
     def each(self, indices) -> Iterator[np.ndarray]:
         """Yields the frames one at a time, see `decode.Video.each`."""
-        shape = None
         for index, group in itertools.groupby(_checked(indices, self.times, self._name).tolist()):
-            image = self._read(index)
-            self.decoded += 1
-            if image.shape != (shape := shape or image.shape):
-                raise DecodeError(f"{self._name}: the frames are not of one size.")
+            image = self._image(index)
             for _ in group:
                 yield image
 
-    def _read(self, index):
-        """Returns the frame with this index, (y, x, 3) uint8."""
+    def info(self) -> Info:
+        """Returns the properties of the first frame. Raises DecodeError as `frames` does."""
+        data, name = self._data(0)
+        height, width, _ = _decoded(data, name).shape
+        return Info("png" if data.startswith(_PNG) else "mjpeg", width, height, 0, False)
+
+    def _image(self, index):
+        """Returns the frame with this index, (y, x, 3) uint8, scaled to the size of the first frame, as ffmpeg does."""
+        data, name = self._data(index)
+        image = _decoded(data, name)
+        self.decoded += 1
+        if self._shape is None:
+            # Headers are compared, so that the first frame is seldom decoded in vain.
+            first = self._data(0) if index else (data, name)
+            is_alike = _header_size(data, name) == _header_size(*first)
+            self._shape = image.shape if is_alike else _decoded(*first).shape
+        if image.shape != self._shape:
+            image = cv2.resize(image, self._shape[1::-1], interpolation=cv2.INTER_AREA)
+        return image
+
+    def _data(self, index):
+        """Returns the content of the file of a frame, and the name of the frame in errors."""
         raise NotImplementedError
 
 
@@ -183,12 +214,7 @@ class FrameFolder(Pictures):
         super().__init__(path, len(matches), frame_rate)
         self._files = [os.path.join(path, match[0]) for match in matches]
 
-    def info(self) -> Info:
-        """Returns the properties of the first frame. Raises DecodeError as `frames` does."""
-        height, width, _ = self._read(0).shape
-        return Info("mjpeg", width, height, 0, False)
-
-    def _read(self, index):
+    def _data(self, index):
         path = self._files[index]
         try:
             with open(path, "rb") as file:
@@ -199,10 +225,9 @@ class FrameFolder(Pictures):
         # (FFD9) follows the last scan marker (FFDA). Neither occurs within compressed data, and the markers of an
         # embedded thumbnail come before.
         is_complete = data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") >= 0
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if is_complete else None
-        if image is None:
+        if not is_complete:
             raise DecodeError(f"{path}: not a complete JPEG file.")
-        return image
+        return data, path
 
 
 class CompressedFrames(Pictures):
@@ -223,16 +248,29 @@ class CompressedFrames(Pictures):
         super().__init__(name, len(files), frame_rate)
         self._files = files
 
-    def info(self) -> Info:
-        """Returns the properties of the first frame. Raises DecodeError as `frames` does."""
-        height, width, _ = self._read(0).shape
-        return Info("png" if self._files[0].startswith(b"\x89PNG") else "mjpeg", width, height, 0, False)
+    def _data(self, index):
+        return self._files[index], f"{self._name}: frame {index}"
 
-    def _read(self, index):
-        image = cv2.imdecode(np.frombuffer(self._files[index], np.uint8), cv2.IMREAD_COLOR_RGB)
-        if image is None:
-            raise DecodeError(f"{self._name}: frame {index} is not a picture that can be decoded.")
-        return image
+
+def _decoded(data, name):
+    """Returns a picture, (y, x, 3) uint8, turned by its EXIF data."""
+    check_size(name, *_header_size(data, name))
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise DecodeError(f"{name} is not a picture that can be decoded.")
+    return image
+
+
+def _header_size(data, name):
+    """Returns the (width, height) in the header of a PNG or JPEG file, before a turn by its EXIF data."""
+    try:
+        with (PngImageFile if data.startswith(_PNG) else JpegImageFile)(io.BytesIO(data)) as picture:
+            return picture.size
+    except Exception as error:  # Pillow raises errors of any type for damaged data
+        raise DecodeError(f"{name} is not a picture that can be decoded.") from error
 
 
 def _checked(indices, times, name):

@@ -44,13 +44,6 @@ def truncated(path, **kwargs):
     path.write_bytes(data[: len(data) * 6 // 10])
 
 
-def two_sizes(path):
-    """Writes a transport stream whose frames change their size half-way."""
-    path.write_bytes(
-        b"".join(read(write(path.parent / f"{height}.ts", count=5, size=(height, 64))) for height in (64, 32))
-    )
-
-
 @pytest.mark.parametrize(
     "break_file",
     [
@@ -61,7 +54,6 @@ def two_sizes(path):
         lambda path: truncated(path),  # without its index, at the end
         lambda path: truncated(path, container_options={"movflags": "faststart"}),  # with it, at the start
         audio_only,
-        two_sizes,
         lambda path: None,
         lambda path: path.mkdir(),
         lambda path: os.mkfifo(path),
@@ -76,7 +68,6 @@ def two_sizes(path):
         "no_moov",
         "truncated",
         "audio_only",
-        "two_sizes",
         "missing",
         "directory",
         "pipe",

@@ -126,15 +126,6 @@ def test_frames_with_thumbnails(tmp_path):
     assert numbers(FrameFolder(path)) == [0]
 
 
-def test_frames_of_several_sizes(tmp_path):
-    path = write_frames(tmp_path / "v", "{:03d}.jpg", count=3)
-    cv2.imwrite(f"{path}/001.jpg", picture(1)[:32])
-    with pytest.raises(DecodeError, match="not of one size"):
-        FrameFolder(path).frames([0, 1])
-    with pytest.raises(DecodeError, match="not of one size"):
-        list(FrameFolder(path).each([0, 1]))
-
-
 def test_indices_out_of_range(tmp_path):
     cut = open_video(record(write_frames(tmp_path / "v", "{:03d}.jpg", count=60), start=0.5, end=0.9))
     for video in (cut, FrameFolder(str(tmp_path / "v"))):
