@@ -25,6 +25,7 @@ class Record:
         position: row in the shard `path`, or None if `path` is a file or a folder.
         feature: name of the feature that holds the frames, if TensorFlow Datasets wrote the shard.
         name: identifies the video within the data set, independently of where this copy of it is stored.
+        sha256: SHA-256 of the row of a prepared shard, or b"" if it is unknown.
     """
 
     id: int
@@ -36,6 +37,7 @@ class Record:
     position: int | None = None
     feature: str = ""
     name: str = ""
+    sha256: bytes = b""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,7 +323,18 @@ def _require_all(path, root, listing: Listing, absent) -> None:
 
 def _records(chosen: list[tuple[Entry, int]]) -> tuple[Record, ...]:
     return tuple(
-        Record(number, entry.path, label, entry.line, entry.start, entry.end, entry.position, entry.feature, entry.name)
+        Record(
+            number,
+            entry.path,
+            label,
+            entry.line,
+            entry.start,
+            entry.end,
+            entry.position,
+            entry.feature,
+            entry.name,
+            entry.sha256,
+        )
         for number, (entry, label) in enumerate(chosen)
     )
 

@@ -6,6 +6,7 @@ import functools
 import io
 import multiprocessing
 import multiprocessing.connection
+import os
 import signal
 import statistics
 import sys
@@ -23,6 +24,7 @@ from input_pipeline.commands import command, end
 from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.files import require_lines, write_lines, write_text
 from input_pipeline.outputs import output_folder
+from input_pipeline.shards import SUMS, changed_files
 from input_pipeline.text import print_line
 from input_pipeline.videos import open_video
 from input_pipeline.workers import follow_parent
@@ -36,7 +38,8 @@ default checks/NAME,
   exclude.txt  the broken videos, as paths relative to data.root; data.exclude=DIR/exclude.txt leaves them out
   missing.txt  the listed videos that do not exist
 The same command continues a check that was stopped. After a finished check it examines the broken videos again.
-Exit status: 0, or 1 if videos are broken, or 2 after a mistake."""
+Clips of prepared shards are compared with the SHA-256 in their list, and the lists with SHA256SUMS.
+Exit status: 0, or 1 if videos or lists are broken, or 2 after a mistake."""
 
 COLUMNS = (
     "path",
@@ -59,7 +62,7 @@ _MAX_LISTED_CLASSES = 30  # classes whose counts are printed
 
 @command(USAGE)
 def main(argv) -> int:
-    """Returns 1 if videos are broken, or 0."""
+    """Returns 1 if videos or lists are broken, or 0."""
     from configs.loading import read_flags, require
     from input_pipeline.pipeline import Pipeline  # imports grain, which the decoding processes do not need
 
@@ -83,6 +86,7 @@ def _check_videos(pipeline, out: Path, workers: int) -> int:
     if missing:
         print_line(f"{len(missing)} listed videos are missing, see {out / 'missing.txt'}.")
     write_lines(out / "missing.txt", missing)
+    changed = _print_changed_files(manifests.values()) if pipeline.source == "shards" else 0
     examine = functools.partial(_examine, frame_rate=pipeline.frame_rate)
     broken = check(records, out / "report.csv", workers, examine)
     if not broken:
@@ -91,7 +95,7 @@ def _check_videos(pipeline, out: Path, workers: int) -> int:
         print_line(f"  {name}: {error}")
     write_lines(out / "exclude.txt", broken)
     if not broken:
-        return 0
+        return 1 if changed else 0
     print_line(
         f"{len(broken)} of {len(records)} videos are broken: {out / 'report.csv'} gives the reasons, "
         f"--config.data.exclude={out / 'exclude.txt'} leaves them out."
@@ -283,6 +287,15 @@ def _replace(crew, worker, examine):
 def _exit_message(status):
     cause = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
     return f"The process that decoded the video ended with {cause}."
+
+
+def _print_changed_files(manifests) -> int:
+    """Prints which lists of prepared clips differ from their checksums. Returns their number."""
+    folders = sorted({os.path.dirname(manifest.path) for manifest in manifests})
+    paths = [os.path.join(folder, name) for folder in folders for name in changed_files(folder)]
+    for path in paths:
+        print_line(f"{path} differs from its SHA-256 in {SUMS}. Restore it from a copy, or prepare again.")
+    return len(paths)
 
 
 def _print_classes(split, records, names):

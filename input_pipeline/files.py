@@ -8,6 +8,7 @@ most a file or folder whose name starts with a dot and ends in `.tmp`.
 import contextlib
 import glob
 import hashlib
+import itertools
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -91,6 +92,12 @@ def require_lines(texts: Iterable[str]) -> None:
 def is_temporary(name: str) -> bool:
     """Returns whether the file name `name`, without its folder, is a temporary name of this module."""
     return name.startswith(".") and name.endswith(_SUFFIX)
+
+
+def unused_path(path: Path) -> Path:
+    """Returns `path`, or if it exists the first of `path.2`, `path.3` and so on that does not."""
+    names = itertools.chain([path.name], (f"{path.name}.{number}" for number in itertools.count(2)))
+    return next(each for name in names if not os.path.lexists(each := path.with_name(name)))
 
 
 def remove_temporaries(folder) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.files import atomic_file, is_temporary, remove_temporaries, require_lines, write_text
 from input_pipeline.outputs import is_lock, locked
-from input_pipeline.shards import FIELDS, FORMAT, read_shard, write_shard
+from input_pipeline.shards import FIELDS, FORMAT, SUMS, read_shard, write_shard
 from input_pipeline.transcode import Encoding, Task
 
 SPLITS = ("train", "val")
@@ -231,14 +231,20 @@ def merge(folder, plan: Plan) -> dict:
         ("summary.json", json.dumps(summary, indent=1) + "\n"),
     ):
         checksums[name] = _write(folder, name, text)
-    _write(folder, "SHA256SUMS", "".join(f"{checksums[name]}  {name}\n" for name in sorted(checksums)))
+    _write(folder, SUMS, "".join(f"{checksums[name]}  {name}\n" for name in sorted(checksums)))
     remove_temporaries(folder)  # all jobs are done, so no process writes here any more
     return summary
 
 
 def _read_metadata(folder, job) -> list[dict]:
     with open(job.metadata_path(folder), encoding="utf-8") as file:
-        metadata = [json.loads(line) for line in file]
+        try:
+            metadata = [json.loads(line) for line in file]
+            is_whole = all(isinstance(row, dict) for row in metadata) and metadata[0].keys() >= {"bytes", "sha256"}
+        except (ValueError, LookupError, RecursionError):
+            is_whole = False
+    if not is_whole:
+        raise DataError(f"{job.metadata_path(folder)} is damaged. Remove this file and run prepare again.")
     size, expected = os.path.getsize(os.path.join(folder, job.shard)), metadata[0]["bytes"]
     if size != expected:
         raise DataError(

@@ -4,7 +4,10 @@ A list, train.json or val.json, is one JSON object with one line for every clip.
 """
 
 import functools
+import hashlib
 import json
+import os
+import re
 from collections.abc import Iterable, Iterator
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -13,6 +16,8 @@ from input_pipeline.errors import DataError, DecodeError
 
 FORMAT = 1  # increase it if older readers would misread the lists or the records
 FIELDS = ("name", "shard", "position", "label", "frames", "fps", "width", "height", "bytes", "sha256")
+SUMS = "SHA256SUMS"  # the digests of all files that `prepare` wrote, as `sha256sum --check` reads them
+_TEXTS = ("train.json", "val.json", "classes.txt")
 
 # Videos are already compressed. To return one record, ArrayRecord reads its whole group, so a group is one record.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -49,13 +54,17 @@ def read_shard(path: str) -> Iterator[bytes]:
         yield _read(reader, path, position)
 
 
-def read_video(path: str, position: int) -> bytes:
+def read_video(path: str, position: int, sha256: bytes = b"") -> bytes:
     """Returns the record at `position`, counted from 0, of the shard `path`. The shard stays open for later calls.
 
     Raises:
-        DecodeError: the shard is missing or damaged, or has no such record.
+        DecodeError: the shard is missing or damaged, or has no such record, or the record has another SHA-256 than
+            `sha256`, unless this is empty.
     """
-    return _read(_cached_reader(path), path, position)
+    data = _read(_cached_reader(path), path, position)
+    if sha256 and hashlib.sha256(data).digest() != sha256:
+        raise DecodeError(f"{path} row {position}: the clip differs from the SHA-256 in its list.")
+    return data
 
 
 def _read(reader, path, position):
@@ -105,7 +114,7 @@ def read_rows(path: str) -> list[dict]:
             f"{path} cannot be read: {error.strerror}. python -m input_pipeline.prepare writes it last, after all "
             "shards."
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not a list of prepared clips: {error}.") from None
     rows = content.get("clips") if isinstance(content, dict) and content.get("format") == FORMAT else None
     if not isinstance(rows, list):
@@ -116,4 +125,39 @@ def read_rows(path: str) -> list[dict]:
     for line, row in enumerate(rows, start=2):
         if not isinstance(row, dict) or not row.keys() >= set(FIELDS):
             raise DataError(f"{path} line {line}: expected a clip with the fields {', '.join(FIELDS)}.")
+        if not _is_clip(row):
+            raise DataError(f"{path} line {line}: a field of this clip is damaged. Restore the list from a copy.")
     return rows
+
+
+def changed_files(folder: str) -> list[str]:
+    """Returns the names of the lists and of the class file in `folder` that differ from its `SHA256SUMS`.
+
+    [] if `prepare` has not written `SHA256SUMS`. The shards are not read.
+    """
+    try:
+        with open(os.path.join(folder, SUMS), encoding="utf-8", errors="surrogateescape") as file:
+            sums = [line.rstrip("\n").partition("  ") for line in file]
+    except FileNotFoundError:
+        return []
+    changed = [name for digest, _, name in sums if name in _TEXTS and _sha256_of_file(folder, name) != digest]
+    return changed if {name for _, _, name in sums} >= set(_TEXTS) else [*changed, SUMS]
+
+
+def _sha256_of_file(folder: str, name: str) -> str | None:
+    try:
+        with open(os.path.join(folder, name), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _is_clip(row: dict) -> bool:
+    """Returns whether the fields that readers take from a row have the types and forms that `prepare` writes."""
+    return (
+        all(isinstance(row[field], str) for field in ("name", "shard", "sha256"))
+        and all(type(row[field]) is int for field in ("label", "position"))
+        and row["position"] >= 0
+        and os.path.basename(row["shard"]) == row["shard"] != ""
+        and re.fullmatch("[0-9a-f]{64}", row["sha256"]) is not None
+    )

@@ -65,7 +65,7 @@ def open_video(record: Record, *, frame_rate: float = 30.0, limit_seconds: float
     """
     video: OpenVideo
     if record.position is not None:
-        name, data = f"{record.path} row {record.position}", read_video(record.path, record.position)
+        name, data = f"{record.path} row {record.position}", read_video(record.path, record.position, record.sha256)
         if record.feature:
             video = CompressedFrames(tfds.example(data)[record.feature].bytes_list.value, frame_rate, name)
         else:

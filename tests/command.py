@@ -201,6 +201,13 @@ def checkpoint(workdir, step):
     return {jax.tree_util.keystr(name): np.asarray(leaf) for name, leaf in leaves}, progress
 
 
+def flip_a_bit(path):
+    """Flips a bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
 def assert_same_run(workdir, other, evaluations=True, step=TINY["train.total_steps"]):
     """Asserts that metrics, events and the arrays of the checkpoint of `step` are equal bit for bit.
 

@@ -15,6 +15,7 @@ class Entry(NamedTuple):
             whole file.
         position: row in the shard `path`, or None if `path` is a file or a folder.
         feature: name of the feature that holds the frames, if TensorFlow Datasets wrote the shard.
+        sha256: SHA-256 of the row of a prepared shard, or b"" if it is unknown.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Entry(NamedTuple):
     end: float | None = None
     position: int | None = None
     feature: str = ""
+    sha256: bytes = b""
 
 
 class Listing(NamedTuple):

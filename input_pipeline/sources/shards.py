@@ -21,6 +21,7 @@ def read(path, *, root, split) -> Listing:
                 None if row["label"] < 0 else row["label"],
                 line,
                 position=row["position"],
+                sha256=bytes.fromhex(row["sha256"]),
             )
             for line, row in enumerate(read_rows(path), start=2)  # line 1 is the head of the list and holds no clip
         )

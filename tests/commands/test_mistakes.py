@@ -268,7 +268,8 @@ def test_a_damaged_checkpoint_is_named(data, trained, tmp_path, capsys):
         if path.is_file():
             path.write_bytes(b"")
     assert main.main(["main.py", *arguments(data, workdir, mode="eval")]) == 2
-    assert str(workdir / "checkpoints" / "2") in one_sentence(capsys.readouterr().err)
+    message = one_sentence(capsys.readouterr().err)
+    assert f"All checkpoints in {workdir}/checkpoints are damaged: step 2: state/" in message and " 0 bytes " in message
 
 
 def test_a_damaged_description_is_named(data, trained, tmp_path, capsys):

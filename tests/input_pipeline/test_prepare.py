@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from numbered import VFR, write
 
-from input_pipeline import prepare, transcode
+from input_pipeline import check, prepare, transcode
 from input_pipeline.annotations import Record
 from input_pipeline.decode import Video
 from input_pipeline.outputs import locked, output_folder
@@ -282,6 +282,27 @@ def test_a_shard_that_was_cut_short_is_not_merged(source, prepared, tmp_path, ca
     os.truncate(tmp_path / "out" / shard(3), 1000)
     assert prepare.main(arguments(source, tmp_path / "out", "--merge=true")) == 2
     assert shard(3) in capsys.readouterr().err
+
+
+def test_damaged_metadata_of_a_shard_are_not_merged(source, prepared, tmp_path, capsys):
+    shutil.copytree(prepared[0], tmp_path / "out")
+    path = (tmp_path / "out" / shard(3)).with_suffix(".jsonl")
+    for content in (b"\xff", b"[]\n", b'{"bytes": 1'):
+        path.write_bytes(content)
+        assert prepare.main(arguments(source, tmp_path / "out", "--merge=true")) == 2
+        assert f"{path} is damaged. Remove this file" in capsys.readouterr().err
+
+
+def test_the_check_compares_clips_and_lists_with_their_checksums(prepared, tmp_path, capsys):
+    out = shutil.copytree(prepared[0], tmp_path / "out")
+    first, second, *_ = read_rows(str(out / "train.json"))
+    text = (out / "train.json").read_text()
+    (out / "train.json").write_text(text.replace(first["sha256"], second["sha256"]))
+    command = ["--config=configs/vit_b16.py", f"--config.data.root={out}", "--config.data.source=shards"]
+    assert check.main([*command, "--config.data.num_classes=3", f"--out={tmp_path}/check"]) == 1
+    printed = capsys.readouterr().out
+    assert "train.json differs from its SHA-256 in SHA256SUMS." in printed
+    assert f"1 of {VIDEOS - 1} videos are broken" in printed and "the clip differs from the SHA-256" in printed
 
 
 def test_a_file_that_the_disk_refuses_ends_with_a_sentence(source, tmp_path):

@@ -1,5 +1,6 @@
 """Shards return the bytes that were written, or raise. Files that are not lists are refused by one sentence."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -39,6 +40,16 @@ def test_a_shard_without_videos(tmp_path):
     path = str(tmp_path / "none.array_record")
     write_shard(path, [])
     assert list(read_shard(path)) == []
+
+
+@pytest.mark.quick
+def test_a_clip_that_its_list_does_not_describe_is_a_decode_error(tmp_path):
+    path, written = str(tmp_path / "a.array_record"), videos(2)
+    write_shard(path, written)
+    digests = [hashlib.sha256(video).digest() for video in written]
+    assert read_video(path, 1, digests[1]) == written[1]
+    with pytest.raises(DecodeError, match=r"a\.array_record row 1: the clip differs from the SHA-256 in its list"):
+        read_video(path, 1, digests[0])
 
 
 def test_flipped_bits_always_raise(tmp_path):
@@ -112,7 +123,24 @@ def test_a_file_that_cannot_be_written_is_an_os_error(tmp_path):
 
 
 def clip(**values):
-    return {**dict.fromkeys(FIELDS, 0), "name": "a.mp4", "shard": "train-00000-of-00001.array_record", **values}
+    return {
+        **dict.fromkeys(FIELDS, 0),
+        "name": "a.mp4",
+        "shard": "train-00000-of-00001.array_record",
+        "sha256": 64 * "0",
+        **values,
+    }
+
+
+DAMAGED = (
+    dict(name=3),
+    dict(shard="../train-00000-of-00001.array_record"),
+    dict(shard=""),
+    dict(position=-1),
+    dict(position="3"),
+    dict(label=None),
+    dict(sha256="0123"),
+)
 
 
 @pytest.mark.quick
@@ -138,6 +166,8 @@ def test_the_source_gives_the_entries_of_a_list(tmp_path):
         ('{"format": 1, "clips": 3}', "is not a list"),
         ('{"format": 1, "clips": [\n{"name": "a"}\n]}', "line 2: expected"),
         (b"\xff\xfe", "is not a list"),
+        (100_000 * "[", "is not a list"),
+        *((json.dumps({"format": FORMAT, "clips": [clip(), clip(**values)]}), "line 3: a field") for values in DAMAGED),
     ],
 )
 def test_other_lists_are_refused(tmp_path, content, sentence):

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from command import Run, arguments, render, rows
+from command import Run, arguments, flip_a_bit, render, rows
 
 import main
 from vidformers.errors import ConfigError
@@ -111,7 +111,7 @@ def kill_one_of_two(data, workdir, victim, **options):
     pair = start_with_addresses(arguments(data, workdir, ENDLESS), 2, devices=4, **options)
     seventh_step = is_logged(workdir, 7)
     # Saves run in the background, so the first may end many steps later on a busy machine.
-    pair[0].wait_until(lambda: seventh_step() and any(x.name.isdigit() for x in workdir.glob("checkpoints/*")))
+    pair[0].wait_until(lambda: seventh_step() and sum(x.name.isdigit() for x in workdir.glob("checkpoints/*")) >= 2)
     pair[victim].kill()
     start = time.monotonic()
     status, _, err = pair[1 - victim].wait()
@@ -142,7 +142,10 @@ def test_when_process_0_is_killed_the_other_ends_with_a_message(data, tmp_path):
 
 def test_when_process_1_is_killed_the_other_ends_both_resume_and_a_signal_to_one_stops_both(data, tmp_path):
     kill_one_of_two(data, tmp_path, victim=1, patches=["vidformers.parallel.processes._HEARTBEAT_SECONDS = 1"])
-    saved = max(int(folder.name) for folder in (tmp_path / "checkpoints").iterdir() if folder.name.isdigit())
+    steps = (int(folder.name) for folder in (tmp_path / "checkpoints").iterdir() if folder.name.isdigit())
+    saved, newest = sorted(steps)[-2:]
+    files = [path for path in (tmp_path / "checkpoints" / str(newest)).rglob("*") if path.is_file()]
+    flip_a_bit(max(files, key=lambda path: path.stat().st_size))  # only one of the processes reads it
     # The killed run may have logged many steps after its last checkpoint.
     logged = max(row["step"] for row in rows(tmp_path))
     pair = start_with_addresses(arguments(data, tmp_path, ENDLESS), 2, devices=4)
@@ -151,6 +154,7 @@ def test_when_process_1_is_killed_the_other_ends_both_resume_and_a_signal_to_one
     (status_0, out_0, _), (status_1, out_1, _) = (run.wait() for run in pair)
     assert status_0 == status_1 == 143
     assert f"Continues {tmp_path} at step {saved}" in out_0 and "Continues" not in out_1
+    assert f"It is renamed to {newest}.damaged" in out_0 and "damaged" not in out_1
     stopped = re.search(r"Stopped at step (\d+) of 100000, which is saved", out_0)
     assert stopped and "Stopped" not in out_1, "process 0 alone logs"
     assert (tmp_path / "checkpoints" / stopped[1]).is_dir()

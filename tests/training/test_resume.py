@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from command import BAD, CACHE, Run, arguments, assert_same_run, checkpoint, one_sentence, render, rows
+from command import BAD, CACHE, Run, arguments, assert_same_run, checkpoint, flip_a_bit, one_sentence, render, rows
 from tiny import QUICK
 
 import main
@@ -102,9 +102,7 @@ def test_a_run_killed_while_it_compiles_trains_and_evaluates_continues_bit_for_b
     assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*.tmp"))
 
 
-def test_a_run_with_workers_stopped_by_ctrl_c_and_killed_while_it_saves_continues_bit_for_bit(
-    reference, data, tmp_path
-):
+def test_a_run_with_workers_stopped_killed_while_it_saves_and_damaged_continues_bit_for_bit(reference, data, tmp_path):
     def command(workers, every_steps=3):
         # Each evaluation starts workers anew, which takes long: there is only the last one.
         fields = {"data.workers": workers, "train.eval_every_steps": "none", "checkpoint.every_steps": every_steps}
@@ -116,12 +114,16 @@ def test_a_run_with_workers_stopped_by_ctrl_c_and_killed_while_it_saves_continue
     status, out, err = run.wait()
     assert (status, err) == (128 + signal.SIGINT, "") and "is saved: the same command continues." in out
     for _ in range(5):  # a save may finish after the condition was met and before the kill
-        kill_when(lambda: unfinished_saves(tmp_path), command(workers=2, every_steps=1))
+        kill_when(lambda: unfinished_saves(tmp_path) and saved_steps(tmp_path)[1:], command(workers=2, every_steps=1))
         if unfinished_saves(tmp_path):
             break
     assert unfinished_saves(tmp_path)
-    Run(command(workers=2)).finish()
+    before, newest = saved_steps(tmp_path)[-2:]
+    files = [path for path in (tmp_path / "checkpoints" / str(newest)).rglob("*") if path.is_file()]
+    flip_a_bit(max(files, key=lambda path: path.stat().st_size))
+    assert f"Continues {tmp_path} at step {before}" in Run(command(workers=2)).finish()
     assert_same_run(tmp_path, reference[0], evaluations=False)
+    assert f"{newest}.damaged" in in_checkpoints(tmp_path)
 
 
 def test_a_stopped_run_continues_bit_for_bit_and_replaces_damaged_programs_in_the_cache(
@@ -352,7 +354,8 @@ def test_a_state_is_restored_onto_any_mesh(options, data, tmp_path):
     with Checkpoints(tmp_path, every_steps=1, keep=1) as checkpoints:
         assert checkpoints.restore(setup.abstract) is None
         for step, score in ((1, 0.9), (2, 0.5), (3, 0.1)):
-            checkpoints.save(step, state, progress, {"val/top1@1x1": score})
+            checkpoints.save(step, state, progress)
+            checkpoints.add_metrics(step, {"val/top1@1x1": score})
         checkpoints.wait()
     if jax.device_count() % 2 == 0:
         setup = set_up(config | {"mesh": {"data": -1, "fsdp": 2}})

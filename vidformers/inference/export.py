@@ -16,11 +16,12 @@ from flax import nnx
 from input_pipeline.files import atomic_folder, write_bytes, write_text
 from input_pipeline.outputs import new_folder, require_space
 from vidformers.inference.commands import load_and_log
-from vidformers.inference.predictor import CLIP_FIELDS, read_run_json
+from vidformers.inference.predictor import CLIP_FIELDS
 from vidformers.models.vtn import TemporalEncoder
 from vidformers.parallel.target import traced_for
 from vidformers.pretrained.native import resolve_size
 from vidformers.progress import log
+from vidformers.training.workdir import read_run_json
 
 FORMAT = {"format": "vidformers", "version": "1"}
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -55,8 +56,8 @@ def _export(config: dict, workdir, folder: Path) -> None:
         "frames": {name: config["data"][name] for name in CLIP_FIELDS} | {"rule": predictor.sampling_rule},
         "views": {name: config["eval"][name] for name in ("clips", "crops", "average")},
         "step": predictor.step,
-        "commit": run["commit"],
-        "data": {split: run["data"][split] for split in ("train", "val")},
+        "commit": run.get("commit"),
+        "data": {split: run["data"].get(split) for split in ("train", "val")},
     }
     make_model = predictor.make_model
     if "frames_at_once" in config["model"]:  # an exported program computes all frames of a clip at once

@@ -1,8 +1,9 @@
 """A trained model that predicts and explains videos from Python."""
 
+import inspect
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,12 +24,20 @@ from vidformers.parallel.mesh import make_mesh, num_batch_shards
 from vidformers.pretrained.native import model_differences
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.evaluate import EvalProtocol, prediction_step
-from vidformers.training.optim import make_optimizer
+from vidformers.training.optim import OptimConfig, make_optimizer
 from vidformers.training.setup import abstract_state
-from vidformers.training.workdir import with_default_sections
+from vidformers.training.workdir import read_run_json, with_default_sections
 
 # The fields of the section `data` that determine how clips are cut from a video.
 CLIP_FIELDS = ("sampling", "stride", "fps", "test_starts", "frame_rate", "size", "test_short_side", "resize")
+# The sections that `load` takes from `run.json`, by the functions that take their fields.
+_FIELDS: dict[str, Callable] = {
+    "data": Pipeline,
+    "eval": EvalProtocol,
+    "optim": OptimConfig,
+    "checkpoint": Checkpoints,
+    "init": pretrained.Init,
+}
 _TOP = 5
 _BATCH_SIZE = 8  # videos per batch if eval.batch_size is not set
 
@@ -62,6 +71,13 @@ def load(workdir: str | os.PathLike) -> "Predictor":
             f"{workdir}/run.json has no section {section!r}, so another version of vidformers wrote it. Load the run "
             "with that version.",
         )
+    for section, function in _FIELDS.items():
+        unknown = sorted(config[section].keys() - inspect.signature(function).parameters.keys())
+        require(
+            not unknown,
+            f"{workdir}/run.json has the field {section}.{(unknown or [''])[0]}, which this version of vidformers does "
+            "not know. Load the run with the version that wrote it, or restore the file if it is damaged.",
+        )
     # The attention backend and the devices of the training machine may not be available here.
     config["model"] |= {"backend": "auto"}
     config["mesh"] = {}
@@ -91,25 +107,6 @@ def _with_tuples(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {name: _with_tuples(child) for name, child in tree.items()}
     return tuple(map(_with_tuples, tree)) if isinstance(tree, list) else tree
-
-
-def read_run_json(workdir: str | os.PathLike) -> dict[str, Any]:
-    """Returns the contents of `run.json` in the folder of a run.
-
-    Raises:
-        ConfigError: the file is missing or damaged.
-    """
-    path = Path(workdir) / "run.json"
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-        run["data"]["classes"], run["config"]["model"], run["config"]["data"]  # raise if the file lacks one of them
-        return run
-    except OSError:
-        raise ConfigError(
-            f"{workdir} holds no run: there is no {path}. Set --workdir to the folder of a run."
-        ) from None
-    except (ValueError, LookupError, TypeError):
-        raise ConfigError(f"{path} is damaged: it does not describe a run. Restore the file or train again.") from None
 
 
 def clip_differences(stored: dict[str, Any], config: dict[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -183,7 +180,12 @@ class Predictor:
             f"Clips are cut with data.{field}={given!r}, but with {trained!r} in training."
             for field, trained, given in clip_differences(run["config"], config)
         ]
-        self.classes = tuple(run["data"]["classes"])
+        names = run["data"].get("classes")
+        require(
+            isinstance(names, list) and all(isinstance(name, str) for name in names),
+            f"{workdir}/run.json is damaged: it lists no class names. Restore the file from a copy.",
+        )
+        self.classes = tuple(names)
 
     def _restore(self, section: dict[str, Any], workdir: str | os.PathLike, abstract):
         """Returns the parameters of a checkpoint and sets `step`."""

@@ -1,8 +1,10 @@
-"""Checkpoints of the training state, by Orbax."""
+"""Checkpoints of the training state: arrays by Orbax, checksums, metrics, and which checkpoints are kept."""
 
+import json
 import os
 import re
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +12,10 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from vidformers.errors import ConfigError, require
-
-_policies = ocp.training.preservation_policies
+from vidformers.parallel.processes import allgather_strings, barrier
+from vidformers.progress import log
+from vidformers.training.checkpoint_folder import HAS_CHECKSUMS, CheckpointFolder, score
+from vidformers.training.workdir import has_saved, note_saved
 
 
 class _StoredState(NamedTuple):
@@ -30,17 +34,17 @@ class _StoredState(NamedTuple):
 class Checkpoints:
     """Saves and restores the checkpoints in `workdir/checkpoints`. A context manager. Saves run in the background.
 
-    A checkpoint gets its final name after all of it is written. If a save is killed, the previous checkpoint is the
-    latest one.
+    A checkpoint gets its final name after all of it and its checksums are written. If a save is killed, the previous
+    checkpoint is the latest one. In a run of several processes, all of them call each method.
 
     Args:
         workdir: the folder of the run.
         every_steps: steps between saves. The training loop reads it.
         keep: the newest `keep` checkpoints are kept.
         best: a metric. The checkpoint with the highest value of this metric is also kept.
-        read_only: does not delete unfinished saves, since another process may be writing them.
+        read_only: changes nothing in the folder, since another process may be writing to it.
     Raises:
-        ConfigError: `every_steps` or `keep` is below 1.
+        ConfigError: `every_steps` or `keep` is below 1, or the folder cannot be made.
     """
 
     def __init__(
@@ -56,47 +60,80 @@ class Checkpoints:
             every_steps >= 1, f"checkpoint.every_steps={every_steps} must be at least 1, the steps from save to save."
         )
         require(keep >= 1, f"checkpoint.keep={keep} must be at least 1, or no run could continue.")
-        self.every_steps, self.best, self.folder = every_steps, best, Path(workdir).absolute() / "checkpoints"
-        self._pending_save: Any = None
-        keep_best = _policies.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
-        self._orbax = ocp.training.Checkpointer(
-            self.folder,
-            # Every step may be saved: the training loop decides when.
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(keep), keep_best]),
-            cleanup_tmp_directories=not read_only,
-        )
+        self.every_steps, self.best = every_steps, best
+        self._workdir, self._keep, self._read_only = Path(workdir).absolute(), keep, read_only
+        self._folder = CheckpointFolder(self._workdir / "checkpoints")
+        self._is_main = jax.process_index() == 0
+        self._thread = ThreadPoolExecutor(1, "save")
+        self._pending_save: Future | None = None
+        if self._is_main and not read_only:
+            self._convert_os_errors(self._prepare_folder)
+
+    def _prepare_folder(self) -> None:
+        self._folder.path.mkdir(parents=True, exist_ok=True)
+        self._folder.remove_unfinished()
 
     def __enter__(self):
         return self
 
     def __exit__(self, error_type, *_):
         try:
-            self._orbax.close()  # waits for a save in progress
+            self.wait()
         except Exception:
             if error_type is None:  # otherwise the error of the `with` block is the one to report
                 raise
+        finally:
+            self._thread.shutdown()
 
-    def _score(self, metrics: dict) -> float:
-        return metrics.get(self.best, -1.0)  # absent if the run was continued with another `best`
-
-    def save(self, step: int, state, host_state: dict, metrics: dict | None = None) -> None:
+    def save(self, step: int, state, host_state: dict) -> None:
         """Starts a save, after the previous save has finished.
 
         Args:
             step: the number of finished steps.
             state: the `State`.
             host_state: the state of the training loop that is not in `state`. Stored as JSON.
-            metrics: the metrics of this step, among them `best`; None or {} if the step was not evaluated.
         Raises:
             ConfigError: the file system refuses this save or the previous one.
         """
         self.wait()
-        self._pending_save = self._convert_os_errors(
-            lambda: self._orbax.save_checkpointables_async(
-                step, {"state": _StoredState(*state)}, force=True, metrics=metrics or None, custom_metadata=host_state
+        barrier()  # process 0 also computes the checksums of the previous save
+
+        def start():
+            writing = ocp.save_checkpointables_async(
+                self._folder.saving_path(step),
+                {"state": _StoredState(*state)},
+                overwrite=True,
+                custom_metadata=host_state | {HAS_CHECKSUMS: True},
             )
-        )
+            return self._thread.submit(self._finish_save, step, writing)
+
+        self._pending_save = self._convert_os_errors(start)
+
+    def _finish_save(self, step: int, writing) -> None:
+        """Waits until all processes have written their arrays. Then process 0 completes the checkpoint."""
+        writing.result()
+        if self._is_main:
+            self._folder.publish(step)
+            note_saved(self._workdir)
+            self._folder.remove_all_but(self._keep, self.best)
+
+    def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds metrics to the checkpoint of `step`, after the last save has finished.
+
+        The metric `best` decides which checkpoint is kept as the best one. Until it is known, the previous best one is
+        kept as well.
+
+        Raises:
+            ConfigError: the file system refuses the metrics or the last save.
+        """
+        self.wait()
+        if self._is_main and metrics:
+            self._convert_os_errors(lambda: self._add_metrics(step, metrics))
+
+    def _add_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        if step in self._folder.steps():
+            self._folder.write_metrics(step, self._folder.read_metrics(step)[0] | metrics)
+            self._folder.remove_all_but(self._keep, self.best)
 
     def wait(self) -> None:
         """Waits until the last save has finished. Raises like `save`."""
@@ -112,15 +149,18 @@ class Checkpoints:
             reason = _file_system_error(error)
             if reason is None:
                 raise
-        steps = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
-        newest = f"continues from the checkpoint of step {max(steps)}" if steps else "starts again from step 0"
+        steps = self._folder.steps()
+        newest = f"continues from the checkpoint of step {steps[-1]}" if steps else "starts again from step 0"
         raise ConfigError(
-            f"A checkpoint cannot be written to {self.folder}: {reason}. Fix this and run the same command again, "
-            f"which {newest}."
+            f"A checkpoint cannot be written to {self._folder.path}: {reason}. Fix this and run the same command "
+            f"again, which {newest}."
         )
 
     def restore(self, abstract_state, which: str = "latest") -> tuple[Any, dict, int] | None:
-        """Restores a checkpoint.
+        """Restores the newest or the best checkpoint that is not damaged.
+
+        Each process verifies its part of the checksums. A damaged checkpoint is named in the log and renamed, or left
+        as it is if `read_only`.
 
         Args:
             abstract_state: a `State` of `jax.ShapeDtypeStruct`. The restored arrays get its shardings.
@@ -129,35 +169,110 @@ class Checkpoints:
         Returns:
             (state, host_state, step), or None if there is no checkpoint.
         Raises:
-            ConfigError: the checkpoint cannot be read, or the names or shapes of its arrays differ from the state.
+            ConfigError: all checkpoints are damaged or gone, a checkpoint cannot be read, or the names or shapes of its
+                arrays differ from the state.
         """
-        chosen = self._orbax.latest
-        if which == "best":
-            scored = [checkpoint for checkpoint in self._orbax.checkpoints if checkpoint.metrics]
-            chosen = max(
-                scored, key=lambda checkpoint: (self._score(checkpoint.metrics), checkpoint.step), default=chosen
-            )
-        if chosen is None:
-            return None
-        try:
-            metadata = self._orbax.checkpointables_metadata(chosen)
-            abstract = _StoredState(*abstract_state)
-            self._require_same_arrays(metadata.metadata["state"], abstract, chosen.step)
-            state = type(abstract_state)(*self._orbax.load_checkpointables(chosen, {"state": abstract})["state"])
-        except ConfigError:
-            raise
-        except Exception as error:
+        steps, damaged = self._candidates(which)
+        for step in steps:
+            damage = self._find_damage(step)
+            if damage is None:
+                try:
+                    return self._load(step, abstract_state)
+                except ConfigError:
+                    raise
+                except Exception as error:
+                    damage = self._unreadable(step, error)
+            self._leave_out(step, damage)
+            damaged.append((step, damage))
+        require(
+            not damaged,
+            f"All checkpoints in {self._folder.path} are damaged: "
+            f"{'; '.join(f'step {step}: {damage}' for step, damage in damaged)}. Restore them from a copy, or give "
+            "another --workdir.",
+        )
+        if not self._read_only:
             require(
-                chosen.path.is_dir(),
-                f"The checkpoint of step {chosen.step} in {self.folder} was replaced by a newer one while it was read. "
-                "Run the same command again.",
+                not any(map(int, allgather_strings(str(int(self._had_checkpoints()))))),
+                f"--workdir={self._workdir} holds a run that has saved checkpoints, but {self._folder.path} holds none "
+                "that can be restored. Restore this folder from a copy, or give another --workdir.",
             )
-            reason = (str(error).splitlines() or [""])[0][:200].rstrip(".")
+        return None
+
+    def _candidates(self, which: str) -> tuple[list[int], list[tuple[int, str]]]:
+        """Returns the steps of the checkpoints in the order in which they are tried, and those with damaged metrics.
+
+        Process 0 reads the folder, so that all processes return the same.
+        """
+        read = [(step, *self._folder.read_metrics(step)) for step in self._folder.steps()] if self._is_main else []
+        read = json.loads(allgather_strings(json.dumps(read))[0])
+        damaged = [(step, damage) for step, _, damage in read if damage is not None]
+        for step, damage in damaged:
+            self._leave_out(step, damage)
+        sound = [(step, metrics) for step, metrics, damage in reversed(read) if damage is None]
+        scored = {step: score(metrics, self.best) for step, metrics in sound if metrics}
+        if which == "best" and scored:
+            return sorted(scored, key=lambda step: (scored[step], step), reverse=True), damaged
+        return [step for step, _ in sound], damaged
+
+    def _find_damage(self, step: int) -> str | None:
+        """Returns what is damaged in a checkpoint, None if nothing is. All processes return the same."""
+        try:
+            damage = self._folder.find_damage(step, jax.process_index(), jax.process_count())
+        except OSError as error:
+            self._require_present(step)
             raise ConfigError(
-                f"The checkpoint {chosen.path} cannot be read ({type(error).__name__}: {reason}). If it is damaged, "
-                "delete this folder, and the run continues from the previous checkpoint."
+                f"{error.filename} cannot be read: {error.strerror}. Fix this and run the same command again."
+            ) from None
+        return next(filter(None, allgather_strings(damage or "")), None)
+
+    def _leave_out(self, step: int, damage: str) -> None:
+        """Logs that a checkpoint is damaged, and renames it unless `read_only`."""
+        self._require_present(step)
+        message = f"The checkpoint of step {step} in {self._folder.path} is damaged: {damage}."
+        if self._is_main and self._read_only:
+            log(f"{message} It is left out.")
+        elif self._is_main:
+            log(f"{message} It is renamed to {self._folder.set_aside(step).name} and left out.")
+
+    def _require_present(self, step: int) -> None:
+        """Raises ConfigError if a run has removed the checkpoint while this process was reading it."""
+        steps = self._folder.steps()
+        require(
+            not self._read_only or step in steps,
+            f"The checkpoint of step {step} in {self._folder.path} was replaced by a newer one while it was read. "
+            "Run the same command again.",
+        )
+
+    def _had_checkpoints(self) -> bool:
+        return self._is_main and (self._folder.has_damaged() or has_saved(self._workdir))
+
+    def _load(self, step: int, abstract_state) -> tuple[Any, dict, int]:
+        path = self._folder.step_path(step)
+        metadata = ocp.checkpointables_metadata(path)
+        abstract = _StoredState(*abstract_state)
+        self._require_same_arrays(metadata.metadata["state"], abstract, step)
+        state = type(abstract_state)(*ocp.load_checkpointables(path, {"state": abstract})["state"])
+        host_state = dict(metadata.custom_metadata or {})
+        if not host_state.pop(HAS_CHECKSUMS, False) and self._is_main:
+            log(f"The checkpoint of step {step} in {self._folder.path} was saved without checksums. It is unverified.")
+        return state, host_state, step
+
+    def _unreadable(self, step: int, error: Exception) -> str:
+        """Returns a clause for a checkpoint without checksums that cannot be read, and so is probably damaged.
+
+        Raises:
+            ConfigError: the checkpoint is verified, so the reason is another one, or there are several processes, which
+                might not all have failed.
+        """
+        self._require_present(step)
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200].rstrip('.')}"
+        is_other_reason = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+        if self._folder.is_verified(step) or is_other_reason or jax.process_count() > 1:
+            raise ConfigError(
+                f"The checkpoint {self._folder.step_path(step)} cannot be read ({reason}). If it is damaged, rename "
+                "this folder, and the run continues from the previous checkpoint."
             ) from error
-        return state, dict(metadata.custom_metadata or {}), chosen.step
+        return f"it cannot be read ({reason})"
 
     def _require_same_arrays(self, stored, wanted, step: int) -> None:
         stored_shapes, wanted_shapes = _shapes(stored), _shapes(wanted)
@@ -166,7 +281,7 @@ class Checkpoints:
         for name in sorted(stored_shapes.keys() | wanted_shapes.keys()):
             require(
                 stored_shapes.get(name) == wanted_shapes.get(name),
-                f"The checkpoint of step {step} in {self.folder} does not fit the model: {name} is "
+                f"The checkpoint of step {step} in {self._folder.path} does not fit the model: {name} is "
                 f"{stored_shapes.get(name, 'absent')} there and {wanted_shapes.get(name, 'absent')} here. Give the "
                 "fields of the sections model and optim with which it was trained.",
             )

@@ -1,13 +1,18 @@
 """The metrics of a run: `metrics.jsonl`, the TensorBoard events derived from it, and two pictures."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
 import numpy as np
 
 from input_pipeline.figures import drawn_texts, num_letters, shortened
-from input_pipeline.files import atomic_file, write_text
+from input_pipeline.files import atomic_file, unused_path, write_text
+from vidformers.errors import ConfigError
+from vidformers.progress import log
+
+_FILE = "metrics.jsonl"
 
 _MAX_NAMES = 30  # class names in a picture
 
@@ -16,7 +21,8 @@ class MetricWriter:
     """Appends metrics to `metrics.jsonl` and to TensorBoard events. Only one process of a run has a writer.
 
     When a run continues, `metrics.jsonl` is first rewritten atomically without the rows after the restored step and
-    without a last row that is incomplete after a kill. The events are then written anew from its rows.
+    without a last row that is incomplete after a kill. The events are then written anew from its rows. If other rows
+    are damaged, the file is kept as `metrics.jsonl.damaged`.
 
     Args:
         workdir: the folder of the run.
@@ -26,8 +32,13 @@ class MetricWriter:
     def __init__(self, workdir: Path, step: int):
         from tensorboardX import SummaryWriter
 
-        path = Path(workdir) / "metrics.jsonl"
-        rows = [row for row in read_metrics(workdir) if row["step"] <= step]
+        path = Path(workdir) / _FILE
+        rows, damaged = _read_rows(path)
+        if damaged:
+            copy = unused_path(path.with_name(f"{_FILE}.damaged"))
+            shutil.copyfile(path, copy)
+            log(f"{path} has {damaged} damaged rows, which are left out. {copy.name} keeps the file as it was.")
+        rows = [row for row in rows if row["step"] <= step]
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         for events in Path(workdir).glob("events.out.tfevents.*"):
             events.unlink()
@@ -51,7 +62,7 @@ class MetricWriter:
     def _add_events(self, row: dict) -> None:
         for name, value in row.items():
             if name not in ("step", "time"):
-                self._board.add_scalar(name, value, row["step"], walltime=row["time"])
+                self._board.add_scalar(name, value, row["step"], walltime=row.get("time"))
 
     def close(self) -> None:
         self._file.close()
@@ -63,15 +74,41 @@ def _step_and_names(row: dict) -> tuple:
 
 
 def read_metrics(workdir: Path) -> list[dict]:
-    """Returns the rows of `metrics.jsonl` in order, up to an incomplete row; [] if there is no file."""
-    rows: list[dict] = []
-    path = Path(workdir) / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    """Returns the rows of `metrics.jsonl` in order, without damaged ones; [] if there is no file.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    return _read_rows(Path(workdir) / _FILE)[0]
+
+
+def _read_rows(path: Path) -> tuple[list[dict], int]:
+    """Returns the rows of a file, and the number of damaged rows.
+
+    A last row without a closing brace does not count as damaged: a kill has cut it short.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return [], 0
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}. Fix this and run the command again.") from None
+    if b"}" not in lines[-1]:
+        lines.pop()
+    rows = [_parse_row(line) for line in lines]
+    return [row for row in rows if row is not None], rows.count(None)
+
+
+def _parse_row(line: bytes) -> dict | None:
+    """Returns a row, or None unless the line is an object of numbers with a step."""
+    try:
+        row = json.loads(line)
+        if all(isinstance(value, int | float) for value in row.values()):
+            list(map(float, row.values()))  # raises for an integer beyond all floats
+            return row if type(row["step"]) is int and 0 <= row["step"] < 2**63 else None
+    except (ValueError, LookupError, AttributeError, OverflowError, RecursionError):
+        pass
+    return None
 
 
 def draw_curves(workdir: Path) -> None:

@@ -161,7 +161,9 @@ class TrainingRun:
             "pending": unlogged,
         }
         metrics = {name: value for result in results for name, value in result.metrics.items()}
-        self.checkpoints.save(step, convert_layers(state, self.setup.abstract), host_state, metrics)
+        self.checkpoints.save(step, convert_layers(state, self.setup.abstract), host_state)
+        if metrics:
+            self.checkpoints.add_metrics(step, metrics)
 
 
 def training_loop(run: TrainingRun, state: State, start: int, unlogged: list[dict]) -> EvalResult:

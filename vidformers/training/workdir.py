@@ -4,11 +4,13 @@ import dataclasses
 import fcntl
 import importlib.metadata
 import json
+import os
 import shlex
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import jax
 
@@ -20,9 +22,12 @@ from vidformers.pretrained import Init
 from vidformers.training.commit import git_commit
 from vidformers.training.config import TrainConfig
 from vidformers.training.evaluate import EvalProtocol
+from vidformers.training.metrics import read_metrics
 from vidformers.training.optim import OptimConfig
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av", "opencv-python-headless", "numpy")
+
+_NOTE = "has_saved"  # the entry of `run.json` that says that the run has saved a checkpoint
 
 # Config fields and sections that must not differ when a run is continued. They determine the clips of each batch, the
 # kinds of augmentation, the model, and the structure of the training state. All other fields may differ, such as the
@@ -118,8 +123,63 @@ def describe_run(config: dict, data: dict, attention: dict[str, str], total_step
 
 
 def write_run_json(workdir: Path, run: dict) -> None:
-    """Writes `run.json`."""
+    """Writes `run.json`. It keeps the note that the run in the folder has saved a checkpoint, see `note_saved`."""
+    with suppress(ConfigError):
+        run = run | {name: value for name, value in read_run_json(workdir).items() if name == _NOTE}
     write_text(workdir / "run.json", json.dumps(run, indent=1) + "\n")
+
+
+def read_run_json(workdir: str | os.PathLike) -> dict[str, Any]:
+    """Returns the contents of `run.json` in the folder of a run. Its sections are dicts, those of the config too.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    path = Path(workdir) / "run.json"
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        config, data = run["config"], run["data"]
+        names = (*_SECTIONS, "checkpoint", "mesh")
+        sections = [data, config["model"], config["data"], *(config.get(name, {}) for name in names)]
+        if all(isinstance(section, dict) for section in sections):
+            return run
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(
+            f"{workdir} holds no run: there is no {path}. Set --workdir to the folder of a run."
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}. Fix this and run the same command again."
+        ) from None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        pass
+    raise ConfigError(
+        f"{path} is damaged: it does not describe a run. Restore the file from a copy, or give another workdir."
+    )
+
+
+def note_saved(workdir: Path) -> None:
+    """Notes in `run.json` that the run has saved a checkpoint."""
+    with suppress(ConfigError):  # no run, as where a program saves checkpoints by itself
+        run = read_run_json(workdir)
+        if not run.get(_NOTE):
+            write_text(workdir / "run.json", json.dumps(run | {_NOTE: True}, indent=1) + "\n")
+
+
+def has_saved(workdir: Path) -> bool:
+    """Returns whether the run in the folder has saved a checkpoint.
+
+    Earlier versions wrote no note. There, a row after the second save tells: a save begins after the one before has
+    ended.
+    """
+    if not (workdir / "run.json").exists():
+        return False
+    run = read_run_json(workdir)
+    checkpoint = run["config"].get("checkpoint")
+    every = checkpoint.get("every_steps") if isinstance(checkpoint, dict) else None
+    return bool(run.get(_NOTE)) or (
+        isinstance(every, int) and any(row["step"] > 2 * every for row in read_metrics(workdir))
+    )
 
 
 def differences_from_stored_run(workdir: Path, run: dict) -> list[str]:
@@ -134,17 +194,11 @@ def differences_from_stored_run(workdir: Path, run: dict) -> list[str]:
         ConfigError: `run.json` is damaged, or the training videos or a field of `_FIXED_FIELDS` differ. The message
             names every such field, both values, and the flags that continue the run.
     """
-    path = workdir / "run.json"
-    if not path.exists():
+    if not (workdir / "run.json").exists():
         return []
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        old, old_digest = _flatten(with_default_sections(stored["config"])), stored["data"]["train"]
-        fields = _flatten(stored["config"]).keys()
-    except (ValueError, LookupError, TypeError):
-        raise ConfigError(
-            f"{path} is damaged: it does not describe a run. Restore the file, or give another workdir."
-        ) from None
+    stored = read_run_json(workdir)
+    old, old_digest = _flatten(with_default_sections(stored["config"])), stored["data"].get("train")
+    fields = _flatten(stored["config"]).keys()
     new = _flatten(json.loads(json.dumps(run["config"])))  # tuples become lists, as in the stored file
     old = {field: value for field, value in old.items() if field in fields or field in new}
     changed = sorted(field for field in old.keys() | new.keys() if old.get(field) != new.get(field))

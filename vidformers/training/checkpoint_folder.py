@@ -1,0 +1,129 @@
+"""The folder `checkpoints` of a run: one subfolder per checkpoint, named after its step, with checksums of its files.
+
+Beside the checkpoints may lie `STEP.saving` and `STEP.saving.orbax-checkpoint-tmp`, which are being written,
+`STEP.removing`, which is being deleted, and `STEP.damaged`, a checkpoint that was found damaged. A checkpoint gets and
+loses its name by a rename, so a folder that is named after a step is complete unless it was damaged later.
+"""
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+from input_pipeline import checksums
+from input_pipeline.files import atomic_folder, unused_path
+
+# A key beside the host state in the metadata of a checkpoint. Checkpoints of earlier versions lack it.
+HAS_CHECKSUMS = "has_checksums"
+_METRICS = "metrics"  # a folder in a checkpoint, with a file of the same name: as Orbax stores the metrics of a step
+_UNFINISHED = re.compile(r".*\.saving|.*\.removing|.*\.orbax-checkpoint-tmp.*")
+
+
+class CheckpointFolder:
+    """The checkpoints in the folder `path`. In a run of several processes, only process 0 changes the folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def steps(self) -> list[int]:
+        """Returns the steps of the checkpoints in ascending order, damaged ones included."""
+        names = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
+        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+
+    def step_path(self, step: int) -> Path:
+        return self.path / str(step)
+
+    def saving_path(self, step: int) -> Path:
+        """Returns the folder that a checkpoint is written to before `publish`."""
+        return self.path / f"{step}.saving"
+
+    def publish(self, step: int) -> None:
+        """Writes the checksums of a checkpoint, and gives it its name."""
+        checksums.write_checksums(self.saving_path(step))
+        self.saving_path(step).rename(self.step_path(step))
+
+    def write_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds metrics to a checkpoint, or replaces those that it has."""
+        target = self.step_path(step) / _METRICS
+        with atomic_folder(target) as temporary:
+            (temporary / _METRICS).write_text(json.dumps(metrics), encoding="utf-8")
+            checksums.write_checksums(temporary)
+            shutil.rmtree(target, ignore_errors=True)
+
+    def read_metrics(self, step: int) -> tuple[dict[str, float], str | None]:
+        """Returns the metrics of a checkpoint, {} if it has none, and a clause that says how they are damaged."""
+        folder = self.step_path(step) / _METRICS
+        if not folder.exists():
+            return {}, None
+        try:
+            if self._has_checksums(step) or (folder / checksums.NAME).exists():
+                damage = checksums.find_damage(folder)
+                if damage is not None:
+                    return {}, f"{_METRICS}/{damage}"
+            metrics = json.loads((folder / _METRICS).read_bytes())
+            return {str(name): float(value) for name, value in metrics.items()}, None
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}, f"{_METRICS}/{_METRICS} is damaged"
+
+    def find_damage(self, step: int, part: int = 0, parts: int = 1) -> str | None:
+        """Returns a clause that says what is damaged in a checkpoint, or None. For the arguments see `checksums`.
+
+        In a checkpoint of an earlier version, which has no checksums, only the metrics are looked at.
+        """
+        if not self.step_path(step).is_dir():
+            return "it is not a folder"
+        damage = checksums.find_damage(self.step_path(step), part, parts) if self._has_checksums(step) else None
+        return damage or self.read_metrics(step)[1]
+
+    def is_verified(self, step: int) -> bool:
+        """Returns whether a checkpoint carries checksums, as those of earlier versions do not."""
+        return (self.step_path(step) / checksums.NAME).exists()
+
+    def _has_checksums(self, step: int) -> bool:
+        """Returns whether a checkpoint had checksums when it was saved. They may be lost."""
+        if self.is_verified(step):
+            return True
+        try:
+            metadata = json.loads((self.step_path(step) / "_CHECKPOINT_METADATA").read_bytes())
+            return HAS_CHECKSUMS in (metadata["custom_metadata"] or {})
+        except (OSError, ValueError, LookupError, TypeError):
+            return True  # nothing can be restored without this file
+
+    def set_aside(self, step: int) -> Path:
+        """Renames a damaged checkpoint, and returns its new path."""
+        target = unused_path(self.path / f"{step}.damaged")
+        self.step_path(step).rename(target)
+        return target
+
+    def has_damaged(self) -> bool:
+        """Returns whether a damaged checkpoint was set aside."""
+        return self.path.is_dir() and any(".damaged" in entry.name for entry in self.path.iterdir())
+
+    def remove_all_but(self, newest: int, metric: str) -> None:
+        """Removes all checkpoints but the newest, the one with the highest metric, and those with damaged metrics."""
+        steps, scores = self.steps(), {}
+        kept = set(steps[-newest:])
+        for step in steps:
+            metrics, damage = self.read_metrics(step)
+            if damage is not None:
+                kept.add(step)
+            elif metrics:
+                scores[step] = score(metrics, metric)
+        kept.update(sorted(scores, key=lambda step: (scores[step], step))[-1:])
+        for step in set(steps) - kept:
+            removing = self.path / f"{step}.removing"
+            self.step_path(step).rename(removing)
+            shutil.rmtree(removing, ignore_errors=True)
+
+    def remove_unfinished(self) -> None:
+        """Removes what killed processes left: checkpoints that were being written or deleted."""
+        for entry in self.path.iterdir():
+            if _UNFINISHED.fullmatch(entry.name):
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def score(metrics: dict[str, float], metric: str) -> float:
+    """Returns the value by which the best checkpoint is chosen."""
+    value = metrics.get(metric, -1.0)  # absent if the run was continued with another `checkpoint.best`
+    return value if math.isfinite(value) else -1.0
