@@ -110,9 +110,10 @@ def test_a_tensor_beside_the_state_dict_is_not_read_as_a_weight(tmp_path):
         (dict(strides=(2, 2)), "does not lie within"),
         (dict(strides=(-1, 1)), "a number of a tensor is -1"),
         (dict(shape=(1 << 40, 1 << 40), strides=(0, 0)), "does not lie within"),
-        (dict(shape=(2, 2), strides=(1,)), "does not lie within"),
+        (dict(shape=(2, 2), strides=(1,)), "not tuples of equal length"),
         (dict(shape=(True, 2)), "number of a tensor is True"),
-        (dict(count=1 << 60), "is truncated within 'weight'"),
+        (dict(count=1 << 60), "would become arrays of 4611686018427387904 bytes"),
+        (dict(count=8), "is truncated within 'weight'"),
         (dict(key="9"), "is damaged"),
         (dict(storage="QInt8Storage"), "a storage is of the type torch.QInt8Storage"),
     ],
@@ -168,18 +169,18 @@ def test_functions_that_a_file_names_are_inert(tmp_path, name):
 
 def test_a_file_cannot_change_the_functions_that_it_may_call(tmp_path):
     change = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + pickle.dumps({"_function": 1}, 2)[2:-1] + b"b."
-    with pytest.raises(ConfigError, match="it changes a function"):
+    with pytest.raises(ConfigError, match="its pickle changes a function"):
         torch_file.read(archive(tmp_path / "a.pth", change))
     assert collections.OrderedDict(a=1)["a"] == 1
 
 
 def test_files_that_would_fill_the_memory_are_refused(tmp_path):
     huge = b"\x80\x02}r" + struct.pack("<I", 2**31 - 1) + b"."
-    with pytest.raises(ConfigError, match="numbers more objects than it can hold"):
+    with pytest.raises(ConfigError, match="holds no dictionary of tensors"):
         torch_file.read(archive(tmp_path / "a.pth", huge))
     with pytest.raises(ConfigError, match="its entries are compressed"):
         torch_file.read(archive(tmp_path / "b.pth", tensor(), [("0", bytes(16))], zipfile.ZIP_DEFLATED))
-    with pytest.raises(ConfigError, match="nested too deeply|is damaged|a list instead of"):
+    with pytest.raises(ConfigError, match="a list instead of a dictionary"):
         torch_file.read(archive(tmp_path / "c.pth", b"\x80\x02" + b"]" * 50000 + b"a" * 49999 + b"."))
 
 

@@ -1,5 +1,6 @@
 """Exports a trained model to a folder that runs without vidformers, and the command `--mode=export`."""
 
+import hashlib
 import importlib.metadata
 import json
 from functools import partial
@@ -73,9 +74,13 @@ def write_export(folder: Path, make_model, parameters, metadata: dict) -> None:
         folder: an absolute path. The folder does not exist or is empty.
         make_model: function of `rngs` that builds the model.
         parameters: the parameters of the model as a tree of arrays.
-        metadata: the contents of config.json, except for the inputs and their normalisation.
+        metadata: the contents of config.json, except for the inputs, their normalisation and the digests of the files.
     """
     model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
+    contents = {
+        "model.safetensors": safetensors.numpy.save(parameter_arrays(parameters), FORMAT),
+        "model.stablehlo": bytes(export_program(model).serialize()),
+    }
     config = (
         FORMAT
         | metadata
@@ -86,6 +91,7 @@ def write_export(folder: Path, make_model, parameters, metadata: dict) -> None:
             "normalisation": "inside the program: (video / 255 - image_mean) / image_std",
             "image_mean": metadata["model"]["mean"],
             "image_std": metadata["model"]["std"],
+            "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
         }
     )
     substitutes = {
@@ -101,8 +107,8 @@ def write_export(folder: Path, make_model, parameters, metadata: dict) -> None:
     }
     readme = Template((_TEMPLATES / "README.md").read_text(encoding="utf-8")).substitute(substitutes)
     with atomic_folder(folder) as temporary:
-        write_bytes(temporary / "model.safetensors", safetensors.numpy.save(parameter_arrays(parameters), FORMAT))
-        write_bytes(temporary / "model.stablehlo", bytes(export_program(model).serialize()))
+        for name, content in contents.items():
+            write_bytes(temporary / name, content)
         write_text(temporary / "config.json", json.dumps(config, indent=1) + "\n")
         write_text(temporary / "run.py", (_TEMPLATES / "run.py").read_text(encoding="utf-8"))
         write_text(temporary / "README.md", readme)

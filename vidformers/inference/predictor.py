@@ -14,6 +14,7 @@ import numpy as np
 
 from input_pipeline import Pipeline
 from input_pipeline.annotations import Record
+from input_pipeline.json_files import JsonError, read_json
 from vidformers import pretrained
 from vidformers.errors import ConfigError, require
 from vidformers.inference.clip import Clip
@@ -95,9 +96,13 @@ def load_export(folder: str | os.PathLike, config: dict[str, Any]) -> "Predictor
     """
     path = Path(folder) / "config.json"
     try:
-        model = json.loads(path.read_text(encoding="utf-8"))["model"] | {"backend": "auto"}
-    except (OSError, ValueError, LookupError, TypeError):
-        raise ConfigError(f"{path} does not describe a model of an export. Write the export again.") from None
+        model = read_json(path, {"model": {"name": str}})["model"] | {"backend": "auto"}
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}. Give the folder of an export.") from None
+    except JsonError as error:
+        raise ConfigError(
+            f"{path} {error}. It does not describe a model of an export: write the export again."
+        ) from None
     init = config["init"] | {"weights": os.fspath(folder)}
     return Predictor(_with_tuples(config | {"model": model, "init": init}), folder)
 

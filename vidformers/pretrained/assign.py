@@ -13,6 +13,7 @@ import numpy as np
 from vidformers.attention.dictionary import head_multiplier
 from vidformers.errors import ConfigError, require
 
+_LARGEST_PATCH = 64  # pixels of a side: resizing takes memory by the fourth power
 _CHOICES = {
     "time": ("zero", "copy", "draw"),
     "tube": ("centre", "average"),
@@ -164,12 +165,18 @@ class Assignment:
         """Places the kernel and bias of the patch embedding, for patches of `frames` frames and `size` pixels."""
         kernel, how = self.with_channels(self.weights.patch)["kernel"], "loaded"
         require(kernel.ndim in (4, 5), f"the kernel of its patches has {kernel.ndim} axes instead of 4 or 5")
+        if kernel.ndim == 5 and len(kernel) != frames:
+            raise ConfigError(f"its patches span {len(kernel)} frames, and the patches of the model {frames}")
         note = f"patch of {' x '.join(map(str, kernel.shape[:-2]))}"
         if kernel.shape[-4:-2] != (size, size):
             require(
                 self.init.patch == "resize",
                 f"its patches have {kernel.shape[-3]} pixels a side, and model.patch_size is {size}; "
                 "init.patch=resize resizes the kernel.",
+            )
+            require(
+                max(kernel.shape[-4:-2]) <= _LARGEST_PATCH and kernel.shape[-1] == self.shapes[*path, "bias"][0],
+                f"its patch kernel of shape {kernel.shape} cannot be resized for this model",
             )
             frame_kernels = kernel.reshape(-1, *kernel.shape[-4:])
             kernel = np.stack([resize_patch(frame, (size, size)) for frame in frame_kernels]).reshape(
@@ -179,8 +186,6 @@ class Assignment:
         if kernel.ndim == 4 and frames > 1:
             kernel, how = inflate(kernel, frames, self.init.tube), "resized"
             note += f" to {frames} frames, {self.init.tube}"
-        if kernel.ndim == 5 and len(kernel) != frames:
-            raise ConfigError(f"its patches span {len(kernel)} frames, and the patches of the model {frames}")
         self.place_array((*path, "kernel"), kernel.reshape(-1, kernel.shape[-1]), how, note)
         self.place_array((*path, "bias"), self.weights.patch["bias"], "loaded", "patch.bias")
 

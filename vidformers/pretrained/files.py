@@ -1,17 +1,17 @@
 """Finding a file of weights and reading its arrays. The content of the file determines its format, not its name."""
 
 import hashlib
-import json
 import os
 import re
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from input_pipeline.json_files import JsonError, open_regular, read_json
 from vidformers.errors import ConfigError
-from vidformers.pretrained import flax_file, torch_file
+from vidformers.pretrained import flax_file, npz_file, orbax_file, safetensors_file, torch_file
+from vidformers.pretrained.limits import LONGEST_NAME
 
 # The files of weights that a folder can hold, in the order of preference.
 _PATTERNS = (
@@ -62,21 +62,17 @@ def open_file(source: str) -> File:
         ConfigError: the file is missing, is damaged, has an unknown format, or holds numbers that are not finite.
     """
     path, revision = Path(source).expanduser(), None
-    if not path.exists():
+    if not os.path.exists(path):
         if not _REPOSITORY.fullmatch(source) or source.startswith("."):
             raise ConfigError(f"init.weights={source} is neither a file, nor a folder, nor OWNER/NAME on Hugging Face.")
         path, revision = _download(source)
     if path.is_dir():
         path = _choose(path, source)
     arrays, not_read, files = _read(path)
-    if not arrays:
-        raise ConfigError(f"{path} holds no arrays.")
-    for name, array in arrays.items():
-        if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
-            raise ConfigError(f"{path}: {name!r} has the type {array.dtype}, which is not a type of weights.")
-        if not np.isfinite(array.astype(np.float32)).all():
-            raise ConfigError(f"{path}: {name!r} holds numbers that are not finite.")
-    return File(arrays, path, _digest(files), _read_metadata(path.parent), revision, not_read)
+    _check_arrays(path, arrays)
+    digests, metadata = _digests(files), _read_metadata(path.parent)
+    _check_digest(path, metadata, digests[0])
+    return File(arrays, path, hashlib.sha256(b"".join(digests)).hexdigest(), metadata, revision, not_read)
 
 
 def _download(source):
@@ -105,7 +101,7 @@ def _download(source):
 
 def _choose(folder, source):
     """Returns the file of weights in a folder, or the folder of a checkpoint of Orbax."""
-    if not (folder / "run.json").exists() and (checkpoint := flax_file.orbax_folder(folder)):
+    if not (folder / "run.json").exists() and (checkpoint := orbax_file.orbax_folder(folder)):
         return checkpoint
     for pattern in _PATTERNS:
         matches = sorted(folder.glob(pattern))
@@ -126,20 +122,22 @@ def _choose(folder, source):
 def _read(path):
     """Returns (arrays, descriptions of other objects in the file, the files that were read)."""
     if path.is_dir():
-        return *flax_file.read_orbax(path), sorted(file for file in path.rglob("*") if file.is_file())
+        return orbax_file.read(path)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             first = file.read(16)
+            zip_is_npz = first.startswith(b"PK") and npz_file.is_npz(path, file)
+            if zip_is_npz:
+                return npz_file.read(path, file), (), [path]
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from None
     if path.name.endswith(".index.json"):
-        return _read_indexed(path)
+        arrays, files = safetensors_file.read_indexed(path)
+        return arrays, (), files
     if flax_file.is_msgpack(first):
         return *flax_file.read_msgpack(path), [path]
     if len(first) > 8 and first[8:9] == b"{":
-        return _read_safetensors(path), (), [path]
-    if first.startswith(b"PK") and _is_npz(path):
-        return _read_npz(path), (), [path]
+        return safetensors_file.read(path), (), [path]
     if first.startswith((b"PK", b"\x80")):
         arrays, not_read = torch_file.read(path)
         return arrays, not_read, [path]
@@ -148,65 +146,48 @@ def _read(path):
     )
 
 
-def _read_safetensors(path):
-    import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
-    import safetensors
-    from safetensors.numpy import load_file
-
-    try:
-        return load_file(path)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
-        raise ConfigError(f"{path} is damaged, or not a file of safetensors: {error}.") from None
-
-
-def _read_indexed(path):
-    """Reads all safetensors files that an index lists."""
-    try:
-        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [path.parent / name for name in names if Path(name).name == name]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        raise ConfigError(f"{path} is not an index of files of safetensors.") from None
-    arrays: dict[str, np.ndarray] = {}
-    for file in files:
-        if not file.exists():
-            raise ConfigError(f"{path} names {file.name}, which is missing.")
-        arrays |= _read_safetensors(file)
-    return arrays, (), files
+def _check_arrays(path, arrays):
+    """Checks the names and the types of arrays, and that their numbers are finite."""
+    if not arrays:
+        raise ConfigError(f"{path} holds no arrays.")
+    for name, array in arrays.items():
+        if len(name) > LONGEST_NAME:
+            raise ConfigError(f"{path} holds an array with a name of {len(name)} characters.")
+        is_small = array.dtype.name.startswith(("bfloat16", "float8_"))
+        if array.dtype.kind not in "fiub" and not is_small:
+            raise ConfigError(f"{path}: {name!r} has the type {array.dtype}, which is not a type of weights.")
+        if array.dtype.kind not in "iub" and not np.isfinite(array.astype(np.float32, copy=False)).all():
+            raise ConfigError(f"{path}: {name!r} holds numbers that are not finite.")
 
 
-def _is_npz(path):
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            return bool(names) and all(name.endswith(".npy") for name in names)
-    except Exception as error:  # zipfile raises many kinds for a damaged archive
-        raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error}).") from None
-
-
-def _read_npz(path):
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # zipfile, zlib and NumPy raise many kinds for a damaged archive
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise ConfigError(f"{path} is damaged, or holds pickled objects, which are not read: {reason}.") from None
-
-
-def _digest(files):
-    """Returns the SHA-256 of the digests of the files."""
-    digest = hashlib.sha256()
+def _digests(files) -> list[bytes]:
+    """Returns the SHA-256 of each file."""
+    digests = []
     for path in files:
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+        with open_regular(path) as file:
+            digests.append(hashlib.file_digest(file, "sha256").digest())
+    return digests
+
+
+def _check_digest(path, metadata, digest):
+    """Refuses a file of an export that is not the one of which config.json has the SHA-256."""
+    expected = metadata.get("sha256")
+    if metadata.get("format") == "vidformers" and isinstance(expected, dict):
+        if expected.get(path.name, digest.hex()) != digest.hex():
+            raise ConfigError(f"{path} is not the file that was exported: its SHA-256 differs. Copy the export again.")
 
 
 def _read_metadata(folder):
+    """Returns the content of Hugging Face's files beside the weights. Raises ConfigError if one is damaged."""
     metadata: dict = {}
     for name in ("config.json", "preprocessor_config.json"):
+        path = folder / name
         try:
-            content = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            metadata |= read_json(path)
+        except FileNotFoundError:
             continue
-        metadata |= content if isinstance(content, dict) else {}
+        except OSError as error:
+            raise ConfigError(f"{path}, which describes the weights, cannot be read: {error.strerror}.") from None
+        except JsonError as error:
+            raise ConfigError(f"{path}, which describes the weights, {error}. Repair it or remove it.") from None
     return metadata

@@ -6,15 +6,25 @@ parameters; `_TREES` says where training code puts them.
 
 from pathlib import Path
 
+import ml_dtypes
+import msgpack
 import numpy as np
 
+from input_pipeline.json_files import open_regular
 from vidformers.errors import ConfigError
+from vidformers.pretrained.limits import LONGEST_NAME, MOST_ARRAYS
 
 # The paths of the parameters in the checkpoints of training code, averaged parameters first. Flax before 2022 has an
 # optimizer with a target.
 _TREES = (("ema_params",), ("params",), ("optimizer", "target"), ("target",), ("model", "params"))
-_ORBAX = ("_METADATA", "manifest.ocdbt")  # files of which every checkpoint of Orbax has one
-_ITEMS = ("default", "state", "params", "pytree")  # folders in which Orbax's managers put a checkpoint's tree
+_DEEPEST = 100
+_MOST_OTHERS = 100  # descriptions of other trees
+_MOST_VALUES = 100 * MOST_ARRAYS  # in a file of msgpack: each array of a checkpoint takes a few
+_NDARRAY, _COMPLEX, _SCALAR = 1, 2, 3  # the extension types of flax.serialization
+_CHUNKED = "__msgpack_chunked_array__"  # marks an array that was too large for one value of msgpack
+_MOST_AXES = 32
+_LONGEST_TYPE = 32
+_KINDS = "fiubc"
 
 
 def is_msgpack(first: bytes) -> bool:
@@ -25,14 +35,6 @@ def is_msgpack(first: bytes) -> bool:
     return 0 < at < len(first) and (0xA1 <= first[at] <= 0xBF or first[at] == 0xD9) and first[5:8] != b"\0\0\0"
 
 
-def orbax_folder(folder: Path) -> Path | None:
-    """Returns the folder of Orbax's checkpoint that `folder` is or holds, or None."""
-    for place in (folder, *(folder / name for name in _ITEMS)):
-        if any((place / name).exists() for name in _ORBAX):
-            return place
-    return None
-
-
 def read_msgpack(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Reads a file of `flax.serialization`.
 
@@ -41,49 +43,119 @@ def read_msgpack(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     Raises:
         ConfigError: the file is damaged, or holds something else than a tree of numbers.
     """
-    from flax.serialization import msgpack_restore
-
     try:
-        tree = msgpack_restore(path.read_bytes())
+        with open_regular(path) as file:
+            content = file.read()
+        tree = _unchunked(_Reader().read(content))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from None
     except Exception as error:  # msgpack and NumPy raise many kinds for a damaged file
-        raise ConfigError(f"{path} is damaged, or not a file of Flax ({type(error).__name__}: {error}).") from None
-    return _parameters(path, tree)
-
-
-def read_orbax(folder: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Reads a checkpoint of Orbax into the memory of the host. The results are those of `read_msgpack`."""
-    import jax
-    import orbax.checkpoint as ocp
-
-    try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            metadata = checkpointer.metadata(folder.absolute())
-            tree = getattr(metadata, "item_metadata", metadata)
-            tree = getattr(tree, "tree", tree)
-            restore = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(tree))
-            content = checkpointer.restore(folder.absolute(), restore_args=restore)
-    except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged folder
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"{folder} is damaged, or not a checkpoint of Orbax ({type(error).__name__}: {reason})."
-        ) from None
-    return _parameters(folder, content)
+        raise ConfigError(f"{path} is damaged, or not a file of Flax ({type(error).__name__}: {reason}).") from None
+    return parameters(path, tree)
 
 
-def _parameters(path, tree):
-    """Returns the arrays of the parameters in a checkpoint, and descriptions of the rest."""
+class _Reader:
+    """Reads values of msgpack, of which a file has a bounded number."""
+
+    def __init__(self):
+        self._left = _MOST_VALUES
+
+    def read(self, content: bytes, raw: bool = False):
+        """Returns the value. Raises ValueError or an error of msgpack.
+
+        Args:
+            content: one value of msgpack.
+            raw: whether it lies within an array, so that texts are read as bytes and no arrays lie within it.
+        """
+        # The lists that msgpack makes have their declared lengths from the start. Skipping finds out whether the values
+        # are there, and makes nothing.
+        skipping = msgpack.Unpacker(max_buffer_size=max(len(content), 1))
+        skipping.feed(content)
+        skipping.skip()
+        del skipping
+        return msgpack.unpackb(
+            content,
+            raw=raw,
+            ext_hook=msgpack.ExtType if raw else self._extension,
+            list_hook=self._counted,
+            object_pairs_hook=lambda pairs: dict(self._counted(pairs)),
+            strict_map_key=False,
+            max_array_len=_MOST_VALUES,
+            max_map_len=_MOST_VALUES,
+        )
+
+    def _counted(self, values: list) -> list:
+        self._left -= 1 + len(values)
+        if self._left < 0:
+            raise ValueError(f"it holds more than {_MOST_VALUES} values")
+        return values
+
+    def _extension(self, code: int, data: bytes):
+        if code == _COMPLEX:
+            return complex(*self.read(data, raw=True))
+        if code not in (_NDARRAY, _SCALAR):
+            return msgpack.ExtType(code, data)
+        array = _array(*self.read(data, raw=True))
+        return array if code == _NDARRAY else array[()]
+
+
+def _array(shape, name, numbers) -> np.ndarray:
+    """Returns the array of an extension value: its shape, the name of its type, and its bytes."""
+    if type(name) is not bytes or len(name) > _LONGEST_TYPE or type(numbers) is not bytes:
+        raise ValueError("the type or the numbers of an array are no text")
+    name = name.decode()
+    is_small = name.startswith(("bfloat16", "float8_"))
+    dtype = np.dtype(getattr(ml_dtypes, name) if is_small else name)
+    if not is_small and dtype.kind not in _KINDS:
+        raise ValueError(f"an array is of the type {name}")
+    return np.frombuffer(numbers, dtype).reshape(_shape(shape))
+
+
+def _shape(shape) -> tuple[int, ...]:
+    if type(shape) is not list or len(shape) > _MOST_AXES or any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError("the shape of an array is not a list of numbers")
+    return tuple(shape)
+
+
+def _unchunked(tree, depth: int = 0):
+    """Joins the pieces of the arrays that Flax split."""
+    if not isinstance(tree, dict):
+        return tree
+    if depth > _DEEPEST:
+        raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
+    if _CHUNKED in tree:
+        chunks, shape = ([tree[name][str(i)] for i in range(len(tree[name]))] for name in ("chunks", "shape"))
+        if any(not isinstance(chunk, np.ndarray) or chunk.dtype != chunks[0].dtype for chunk in chunks):
+            raise ValueError("the pieces of an array are not arrays of one type")
+        return np.concatenate(chunks).reshape(_shape(shape))
+    return {name: _unchunked(value, depth + 1) for name, value in tree.items()}
+
+
+def parameters(path, tree) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Returns the arrays of the parameters in a checkpoint, and descriptions of the rest.
+
+    Args:
+        path: the path of the checkpoint, for messages.
+        tree: dictionaries, whose leaves are arrays and numbers.
+    Raises:
+        ConfigError: the tree holds no parameters, too many of them, or other values among them.
+    """
     others: tuple[str, ...] = ()
     for names in _TREES:
         found = _at(tree, names)
         if found:
-            others = tuple(f"{key}: a {type(value).__name__}" for key, value in tree.items() if key != names[0])
+            rest = [f"{str(key)[:LONGEST_NAME]}: a {type(tree[key]).__name__}" for key in tree if key != names[0]]
+            others = tuple(rest[:_MOST_OTHERS])
             tree = found
             break
     while isinstance(tree, dict) and set(tree) == {"params"}:
         tree = tree["params"]
-    arrays = dict(_leaves(path, tree))
+    arrays: dict[str, np.ndarray] = {}
+    for name, array in _leaves(path, tree):
+        arrays[name] = array
+        if len(arrays) > MOST_ARRAYS:
+            raise ConfigError(f"{path} holds more than {MOST_ARRAYS} arrays, and no model here has as many.")
     if not arrays:
         raise ConfigError(f"{path} holds no tree of parameters.")
     return arrays, others
@@ -98,6 +170,8 @@ def _at(tree, names):
 
 def _leaves(path, tree, prefix=""):
     """Yields (name, array) of a tree of dictionaries. None, which stands for a module without arrays, is left out."""
+    if len(prefix) > LONGEST_NAME:
+        raise ConfigError(f"{path} holds an array with a name of more than {LONGEST_NAME} characters.")
     if isinstance(tree, dict):
         for name, value in tree.items():
             yield from _leaves(path, value, f"{prefix}/{name}" if prefix else str(name))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vidformers.errors import ConfigError, require
+from vidformers.errors import ConfigError, excerpt, require
 from vidformers.pretrained import layouts, native
 from vidformers.pretrained.assign import Assignment, Init, ParameterOrigin
 from vidformers.pretrained.assign_convolutional import CvtAssignment, ResNetAssignment
@@ -26,6 +26,8 @@ _ASSIGNMENTS = {
     layouts.ResNetWeights: ResNetAssignment,
     native.NativeWeights: native.NativeAssignment,
 }
+
+_LARGEST = 1000.0  # mean or standard deviation of pixels, also of those from 0 to 255
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,15 @@ def load(init: Init, make_model, class_names=None) -> Pretrained:
     model = abstract_model(make_model)
     try:
         weights, assignment, unused, remarks = _assign(file, model, make_model, init, class_names)
+        mean, std = _normalisation(weights, file.metadata, init)
     except ConfigError as error:
         raise ConfigError(f"init.weights={init.weights}: {str(error).rstrip('.')}.") from None
-    except (ValueError, LookupError, TypeError) as error:  # from NumPy, when it transposes or stacks the arrays
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        ArithmeticError,
+    ) as error:  # from NumPy, when it transposes or stacks the arrays
         raise ConfigError(
             f"init.weights={init.weights}: its arrays do not have the shapes of their layout "
             f"({' '.join(str(error).split()).rstrip('.')})."
@@ -142,7 +150,6 @@ def load(init: Init, make_model, class_names=None) -> Pretrained:
             if differences
             else "A clip of identical frames has the features that its frame has in the image model."
         )
-    mean, std = _normalisation(weights, file.metadata, init)
     training_info = {
         "channels": init.channels,
         "mean": mean,
@@ -228,11 +235,12 @@ def _of_channels(metadata, name) -> tuple[float, ...] | None:
         ConfigError: the value is something else.
     """
     value = metadata.get(name)
-    values = [value] * 3 if isinstance(value, (int, float)) else value
-    if values is None:
+    values = value if isinstance(value, list) else [value] * 3
+    if value is None:
         return None
-    if not isinstance(values, list) or len(values) != 3 or not all(isinstance(each, (int, float)) for each in values):
+    if len(values) != 3 or not all(type(each) in (int, float) and abs(each) < _LARGEST for each in values):
         raise ConfigError(
-            f"{name}={value!r} in the config.json or preprocessor_config.json beside the file must be three numbers"
+            f"{name}={excerpt(value)} in the config.json or preprocessor_config.json beside the file must be three "
+            "numbers"
         )
     return tuple(values)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vidformers.errors import require
+from input_pipeline.json_files import JsonError, check_kind
+from vidformers.errors import ConfigError, excerpt, require
 from vidformers.models.config import SIZES
 from vidformers.models.registry import with_default_fields
 from vidformers.pretrained.assign import Assignment, Init, resize_grid, resize_time
@@ -32,6 +33,7 @@ _FREE = (
     "starts_as_image",
     "dictionary_scale",
 )
+_MOST_FRAMES = 10_000
 
 
 @dataclass
@@ -62,11 +64,36 @@ def is_native(arrays) -> bool:
 
 def read(arrays, metadata) -> tuple[NativeWeights, ArrayReader]:
     """Reads arrays exported by this library. The arguments and results are those of `layouts.read`."""
-    reader, section = ArrayReader(arrays), metadata.get("model") or {}
-    is_joint = section.get("positions") == "joint"
-    position_frames = section["frames"] // section.get("patch_frames", 1) if is_joint else 1
+    reader, section = ArrayReader(arrays), model_section(metadata) or {}
+    position_frames = 1
+    if section.get("positions") == "joint":
+        position_frames = section["frames"] // section.get("patch_frames", 1)
     head = {name: reader[f"head.{name}"] for name in ("kernel", "bias")}
     return NativeWeights(reader, head, position_frames), reader
+
+
+def model_section(metadata: dict) -> dict | None:
+    """Returns the section `model` of the config.json of an export, or None if there is none.
+
+    Raises:
+        ConfigError: the section is none of a model.
+    """
+    section = metadata.get("model")
+    if section is None:
+        return None
+    try:
+        check_kind(section, {"name": str}, "model")
+        for field in ("size", "positions"):
+            check_kind(section.get(field, ""), (str, type(None)), f"model.{field}")
+    except JsonError as error:
+        raise ConfigError(f"the config.json beside the file {error}") from None
+    for field in ("frames", "patch_frames"):
+        value = section.get(field, 1)
+        require(
+            type(value) is int and 0 < value <= _MOST_FRAMES,
+            f"model.{field}={excerpt(value)} in the config.json beside the file must be a positive integer",
+        )
+    return section
 
 
 def resolve_size(section: dict) -> dict:
@@ -97,13 +124,13 @@ def check(make_model, metadata: dict, init: Init) -> list[str]:
             path of the file.
     """
     require(init.channels == "rgb", "it expects red, green and blue in this order: set init.channels to rgb")
-    if not isinstance(metadata.get("model"), dict):
+    if (stored := model_section(metadata)) is None:
         return ["No config.json names the model of these weights. They must belong to the model of this config."]
-    for field, before, now in model_differences(metadata["model"], make_model.keywords):
+    for field, before, now in model_differences(stored, make_model.keywords):
         word = "normalisation" if field in ("mean", "std") else field
         require(
             word in init.allow,
-            f"it was trained with model.{field}={before!r}, and here it is {now!r}; "
+            f"it was trained with model.{field}={excerpt(before)}, and here it is {now!r}; "
             f"init.allow=\"('{word}',)\" loads it anyway",
         )
     return []

@@ -1,35 +1,21 @@
 """Reads files of `torch.save` without PyTorch and without running code that they refer to.
 
-Both formats are read: the zip archive, and the stream of pickles from before PyTorch 1.6. `_ALLOWED` lists the globals
-that a pickle may use. Every other global becomes an inert object that holds only its name. An untrusted file can hold
-wrong numbers, but it cannot run code.
+Both formats are read: the zip archive, and the stream of pickles from before PyTorch 1.6. An untrusted file can hold
+wrong numbers, but it cannot run code, and cannot take much more time or memory than reading it takes.
 """
 
 import io
-import math
-import pickle
-import pickletools
+import os
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 
+from input_pipeline.json_files import open_regular
 from vidformers.errors import ConfigError
-
-_DTYPES = {
-    "FloatStorage": np.float32,
-    "HalfStorage": np.float16,
-    "DoubleStorage": np.float64,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ShortStorage": np.int16,
-    "CharStorage": np.int8,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
-}
+from vidformers.pretrained import unpickler
+from vidformers.pretrained.archive import BadArchive, open_archive
+from vidformers.pretrained.limits import LONGEST_NAME, TooMuch, check_bytes, check_count
+from vidformers.pretrained.tensors import Malformed, Tensor, described, shown
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in a file of the old form
 _LEGACY_PROTOCOL = 1001
@@ -48,166 +34,8 @@ _STATES = (
     "net",
 )
 _PREFIXES = ("module.", "model.", "backbone.")
-
-
-class Malformed(ValueError):
-    """The content of the file is invalid. The text says why."""
-
-
-@dataclass(frozen=True)
-class _Storage:
-    key: str
-    dtype: np.dtype
-    count: int
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """A view into a storage, checked to lie within it."""
-
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-class _Inert:
-    """Replaces an object that is not needed. It accepts every operation of a pickle, and does nothing.
-
-    Every global of a pickle that is not allowed gets its own subclass, which has its `name`.
-    """
-
-    name = ""
-
-    def __new__(cls, *args, **kwargs):
-        return object.__new__(cls)
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __call__(self, *args, **kwargs):
-        return self
-
-    def __setstate__(self, state):
-        pass
-
-    def __setitem__(self, key, value):
-        pass
-
-    def append(self, value):
-        pass
-
-    def extend(self, values):
-        pass
-
-    def add(self, value):
-        pass
-
-
-class _Dict(dict):
-    """A dictionary that ignores the attributes that a pickle sets."""
-
-    def __setstate__(self, state):
-        pass
-
-
-class _Function:
-    """A function that a pickle may call but cannot change."""
-
-    __slots__ = ("_function",)
-    _function: Callable
-
-    def __init__(self, function):
-        object.__setattr__(self, "_function", function)
-
-    def __call__(self, *args):
-        return self._function(*args)
-
-    def __setattr__(self, name, value):
-        raise Malformed("it changes a function")
-
-    def __setstate__(self, state):
-        raise Malformed("it changes a function")
-
-
-def _natural(value):
-    """Returns `value` if it is an int of at least 0, not a bool or of another subclass of int."""
-    if type(value) is not int or value < 0:
-        raise Malformed(f"a number of a tensor is {value!r}")
-    return value
-
-
-def _tensor(storage, offset, shape, strides, *_):
-    if not isinstance(storage, _Storage):
-        raise Malformed("a tensor has no storage")
-    offset, shape, strides = _natural(offset), tuple(map(_natural, shape)), tuple(map(_natural, strides))
-    count = math.prod(shape)
-    # Shape and strides of unequal lengths are refused below.
-    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=False))
-    if (
-        len(shape) != len(strides)
-        or len(shape) > 16
-        or count > storage.count
-        or (count and last >= storage.count)
-        or offset > storage.count
-    ):
-        raise Malformed(f"a tensor of shape {shape} does not lie within its storage of {storage.count}")
-    return _Tensor(storage, offset, shape, strides)
-
-
-def _parameter(data, *_):
-    if not isinstance(data, _Tensor):
-        raise Malformed("a parameter holds no tensor")
-    return data
-
-
-_ALLOWED = {
-    ("torch._utils", "_rebuild_tensor"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch", "Size"): lambda sizes=(): tuple(sizes),
-    ("collections", "OrderedDict"): lambda items=(): _Dict(items),
-    ("collections", "Counter"): lambda items=(): _Dict(items),
-    ("collections", "defaultdict"): lambda factory=None, items=(): _Dict(items),
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds plain containers, numbers, strings and tensors, and inert objects for everything else."""
-
-    def __init__(self, file, storages):
-        super().__init__(file, encoding="utf-8")
-        self._storages = storages
-
-    def find_class(self, module, name):
-        if (module, name) in _ALLOWED:
-            return _Function(_ALLOWED[module, name])
-        if module in ("torch", "torch.cuda") and name in _DTYPES:
-            return np.dtype(_DTYPES[name])
-        return type("_Inert", (_Inert,), {"name": f"{module}.{name}"})
-
-    def persistent_load(self, pid):
-        if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"):
-            raise Malformed("it refers to an object that is not a storage")
-        _, dtype, key, _, count, *view = pid
-        if view and view[0] is not None:
-            raise Malformed("it holds views of storages, which a state dict never holds")
-        if not isinstance(dtype, np.dtype):
-            raise Malformed(f"a storage is of the type {getattr(dtype, 'name', dtype)}")
-        storage = _Storage(str(key), dtype, _natural(count))
-        if self._storages.setdefault(storage.key, storage) != storage:
-            raise Malformed(f"the storage {key} has two descriptions")
-        return storage
-
-
-def _unpickle(file, storages, size):
-    """Returns the next object of a stream of `size` bytes."""
-    start = file.tell()
-    for opcode, argument, _ in pickletools.genops(file):  # the unpickler allocates memory for any memo number
-        if "PUT" in opcode.name and int(argument or 0) > size:
-            raise Malformed("it numbers more objects than it can hold")
-    file.seek(start)
-    return _Unpickler(file, storages).load()
+_DEEPEST_STATE = 8  # dictionaries around a state dict
+_MOST_OTHERS = 100  # descriptions of other objects
 
 
 def read(path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -221,41 +49,35 @@ def read(path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         ConfigError: the file is not a file of torch.save, is damaged or hostile, or has no state dict.
     """
     try:
-        return _read(path)
+        with open_regular(path) as file:
+            return _read(file)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except Malformed as error:
+    except (Malformed, BadArchive, TooMuch) as error:
         raise ConfigError(f"{path} cannot be read as weights of PyTorch: {error}.") from None
-    except RecursionError:
-        raise ConfigError(f"{path} cannot be read as weights of PyTorch: it is nested too deeply.") from None
     except Exception as error:  # a damaged pickle can raise anything
+        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"{path} is damaged, or not a file of torch.save ({type(error).__name__}: {error})."
+            f"{path} is damaged, or not a file of torch.save ({type(error).__name__}: {reason})."
         ) from None
 
 
-def _read(path):
-    storages: dict[str, _Storage] = {}
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            content, read_storage = _read_zip(archive, storages)
-            return _gather(content, read_storage)
-    with open(path, "rb") as file:
-        content, read_storage = _read_legacy(file, storages)
-        return _gather(content, read_storage)
+def _read(file):
+    if not zipfile.is_zipfile(file):
+        return _gather(*_read_legacy(file), os.fstat(file.fileno()).st_size)
+    with open_archive(file, (zipfile.ZIP_STORED,)) as archive:
+        return _gather(*_read_zip(archive), os.fstat(file.fileno()).st_size)
 
 
-def _read_zip(archive, storages):
+def _read_zip(archive):
+    """Returns the unpickled object, and a function that reads a storage."""
     names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(names) != 1:
         raise Malformed("it is a zip file that torch.save did not write")
     folder = names[0].removesuffix("data.pkl")
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-        raise Malformed("its entries are compressed, and those of torch.save never are")
     if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
         raise Malformed("its numbers are big-endian")
-    pickled = archive.read(names[0])
-    content = _unpickle(io.BytesIO(pickled), storages, len(pickled))
+    content, _ = unpickler.read(archive.read(names[0]))
 
     def read_storage(storage):
         return archive.read(f"{folder}data/{storage.key}")
@@ -263,89 +85,111 @@ def _read_zip(archive, storages):
     return content, read_storage
 
 
-def _read_legacy(file, storages):
+def _read_legacy(file):
+    """Returns the unpickled object, and a function that reads a storage."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
-    if _unpickle(file, {}, size) != _LEGACY_MAGIC or _unpickle(file, {}, size) != _LEGACY_PROTOCOL:
+    pickles = unpickler.Unpickler(file, size)
+    if pickles.load() != _LEGACY_MAGIC or pickles.load() != _LEGACY_PROTOCOL:
         raise Malformed("it is not a file of torch.save")
-    _unpickle(file, {}, size)  # sizes of C types on the machine that wrote it
-    content = _unpickle(file, storages, size)
-    offsets = {}
-    for key in _unpickle(file, {}, size):
-        storage = storages.get(str(key))
+    pickles.load()  # sizes of C types on the machine that wrote it
+    content = pickles.load()
+    keys, offsets = pickles.load(), {}
+    if type(keys) is not list:
+        raise Malformed("it has no list of storages")
+    for key in keys:
+        storage = pickles.storages.get(key if type(key) is str else shown(key))
         if storage is None:
-            raise Malformed(f"no tensor refers to the storage {key}")
+            raise Malformed(f"no tensor refers to the storage {shown(key)}")
         count = int.from_bytes(file.read(8), "little")
         if count != storage.count:
-            raise Malformed(f"the storage {key} holds {count} numbers, not {storage.count}")
+            raise Malformed(f"the storage {storage.key} holds {count} numbers, not {storage.count}")
         offsets[storage.key] = file.tell()
-        file.seek(count * storage.dtype.itemsize, io.SEEK_CUR)
+        if storage.nbytes > size:
+            raise Malformed(f"it is truncated within the storage {storage.key}")
+        file.seek(storage.nbytes, io.SEEK_CUR)
 
     def read_storage(storage):
         if storage.key not in offsets:
             raise Malformed(f"the storage {storage.key} is missing")
         file.seek(offsets[storage.key])
-        return file.read(storage.count * storage.dtype.itemsize)
+        return file.read(storage.nbytes)
 
     return content, read_storage
 
 
-def _gather(content, read_storage):
+def _gather(content, read_storage, size):
     """Returns the arrays of the state dict in a file, and descriptions of the other objects in the file.
 
     Args:
         content: the unpickled object.
         read_storage: storage -> its bytes.
+        size: the bytes of the file.
     """
     state, others = _find(content)
-    buffers, arrays = {}, {}
+    tensors = {}
     for name, value in state.items():
-        if not isinstance(name, str):
-            raise Malformed(f"a name in its state dict is {name!r}")
+        if type(name) is not str or len(name) > LONGEST_NAME:
+            raise Malformed(f"a name in its state dict is {shown(name)}")
         if value is None or isinstance(value, (int, float)):
             continue  # a counter
-        if not isinstance(value, _Tensor):
-            raise Malformed(f"its state dict holds {name!r}, {_described(value)}, which is not a tensor")
-        storage = value.storage
+        if not isinstance(value, Tensor):
+            raise Malformed(f"its state dict holds {name!r}, {described(value)}, which is not a tensor")
+        tensors[name] = value
+    check_count(len(tensors))
+    # Tensors can share a storage, and storages of a hostile file can share bytes.
+    storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
+    for nbytes in (tensor.nbytes for tensor in tensors.values()), (storage.nbytes for storage in storages.values()):
+        check_bytes(sum(nbytes), size)
+    buffers, arrays = {}, {}
+    for name, tensor in tensors.items():
+        storage = tensor.storage
         if storage.key not in buffers:
-            stored = read_storage(storage)
-            if len(stored) < storage.count * storage.dtype.itemsize:
+            buffers[storage.key] = read_storage(storage)
+            if len(buffers[storage.key]) < storage.nbytes:
                 raise Malformed(f"it is truncated within {name!r}")
-            buffers[storage.key] = np.frombuffer(stored, storage.dtype, storage.count)
-        flat = buffers[storage.key][value.offset :]
-        strides = [stride * storage.dtype.itemsize for stride in value.strides]
-        arrays[name] = np.lib.stride_tricks.as_strided(flat, value.shape, strides, writeable=False).copy()
+        arrays[name] = tensor.array(buffers[storage.key])
     prefix = ""
     while common := next((p for p in _PREFIXES if all(name.startswith(prefix + p) for name in arrays)), None):
         prefix += common
     return {name.removeprefix(prefix): array for name, array in arrays.items()}, others
 
 
-def _find(content, where=""):
+def _find(content, where="", depth=0):
     """Returns the innermost state dict, and descriptions of all else in `content`. `where` precedes their keys."""
     if not isinstance(content, dict):
-        raise Malformed(f"it holds {_described(content)} instead of a dictionary of tensors")
-    inner = [key for key in (*_STATES, *content) if isinstance(content.get(key), dict) and _holds_tensors(content[key])]
+        raise Malformed(f"it holds {described(content)} instead of a dictionary of tensors")
+    if depth > _DEEPEST_STATE:
+        raise Malformed(f"its state dict lies within more than {_DEEPEST_STATE} dictionaries")
+    known: dict[tuple[int, int], bool] = {}
+    inner = [key for key in (*_STATES, *content) if _holds_tensors(content.get(key), known)]
     # Training code can store another tensor, such as the best accuracy, next to the weights.
-    if any(isinstance(value, _Tensor) for value in content.values()) and not set(inner) & set(_STATES):
+    if any(isinstance(value, Tensor) for value in content.values()) and not set(inner) & set(_STATES):
         return content, ()
     if not inner:
         raise Malformed("it holds no dictionary of tensors")
-    state, others = _find(content[inner[0]], f"{where}{inner[0]}.")
-    return state, (
-        *(f"{where}{key}: {_described(value)}" for key, value in content.items() if key != inner[0]),
-        *others,
-    )
+    key = inner[0]
+    state, others = _find(content[key], f"{where}{_key(key)}.", depth + 1)
+    rest = [f"{where}{_key(other)}: {described(value)}" for other, value in content.items() if other != key]
+    if len(rest) > _MOST_OTHERS:
+        rest = [*rest[:_MOST_OTHERS], f"{where or 'the file'}: {len(rest) - _MOST_OTHERS} further objects"]
+    return state, (*rest, *others)
 
 
-def _holds_tensors(content, depth=3):
-    return (
-        isinstance(content, dict)
-        and depth > 0
-        and any(isinstance(value, _Tensor) or _holds_tensors(value, depth - 1) for value in content.values())
-    )
+def _holds_tensors(content, known: dict, depth: int = 3) -> bool:
+    """Returns whether a value is a dictionary that holds a tensor, or a dictionary within it does, up to a depth.
+
+    `known` keeps the answers. Many dictionaries of a hostile file can hold the same one.
+    """
+    if not isinstance(content, dict) or depth == 0:
+        return False
+    key = (id(content), depth)
+    if key not in known:
+        known[key] = any(
+            isinstance(value, Tensor) or _holds_tensors(value, known, depth - 1) for value in content.values()
+        )
+    return known[key]
 
 
-def _described(value):
-    inert = isinstance(value, _Inert) or isinstance(value, type) and issubclass(value, _Inert)
-    return value.name if inert else f"a {type(value).__name__.lstrip('_').lower()}"
+def _key(key) -> str:
+    return key if type(key) is str and len(key) <= LONGEST_NAME else shown(key)

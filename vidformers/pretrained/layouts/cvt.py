@@ -56,7 +56,7 @@ def read_hugging_face(arrays) -> CvtWeights:
         }
         for stage in stages
     ]
-    without_prefix, heads = arrays.with_prefix(""), arrays.metadata.get("num_heads")
+    without_prefix = arrays.with_prefix("")
     return CvtWeights(
         layout="CvT of Hugging Face",
         embeddings=embeddings,
@@ -66,7 +66,7 @@ def read_hugging_face(arrays) -> CvtWeights:
         ],
         class_token=arrays[f"{stages[-1]}.cls_token"][0, 0],
         norm=without_prefix.norm("layernorm"),
-        heads=heads[0] if isinstance(heads, list) and heads else published_heads(len(embeddings[0]["norm"]["bias"])),
+        heads=arrays.number("num_heads", first=True) or published_heads(len(embeddings[0]["norm"]["bias"])),
         head=without_prefix.head("classifier"),
         normalisation=IMAGENET,
     )

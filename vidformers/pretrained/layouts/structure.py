@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vidformers.errors import ConfigError, require
+from vidformers.errors import ConfigError, excerpt, require
 
 # (mean, standard deviation) of red, green and blue
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -18,6 +18,8 @@ HUGGING_FACE_MLP = ("layernorm_after", "intermediate.dense", "output.dense")
 
 _BATCH_NORM_EPSILON = 1e-5  # of torchvision, timm, Hugging Face and CvT's authors: PyTorch's default
 _HEAD_WIDTH = 64  # the width of a head in all published ViTs, for files that do not give the number of heads
+_MOST_LAYERS = 1000
+_LARGEST_NUMBER = 2**31 - 1
 
 
 def published_heads(width: int) -> int | None:
@@ -198,16 +200,21 @@ class ArrayReader:
         )
         return array
 
-    def number(self, field: str) -> int | None:
+    def number(self, field: str, first: bool = False) -> int | None:
         """Returns a number of `metadata`, such as 'num_frames', or None if `metadata` does not have it.
 
+        Args:
+            field: the name of the number.
+            first: whether the first of a list of numbers is returned.
         Raises:
             ConfigError: the value is not a positive integer.
         """
         value = self.metadata.get(field)
+        if first and isinstance(value, list) and value:
+            value = value[0]
         require(
-            value is None or type(value) is int and value > 0,
-            f"{field}={value!r} in the config.json beside the file must be a positive integer",
+            value is None or type(value) is int and 0 < value <= _LARGEST_NUMBER,
+            f"{field}={excerpt(value)} in the config.json beside the file must be a positive integer",
         )
         return value
 
@@ -229,7 +236,8 @@ class ArrayReader:
         pattern = re.escape(self.prefix) + pattern
         numbers = {int(match[1]) for name in self.arrays if (match := re.match(pattern, name))}
         if numbers != set(range(len(numbers))):
-            raise ConfigError(f"the layers {sorted(numbers)} are not numbered from 0 on")
+            raise ConfigError(f"the layers {excerpt(sorted(numbers))} are not numbered from 0 on")
+        require(len(numbers) <= _MOST_LAYERS, f"it has {len(numbers)} layers, and at most {_MOST_LAYERS} are read")
         return len(numbers)
 
     def stage_depths(self, stages: str, layers: str) -> list[int]:
