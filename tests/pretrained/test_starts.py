@@ -1,10 +1,14 @@
 """The weights from which papers start give the logits of the library that they come from, where every array counts."""
 
+import io
+import json
+import os
 import pickle
 import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import msgpack
@@ -17,6 +21,7 @@ from tiny import quick_jit
 from weights import GOLDENS, SHAPE, TIGHT, arrays_of, fitted, load_module, loaded, maker, nested, write
 
 from vidformers.errors import ConfigError
+from vidformers.pretrained import orbax_file
 from vidformers.pretrained.files import open_file
 
 SWIN = dict(image_size=32, patch_size=4, width=32, heads=2, depth=4, depths=(2, 2), window=(2, 4, 4))
@@ -291,8 +296,21 @@ def write_msgpack(path, tree):
     return str(path)
 
 
-def write_orbax(path, tree):
-    with ocp.PyTreeCheckpointer() as checkpointer:
+@pytest.fixture
+def in_process(monkeypatch):
+    """Reads checkpoints of Orbax in this process, without its limits, which saves the start of another."""
+
+    def run(command, **_):
+        out = io.BytesIO()
+        status = orbax_file.main(command[-1], out)
+        return SimpleNamespace(returncode=status, stdout=out.getvalue())
+
+    monkeypatch.setattr(orbax_file.subprocess, "run", run)
+    monkeypatch.setattr(orbax_file, "_limit_process", lambda _: None)
+
+
+def write_orbax(path, tree, **options):
+    with ocp.PyTreeCheckpointer(**options) as checkpointer:
         checkpointer.save(path.absolute(), tree)
     return str(path)
 
@@ -309,7 +327,7 @@ def write_orbax(path, tree):
         (write_orbax, lambda tree: tree),
     ],
 )
-def test_checkpoints_of_flax_and_orbax_hold_the_parameters_of_a_run(writer, around, tmp_path):
+def test_checkpoints_of_flax_and_orbax_hold_the_parameters_of_a_run(writer, around, tmp_path, in_process):
     arrays = {name: array[..., :2] for name, array in arrays_of("scenic_vivit").items()}
     file = open_file(writer(tmp_path / "checkpoint", around(tree_of(arrays))))
     assert file.arrays.keys() == arrays.keys() and len(file.sha256) == 64
@@ -358,7 +376,7 @@ def test_a_file_of_flax_without_parameters_is_refused_and_never_run(content, sen
 
 
 @pytest.mark.quick
-def test_a_damaged_checkpoint_of_orbax_is_refused_in_a_sentence(tmp_path):
+def test_a_damaged_checkpoint_of_orbax_is_refused_in_a_sentence(tmp_path, in_process):
     folder = write_orbax(tmp_path / "checkpoint", {"a": np.ones(4)})
     for file in Path(folder).rglob("*"):
         if file.is_file() and file.parent.name == "d":
@@ -366,3 +384,27 @@ def test_a_damaged_checkpoint_of_orbax_is_refused_in_a_sentence(tmp_path):
     with pytest.raises(ConfigError, match="is damaged, or not a checkpoint of Orbax") as error:
         open_file(folder)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.quick
+def test_a_checkpoint_of_orbax_that_is_not_what_it_says_is_refused(tmp_path, in_process, monkeypatch):
+    folder = Path(write_orbax(tmp_path / "checkpoint", {"a": np.ones(4)}, use_ocdbt=False))
+    path = folder / "a" / ".zarray"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"shape": [2**40], "chunks": [2**40]}))
+    with pytest.raises(ConfigError, match="would become arrays of 8796093022208 bytes"):
+        open_file(str(folder))
+    os.mkfifo(folder / "pipe")
+    with pytest.raises(ConfigError, match="pipe cannot be read: It is a pipe or a device"):
+        open_file(str(folder))
+    (folder / "pipe").unlink()
+    for status, sentence in ((-6, "ended with status -6"), (-24, "took too long")):
+        monkeypatch.setattr(orbax_file.subprocess, "run", lambda *_, s=status, **__: SimpleNamespace(returncode=s))
+        with pytest.raises(ConfigError, match=f"{re.escape(str(folder))} is damaged.*{sentence}"):
+            open_file(str(folder))
+
+
+def test_checkpoints_of_orbax_are_read_in_a_process_of_their_own(tmp_path):
+    tree = {"a": np.arange(6.0).reshape(2, 3), "b": {"c": jax.numpy.ones(3, jax.numpy.bfloat16)}}
+    arrays = open_file(write_orbax(tmp_path / "checkpoint", tree)).arrays
+    assert list(arrays) == ["a", "b/c"] and arrays["b/c"].dtype == jax.numpy.bfloat16
+    np.testing.assert_array_equal(arrays["a"], tree["a"])
