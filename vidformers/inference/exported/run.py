@@ -55,7 +55,7 @@ def load():
     digests = config.get("sha256", {})
     parameters = jax.device_put(read_parameters(read("model.safetensors", digests.get("model.safetensors"))))
     program = jax.export.deserialize(bytearray(read("model.stablehlo", digests.get("model.stablehlo"))))
-    classes = [config["id2label"][str(label)] for label in range(len(config["id2label"]))]
+    classes = [str(config["id2label"][str(label)]) for label in range(len(config["id2label"]))]
     return partial(jax.jit(program.call), parameters), config, classes
 
 
@@ -92,7 +92,8 @@ def main(paths):
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = (probabilities / probabilities.sum(axis=1, keepdims=True)).mean(axis=0)
     for label in np.argsort(-probabilities, kind="stable")[:5]:
-        shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in classes[label])  # a name gives no orders to a terminal
+        # A name gives no orders to a terminal.
+        shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in classes[label])
         print(f"{probabilities[label]:7.2%}  {shown}")
 
 
