@@ -23,6 +23,7 @@ import numpy as np
 
 from input_pipeline.errors import DataError
 from input_pipeline.files import atomic_folder
+from input_pipeline.json_files import JsonError, read_json
 from input_pipeline.workers import start_pool_process
 
 CLASSES = (
@@ -246,8 +247,8 @@ def _is_rendered(root, spec):
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
-        manifest = json.loads((root / MANIFEST).read_text())
-    except (OSError, ValueError):
+        manifest = read_json(root / MANIFEST)
+    except (OSError, JsonError):
         raise DataError(
             f"{root} is neither empty nor a folder of motion clips. Set data.root to another folder."
         ) from None

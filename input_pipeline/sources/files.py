@@ -2,16 +2,18 @@
 
 import csv
 import io
-import json
 import os
 from collections.abc import Callable, Iterable
 
+from input_pipeline import json_files
 from input_pipeline.errors import DataError
 
 _VIDEOS = frozenset(".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split())
 _SET_ROOT = (
     "Set data.root to the folder of the data set and data.train and data.val to its lists, or try the demo: make demo."
 )
+
+_LARGEST_JSON = 2**31  # bytes
 
 
 def read_text(path, advice=_SET_ROOT) -> str:
@@ -61,12 +63,13 @@ def read_json(path, kind: type):
         DataError: the file cannot be read, or its content is not of this type.
     """
     try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} line {error.lineno} is not JSON: {error.msg}.") from None
-    if not isinstance(content, kind):
-        raise DataError(f"{path} must hold a JSON {kind.__name__}, but holds a {type(content).__name__}.")
-    return content
+        return json_files.read_json(path, kind, _LARGEST_JSON)
+    except FileNotFoundError:
+        raise DataError(f"{path} was not found. {_SET_ROOT}") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    except json_files.JsonError as error:
+        raise DataError(f"{path} {error}.") from None
 
 
 def is_video(name) -> bool:

@@ -157,7 +157,7 @@ def test_something(tree, name, video):
 @pytest.mark.parametrize(
     "texts, expected",
     [
-        ({"train.json": "[", "labels.json": "{}"}, ["train.json line 1", "not JSON"]),
+        ({"train.json": "[", "labels.json": "{}"}, ["train.json is not JSON", "in line 1"]),
         ({"train.json": "{}"}, ["train.json", "list", "dict"]),
         ({"train.json": '[{"id": "42"}, {"id": 7}]'}, ["item 2", "no id"]),
         ({"train.json": '[{"id": "42"}]', "labels.json": json.dumps(LABELS)}, ["train.json: 42", "must give a label"]),

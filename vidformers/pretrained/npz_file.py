@@ -47,7 +47,7 @@ def _read_array(archive, entry) -> np.ndarray:
         if version not in _HEADERS:
             raise ValueError(f"{entry.filename[:100]!r} has version {version} of the format of NumPy")
         shape, _, dtype = _HEADERS[version](file)
-        if dtype.hasobject or dtype.names or dtype.subdtype:
+        if dtype.hasobject or dtype.names or dtype.subdtype or not dtype.itemsize:
             raise ValueError(f"{entry.filename[:100]!r} holds objects or records")
         if any(type(size) is not int or size < 0 for size in shape):
             raise ValueError(f"{entry.filename[:100]!r} has a shape of other values than sizes")
