@@ -47,7 +47,7 @@ def read_parameters(content):
 
 
 def load():
-    """Returns the model, the contents of config.json and the class names.
+    """Returns the model and the contents of config.json.
 
     The model takes its inputs with a batch axis b in front, returns float32 logits (b k), and is compiled once per b.
     """
@@ -55,8 +55,7 @@ def load():
     digests = config.get("sha256", {})
     parameters = jax.device_put(read_parameters(read("model.safetensors", digests.get("model.safetensors"))))
     program = jax.export.deserialize(bytearray(read("model.stablehlo", digests.get("model.stablehlo"))))
-    classes = [str(config["id2label"][str(label)]) for label in range(len(config["id2label"]))]
-    return partial(jax.jit(program.call), parameters), config, classes
+    return partial(jax.jit(program.call), parameters), config
 
 
 def read_input(path, name, spec):
@@ -79,7 +78,8 @@ def read_input(path, name, spec):
 def main(paths):
     sys.stdout.reconfigure(errors="backslashreplace")  # characters that the terminal lacks are escaped
     try:
-        model, config, classes = load()
+        model, config = load()
+        classes = [str(config["id2label"][str(label)]) for label in range(len(config["id2label"]))]
         specs, average = config["inputs"], config["views"]["average"]
     except Exception as error:
         stop(f"{HERE} holds a damaged export ({type(error).__name__}: {error}). Copy the export again.")
