@@ -80,7 +80,7 @@ class Video:
     ):
         self._source, self._strict, self._limit = source, strict, limit_seconds
         self._name = name or (source if isinstance(source, str) else f"video of {len(source)} bytes")
-        self._opened, self.decoded = None, 0
+        self._opened, self._display, self.decoded = None, None, 0
         with self._working():
             self._read_times()
 
@@ -179,12 +179,15 @@ class Video:
             raise
         except av.ExitError as error:  # FFmpeg's read timed out
             raise self._too_long() from error
-        except av.ArgumentError as error:  # this is also what FFmpeg says about frames above max_pixels
-            limit = f"{MAX_PIXELS / 1e6:.0f} million pixels"
-            raise DecodeError(f"{self._name}: its frames are damaged or have more than {limit}.") from error
         except Exception as error:
-            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-            raise DecodeError(f"{self._name}: {reason}.") from error
+            raise DecodeError(f"{self._name}: {self._reason(error)}.") from error
+
+    def _reason(self, error):
+        # FFmpeg does not say that frames are above max_pixels. It reports an invalid argument, or invalid data after the
+        # size of the frames stayed unknown.
+        if isinstance(error, av.ArgumentError) or (self._display and not self._display.is_size_known):
+            return f"its frames are damaged or have more than {MAX_PIXELS / 1e6:.0f} million pixels"
+        return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
 
     def _too_long(self):
         return DecodeError(f"{self._name}: decoding takes longer than {self._limit:g} s.")

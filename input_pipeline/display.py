@@ -143,6 +143,11 @@ class Display:
         self._size, self._is_verified, self._swaps_sides = size, False, None
         check_size(name, *size)
 
+    @property
+    def is_size_known(self) -> bool:
+        """Whether FFmpeg found the size of the frames when it opened the file."""
+        return self._size != (0, 0)
+
     def image(self, frame, first_frame: Callable) -> np.ndarray:
         """Returns a frame as a player shows it.
 
