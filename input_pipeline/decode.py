@@ -24,6 +24,7 @@ from av.stream import Disposition
 
 from input_pipeline.display import MAX_PIXELS, Display, Info, frame_info, stream_remarks
 from input_pipeline.errors import DecodeError
+from input_pipeline.mp4_index import claimed_bytes
 from input_pipeline.watchdog import watch_call
 
 # The frames of these files are numbered by decoding from the start. AVI stores no presentation times, and one AVI
@@ -82,7 +83,17 @@ class Video:
         self._name = name or (source if isinstance(source, str) else f"video of {len(source)} bytes")
         self._opened, self._display, self.decoded = None, None, 0
         with self._working():
+            self._check_file()
             self._read_times()
+
+    def _check_file(self):
+        is_path = isinstance(self._source, str)
+        if is_path and not stat.S_ISREG(os.stat(self._source).st_mode):
+            raise DecodeError(f"{self._name}: not a regular file.")  # opening a pipe waits until a process writes to it
+        with open(self._source, "rb") if is_path else io.BytesIO(self._source) as file:
+            size = file.seek(0, os.SEEK_END)
+            if claimed_bytes(file, size) > size:
+                raise DecodeError(f"{self._name}: the file is truncated.")
 
     def _read_times(self):
         container, stream = self._open()
@@ -183,8 +194,8 @@ class Video:
             raise DecodeError(f"{self._name}: {self._reason(error)}.") from error
 
     def _reason(self, error):
-        # FFmpeg does not say that frames are above max_pixels. It reports an invalid argument, or invalid data after the
-        # size of the frames stayed unknown.
+        # FFmpeg does not say that frames are above max_pixels. It reports an invalid argument, or invalid data after it
+        # found no size of the frames.
         if isinstance(error, av.ArgumentError) or (self._display and not self._display.is_size_known):
             return f"its frames are damaged or have more than {MAX_PIXELS / 1e6:.0f} million pixels"
         return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
@@ -194,12 +205,8 @@ class Video:
 
     def _open(self):
         """Returns the container and its video stream."""
-        if isinstance(self._source, str):
-            if not stat.S_ISREG(os.stat(self._source).st_mode):  # opening a pipe blocks until a process writes to it
-                raise DecodeError(f"{self._name}: not a regular file.")
-            source = f"file:{self._source}"  # without the scheme, FFmpeg parses a name with a colon as a URL
-        else:
-            source = io.BytesIO(self._source)
+        # Without the scheme, FFmpeg parses a name with a colon as a URL.
+        source = f"file:{self._source}" if isinstance(self._source, str) else io.BytesIO(self._source)
         # Titles and comments in other encodings than UTF-8 are common. By default PyAV refuses to open such files.
         container = av.open(source, options=_CODEC_OPTIONS, metadata_errors="replace", timeout=self._limit)
         try:

@@ -15,6 +15,7 @@ from numbered import HEIGHT, WIDTH, decode_all, picture, read_number, write
 from input_pipeline import decode, display, transcode
 from input_pipeline.decode import Video
 from input_pipeline.errors import DecodeError
+from input_pipeline.mp4_index import claimed_bytes
 from input_pipeline.transcode import Encoding
 from input_pipeline.videos import CompressedFrames, FrameFolder
 
@@ -288,6 +289,25 @@ def test_pictures_that_are_too_large_are_refused(tmp_path):
         FrameFolder(str(tmp_path)).frames([0])
     with pytest.raises(DecodeError, match="65536 x 4096 pixels"):  # after the pixels are made square
         display.Display("film", (8192, 4096), 8).image(SimpleNamespace(width=8192, height=4096, side_data={}), None)
+
+
+@pytest.mark.quick
+def test_an_index_that_claims_more_than_the_file_holds_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    """80 million frames of one byte, for which FFmpeg would take 5 GB."""
+    path = write(tmp_path / "video.mp4", count=3, audio=True)
+    data = bytearray(open(path, "rb").read())
+    assert claimed_bytes(io.BytesIO(data), len(data)) == 0  # the sizes are in a table
+    sizes = data.index(b"stsz")
+    struct.pack_into(">II", data, sizes + 8, 1, 80_000_000)
+    assert claimed_bytes(io.BytesIO(data), len(data)) == 80_000_000
+    sound = data.replace(b"vide", b"soun")
+    assert claimed_bytes(io.BytesIO(sound), len(sound)) == 80_000_000 // 64
+    monkeypatch.setattr(av, "open", None)
+    with pytest.raises(DecodeError, match="truncated"):
+        Video(bytes(data))
+    (tmp_path / "video.mp4").write_bytes(data)
+    with pytest.raises(DecodeError, match="video.mp4: the file is truncated"):
+        Video(path)
 
 
 @pytest.mark.quick
