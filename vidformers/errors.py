@@ -1,5 +1,13 @@
 """The exception for mistakes of the user."""
 
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from input_pipeline.errors import DataError
+from input_pipeline.fields import annotations, mistakes, shown
+from input_pipeline.paths import local_path
+
 
 class ConfigError(ValueError):
     """Raised when a setting or a file cannot work.
@@ -18,3 +26,28 @@ def require(condition: bool, message: str) -> None:
     """Raises `ConfigError(message)` unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def require_types(section: str, values: Mapping[str, Any], function: Callable) -> None:
+    """Raises ConfigError if a value does not fit the annotation of its field, see `input_pipeline.fields.mistakes`.
+
+    Args:
+        section: the section of the config, as messages name it.
+        values: the fields with their values.
+        function: a dataclass with these fields, or a function with these arguments.
+    """
+    for field, expected in mistakes(values, annotations(function)).items():
+        raise ConfigError(f"{section}.{field}={shown(values[field])} must be {expected}.")
+
+
+def require_path(name: str, path) -> str:
+    """Returns a path of the local file system. Raises ConfigError as `input_pipeline.paths.local_path` DataError."""
+    try:
+        return local_path(name, os.fspath(path))
+    except DataError as error:
+        raise ConfigError(str(error)) from None
+
+
+def require_range(field: str, value, least, most) -> None:
+    """Raises ConfigError unless `value` is from `least` to `most`."""
+    require(least <= value <= most, f"{field}={value} must be from {least} to {most:,}.")

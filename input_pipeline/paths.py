@@ -1,0 +1,45 @@
+"""The check of every path that a field of a config or a flag holds."""
+
+import os
+import re
+
+from input_pipeline.errors import DataError
+
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # a scheme has two letters or more, a drive of Windows one
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_MAX_BYTES = 4095
+
+
+def local_path(name: str, path: str) -> str:
+    """Returns a path of the local file system, with the home folder in place of `~` or `~USER`.
+
+    Args:
+        name: the flag or the field, such as --out or data.root.
+        path: its value.
+
+    Raises:
+        DataError: the value is empty, too long, an address such as gs://BUCKET, or a path of Windows; or the home
+            folder is unknown.
+    """
+    where = f"{name}={path}"
+    if not path or _CONTROL.search(path):
+        raise DataError(f"{name}={path!r} must be a path. Write . for the current folder.")
+    if len(os.fsencode(path)) > _MAX_BYTES or any(len(os.fsencode(part)) > 255 for part in path.split(os.sep)):
+        raise DataError(f"{name}={path[:20]}... is too long for a path. Give a shorter one.")
+    if address := _ADDRESS.match(path):
+        scheme = address[1].lower()
+        if scheme == "file":
+            raise DataError(f"{where} must be a path. Leave out file://.")
+        raise DataError(
+            f"{where} is an address ({scheme}://), and only files and folders of this machine are read and written. "
+            "Copy them to this machine, or mount the bucket as a folder."
+        )
+    if _DRIVE.match(path):
+        raise DataError(f"{where} is a path of Windows. Under WSL, the drive C: is the folder /mnt/c.")
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        user = path.split(os.sep)[0]
+        reason = f"there is no user {user[1:]!r}" if user != "~" else "the home folder of this user is not known"
+        raise DataError(f"{where}: {reason}. Write the whole path, or ./{path} for a file with this name.")
+    return expanded
