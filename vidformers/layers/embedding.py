@@ -1,5 +1,7 @@
 """The embedding of pixels as patch tokens: normalisation, patch projection, position embeddings in space and time."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -7,6 +9,8 @@ from flax import nnx
 
 from vidformers.errors import require
 from vidformers.layers.linear import Linear, square_init
+
+_has_warned = False  # `warn_of_unit_range` warns once
 
 
 def unit_norm_init(key, shape, dtype=jnp.float32):
@@ -19,10 +23,35 @@ def unit_norm_init(key, shape, dtype=jnp.float32):
 
 
 def normalise(video, mean, std, dtype):
-    """Returns pixels (... c) in `dtype`: (x / 255 - mean) / std for uint8 pixels. Floats are already normalised."""
+    """Returns pixels (... c) in `dtype`: (x / 255 - mean) / std for uint8 pixels. Floats count as normalised already.
+
+    Raises:
+        ConfigError: the pixels have another type.
+    """
+    require(
+        video.dtype == jnp.uint8 or jnp.issubdtype(video.dtype, jnp.floating),
+        f"Pixels must be uint8, or floats that are normalised already, but are {video.dtype}.",
+    )
     if video.dtype == jnp.uint8:
         video = (video.astype(dtype) / 255 - jnp.array(mean)) / jnp.array(std)
     return video.astype(dtype)
+
+
+def warn_of_unit_range(video) -> None:
+    """Warns, once, of float pixels that all lie from 0 to 1: they were scaled, but probably not normalised.
+
+    Only values that are known are looked at, not those of a function that is traced.
+    """
+    global _has_warned
+    if _has_warned or isinstance(video, jax.core.Tracer) or not jnp.issubdtype(video.dtype, jnp.floating):
+        return
+    if video.size and 0 <= video.min() and video.max() <= 1:
+        _has_warned = True
+        warnings.warn(
+            "All pixels of the video are floats from 0 to 1. Floats count as normalised by the mean and the standard "
+            "deviation of the model. Pass uint8 pixels from 0 to 255, which the model normalises itself.",
+            stacklevel=4,  # the caller of the model
+        )
 
 
 class Embedding(nnx.Module):

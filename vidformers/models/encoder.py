@@ -20,7 +20,7 @@ from flax import nnx
 from vidformers.attention.core import remat_attention
 from vidformers.attention.dictionary import Dictionary, SharedDictionary
 from vidformers.errors import require
-from vidformers.layers.embedding import unit_norm_init
+from vidformers.layers.embedding import unit_norm_init, warn_of_unit_range
 from vidformers.layers.linear import Linear
 from vidformers.layers.tokens import LayerRng, Tokens, dropout, split_rng
 from vidformers.parallel.activations import has_context, shard_activations
@@ -349,11 +349,11 @@ class Classifier(nnx.Module):
         """Returns the logits (b, num_classes) of a batch of clips, in float32.
 
         Args:
-            video: (b t y x 3), uint8, or float if normalised already.
+            video: (b t y x 3), uint8, or floats, which count as normalised already.
             key: random key of a training step; None in evaluation.
             index: (b t), the index of each frame in its video, for a readout that uses frame positions.
         Raises:
-            ConfigError: the clips do not have the shape of the model.
+            ConfigError: the clips do not have the shape of the model, or their pixels have another type.
         """
         return self.head(self.features(video, key, index))
 
@@ -363,6 +363,7 @@ class Classifier(nnx.Module):
             video.shape[1:] == self.shape,
             f"The model takes clips of shape {self.shape} (t y x c), not {video.shape[1:]}.",
         )
+        warn_of_unit_range(video)
         encoder_key, readout_key = (None, None) if key is None else jax.random.split(key)
         tokens = self.encoder(video, encoder_key)
         # At least float32; float64 stays float64, for tests.
