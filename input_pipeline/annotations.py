@@ -52,6 +52,7 @@ class Manifest:
             videos vanish from the web. Two results are comparable only if their digests are equal.
         missing: names of the listed videos that do not exist and were left out.
         excluded: names of the listed videos that data.exclude left out.
+        unmatched: lines of data.exclude that name no video of this list.
     """
 
     path: str
@@ -60,6 +61,7 @@ class Manifest:
     digest: str
     missing: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
+    unmatched: tuple[str, ...] = ()
 
 
 def relative_path(entry: Entry | Record, root) -> str:
@@ -156,13 +158,13 @@ def read_manifest(
     numbers = _LabelNumbers(names or (), source_names, num_classes, classes is not None)
     labels = [numbers.class_number(entry, path, required=complete) for entry in listing.entries]
     _refuse_empty_and_repeated(path, listing)
-    chosen, absent, excluded = _choose(path, listing, labels, root, missing, exclude)
+    chosen, absent, excluded, unmatched = _choose(path, listing, labels, root, missing, exclude)
     if complete and names is None and max(labels) + 1 != num_classes:
         raise DataError(
             f"{path}: the largest label is {max(labels)}, but data.num_classes is {num_classes}. Set "
             f"data.num_classes={max(labels) + 1}, or set data.classes if some classes have no video."
         )
-    return Manifest(path, _records(chosen), names, _digest(chosen), listing.missing + absent, excluded)
+    return Manifest(path, _records(chosen), names, _digest(chosen), listing.missing + absent, excluded, unmatched)
 
 
 def _find_source(name) -> Source:
@@ -258,9 +260,12 @@ def _refuse_empty_and_repeated(path, listing: Listing) -> None:
 
 
 def _choose(path, listing: Listing, labels, root, missing, exclude):
-    """Returns (entry, label) of the videos to use, the names of the absent ones and the names of the excluded ones."""
-    excluded_paths = _read_excluded(exclude) if exclude else frozenset()
-    excluded = {entry for entry in listing.entries if excluded_paths and relative_path(entry, root) in excluded_paths}
+    """Returns (entry, label) of the videos to use, the names of the absent and of the excluded ones, and the lines of
+    data.exclude that name no video."""
+    line_of = _read_excluded(exclude, root) if exclude else {}
+    paths = {entry: relative_path(entry, root) for entry in listing.entries} if line_of else {}
+    excluded = {entry for entry, path in paths.items() if path in line_of}
+    unmatched = set(line_of.values()) - {line_of[paths[entry]] for entry in excluded}
     absent = _absent_paths(entry for entry in listing.entries if entry not in excluded)
     if missing == "error":
         _require_all(path, root, listing, absent)
@@ -278,16 +283,25 @@ def _choose(path, listing: Listing, labels, root, missing, exclude):
         chosen,
         tuple(entry.name for entry in listing.entries if entry.path in absent),
         tuple(entry.name for entry in listing.entries if entry in excluded),
+        tuple(line for line in dict.fromkeys(line_of.values()) if line in unmatched),
     )
 
 
-def _read_excluded(path) -> frozenset[str]:
-    """Returns the lines of a file. File names may hold any bytes, so the file need not be valid UTF-8."""
+def _read_excluded(path, root) -> dict[str, str]:
+    """Returns {`relative_path`: line} of a file.
+
+    A line is such a path, or the same path in another form: absolute, or beginning with ./. File names may hold any
+    bytes, so the file need not be valid UTF-8. It may have the line ends of Windows.
+    """
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            return frozenset(file.read().split("\n")) - {""}
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            lines = dict.fromkeys(line.removesuffix("\r") for line in file.read().split("\n"))
     except OSError as error:
         raise DataError(f"{path} (data.exclude) cannot be read: {error.strerror}.") from None
+    line_of = {line: line for line in lines if line}
+    for line in list(line_of):
+        line_of.setdefault(os.path.relpath(os.path.join(root, line), root), line)
+    return line_of
 
 
 def _absent_paths(entries: Iterable[Entry]) -> set[str]:

@@ -4,6 +4,7 @@ Paths are relative to `root` unless absolute. A label is a name of the class fil
 from 0.
 """
 
+import csv
 import os
 
 from input_pipeline.errors import DataError
@@ -33,3 +34,11 @@ def read(path, *, root, split) -> Listing:
 
 def classes(root, train) -> None:
     """Returns None: a CSV file does not order its class names."""
+
+
+def first_column(line: str) -> str:
+    """Returns the path in a line of a CSV file, or the whole line if it is not one."""
+    try:
+        return next(csv.reader([line], strict=True))[0]
+    except (csv.Error, StopIteration, IndexError):
+        return line

@@ -3,12 +3,14 @@
 import csv
 import io
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
 
 from input_pipeline import json_files
 from input_pipeline.errors import DataError
 
 _VIDEOS = frozenset(".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split())
+_FRAME = re.compile(r"[^.].*\d\.jpe?g|\d\.jpe?g", re.IGNORECASE)
 _SET_ROOT = (
     "Set data.root to the folder of the data set and data.train and data.val to its lists, or try the demo: make demo."
 )
@@ -77,6 +79,11 @@ def is_video(name) -> bool:
     return os.path.splitext(name)[1].lower() in _VIDEOS
 
 
+def is_frame(name) -> bool:
+    """Returns whether a file name is that of a numbered JPEG frame."""
+    return _FRAME.fullmatch(name) is not None
+
+
 def list_folder(path) -> list[str]:
     """Returns the names in a folder, sorted and without hidden ones.
 
@@ -98,13 +105,40 @@ def find_folder(root, holds: Callable[[list[str]], bool]) -> str | None:
     return None
 
 
+def walk(root) -> Iterator[tuple[str, list[os.DirEntry]]]:
+    """Yields each folder at any depth below `root` with its entries, without hidden ones and sorted by name.
+
+    Folders that the caller removes from the entries are not entered. Symbolic links are followed, and no folder is
+    entered twice. Folders that cannot be read, such as lost+found, have no entries.
+    """
+    folders, entered = [os.fspath(root)], set()
+    while folders:
+        folder = folders.pop()
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as scan:
+                entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda e: e.name)
+        except OSError:
+            continue
+        yield folder, entries
+        folders += [entry.path for entry in reversed(entries) if _is_folder(entry)]
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 def find_videos(root, names: Iterable[str]) -> dict[str, str]:
     """Searches the tree below `root` for videos: files by their name without extension, or folders of frames.
 
-    The tree is walked once. Symbolic links are followed, and no folder is entered twice.
-
     Args:
-        root: folder to search.
+        root: folder to search, see `walk`.
         names: names without extension.
 
     Returns:
@@ -116,24 +150,15 @@ def find_videos(root, names: Iterable[str]) -> dict[str, str]:
     list_folder(root)  # raises if `root` is not a folder
     names = frozenset(names)
     found: dict[str, str] = {}
-    folders, entered = [root], set()
-    while folders:
-        folder = folders.pop()
-        try:
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in entered:
-                continue
-            entered.add((status.st_dev, status.st_ino))
-            with os.scandir(folder) as scan:
-                entries = list(scan)
-        except OSError:  # an unreadable folder such as lost+found; videos in it count as missing
-            continue
+    for _, entries in walk(root):
+        others = []
         for entry in entries:
             name = entry.name.partition(".")[0]  # up to the first dot, because downloads have names like x.mp4.webm
-            if name in names and (is_video(entry.name) or entry.name == name and entry.is_dir()):
+            if name in names and (is_video(entry.name) or entry.name == name and _is_folder(entry)):
                 if name in found:
                     raise DataError(f"{found[name]} and {entry.path} are the same video. Keep only one below {root}.")
                 found[name] = entry.path
-            elif entry.is_dir() and not entry.name.startswith("."):
-                folders.append(entry.path)
+            else:
+                others.append(entry)
+        entries[:] = others
     return found

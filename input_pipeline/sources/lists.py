@@ -42,3 +42,9 @@ def read(path, *, root, split) -> Listing:
 
 def classes(root, train) -> None:
     """Returns None: a list does not order its class names."""
+
+
+def path_before_label(line: str) -> str:
+    """Returns the path in a line of a list, or the whole line if it has no label."""
+    match = _LINE.fullmatch(line.strip())
+    return match[1] if match else line

@@ -18,7 +18,10 @@ def _file_names(stem):
 
 TRAIN, VAL = _file_names("train"), _file_names("validation")
 
-_OPPOSITE = {"left": "right", "right": "left"}
+# A word of its own, also in snake_case and CamelCase.
+_SIDE = re.compile(r"((?<![A-Za-z])(left|right|LEFT|RIGHT)|(?<![A-Z])(Left|Right))(?![a-z])")
+_OPPOSITE = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
+_OPPOSITE |= {right: left for left, right in _OPPOSITE.items()}
 
 
 def read(path, *, root, split) -> Listing:
@@ -69,7 +72,7 @@ def mirrored(classes) -> tuple[tuple[str, str], ...]:
     """Returns the pairs of class names that differ only in left and right: a mirror turns one into the other."""
     pairs: list[tuple[str, str]] = []
     for name in classes:
-        other = re.sub(r"\b(left|right)\b", lambda side: _OPPOSITE[side[0]], name)
+        other = _SIDE.sub(lambda side: _OPPOSITE[side[0]], name)
         if other != name and other in classes and (other, name) not in pairs:
             pairs.append((name, other))
     return tuple(pairs)

@@ -11,6 +11,7 @@ from google.protobuf import json_format
 
 from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.shards import read_shard
+from input_pipeline.sources.files import walk
 from input_pipeline.sources.listing import Entry, Listing
 
 TRAIN, VAL = ("train",), ("test",)
@@ -75,7 +76,11 @@ def example(data):
 def _locate(path) -> tuple[str, str]:
     """Returns the folder that holds the files of the data set, and the name of the split."""
     folder, split_name = os.path.split(path)
-    versioned = [os.path.relpath(parent, folder) for parent, _, files in os.walk(folder) if _INFO in files]
+    versioned = [
+        os.path.relpath(parent, folder)
+        for parent, entries in walk(folder)
+        if any(entry.name == _INFO for entry in entries)
+    ]
     versions: dict[str, list[str]] = {}
     for name in versioned:
         configuration, version = os.path.split("" if name == "." else name)

@@ -1,57 +1,94 @@
 """Training videos that cannot be decoded."""
 
+import json
+from collections import Counter
+
+import jax
 import numpy as np
 
 from input_pipeline import DataError
+from input_pipeline.remarks import max_bad_videos
+from vidformers.parallel.processes import allgather_strings
 from vidformers.progress import log
 from vidformers.training.setup import Setup
 
 
 class BadVideos:
-    """Counts the training clips that could not be decoded, logs each file once, and stops a run with too many of them.
+    """Counts the training videos that could not be decoded, logs each file once, and stops a run with too many of them.
+
+    The videos of all steps form a sequence, in which every pass over the data has each video once. A step may hold the
+    end of one pass and the start of the next, or several whole passes. A video counts once in each pass.
 
     Attributes:
         clips_by_path: {path of a video: number of its clips that this process left out}. The dict is replaced,
             never changed in place, since a save may still be writing it.
-        count_in_epoch: the number of videos of the current epoch that could not be decoded, over all processes.
+        count_in_pass: the number of videos of the current pass that could not be decoded, over all processes.
 
     Args:
         setup: the setup of the run.
-        clips_by_path, count_in_epoch: the restored values.
+        clips_by_path, count_in_pass: the restored values.
     """
 
-    def __init__(self, setup: Setup, clips_by_path: dict[str, int], count_in_epoch: int):
+    def __init__(self, setup: Setup, clips_by_path: dict[str, int], count_in_pass: int):
         self.records, self.setup = setup.pipeline.train_manifest.records, setup
-        self.clips_by_path, self.count_in_epoch = clips_by_path, count_in_epoch
+        self.clips_by_path, self.count_in_pass = clips_by_path, count_in_pass
+        self._limit = max_bad_videos(len(self.records), setup.pipeline.max_bad_fraction)
+        self._videos_per_step = setup.train_config.batch_size // setup.pipeline.repeats
+        self._has_warned = False
+        # {step: the passes of the bad videos of this process}, of steps that `count_global` has not seen.
+        self._passes: dict[int, Counter[int]] = {}
 
-    def log_local(self, batch: dict) -> None:
+    def log_local(self, step: int, batch: dict) -> None:
         """Logs each video of this process's batch that could not be decoded, unless it has been logged before."""
+        rows = np.flatnonzero(batch["mask"] == 0)
         clips_by_path = dict(self.clips_by_path)
-        for row in np.flatnonzero(batch["mask"] == 0):
+        for row in rows:
             path = self.records[int(batch["id"][row])].path
             if path not in clips_by_path:
                 log(f"Skipped {path}, which cannot be decoded: {batch['error'][row].decode('utf-8', 'replace')}")
             clips_by_path[path] = clips_by_path.get(path, 0) + 1
         self.clips_by_path = clips_by_path
+        # The rows of a process are consecutive, and the `repeats` rows of a video are adjacent.
+        first_row = jax.process_index() * len(batch["mask"])
+        videos = {(first_row + int(row)) // self.setup.pipeline.repeats for row in rows}
+        start = (step - 1) * self._videos_per_step
+        self._passes[step] = Counter((start + video) // len(self.records) for video in videos)
 
     def count_global(self, step: int, metrics: dict) -> None:
-        """Adds the videos that any process could not decode at `step` to the count of the current epoch.
+        """Counts the videos that any process could not decode at `step`.
 
         Args:
             step: the number of the step, from 1.
             metrics: the metrics of the step, which are the same in all processes.
         Raises:
-            DataError: the epoch has more bad videos than data.max_bad_fraction allows.
+            DataError: a pass has more bad videos than data.max_bad_fraction allows.
         """
-        batch_size, repeats, videos = self.setup.train_config.batch_size, self.setup.pipeline.repeats, len(self.records)
-        videos_per_step = batch_size // repeats
-        if step > 1 and (step - 1) * videos_per_step // videos != (step - 2) * videos_per_step // videos:
-            self.count_in_epoch = 0  # a new epoch has started
-        self.count_in_epoch += (batch_size - round(metrics["count"])) // repeats
-        max_fraction = self.setup.pipeline.max_bad_fraction
-        if self.count_in_epoch > max_fraction * videos:
-            example = f" An example is {list(self.clips_by_path)[-1]}." if self.clips_by_path else ""
-            raise DataError(
-                f"{self.count_in_epoch} of {videos} videos could not be decoded in this epoch, more than "
-                f"data.max_bad_fraction={max_fraction} allows.{example}"
-            )
+        start, stop = (step - 1) * self._videos_per_step, step * self._videos_per_step
+        passes, local = range(start // len(self.records), (stop - 1) // len(self.records) + 1), self._passes.pop(step)
+        bad = (self.setup.train_config.batch_size - round(metrics["count"])) // self.setup.pipeline.repeats
+        counts = Counter({passes[0]: bad}) if bad == 0 or len(passes) == 1 else _sum_over_processes(local)
+        for number in passes:
+            if number * len(self.records) >= start:
+                self.count_in_pass = 0  # the pass starts in this step
+            self._add(counts[number])
+
+    def _add(self, count: int) -> None:
+        """Adds to the videos of the current pass that could not be decoded."""
+        self.count_in_pass += count
+        fraction = self.setup.pipeline.max_bad_fraction
+        example = f" An example is {list(self.clips_by_path)[-1]}." if self.clips_by_path else ""
+        sentence = (
+            f"{self.count_in_pass} of {len(self.records)} videos could not be decoded in this pass over the data, more "
+            f"than data.max_bad_fraction={fraction} allows.{example}"
+        )
+        if self.count_in_pass > self._limit:
+            raise DataError(sentence)
+        if self.count_in_pass > fraction * len(self.records) and not self._has_warned and jax.process_index() == 0:
+            self._has_warned = True
+            log(f"{sentence} The run goes on, since one bad video is tolerated in so small a data set.")
+
+
+def _sum_over_processes(counts: Counter[int]) -> Counter[int]:
+    """Returns the sum of the counts of all processes."""
+    texts = allgather_strings(json.dumps(list(counts.items())))
+    return sum((Counter(dict(json.loads(text))) for text in texts), Counter())

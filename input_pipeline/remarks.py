@@ -1,0 +1,167 @@
+"""Checks of data before a run: files and settings that are sure to fail later, and remarks on those that mislead.
+
+The lists of the pipeline are read, and the status of files, but no video.
+"""
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from input_pipeline.annotations import Manifest, Record
+from input_pipeline.errors import DataError
+from input_pipeline.pipeline import Pipeline
+from input_pipeline.sources.something import mirrored
+
+_THREADS, _CHUNK = 16, 1000  # a network disk answers slowly, but many questions at once
+_MIN_SHARE = 0.5  # of the shorter side of a frame that a crop shows
+
+
+def check_training_data(pipeline: Pipeline, batch_size: int, skips_bad: bool) -> list[str]:
+    """Refuses data with which a training run is sure to fail, and returns remarks for the user.
+
+    Args:
+        batch_size: clips of a step.
+        skips_bad: whether evaluations leave out videos that cannot be decoded (eval.on_bad=skip).
+
+    Raises:
+        DataError: data.exclude names no video, more training videos are empty files than data.max_bad_fraction allows,
+            or a validation video is an empty file and `skips_bad` is False.
+    """
+    train, val = pipeline.train_manifest, pipeline.val_manifest
+    unmatched = _unmatched_lines(pipeline)
+    train_status, val_status = file_status(train.records), file_status(val.records)
+    empty = _empty_files(train, train_status)
+    if len(empty) > max_bad_videos(len(train.records), pipeline.max_bad_fraction):
+        raise DataError(
+            f"{_empty_sentence(empty, train)}, more than data.max_bad_fraction={pipeline.max_bad_fraction} allows. "
+            "Copy them again, or leave them out with data.exclude."
+        )
+    empty_val = _require_content(val, val_status, skips_bad)
+    found = [*_crop_remarks(pipeline), *flip_remarks(pipeline)]
+    if unmatched:
+        found.append(f"{len(unmatched)} lines of data.exclude name no video, for example {unmatched[0]!r}.")
+    if len(train.records) < batch_size // pipeline.repeats:
+        found.append(
+            f"train.batch_size={batch_size} is larger than the data: a step sees each of the {len(train.records)} "
+            f"training videos more than once. Set train.batch_size to at most {len(train.records) * pipeline.repeats}."
+        )
+    found += [f"{_empty_sentence(*pair)}. They are left out." for pair in ((empty, train), (empty_val, val)) if pair[0]]
+    seen = set(map(_identity, train.records, train_status)) - {None}
+    shared = [
+        record.name for record, status in zip(val.records, val_status, strict=True) if _identity(record, status) in seen
+    ]
+    if shared:
+        found.append(
+            f"{len(shared)} of {len(val.records)} videos of {val.path} are also in {train.path}, for example "
+            f"{shared[0]}: the evaluation counts videos that are trained on."
+        )
+    return found
+
+
+def check_validation_data(pipeline: Pipeline, skips_bad: bool) -> None:
+    """Refuses data with which an evaluation is sure to fail.
+
+    Raises:
+        DataError: a validation video is an empty file and `skips_bad` is False.
+    """
+    _require_content(pipeline.val_manifest, file_status(pipeline.val_manifest.records), skips_bad)
+
+
+def max_bad_videos(videos: int, max_bad_fraction: float) -> int:
+    """Returns how many training videos of a pass may be undecodable: at least one, unless the fraction is 0.
+
+    In a small data set, one video is a larger share than the default fraction. One video must be left to train on.
+    """
+    if max_bad_fraction == 0:
+        return 0
+    return min(max(int(max_bad_fraction * videos), 1), videos - 1)
+
+
+def file_status(records: Sequence[Record]) -> list[os.stat_result | None]:
+    """Returns the status of the file or folder of each record, links followed, or None if there is none."""
+
+    def statuses(start: int):
+        return [_status(record.path) for record in records[start : start + _CHUNK]]
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return [status for chunk in pool.map(statuses, range(0, len(records), _CHUNK)) for status in chunk]
+
+
+def _status(path) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
+
+
+def _empty_files(manifest: Manifest, statuses: Sequence[os.stat_result | None]) -> list[str]:
+    return [
+        record.path
+        for record, status in zip(manifest.records, statuses, strict=True)
+        if status is not None and stat.S_ISREG(status.st_mode) and status.st_size == 0
+    ]
+
+
+def _require_content(val: Manifest, statuses: Sequence[os.stat_result | None], skips_bad: bool) -> list[str]:
+    """Returns the validation videos that are empty files, which are refused unless `skips_bad`."""
+    empty = _empty_files(val, statuses)
+    if empty and not skips_bad:
+        raise DataError(
+            f"{_empty_sentence(empty, val)} and cannot be evaluated. Copy them again, leave them out with "
+            "data.exclude, or set eval.on_bad=skip."
+        )
+    return empty
+
+
+def _empty_sentence(paths: Sequence[str], manifest: Manifest) -> str:
+    return f"{len(paths)} of {len(manifest.records)} videos of {manifest.path} are empty files, for example {paths[0]}"
+
+
+def _identity(record: Record, status: os.stat_result | None) -> tuple | None:
+    """Returns what identifies the content of a record whatever the path to its file, or None without a file."""
+    return status and (status.st_dev, status.st_ino, record.position, record.start, record.end)
+
+
+def _unmatched_lines(pipeline: Pipeline) -> list[str]:
+    """Returns the lines of data.exclude that name no video. Raises DataError if no line names one."""
+    train, val = pipeline.train_manifest, pipeline.val_manifest
+    of_val = set(val.unmatched)
+    lines = [line for line in train.unmatched if line in of_val]
+    if lines and not train.excluded and not val.excluded:
+        raise DataError(
+            f"data.exclude={pipeline.exclude} names no video of {train.path} or {val.path}. Its lines must be paths "
+            f"relative to data.root={pipeline.root}; the first is {lines[0]!r}. Correct them, or leave out "
+            "data.exclude."
+        )
+    return lines
+
+
+def flip_remarks(pipeline: Pipeline) -> Iterator[str]:
+    """Yields sentences about classes that a mirror turns into each other."""
+    names, swaps = pipeline.class_names, pipeline.flip_map
+    pairs = mirrored(names)
+    if pipeline.flip_sides and not pairs:
+        yield "data.flip_sides=True swaps no labels: no two class names differ only in left and right."
+    number_of = {name: number for number, name in enumerate(names)}
+    unswapped = [pair for pair in pairs if number_of[pair[0]] not in swaps]
+    if pipeline.flip > 0 and unswapped:
+        first, second = unswapped[0]
+        yield (
+            f"data.flip={pipeline.flip} mirrors clips and keeps their labels, but class names differ only in left and "
+            f"right, such as {first!r} and {second!r} ({len(unswapped)} pairs). Set data.flip_sides=True to swap these "
+            "labels, or data.flip=0.0."
+        )
+
+
+def _crop_remarks(pipeline: Pipeline) -> Iterator[str]:
+    """Yields sentences about crops that show a small part of a frame."""
+    sides = {"test_short_side": pipeline.test_short_side or pipeline.size}
+    if pipeline.crop == "jitter":
+        sides["short_side"] = pipeline.short_side[0]
+    for field, side in sides.items():
+        if pipeline.size < _MIN_SHARE * side:
+            yield (
+                f"data.size={pipeline.size} is far below data.{field}={getattr(pipeline, field)}: a crop shows at most "
+                f"{pipeline.size / side:.0%} of the shorter side of a frame."
+            )

@@ -1,0 +1,149 @@
+"""Checks of data before a run: what is refused, and what the user is told once."""
+
+import os
+
+import pytest
+from clips import pipeline
+
+from input_pipeline.errors import DataError
+from input_pipeline.remarks import check_training_data, check_validation_data, flip_remarks, max_bad_videos
+
+
+def make(folder, train, val, **fields):
+    """Returns a pipeline on files that no test decodes. `train` and `val` are {name: content or target of a link}."""
+    for split, videos in (("train", train), ("val", val)):
+        for name, content in videos.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            path.symlink_to(content) if isinstance(content, os.PathLike) else path.write_bytes(content)
+        rows = [f"{name},{number % 3}\n" for number, name in enumerate(videos)]
+        (folder / f"{split}.csv").write_text("".join(rows))
+    return pipeline(str(folder), **fields)
+
+
+TRAIN = {f"t{i}.mp4": b"x" for i in range(6)}
+VAL = {f"v{i}.mp4": b"x" for i in range(3)}
+
+
+def remarks(data, batch_size=6, skips_bad=False):
+    return check_training_data(data, batch_size, skips_bad)
+
+
+@pytest.mark.quick
+def test_good_data_need_no_remark(tmp_path):
+    assert remarks(make(tmp_path, TRAIN, VAL)) == []
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("form", ["t1.mp4", "./t1.mp4", "{root}/t1.mp4", "sub/../t1.mp4"])
+def test_lines_of_an_exclude_list_have_several_forms(tmp_path, form, end):
+    exclude = tmp_path / "exclude.txt"
+    exclude.write_bytes(f"{form.format(root=tmp_path)}{end}v0.mp4{end}".encode())
+    data = make(tmp_path, TRAIN, VAL, exclude=str(exclude))
+    assert remarks(data, batch_size=5) == []
+    assert (data.train_manifest.excluded, data.val_manifest.excluded) == (("t1.mp4",), ("v0.mp4",))
+
+
+@pytest.mark.quick
+def test_lines_that_name_no_video_are_counted_or_refused(tmp_path):
+    exclude = tmp_path / "exclude.txt"
+    exclude.write_text("gone.mp4\nv0.mp4\nold.mp4\n")
+    (sentence,) = remarks(make(tmp_path, TRAIN, VAL, exclude=str(exclude)))
+    assert sentence == "2 lines of data.exclude name no video, for example 'gone.mp4'."
+    exclude.write_text("gone.mp4\nother/v0.mp4\n")
+    with pytest.raises(
+        DataError, match=r"^data\.exclude=.*exclude\.txt names no video of .*train\.csv or .*'gone\.mp4'"
+    ):
+        remarks(make(tmp_path, TRAIN, VAL, exclude=str(exclude)))
+    exclude.write_text("\n")  # as `check` writes it if nothing is broken
+    assert remarks(make(tmp_path, TRAIN, VAL, exclude=str(exclude))) == []
+
+
+@pytest.mark.quick
+def test_empty_files_are_found_before_training(tmp_path):
+    data = make(tmp_path, TRAIN | {"t1.mp4": b""}, VAL)
+    (sentence,) = remarks(data)
+    assert "1 of 6 videos" in sentence and "t1.mp4" in sentence
+    with pytest.raises(
+        DataError, match=r"2 of 6 videos of .*train\.csv are empty files, .*data\.max_bad_fraction=0\.01"
+    ):
+        remarks(make(tmp_path, TRAIN | {"t1.mp4": b"", "t2.mp4": b""}, VAL))
+    data = make(tmp_path, TRAIN, VAL | {"v2.mp4": b""})
+    for check in (remarks, lambda data: check_validation_data(data, False)):
+        with pytest.raises(
+            DataError, match=r"1 of 3 videos of .*val\.csv are empty files, .*v2\.mp4.*eval\.on_bad=skip"
+        ):
+            check(data)
+    assert "v2.mp4" in remarks(data, skips_bad=True)[0]
+    check_validation_data(data, True)
+
+
+@pytest.mark.quick
+def test_a_video_of_both_lists_is_named_whatever_its_path(tmp_path):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "t0.mp4").write_bytes(b"x")
+    data = make(tmp_path, TRAIN | {"t0.mp4": inside / "t0.mp4"}, VAL | {"linked/v9.mp4": inside / "t0.mp4"})
+    (sentence,) = remarks(data)
+    assert "1 of 4 videos" in sentence and "for example linked/v9.mp4" in sentence
+    assert "6 of 6 videos" in remarks(make(tmp_path, TRAIN, TRAIN))[0]
+
+
+@pytest.mark.quick
+def test_a_batch_that_is_larger_than_the_data_is_named(tmp_path):
+    data = make(tmp_path, TRAIN, VAL, repeats=2)
+    assert remarks(data, batch_size=12) == []
+    (sentence,) = remarks(data, batch_size=14)
+    assert "train.batch_size=14" in sentence and "at most 12" in sentence
+
+
+@pytest.mark.quick
+def test_crops_that_show_little_of_a_frame_are_named(tmp_path):
+    data = make(tmp_path, TRAIN, VAL, size=24, short_side=(60, 80), test_short_side=96)
+    tested, trained = remarks(data)
+    assert "data.test_short_side=96" in tested and "25%" in tested
+    assert "data.short_side=(60, 80)" in trained and "40%" in trained
+    assert len(remarks(make(tmp_path, TRAIN, VAL, size=24, short_side=(60, 80), crop="resized"))) == 0
+
+
+def flips(folder, names, **fields):
+    data = make(folder, TRAIN, VAL, classes="classes.txt", **fields)
+    (folder / "classes.txt").write_text("\r\n".join(names) + "\r\n")
+    return list(flip_remarks(data))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("slide left", "slide right", "stay"),
+        ("Swiping Left", "Swiping Right", "stay"),
+        ("swipe_left_1", "swipe_right_1", "stay"),
+        ("SwipeLeftHand", "SwipeRightHand", "stay"),
+        ("from left to right", "from right to left", "stay"),
+        ("LEFT", "RIGHT", "stay"),
+    ],
+)
+def test_classes_that_differ_in_left_and_right_are_named_if_flips_keep_their_labels(tmp_path, names):
+    (sentence,) = flips(tmp_path, names, flip=0.5)
+    assert repr(names[0]) in sentence and repr(names[1]) in sentence and "data.flip_sides=True" in sentence
+    for fields in (dict(flip=0.0), dict(flip=0.5, flip_sides=True), dict(flip=0.5, flip_swaps=((0, 1),))):
+        assert flips(tmp_path, names, **fields) == []
+
+
+@pytest.mark.quick
+def test_other_names_are_no_sides(tmp_path):
+    names = ("leftover", "rightover", "left")
+    assert flips(tmp_path, names, flip=0.5) == []
+    (sentence,) = flips(tmp_path, names, flip=0.5, flip_sides=True)
+    assert "data.flip_sides=True swaps no labels" in sentence
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "videos, fraction, most", [(5, 0.01, 1), (1000, 0.01, 10), (40, 0.1, 4), (40, 0.0, 0), (1, 0.5, 0), (3, 1.0, 2)]
+)
+def test_a_small_data_set_tolerates_one_bad_video(videos, fraction, most):
+    assert max_bad_videos(videos, fraction) == most
