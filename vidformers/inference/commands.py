@@ -1,11 +1,16 @@
 """Functions that the commands `predict`, `explain` and `export` share."""
 
 import os
+from collections.abc import Iterator
 
-from input_pipeline.sources.files import is_video, read_lines
+from input_pipeline.sources.csv import first_column
+from input_pipeline.sources.files import is_frame, is_video, read_lines, walk
+from input_pipeline.sources.lists import path_before_label
 from vidformers.errors import require
 from vidformers.inference.predictor import Predictor
 from vidformers.progress import log
+
+_ADVICE = "Give a video, a folder, or a .txt or .csv list."
 
 
 def load_and_log(config: dict, workdir) -> Predictor:
@@ -16,31 +21,48 @@ def load_and_log(config: dict, workdir) -> Predictor:
     return predictor
 
 
-def find_videos(source: str) -> list[str]:
+def find_videos(source: str, root: str = ".") -> list[str]:
     """Returns the paths of the videos that `--video` names.
 
     Args:
-        source: a video, a folder, which is searched at any depth, or a .txt or .csv list with a path per line.
+        source: a video, a folder of JPEG frames, a folder with videos of both kinds at any depth, or a .txt or .csv
+            list with a path per line. A label after the path is ignored, and so is the header `path,label`.
+        root: the folder to which the paths of a list are relative if there is no such file beside the list.
     Raises:
         ConfigError: `source` does not exist or holds no videos.
     """
     if os.path.isdir(source):
-        videos = sorted(
-            os.path.join(folder, name)
-            for folder, _, names in os.walk(source)
-            for name in names
-            if is_video(name) and not name.startswith(".")
-        )
+        videos = sorted(_videos_below(source))
     elif source.endswith((".txt", ".csv")):
-        folder = os.path.dirname(source)
-        videos = [
-            os.path.join(folder, line)
-            for _, line in read_lines(source, advice="Give a video, a folder or a .txt list.")
-        ]
+        videos = _listed_videos(source, root)
     else:
-        require(os.path.exists(source), f"--video={source} does not exist. Give a video, a folder or a .txt list.")
+        require(os.path.exists(source), f"--video={source} does not exist. {_ADVICE}")
         videos = [source]
-    require(bool(videos), f"--video={source} holds no videos. Give a video, a folder or a .txt list.")
+    require(bool(videos), f"--video={source} holds no videos. {_ADVICE}")
+    return videos
+
+
+def _videos_below(source: str) -> Iterator[str]:
+    """Yields the video files in a folder at any depth, and the folders that hold JPEG frames and no video file."""
+    for folder, entries in walk(source):
+        names = [entry.name for entry in entries]
+        files = [name for name in names if is_video(name)]
+        yield from (os.path.join(folder, name) for name in files)
+        if not files and any(map(is_frame, names)):
+            yield folder
+
+
+def _listed_videos(source: str, root: str) -> list[str]:
+    is_csv, folders = source.endswith(".csv"), (os.path.dirname(source), root)
+    lines = [line for _, line in read_lines(source, advice=_ADVICE)]
+    if is_csv and lines and lines[0] in ("path", "path,label"):
+        del lines[0]
+    videos = []
+    for line in lines:
+        name = first_column(line) if is_csv else path_before_label(line)
+        # A line that is a path may hold blanks and commas.
+        paths = [os.path.join(folder, path) for path in (line, name) for folder in folders]
+        videos.append(next(filter(os.path.exists, paths), os.path.join(folders[0], name if is_csv else line)))
     return videos
 
 

@@ -47,7 +47,7 @@ def explain(
             model in `beside` cannot explain the same clip, or no video could be decoded.
         DataError: `out` cannot be written to, or another command is writing it.
     """
-    videos = find_videos(video)
+    videos = find_videos(video, config["data"]["root"])
     folders = _folders(out, videos)
     require(
         layer is None or layer.isdecimal(), f"--layer={layer} must be the number of a layer of the temporal encoder."

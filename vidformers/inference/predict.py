@@ -36,7 +36,7 @@ def predict(config: dict[str, Any], workdir, video: str, out: str | None = None,
             could be decoded.
         DataError: a file cannot be written, or another command is writing it.
     """
-    videos = find_videos(video)
+    videos = find_videos(video, config["data"]["root"])
     require(out is None or out != features, f"--out={out} and --features={features} must be different files.")
     with ExitStack() as stack:
         if features:

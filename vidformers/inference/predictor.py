@@ -16,7 +16,7 @@ from input_pipeline import Pipeline
 from input_pipeline.annotations import Record
 from input_pipeline.json_files import JsonError, read_json
 from vidformers import pretrained
-from vidformers.errors import ConfigError, require
+from vidformers.errors import ConfigError, require, require_path
 from vidformers.inference.clip import Clip
 from vidformers.inference.explain.explainer import Explainer, Explanation
 from vidformers.models.registry import build
@@ -65,6 +65,7 @@ def load(workdir: str | os.PathLike) -> "Predictor":
     Raises:
         ConfigError: the folder has no run, no checkpoint, or a run of another version of vidformers.
     """
+    workdir = require_path("workdir", workdir)
     config = read_run_json(workdir)["config"]
     for section in ("model", "data", "eval", "optim", "mesh", "checkpoint", "init"):
         require(

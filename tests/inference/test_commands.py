@@ -1,0 +1,60 @@
+"""The videos that --video names: a file, a folder, frames, a list in any form of the product."""
+
+import pytest
+
+from vidformers import ConfigError
+from vidformers.inference.commands import find_videos
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.mp4", "b, c.mp4", "d e.mp4", "sub/f.mp4", "data/train/g.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for number in range(3):
+        (tmp_path / "frames" / "x").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "frames" / "x" / f"img_{number:05}.jpg").touch()
+    return tmp_path
+
+
+def listed(folder, name, text, encoding="utf-8"):
+    (folder / name).write_bytes(text.encode(encoding))
+    return [path.removeprefix(f"{folder}/") for path in find_videos(str(folder / name), str(folder / "data"))]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("header", ["", "path,label", "path"])
+def test_a_csv_of_the_pipeline_is_a_list_of_videos(folder, header, encoding, end):
+    lines = [header, "a.mp4,0", '"b, c.mp4",wave left', "b, c.mp4", "d e.mp4", "", "train/g.mp4,1", "gone.mp4,1"]
+    videos = listed(folder, "list.csv", end.join(lines), encoding)
+    assert videos == ["a.mp4", "b, c.mp4", "b, c.mp4", "d e.mp4", "data/train/g.mp4", "gone.mp4"]
+
+
+def test_a_list_may_have_labels_and_paths_with_blanks(folder):
+    assert listed(folder, "list.txt", "a.mp4 0\r\nd e.mp4\r\nd e.mp4 3\nsub/f.mp4\nframes/x\nno e.mp4\n") == [
+        "a.mp4", "d e.mp4", "d e.mp4", "sub/f.mp4", "frames/x", "no e.mp4",
+    ]  # fmt: skip
+
+
+def test_a_folder_is_searched_with_its_links_and_its_folders_of_frames(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "h.mp4").touch()
+    (elsewhere / "back").symlink_to(folder)
+    (folder / "link").symlink_to(elsewhere)
+    (folder / "loop").symlink_to(folder / "loop")
+    (folder / ".hidden.mp4").touch()
+    (folder / "sub" / "preview1.jpg").touch()  # beside a video
+    names = ["a.mp4", "b, c.mp4", "d e.mp4", "data/train/g.mp4", "frames/x", "link/h.mp4", "sub/f.mp4"]
+    assert find_videos(str(folder)) == [f"{folder}/{name}" for name in names]
+    assert find_videos(str(folder / "frames" / "x")) == [f"{folder}/frames/x"]
+
+
+def test_what_holds_no_videos_is_refused(folder):
+    (folder / "empty.csv").write_text("path,label\r\n")
+    (folder / "none").mkdir()
+    for name, words in (("empty.csv", "holds no videos"), ("none", "holds no videos"), ("i.mp4", "does not exist")):
+        with pytest.raises(ConfigError, match=f"{name} {words}. Give a video, "):
+            find_videos(str(folder / name))
