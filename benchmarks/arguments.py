@@ -2,6 +2,11 @@
 
 import argparse
 
+from input_pipeline.errors import DataError
+from input_pipeline.paths import local_path
+
+_PATHS = ("out", "table", "workdir", "data")
+
 
 def parse(about: str, **defaults) -> argparse.Namespace:
     """Parses the command line.
@@ -19,4 +24,11 @@ def parse(about: str, **defaults) -> argparse.Namespace:
         elif default is False:
             kind = dict(action="store_true")
         parser.add_argument(f"--{name.replace('_', '-')}", default=default, **kind)
-    return parser.parse_args()
+    args = parser.parse_args()
+    for name in _PATHS:
+        if path := getattr(args, name, None):
+            try:
+                setattr(args, name, local_path(f"--{name}", path))
+            except DataError as error:
+                parser.error(str(error))
+    return args

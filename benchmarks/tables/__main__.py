@@ -14,7 +14,7 @@ from benchmarks.tables.registry import TABLES, find
 from benchmarks.tables.report import results_table
 from benchmarks.tables.rows import Table
 from benchmarks.tables.run import ROOT, Failed, Job, make_jobs, read_result, run
-from configs.loading import FlagError, require
+from configs.loading import FlagError, flag_path, require
 from input_pipeline.files import write_text
 
 SWITCHES = ("--print", "--small", "--record")
@@ -67,7 +67,7 @@ def parse(arguments: Sequence[str]) -> Command:
         table,
         _rows(table, values["--rows"], small),
         int(values["--seeds"]),
-        Path(values["--out"]).absolute() if values["--out"] else default,
+        Path(flag_path("--out", values["--out"])).absolute() if values["--out"] else default,
         frozenset(switches),
         fields,
     )
