@@ -90,7 +90,8 @@ def parse(argv) -> Command:
     Raises:
         FlagError: a flag or a field of the config is wrong.
     """
-    from configs.loading import read_flags, require
+    from configs.loading import derived, read_flags, require
+    from vidformers.training.derived import keep_derived
 
     defaults = {"workdir": None, "mode": "train", "distributed": "false"}
     config, flags = read_flags(argv[1:], defaults | dict.fromkeys(PROCESS_FLAGS + MODE_FLAGS))
@@ -115,9 +116,10 @@ def parse(argv) -> Command:
         flag: int(flags[flag]) if flags[flag] and flag != "coordinator" else flags[flag] for flag in PROCESS_FLAGS
     }
     config_file, _, name = flags["config"].partition(":")
+    workdir = flags["workdir"] or f"runs/{Path(config_file).stem}" + (f"_{name}".replace(":", "_") if name else "")
     return Command(
-        config=config.to_dict(),
-        workdir=flags["workdir"] or f"runs/{Path(config_file).stem}" + (f"_{name}".replace(":", "_") if name else ""),
+        config=keep_derived(config.to_dict(), workdir, derived(config)),
+        workdir=workdir,
         mode=mode,
         process=process if distributed == "true" else None,
         flags={flag: flags[flag] for flag in MODES[mode].flags},
@@ -157,6 +159,7 @@ def run(argv) -> int:
     from vidformers.errors import ConfigError
     from vidformers.parallel import compilation_cache, processes
     from vidformers.progress import silence_libraries
+    from vidformers.training.sections import check_sections
     from vidformers.training.stopping import Interrupted
 
     status = 0
@@ -166,6 +169,7 @@ def run(argv) -> int:
         silence_libraries()
         compilation_cache.enable_compilation_cache(command.workdir)
         mode = MODES[command.mode]
+        check_sections(command.config)
         getattr(import_module(mode.module), mode.function)(command.config, command.workdir, **command.flags)
     except Interrupted as stop:
         if jax.process_index() == 0:

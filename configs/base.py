@@ -85,7 +85,7 @@ def _data() -> dict:
         test_starts="spread",
         frame_rate=30.0,
         size=224,
-        short_side=(256, 320),
+        short_side=placeholder(tuple),
         test_short_side=placeholder(int),
         resize="bilinear",
         repeats=1,

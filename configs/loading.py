@@ -11,6 +11,15 @@ from pathlib import Path
 
 from ml_collections import ConfigDict, FieldReference
 
+from input_pipeline.errors import DataError
+from input_pipeline.paths import local_path
+from input_pipeline.sizes import default_short_side, scaled_short_side
+
+_PATH_FLAGS = ("config", "workdir", "out", "video", "features", "keys", "beside")
+_PATH_FIELDS = ("data.root", "data.train", "data.val", "data.exclude", "data.classes", "init.weights")
+_SIZE = ("data.size", "model.image_size")  # two names of one field
+_FOLLOW_SIZE = ("data.short_side", "data.test_short_side")
+
 
 class FlagError(ValueError):
     """A mistake in a flag: --config and its file, a field --config.SECTION.FIELD, or another flag of the program.
@@ -22,16 +31,19 @@ class FlagError(ValueError):
 def read_flags(argv: Sequence[str], defaults: dict[str, str | None]) -> tuple[ConfigDict, dict[str, str | None]]:
     """Reads `--config=FILE[:NAME] [--config.section.field=value ...] [--name=value ...]`.
 
+    If a flag or a field is given twice, the last one holds.
+
     Args:
         argv: the arguments without the name of the program.
         defaults: the other flags of the program, with their defaults.
     Returns:
         The config with its overrides, and the flags of `defaults` and 'config' with the given values.
     Raises:
-        FlagError: an unknown flag, a missing --config, or an error of `load` or `override`.
+        FlagError: an unknown flag, a missing --config, a flag that should be a path and is none, or an error of `load`
+            or `override`.
     """
     flags: dict[str, str | None] = {"config": None, **defaults}
-    fields = []
+    fields: dict[str, str] = {}
     for argument in argv:
         name, equals, value = argument.partition("=")
         require(
@@ -39,15 +51,29 @@ def read_flags(argv: Sequence[str], defaults: dict[str, str | None]) -> tuple[Co
             f"{argument!r} is not a flag. Write --name=value; --help shows the flags.",
         )
         if name.startswith("--config."):
-            fields.append((name.removeprefix("--config."), value))
+            fields[name.removeprefix("--config.")] = value
         else:
-            require(name.removeprefix("--") in flags, f"{name} is not a flag; --help shows them.")
-            flags[name.removeprefix("--")] = value
+            flag = name.removeprefix("--")
+            require(flag in flags, f"{name} is not a flag; --help shows them.")
+            flags[flag] = flag_path(name, value) if value and flag in _PATH_FLAGS else value
     require(flags["config"] is not None, "--config=FILE is missing. --help shows its form.")
     config = load(flags["config"])
-    for path, value in fields:
+    for path, value in fields.items():
         override(config, path, value)
+    for path in _PATH_FIELDS:
+        section, _, field = path.partition(".")
+        if config[section][field] is not None:
+            config[section][field] = flag_path(f"--config.{path}", config[section][field])
+    _set_short_side(config)
     return config, flags
+
+
+def flag_path(name: str, value: str) -> str:
+    """Returns the path that a flag holds. Raises FlagError as `input_pipeline.paths.local_path` DataError."""
+    try:
+        return local_path(name, value)
+    except DataError as error:
+        raise FlagError(str(error)) from None
 
 
 def load(name: str) -> ConfigDict:
@@ -100,10 +126,50 @@ def override(config: ConfigDict, path: str, text: str) -> None:
     kind = section.get_type(field)
     # A placeholder is a reference, and so are the fields that the data and the model share.
     is_reference = isinstance(dict(section.items(preserve_field_references=True))[field], FieldReference)
+    size = config.data.size if path in _SIZE else None
     try:
         section[field] = _read(text, kind, is_reference)
-    except (ValueError, SyntaxError, TypeError):
+    except (ValueError, SyntaxError, TypeError, ArithmeticError, RecursionError, MemoryError):
         raise FlagError(f"--config.{path}={text} is not of type {kind.__name__}.") from None
+    # Not fields of the config, so that runs, exports and flags do not change.
+    object.__setattr__(config, "_given", given(config) | {path})
+    object.__setattr__(config, "_derived", derived(config) - {path})
+    if size is not None:
+        _scale_short_sides(config, size)
+
+
+def given(config: ConfigDict) -> frozenset[str]:
+    """Returns the fields that `override` has set, such as 'data.size'."""
+    return config.__dict__.get("_given", frozenset())
+
+
+def derived(config: ConfigDict) -> frozenset[str]:
+    """Returns the fields whose values follow another field that `override` has set, or have no value of their own."""
+    return config.__dict__.get("_derived", frozenset())
+
+
+def _derive(config: ConfigDict, field: str, value) -> None:
+    config.data[field.removeprefix("data.")] = value
+    object.__setattr__(config, "_derived", derived(config) | {field})
+
+
+def _scale_short_sides(config: ConfigDict, before: int) -> None:
+    """Scales the shorter sides, unless they were given, from crops of `before` pixels to those of data.size."""
+    for field in _FOLLOW_SIZE:
+        side = config.data[field.removeprefix("data.")]
+        if side is not None and field not in given(config) and _has_size(config):
+            _derive(config, field, scaled_short_side(side, before, config.data.size))
+
+
+def _set_short_side(config: ConfigDict) -> None:
+    """Sets data.short_side, if it is None, to its default for data.size."""
+    if config.data.short_side is None and _has_size(config):
+        _derive(config, "data.short_side", default_short_side(config.data.size))
+
+
+def _has_size(config: ConfigDict) -> bool:
+    """Returns whether data.size is above 0. Another value is refused when its section is read."""
+    return config.data.size is not None and config.data.size > 0
 
 
 def _read(text: str, kind: type, optional: bool):

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import numbers
 import os
 from collections.abc import Sequence
 
@@ -21,12 +20,27 @@ from input_pipeline.batches import (
     videos_per_process,
 )
 from input_pipeline.errors import DataError
+from input_pipeline.fields import annotations, mistakes, shown
+from input_pipeline.paths import local_path
 from input_pipeline.prefetch import Batches, max_batch_bytes
 from input_pipeline.samplers import long_sampler, make_sampler
-from input_pipeline.sampling import Sampler
+from input_pipeline.sampling import Sampler, check_fps, check_test_starts
+from input_pipeline.sizes import MAX_PIXELS, default_short_side
 from input_pipeline.sources import SOURCES
 from input_pipeline.sources.something import mirrored
 from input_pipeline.videos import open_video
+
+_MAX_SIDE = 65_536  # pixels
+_WHOLE_NUMBERS = (  # (field, least, most)
+    ("num_classes", 1, 10_000_000),
+    ("frames", 1, MAX_PIXELS),
+    ("size", 1, 16_384),
+    ("workers", 0, 1024),
+    ("prefetch", 1, 1024),
+    ("split", 1, 1024),
+    ("repeats", 1, 1024),
+    ("stride", 1, 1_000_000),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +50,8 @@ class Pipeline:
     Attributes:
         source: kind of the lists, a key of `sources.SOURCES`. 'motion_clips' renders the demo data set into
             `root` if it is not there.
-        root: folder to which the lists, the class file and the paths in the lists are relative.
+        root: folder to which the lists, the class file and the paths in the lists are relative. In all paths, `~` is
+            the home folder.
         name: `NAME` or `NAME/CONFIG` of a data set that TensorFlow Datasets keeps below `root`. Only for 'tfds'.
         train, val: lists, see `annotations.read_manifest`. None: the usual file names of the source, such as train.csv.
         split: number of the official split, for data sets with several.
@@ -53,7 +68,7 @@ class Pipeline:
         frame_rate: frames per second of videos that are folders of frames. Video files store their own rate.
         size: pixels, side of the square clip.
         short_side: (low, high) pixels. In training, a video is resized so that its shorter side is a random number
-            between them.
+            between them. None: 8/7 and 10/7 of `size`, which is 256 to 320 for 224.
         test_short_side: pixels, the shorter side in testing. None: `size`.
         resize: 'bilinear' or 'bicubic', see `resize.resize_box`.
         repeats: clips of each video in a training batch: the same frames, augmented differently (repeated
@@ -66,7 +81,8 @@ class Pipeline:
         prefetch: batches that each worker keeps ready. grain buffers the same number again on the way to this
             process.
         limit_seconds: time limit in seconds for decoding one video.
-        max_bad_fraction: share of undecodable videos, from 0 to 1, at which a run should stop.
+        max_bad_fraction: share of undecodable videos, from 0 to 1, above which a run stops. Unless it is 0, one such
+            video is tolerated in any data set.
 
     Raises:
         DataError: a field is out of range. It is also raised when a manifest is first read and its list
@@ -90,7 +106,7 @@ class Pipeline:
     test_starts: str = "spread"
     frame_rate: float = 30.0
     size: int
-    short_side: tuple[int, int] = (256, 320)
+    short_side: tuple[int, int] | None = None
     test_short_side: int | None = None
     resize: str = "bilinear"
     repeats: int = 1
@@ -118,6 +134,11 @@ class Pipeline:
     max_bad_fraction: float = 0.01
 
     def __post_init__(self):
+        for field in ("root", "train", "val", "exclude", "classes"):
+            if isinstance(path := getattr(self, field), (str, os.PathLike)):
+                object.__setattr__(self, field, local_path(f"data.{field}", os.fspath(path)))
+        for field, expected in mistakes(vars(self), annotations(type(self))).items():
+            self._require(field, False, expected)
         for field, choices in (("source", (*SOURCES, "motion_clips")), ("missing", ("error", "leave_out"))):
             self._require(field, getattr(self, field) in choices, " or ".join(map(repr, choices)))
         self._require(
@@ -125,43 +146,38 @@ class Pipeline:
             bool(self.name) == (self.source == "tfds"),
             "a data set of TensorFlow Datasets for data.source=tfds, and None for other sources",
         )
-        for field, least in (
-            ("num_classes", 1),
-            ("size", 1),
-            ("workers", 0),
-            ("prefetch", 1),
-            ("split", 1),
-            ("repeats", 1),
-        ):
-            self._require(field, _is_whole(getattr(self, field), least), f"a whole number of at least {least}")
+        for field, least, most in _WHOLE_NUMBERS:
+            is_within = least <= getattr(self, field) <= most
+            self._require(field, is_within, f"a whole number from {least} to {most:,}")
+        self._require(
+            "frames",
+            self.frames * self.size**2 <= MAX_PIXELS,
+            f"at most {MAX_PIXELS // self.size**2:,} with data.size={self.size}: a clip has at most {MAX_PIXELS:,} "
+            "pixels",
+        )
         for field in ("flip", "brightness", "saturation", "gamma", "hue", "max_bad_fraction"):
-            value = getattr(self, field)
-            self._require(field, isinstance(value, numbers.Real) and 0 <= value <= 1, "from 0 to 1")
-        bounds = self.short_side
+            self._require(field, 0 <= getattr(self, field) <= 1, "from 0 to 1")
+        if self.short_side is None:
+            object.__setattr__(self, "short_side", default_short_side(self.size))
         self._require(
             "short_side",
-            _is_sequence(bounds, 2) and all(_is_whole(b, self.size) for b in bounds) and bounds[0] <= bounds[1],
-            f"two ascending whole numbers of at least data.size={self.size} pixels",
+            self.size <= self.short_side[0] <= self.short_side[1] <= _MAX_SIDE,
+            f"two ascending whole numbers from data.size={self.size} to {_MAX_SIDE:,} pixels",
         )
-        test_side, swaps = self.test_short_side, self.flip_swaps
         self._require(
             "test_short_side",
-            test_side is None or _is_whole(test_side, self.size),
-            f"None or a whole number of at least data.size={self.size} pixels",
-        )
-        self._require(
-            "flip_swaps",
-            _is_sequence(swaps) and all(_is_sequence(pair, 2) for pair in swaps),
-            "pairs of class names or of label numbers",
+            self.test_short_side is None or self.size <= self.test_short_side <= _MAX_SIDE,
+            f"None or a whole number from data.size={self.size} to {_MAX_SIDE:,} pixels",
         )
         for field, unit in (("frame_rate", "frames per second"), ("limit_seconds", "seconds")):
-            value = getattr(self, field)
-            self._require(field, isinstance(value, numbers.Real) and 0 < value < math.inf, f"{unit} above 0")
+            self._require(field, getattr(self, field) > 0, f"{unit} above 0")
+        check_fps(self.fps)  # a sampler that has no use for it does not check it
+        check_test_starts(self.test_starts)
         self.sampler, self._augment({})  # both check their fields
 
     def _require(self, field, condition, expected):
         if not condition:
-            raise DataError(f"data.{field} must be {expected}, but is {getattr(self, field)!r}.")
+            raise DataError(f"data.{field} must be {expected}, but is {shown(getattr(self, field))}.")
 
     @functools.cached_property
     def train_manifest(self) -> Manifest:
@@ -204,7 +220,7 @@ class Pipeline:
         for pair in (*self.flip_swaps, *(mirrored(self.class_names) if self.flip_sides else ())):
             first, second = (number_of.get(entry, entry) for entry in pair)
             for label, other in ((first, second), (second, first)):
-                if not _is_whole(label, 0) or label >= self.num_classes:
+                if not isinstance(label, int) or not 0 <= label < self.num_classes:
                     raise DataError(
                         f"data.flip_swaps: {label!r} is neither a class name nor a label below "
                         f"data.num_classes={self.num_classes}."
@@ -301,7 +317,7 @@ class Pipeline:
                 among the processes.
         """
         local_videos = videos_per_process(batch_size, process_count)
-        if not _is_whole(clips, 1):
+        if not isinstance(clips, int) or clips < 1:
             raise DataError(f"eval.clips must be a whole number of at least 1, but is {clips!r}.")
         crop_positions(crops)  # raises here rather than in a worker
         records = self.val_manifest.records if records is None else tuple(records)
@@ -329,28 +345,8 @@ class Pipeline:
         return max_batch_bytes(self.workers, self.prefetch)
 
     def _augment(self, flip_swaps):
-        return TrainAugment(
-            size=self.size,
-            short_side=tuple(self.short_side),
-            resize=self.resize,
-            crop=self.crop,
-            area=tuple(self.area),
-            aspect=tuple(self.aspect),
-            flip=self.flip,
-            flip_swaps=flip_swaps,
-            brightness=self.brightness,
-            saturation=self.saturation,
-            gamma=self.gamma,
-            hue=self.hue,
-            colour_ranges=self.colour_ranges,
-            colour_jitter=self.colour_jitter,
-            grey=self.grey,
-            stretch=tuple(self.stretch) if isinstance(self.stretch, list) else self.stretch,
-            randaugment=self.randaugment,
-            magnitude=self.magnitude,
-            magnitude_std=self.magnitude_std,
-            erasing=self.erasing,
-        )
+        fields = {field.name for field in dataclasses.fields(TrainAugment)} - {"flip_swaps"}
+        return TrainAugment(flip_swaps=flip_swaps, **{name: getattr(self, name) for name in fields})
 
     @property
     def _open(self):
@@ -388,11 +384,3 @@ class Pipeline:
             missing=self.missing,
             exclude=self.exclude,
         )
-
-
-def _is_whole(value, least):
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least
-
-
-def _is_sequence(value, length=None):
-    return isinstance(value, (tuple, list)) and length in (None, len(value))

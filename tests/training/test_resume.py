@@ -201,8 +201,8 @@ def test_a_video_that_cannot_be_decoded_is_named_once_and_counted(reference, dat
 
 
 def test_too_many_videos_that_cannot_be_decoded_end_the_run(data, tmp_path):
-    message = Run(arguments(data, tmp_path, {"data.max_bad_fraction": 0.01})).error()
-    assert "data.max_bad_fraction=0.01" in message and str(data / BAD) in message
+    message = Run(arguments(data, tmp_path, {"data.max_bad_fraction": 0.0})).error()
+    assert "data.max_bad_fraction=0.0" in message and str(data / BAD) in message
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoints(halfway, data, tmp_path):

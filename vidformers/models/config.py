@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, TypedDict
 import jax.numpy as jnp
 from flax import nnx
 
+from input_pipeline.sizes import MAX_PIXELS
 from vidformers.attention.class_attention import ClassAttention
 from vidformers.attention.core import SelfAttention
-from vidformers.attention.dictionary import Dictionary
+from vidformers.attention.dictionary import HYBRIDS, Dictionary
 from vidformers.attention.scheme import Scheme
 from vidformers.errors import require
 from vidformers.layers.embedding import Embedding
@@ -36,6 +37,10 @@ SIZES = {
     "CvT-13": Size(64, 1, 13),
     "STAT": Size(192, 2, 15),
 }
+
+MAX_DEPTH = 1000  # blocks of a stage
+# Of the shared fields. Larger models cannot be meant, and take minutes to describe.
+_LARGEST = {"width": 131_072, "depth": MAX_DEPTH, "mlp_ratio": 1024, "dictionary": 1_000_000, "num_classes": 10_000_000}
 
 
 class SublayerOptions(TypedDict):
@@ -105,8 +110,8 @@ class ModelConfig:
     dtype: str = "float32"
     remat: str = "none"
     unroll: int | str = "auto"
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     frames: int = 8
     image_size: int = 224
     num_classes: int
@@ -145,6 +150,12 @@ class ModelConfig:
         require(self.depth >= 0, f"model.depth={self.depth} must be at least 0.")
         check_heads(self.width, self.heads)
         require(self.frames >= 1, f"model.frames={self.frames} must be at least 1.")
+        for name, most in _LARGEST.items():
+            require(getattr(self, name) <= most, f"model.{name}={getattr(self, name)} must be at most {most:,}.")
+        require(
+            self.frames * self.image_size**2 <= MAX_PIXELS,
+            f"model.frames={self.frames} of model.image_size={self.image_size} are more than {MAX_PIXELS:,} pixels.",
+        )
         require(
             len(self.mean) == len(self.std) == 3 and all(s > 0 for s in self.std),
             f"model.mean={self.mean} and model.std={self.std} must hold three numbers each, model.std positive ones.",
@@ -153,6 +164,8 @@ class ModelConfig:
             rate = getattr(self, name)
             require(0.0 <= rate < 1.0, f"model.{name}={rate} must be at least 0 and below 1.")
         require(self.dictionary >= 0, f"model.dictionary={self.dictionary} must be at least 0.")
+        require(self.hybrid in HYBRIDS, f"model.hybrid={self.hybrid!r} is unknown. Use one of {', '.join(HYBRIDS)}.")
+        require(self.dictionary_scale >= 0, f"model.dictionary_scale={self.dictionary_scale} must be at least 0.")
         require(
             self.dtype in ("float32", "bfloat16", "float64"),
             f"model.dtype={self.dtype!r} must be float32, bfloat16 or float64.",

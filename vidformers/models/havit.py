@@ -23,7 +23,7 @@ from vidformers.attention.joint import Joint
 from vidformers.attention.time import Time
 from vidformers.errors import require
 from vidformers.layers.embedding import unit_norm_init
-from vidformers.models.config import ModelConfig
+from vidformers.models.config import MAX_DEPTH, ModelConfig
 from vidformers.models.encoder import Block, Classifier, StageSpec
 
 
@@ -61,8 +61,9 @@ def havit(
     early_class = class_token == "input"  # the class token takes part in self-attention
     least = 0 if early_class else 1
     require(
-        class_blocks >= least,
-        f"model.class_blocks={class_blocks} must be at least {least} with model.class_token={class_token}.",
+        least <= class_blocks <= MAX_DEPTH,
+        f"model.class_blocks={class_blocks} must be from {least} to {MAX_DEPTH:,} with model.class_token="
+        f"{class_token}.",
     )
     require(not temporal_fc or attention == "divided", "model.temporal_fc=True needs model.attention=divided.")
     require(dictionary_per in ("layer", "model"), f"model.dictionary_per={dictionary_per!r} must be layer or model.")

@@ -15,9 +15,9 @@ from flax import nnx
 
 from vidformers.attention.frame import Frame
 from vidformers.attention.motion import Motion
-from vidformers.errors import require
+from vidformers.errors import require, require_range
 from vidformers.layers.embedding import unit_norm_init
-from vidformers.models.config import ModelConfig
+from vidformers.models.config import MAX_DEPTH, ModelConfig
 from vidformers.models.encoder import Classifier
 
 
@@ -58,7 +58,7 @@ def mevit(
         0 <= motion_blocks <= config.depth,
         f"model.motion_blocks={motion_blocks} must be between 0 and model.depth={config.depth}.",
     )
-    require(class_blocks >= 0, f"model.class_blocks={class_blocks} must be at least 0.")
+    require_range("model.class_blocks", class_blocks, 0, MAX_DEPTH)
     require(order in ("motion_space", "space_motion"), f"model.order={order!r} must be motion_space or space_motion.")
     require(
         class_in_motion or not class_queries_motion, "model.class_queries_motion=True needs model.class_in_motion=True."

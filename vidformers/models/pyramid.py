@@ -110,6 +110,7 @@ def pyramid(config: ModelConfig, embeddings, stages, *, width: int, rngs: nnx.Rn
 
 def check_depth(config: ModelConfig, depths: Sequence[int]) -> None:
     """Raises ConfigError unless `config.depth` is the sum of `depths`: otherwise the model would not use the field."""
+    require(len(depths) <= 8, f"model.depths has {len(depths)} stages, of which there may be 8.")
     require(
         config.depth == sum(depths),
         f"model.depth={config.depth} must be the sum of model.depths={tuple(depths)}.",

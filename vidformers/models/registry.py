@@ -11,6 +11,7 @@ from typing import Any
 
 from flax import nnx
 
+from input_pipeline.fields import mistakes, shown
 from vidformers.errors import require
 from vidformers.models.config import ModelConfig, ModelTraits
 from vidformers.models.cvt import CVT, cvt
@@ -25,6 +26,8 @@ from vidformers.models.timesformer import timesformer
 from vidformers.models.tokenshift import tokenshift
 from vidformers.models.vit import vit
 from vidformers.models.vtn import vtn
+
+_MOST = 65_536  # of the integers that single models have, such as the side of a window
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,29 @@ def with_default_fields(section: Mapping[str, Any], *, own: bool = False) -> dic
     return complete
 
 
+def check_fields(name: str, **fields: Any) -> None:
+    """Checks that the fields of a section `model` belong to the model, and their types.
+
+    Args:
+        name: a key of `MODELS`.
+        **fields: see `build`.
+    Raises:
+        ConfigError: an unknown model, an unknown field, or a value of another type.
+    """
+    require(isinstance(name, str) and name in MODELS, f"model.name={name!r} must be one of {', '.join(MODELS)}.")
+    annotations = {field: parameter.annotation for field, parameter in MODELS[name].fields.items()}
+    for field in fields:
+        require(field in annotations, f"model.{field} is not a field of the model {name!r}.")
+    for field, expected in mistakes(fields, annotations).items():
+        require(False, f"model.{field}={shown(fields[field])} must be {expected}.")
+    for field in fields.keys() & MODELS[name].own:
+        numbers = fields[field] if isinstance(fields[field], tuple | list) else (fields[field],)
+        for number in numbers:
+            require(
+                not isinstance(number, int) or number <= _MOST, f"model.{field}={number} must be at most {_MOST:,}."
+            )
+
+
 def build(name: str, *, rngs: nnx.Rngs, **fields: Any) -> Classifier:
     """Returns the model `name` of `MODELS`, as in `build("mevit", num_classes=10, rngs=nnx.Rngs(0))`.
 
@@ -97,13 +123,15 @@ def build(name: str, *, rngs: nnx.Rngs, **fields: Any) -> Classifier:
         name: a key of `MODELS`.
         rngs: draws the initial parameters.
         **fields: fields of `ModelConfig.from_size`, and those of the model's function.
+    Returns:
+        The model, a function of video (b t y x c). Pixels are uint8, from 0 to 255, and the model normalises them by
+        its `mean` and `std`. Floats count as pixels that are normalised already, which floats from 0 to 1 are not.
+        Other types are refused.
     Raises:
         ConfigError: an unknown model, an unknown field, or a value that is out of range.
     """
-    require(name in MODELS, f"model.name={name!r} must be one of {', '.join(MODELS)}.")
+    check_fields(name, **fields)
     entry = MODELS[name]
-    for field in fields:
-        require(field in entry.fields, f"model.{field} is not a field of the model {name!r}.")
     own = {field: value for field, value in fields.items() if field in entry.own}
     shared = {field: value for field, value in fields.items() if field not in entry.own}
     return entry.function(ModelConfig.from_size(**{**entry.traits.defaults, **shared}), rngs=rngs, **own)

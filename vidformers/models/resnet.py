@@ -16,10 +16,12 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from vidformers.errors import require
+from input_pipeline.fields import shown
+from vidformers.errors import require, require_range
 from vidformers.layers.convolution import Convolution
 from vidformers.layers.embedding import normalise
 from vidformers.layers.linear import Linear, square_init
+from vidformers.models.config import MAX_DEPTH
 from vidformers.parallel.activations import batch_shards, has_context
 from vidformers.parallel.target import TILE_LANES, target_platform
 
@@ -92,10 +94,7 @@ class ResNet(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        require(
-            len(depths) > 0 and min(depths) >= 1 and stem >= 1,
-            f"model.depths={tuple(depths)} and model.stem={stem} must be at least 1.",
-        )
+        check_resnet(depths, stem, projection)
         self.shape, self.mean, self.std, self.dtype = (frames, image_size, image_size, 3), mean, std, dtype
         self.stem_width = stem
         self.stem = he_convolution(3, stem, 7, stride=2, dtype=dtype, rngs=rngs)
@@ -106,7 +105,6 @@ class ResNet(nnx.Module):
                 blocks.append(Bottleneck(channels, stem * 2**stage, stride=stride, dtype=dtype, rngs=rngs))
                 channels = 4 * stem * 2**stage
         self.blocks = nnx.List(blocks)
-        require(projection in ("linear", "none"), f"model.projection={projection!r} must be linear or none.")
         require(
             projection == "linear" or width == channels,
             f"model.width={width} must be {channels}, the channels of the last stage, with model.projection=none.",
@@ -148,6 +146,17 @@ class ResNet(nnx.Module):
             x = block(x)
         frames = paired[-1].separate(x)
         return (single[0].join(frames, shards), single[1:]) if single else (_join(frames, shards), [])
+
+
+def check_resnet(depths: Sequence[int], stem: int, projection: str) -> None:
+    """Raises ConfigError if a field of `ResNet` is out of range."""
+    require(
+        1 <= len(depths) <= 8 and min(depths) >= 1 and sum(depths) <= MAX_DEPTH,
+        f"model.depths={shown(tuple(depths))} must be 1 to 8 numbers of at least 1, with a sum of at "
+        f"most {MAX_DEPTH:,}.",
+    )
+    require_range("model.stem", stem, 1, 4096)
+    require(projection in ("linear", "none"), f"model.projection={projection!r} must be linear or none.")
 
 
 def _pair_frames(x, shards: int):

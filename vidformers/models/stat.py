@@ -26,13 +26,13 @@ from flax import nnx
 from vidformers.attention.core import SelfAttention
 from vidformers.attention.joint import Joint
 from vidformers.attention.shrinking import ShrinkingAttention
-from vidformers.errors import require
+from vidformers.errors import require, require_range
 from vidformers.layers.convolution import Conv
 from vidformers.layers.embedding import normalise, unit_norm_init
 from vidformers.layers.linear import Linear, glorot
 from vidformers.layers.mlp import Mlp, activation_with_dropout, gelu
 from vidformers.layers.tokens import LayerRng, Tokens, add_branch, split_rng, tokens_of_maps
-from vidformers.models.config import ModelConfig, ModelTraits
+from vidformers.models.config import MAX_DEPTH, ModelConfig, ModelTraits
 from vidformers.models.encoder import Block, Classifier, Encoder, StageSpec
 from vidformers.models.pyramid import check_depth
 
@@ -262,7 +262,7 @@ def stat(
     require(bool(depths) and min(depths) >= 1, f"model.depths={depths} must give each stage at least one block.")
     check_depth(config, depths)
     _check_frame_token(frame_token, long_key)
-    require(aggregation_layers >= 0, f"model.aggregation_layers={aggregation_layers} must be at least 0.")
+    require_range("model.aggregation_layers", aggregation_layers, 0, MAX_DEPTH)
     if stem_convs == 1:
         config, depths = _half_width(config), (1, *depths)
     stem = _stem(config, stem_convs, stem_strides, rngs)

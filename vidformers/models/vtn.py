@@ -19,16 +19,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from input_pipeline.fields import shown
 from vidformers.attention.dictionary import Dictionary
 from vidformers.attention.longformer import FrameSequence, LongformerAttention
-from vidformers.errors import require
+from vidformers.errors import require, require_range
 from vidformers.layers.embedding import unit_norm_init
 from vidformers.layers.linear import Linear, glorot, square_init
 from vidformers.layers.mlp import gelu
 from vidformers.layers.tokens import LayerRng, dropout
-from vidformers.models.config import ModelConfig
+from vidformers.models.config import MAX_DEPTH, ModelConfig
 from vidformers.models.encoder import Block, Classifier, Encoder, FramewiseEncoder, Stage, StageSpec
-from vidformers.models.resnet import ResNet
+from vidformers.models.resnet import ResNet, check_resnet
 from vidformers.models.vit import vit
 
 # Rows of the position embedding. A frame with index i has row i modulo 286.
@@ -91,11 +92,12 @@ class TemporalEncoder(nnx.Module):
         masked: bool = False,
         rngs: nnx.Rngs,
     ):
-        require(depth >= 1, f"model.temporal_depth={depth} must be at least 1.")
+        require_range("model.temporal_depth", depth, 1, MAX_DEPTH)
         windows = tuple(window) * (depth if len(window) == 1 else 1)
         require(
             len(windows) == depth,
-            f"model.window={windows} must be one number, or one for each of model.temporal_depth={depth} layers.",
+            f"model.window={shown(windows)} must be one number, or one for each of the "
+            f"model.temporal_depth={depth} layers.",
         )
         for name, rate in (("temporal_dropout", dropout), ("head_dropout", head_dropout)):
             require(0.0 <= rate < 1.0, f"model.{name}={rate} must be at least 0 and below 1.")
@@ -208,9 +210,8 @@ def vtn(
         depths, stem, projection: those of `ResNet`. The paper does not say how the 2,048 features of a ResNet-50 become
             those of the layers over frames. 'linear' maps them to the width, and 'none' gives these layers the width
             2,048. Both are guesses.
-        temporal_depth: depth of the `TemporalEncoder`.
+        temporal_depth, temporal_dropout: depth and dropout of the `TemporalEncoder`.
         window, tie_global, head_dropout: those of `TemporalEncoder`.
-        temporal_dropout: dropout of the `TemporalEncoder`.
         frames_at_once: frames of each clip that the backbone processes at once in evaluation. Memory grows with this
             number and not with the number of frames. None is all frames.
     Raises:
@@ -221,6 +222,7 @@ def vtn(
         config.kernel == "softmax",
         f"model.kernel={config.kernel} does not go with VTN's window attention. Use softmax.",
     )
+    check_resnet(depths, stem, projection)  # a ViT ignores them
     if backbone == "vit":
         encoder: Encoder | ResNet = vit(replace(config, frames=1), rngs=rngs).encoder
     else:

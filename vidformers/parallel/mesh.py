@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from vidformers.errors import require
+from vidformers.errors import require, require_types
 
 AXES = ("data", "fsdp", "context")
 BATCH_AXES = ("data", "fsdp")  # the mesh axes over which the rows of a batch are sharded
@@ -35,13 +35,9 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, context: int = 1, devices: Seque
     Raises:
         ConfigError: the product is not the number of devices, or `context` does not divide the devices of a process.
     """
+    check_axes(data=data, fsdp=fsdp, context=context)
     devices = jax.devices() if devices is None else devices
     count = len(devices)
-    require(
-        fsdp >= 1 and context >= 1 and (data == -1 or data >= 1),
-        f"mesh.data={data}, mesh.fsdp={fsdp} and mesh.context={context} must be at least 1. Only mesh.data may be -1, "
-        "which takes the remaining devices.",
-    )
     # At least 1, so that the message below says how many devices fsdp x context needs, instead of 0.
     data = max(count // (fsdp * context), 1) if data == -1 else data
     require(
@@ -69,6 +65,20 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, context: int = 1, devices: Seque
         devices = sorted(devices, key=lambda device: (device.process_index, device.id))
         mesh = Mesh(np.reshape(devices, shape), AXES, axis_types=axis_types)
     return mesh
+
+
+def check_axes(*, data: int = -1, fsdp: int = 1, context: int = 1) -> None:
+    """Checks the axes of a mesh without its devices; the arguments are those of `make_mesh`.
+
+    Raises:
+        ConfigError: an axis is not an integer, or is below 1.
+    """
+    require_types("mesh", {"data": data, "fsdp": fsdp, "context": context}, check_axes)
+    require(
+        fsdp >= 1 and context >= 1 and (data == -1 or data >= 1),
+        f"mesh.data={data}, mesh.fsdp={fsdp} and mesh.context={context} must be at least 1. Only mesh.data may be -1, "
+        "which takes the remaining devices.",
+    )
 
 
 def num_batch_shards(mesh: Mesh | AbstractMesh) -> int:

@@ -4,6 +4,7 @@ Contains the section `init`, the base class of the assignments, and functions th
 """
 
 import math
+import os
 from dataclasses import dataclass
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidformers.attention.dictionary import head_multiplier
-from vidformers.errors import ConfigError, require
+from vidformers.errors import ConfigError, require, require_path, require_types
 
 _LARGEST_PATCH = 64  # pixels of a side: resizing takes memory by the fourth power
 _CHOICES = {
@@ -30,7 +31,8 @@ class Init:
     'draw' initialises parameters randomly, as in a run without weights.
 
     Args:
-        weights: a file, folder or repository, see `pretrained.files.open_file`. None draws all parameters.
+        weights: a file, folder or repository, see `pretrained.files.open_file`. `~` is the home folder. None draws all
+            parameters.
         time: the initial values of attention that the weights lack, and of the positions of frames. The weights of an
             image model lack all attention but one per block, see `roles.block_roles`. 'zero': a copy of the attention
             within a frame with an output projection of zero, and positions of zero. If nothing else in the model
@@ -59,6 +61,9 @@ class Init:
     allow: tuple[str, ...] = ()
 
     def __post_init__(self):
+        if isinstance(self.weights, (str, os.PathLike)):
+            object.__setattr__(self, "weights", require_path("init.weights", self.weights))
+        require_types("init", vars(self), type(self))
         for name, choices in _CHOICES.items():
             require(
                 getattr(self, name) in choices,

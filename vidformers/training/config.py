@@ -1,9 +1,12 @@
-"""The config section `train`."""
+"""The config sections `train` and `checkpoint`."""
 
 from dataclasses import dataclass
 
-from vidformers.errors import require
+from input_pipeline.fields import shown
+from vidformers.errors import require, require_types
 from vidformers.training.mixing import Mixing
+
+MAX_BATCH = 1_000_000  # clips or videos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class TrainConfig:
     eval_every_steps: int | None = None
     eval_every_epochs: float | None = None
     label_smoothing: float = 0.0
-    profile_steps: tuple = ()
+    profile_steps: tuple[int, ...] = ()
     peak_tflops: float | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -44,11 +47,21 @@ class TrainConfig:
     mix_switch: float = 0.5
 
     def __post_init__(self):
-        for name in ("batch_size", "accumulate", "log_every_steps"):
-            require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)} must be at least 1.")
+        require_types("train", vars(self), type(self))
+        for name in ("batch_size", "accumulate", "log_every_steps", "total_steps", "eval_every_steps"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"train.{name}={value} must be at least 1.")
+        for name in ("total_epochs", "eval_every_epochs"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"train.{name}={value} must be above 0.")
         require(
-            len(self.profile_steps) in (0, 2) and all(isinstance(step, int) for step in self.profile_steps),
-            f"train.profile_steps={self.profile_steps} must be a first and a last step, such as (20,24).",
+            self.batch_size <= MAX_BATCH,
+            f"train.batch_size={self.batch_size} must be at most {MAX_BATCH:,} clips.",
+        )
+        steps = self.profile_steps
+        require(
+            not steps or len(steps) == 2 and 1 <= steps[0] <= steps[1],
+            f"train.profile_steps={shown(steps)} must be a first and a last step, such as (20,24).",
         )
         require(
             self.peak_tflops is None or self.peak_tflops > 0,
@@ -80,3 +93,24 @@ class TrainConfig:
             f"train.batch_size={self.batch_size} must be divisible by mesh.data x mesh.fsdp={shards} times "
             f"train.accumulate={self.accumulate}. Use {nearest}, with optim.lr to match.",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """The config section `checkpoint`. `checkpoint.Checkpoints` explains its fields.
+
+    Raises:
+        ConfigError: a number is below 1.
+    """
+
+    every_steps: int = 1000
+    keep: int = 2
+    best: str = "val/top1@1x1"
+
+    def __post_init__(self):
+        require_types("checkpoint", vars(self), type(self))
+        require(
+            self.every_steps >= 1,
+            f"checkpoint.every_steps={self.every_steps} must be at least 1, the steps from save to save.",
+        )
+        require(self.keep >= 1, f"checkpoint.keep={self.keep} must be at least 1, or no run could continue.")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vidformers.errors import require
+from vidformers.errors import require, require_types
 from vidformers.models.fuse import fuse_projections
 from vidformers.parallel import memory
 from vidformers.parallel.batch import abstract_batch, put_batch
@@ -23,6 +23,7 @@ from vidformers.parallel.processes import allgather_strings, barrier
 from vidformers.parallel.state import replicated_sharding
 
 _MAX_VIDEOS_PER_DEVICE = 32  # larger batches made no model faster
+_MOST = 1_000_000  # views, frames of a view, or videos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +56,10 @@ class EvalProtocol:
     checkpoint: str = "latest"
 
     def __post_init__(self):
+        require_types("eval", vars(self), type(self))
         for name in ("clips", "crops", "batch_size", "views_at_once", "frames"):
             value = getattr(self, name)
-            require(value is None or value >= 1, f"eval.{name}={value} must be at least 1.")
+            require(value is None or 1 <= value <= _MOST, f"eval.{name}={value} must be from 1 to {_MOST:,}.")
         for name, choices in (
             ("average", ("probabilities", "logits")),
             ("on_bad", ("error", "skip")),

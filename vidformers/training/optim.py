@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import optax
 
-from vidformers.errors import ConfigError, require
+from vidformers.errors import ConfigError, require, require_types
 
 
 def duration_in_steps(field: str, steps, epochs, steps_per_epoch: float) -> int | None:
@@ -19,7 +19,8 @@ def duration_in_steps(field: str, steps, epochs, steps_per_epoch: float) -> int 
     if steps is None and epochs is None:
         return None
     value = steps if epochs is None else round(epochs * steps_per_epoch)
-    require(value >= 0, f"{field}_{'steps' if epochs is None else 'epochs'} must be at least 0.")
+    unit = "steps" if epochs is None else "epochs"
+    require(0 <= value < 2**31, f"{field}_{unit} must come to at least 0 and at most 2,147,483,647 steps.")
     return int(value)
 
 
@@ -93,14 +94,15 @@ class OptimConfig:
     end_lr: float = 0.0
     warmup_steps: int | None = None
     warmup_epochs: float | None = None
-    drop_epochs: tuple = ()
+    drop_epochs: tuple[float, ...] = ()
     drop_factor: float = 0.1
     clip_norm: float | None = None
     ema_decay: float | None = None
-    frozen: tuple = ()
+    frozen: tuple[str, ...] = ()
     in_backward: bool = False
 
     def __post_init__(self):
+        require_types("optim", vars(self), type(self))
         require(self.name in ("adamw", "sgd"), f"optim.name={self.name!r} must be adamw or sgd.")
         require(
             self.decay in ("kernels", "all", "all_but_batch_norm"),
@@ -120,9 +122,12 @@ class OptimConfig:
             require(0 <= value < 1, f"optim.{field}={value} must be at least 0 and below 1.")
         require(self.drop_factor > 0, f"optim.drop_factor={self.drop_factor} must be positive.")
         require(
-            all(isinstance(epoch, int | float) for epoch in self.drop_epochs),
-            f"optim.drop_epochs={self.drop_epochs} must be numbers of epochs.",
+            all(epoch > 0 for epoch in self.drop_epochs),
+            f"optim.drop_epochs={self.drop_epochs} must be numbers of epochs above 0.",
         )
+        for field in ("warmup_steps", "warmup_epochs"):
+            value = getattr(self, field)
+            require(value is None or value >= 0, f"optim.{field}={value} must be at least 0.")
         require(self.clip_norm is None or self.clip_norm > 0, f"optim.clip_norm={self.clip_norm} must be positive.")
         require(
             self.ema_decay is None or 0 < self.ema_decay < 1,

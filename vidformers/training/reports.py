@@ -27,7 +27,8 @@ def print_report(pretrained: Pretrained) -> None:
 
 
 def data_notes(setup: Setup, workdir: Path) -> Iterator[str]:
-    """Yields sentences about videos that are missing or excluded, and about several clips per video in a batch."""
+    """Yields sentences about the data: missing and excluded videos, and settings that may mislead."""
+    yield from setup.remarks
     for manifest in (setup.pipeline.train_manifest, setup.pipeline.val_manifest):
         if manifest.missing:
             yield (

@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 
 from input_pipeline import Pipeline
-from input_pipeline.augment import crop_positions
+from input_pipeline.remarks import check_training_data, check_validation_data
 from vidformers.errors import ConfigError, require
 from vidformers.models.encoder import Stage
 from vidformers.models.registry import MODELS, build
@@ -24,6 +24,7 @@ from vidformers.pretrained import Init, Pretrained, load
 from vidformers.training.config import TrainConfig
 from vidformers.training.evaluate import EvalProtocol, Evaluator
 from vidformers.training.optim import OptimConfig, duration_in_steps, make_optimizer
+from vidformers.training.sections import check_sections
 from vidformers.training.step import State, initial_state, make_step
 
 
@@ -32,7 +33,7 @@ class Setup:
     """The setup of a run, without arrays: its checked config, its data, and the shapes and shardings of its state.
 
     Attributes:
-        config: the config as nested dicts.
+        config: the config as nested dicts, with the values of fields that follow other fields.
         train_config, protocol, optim, init: its sections `train`, `eval`, `optim` and `init`. `protocol` is that of
             the final evaluation and of `--mode=eval`.
         pipeline: the data pipeline, from its section `data`.
@@ -43,6 +44,7 @@ class Setup:
         abstract: the shapes and shardings of the training state, with stacked layers, as checkpoints hold it.
         total_steps: the length of the run.
         eval_every: steps between two periodic evaluations, or None.
+        remarks: sentences for the user about the data, see `input_pipeline.remarks`.
     """
 
     config: dict
@@ -59,6 +61,7 @@ class Setup:
     abstract: State
     total_steps: int
     eval_every: int | None
+    remarks: tuple[str, ...] = ()
 
     @property
     def shardings(self) -> State:
@@ -138,16 +141,15 @@ def set_up(
     Raises:
         ConfigError, DataError: an invalid config field or data file.
     """
-    require(config["seed"] >= 0, f"seed={config['seed']} must be at least 0.")
-    pipeline = Pipeline(**config["data"])
+    sections, remarks = check_sections(config), ()
+    pipeline, train_config, protocol = sections.data, sections.train, sections.eval
+    config = config | {"data": {name: getattr(pipeline, name) for name in config["data"]}}  # without None for defaults
     if clips_per_epoch is None:
-        _ = pipeline.val_manifest, pipeline.flip_map  # reads files, so that mistakes in them are reported now
-    train_config, protocol = TrainConfig(**config["train"]), EvalProtocol(**config["eval"])
+        remarks = _check_data(pipeline, train_config, protocol, training)
     mesh = make_mesh(**config["mesh"], devices=devices)
     if training:
         train_config.check_devices(num_batch_shards(mesh))
     _check_context(config, mesh)
-    crop_positions(protocol.crops)
     optim = config["optim"]
     if not training:
         train_config = replace(
@@ -172,12 +174,22 @@ def set_up(
             f"optim.frozen={name!r} must name modules of the model: {', '.join(abstract.parameters)}.",
         )
     setup = Setup(
-        config=config, train_config=train_config, protocol=protocol, optim=optim_config, init=Init(**config["init"]),
+        config=config, train_config=train_config, protocol=protocol, optim=optim_config, init=sections.init,
         pipeline=pipeline, mesh=mesh, make_model=make_model, graph=graph, optimizer=optimizer, schedule=schedule,
-        abstract=abstract, total_steps=total_steps, eval_every=eval_every,
+        abstract=abstract, total_steps=total_steps, eval_every=eval_every, remarks=tuple(remarks),
     )  # fmt: skip
     setup.evaluator(protocol)  # refuses an eval.batch_size that cannot be divided among the devices
     return setup
+
+
+def _check_data(pipeline: Pipeline, config: TrainConfig, protocol: EvalProtocol, training: bool) -> list[str]:
+    """Reads the manifests, so that mistakes in them are reported now, and returns remarks on the data."""
+    _ = pipeline.val_manifest, pipeline.flip_map
+    skips_bad = protocol.on_bad == "skip"
+    if training:
+        return check_training_data(pipeline, config.batch_size, skips_bad)
+    check_validation_data(pipeline, skips_bad)
+    return []
 
 
 def _check_context(config: dict, mesh) -> None:

@@ -53,7 +53,7 @@ def train(config: dict, path) -> dict:
             if main:
                 stack.enter_context(lock(workdir))
             backends = stack.enter_context(record_backends())
-            description = describe_run(config, _describe_data(setup), backends, setup.total_steps)
+            description = describe_run(setup.config, _describe_data(setup), backends, setup.total_steps)
             changes = differences_from_stored_run(workdir, description)
             checkpoints = stack.enter_context(Checkpoints(workdir, **config["checkpoint"]))
             restored = checkpoints.restore(setup.abstract)
@@ -156,7 +156,7 @@ class TrainingRun:
         - `pending`, a list of dicts: the metrics of the steps since the last log line.
         """
         host_state = {
-            "bad_in_pass": self.bad_videos.count_in_epoch,
+            "bad_in_pass": self.bad_videos.count_in_pass,
             "bad": self.bad_videos.clips_by_path,
             "pending": unlogged,
         }
@@ -193,7 +193,7 @@ def training_loop(run: TrainingRun, state: State, start: int, unlogged: list[dic
         for step in range(start + 1, setup.total_steps + 1):
             run.trace.before(step, state)
             batch = throughput.next_batch(run.batches)
-            run.bad_videos.log_local(batch)
+            run.bad_videos.log_local(step, batch)
             # The stop request travels with the batch, so that all processes stop at the same step.
             state, metrics = run.train_step(state, put_batch(setup.mesh, stop.attach_flag(batch)))
             deferred_metrics.add(step, metrics)

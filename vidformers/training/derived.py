@@ -1,0 +1,28 @@
+"""Fields of a config whose values follow other fields: a run that is continued keeps the values that it has."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+
+def keep_derived(config: dict[str, Any], workdir, derived: Collection[str]) -> dict[str, Any]:
+    """Returns the config with the values of the run in `workdir` for the `derived` fields of the section `data`.
+
+    They follow data.size, by a rule that may have been another one in the version that started the run. They are kept
+    only if the run has the same data.size.
+
+    Args:
+        config: the config as nested dicts.
+        workdir: the folder of the run, which need not exist.
+        derived: the fields, such as 'data.short_side', see `configs.loading.derived`.
+    """
+    try:
+        stored = json.loads((Path(workdir) / "run.json").read_text(encoding="utf-8"))["config"]["data"]
+        if stored["size"] != config["data"]["size"]:
+            return config
+        kept = {name: stored[name] for name in config["data"] if f"data.{name}" in derived and name in stored}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # no run, or a damaged one, which is refused
+        return config
+    tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
+    return config | {"data": config["data"] | tuples}
