@@ -1,7 +1,6 @@
 """A trained model that predicts and explains videos from Python."""
 
 import inspect
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing

@@ -1,9 +1,10 @@
 """Fields of a config whose values follow other fields: a run that is continued keeps the values that it has."""
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+from input_pipeline.json_files import JsonError, read_json
 
 
 def keep_derived(config: dict[str, Any], workdir, derived: Collection[str]) -> dict[str, Any]:
@@ -18,11 +19,11 @@ def keep_derived(config: dict[str, Any], workdir, derived: Collection[str]) -> d
         derived: the fields, such as 'data.short_side', see `configs.loading.derived`.
     """
     try:
-        stored = json.loads((Path(workdir) / "run.json").read_text(encoding="utf-8"))["config"]["data"]
+        stored = read_json(Path(workdir) / "run.json")["config"]["data"]
         if stored["size"] != config["data"]["size"]:
             return config
         kept = {name: stored[name] for name in config["data"] if f"data.{name}" in derived and name in stored}
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # no run, or a damaged one, which is refused
+    except (OSError, JsonError, LookupError, TypeError):  # no run, or a damaged one, which is refused
         return config
     tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
     return config | {"data": config["data"] | tuples}
