@@ -22,7 +22,7 @@ from input_pipeline.batches import (
 from input_pipeline.errors import DataError
 from input_pipeline.fields import annotations, mistakes, shown
 from input_pipeline.paths import local_path
-from input_pipeline.prefetch import Batches, max_batch_bytes
+from input_pipeline.prefetch import Batches, max_batch_bytes, require_memory
 from input_pipeline.samplers import long_sampler, make_sampler
 from input_pipeline.sampling import Sampler, check_fps, check_test_starts
 from input_pipeline.sizes import MAX_PIXELS, default_short_side
@@ -78,8 +78,7 @@ class Pipeline:
         flip_swaps: pairs of class names or label numbers that a mirror turns into each other.
         flip_sides: also swap classes whose names differ only in left and right.
         workers: decoding processes. 0: decode in this process.
-        prefetch: batches that each worker keeps ready. grain buffers the same number again on the way to this
-            process.
+        prefetch: batches that each worker keeps ready, besides the one that it makes and the one that it sends.
         limit_seconds: time limit in seconds for decoding one video.
         max_bad_fraction: share of undecodable videos, from 0 to 1, above which a run stops. Unless it is 0, one such
             video is tolerated in any data set.
@@ -282,6 +281,8 @@ class Pipeline:
         # The videos are batched before the workers divide the work. Otherwise the order would depend on the number of
         # workers.
         local_videos = videos_per_process(videos, process_count)
+        clip_bytes = self.frames * self.size**2 * 3
+        require_memory(local_videos * self.repeats * clip_bytes, self.workers, self.prefetch)
         dataset = ProcessRows(dataset, local_videos, process_index, process_count)
         dataset = dataset.batch(local_videos).map(merge_repeats)
         return Batches(dataset, workers=self.workers, prefetch=self.prefetch)

@@ -1,64 +1,84 @@
 """Iterators over batches that worker processes decode ahead of the training loop."""
 
+import atexit
 import contextlib
-import math
+import multiprocessing
 import os
+import pickle
 import queue
 import signal
+import socket
 import sys
 import threading
+import traceback
 import weakref
 from collections.abc import Iterator
+from typing import Protocol
 
 import cv2
-import grain
-import numpy as np
-from absl import flags
 
+from input_pipeline import messages
 from input_pipeline.errors import DataError
+from input_pipeline.host_memory import available_bytes
 from input_pipeline.watchdog import end_if_stuck
 from input_pipeline.workers import follow_parent
 
+# Signals that a terminal or a scheduler sends to all processes of a run. The parent handles them.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class BatchSequence(Protocol):
+    """Batches by position, such as a `grain.MapDataset`. It is pickled for the workers."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict: ...
+
+
+def batches_in_memory(workers: int, prefetch: int) -> int:
+    """Returns how many batches exist at once, in this process and in the workers.
+
+    A worker makes one batch, keeps `prefetch` ready and sends one. This process receives one, keeps one ready and uses
+    one.
+    """
+    return workers * (prefetch + 2) + 3 if workers else 1
+
 
 def max_batch_bytes(workers: int, prefetch: int) -> float:
-    """Returns the maximum size in bytes of a batch, such that the prefetched batches fit in half of the shared memory.
+    """Returns the maximum size in bytes of a batch, such that all batches fit in half of the available memory."""
+    return available_bytes() / 2 / batches_in_memory(workers, prefetch)
 
-    Only free shared memory counts. Each worker keeps `prefetch` batches ready, grain holds the same number again in
-    transit, and the worker makes one more.
+
+def require_memory(batch_bytes: int, workers: int, prefetch: int) -> None:
+    """Checks that the batches of `workers` fit in memory, each of `batch_bytes` bytes.
+
+    Raises:
+        DataError: they do not fit.
     """
-    batches = workers * (2 * prefetch + 1)
-    if not batches or not os.path.isdir("/dev/shm"):
-        return math.inf
-    shared_memory = os.statvfs("/dev/shm")
-    return shared_memory.f_bavail * shared_memory.f_frsize / 2 / batches
+    count, available = batches_in_memory(workers, prefetch), available_bytes()
+    if workers and count * batch_bytes > available:
+        raise DataError(
+            f"With data.workers={workers} and data.prefetch={prefetch}, {count} batches of {batch_bytes / 2**20:.0f} "
+            f"MiB are in memory at once, but {available / 2**20:.0f} MiB are available. Lower data.workers, "
+            "data.prefetch or the batch size, or give the container more memory."
+        )
 
 
 class Batches:
-    """Iterator over the batches of a grain data set.
+    """Iterator over a sequence of batches, from the first to the last.
 
     With `workers`, processes start to decode ahead at construction. They end at `close`, when the iterator is deleted,
-    and when their parent ends. Workers ignore SIGINT and SIGTERM, which a terminal or scheduler sends to the whole
-    process group. The parent handles these signals.
+    and when their parent ends. Workers ignore SIGINT, SIGTERM and SIGHUP, which a terminal or scheduler sends to the
+    whole process group. The parent handles these signals.
 
     Raises:
         DataError: on iteration, a worker process ended unexpectedly.
     """
 
-    def __init__(self, dataset: grain.MapDataset, *, workers: int, prefetch: int):
-        if not flags.FLAGS.is_parsed():  # grain reads absl flags, which only an absl program parses
-            flags.FLAGS.mark_as_parsed()
-        # No threads within a process: each thread would prefetch dozens of batches of many megabytes.
-        dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        if workers:
-            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
-            dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
-        iterator = iter(dataset)
-        if workers:
-            iterator.get_state()  # creates the iterators that start_prefetch starts
-            with _signals_blocked():
-                iterator.start_prefetch()
-        self._source = _BackgroundCopy(iterator) if workers else _Direct(iterator)
+    def __init__(self, dataset: BatchSequence, *, workers: int, prefetch: int):
+        self._source = _Workers(dataset, workers, prefetch) if workers else _Direct(dataset)
         self._close = weakref.finalize(self, self._source.close)
+        atexit.register(self._close)  # runs before multiprocessing waits for its processes at exit
 
     def __iter__(self):
         return self
@@ -66,47 +86,51 @@ class Batches:
     def __next__(self):
         if not self._close.alive:
             raise ValueError("The iterator over the batches is closed.")
-        try:
-            return next(self._source)
-        except RuntimeError as error:
-            if "terminated unexpectedly" not in str(error):
-                raise
-            raise DataError(
-                "A decoding process has ended, because a video hangs or the memory is used up. Find such videos with "
-                "python -m input_pipeline.check, or decode in this process with data.workers=0."
-            ) from error
+        return next(self._source)
 
     def close(self):
-        """Ends the workers and drops their prefetched batches. Waits for a batch that is being made."""
+        """Ends the workers and drops their batches."""
         self._close()
+        atexit.unregister(self._close)
 
 
 class _Direct:
     """Makes each batch on demand."""
 
-    def __init__(self, iterator):
-        self._iterator = iterator
+    def __init__(self, dataset):
+        self._batches = map(dataset.__getitem__, range(len(dataset)))
 
     def __next__(self):
-        return next(self._iterator)
+        return next(self._batches)
 
     def close(self):
-        # The reference is dropped as well: grain closes its iterator again on deletion. If the interpreter deletes the
-        # iterator at exit, the modules of grain are already unloaded.
-        self._iterator.close()
-        del self._iterator
+        del self._batches
 
 
-class _BackgroundCopy:
-    """Copies batches out of shared memory in a thread, because a training step should not wait for the copy."""
+class _Workers:
+    """Batches that worker processes make. Worker w of n makes the batches w, w + n, w + 2n and so on.
 
-    def __init__(self, iterator):
-        self._iterator, self._ready, self._stop = iterator, queue.Queue(maxsize=1), threading.Event()
+    A thread receives them in order, because a training step should not wait for the copy.
+    """
+
+    def __init__(self, dataset, workers, prefetch):
+        tasks = messages.encode((dataset, workers, prefetch))
+        self._ready, self._stop = queue.Queue(maxsize=1), threading.Event()
+        self._workers = []
         self._thread = threading.Thread(
-            target=_copy_batches, args=(iterator, self._ready, self._stop), name="batches", daemon=True
+            target=_receive_batches,
+            args=(self._workers, tasks, len(dataset), self._ready, self._stop),
+            name="batches",
+            daemon=True,
         )
-        with _signals_blocked():
-            self._thread.start()
+        with _signals_blocked():  # also in the new processes, which would be interrupted while they import
+            try:
+                for number in range(workers):
+                    self._workers.append(_Worker(number))
+                self._thread.start()
+            except BaseException:
+                self.close()
+                raise
 
     def __next__(self):
         batch, error = self._ready.get()
@@ -117,46 +141,123 @@ class _BackgroundCopy:
 
     def close(self):
         self._stop.set()
+        for worker in self._workers:
+            worker.kill()  # nothing is lost: workers write no files. The thread notices that they have ended.
         while self._thread.is_alive():
             with contextlib.suppress(queue.Empty):
                 self._ready.get(timeout=0.01)
-        self._iterator.close()
-        del self._iterator  # for the reason given in _Direct.close
+        for worker in self._workers:
+            worker.close()
 
 
-def _copy_batches(iterator, ready: queue.Queue, stop: threading.Event) -> None:
-    while not stop.is_set():
-        try:
-            # Batches are copied out of shared memory. It would leak if the program ended while it held a batch there.
-            ready.put(({key: np.array(value) for key, value in next(iterator).items()}, None))
-        except BaseException as error:  # StopIteration included: __next__ raises it in the caller's thread
-            ready.put((None, error))
-            return
+class _Worker:
+    """A worker process and this end of the socket to it."""
+
+    def __init__(self, number: int):
+        self.connection, remote = socket.socketpair()
+        with remote:
+            self._process = multiprocessing.get_context("spawn").Process(
+                target=_make_batches, args=(remote, number), name=f"decoding-{number}", daemon=True
+            )
+            self._process.start()
+
+    def kill(self):
+        self._process.kill()
+
+    def close(self):
+        self._process.join()
+        self.connection.close()
+
+    def exit_error(self) -> DataError:
+        """Returns the error that reports the unexpected end of the process."""
+        self._process.join(timeout=5)
+        status = self._process.exitcode
+        cause = f"by {signal.Signals(-status).name}" if status and status < 0 else f"with exit status {status}"
+        return DataError(
+            f"A decoding process has ended {cause}. If the memory is used up, lower data.workers, data.prefetch or the "
+            "batch size. If a video crashes the decoder or hangs, find it with python -m input_pipeline.check, or "
+            "decode in this process with data.workers=0."
+        )
+
+
+def _receive_batches(workers: list[_Worker], tasks, count: int, ready: queue.Queue, stop: threading.Event) -> None:
+    """Puts pairs of a batch and None into `ready`, in order, and finally a pair of None and an error."""
+    worker = workers[0]
+    try:
+        for worker in workers:
+            messages.send(worker.connection, tasks)
+        for index in range(count):
+            worker = workers[index % len(workers)]
+            batch = messages.receive(worker.connection)
+            if isinstance(batch, Exception):
+                raise batch
+            ready.put((batch, None))
+            if stop.is_set():
+                return
+        raise StopIteration
+    except (EOFError, ConnectionError):
+        ready.put((None, worker.exit_error()))
+    except BaseException as error:  # StopIteration included: __next__ raises it in the caller's thread
+        ready.put((None, error))
 
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Blocks SIGINT and SIGTERM, also in new threads and processes, so no worker is interrupted while importing."""
-    signals = {signal.SIGINT, signal.SIGTERM}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    """Blocks the signals to a run, also in new threads and processes."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker(index, count):
-    """Prepares a worker process of grain before its first batch."""
-    del index, count
-    for number in (signal.SIGINT, signal.SIGTERM):
+def _make_batches(connection: socket.socket, number: int) -> None:
+    """Runs in worker `number`: makes its batches and sends them."""
+    _start_worker()
+    try:
+        dataset, workers, prefetch = messages.receive(connection)
+    except (EOFError, ConnectionError):
+        return  # the parent has ended
+    made: queue.Queue = queue.Queue(maxsize=prefetch)
+    sender = threading.Thread(target=_send_batches, args=(connection, made), name="send", daemon=True)
+    sender.start()
+    try:
+        for index in range(number, len(dataset), workers):
+            made.put(dataset[index])
+    except Exception as error:
+        made.put(_portable(error))
+    made.put(None)
+    sender.join()
+
+
+def _send_batches(connection, made: queue.Queue) -> None:
+    while (batch := made.get()) is not None:
+        try:
+            messages.send(connection, messages.encode(batch))
+        except ConnectionError:
+            os._exit(1)  # the parent has ended
+
+
+def _portable(error: Exception) -> Exception:
+    """Returns an exception that can be pickled, with the traceback of `error` as a note."""
+    text = "".join(traceback.format_exception(error))
+    error.add_note(f"In a decoding process:\n{text}")
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(text)
+    return error
+
+
+def _start_worker() -> None:
+    """Prepares a worker process before its first batch."""
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     follow_parent()
-    # The accelerators belong to the parent. grain imports jax for its profiler, so jax may have read the environment
-    # already. Then only the config of jax can change the platform.
+    # The accelerators belong to the parent. grain imports jax for its profiler. If jax is imported already, it has read
+    # the environment, and only its config can change the platform.
     os.environ["JAX_PLATFORMS"] = "cpu"
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_platforms", "cpu")
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
     cv2.setNumThreads(0)
     end_if_stuck()

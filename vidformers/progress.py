@@ -24,7 +24,7 @@ def _shown(text: str) -> str:
 
 def silence_libraries() -> None:
     """Suppresses messages of libraries that are harmless or that the program reports itself."""
-    # Python's resource tracker warns when it frees a batch that was still in shared memory when its reader closed.
+    # Python's resource tracker warns when it frees the semaphores of a pool whose program was killed.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of a failed save
 

@@ -10,12 +10,11 @@ import time
 from pathlib import Path
 
 import grain
-import numpy as np
 import pytest
-from clips import assert_equal_batches, join_processes, pipeline, take
+from clips import assert_equal_batches, join_processes, pipeline, probe, take
 
 from input_pipeline import DataError, Record
-from input_pipeline.prefetch import Batches, max_batch_bytes
+from input_pipeline.prefetch import Batches, _portable, max_batch_bytes
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,20 +71,16 @@ def test_there_are_no_more_workers_than_validation_batches(clip_folder, monkeypa
     assert workers == [1, 2]
 
 
-def test_a_worker_touches_no_accelerator_and_ends_when_closed():
+def test_a_worker_touches_no_accelerator_reports_its_errors_and_ends_when_closed():
     """grain imports jax for its profiler; the worker must keep jax off the devices of the parent."""
-    dataset = grain.MapDataset.range(9).map(
-        lambda _: {
-            "platforms": np.array(sys.modules["jax"].config.jax_platforms, "S9"),
-            "environment": np.array(os.environ["JAX_PLATFORMS"], "S9"),
-            "models": np.array([name in sys.modules for name in ("vidformers", "flax", "tensorflow")]),
-        }
-    )
-    batches = Batches(dataset, workers=1, prefetch=1)
+    batches = Batches(grain.MapDataset.range(9).map(probe), workers=1, prefetch=1)
     for _ in range(3):
         batch = next(batches)
         assert batch["platforms"] == batch["environment"] == b"cpu" and not batch["models"].any()
-    assert len(multiprocessing.active_children()) == 1
+    for _ in range(2):
+        with pytest.raises(KeyError, match="batch 3") as raised:
+            next(batches)
+    assert "in probe" in raised.value.__notes__[0]
     batches.close()
     batches.close()
     with pytest.raises(ValueError, match="closed"):
@@ -94,12 +89,29 @@ def test_a_worker_touches_no_accelerator_and_ends_when_closed():
 
 
 @pytest.mark.quick
-def test_prefetched_batches_fit_into_half_of_the_free_shared_memory(monkeypatch):
-    assert max_batch_bytes(0, 2) == float("inf")
-    monkeypatch.setattr(os.path, "isdir", lambda path: True)
-    status = os.statvfs_result((4096, 4096, 1000, 1000, 600, 0, 0, 0, 0, 255))
-    monkeypatch.setattr(os, "statvfs", lambda path: status)
-    assert max_batch_bytes(3, 2) == 4096 * 600 / 2 / (3 * 5)
+def test_an_error_that_cannot_be_pickled_passes_as_its_traceback():
+    with pytest.raises(KeyError) as raised:
+        probe(4)
+    assert isinstance(_portable(raised.value), RuntimeError) and "batch 4" in str(_portable(raised.value))
+
+
+@pytest.mark.quick
+def test_batches_fit_into_half_of_the_available_memory(monkeypatch):
+    monkeypatch.setattr("input_pipeline.prefetch.available_bytes", lambda: 6000)
+    assert max_batch_bytes(0, 2) == 3000
+    # A worker makes one batch, keeps two and sends one. The parent receives one, keeps one and uses one.
+    assert max_batch_bytes(3, 2) == 3000 / 15
+
+
+@pytest.mark.quick
+def test_training_batches_that_do_not_fit_in_memory_are_refused_before_a_worker_starts(clip_folder, monkeypatch):
+    fits = 2 * (3 + 2) + 3
+    monkeypatch.setattr("input_pipeline.prefetch.available_bytes", lambda: fits * 4 * 4 * 24 * 24 * 3 - 1)
+    with pytest.raises(
+        DataError, match=r"data.workers=2 and data.prefetch=3, 13 batches of 0 MiB .* Lower data.workers"
+    ):
+        pipeline(clip_folder, workers=2, prefetch=3).train_batches(batch_size=4, seed=5)
+    assert not multiprocessing.active_children()
 
 
 SCRIPT = """
@@ -161,8 +173,10 @@ def assert_all_end(pids, seconds=5):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks processes up in /proc")
-def test_no_worker_outlives_a_killed_parent(start):
+def test_a_killed_parent_leaves_neither_a_worker_nor_shared_memory(start):
     parent, workers = start(1)
+    for pid in (parent.pid, *workers):  # nothing with a name: batches and semaphores would stay in /dev/shm
+        assert "/dev/shm" not in Path(f"/proc/{pid}/maps").read_text()
     parent.kill()
     assert parent.wait() == -signal.SIGKILL
     assert_all_end(workers)
@@ -174,6 +188,7 @@ def test_two_workers_give_the_same_batches_ignore_signals_and_end_with_the_progr
     for pid in workers:
         os.kill(pid, signal.SIGINT)
         os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGHUP)
     _, errors = parent.communicate("go on\n", timeout=30)
     assert parent.returncode == 0, errors
     assert_equal_batches(pickle.loads((tmp_path / "batches").read_bytes()), reference)

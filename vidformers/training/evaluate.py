@@ -36,7 +36,7 @@ class EvalProtocol:
             data.sampling='slowfast' the first frames at data.fps. None takes the number of frames of training.
         average: what is averaged over the views, 'probabilities' or 'logits'.
         batch_size: videos per batch over all devices. None takes the largest batch that fits in device memory, with at
-            most 32 videos per device. All prefetched batches must also fit in the host's shared memory.
+            most 32 videos per device. All prefetched batches must also fit in half of the host's available memory.
         views_at_once: views of each video that run together. Memory grows with this number, not with `clips` x `crops`.
         on_bad: 'error' stops the evaluation at a video that cannot be decoded; 'skip' excludes the video and reports
             it.
