@@ -13,8 +13,8 @@ Each benchmark runs in a process of its own, so that none finds memory or a devi
 and the others continue.
 
 PYTHON is an interpreter with torch and transformers; without it the comparisons are left out. Not included are
-`benchmarks.input` and `benchmarks.soak`, which need videos, and `benchmarks.relevance` and `benchmarks.finetune`, which
-train.
+`benchmarks.input` and `benchmarks.soak`, which need videos, `benchmarks.relevance` and `benchmarks.finetune`, which
+train, and `benchmarks.campaign`, which takes hours.
 """
 
 import datetime
