@@ -2,7 +2,6 @@
 
 import math
 import numbers
-import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -11,7 +10,6 @@ from typing import Any
 _MAX_INTEGER = 2**31 - 1  # JAX counts in int32
 _MAX_SHOWN = 60  # characters of a value in a message
 _MAX_TEXT = 4096  # characters
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def annotations(function: Callable) -> dict[str, Any]:
@@ -22,7 +20,7 @@ def annotations(function: Callable) -> dict[str, Any]:
 def mistakes(values: Mapping[str, Any], annotations: Mapping[str, Any]) -> dict[str, str]:
     """Returns what each value that does not fit its annotation must be, {field: 'an integer'}.
 
-    A number must be finite, an integer must fit in 32 bits, and text must be a line that is not empty. A list counts as
+    A number must be finite, an integer must fit in 32 bits, and text must not be empty. A list counts as
     a tuple, since JSON has no tuples.
     """
     return {
@@ -55,7 +53,7 @@ def _fits(value, annotation) -> bool:
     if annotation is float:
         return isinstance(value, numbers.Real) and not isinstance(value, bool) and _is_finite(value)
     if annotation is str:
-        return isinstance(value, str) and 0 < len(value) <= _MAX_TEXT and not _CONTROL.search(value)
+        return isinstance(value, str) and 0 < len(value) <= _MAX_TEXT and "\0" not in value
     if tuple in (annotation, typing.get_origin(annotation)):
         return isinstance(value, (tuple, list)) and _elements_fit(value, typing.get_args(annotation))
     return True
@@ -86,7 +84,7 @@ _WORDS = {
     bool: "true or false",
     int: f"an integer up to {_MAX_INTEGER:,}",
     float: "a finite number",
-    str: "text of one line, not empty",
+    str: "text that is not empty",
     tuple: "a tuple",
 }
 

@@ -7,7 +7,6 @@ from input_pipeline.errors import DataError
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # a scheme has two letters or more, a drive of Windows one
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MAX_BYTES = 4095
 
 
@@ -23,7 +22,7 @@ def local_path(name: str, path: str) -> str:
             folder is unknown.
     """
     where = f"{name}={path}"
-    if not path or _CONTROL.search(path):
+    if not path or "\0" in path:
         raise DataError(f"{name}={path!r} must be a path. Write . for the current folder.")
     if len(os.fsencode(path)) > _MAX_BYTES or any(len(os.fsencode(part)) > 255 for part in path.split(os.sep)):
         raise DataError(f"{name}={path[:20]}... is too long for a path. Give a shorter one.")

@@ -18,7 +18,7 @@ def test_the_home_folder_is_expanded(monkeypatch):
 
 @pytest.mark.quick
 @pytest.mark.parametrize(
-    "path", ["a", "./~a", "/a/b:c", "a b/c,d", "OWNER/NAME@v1", "train[:90%]", "c:d", "\udcff.mp4"]
+    "path", ["a", "./~a", "/a/b:c", "a b/c,d", "a\x1b[31m\n", "OWNER/NAME@v1", "train[:90%]", "c:d", "\udcff.mp4"]
 )
 def test_other_paths_stay_as_they_are(path):
     assert local_path("--out", path) == path
