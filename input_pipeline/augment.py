@@ -10,7 +10,7 @@ import numpy as np
 
 from input_pipeline import colour
 from input_pipeline.errors import DataError
-from input_pipeline.randaugment import RandAugment
+from input_pipeline.randaugment import Operations, RandAugment, apply_operations
 from input_pipeline.resize import METHODS, resize_box
 
 _ATTEMPTS = 10  # boxes drawn; the first that fits is used
@@ -109,19 +109,30 @@ class TrainAugment:
             require(field, not (self.colour_jitter and getattr(self, field)), "0 if data.colour_jitter is on")
 
     def __call__(self, frames, label, rng: np.random.Generator):
-        """Augments one clip.
+        """Augments one clip that is in memory, see `sample`.
 
         Args:
             frames: (t, y, x, 3) uint8.
             label: class number.
-            rng: generator of the random draws. All draws are made even for changes that are off, so that switching one
-                change on does not alter the others. Draws whose number varies come last.
+            rng: generator of the random draws.
 
         Returns:
             The clip, (t, size, size, 3) uint8, and its label, which a flip may swap.
         """
-        _, height, width, _ = frames.shape
-        side = _window_side(frames, self.size, rng.integers(*self.short_side, endpoint=True))
+        sampled = self.sample(*frames.shape[1:3], rng)
+        return sampled.finish(np.stack([sampled.crop(frame) for frame in frames]), label)
+
+    def sample(self, height, width, rng: np.random.Generator) -> "SampledAugment":
+        """Makes all random draws of one clip, before its frames are known.
+
+        All draws are made even for changes that are off, so that switching one change on does not alter the others.
+        Draws whose number varies come last.
+
+        Args:
+            height, width: pixels of a frame.
+            rng: generator of the random draws.
+        """
+        side = _window_side(height, width, self.size, rng.integers(*self.short_side, endpoint=True))
         top, left = rng.integers(0, [height - side, width - side], endpoint=True)
         window, flipped = (top, left, side, side), rng.random() < self.flip
         chances, strengths = rng.random(4), rng.uniform(-1, 1, 4)
@@ -132,24 +143,70 @@ class TrainAugment:
             window = _box(boxes[0], height, width, self.area, self.aspect) or _widest(height, width, self.aspect)
         elif tuple(self.stretch) != (1.0, 1.0):
             window = _stretched(window, height, width, self.stretch, spare[:2])
-        clip = resize_box(frames, window, self.size, self.resize)
-        if flipped:
-            clip, label = clip[:, :, ::-1], self.flip_swaps.get(label, label)
-        clip = self._recolour(np.ascontiguousarray(clip), chances, strengths, *spare[2:])
+        operations: Operations = ()
         if self.randaugment:
-            clip = RandAugment(self.randaugment, self.magnitude, self.magnitude_std)(clip, rng)
-        box = _box(boxes[1], self.size, self.size, _ERASED_AREA, _ERASED_ASPECT)
-        if erased and box:
-            patch = _cut(clip, box)
-            patch[:] = rng.integers(0, 256, patch.shape[1:], np.uint8)
+            operations = RandAugment(self.randaugment, self.magnitude, self.magnitude_std).sample(rng)
+        box = _box(boxes[1], self.size, self.size, _ERASED_AREA, _ERASED_ASPECT) if erased else None
+        noise = rng.integers(0, 256, (*box[2:], 3), np.uint8) if box else None
+        return SampledAugment(self, window, flipped, chances, strengths, spare[2:], operations, box, noise)
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledAugment:
+    """The augmentation of one clip, after its random draws.
+
+    `crop` applies to each frame as soon as it is decoded, so that no two frames of the video are in memory at once.
+
+    Attributes:
+        augment: the settings.
+        window: (top, left, height, width), the pixels of the frame that the clip shows.
+        flipped: whether the clip is mirrored.
+        chances, strengths: (4,) floats, the draws of the colour changes.
+        later_chances: (2,) floats, the draws of `colour_jitter` and `grey`.
+        operations: the operations of RandAugment, see `RandAugment.sample`.
+        box: (top, left, height, width), the pixels of the clip that are erased, or None.
+        noise: (height, width, 3) uint8, the content of `box`, or None.
+    """
+
+    augment: TrainAugment
+    window: tuple[int, int, int, int]
+    flipped: bool
+    chances: np.ndarray
+    strengths: np.ndarray
+    later_chances: np.ndarray
+    operations: Operations
+    box: tuple[int, int, int, int] | None
+    noise: np.ndarray | None
+
+    def crop(self, frame):
+        """Returns the window of a frame, (y, x, 3) uint8, as (size, size, 3) uint8."""
+        return resize_box(frame[None], self.window, self.augment.size, self.augment.resize)[0]
+
+    def finish(self, clip, label):
+        """Applies everything but the crop.
+
+        Args:
+            clip: (t, size, size, 3) uint8, the crops of the frames. It may be changed.
+            label: class number.
+
+        Returns:
+            The clip, (t, size, size, 3) uint8, and its label, which a flip may swap.
+        """
+        if self.flipped:
+            clip, label = clip[:, :, ::-1], self.augment.flip_swaps.get(label, label)
+        clip = apply_operations(self._recolour(np.ascontiguousarray(clip)), self.operations)
+        if self.box:
+            top, left, height, width = self.box
+            clip[:, top : top + height, left : left + width] = self.noise
         return clip, label
 
-    def _recolour(self, clip, chances, strengths, jitter_chance, grey_chance):
-        applied = chances < [getattr(self, change) for change in colour.CHANGES]
-        clip = colour.RANGES[self.colour_ranges](clip, applied, strengths)
-        if jitter_chance < self.colour_jitter:
-            clip = colour.jitter(clip, strengths)
-        return colour.grey(clip) if grey_chance < self.grey else clip
+    def _recolour(self, clip):
+        augment, (jitter_chance, grey_chance) = self.augment, self.later_chances
+        applied = self.chances < [getattr(augment, change) for change in colour.CHANGES]
+        clip = colour.RANGES[augment.colour_ranges](clip, applied, self.strengths)
+        if jitter_chance < augment.colour_jitter:
+            clip = colour.jitter(clip, self.strengths)
+        return colour.grey(clip) if grey_chance < augment.grey else clip
 
 
 def crop_positions(crops: int) -> tuple[float, ...]:
@@ -181,7 +238,7 @@ def test_crops(frames, size, crops, short_side=None, resize="bilinear"):
         DataError: `crops` is neither 1 nor 3.
     """
     _, height, width, _ = frames.shape
-    side = _window_side(frames, size, short_side or size)
+    side = _window_side(height, width, size, short_side or size)
     views = []
     for position in crop_positions(crops):
         down, across = (position, 0.5) if height > width else (0.5, position)
@@ -235,11 +292,6 @@ def _stretched(window, height, width, stretch, draws):
     return *box, *lengths
 
 
-def _cut(frames, box):
-    top, left, height, width = box
-    return frames[:, top : top + height, left : left + width]
-
-
 def _is_range(bounds, most):
     return (
         isinstance(bounds, (tuple, list))
@@ -249,6 +301,6 @@ def _is_range(bounds, most):
     )
 
 
-def _window_side(frames, size, short_side):
+def _window_side(height, width, size, short_side):
     """Returns the side, in source pixels, of a crop of `size` when the shorter side is scaled to `short_side`."""
-    return max(1, round(size * min(frames.shape[1:3]) / short_side))
+    return max(1, round(size * min(height, width) / short_side))

@@ -8,12 +8,13 @@ import grain
 import numpy as np
 
 from input_pipeline.annotations import Record
-from input_pipeline.augment import test_crops
+from input_pipeline.augment import SampledAugment, test_crops
 from input_pipeline.errors import DataError, DecodeError
+from input_pipeline.videos import remarks
 
 PADDING = Record(id=-1, path="", label=0, line=0)  # fills up the last validation batch
 
-_ERROR_DTYPE = "S300"  # fixed width, because batches pass between processes through shared memory
+_TEXT_DTYPE = "S300"  # fixed width, because batches pass between processes through shared memory
 
 
 class ProcessRows(grain.MapDataset):
@@ -55,19 +56,27 @@ def videos_per_process(videos: int, process_count: int) -> int:
 
 def load_train_rows(record, rng, *, sampler, augment, repeats, open_video):
     """Returns `repeats` augmented clips of the same frames of one video, stacked along the first axis."""
+    clips = np.zeros((repeats, sampler.frames, augment.size, augment.size, 3), np.uint8)
+    sampled: list[SampledAugment] = []
+
+    def crop(frame):
+        if not sampled:  # the windows depend on the size of the frames, which the first decoded frame gives
+            sampled.extend(augment.sample(*frame.shape[:2], rng) for _ in range(repeats))
+        return np.stack([one.crop(frame) for one in sampled])
+
     try:
         video = open_video(record)
         index = sampler.train(video.times, video.duration, rng)
-        frames = video.frames(index)
+        for crops, (positions,) in _each_frame(video, index, crop):
+            clips[:, positions] = crops[:, None]
     except DecodeError as error:
-        black = np.zeros((sampler.frames, augment.size, augment.size, 3), np.uint8)
-        rows = [_row(record, black, np.zeros(sampler.frames), error=str(error))] * repeats
+        rows = [_row(record, np.zeros_like(clips[0]), np.zeros(sampler.frames), error=str(error))] * repeats
     else:
-        clips = [augment(frames, record.label, rng) for _ in range(repeats)]
+        finished = [one.finish(clip, record.label) for clip, one in zip(clips, sampled, strict=True)]
         # The frames were decoded once: only the first row counts them.
         rows = [
-            _row(dataclasses.replace(record, label=label), clip, index, video.decoded * (number == 0))
-            for number, (clip, label) in enumerate(clips)
+            _row(dataclasses.replace(record, label=label), clip, index, video, video.decoded * (number == 0))
+            for number, (clip, label) in enumerate(finished)
         ]
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
@@ -79,22 +88,39 @@ def merge_repeats(batch):
 
 def load_val_row(record, *, sampler, clips, crops, size, short_side, resize, open_video):
     """Returns all views of one video, (clips * crops, t, size, size, 3), the crops of a clip next to each other."""
-    black = np.zeros((clips * crops, sampler.frames, size, size, 3), np.uint8)
-    no_index = np.zeros((clips * crops, sampler.frames))
+    views = np.zeros((clips, crops, sampler.frames, size, size, 3), np.uint8)
+    shape, no_index = (clips * crops, *views.shape[2:]), np.zeros((clips * crops, sampler.frames))
     if record.id == PADDING.id:
-        return _row(record, black, no_index, error="")
+        return _row(record, views.reshape(shape), no_index, error="")
+
+    def crop(frame):
+        return test_crops(frame[None], size, crops, short_side, resize)[:, 0]
+
     try:
         video = open_video(record)
-        # Clips may share frames. Each distinct frame is decoded and resized once.
-        indices = sampler.test(video.times, video.duration, clips, video_seed(record))
-        distinct, inverse = np.unique(indices, return_inverse=True)
-        frames = video.frames(distinct)
+        index = sampler.test(video.times, video.duration, clips, video_seed(record))
+        for frame_crops, (clip, position) in _each_frame(video, index, crop):
+            views[clip, :, position] = frame_crops
     except DecodeError as error:
-        return _row(record, black, no_index, error=str(error))
-    inverse = inverse.reshape(clips, sampler.frames)
-    views = test_crops(frames, size, crops, short_side, resize)[:, inverse]
-    index = np.repeat(distinct[inverse], crops, axis=0)
-    return _row(record, views.swapaxes(0, 1).reshape(black.shape), index, video.decoded)
+        return _row(record, np.zeros(shape, np.uint8), no_index, error=str(error))
+    return _row(record, views.reshape(shape), np.repeat(index, crops, axis=0), video, video.decoded)
+
+
+def _each_frame(video, index, crop):
+    """Yields the crops of the frames of an array of indices, each with its positions in the array, as from `nonzero`.
+
+    Clips may share frames, and each distinct frame is decoded once. It is dropped before the next one is decoded, since
+    a frame may be many times as large as its crops.
+
+    Args:
+        video: see `videos.OpenVideo`.
+        index: array of ints, of any shape.
+        crop: function of a frame, (y, x, 3) uint8.
+    """
+    distinct = np.unique(index)
+    frames = video.each(distinct, one_limit=True)
+    for number in distinct:
+        yield crop(next(frames)), np.nonzero(index == number)
 
 
 def video_seed(record: Record) -> int:
@@ -105,14 +131,16 @@ def video_seed(record: Record) -> int:
     return zlib.crc32(name.encode("utf-8", "surrogateescape"))
 
 
-def _row(record, video, index, decoded=0, error: str | None = None):
+def _row(record, clip, index, video=None, decoded=0, error: str | None = None):
     """Returns one row of a batch. A row with an `error`, even an empty one, has mask 0."""
+    remark = "" if video is None else " ".join(remarks(video))
     return {
-        "video": video,
+        "video": clip,
         "index": np.asarray(index, np.int32),
         "label": np.int32(record.label),
         "mask": np.float32(error is None),
         "id": np.int32(record.id),
         "decoded": np.int32(decoded),
-        "error": np.array((error or "").encode("utf-8", "backslashreplace"), _ERROR_DTYPE),
+        "error": np.array((error or "").encode("utf-8", "backslashreplace"), _TEXT_DTYPE),
+        "remark": np.array(remark.encode(), _TEXT_DTYPE),
     }

@@ -26,7 +26,7 @@ from input_pipeline.files import require_lines, write_lines, write_text
 from input_pipeline.outputs import output_folder
 from input_pipeline.shards import SUMS, changed_files
 from input_pipeline.text import print_line
-from input_pipeline.videos import open_video
+from input_pipeline.videos import open_video, remarks
 from input_pipeline.workers import follow_parent
 
 USAGE = """python -m input_pipeline.check --config=FILE[:NAME] [--config.data.field=value ...]
@@ -34,7 +34,7 @@ USAGE = """python -m input_pipeline.check --config=FILE[:NAME] [--config.data.fi
 
 Decodes every frame of the training and validation videos of a config, and counts the classes. It writes to DIR, by
 default checks/NAME,
-  report.csv   one row for each video: its format, its length, and its error if it is broken
+  report.csv   one row for each video: its format, its length, its error if it is broken, and remarks on how it is read
   exclude.txt  the broken videos, as paths relative to data.root; data.exclude=DIR/exclude.txt leaves them out
   missing.txt  the listed videos that do not exist
 The same command continues a check that was stopped. After a finished check it examines the broken videos again.
@@ -53,11 +53,13 @@ COLUMNS = (
     "variable_rate",
     "audio",
     "error",
+    "remarks",
 )
 
 # A decoding process that sends no message for this time is killed. A Video usually reaches its time limit earlier.
 _HANG_SECONDS = 120.0
 _MAX_LISTED_CLASSES = 30  # classes whose counts are printed
+_MAX_LISTED_VIDEOS = 5  # broken videos, and videos with remarks, that are printed
 
 
 @command(USAGE)
@@ -87,11 +89,13 @@ def _check_videos(pipeline, out: Path, workers: int) -> int:
         print_line(f"{len(missing)} listed videos are missing, see {out / 'missing.txt'}.")
     write_lines(out / "missing.txt", missing)
     changed = _print_changed_files(manifests.values()) if pipeline.source == "shards" else 0
-    examine = functools.partial(_examine, frame_rate=pipeline.frame_rate)
-    broken = check(records, out / "report.csv", workers, examine)
+    limit = pipeline.limit_seconds
+    examine = functools.partial(_examine, frame_rate=pipeline.frame_rate, limit_seconds=limit)
+    broken = check(records, out / "report.csv", workers, examine, max(_HANG_SECONDS, 2 * limit))
+    _print_remarks(out / "report.csv")
     if not broken:
         print_line(f"All {len(records)} videos can be decoded, see {out / 'report.csv'}.")
-    for name, error in list(broken.items())[:5]:
+    for name, error in list(broken.items())[:_MAX_LISTED_VIDEOS]:
         print_line(f"  {name}: {error}")
     write_lines(out / "exclude.txt", broken)
     if not broken:
@@ -153,7 +157,8 @@ def _restart(report, records):
         with open(report, newline="", encoding="utf-8", errors="surrogateescape") as file:
             text = file.read()
         reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
-        if reader.fieldnames is not None and tuple(reader.fieldnames) != COLUMNS:
+        # Reports of earlier versions have no remarks.
+        if reader.fieldnames is not None and tuple(reader.fieldnames) not in (COLUMNS, COLUMNS[:-1]):
             raise DataError(f"{report} is not a report of this command. Choose another --out.")
         rows = [
             row
@@ -161,24 +166,25 @@ def _restart(report, records):
             if None not in row.values() and None not in row and not (row["error"] and row["path"] in records)
         ]
     table = io.StringIO()
-    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(table, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(report, table.getvalue())
     return rows
 
 
-def _examine(record, beat, frame_rate) -> dict:
+def _examine(record, beat, frame_rate, limit_seconds=60.0) -> dict:
     """Decodes all frames of a video. Returns its row of the report."""
     row = {}
     try:
-        video = open_video(record, frame_rate=frame_rate)
+        video = open_video(record, frame_rate=frame_rate, limit_seconds=limit_seconds)
         frames = len(video.times)
         row |= {
             "frames": frames,
             "seconds": f"{video.duration:.3f}",
             "fps": f"{frames / video.duration:.3f}",
             "variable_rate": "yes" if _varies(video.times) else "no",
+            "remarks": " ".join(remarks(video)),
         }
         info = video.info()
         row |= {"codec": info.codec, "rotation": info.rotation, "audio": "yes" if info.audio else "no"}
@@ -296,6 +302,16 @@ def _print_changed_files(manifests) -> int:
     for path in paths:
         print_line(f"{path} differs from its SHA-256 in {SUMS}. Restore it from a copy, or prepare again.")
     return len(paths)
+
+
+def _print_remarks(report):
+    """Prints how many videos of a report have remarks, and the first five of these."""
+    with open(report, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        noted = [row for row in csv.DictReader(file) if row["remarks"]]
+    for row in noted[:_MAX_LISTED_VIDEOS]:
+        print_line(f"  {row['path']}: {row['remarks']}")
+    if noted:
+        print_line(f"{len(noted)} videos have remarks, see {report}.")
 
 
 def _print_classes(split, records, names):

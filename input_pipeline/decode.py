@@ -150,10 +150,14 @@ class Video:
             images = [self._display.image(frame, self._first_frame) for frame in self._av_frames(distinct.tolist())]
             return np.stack([images[position] for position in inverse])
 
-    def each(self, indices) -> Iterator[np.ndarray]:
+    def each(self, indices, *, one_limit: bool = False) -> Iterator[np.ndarray]:
         """Yields the frames of ascending indices, which may repeat, one at a time: (y, x, 3) uint8 as from `frames`.
 
-        Each frame is decoded once, and only one is in memory. Each frame may take `limit_seconds`.
+        Each frame is decoded once, and only one is in memory.
+
+        Args:
+            indices: ascending indices of frames.
+            one_limit: whether all frames together may take `limit_seconds`. By default each frame may take as long.
 
         Raises:
             IndexError, DecodeError: as in `frames`, when the frame is reached.
@@ -164,11 +168,13 @@ class Video:
                 f"{self._name} has {len(self.times)} frames, but the indices are {indices}. They must ascend."
             )
         av_frames = self._av_frames(np.unique(indices).tolist())
+        deadline = time.monotonic() + self._limit if one_limit else None
         for _, group in itertools.groupby(indices.tolist()):
-            with self._working():
+            with self._working(deadline):
                 image = self._display.image(next(av_frames), self._first_frame)
             for _ in group:
                 yield image
+            del image  # before the next frame is decoded
 
     def info(self) -> Info:
         """Returns the properties of the file. Decodes the first frame.
@@ -180,9 +186,9 @@ class Video:
             return frame_info(self._first_frame(), self._codec, self._audio)
 
     @contextlib.contextmanager
-    def _working(self):
-        """Converts every exception to DecodeError, and limits the time."""
-        self._deadline = time.monotonic() + self._limit
+    def _working(self, deadline=None):
+        """Converts every exception to DecodeError, and limits the time: to `deadline`, or from now to the limit."""
+        self._deadline = deadline or time.monotonic() + self._limit
         try:
             with watch_call(self._name, self._limit):
                 yield
@@ -201,7 +207,10 @@ class Video:
         return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
 
     def _too_long(self):
-        return DecodeError(f"{self._name}: decoding takes longer than {self._limit:g} s.")
+        return DecodeError(
+            f"{self._name}: decoding takes longer than {self._limit:g} s. Raise data.limit_seconds, or make clips that "
+            "decode fast with python -m input_pipeline.prepare."
+        )
 
     def _open(self):
         """Returns the container and its video stream."""

@@ -12,7 +12,14 @@ import dataclasses
 import numpy as np
 
 from input_pipeline.frame_rate import frame_rate
-from input_pipeline.sampling import check_count, check_fps, check_test_starts, clip_starts
+from input_pipeline.sampling import (
+    STEADY_RULE,
+    check_count,
+    check_fps,
+    check_test_starts,
+    clip_starts,
+    steady_times,
+)
 
 # Frames. An index that should be whole can be slightly smaller because of rounding.
 _TOLERANCE = 1e-6
@@ -54,7 +61,7 @@ class SlowFast:
     @property
     def rule(self) -> str:
         length = f"T x {self.stride}" + ("" if self.fps is None else f" x r / {self.fps:g}")
-        rate = "" if self.fps is None else "r is the average frame rate of the file. "
+        rate = "" if self.fps is None else f"r is the average frame rate of the file. {STEADY_RULE} "
         start = "k / K x max(n - L, 0)"
         if self.test_starts == "spread":
             start = "k / (K - 1) x max(n - L, 0), or half of max(n - L, 0) if K is 1"
@@ -85,6 +92,7 @@ class SlowFast:
         """Returns L, in frames of the file."""
         if self.fps is None or duration <= 0:
             return float(self.frames * self.stride)
+        times, duration = steady_times(times, duration)
         return self.frames * self.stride * float(frame_rate(len(times), duration)) / self.fps
 
     def _clips(self, count, length, starts):

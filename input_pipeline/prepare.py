@@ -49,6 +49,7 @@ FLAGS = {
     "runner": "local",
     "runner_flags": "",
 }
+_MAX_LISTED_VIDEOS = 5  # videos with remarks that are printed
 RUNNERS = ("local", "DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
 
 
@@ -104,6 +105,11 @@ def _prepare(options, flags, index, count, workers):
         lock.unlink()
     for split in shard_plan.SPLITS:
         print_line(_summary_line(split, summary[split], out))
+        noted = summary[split]["remarks"]
+        for path, text in noted[:_MAX_LISTED_VIDEOS]:
+            print_line(f"  {path}: {text}")
+        if len(noted) > _MAX_LISTED_VIDEOS:
+            print_line(f"  {len(noted) - _MAX_LISTED_VIDEOS} more videos have remarks, see {out}/summary.json.")
     empty = [split for split in shard_plan.SPLITS if not summary[split]["clips"]]
     if empty:
         raise DataError(f"No video of data.{empty[0]} could be decoded. {out}/excluded.csv gives the reasons.")

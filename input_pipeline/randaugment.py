@@ -11,6 +11,7 @@ argument.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -20,6 +21,8 @@ _GREY = (128, 128, 128)  # fills the area that a moved picture uncovers
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
 _LEVELS = np.arange(256)
+
+Operations = tuple[tuple[Callable, float], ...]  # functions of a clip and a severity, with the severity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +41,25 @@ class RandAugment:
 
     def __call__(self, clip, rng: np.random.Generator):
         """Returns the augmented clip, (t, y, x, 3) uint8. All frames share the random draws."""
+        return apply_operations(clip, self.sample(rng))
+
+    def sample(self, rng: np.random.Generator) -> Operations:
+        """Makes the random draws of one clip. Returns the operations to apply, each with its severity from -1 to 1."""
+        operations = []
         for operation in rng.choice(OPERATIONS, self.layers):
             is_applied = rng.random() < _APPLY_PROBABILITY
             severity = np.clip(rng.normal(self.magnitude, self.std), 0, 10) / 10
             direction = rng.choice((-1, 1))
             if is_applied:
-                clip = operation(clip, direction * severity)
-        return clip
+                operations.append((operation, direction * severity))
+        return tuple(operations)
+
+
+def apply_operations(clip, operations: Operations):
+    """Returns the clip, (t, y, x, 3) uint8, after the operations that `RandAugment.sample` drew."""
+    for operation, severity in operations:
+        clip = operation(clip, severity)
+    return clip
 
 
 def autocontrast(clip):

@@ -2,7 +2,8 @@
 
 A frame is on screen from its own time until the time of the next frame, and the last frame until `duration`. `Uniform`
 and `Dense` choose instants in seconds and take the frame on screen at each instant. A variable frame rate therefore
-needs no special case. The rules of `frame_rules` are those of published code and count frames.
+needs no special case, unless a few frames fill most of the video, see `steady_times`. The rules of `frame_rules` are
+those of published code and count frames.
 
 Common arguments:
     times: (n,) float64, ascending, seconds from the first frame to each frame.
@@ -23,6 +24,15 @@ from input_pipeline.errors import DataError
 # Because of rounding, an instant that should equal the time of a frame can be slightly smaller or larger. A microsecond
 # is far above the rounding error and far below the duration of any frame.
 _TOLERANCE = 1e-6
+
+# Seconds. Many containers round times to a millisecond.
+_ROUNDING = 1e-3
+
+# The last sentence of the rules that choose instants.
+STEADY_RULE = (
+    "If a single frame, or up to a twentieth of the frames, each over 20 times as long as the median frame, fills more "
+    "than half of the duration, all frames count as equally long."
+)
 
 
 class Sampler(Protocol):
@@ -58,11 +68,12 @@ class Uniform:
     def rule(self) -> str:
         return (
             "The video is divided into T segments of equal duration. Clip k takes from each segment the frame that is "
-            "on screen at the fraction (k + 1/2) / K of the segment."
+            "on screen at the fraction (k + 1/2) / K of the segment. " + STEADY_RULE
         )
 
     def train(self, times, duration, rng: np.random.Generator) -> np.ndarray:
         """Returns ascending indices, (frames,) int64: a random instant in each segment."""
+        times, duration = steady_times(times, duration)
         instants = (np.arange(self.frames) + rng.random(self.frames)) * (duration / self.frames)
         return _on_screen(times, instants)
 
@@ -74,6 +85,7 @@ class Uniform:
         frames wherever a segment has enough of them.
         """
         check_count("eval.clips", clips)
+        times, duration = steady_times(times, duration)
         within = (np.arange(clips) + 0.5) / clips
         return _on_screen(times, (np.arange(self.frames) + within[:, None]) * (duration / self.frames))
 
@@ -112,11 +124,12 @@ class Dense:
             start = "k / (K - 1) x E, or E / 2 if K is 1, where E is the time of the last frame less (T - 1) s"
         return (
             f"Times are counted in frames at {rate}, s is {self.stride}, and D is the duration. Clip k starts at "
-            f"{start}, but not before 0. Its frame i is on screen at start + i s, or is the last frame."
+            f"{start}, but not before 0. Its frame i is on screen at start + i s, or is the last frame. {STEADY_RULE}"
         )
 
     def train(self, times, duration, rng: np.random.Generator) -> np.ndarray:
         """Returns ascending indices, (frames,) int64. The start is uniform over all starts at which the clip fits."""
+        times, duration = steady_times(times, duration)
         offsets = self._offsets(times, duration)
         start = rng.random() * max(duration - offsets[-1], 0.0)
         return _on_screen(times, start + offsets)
@@ -131,6 +144,7 @@ class Dense:
         beginning of the video, and no clip reaches the end of the video.
         """
         check_count("eval.clips", clips)
+        times, duration = steady_times(times, duration)
         offsets = self._offsets(times, duration)
         if self.test_starts == "from_first":
             slack = max(duration - self.frames * self._stride_seconds(times, duration), 0.0)
@@ -144,6 +158,43 @@ class Dense:
 
     def _stride_seconds(self, times, duration):
         return self.stride * (duration / len(times) if self.fps is None else 1 / self.fps)
+
+
+def filling_intervals(times, duration) -> np.ndarray:
+    """Returns the intervals of the few frames that fill more than half of the duration, or an empty array.
+
+    These are a single frame, or up to a twentieth of the frames, each over 20 times as long as the median frame. Such
+    times are those of recordings that were paused or spliced, of cameras that lost the connection, and of damaged
+    clocks. Samplers that choose instants would take these few frames again and again. A video of one frame has none.
+    """
+    intervals = np.sort(np.diff(times, append=duration))[::-1]
+    longest = intervals[: max(1, len(intervals) // 20)]
+    gaps = longest[: max(1, np.count_nonzero(longest > 20 * np.median(intervals)))]
+    return gaps if len(intervals) > 1 and gaps.sum() > duration / 2 + _ROUNDING else gaps[:0]
+
+
+def sampling_remark(times, duration) -> str:
+    """Returns a sentence if `steady_times` differ from the times of the file, or else an empty string."""
+    gaps = filling_intervals(times, duration)
+    if not len(gaps):
+        return ""
+    verb = "fills" if len(gaps) == 1 else "fill"
+    return (
+        f"{len(gaps)} of {len(times)} frames {verb} {gaps.sum() / duration:.0%} of the duration. "
+        "Clips are sampled by the numbers of frames instead of their times."
+    )
+
+
+def steady_times(times, duration) -> tuple[np.ndarray, float]:
+    """Returns the times and the duration that instants are chosen from.
+
+    These are those of the file, unless `filling_intervals` finds frames. Then all frames last as long as the median
+    frame of the file, and at least a millisecond. Instants at equal distances then give frames at equal distances.
+    """
+    if not len(filling_intervals(times, duration)):
+        return times, duration
+    interval = max(float(np.median(np.diff(times, append=duration))), _ROUNDING)
+    return np.arange(len(times)) * interval, len(times) * interval
 
 
 def _on_screen(times, instants):

@@ -98,7 +98,8 @@ def make_plan(data: dict, encoding: dict, clips_per_shard: int) -> Plan:
     jobs, left_out = [], []
     for split, manifest in zip(SPLITS, (pipeline.train_manifest, pipeline.val_manifest), strict=True):
         options[split] = manifest.digest
-        tasks = [Task(record, encoding, pipeline.frame_rate) for record in manifest.records]
+        settings = encoding, pipeline.frame_rate, pipeline.limit_seconds
+        tasks = [Task(record, *settings) for record in manifest.records]
         starts = range(0, len(tasks), clips_per_shard)
         jobs += [
             ShardJob(split, index, len(starts), tuple(tasks[start : start + clips_per_shard]))
@@ -192,6 +193,7 @@ def merge(folder, plan: Plan) -> dict:
     Returns:
         The summary: the options, and for each split the number of `clips`, of `excluded` videos (missing videos
         included) and of `frames`, and the bytes before (`source_bytes`) and after (`bytes`).
+        `remarks` has [path, text] of the videos with remarks, see `videos.remarks`.
 
     Raises:
         DataError: shards are missing, or a shard has another size than when it was written.
@@ -222,6 +224,7 @@ def merge(folder, plan: Plan) -> dict:
             "frames": sum(row["frames"] for row in clips),
             "source_bytes": sum(row["source_bytes"] for row in clips),
             "bytes": shard_bytes,
+            "remarks": [[row["path"], row["remarks"]] for row in clips if "remarks" in row],
         }
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([("split", "path", "reason"), *excluded])

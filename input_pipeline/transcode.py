@@ -20,8 +20,9 @@ from av.codec.context import ThreadType
 from input_pipeline.annotations import Record
 from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.frame_rate import frame_rate
+from input_pipeline.sampling import steady_times
 from input_pipeline.shards import read_video
-from input_pipeline.videos import open_video
+from input_pipeline.videos import open_video, remarks
 
 # One thread: with more, the bytes would depend on the number of threads. cpu-independent: x264 uses its C functions
 # for "mbtree", the propagation of costs from frame to frame. The AVX-512 functions give other bytes, and not always the
@@ -66,11 +67,12 @@ class Encoding:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One video to transcode. `frame_rate` applies to folders of frames, see `videos.open_video`."""
+    """One video to transcode. For `frame_rate` and `limit_seconds` see `videos.open_video`."""
 
     record: Record
     encoding: Encoding
     frame_rate: float = 30.0
+    limit_seconds: float = 60.0
 
 
 def run(task: Task) -> tuple[dict, bytes | None]:
@@ -78,15 +80,19 @@ def run(task: Task) -> tuple[dict, bytes | None]:
 
     Returns:
         The metadata and the clip. The metadata are `name`, `label`, `frames`, `fps`, `width`, `height`, `bytes`,
-        `sha256` and `source_bytes`. For a video that cannot be decoded they are `name`, `label`, `path` and `reason`,
-        and the clip is None.
+        `sha256` and `source_bytes`, and also `path` and `remarks` if `videos.remarks` has any. For a video that cannot
+        be decoded they are `name`, `label`, `path` and `reason`, and the clip is None.
     """
     try:
-        metadata, data = transcode(open_video(task.record, frame_rate=task.frame_rate), task.encoding)
+        video = open_video(task.record, frame_rate=task.frame_rate, limit_seconds=task.limit_seconds)
+        metadata, data = transcode(video, task.encoding)
         source_bytes = _source_bytes(task.record)
     except (DecodeError, OSError, av.FFmpegError, cv2.error, MemoryError) as error:
         return failed(task, f"{error}" or type(error).__name__), None
-    return {"name": task.record.name, "label": task.record.label, **metadata, "source_bytes": source_bytes}, data
+    metadata = {"name": task.record.name, "label": task.record.label, **metadata, "source_bytes": source_bytes}
+    if noted := remarks(video):
+        metadata |= {"path": task.record.path, "remarks": " ".join(noted)}
+    return metadata, data
 
 
 def failed(task: Task, reason: str) -> dict:
@@ -118,14 +124,15 @@ def transcode(video, encoding: Encoding) -> tuple[dict, bytes]:
     """
     if not len(video.times) / _MAX_RATE < video.duration < float("inf"):
         raise DecodeError(f"The video lasts {video.duration} seconds, but has {len(video.times)} frames.")
-    rate = frame_rate(len(video.times), video.duration)
-    count = max(1, round(video.duration * rate))
-    if count > max(2 * len(video.times), _MAX_REPEATED):
-        raise DecodeError(f"The video lasts {video.duration:g} seconds, but has {len(video.times)} frames.")
+    times, duration = steady_times(video.times, video.duration)
+    rate = frame_rate(len(times), duration)
+    count = max(1, round(duration * rate))
+    if count > max(2 * len(times), _MAX_REPEATED):
+        raise DecodeError(f"The video lasts {video.duration:g} seconds, but has {len(times)} frames.")
     # Each new frame is the source frame that is on screen at the middle of its interval. A video of constant rate then
     # keeps every frame exactly once, even if the container rounds its times coarsely.
     instants = (np.arange(count) + 0.5) / float(rate)
-    indices = np.maximum(np.searchsorted(video.times, instants, side="right") - 1, 0)
+    indices = np.maximum(np.searchsorted(times, instants, side="right") - 1, 0)
     images = video.each(indices)
     first = next(images)
     height, width = encoding.size(*first.shape[:2])

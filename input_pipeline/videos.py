@@ -16,6 +16,7 @@ from input_pipeline.annotations import Record
 from input_pipeline.decode import Video
 from input_pipeline.display import Info, check_size
 from input_pipeline.errors import DecodeError
+from input_pipeline.sampling import sampling_remark
 from input_pipeline.shards import read_video
 from input_pipeline.sources import tfds
 
@@ -44,9 +45,15 @@ class OpenVideo(Protocol):
 
     def frames(self, indices) -> np.ndarray: ...
 
-    def each(self, indices) -> Iterator[np.ndarray]: ...
+    def each(self, indices, *, one_limit: bool = False) -> Iterator[np.ndarray]: ...
 
     def info(self) -> Info: ...
+
+
+def remarks(video: OpenVideo) -> tuple[str, ...]:
+    """Returns sentences on how the frames of a video are read, where that is not obvious. Most videos have none."""
+    remark = sampling_remark(video.times, video.duration)
+    return (*video.remarks, remark) if remark else video.remarks
 
 
 def open_video(record: Record, *, frame_rate: float = 30.0, limit_seconds: float = 60.0) -> OpenVideo:
@@ -97,9 +104,9 @@ class Cut:
         indices = _checked(indices, self.times, self._path)
         return self._video.frames(self._first + indices)
 
-    def each(self, indices) -> Iterator[np.ndarray]:
+    def each(self, indices, *, one_limit: bool = False) -> Iterator[np.ndarray]:
         """Yields (y, x, 3) uint8, see `decode.Video.each`."""
-        return self._video.each(self._first + _checked(indices, self.times, self._path))
+        return self._video.each(self._first + _checked(indices, self.times, self._path), one_limit=one_limit)
 
     def info(self) -> Info:
         """Returns the properties of the whole file."""
@@ -148,12 +155,14 @@ class Pictures:
         images = [self._image(index) for index in distinct]
         return np.stack(images)[inverse]
 
-    def each(self, indices) -> Iterator[np.ndarray]:
-        """Yields the frames one at a time, see `decode.Video.each`."""
+    def each(self, indices, *, one_limit: bool = False) -> Iterator[np.ndarray]:
+        """Yields the frames one at a time, see `decode.Video.each`. There is no limit of time."""
+        del one_limit
         for index, group in itertools.groupby(_checked(indices, self.times, self._name).tolist()):
             image = self._image(index)
             for _ in group:
                 yield image
+            del image  # before the next frame is decoded
 
     def info(self) -> Info:
         """Returns the properties of the first frame. Raises DecodeError as `frames` does."""

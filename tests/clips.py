@@ -11,7 +11,7 @@ import numpy as np
 from input_pipeline import Pipeline
 
 CLIPS, BAD = 22, (3, 17)  # number of clips, and those that will not decode
-FIELDS = {"video", "index", "label", "mask", "id", "decoded", "error"}
+FIELDS = {"video", "index", "label", "mask", "id", "decoded", "error", "remark"}
 
 
 def write_clips(root: Path) -> str:

@@ -275,15 +275,18 @@ def test_randaugment_follows_the_flip_and_its_arguments():
         def __init__(self, *arguments):
             self.arguments = arguments
 
-        def __call__(self, clip, rng):
-            calls.append((self.arguments, clip))
+        def sample(self, rng):
+            return ((self.invert, 0.5),)
+
+        def invert(self, clip, severity):
+            calls.append((self.arguments, severity, clip))
             return 255 - clip
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(augment, "RandAugment", Recorder)
         clip, _ = apply(frames, 0, np.random.default_rng(0))
-    assert calls[0][0] == (2, 9.0, 0.0)
-    np.testing.assert_array_equal(calls[0][1], frames[:, :, ::-1])
+    assert calls[0][:2] == ((2, 9.0, 0.0), 0.5)
+    np.testing.assert_array_equal(calls[0][2], frames[:, :, ::-1])
     np.testing.assert_array_equal(clip, 255 - frames[:, :, ::-1])
 
 

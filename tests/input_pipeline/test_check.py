@@ -2,6 +2,7 @@
 
 import csv
 import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -72,7 +73,7 @@ def test_the_report(data, tmp_path, capsys):
         "with space, größe.webm": ("vp9", "48", "32", "25.000", "5", "0.200", "0", "no", "no", ""),
         "other.avi": ("mpeg4", "96", "64", "25.000", "4", "0.160", "0", "no", "no", ""),
     }
-    assert {name: tuple(report[name].values())[1:] for name in expected} == expected
+    assert {name: tuple(report[name].values())[1:-1] for name in expected} == expected
     assert (report["vfr.mkv"]["variable_rate"], report["vfr.mkv"]["frames"]) == ("yes", "20")
     assert report.keys() == expected.keys() | {"vfr.mkv", *BROKEN}
     for name in BROKEN:
@@ -107,7 +108,7 @@ def test_the_videos_of_exclude_are_left_out_of_a_run(data, tmp_path):
 
 def test_a_check_that_was_killed_continues(data, tmp_path, capsys):
     report = tmp_path / "report.csv"
-    head = ",".join(check.COLUMNS)
+    head = ",".join(check.COLUMNS[:-1])  # as of versions before the remarks
     # A report after a kill: an undamaged video, a video of another list, a broken video, and an incomplete row.
     report.write_text(
         f"{head}\nplain.mp4,old,1,2,3,4,5,0,no,no,\nelsewhere.mp4,,,,,,,,,,gone\n"
@@ -137,6 +138,23 @@ def test_a_data_set_without_broken_videos(data, tmp_path, capsys):
 def test_a_file_that_was_removed_during_the_check_is_broken(tmp_path):
     row = check._examine(Record(0, str(tmp_path / "a.mp4"), 0, 1), lambda: None, frame_rate=30)
     assert "No such file" in row["error"]
+
+
+@pytest.mark.quick
+def test_remarks_are_in_the_report_and_printed(tmp_path, capsys):
+    """A recording that was paused for a minute; its frames are sampled by number. Others have no remark."""
+    paused, plain = tmp_path / "paused.mkv", tmp_path / "plain.mkv"
+    write(paused, count=20, pts=[40 * n + 60000 * (n > 5) for n in range(20)])
+    write(plain, count=3)
+    records = {path.name: Record(n, str(path), 0, n) for n, path in enumerate((paused, plain))}
+    report = tmp_path / "report.csv"
+    assert not check.check(records, report, 1, functools.partial(check._examine, frame_rate=30))
+    check._print_remarks(report)
+    found = rows(tmp_path)
+    assert found["plain.mkv"]["remarks"] == ""
+    assert "1 of 20 frames fills 99% of the duration." in found["paused.mkv"]["remarks"]
+    printed = capsys.readouterr().out
+    assert f"  paused.mkv: {found['paused.mkv']['remarks']}\n1 videos have remarks" in printed
 
 
 def misbehave(record, beat):

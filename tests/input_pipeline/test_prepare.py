@@ -138,6 +138,22 @@ def test_every_video_is_there_once_with_its_label_and_frames(source, prepared):
     assert f"train: {TRAIN - 1} clips" in printed and "1 videos left out" in printed and "clips/s" in printed
 
 
+def test_recordings_that_were_paused_are_named(tmp_path):
+    """Six of them, with more than half of the duration in one frame. The summary names all, the output five."""
+    for number in range(6):
+        write(tmp_path / f"{number}.mkv", count=6, pts=[0, 40, 80, 9000, 9040, 9080])
+    write(tmp_path / "plain.mp4", count=3)
+    (tmp_path / "train.csv").write_text("".join(f"{number}.mkv,{number % 3}\n" for number in range(6)))
+    (tmp_path / "val.csv").write_text("plain.mp4,0\n")
+    printed = run(*arguments(tmp_path, tmp_path / "out", "--workers=1"))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    noted = summary["train"]["remarks"]
+    assert [path for path, _ in noted] == [str(tmp_path / f"{number}.mkv") for number in range(6)]
+    assert summary["val"]["remarks"] == []
+    assert all(f"  {path}: 1 of 6 frames fills " in printed for path, _ in noted[:5]) and noted[5][0] not in printed
+    assert "1 more videos have remarks, see" in printed
+
+
 def test_the_lists_checksums_and_summary(source, prepared):
     out, _ = prepared
     assert (out / "classes.txt").read_text() == "0\n1\n2\n"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from input_pipeline import DataError
 from input_pipeline.samplers import STRIDED, make_sampler
-from input_pipeline.sampling import Dense, Uniform
+from input_pipeline.sampling import Dense, Uniform, sampling_remark, steady_times
 
 
 def constant(n, fps=25.0):
@@ -170,3 +170,57 @@ def test_dense_repeats_the_last_frame_of_a_short_video():
 def test_fields_are_checked(field, make):
     with pytest.raises(DataError, match=field.replace(".", r"\.")):
         make()
+
+
+# Videos of which a few frames fill most of the time
+
+
+def jumps(count, *gaps, fps=25.0):
+    """Returns times and duration of a video at a constant rate, where frame n lasts `seconds` for each (n, seconds)."""
+    intervals = np.full(count, 1 / fps)
+    for index, seconds in gaps:
+        intervals[index] = seconds
+    return np.cumsum(intervals) - intervals, float(intervals.sum())
+
+
+PAUSED = [
+    jumps(100, (0, 3600.0)),  # a recording that was paused after its first frame
+    jumps(100, (49, 30.0)),
+    jumps(100, (99, 5.0)),  # the last frame is held
+    jumps(100, (20, 9.0), (50, 10.0), (70, 11.0)),  # none of them fills half, and together they fill nine tenths
+    jumps(12, (3, 1.0)),
+]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("times, duration", PAUSED)
+def test_where_a_few_frames_fill_the_time_frames_are_counted(times, duration):
+    """All rules take the frames that they take from a video of the same number of frames at a constant rate."""
+    n, steady = len(times), constant(len(times))
+    remark = sampling_remark(times, duration)
+    assert "of the duration" in remark and f" of {n} frames fill" in remark
+    for sampling, fps in (("uniform", None), ("dense", None), ("dense", 12.5), ("slowfast", 12.5)):
+        sampler = make_sampler(sampling, 4, 2, fps, "spread")
+        np.testing.assert_array_equal(sampler.test(times, duration, 3), sampler.test(*steady, 3))
+        for seed in range(5):
+            rng, other = np.random.default_rng(seed), np.random.default_rng(seed)
+            np.testing.assert_array_equal(sampler.train(times, duration, rng), sampler.train(*steady, other))
+    assert len(np.unique(Uniform(8).test(times, duration, 1))) == 8
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "times, duration",
+    [
+        constant(1),
+        constant(2, 29.97),
+        constant(3),
+        (np.array([0.0, 0.033]), 0.067),  # two frames in whole milliseconds, the last of which is the longer one
+        (np.array([0, 0.1, 0.2, 0.3, 1.0, 1.5]), 2.0),
+        jumps(100, (50, 3.9)),  # just below a half
+        jumps(8, *((n, 5.0) for n in range(8))),  # a show of slides
+        (np.cumsum([1 / 60] * 60 + [1 / 10] * 60) - 1 / 60, 7.0),
+    ],
+)
+def test_other_variable_rates_are_sampled_by_time(times, duration):
+    assert steady_times(times, duration)[0] is times and sampling_remark(times, duration) == ""

@@ -236,3 +236,11 @@ def test_encodings_out_of_range_are_refused():
     for wrong in (dict(short_side=8), dict(gop=0), dict(crf=52)):
         with pytest.raises(DataError, match=next(iter(wrong))):
             Encoding(**wrong)
+
+
+def test_a_recording_that_was_paused_keeps_every_frame_once(tmp_path):
+    """Its frames count as equally long, as in training. The metadata name the video."""
+    path = write(tmp_path / "paused.mkv", count=20, pts=[40 * n + 60000 * (n > 5) for n in range(20)])
+    metadata, data = transcode.run(Task(Record(0, path, 0, 1), Encoding()))
+    assert numbers(Video(data)) == list(range(20)) and metadata["fps"] == "25"
+    assert metadata["path"] == path and "1 of 20 frames fills 99%" in metadata["remarks"]

@@ -29,7 +29,8 @@ def batches(videos, batch_size, bad, steps, repeats=1):
         order += list(rng.permutation(videos))
     rows = np.repeat(order, repeats)[: steps * batch_size].reshape(steps, batch_size)
     for step, ids in enumerate(rows, start=1):
-        yield step, {"id": ids, "mask": np.float32(~np.isin(ids, bad)), "error": np.array([b"broken"] * batch_size)}
+        texts = {"error": np.array([b"broken"] * batch_size), "remark": np.array([b""] * batch_size)}
+        yield step, {"id": ids, "mask": np.float32(~np.isin(ids, bad)), **texts}
 
 
 def train(counter, stream):
@@ -88,7 +89,8 @@ def test_processes_add_their_counts_where_a_step_has_two_passes(monkeypatch):
     for index, mask in enumerate(masks):
         monkeypatch.setattr(bad_videos.jax, "process_index", lambda index=index: index)
         counter = make(6, 8, 1.0)
-        counter.log_local(1, {"id": np.arange(4), "mask": mask, "error": np.array([b""] * 4)})
+        empty = np.array([b""] * 4)
+        counter.log_local(1, {"id": np.arange(4), "mask": mask, "error": empty, "remark": empty})
         sent.append(json.dumps(list(counter._passes[1].items())))
     sent.pop()  # that of the process itself
     counter.count_global(1, {"count": 5.0})

@@ -10,6 +10,7 @@ from input_pipeline import DataError
 from input_pipeline.remarks import max_bad_videos
 from vidformers.parallel.processes import allgather_strings
 from vidformers.progress import log
+from vidformers.training.remarks import VideoRemarks
 from vidformers.training.setup import Setup
 
 
@@ -32,6 +33,7 @@ class BadVideos:
     def __init__(self, setup: Setup, clips_by_path: dict[str, int], count_in_pass: int):
         self.records, self.setup = setup.pipeline.train_manifest.records, setup
         self.clips_by_path, self.count_in_pass = clips_by_path, count_in_pass
+        self._remarks = VideoRemarks(self.records)
         self._limit = max_bad_videos(len(self.records), setup.pipeline.max_bad_fraction)
         self._videos_per_step = setup.train_config.batch_size // setup.pipeline.repeats
         self._has_warned = False
@@ -39,7 +41,8 @@ class BadVideos:
         self._passes: dict[int, Counter[int]] = {}
 
     def log_local(self, step: int, batch: dict) -> None:
-        """Logs each video of this process's batch that could not be decoded, unless it has been logged before."""
+        """Logs, once for each video, which of this process's batch could not be decoded, and remarks on the others."""
+        self._remarks.log_local(batch)
         rows = np.flatnonzero(batch["mask"] == 0)
         clips_by_path = dict(self.clips_by_path)
         for row in rows:
