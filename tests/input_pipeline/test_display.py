@@ -67,7 +67,7 @@ def test_turns_and_mirrors(tmp_path, signs, is_diagonal):
     [
         ((0, 0, 0, 0), (1, 0, 0, 1)),  # all points are moved to one
         ((1, 0, 1, 0), (1, 0, 0, 1)),  # or onto a line
-        ((0, -1, 0, -1), (1, 0, 0, 1)),
+        ((-1, -1, -1, -1), (1, 0, 0, 1)),
         ((0.5, 0, 0, -0.5), (1, 0, 0, -1)),
         ((0.1, 0.995, -0.995, 0.1), (0, 1, -1, 0)),  # almost a quarter turn
         ((-0.98, 0.2, 0.2, 0.98), (-1, 0, 0, 1)),  # almost a mirror
@@ -215,6 +215,24 @@ def test_frames_of_another_size_are_scaled_to_the_first(tmp_path, name, sizes):
 
 
 @pytest.mark.quick
+def test_frames_that_are_turned_otherwise_than_the_first_get_its_size():
+    def frame(number, *matrix):
+        numbers = np.array([*matrix[:2], 0, *matrix[2:], 0, 0, 0, 1], np.int32)
+        frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+        return SimpleNamespace(
+            **{name: getattr(frame, name) for name in ("width", "height", "colorspace", "color_range", "to_ndarray")},
+            side_data={"DISPLAYMATRIX": numbers.tobytes()},
+        )
+
+    shown = display.Display("video", (WIDTH, HEIGHT), None)
+    turned = shown.image(frame(5, 0, 1, -1, 0), None)
+    np.testing.assert_array_equal(turned, np.rot90(picture(5), -1))
+    upright = shown.image(frame(6, 1, 0, 0, 1), None)
+    assert upright.shape == turned.shape == (WIDTH, HEIGHT, 3)
+    assert read_number(cv2.resize(upright, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)) == 6
+
+
+@pytest.mark.quick
 def test_a_stream_whose_size_changes(tmp_path):
     parts = [open(write(tmp_path / f"{height}.ts", count=5, size=(height, 64)), "rb").read() for height in (64, 32)]
     video = Video(b"".join(parts))
@@ -276,6 +294,15 @@ def test_frames_that_are_too_large_are_refused(tmp_path, monkeypatch, name, opti
     monkeypatch.setattr(decode, "_CODEC_OPTIONS", {"max_pixels": str(limit)})
     with pytest.raises(DecodeError, match=f"{name}: .* more than .* million"):
         Video(write(tmp_path / name, count=20, **options)).frames([0])
+
+
+@pytest.mark.quick
+def test_a_frame_that_is_larger_than_the_container_says_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    path = two_sizes(tmp_path / "video.mkv", ((32, 48), (64, 96)))
+    monkeypatch.setattr(decode, "_CODEC_OPTIONS", {"max_pixels": str(HEIGHT * WIDTH - 1)})
+    assert Video(path).frames([1]).shape == (1, 32, 48, 3)
+    with pytest.raises(DecodeError, match="video.mkv: its frames are damaged or have more than 67 million pixels"):
+        Video(path).frames([5])
 
 
 @pytest.mark.quick
