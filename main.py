@@ -30,9 +30,10 @@ many frames must be decoded per second. The last line is one JSON object. No dat
 estimate of the TPU compiler. --largest=false leaves out the largest batch. --train_videos=N is the number of training
 videos, and --decode_rate=CLIPS what one core decodes per second. docs/ahead.md explains the figures.
 
---mode=predict prints the most likely classes of --video: a video file, a folder with videos at any depth, or a .txt or
-.csv list with one path per line. --out=FILE.jsonl writes one line of JSON per video. If the command is repeated, the
-missing videos are appended. --features=FILE.npz writes the inputs of the classification head.
+--mode=predict prints the most likely classes of --video: a video file, a folder of JPEG frames, a folder with videos
+at any depth, or a .txt or .csv list with one path per line, with or without labels. --out=FILE.jsonl writes one line
+of JSON per video. If the command is repeated, the missing videos are appended. --features=FILE.npz writes the inputs of
+the classification head.
 
 --mode=explain draws which parts of each video of --video support the class --target, by default the most likely one,
 and writes the pictures to the folder --out. --layer=N draws the attention weights of frames in layer N of VTN's

@@ -29,7 +29,7 @@ def check_training_data(pipeline: Pipeline, batch_size: int, skips_bad: bool) ->
             or a validation video is an empty file and `skips_bad` is False.
     """
     train, val = pipeline.train_manifest, pipeline.val_manifest
-    unmatched = _unmatched_lines(pipeline)
+    unmatched = unmatched_lines(pipeline)
     train_status, val_status = file_status(train.records), file_status(val.records)
     empty = _empty_files(train, train_status)
     if len(empty) > max_bad_videos(len(train.records), pipeline.max_bad_fraction):
@@ -39,8 +39,7 @@ def check_training_data(pipeline: Pipeline, batch_size: int, skips_bad: bool) ->
         )
     empty_val = _require_content(val, val_status, skips_bad)
     found = [*_crop_remarks(pipeline), *flip_remarks(pipeline)]
-    if unmatched:
-        found.append(f"{len(unmatched)} lines of data.exclude name no video, for example {unmatched[0]!r}.")
+    found += [unmatched_sentence(unmatched)] if unmatched else []
     if len(train.records) < batch_size // pipeline.repeats:
         found.append(
             f"train.batch_size={batch_size} is larger than the data: a step sees each of the {len(train.records)} "
@@ -123,8 +122,12 @@ def _identity(record: Record, status: os.stat_result | None) -> tuple | None:
     return status and (status.st_dev, status.st_ino, record.position, record.start, record.end)
 
 
-def _unmatched_lines(pipeline: Pipeline) -> list[str]:
-    """Returns the lines of data.exclude that name no video. Raises DataError if no line names one."""
+def unmatched_lines(pipeline: Pipeline) -> list[str]:
+    """Returns the lines of data.exclude that name no video of either list.
+
+    Raises:
+        DataError: no line names a video.
+    """
     train, val = pipeline.train_manifest, pipeline.val_manifest
     of_val = set(val.unmatched)
     lines = [line for line in train.unmatched if line in of_val]
@@ -135,6 +138,11 @@ def _unmatched_lines(pipeline: Pipeline) -> list[str]:
             "data.exclude."
         )
     return lines
+
+
+def unmatched_sentence(lines: Sequence[str]) -> str:
+    """Returns the remark on lines of data.exclude that name no video."""
+    return f"{len(lines)} lines of data.exclude name no video, for example {lines[0]!r}."
 
 
 def flip_remarks(pipeline: Pipeline) -> Iterator[str]:

@@ -81,11 +81,14 @@ def make_plan(data: dict, encoding: dict, clips_per_shard: int) -> Plan:
     Raises:
         DataError: a field or a list is invalid, or `clips_per_shard` is out of range.
     """
-    from input_pipeline.pipeline import Pipeline  # imports grain, which the transcoding processes do not need
+    # These import grain, which the transcoding processes do not need.
+    from input_pipeline.pipeline import Pipeline
+    from input_pipeline.remarks import unmatched_lines
 
     pipeline, encoding = Pipeline(**data), Encoding(**encoding)
     if clips_per_shard < 1:
         raise DataError(f"--clips_per_shard must be at least 1, but is {clips_per_shard}.")
+    unmatched_lines(pipeline)  # refuses a data.exclude that names no video
     classes = pipeline.class_names
     require_lines(classes)  # classes.txt holds one name per line
     options = {

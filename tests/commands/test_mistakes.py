@@ -17,6 +17,7 @@ from configs.loading import FlagError, load, override
 from input_pipeline import check, prepare, show
 from vidformers.errors import ConfigError
 from vidformers.training.checkpoint import Checkpoints
+from vidformers.training.reports import data_notes
 from vidformers.training.setup import set_up
 from vidformers.training.workdir import describe_run, write_run_json
 
@@ -314,3 +315,13 @@ def test_the_program_in_its_own_process_prints_one_sentence_too(data, tmp_path):
     assert "needs 6 devices" in Run(arguments(data, tmp_path / "run", mesh)).error()
     assert not (tmp_path / "run").exists()
     assert (data / BAD).stat().st_size == 500
+
+
+def test_remarks_on_the_data_are_logged_at_the_start(data, tmp_path, capsys):
+    fields = {**SHORT, "data.val": "train.csv", "data.test_short_side": 64}
+    config, *_ = main.parse(["main.py", *arguments(data, tmp_path, {**fields, "train.batch_size": 64})])
+    setup = set_up(config)
+    shared, batch, crops = (next(line for line in setup.remarks if words in line) for words in ("also", "than", "crop"))
+    assert "40 of 40 videos" in shared and "train.batch_size=64" in batch and "data.test_short_side=64" in crops
+    assert list(data_notes(setup, tmp_path))[:3] == list(setup.remarks)
+    assert set_up(config, training=False).remarks == ()

@@ -4,7 +4,9 @@ import os
 
 import pytest
 from clips import pipeline
+from command import one_sentence
 
+from input_pipeline import check, prepare
 from input_pipeline.errors import DataError
 from input_pipeline.remarks import check_training_data, check_validation_data, flip_remarks, max_bad_videos
 
@@ -71,11 +73,11 @@ def test_empty_files_are_found_before_training(tmp_path):
     ):
         remarks(make(tmp_path, TRAIN | {"t1.mp4": b"", "t2.mp4": b""}, VAL))
     data = make(tmp_path, TRAIN, VAL | {"v2.mp4": b""})
-    for check in (remarks, lambda data: check_validation_data(data, False)):
+    for inspect in (remarks, lambda data: check_validation_data(data, False)):
         with pytest.raises(
             DataError, match=r"1 of 3 videos of .*val\.csv are empty files, .*v2\.mp4.*eval\.on_bad=skip"
         ):
-            check(data)
+            inspect(data)
     assert "v2.mp4" in remarks(data, skips_bad=True)[0]
     check_validation_data(data, True)
 
@@ -106,6 +108,19 @@ def test_crops_that_show_little_of_a_frame_are_named(tmp_path):
     assert "data.test_short_side=96" in tested and "25%" in tested
     assert "data.short_side=(60, 80)" in trained and "40%" in trained
     assert len(remarks(make(tmp_path, TRAIN, VAL, size=24, short_side=(60, 80), crop="resized"))) == 0
+
+
+@pytest.mark.quick
+def test_commands_refuse_an_exclude_list_that_names_no_video(tmp_path, capsys):
+    exclude = tmp_path / "exclude.txt"
+    exclude.write_text("gone.mp4\n")
+    make(tmp_path, TRAIN, VAL)
+    fields = dict(root=tmp_path, num_classes=3, exclude=exclude, classes="none", source="csv", flip_swaps="()")
+    flags = ["--config=configs/demo.py:vit", *(f"--config.data.{name}={value}" for name, value in fields.items())]
+    for command in (check, prepare):
+        assert command.main([*flags, f"--out={tmp_path}/out"]) == 2
+        assert f"data.exclude={exclude} names no video" in one_sentence(capsys.readouterr().err)
+    assert not (tmp_path / "out" / "report.csv").exists() and not (tmp_path / "out" / "options.json").exists()
 
 
 def flips(folder, names, **fields):

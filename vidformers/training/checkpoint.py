@@ -15,6 +15,7 @@ from vidformers.errors import ConfigError, require
 from vidformers.parallel.processes import allgather_strings, barrier
 from vidformers.progress import log
 from vidformers.training.checkpoint_folder import HAS_CHECKSUMS, CheckpointFolder, score
+from vidformers.training.config import CheckpointConfig
 from vidformers.training.workdir import has_saved, note_saved
 
 
@@ -56,10 +57,7 @@ class Checkpoints:
         best: str = "val/top1@1x1",
         read_only: bool = False,
     ):
-        require(
-            every_steps >= 1, f"checkpoint.every_steps={every_steps} must be at least 1, the steps from save to save."
-        )
-        require(keep >= 1, f"checkpoint.keep={keep} must be at least 1, or no run could continue.")
+        CheckpointConfig(every_steps=every_steps, keep=keep, best=best)  # checks the fields
         self.every_steps, self.best = every_steps, best
         self._workdir, self._keep, self._read_only = Path(workdir).absolute(), keep, read_only
         self._folder = CheckpointFolder(self._workdir / "checkpoints")
