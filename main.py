@@ -142,7 +142,8 @@ def main(argv) -> int:
     except StopRequested as request:  # outside the training loop, which saves and raises `Interrupted`
         return report_stop(request)
     except OSError as error:
-        return report_error(f"{error.filename or 'A file'} cannot be read or written: {error.strerror or error}.")
+        file = error.filename or "A file"
+        return report_error(f"{file} cannot be read or written: {error.strerror or error}.", error)
 
 
 def run(argv) -> int:
@@ -152,7 +153,7 @@ def run(argv) -> int:
     try:
         command = parse(argv)
     except FlagError as error:
-        return report_error(error)
+        return report_error(str(error), error)
 
     import jax
 
@@ -179,14 +180,15 @@ def run(argv) -> int:
     except (ConfigError, DataError) as error:
         # Skips `finish`, which would tell the peers that this process ends as planned, and leave them waiting in a
         # collective. Without it, the heartbeats of this process are missing, and the peers exit.
-        return report_error(error)
+        return report_error(str(error), error)
     processes.finish()
     return status
 
 
-def report_error(message) -> int:
-    """Prints the message of a mistake and returns its exit status."""
-    print_line(f"vidformers: {message}", sys.stderr)
+def report_error(message: str, error: Exception) -> int:
+    """Prints the message of a mistake and the sentences noted on the error, and returns the exit status."""
+    notes = [note for note in getattr(error, "__notes__", ()) if "\n" not in note]  # the others are tracebacks
+    print_line(" ".join(["vidformers:", message, *notes]), sys.stderr)
     return 2
 
 

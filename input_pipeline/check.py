@@ -25,6 +25,7 @@ from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.files import require_lines, write_lines, write_text
 from input_pipeline.outputs import output_folder
 from input_pipeline.shards import SUMS, changed_files
+from input_pipeline.stop_signals import stop_signals_blocked
 from input_pipeline.text import print_line
 from input_pipeline.videos import open_video, remarks
 from input_pipeline.workers import follow_parent
@@ -220,11 +221,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, child_pipe = context.Pipe()
         self.process = context.Process(target=_serve, args=(child_pipe, examine), daemon=True)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the parent handles interrupts
-        try:
+        with stop_signals_blocked():  # the parent handles them
             self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         child_pipe.close()  # so that `recv` raises EOFError when the process ends
         self.name, self.last_message = None, None
 

@@ -297,6 +297,7 @@ class Pipeline:
         process_index=0,
         process_count=1,
         records: Sequence[Record] | None = None,
+        passes: int = 1,
     ) -> Batches:
         """Returns an iterator over every video once, in order. Every process gets the same number of full batches.
 
@@ -307,6 +308,7 @@ class Pipeline:
             frames: frames per view, see `samplers.long_sampler`. None: `data.frames`, sampled by `data.sampling`.
             process_index, process_count: see `train_batches`.
             records: videos to use instead of the validation manifest.
+            passes: how many times the iterator yields all videos. The workers decode ahead across passes.
 
         Returns:
             Iterator over dictionaries as from `train_batches`, with `video` uint8 (b, clips * crops, t, size, size, 3)
@@ -336,7 +338,7 @@ class Pipeline:
             resize=self.resize,
             open_video=self._open,
         )
-        dataset = grain.MapDataset.source(padded).map(load)
+        dataset = grain.MapDataset.source(padded).repeat(passes).map(load)
         dataset = ProcessRows(dataset, local_videos, process_index, process_count).batch(local_videos)
         return Batches(dataset, workers=min(self.workers, count), prefetch=self.prefetch)
 

@@ -12,7 +12,6 @@ import sys
 import threading
 import traceback
 import weakref
-from collections.abc import Iterator
 from typing import Protocol
 
 import cv2
@@ -20,11 +19,9 @@ import cv2
 from input_pipeline import messages
 from input_pipeline.errors import DataError
 from input_pipeline.host_memory import available_bytes
+from input_pipeline.stop_signals import ignore_stop_signals, stop_signals_blocked
 from input_pipeline.watchdog import end_if_stuck
 from input_pipeline.workers import follow_parent
-
-# Signals that a terminal or a scheduler sends to all processes of a run. The parent handles them.
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class BatchSequence(Protocol):
@@ -123,7 +120,7 @@ class _Workers:
             name="batches",
             daemon=True,
         )
-        with _signals_blocked():  # also in the new processes, which would be interrupted while they import
+        with stop_signals_blocked():  # also in the new processes, which would be interrupted while they import
             try:
                 for number in range(workers):
                     self._workers.append(_Worker(number))
@@ -201,16 +198,6 @@ def _receive_batches(workers: list[_Worker], tasks, count: int, ready: queue.Que
         ready.put((None, error))
 
 
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Blocks the signals to a run, also in new threads and processes."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _make_batches(connection: socket.socket, number: int) -> None:
     """Runs in worker `number`: makes its batches and sends them."""
     _start_worker()
@@ -251,8 +238,7 @@ def _portable(error: Exception) -> Exception:
 
 def _start_worker() -> None:
     """Prepares a worker process before its first batch."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    ignore_stop_signals()
     follow_parent()
     # The accelerators belong to the parent. grain imports jax for its profiler. If jax is imported already, it has read
     # the environment, and only its config can change the platform.

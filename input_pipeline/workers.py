@@ -13,10 +13,12 @@ from input_pipeline.watchdog import end_if_stuck
 def start_pool_process() -> None:
     """Prepares a process of a pool, as the initializer of the pool.
 
-    The process ignores SIGINT, which the parent handles. It ends with its parent, even if the parent is killed, and it
-    ends if a decoder hangs.
+    The process ignores SIGINT and SIGHUP, which a terminal sends to all processes of a program: the parent answers.
+    SIGTERM ends the process, since a pool that has lost a process ends the others by it. The process also ends with its
+    parent, even if the parent is killed, and if a decoder hangs.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(1)
     follow_parent()
     end_if_stuck()

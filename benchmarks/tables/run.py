@@ -23,6 +23,7 @@ from typing import NamedTuple
 from benchmarks.tables.rows import Table
 from configs.loading import FlagError, load, read_flags, require
 from input_pipeline.files import write_text
+from input_pipeline.stop_signals import handled_signals
 from vidformers.training.metrics import read_metrics
 from vidformers.training.workdir import with_default_sections
 
@@ -253,10 +254,9 @@ def _train(job: Job) -> int:
 
 @contextlib.contextmanager
 def _forwarded(process: subprocess.Popen) -> Iterator[None]:
-    """Sends SIGINT and SIGTERM on to a process, as SIGTERM."""
+    """Sends SIGINT, SIGTERM and SIGHUP on to a process, as SIGTERM."""
     handlers = {
-        number: signal.signal(number, lambda *_: process.send_signal(signal.SIGTERM))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        number: signal.signal(number, lambda *_: process.send_signal(signal.SIGTERM)) for number in handled_signals()
     }
     try:
         yield

@@ -3,7 +3,9 @@
 The model of these tests returns its pixels as logits, so that each case can be set up exactly.
 """
 
+import signal
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,7 +17,9 @@ from vidformers import ConfigError
 from vidformers.parallel import memory
 from vidformers.parallel.mesh import make_mesh
 from vidformers.parallel.state import replicated_sharding
+from vidformers.training import stopping
 from vidformers.training.evaluate import EvalProtocol, Evaluator, batch_sums, log_probabilities
+from vidformers.training.stopping import StopSignal
 
 CLASSES = 7
 
@@ -51,11 +55,11 @@ def draw(seed, videos=16, views=6):
     return rng.normal(size=(videos, views, CLASSES)) * 2, rng.integers(0, CLASSES, videos)
 
 
-def evaluate(batches, mesh=None, **protocol):
+def evaluate(batches, mesh=None, stop=None, **protocol):
     mesh = mesh or make_mesh()
     protocol = EvalProtocol(**{**dict(clips=2, crops=3, batch_size=8), **protocol})
     evaluator = Evaluator(GRAPH, mesh, jax.tree.map(lambda _: replicated_sharding(mesh), PARAMETERS), protocol)
-    return evaluator(PARAMETERS, batches, lambda id, error: LookupError(f"{id}: {error}"))
+    return evaluator(PARAMETERS, batches, lambda id, error: LookupError(f"{id}: {error}"), stop or StopSignal())
 
 
 def average(logits, kind):
@@ -150,6 +154,24 @@ def test_a_class_without_videos_is_not_part_of_the_mean_over_classes():
     result = evaluate([rows(logits, [2] * 6 + [3] * 2)], clips=1, crops=1)
     assert result.metrics["val/mean_class_top1@1x1"] == 0.5
     assert result.metrics["val/top1@1x1"] == 0.75
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_stop_is_heard_at_the_next_batch(processes, monkeypatch):
+    """With two processes, the flag travels with the batch."""
+    monkeypatch.setattr(stopping, "jax", SimpleNamespace(process_count=lambda: processes))
+    logits, label = draw(6, videos=8)
+    stop, used = StopSignal(), []
+
+    def batches():
+        for number in range(3):
+            used.append(number)
+            if number == 1:
+                stop.signal = signal.SIGTERM
+            yield rows(logits, label)
+
+    assert evaluate(batches(), stop=stop) is None
+    assert used == [0, 1] and stop.agreed
 
 
 def broken():

@@ -35,8 +35,8 @@ def data(tmp_path_factory):
 # Assigned in the process of a run: a step takes 0.1 s longer, so that a signal sent after the first rows arrives before
 # the last step also on a busy machine.
 SLOW_STEPS = (
-    "vidformers.training.train.put_batch = (lambda put: lambda *batch: __import__('time').sleep(0.1) or put(*batch))("
-    "vidformers.training.train.put_batch)",
+    "vidformers.training.loop.put_batch = (lambda put: lambda *batch: __import__('time').sleep(0.1) or put(*batch))("
+    "vidformers.training.loop.put_batch)",
 )
 
 

@@ -133,6 +133,16 @@ class Checkpoints:
             self._folder.write_metrics(step, self._folder.read_metrics(step)[0] | metrics)
             self._folder.remove_all_but(self._keep, self.best)
 
+    def read_metrics(self, step: int) -> dict[str, float]:
+        """Returns the metrics of a checkpoint, {} if it has none. All processes return the same."""
+        metrics = self._folder.read_metrics(step)[0] if self._is_main else {}
+        return json.loads(allgather_strings(json.dumps(metrics))[0])
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint, None if there is none."""
+        return max(self._folder.steps(), default=None)
+
     def wait(self) -> None:
         """Waits until the last save has finished. Raises like `save`."""
         pending, self._pending_save = self._pending_save, None
@@ -147,11 +157,8 @@ class Checkpoints:
             reason = _file_system_error(error)
             if reason is None:
                 raise
-        steps = self._folder.steps()
-        newest = f"continues from the checkpoint of step {steps[-1]}" if steps else "starts again from step 0"
         raise ConfigError(
-            f"A checkpoint cannot be written to {self._folder.path}: {reason}. Fix this and run the same command "
-            f"again, which {newest}."
+            f"A checkpoint cannot be written to {self._folder.path}: {reason}. Fix this and run the same command again."
         )
 
     def restore(self, abstract_state, which: str = "latest") -> tuple[Any, dict, int] | None:

@@ -5,9 +5,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vidformers.errors import require
+from vidformers.errors import ConfigError
 
 _MAX_UNFETCHED = 2  # steps by which the host may run ahead of the devices
+
+
+class NotFiniteError(ConfigError):
+    """Raised when the loss or the gradient of a step is not finite."""
 
 
 class DeferredMetrics:
@@ -33,13 +37,14 @@ class DeferredMetrics:
         """Yields (step, metrics) in order: of all steps if `fetch_all`, otherwise of all but the last two.
 
         Raises:
-            ConfigError: the loss or the gradient of a step is not finite.
+            NotFiniteError: the loss or the gradient of a step is not finite.
         """
         while len(self._on_device) > (0 if fetch_all else _MAX_UNFETCHED):
-            step, metrics = self._on_device.popleft()
+            step, metrics = self._on_device[0]
             metrics = {name: float(value) for name, value in metrics.items()}
             _require_finite(step, metrics)
             self._unlogged.append(metrics)
+            self._on_device.popleft()  # only now: a state must not be saved if one of its metrics was not finite
             yield step, metrics
 
     @property
@@ -74,8 +79,8 @@ class DeferredMetrics:
 
 def _require_finite(step: int, metrics: dict) -> None:
     for name in ("loss", "gradient_norm"):
-        require(
-            np.isfinite(metrics[name]),
-            f"The {name.replace('_', ' ')} is {metrics[name]} at step {step}: lower optim.lr, set optim.clip_norm, or "
-            "use model.dtype=float32. The checkpoints of earlier steps are kept.",
-        )
+        if not np.isfinite(metrics[name]):
+            raise NotFiniteError(
+                f"The {name.replace('_', ' ')} is {metrics[name]} at step {step}: lower optim.lr, set optim.clip_norm, "
+                "or use model.dtype=float32."
+            )

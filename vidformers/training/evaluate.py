@@ -21,6 +21,7 @@ from vidformers.parallel.batch import abstract_batch, put_batch
 from vidformers.parallel.mesh import num_batch_shards, with_mesh
 from vidformers.parallel.processes import allgather_strings, barrier
 from vidformers.parallel.state import replicated_sharding
+from vidformers.training.stopping import StopSignal
 
 _MAX_VIDEOS_PER_DEVICE = 32  # larger batches made no model faster
 _MOST = 1_000_000  # views, frames of a view, or videos
@@ -83,6 +84,7 @@ class EvalSums(NamedTuple):
     top1: jax.Array  # videos whose label is the first prediction
     top5: jax.Array  # videos whose label is among the first five predictions
     confusion: jax.Array  # counts (true class, predicted class)
+    stop: jax.Array  # above 0 if a process of the run was asked to stop
 
 
 class EvalResult(NamedTuple):
@@ -142,7 +144,10 @@ def _average(logits, average: str):
 
 
 def batch_sums(graph, average: str, views_at_once: int, parameters, batch) -> EvalSums:
-    """Returns the sums over one batch {video, index, label, mask}. Rows that have mask 0 are not counted."""
+    """Returns the sums over one batch {video, index, label, mask, stop}. Rows that have mask 0 are not counted.
+
+    The field `stop` is there in runs of several processes alone, see `StopSignal`.
+    """
     model = fuse_projections(nnx.merge(graph, parameters))  # the same output with fewer multiply-adds
     log_p = log_probabilities(model, batch["video"], batch.get("index"), average, views_at_once)
     label, mask = batch["label"], batch["mask"]
@@ -155,7 +160,12 @@ def batch_sums(graph, average: str, views_at_once: int, parameters, batch) -> Ev
     rank = jnp.sum((log_p > label_log_p[:, None]) | ((log_p == label_log_p[:, None]) & is_lower), axis=1)
     confusion = jnp.zeros((num_classes, num_classes), jnp.float32).at[label, predicted].add(mask)
     return EvalSums(
-        mask.sum(), -(label_log_p * mask).sum(), ((rank < 1) * mask).sum(), ((rank < 5) * mask).sum(), confusion
+        count=mask.sum(),
+        loss=-(label_log_p * mask).sum(),
+        top1=((rank < 1) * mask).sum(),
+        top5=((rank < 5) * mask).sum(),
+        confusion=confusion,
+        stop=batch["stop"].sum() if "stop" in batch else jnp.zeros(()),
     )
 
 
@@ -244,7 +254,8 @@ class Evaluator:
     def compile(self, parameters, videos: int, frames: int, size: int):
         """Returns `step` compiled for batches of `videos` videos."""
         video = (videos, self.protocol.clips * self.protocol.crops, frames, size, size, 3)
-        return self.step.lower(parameters, abstract_batch(self.mesh, video)).compile()
+        batch = abstract_batch(self.mesh, video, stop=jax.process_count() > 1)
+        return self.step.lower(parameters, batch).compile()
 
     def run_step(self, parameters, batch) -> EvalSums:
         """Runs `step`. For a new batch shape: compiles, waits until all processes have compiled, then runs.
@@ -257,14 +268,17 @@ class Evaluator:
             barrier()
         return self.programs[shape](parameters, batch)
 
-    def __call__(self, parameters, batches, make_error, advance=lambda videos: None) -> EvalResult:
-        """Evaluates `parameters` on all `batches`.
+    def __call__(
+        self, parameters, batches, make_error, stop: StopSignal, advance=lambda videos: None
+    ) -> EvalResult | None:
+        """Evaluates `parameters` on all `batches`. Returns None if a signal has stopped the evaluation.
 
         Args:
             batches: an iterable of {video (b v t y x c), label, mask, id, error}. Among rows with mask 0,
                 id < 0 means padding, and id >= 0 means a video that could not be decoded.
             make_error: (id, error) -> the exception to raise for a video that could not be decoded. Not called if
                 `eval.on_bad` is 'skip'.
+            stop: the evaluation ends after the batch at which all processes agree to stop.
             advance: called after each batch with the number of its rows in all processes.
 
         Raises:
@@ -277,8 +291,11 @@ class Evaluator:
                 if self.protocol.on_bad == "error":
                     raise make_error(int(batch["id"][row]), error)
                 skipped.append((int(batch["id"][row]), error))
-            sums = self.run_step(parameters, put_batch(self.mesh, batch))
+            sums = self.run_step(parameters, put_batch(self.mesh, stop.attach_flag(batch)))
             sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
+            stop.read_flag(float(sums.stop))
+            if stop.agreed:
+                return None
             total = sums if total is None else jax.tree.map(np.add, total, sums)
             advance(len(batch["mask"]) * jax.process_count())
         require(total is not None and total.count > 0, "data.val: none of its videos could be evaluated.")

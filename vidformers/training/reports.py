@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vidformers.pretrained import Pretrained
@@ -75,17 +76,35 @@ def print_summary(setup: Setup, workdir: Path, result: EvalResult, seconds: dict
 
 
 def draw_run(setup: Setup, workdir: Path, result: EvalResult) -> None:
-    """Draws the curves of a run and the confusion matrix of its last evaluation."""
-    draw_curves(workdir)
+    """Draws the curves of a run and the confusion matrix of its last evaluation.
+
+    A failure is logged, see `_drawing`.
+    """
+    with _drawing(workdir / "curves.png"):
+        draw_curves(workdir)
     draw_result(setup, workdir, result)
 
 
 def draw_result(setup: Setup, workdir: Path, result: EvalResult) -> None:
-    """Draws the confusion matrix of an evaluation by the protocol of the config section `eval`."""
+    """Draws the confusion matrix of an evaluation by the protocol of the config section `eval`.
+
+    A failure is logged, see `_drawing`.
+    """
     top1 = result.metrics[f"val/top1@{setup.protocol.name}"]
-    draw_confusion(
-        workdir, result.confusion, setup.pipeline.class_names, f"top-1 {top1:.1%} ({setup.protocol.name} views)"
-    )
+    with _drawing(workdir / "confusion.png"):
+        draw_confusion(
+            workdir, result.confusion, setup.pipeline.class_names, f"top-1 {top1:.1%} ({setup.protocol.name} views)"
+        )
+
+
+@contextmanager
+def _drawing(path: Path) -> Iterator[None]:
+    """Logs an error that occurs while a picture is drawn. The results are already saved, so the command succeeds."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        log(f"{path} was not drawn ({type(error).__name__}: {reason}). All results are saved.")
 
 
 def result_rows(result: EvalResult) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM outside the training loop, which `stopping.StopSignal` handles.
+"""Stop signals outside the training loop and the evaluation, where `stopping.StopSignal` handles them.
 
 The signal handler raises `StopRequested`, a KeyboardInterrupt. That is not enough, since some code ignores all
 exceptions: Python ignores exceptions in `__del__` and in callbacks of the garbage collector, among them one of JAX, and
@@ -16,11 +16,13 @@ import sys
 import threading
 import warnings
 
+from input_pipeline.stop_signals import handled_signals, leave_closed_terminal
+
 _RESEND_SECONDS = 0.01
 
 
 class StopRequested(KeyboardInterrupt):
-    """Raised when SIGINT or SIGTERM arrives. `number` is the signal."""
+    """Raised when SIGINT, SIGTERM or SIGHUP arrives. `number` is the signal."""
 
     is_handled = False
 
@@ -34,15 +36,17 @@ class StopRequested(KeyboardInterrupt):
 
 
 def install_signal_handlers() -> None:
-    """Makes SIGINT and SIGTERM raise `StopRequested`.
+    """Makes SIGINT, SIGTERM and SIGHUP raise `StopRequested`. SIGHUP stays ignored under nohup.
 
     A shell starts background programs with SIGINT ignored. After this call, SIGINT stops them as well.
     """
 
     def handle(number, _):
+        if number == signal.SIGHUP:
+            leave_closed_terminal()
         raise StopRequested(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in handled_signals():
         signal.signal(number, handle)
     # Python reports each ignored exception on stderr. For `StopRequested` the report would mislead: it is sent again.
     sys.unraisablehook = lambda report: isinstance(report.exc_value, StopRequested) or sys.__unraisablehook__(report)
@@ -51,6 +55,7 @@ def install_signal_handlers() -> None:
 def report_stop(request: StopRequested) -> int:
     """Prints that the program was interrupted and returns its exit status, 128 + the number of the signal."""
     request.is_handled = True
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # both a closed terminal and its shell send it
     # The program ends here. Objects and coroutines that are freed early would print warnings.
     warnings.simplefilter("ignore")
     sys.unraisablehook = lambda _: None

@@ -1,6 +1,8 @@
 """Evaluation on the validation videos: during training, and of a checkpoint by `--mode=eval`."""
 
-from contextlib import nullcontext
+import itertools
+import math
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import jax
@@ -12,62 +14,96 @@ from vidformers.errors import require
 from vidformers.parallel import memory
 from vidformers.progress import Bar, log, table
 from vidformers.training.checkpoint import Checkpoints
-from vidformers.training.evaluate import EvalProtocol, EvalResult, Evaluator
+from vidformers.training.evaluate import EvalProtocol, EvalResult
 from vidformers.training.reports import draw_result, print_report, result_json, result_rows
 from vidformers.training.setup import Setup, initialise, load_weights, set_up
 from vidformers.training.step import State
+from vidformers.training.stopping import StopSignal
 from vidformers.training.workdir import open_workdir
 
 
-def run_evaluation(setup: Setup, evaluator: Evaluator, parameters, protocol: EvalProtocol) -> EvalResult:
-    """Evaluates parameters on `data.val`.
+class Validation:
+    """Evaluates parameters on `data.val` by one protocol, once or several times.
 
-    Raises:
-        DataError: a video cannot be decoded and `eval.on_bad` is 'error'.
+    The first evaluation chooses the batch size and starts the decoding workers. They are kept for the later
+    evaluations, for which they decode the first batches in advance.
+
+    Args:
+        setup: the setup of the run.
+        protocol: the protocol.
+        evaluations: the number of evaluations that are expected. The workers decode no more than these need, and end
+            after the last one.
     """
-    records, main = setup.pipeline.val_manifest.records, jax.process_index() == 0
 
-    def make_error(video_id: int, error: str) -> DataError:
-        return DataError(
-            f"{records[video_id].path} of data.val cannot be decoded: {error}. Set eval.on_bad=skip to leave out such "
-            "videos."
+    def __init__(self, setup: Setup, protocol: EvalProtocol, evaluations: int = 1):
+        self.setup, self.protocol, self._evaluations_left = setup, protocol, evaluations
+        self._evaluator = setup.evaluator(protocol)
+        self._batch_size, self._batches = 0, None
+
+    def evaluate(self, parameters, stop: StopSignal) -> EvalResult | None:
+        """Returns the result for `parameters`, or None if a signal has stopped the evaluation.
+
+        Raises:
+            DataError: a video cannot be decoded and `eval.on_bad` is 'error'.
+        """
+        records, name, main = self.setup.pipeline.val_manifest.records, self.protocol.name, jax.process_index() == 0
+
+        def make_error(video_id: int, error: str) -> DataError:
+            return DataError(
+                f"{records[video_id].path} of data.val cannot be decoded: {error}. Set eval.on_bad=skip to leave out "
+                "such videos."
+            )
+
+        if self._batches is None:
+            self._start(parameters)
+        batches = itertools.islice(self._batches, math.ceil(len(records) / self._batch_size))
+        with Bar(f"eval {name}", len(records), shown=main) as bar:
+            result = self._evaluator(parameters, batches, make_error, stop, bar.advance)
+            if result is None:
+                return None
+            bar.status(f"top-1 {result.metrics[f'val/top1@{name}']:.2%}")
+        self._evaluations_left -= 1
+        if not self._evaluations_left:
+            self.close()
+        if main:
+            for video_id, error in result.skipped:
+                log(f"Skipped {records[video_id].path}, which cannot be decoded: {error}")
+        return result
+
+    def _start(self, parameters) -> None:
+        """Chooses the batch size, and starts the workers."""
+        self._batch_size = self._batch_size or self._choose_batch_size(parameters)
+        self._batches = self.setup.pipeline.val_batches(
+            batch_size=self._batch_size,
+            clips=self.protocol.clips,
+            crops=self.protocol.crops,
+            frames=self.protocol.frames,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            passes=max(self._evaluations_left, 1),
         )
 
-    batches = setup.pipeline.val_batches(
-        batch_size=_batch_size(setup, evaluator, parameters, protocol),
-        clips=protocol.clips,
-        crops=protocol.crops,
-        frames=protocol.frames,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    try:
-        with Bar(f"eval {protocol.name}", len(records), shown=main) as bar:
-            result = evaluator(parameters, batches, make_error, bar.advance)
-            bar.status(f"top-1 {result.metrics[f'val/top1@{protocol.name}']:.2%}")
-    finally:
-        batches.close()
-    if main:
-        for video_id, error in result.skipped:
-            log(f"Skipped {records[video_id].path}, which cannot be decoded: {error}")
-    return result
+    def _choose_batch_size(self, parameters) -> int:
+        """Returns the batch size of an evaluation that may run while the whole training state is on the devices."""
+        setup, data = self.setup, self.setup.config["data"]
+        state_bytes, parameter_bytes = (
+            sum(memory.shard_bytes(leaf) for leaf in jax.tree.leaves(tree))
+            for tree in (setup.abstract, setup.abstract.eval_parameters)
+        )
+        return self._evaluator.choose_batch_size(
+            parameters,
+            self.protocol.frames or data["frames"],
+            data["size"],
+            other_bytes=state_bytes - parameter_bytes,
+            max_batch_bytes=setup.pipeline.max_batch_bytes,
+            max_videos=-(-len(setup.pipeline.val_manifest.records) // max(setup.pipeline.workers, 1)),
+        )
 
-
-def _batch_size(setup: Setup, evaluator: Evaluator, parameters, protocol: EvalProtocol) -> int:
-    """Returns the batch size of an evaluation that may run while the whole training state is on the devices."""
-    state_bytes, parameter_bytes = (
-        sum(memory.shard_bytes(leaf) for leaf in jax.tree.leaves(tree))
-        for tree in (setup.abstract, setup.abstract.eval_parameters)
-    )
-    data = setup.config["data"]
-    return evaluator.choose_batch_size(
-        parameters,
-        protocol.frames or data["frames"],
-        data["size"],
-        other_bytes=state_bytes - parameter_bytes,
-        max_batch_bytes=setup.pipeline.max_batch_bytes,
-        max_videos=-(-len(setup.pipeline.val_manifest.records) // max(setup.pipeline.workers, 1)),
-    )
+    def close(self) -> None:
+        """Ends the workers."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
 
 
 def evaluate(config: dict, path) -> dict:
@@ -81,6 +117,7 @@ def evaluate(config: dict, path) -> dict:
     Raises:
         ConfigError, DataError: an invalid config field or data file, or there is nothing to evaluate, or another
             command writes the result of the same protocol in `path`.
+        Interrupted: a signal stopped the evaluation.
     """
     setup, workdir = set_up(config, training=False), Path(path)
     file, is_main = workdir / f"eval_{setup.protocol.name}.json", jax.process_index() == 0
@@ -91,7 +128,10 @@ def evaluate(config: dict, path) -> dict:
         state, step = (
             _state_of_checkpoint(setup, workdir) if has_checkpoints else (_state_of_weights(setup, workdir), 0)
         )
-        result = run_evaluation(setup, setup.evaluator(setup.protocol), state.eval_parameters, setup.protocol)
+        with StopSignal() as stop, closing(Validation(setup, setup.protocol)) as validation:
+            result = validation.evaluate(state.eval_parameters, stop)
+            if result is None:
+                raise stop.interruption("Stopped. The evaluation is not finished: the same command starts it again.")
         if is_main:
             table(f"{workdir} at step {step}", result_rows(result))
             write_text(file, result_json(step, result))
