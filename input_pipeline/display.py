@@ -18,7 +18,7 @@ from input_pipeline.errors import DecodeError
 MAX_PIXELS = 2**26
 
 # Pixels whose width and height differ by more than this factor are a mistake in the file. Anamorphic video has factors
-# up to 2.
+# up to 2, and video of any shape that was squeezed to 340 x 256 pixels for a data set has factors up to 3.
 _MAX_ASPECT = 8
 
 # The colour matrices that FFmpeg converts, by their number in ITU-T H.273. Any other, such as a reserved number, is

@@ -226,7 +226,7 @@ class FrameFolder(Pictures):
     def _data(self, index):
         path = self._files[index]
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=_open_at_once) as file:
                 data = file.read()
         except OSError as error:
             raise DecodeError(f"{path}: {error.strerror}.") from error
@@ -259,6 +259,11 @@ class CompressedFrames(Pictures):
 
     def _data(self, index):
         return self._files[index], f"{self._name}: frame {index}"
+
+
+def _open_at_once(path, flags):
+    """Opens a pipe without waiting for a process that writes to it; it is then empty."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _decoded(data, name):

@@ -2,6 +2,7 @@
 
 import fractions
 import io
+import os
 import struct
 from types import SimpleNamespace
 
@@ -12,12 +13,13 @@ import pytest
 from av.video.reformatter import ColorRange
 from numbered import HEIGHT, WIDTH, decode_all, picture, read_number, write
 
-from input_pipeline import decode, display, transcode
+from input_pipeline import check, decode, display, transcode, videos
+from input_pipeline.annotations import Record
 from input_pipeline.decode import Video
 from input_pipeline.errors import DecodeError
 from input_pipeline.mp4_index import claimed_bytes
 from input_pipeline.transcode import Encoding
-from input_pipeline.videos import CompressedFrames, FrameFolder
+from input_pipeline.videos import CompressedFrames, FrameFolder, open_video
 
 
 def with_matrix(path, a, b, c, d):
@@ -264,6 +266,13 @@ def test_hidden_files_are_no_frames(tmp_path):
 
 
 @pytest.mark.quick
+def test_a_frame_that_is_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "0.jpg")
+    with pytest.raises(DecodeError, match="0.jpg: not a complete JPEG file"):
+        FrameFolder(str(tmp_path)).frames([0])
+
+
+@pytest.mark.quick
 def test_hdr_and_interlaced_videos_are_read_as_stored_and_named(tmp_path):
     kinds = {
         "transfer=smpte2084": ("The video is HDR (PQ) and is read without tone mapping.",),
@@ -273,7 +282,10 @@ def test_hdr_and_interlaced_videos_are_read_as_stored_and_named(tmp_path):
     }
     for params, remarks in kinds.items():
         path = write(tmp_path / "video.mp4", count=3, options={"x264-params": params})
-        assert Video(path).remarks == remarks
+        record = Record(0, path, 0, 1, name="video.mp4")
+        assert Video(path).remarks == videos.remarks(open_video(record)) == remarks
+        assert check._examine(record, lambda: None, 30.0)["remarks"] == " ".join(remarks)
+        assert transcode.run(transcode.Task(record, Encoding()))[0].get("remarks", "") == " ".join(remarks)
         np.testing.assert_array_equal(Video(path).frames(range(3)), decode_all(path))
 
 
