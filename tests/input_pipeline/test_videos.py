@@ -202,7 +202,7 @@ def test_clip_of_a_folder_of_frames(tmp_path):
 
 def test_row_of_a_shard(movie, monkeypatch):
     content = {("shard-0", 3): Path(movie).read_bytes()}
-    monkeypatch.setattr(videos, "read_video", lambda path, position: content[path, position])
+    monkeypatch.setattr(videos, "read_video", lambda path, position, sha256: content[path, position])
     assert numbers(open_video(record("shard-0", position=3)), [7]) == [7]
 
 
