@@ -22,4 +22,4 @@ cases of a part run in one process, one after another. A case that crashes, hang
 process, counts as failed, and the next case runs in a new process. An exception of `run_case` is a failure, too.
 """
 
-PARTS = ("kills", "checkpoints", "videos", "fields", "memory")
+PARTS = ("kills", "checkpoints", "videos", "files", "fields", "memory")

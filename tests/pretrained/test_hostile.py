@@ -14,6 +14,7 @@ import pytest
 import safetensors.numpy
 from flax import serialization
 
+from benchmarks.campaign import files
 from vidformers.errors import ConfigError
 from vidformers.pretrained import archive, flax_file, limits, unpickler
 from vidformers.pretrained.files import open_file
@@ -286,3 +287,15 @@ def test_an_index_lists_files_beside_it(weight_map, sentence, tmp_path):
         safetensors.numpy.save_file({"x": np.ones(3, np.float32)}, tmp_path / f"{name}.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     assert sentence in refused(tmp_path / "model.safetensors.index.json")
+
+
+@pytest.mark.parametrize("number", [n for n in range(len(files.SETS)) if files.case_set(n) != "orbax"])
+def test_a_case_of_the_campaign_depends_on_its_number_alone_and_ends_in_a_sentence(number, tmp_path):
+    results = []
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        folder.mkdir()
+        result = files.run_case(number, folder)
+        assert not result["failed"], result
+        made = sorted(path for path in folder.rglob("*") if path.is_file())
+        results.append([path.read_bytes() for path in made] + [result["outcome"]])
+    assert results[0] == results[1]
