@@ -16,6 +16,7 @@ from pathlib import Path
 
 from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.files import atomic_file, is_temporary, remove_temporaries, require_lines, write_text
+from input_pipeline.json_files import JsonError, open_regular, parse_json, read_json
 from input_pipeline.outputs import is_lock, locked
 from input_pipeline.shards import FIELDS, FORMAT, SUMS, read_shard, write_shard
 from input_pipeline.transcode import Encoding, Task
@@ -128,11 +129,10 @@ def claim_folder(folder, options: dict) -> None:
             return
     if OPTIONS_FILE not in names:
         raise DataError(f"--out={folder} contains other files than prepared shards. Choose another folder.")
-    with open(path, encoding="utf-8") as file:
-        try:
-            begun = dict(json.load(file))
-        except (ValueError, TypeError):
-            raise DataError(f"{path} was not written by python -m input_pipeline.prepare.") from None
+    try:
+        begun = read_json(path)
+    except JsonError:
+        raise DataError(f"{path} was not written by python -m input_pipeline.prepare.") from None
     for option, value in options.items():
         if begun.get(option) != value:
             name = _DESCRIPTIONS.get(option, f"--{option}")
@@ -243,11 +243,11 @@ def merge(folder, plan: Plan) -> dict:
 
 
 def _read_metadata(folder, job) -> list[dict]:
-    with open(job.metadata_path(folder), encoding="utf-8") as file:
+    with open_regular(job.metadata_path(folder)) as file:
         try:
-            metadata = [json.loads(line) for line in file]
-            is_whole = all(isinstance(row, dict) for row in metadata) and metadata[0].keys() >= {"bytes", "sha256"}
-        except (ValueError, LookupError, RecursionError):
+            metadata = [parse_json(line) for line in file]
+            is_whole = metadata[0].keys() >= {"bytes", "sha256"}
+        except (JsonError, LookupError):
             is_whole = False
     if not is_whole:
         raise DataError(f"{job.metadata_path(folder)} is damaged. Remove this file and run prepare again.")

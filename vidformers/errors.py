@@ -16,12 +16,6 @@ class ConfigError(ValueError):
     """
 
 
-def excerpt(value: object, length: int = 80) -> str:
-    """Returns the beginning of the representation of a value that a file holds, for messages."""
-    text = repr(value)
-    return text if len(text) <= length else f"{text[:length]}..."
-
-
 def require(condition: bool, message: str) -> None:
     """Raises `ConfigError(message)` unless `condition` holds."""
     if not condition:

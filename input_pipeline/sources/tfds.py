@@ -10,6 +10,7 @@ import os
 from google.protobuf import json_format
 
 from input_pipeline.errors import DataError, DecodeError
+from input_pipeline.json_files import JsonError, read_json
 from input_pipeline.shards import read_shard
 from input_pipeline.sources.files import walk
 from input_pipeline.sources.listing import Entry, Listing
@@ -106,9 +107,10 @@ def _features(folder):
 
     path = os.path.join(folder, "features.json")
     try:
-        with open(path, encoding="utf-8") as file:
-            features = json_format.Parse(file.read(), feature_generated_pb2.Feature(), ignore_unknown_fields=True)
-    except (OSError, UnicodeDecodeError, json_format.ParseError) as error:
+        features = json_format.ParseDict(read_json(path), feature_generated_pb2.Feature(), ignore_unknown_fields=True)
+    except JsonError as error:
+        raise DataError(f"{path} {error}.") from None
+    except (OSError, json_format.ParseError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     kinds = {name: feature.WhichOneof("content") for name, feature in features.features_dict.features.items()}
     names = []

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
+from input_pipeline.json_files import JsonError, parse_json
 from input_pipeline.outputs import output_file
 from vidformers.errors import ConfigError, require
 
@@ -34,12 +35,11 @@ class PredictionFile:
             if not line.endswith(b"\n"):
                 break
             try:
-                row = json.loads(line)
-                video = row["video"]
-            except (ValueError, LookupError, TypeError):
+                row = parse_json(line, {"video": str})
+            except JsonError:
                 raise ConfigError(f"--out={path} exists and does not hold predictions. Give another file.") from None
             require(
-                [video] == videos[self.count : self.count + 1],
+                [row["video"]] == videos[self.count : self.count + 1],
                 f"--out={path} holds predictions of other videos. Give another file.",
             )
             self._count(row)

@@ -18,7 +18,7 @@ from vidformers import pretrained
 from vidformers.errors import ConfigError, require, require_path
 from vidformers.inference.clip import Clip
 from vidformers.inference.explain.explainer import Explainer, Explanation
-from vidformers.models.registry import build
+from vidformers.models.registry import build, check_fields
 from vidformers.parallel.batch import put_batch
 from vidformers.parallel.mesh import make_mesh, num_batch_shards
 from vidformers.pretrained.native import model_differences
@@ -103,6 +103,10 @@ def load_export(folder: str | os.PathLike, config: dict[str, Any]) -> "Predictor
         raise ConfigError(
             f"{path} {error}. It does not describe a model of an export: write the export again."
         ) from None
+    try:
+        check_fields(**_with_tuples(model))
+    except ConfigError as error:
+        raise ConfigError(f"{path} does not describe a model of this version: {error}") from None
     init = config["init"] | {"weights": os.fspath(folder)}
     return Predictor(_with_tuples(config | {"model": model, "init": init}), folder)
 

@@ -28,6 +28,7 @@ from vidformers.models.vit import vit
 from vidformers.models.vtn import vtn
 
 _MOST = 65_536  # of the integers that single models have, such as the side of a window
+_LONGEST = 80  # characters of a field in a message
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,10 @@ def check_fields(name: str, **fields: Any) -> None:
     Raises:
         ConfigError: an unknown model, an unknown field, or a value of another type.
     """
-    require(isinstance(name, str) and name in MODELS, f"model.name={name!r} must be one of {', '.join(MODELS)}.")
+    require(isinstance(name, str) and name in MODELS, f"model.name={shown(name)} must be one of {', '.join(MODELS)}.")
     annotations = {field: parameter.annotation for field, parameter in MODELS[name].fields.items()}
     for field in fields:
-        require(field in annotations, f"model.{field} is not a field of the model {name!r}.")
+        require(field in annotations, f"model.{field[:_LONGEST]} is not a field of the model {name!r}.")
     for field, expected in mistakes(fields, annotations).items():
         require(False, f"model.{field}={shown(fields[field])} must be {expected}.")
     for field in fields.keys() & MODELS[name].own:

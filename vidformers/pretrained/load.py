@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vidformers.errors import ConfigError, excerpt, require
+from input_pipeline.fields import shown
+from vidformers.errors import ConfigError, require
 from vidformers.pretrained import layouts, native
 from vidformers.pretrained.assign import Assignment, Init, ParameterOrigin
 from vidformers.pretrained.assign_convolutional import CvtAssignment, ResNetAssignment
@@ -240,7 +241,7 @@ def _of_channels(metadata, name) -> tuple[float, ...] | None:
         return None
     if len(values) != 3 or not all(type(each) in (int, float) and abs(each) < _LARGEST for each in values):
         raise ConfigError(
-            f"{name}={excerpt(value)} in the config.json or preprocessor_config.json beside the file must be three "
+            f"{name}={shown(value)} in the config.json or preprocessor_config.json beside the file must be three "
             "numbers"
         )
     return tuple(values)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from input_pipeline.fields import shown
 from input_pipeline.json_files import JsonError, check_kind
-from vidformers.errors import ConfigError, excerpt, require
+from vidformers.errors import ConfigError, require
 from vidformers.models.config import SIZES
 from vidformers.models.registry import with_default_fields
 from vidformers.pretrained.assign import Assignment, Init, resize_grid, resize_time
@@ -91,7 +92,7 @@ def model_section(metadata: dict) -> dict | None:
         value = section.get(field, 1)
         require(
             type(value) is int and 0 < value <= _MOST_FRAMES,
-            f"model.{field}={excerpt(value)} in the config.json beside the file must be a positive integer",
+            f"model.{field}={shown(value)} in the config.json beside the file must be a positive integer",
         )
     return section
 
@@ -130,7 +131,7 @@ def check(make_model, metadata: dict, init: Init) -> list[str]:
         word = "normalisation" if field in ("mean", "std") else field
         require(
             word in init.allow,
-            f"it was trained with model.{field}={excerpt(before)}, and here it is {now!r}; "
+            f"it was trained with model.{field}={shown(before)}, and here it is {now!r}; "
             f"init.allow=\"('{word}',)\" loads it anyway",
         )
     return []

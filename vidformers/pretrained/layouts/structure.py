@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vidformers.errors import ConfigError, excerpt, require
+from input_pipeline.fields import shown
+from vidformers.errors import ConfigError, require
 
 # (mean, standard deviation) of red, green and blue
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -214,7 +215,7 @@ class ArrayReader:
             value = value[0]
         require(
             value is None or type(value) is int and 0 < value <= _LARGEST_NUMBER,
-            f"{field}={excerpt(value)} in the config.json beside the file must be a positive integer",
+            f"{field}={shown(value)} in the config.json beside the file must be a positive integer",
         )
         return value
 
@@ -236,7 +237,7 @@ class ArrayReader:
         pattern = re.escape(self.prefix) + pattern
         numbers = {int(match[1]) for name in self.arrays if (match := re.match(pattern, name))}
         if numbers != set(range(len(numbers))):
-            raise ConfigError(f"the layers {excerpt(sorted(numbers))} are not numbered from 0 on")
+            raise ConfigError(f"the layers {shown(sorted(numbers))} are not numbered from 0 on")
         require(len(numbers) <= _MOST_LAYERS, f"it has {len(numbers)} layers, and at most {_MOST_LAYERS} are read")
         return len(numbers)
 
