@@ -7,6 +7,8 @@ import pytest
 import main
 from configs.loading import derived, load, override, read_flags
 from input_pipeline import Pipeline
+from vidformers import ConfigError
+from vidformers.training.workdir import differences_from_stored_run
 
 
 def data(*flags, config="configs/mevit_b16.py"):
@@ -50,7 +52,9 @@ def test_the_pipeline_has_the_same_default():
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("content", ["{", "[]", '{"config": {"data": 3}}', '{"config": {"data": {"size": 224}}}', None])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"config": {"data": 3}}', '{"config": {"data": {"size": 224, "short_side": [9, 9]}}}', None]
+)
 def test_only_a_run_with_the_same_size_keeps_its_own(content, tmp_path):
     if content:
         (tmp_path / "run.json").write_text(content)
@@ -68,3 +72,14 @@ def test_a_run_of_before_keeps_its_shorter_side(tmp_path):
         assert section["short_side"] == (256, 320) and section["test_short_side"] == test
     given = main.parse([*command, "--config.data.short_side=(70,80)"]).config["data"]
     assert given["short_side"] == (70, 80)
+
+
+@pytest.mark.quick
+def test_a_run_of_before_is_not_refused(tmp_path):
+    command = ["main.py", "--config=configs/mevit_b16.py", f"--workdir={tmp_path}", "--config.data.size=64"]
+    config, facts = main.parse(command).config, {"train": "digest", "train_list": "train.csv"}
+    stored = config | {"data": config["data"] | {"short_side": (256, 320)}}
+    (tmp_path / "run.json").write_text(json.dumps({"config": stored, "data": facts}))
+    with pytest.raises(ConfigError, match="data.short_side"):
+        differences_from_stored_run(tmp_path, {"config": config, "data": facts})
+    assert differences_from_stored_run(tmp_path, {"config": main.parse(command).config, "data": facts}) == []
