@@ -109,8 +109,12 @@ def orientation(frame) -> Orientation:
     A matrix may also scale and shear, which is ignored. A matrix that maps all points onto a line or a point says
     nothing, and the frame is shown as stored, as ffmpeg does.
     """
+    _set_known_colours(frame)
+    # A frame of PyAV whose side data were read stays in memory until the garbage collector runs, because both refer to
+    # each other. A thumbnail has the same side data.
+    thumbnail = frame.reformat(width=16, height=16, format="gray", interpolation=Interpolation.POINT, threads=1)
     try:
-        data = frame.side_data.get("DISPLAYMATRIX")
+        data = thumbnail.side_data.get("DISPLAYMATRIX")
     except ValueError:  # the frame also has side data of a kind that PyAV does not know
         return Orientation({1: 90, -1: -90, 2: 180, -2: 180}.get(round(frame.rotation / 90), 0), False)
     return _UPRIGHT if data is None else _nearest_orientation(bytes(data))
@@ -165,8 +169,9 @@ class Display:
         if (frame.width, frame.height) != self._size and not self._is_verified:
             first = first_frame()
             self._size, self._is_verified = (first.width, first.height), True
-        turn, size = orientation(frame), square_size(*self._size, self._aspect)
+        size = square_size(*self._size, self._aspect)
         check_size(self._name, *size)
+        turn = orientation(frame)
         # A few files turn some of their frames only. All images get the shape of the first one.
         if self._swaps_sides is None:
             self._swaps_sides = turn.swaps_sides
@@ -196,12 +201,17 @@ def square_size(width: int, height: int, aspect) -> tuple[int, int]:
     return (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
 
 
-def _to_rgb(frame, size):
-    """Returns a frame of PyAV in the given (width, height), before it is turned: (y, x, 3) uint8."""
+def _set_known_colours(frame):
+    """Replaces a colour matrix and a range that FFmpeg does not convert, see `_COLOUR_MATRICES`."""
     if frame.colorspace not in _COLOUR_MATRICES:
         frame.colorspace = _BT2020 if frame.colorspace == _CONSTANT_LUMINANCE else _UNSPECIFIED
     if frame.color_range not in _COLOUR_RANGES:
         frame.color_range = 0
+
+
+def _to_rgb(frame, size):
+    """Returns a frame of PyAV in the given (width, height), before it is turned: (y, x, 3) uint8."""
+    _set_known_colours(frame)
     # One thread: otherwise FFmpeg starts one thread per core for every frame, which costs ten times as much as
     # converting a small frame.
     if size == (frame.width, frame.height):

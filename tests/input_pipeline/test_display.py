@@ -223,7 +223,7 @@ def test_frames_that_are_turned_otherwise_than_the_first_get_its_size():
         frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
         return SimpleNamespace(
             **{name: getattr(frame, name) for name in ("width", "height", "colorspace", "color_range", "to_ndarray")},
-            side_data={"DISPLAYMATRIX": numbers.tobytes()},
+            reformat=lambda **_: SimpleNamespace(side_data={"DISPLAYMATRIX": numbers.tobytes()}),
         )
 
     shown = display.Display("video", (WIDTH, HEIGHT), None)
