@@ -1,4 +1,5 @@
-"""Three ill values by rule for every field of a config, through the whole set-up of a run. Nothing is compiled.
+"""Three ill values by rule for every field of a config, through the whole set-up of a run, where nothing is compiled.
+And one step with a value at the edge of what is allowed, for every field that takes it.
 
 Command: python -m benchmarks.campaign.fields
 
@@ -7,6 +8,7 @@ raises anything but one sentence. The fields are those of the demo, and the fiel
 """
 
 import math
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -26,11 +28,17 @@ ILL_VALUES: dict[type, tuple[Any, Any, Any]] = {
     str: ("", "nonsense", 7),
     tuple: ((math.nan,), ("nonsense",) * 7, -1),
 }
+# Values that mean something, at the edge of what most fields allow. Those that are accepted run one step.
+EDGE_VALUES: dict[type, tuple[Any, ...]] = {bool: (True,), int: (1,), float: (1.0,), str: (), tuple: ()}
 _TINY = {
     "data.source": "csv", "data.frames": 4, "data.size": 16, "data.short_side": (18, 20), "data.test_short_side": 18,
     "data.classes": None, "data.flip_swaps": ((0, 1),), "data.workers": 0, "train.total_steps": 12,
     "train.batch_size": 8, "optim.warmup_steps": 2, "eval.batch_size": 8,
 }  # fmt: skip
+_ONE_STEP = {
+    "train": {"total_steps": 1, "total_epochs": None, "eval_every_steps": None},
+    "optim": {"warmup_steps": None, "warmup_epochs": None},
+}
 # Fields of the section `model`, unless the model has others of its own (`configs.demo.SMALL`).
 _TINY_MODEL = {"mevit": dict(width=16, heads=2, depth=3, patch_size=4, unroll="1")}
 
@@ -45,11 +53,17 @@ class Case(NamedTuple):
 
 @cache
 def cases() -> tuple[Case, ...]:
-    """Returns all cases: every field of the demo's MEViT, then the fields that only other models have."""
-    return tuple(_cases())
+    """Returns all ill values: of every field of the demo's MEViT, then of the fields that only other models have."""
+    return tuple(_cases(ILL_VALUES))
 
 
-def _cases() -> Iterator[Case]:
+@cache
+def edge_cases() -> tuple[Case, ...]:
+    """Returns the values of the same fields that may be accepted."""
+    return tuple(_cases(EDGE_VALUES))
+
+
+def _cases(values: dict[type, tuple[Any, ...]]) -> Iterator[Case]:
     from vidformers import MODELS
 
     seen = set()
@@ -59,7 +73,7 @@ def _cases() -> Iterator[Case]:
             if field not in seen and field != "model.name":
                 seen.add(field)
                 section, name = _section(config, field)
-                for value in ILL_VALUES[section.get_type(name)]:
+                for value in values[section.get_type(name)]:
                     yield Case(model, field, value)
 
 
@@ -87,7 +101,7 @@ def _section(config: ConfigDict, field: str) -> tuple[ConfigDict, str]:
     return config[section] if section else config, name
 
 
-def ill_config(case: Case, root) -> dict:
+def config_of(case: Case, root) -> dict:
     """Returns the config of a case as nested dicts."""
     config = _config(case.model, root)
     with config.ignore_type():
@@ -96,18 +110,26 @@ def ill_config(case: Case, root) -> dict:
     return config.to_dict()
 
 
-def outcome(case: Case, root) -> tuple[str, str]:
-    """Returns 'refused', 'accepted' or 'traceback', and the sentence or the exception."""
+def outcome(case: Case, root, workdir: Path | None = None) -> tuple[str, str]:
+    """Returns 'refused', 'accepted' or 'traceback', and the sentence or the exception.
+
+    Args:
+        root: the folder of the clips.
+        workdir: the folder of a run of one step, or None for the set-up alone.
+    """
     from input_pipeline import DataError
     from vidformers import ConfigError
     from vidformers.training.setup import load_weights, set_up
+    from vidformers.training.train import train
 
     try:
-        config = ill_config(case, root)
+        config = config_of(case, root)
     except Exception as error:  # `configs.loading.load` refuses a config file that raises
         return "refused", f"{type(error).__name__}: {error}"
     try:
         load_weights(set_up(config))
+        if workdir is not None:
+            train(config | {name: config[name] | fields for name, fields in _ONE_STEP.items()}, workdir)
     except (ConfigError, DataError) as error:
         text = str(error)
         is_sentence = "\n" not in text and text.endswith((".", "?")) and len(text) < 1000
@@ -138,12 +160,13 @@ def run(root, report=print) -> dict[str, list[Case]]:
 
 def __getattr__(name: str):
     if name == "COUNT":  # imports the models
-        return len(cases())
+        return len(cases()) + len(edge_cases())
     raise AttributeError(name)
 
 
 def case_set(number: int) -> str:
-    return cases()[number].field.rpartition(".")[0] or "seed"
+    ill = cases()
+    return "one step" if number >= len(ill) else ill[number].field.rpartition(".")[0] or "seed"
 
 
 def prepare(folder: Path) -> None:
@@ -153,7 +176,11 @@ def prepare(folder: Path) -> None:
 
 
 def run_case(number: int, folder: Path) -> dict:
-    kind, text = outcome(cases()[number], folder / "data")
+    workdir = None
+    if number >= len(cases()):
+        workdir = folder / "run"
+        shutil.rmtree(workdir, ignore_errors=True)
+    kind, text = outcome((*cases(), *edge_cases())[number], folder / "data", workdir)
     return {"outcome": f"{kind}: {text}" if kind == "traceback" else kind, "failed": kind == "traceback"}
 
 
