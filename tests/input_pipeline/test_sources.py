@@ -18,7 +18,7 @@ NO_SOURCES = {"__init__", "registry", "listing", "files"}  # the modules of the 
 @pytest.mark.quick
 def test_lists_split_at_the_last_separator(tree):
     root = tree(
-        {"train.txt": "a.mp4 0\nwith space, and comma.mp4 1\n\nb c.mp4,1\nsub/d.mp4\t0 \n"},
+        {"train.txt": "a.mp4 0\r\nwith space, and comma.mp4 1\n\r\nb c.mp4,1\r\nsub/d.mp4\t0 \n"},
         ["a.mp4", "with space, and comma.mp4", "b c.mp4", "sub/d.mp4"],
     )
     manifest = read("lists", root, "TRAIN", num_classes=2)
@@ -29,7 +29,7 @@ def test_lists_split_at_the_last_separator(tree):
 
 
 def test_lists_with_names_and_absolute_paths(tree):
-    root = tree({"names.txt": "hop\nskip\n"}, ["a.mp4"])
+    root = tree({"names.txt": "hop\r\nskip\r\n"}, ["a.mp4"])
     tree({"val.txt": f"{root}/a.mp4 skip\n"})
     assert summary(read("lists", root, num_classes=2, classes="names.txt")) == under(root, ("a.mp4", "skip"))
 
@@ -81,6 +81,18 @@ def test_class_folders(tree):
     assert summary(read("folders", root, num_classes=3)) == under(root, ("val/skip/e.webm", "skip"))
     manifest = read("folders", root, path="train/skip/..", num_classes=3)
     assert summary(manifest)[-1] == (f"{root}/train/skip/../turn/f", "turn")
+
+
+def test_linked_class_folders(tree):
+    root = tree({}, ["elsewhere/a.mp4", "train/skip/b.mp4"])
+    os.symlink(f"{root}/elsewhere", f"{root}/train/hop")
+    os.symlink(f"{root}/train", f"{root}/elsewhere/loop")  # taken for a video that is a folder of frames
+    assert [record.name for record in read("folders", root, "TRAIN", num_classes=2).records][:2] == [
+        "hop/a.mp4",
+        "hop/loop",
+    ]
+    os.symlink(f"{root}/nowhere", f"{root}/train/turn")
+    assert f"train/turn is a link to {root}/nowhere, which does not exist" in refusal("folders", root, "TRAIN")
 
 
 def test_folder_names_that_are_numbers_are_class_names(tree):
