@@ -104,7 +104,7 @@ def test_a_run_killed_while_it_compiles_trains_and_evaluates_continues_bit_for_b
 
 def test_a_run_with_workers_stopped_killed_while_it_saves_and_damaged_continues_bit_for_bit(reference, data, tmp_path):
     def command(workers, every_steps=3):
-        # Each evaluation starts workers anew, which takes long: there is only the last one.
+        # Each protocol of evaluations starts workers, which takes long: there is only the last evaluation.
         fields = {"data.workers": workers, "train.eval_every_steps": "none", "checkpoint.every_steps": every_steps}
         return arguments(data, tmp_path, fields)
 
