@@ -38,6 +38,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
         return _read_arrays(path, header)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except JsonError as error:
+        raise ConfigError(f"{path} is damaged, or not a file of safetensors: its header {error}.") from None
     except Exception as error:  # safetensors and NumPy raise many kinds for a damaged file
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise ConfigError(f"{path} is damaged, or not a file of safetensors: {reason}.") from None
