@@ -299,3 +299,10 @@ def test_a_case_of_the_campaign_depends_on_its_number_alone_and_ends_in_a_senten
         made = sorted(path for path in folder.rglob("*") if path.is_file())
         results.append([path.read_bytes() for path in made] + [result["outcome"]])
     assert results[0] == results[1]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("number", [1e300, -np.inf, np.nan])
+def test_numbers_that_are_not_finite_in_float32_are_refused_without_a_warning(number, tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.array([number]))
+    assert "'x' holds numbers that are not finite" in refused(tmp_path / "a.npz")

@@ -156,7 +156,9 @@ def _check_arrays(path, arrays):
         is_small = array.dtype.name.startswith(("bfloat16", "float8_"))
         if array.dtype.kind not in "fiub" and not is_small:
             raise ConfigError(f"{path}: {name!r} has the type {array.dtype}, which is not a type of weights.")
-        if array.dtype.kind not in "iub" and not np.isfinite(array.astype(np.float32, copy=False)).all():
+        with np.errstate(over="ignore"):  # a number that is too large becomes infinite
+            is_finite = array.dtype.kind in "iub" or np.isfinite(array.astype(np.float32, copy=False)).all()
+        if not is_finite:
             raise ConfigError(f"{path}: {name!r} holds numbers that are not finite.")
 
 
