@@ -26,6 +26,9 @@ FLOATS = Storage("0", np.dtype(np.float32), 12)
 GROWING = b")" + b"2\x86" * 200  # tuples of the same tuple twice: printing or hashing the last takes for ever
 
 
+COPY = b"ccollections\nOrderedDict\nh\0\x85R"  # of the dictionary that is the first in the memo
+
+
 def refused(path, content=None):
     """Returns the sentence that refuses a file, after writing its content."""
     if content is not None:
@@ -53,7 +56,7 @@ def archived(pickled: bytes, **data: bytes) -> bytes:
         (b"\x8f(" + GROWING + b"\x90", "holds a set instead of a dictionary"),
         (GROWING + b"}\x93", "names an object by something else than a name"),
         (b"ctorch._utils\n_rebuild_tensor\n(NK\0" + GROWING + b")tR", "a tensor has no storage"),
-        (b"}\x940(" + b"X\1\0\0\0aN" * 99 + b"d\x940" + b"ccollections\nOrderedDict\nh\1\x85R" * 30_000, "opcodes"),
+        (b"(" + b"".join(b"K%cN" % i for i in range(99)) + b"d\x940" + COPY * 5000, "opcodes"),
         (b"\x8b" + struct.pack("<I", 200) + b"\x7f" * 200, "a number of more than 1,024 bits"),
         (b"B" + struct.pack("<I", 2**32 - 1), "is damaged"),
         (b"\x8e" + struct.pack("<Q", 2**62), "is damaged"),
@@ -71,7 +74,7 @@ def test_every_opcode_of_a_pickle_has_a_bounded_result(pickled, sentence, tmp_pa
 
 
 def test_dictionaries_that_hold_each_other_many_times_are_searched_once(tmp_path):
-    level = b"".join(pickle.dumps(str(i), 2)[2:-1] + b"h\0" for i in range(2000))
+    level = b"".join(b"M" + struct.pack("<H", i) + b"h\0" for i in range(2000))
     nested = b"".join(b"}(" + level + b"uq\0" for _ in range(3))
     refused(tmp_path / "a.pth", archived(b"\x80\x02}q\0" + nested + b"."))
 
