@@ -170,7 +170,7 @@ def test_something(tree, name, video):
     "texts, expected",
     [
         ({"train.json": "[", "labels.json": "{}"}, ["train.json is not JSON", "in line 1"]),
-        ({"train.json": "{}"}, ["train.json", "list", "dict"]),
+        ({"train.json": "{}"}, ["train.json", "list", "object"]),
         ({"train.json": '[{"id": "42"}, {"id": 7}]'}, ["item 2", "no id"]),
         ({"train.json": '[{"id": "42"}]', "labels.json": json.dumps(LABELS)}, ["train.json: 42", "must give a label"]),
         ({"train.json": json.dumps(ITEMS[1:])}, ["labels.json", "was not found"]),
