@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.files import write_text
+from input_pipeline.json_files import JsonError, read_json
 
 NAME = "checksums.json"
 _BLOCK_BYTES = 2**24
@@ -46,12 +47,12 @@ def find_damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
         OSError: a file exists and cannot be read.
     """
     try:
-        content = json.loads((folder / NAME).read_bytes())
+        content = read_json(folder / NAME, {"checksum": int, "block_bytes": int, "files": dict})
         block_bytes, files = content["block_bytes"], content["files"]
         is_damaged = content["checksum"] != _checksum_of_list(block_bytes, files)
     except FileNotFoundError:
         return f"{NAME} is missing"
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (JsonError, IsADirectoryError):
         is_damaged = True
     if is_damaged:
         return f"{NAME} is damaged"

@@ -5,7 +5,6 @@ A list, train.json or val.json, is one JSON object with one line for every clip.
 
 import functools
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -13,10 +12,12 @@ from collections.abc import Iterable, Iterator
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from input_pipeline.errors import DataError, DecodeError
+from input_pipeline.json_files import JsonError, read_json
 
 FORMAT = 1  # increase it if older readers would misread the lists or the records
 FIELDS = ("name", "shard", "position", "label", "frames", "fps", "width", "height", "bytes", "sha256")
 SUMS = "SHA256SUMS"  # the digests of all files that `prepare` wrote, as `sha256sum --check` reads them
+_LARGEST_LIST = 2**31  # bytes, for ten million clips
 _TEXTS = ("train.json", "val.json", "classes.txt")
 
 # Videos are already compressed. To return one record, ArrayRecord reads its whole group, so a group is one record.
@@ -107,15 +108,14 @@ def read_rows(path: str) -> list[dict]:
         DataError: the file is missing or is not such a list.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        content = read_json(path, (dict, list), _LARGEST_LIST)
     except OSError as error:
         raise DataError(
             f"{path} cannot be read: {error.strerror}. python -m input_pipeline.prepare writes it last, after all "
             "shards."
         ) from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not a list of prepared clips: {error}.") from None
+    except JsonError as error:
+        raise DataError(f"{path} is not a list of prepared clips: it {error}.") from None
     rows = content.get("clips") if isinstance(content, dict) and content.get("format") == FORMAT else None
     if not isinstance(rows, list):
         raise DataError(

@@ -13,7 +13,7 @@ from vidformers.errors import ConfigError
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.metrics import MetricWriter, read_metrics
 from vidformers.training.step import State
-from vidformers.training.workdir import has_saved, read_run_json, write_run_json
+from vidformers.training.workdir import last_saved_step, read_run_json, write_run_json
 
 METRIC = "val/top1@1x1"
 RUN = {"config": {"model": {}, "data": {}, "checkpoint": {"every_steps": 10}}, "data": {"classes": ["a"]}}
@@ -81,7 +81,7 @@ def damages(path, rng):
         path.write_bytes(content)
 
     if size:
-        yield from [flip] * 3
+        yield from [flip] * 2
         yield lambda: path.write_bytes(path.read_bytes()[: rng.randrange(size)])
         yield lambda: path.write_bytes(b"")
     yield path.unlink
@@ -157,11 +157,22 @@ def test_a_run_is_refused_where_all_checkpoints_are_damaged_or_gone(run):
 
 
 @pytest.mark.quick
+def test_a_newest_checkpoint_that_is_gone_is_named(run, capsys):
+    shutil.rmtree(run / "checkpoints" / "3")
+    for read_only in (True, False):
+        assert_restores(run, 2, read_only=read_only)
+        assert "The checkpoint of step 3 in" in (out := capsys.readouterr().out) and " is gone. " in out
+    save(run, {3: None})
+    assert_restores(run, 3)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.quick
 def test_a_run_of_an_earlier_version_has_saved_if_it_went_beyond_its_second_save(tmp_path):
     write_run_json(tmp_path, RUN)
-    for step, expected in ((20, False), (21, True)):
+    for step, expected in ((20, 0), (21, 10)):
         (tmp_path / "metrics.jsonl").write_text(f'{{"step": {step}, "time": 1.0}}\n')
-        assert has_saved(tmp_path) == expected
+        assert last_saved_step(tmp_path) == expected
     (tmp_path / "metrics.jsonl").unlink()
     assert restore(tmp_path) is None
 

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from vidformers.parallel.processes import allgather_strings, barrier
 from vidformers.progress import log
 from vidformers.training.checkpoint_folder import HAS_CHECKSUMS, CheckpointFolder, score
 from vidformers.training.config import CheckpointConfig
-from vidformers.training.workdir import has_saved, note_saved
+from vidformers.training.workdir import last_saved_step, note_saved
 
 
 class _StoredState(NamedTuple):
@@ -112,7 +113,7 @@ class Checkpoints:
         writing.result()
         if self._is_main:
             self._folder.publish(step)
-            note_saved(self._workdir)
+            note_saved(self._workdir, step)
             self._folder.remove_all_but(self._keep, self.best)
 
     def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
@@ -182,7 +183,10 @@ class Checkpoints:
             damage = self._find_damage(step)
             if damage is None:
                 try:
-                    return self._load(step, abstract_state)
+                    restored = self._load(step, abstract_state)
+                    if not damaged:
+                        self._log_if_newest_is_gone()
+                    return restored
                 except ConfigError:
                     raise
                 except Exception as error:
@@ -249,7 +253,16 @@ class Checkpoints:
         )
 
     def _had_checkpoints(self) -> bool:
-        return self._is_main and (self._folder.has_damaged() or has_saved(self._workdir))
+        return self._is_main and (self._folder.has_damaged() or last_saved_step(self._workdir) > 0)
+
+    def _log_if_newest_is_gone(self) -> None:
+        saved, steps = 0, self._folder.steps()
+        with suppress(ConfigError):  # run.json is damaged, which its other readers say
+            saved = last_saved_step(self._workdir)
+        if self._is_main and steps and saved > steps[-1]:
+            log(
+                f"The checkpoint of step {saved} in {self._folder.path} is gone. The newest there is that of {steps[-1]}."
+            )
 
     def _load(self, step: int, abstract_state) -> tuple[Any, dict, int]:
         path = self._folder.step_path(step)

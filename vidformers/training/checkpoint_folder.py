@@ -13,6 +13,7 @@ from pathlib import Path
 
 from input_pipeline import checksums
 from input_pipeline.files import atomic_folder, unused_path
+from input_pipeline.json_files import JsonError, check_kind, read_json
 
 # A key beside the host state in the metadata of a checkpoint. Checkpoints of earlier versions lack it.
 HAS_CHECKSUMS = "has_checksums"
@@ -61,9 +62,10 @@ class CheckpointFolder:
                 damage = checksums.find_damage(folder)
                 if damage is not None:
                     return {}, f"{_METRICS}/{damage}"
-            metrics = json.loads((folder / _METRICS).read_bytes())
-            return {str(name): float(value) for name, value in metrics.items()}, None
-        except (OSError, ValueError, TypeError, AttributeError):
+            metrics = read_json(folder / _METRICS)
+            check_kind(metrics, dict.fromkeys(metrics, float))
+            return metrics, None
+        except (OSError, JsonError):
             return {}, f"{_METRICS}/{_METRICS} is damaged"
 
     def find_damage(self, step: int, part: int = 0, parts: int = 1) -> str | None:
@@ -85,9 +87,9 @@ class CheckpointFolder:
         if self.is_verified(step):
             return True
         try:
-            metadata = json.loads((self.step_path(step) / "_CHECKPOINT_METADATA").read_bytes())
+            metadata = read_json(self.step_path(step) / "_CHECKPOINT_METADATA", {"custom_metadata": (dict, type(None))})
             return HAS_CHECKSUMS in (metadata["custom_metadata"] or {})
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, JsonError):
             return True  # nothing can be restored without this file
 
     def set_aside(self, step: int) -> Path:

@@ -9,6 +9,7 @@ import numpy as np
 
 from input_pipeline.figures import drawn_texts, num_letters, shortened
 from input_pipeline.files import atomic_file, unused_path, write_text
+from input_pipeline.json_files import JsonError, check_kind, parse_json
 from vidformers.errors import ConfigError
 from vidformers.progress import log
 
@@ -102,13 +103,12 @@ def _read_rows(path: Path) -> tuple[list[dict], int]:
 def _parse_row(line: bytes) -> dict | None:
     """Returns a row, or None unless the line is an object of numbers with a step."""
     try:
-        row = json.loads(line)
-        if all(isinstance(value, int | float) for value in row.values()):
-            list(map(float, row.values()))  # raises for an integer beyond all floats
-            return row if type(row["step"]) is int and 0 <= row["step"] < 2**63 else None
-    except (ValueError, LookupError, AttributeError, OverflowError, RecursionError):
-        pass
-    return None
+        row = parse_json(line, {"step": int})
+        check_kind(row, dict.fromkeys(row, float))
+        list(map(float, row.values()))  # raises for an integer beyond all floats
+    except (JsonError, OverflowError):
+        return None
+    return row if 0 <= row["step"] < 2**63 else None
 
 
 def draw_curves(workdir: Path) -> None:

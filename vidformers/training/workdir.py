@@ -16,6 +16,7 @@ import jax
 
 from input_pipeline import Pipeline
 from input_pipeline.files import remove_temporaries, write_text
+from input_pipeline.json_files import JsonError, check_kind, read_json
 from vidformers.errors import ConfigError, require
 from vidformers.models.registry import with_default_fields
 from vidformers.pretrained import Init
@@ -27,7 +28,7 @@ from vidformers.training.optim import OptimConfig
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av", "opencv-python-headless", "numpy")
 
-_NOTE = "has_saved"  # the entry of `run.json` that says that the run has saved a checkpoint
+_NOTE = "saved_step"  # the entry of `run.json` for the step of the last checkpoint
 
 # Config fields and sections that must not differ when a run is continued. They determine the clips of each batch, the
 # kinds of augmentation, the model, and the structure of the training state. All other fields may differ, such as the
@@ -60,7 +61,8 @@ _FIXED_FIELDS = (
 _FREE_FIELDS = ("model.remat", "model.unroll", "model.dtype", "model.backend")
 # Fields of the section `model` that are fields of the section `data`, too.
 _SHARED_FIELDS = {"model.frames": "data.frames", "model.image_size": "data.size"}
-# The sections whose fields are those of a dataclass.
+# All sections, and those whose fields are those of a dataclass.
+_DICTS = {"model", "data", "init", "train", "optim", "eval", "mesh", "checkpoint"}
 _SECTIONS = {"data": Pipeline, "init": Init, "train": TrainConfig, "optim": OptimConfig, "eval": EvalProtocol}
 
 
@@ -123,7 +125,7 @@ def describe_run(config: dict, data: dict, attention: dict[str, str], total_step
 
 
 def write_run_json(workdir: Path, run: dict) -> None:
-    """Writes `run.json`. It keeps the note that the run in the folder has saved a checkpoint, see `note_saved`."""
+    """Writes `run.json`. The file keeps its note of the last checkpoint, see `note_saved`."""
     with suppress(ConfigError):
         run = run | {name: value for name, value in read_run_json(workdir).items() if name == _NOTE}
     write_text(workdir / "run.json", json.dumps(run, indent=1) + "\n")
@@ -137,12 +139,9 @@ def read_run_json(workdir: str | os.PathLike) -> dict[str, Any]:
     """
     path = Path(workdir) / "run.json"
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-        config, data = run["config"], run["data"]
-        names = (*_SECTIONS, "checkpoint", "mesh")
-        sections = [data, config["model"], config["data"], *(config.get(name, {}) for name in names)]
-        if all(isinstance(section, dict) for section in sections):
-            return run
+        run = read_json(path, {"config": {"model": dict, "data": dict}, "data": dict})
+        check_kind(run["config"], dict.fromkeys(run["config"].keys() & _DICTS, dict), "config")
+        return run
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"{workdir} holds no run: there is no {path}. Set --workdir to the folder of a run."
@@ -151,35 +150,29 @@ def read_run_json(workdir: str | os.PathLike) -> dict[str, Any]:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}. Fix this and run the same command again."
         ) from None
-    except (ValueError, LookupError, TypeError, RecursionError):
-        pass
-    raise ConfigError(
-        f"{path} is damaged: it does not describe a run. Restore the file from a copy, or give another workdir."
-    )
+    except JsonError as error:
+        raise ConfigError(f"{path} is damaged: it {error}. Restore it from a copy, or give another workdir.") from None
 
 
-def note_saved(workdir: Path) -> None:
-    """Notes in `run.json` that the run has saved a checkpoint."""
+def note_saved(workdir: Path, step: int) -> None:
+    """Notes in `run.json` that the checkpoint of `step` is saved."""
     with suppress(ConfigError):  # no run, as where a program saves checkpoints by itself
-        run = read_run_json(workdir)
-        if not run.get(_NOTE):
-            write_text(workdir / "run.json", json.dumps(run | {_NOTE: True}, indent=1) + "\n")
+        write_text(workdir / "run.json", json.dumps(read_run_json(workdir) | {_NOTE: step}, indent=1) + "\n")
 
 
-def has_saved(workdir: Path) -> bool:
-    """Returns whether the run in the folder has saved a checkpoint.
+def last_saved_step(workdir: Path) -> int:
+    """Returns the step of the last checkpoint that the run in the folder has saved, or 0.
 
-    Earlier versions wrote no note. There, a row after the second save tells: a save begins after the one before has
-    ended.
+    Earlier versions wrote no note. There, a row after the second save tells that the first one is complete, since a
+    save begins after the one before has ended.
     """
     if not (workdir / "run.json").exists():
-        return False
+        return 0
     run = read_run_json(workdir)
-    checkpoint = run["config"].get("checkpoint")
-    every = checkpoint.get("every_steps") if isinstance(checkpoint, dict) else None
-    return bool(run.get(_NOTE)) or (
-        isinstance(every, int) and any(row["step"] > 2 * every for row in read_metrics(workdir))
-    )
+    if isinstance(run.get(_NOTE), int):
+        return run[_NOTE]
+    every = run["config"].get("checkpoint", {}).get("every_steps")
+    return every if isinstance(every, int) and any(row["step"] > 2 * every for row in read_metrics(workdir)) else 0
 
 
 def differences_from_stored_run(workdir: Path, run: dict) -> list[str]:
@@ -195,7 +188,10 @@ def differences_from_stored_run(workdir: Path, run: dict) -> list[str]:
             names every such field, both values, and the flags that continue the run.
     """
     if not (workdir / "run.json").exists():
-        return []
+        return [
+            f"{path.parent} holds checkpoints without a run.json. The config of the run is unknown and not compared."
+            for path in [*(workdir / "checkpoints").glob("[0-9]*")][:1]
+        ]
     stored = read_run_json(workdir)
     old, old_digest = _flatten(with_default_sections(stored["config"])), stored["data"].get("train")
     fields = _flatten(stored["config"]).keys()
