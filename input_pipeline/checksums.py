@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.files import write_text
-from input_pipeline.json_files import JsonError, read_json
+from input_pipeline.json_files import JsonError, check_kind, read_json
 
 NAME = "checksums.json"
 _BLOCK_BYTES = 2**24
@@ -49,7 +49,12 @@ def find_damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     try:
         content = read_json(folder / NAME, {"checksum": int, "block_bytes": int, "files": dict})
         block_bytes, files = content["block_bytes"], content["files"]
-        is_damaged = content["checksum"] != _checksum_of_list(block_bytes, files)
+        check_kind(files, dict.fromkeys(files, list))
+        is_damaged = (
+            content["checksum"] != _checksum_of_list(block_bytes, files)
+            or block_bytes < 1
+            or not all(numbers and all(type(number) is int for number in numbers) for numbers in files.values())
+        )
     except FileNotFoundError:
         return f"{NAME} is missing"
     except (JsonError, IsADirectoryError):

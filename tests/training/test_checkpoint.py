@@ -10,6 +10,7 @@ import pytest
 from command import flip_a_bit
 
 from vidformers.errors import ConfigError
+from vidformers.pretrained import orbax_file
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.metrics import MetricWriter, read_metrics
 from vidformers.training.step import State
@@ -122,6 +123,13 @@ def test_a_run_continues_from_the_checkpoint_before_a_damaged_one_which_is_renam
     damage(run, 3)
     assert_restores(run, 2)
     assert names(run) == ["1", "2", "3.damaged", "3.damaged.2"]
+
+
+@pytest.mark.quick
+def test_a_damaged_checkpoint_gives_no_initial_weights(run):
+    damage(run, 3)
+    with pytest.raises(ConfigError, match=r"checkpoints/3 is damaged: state/.* differs from its checksum"):
+        orbax_file.read(run / "checkpoints" / "3" / "state")
 
 
 @pytest.mark.quick

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from input_pipeline import checksums
 from vidformers.errors import ConfigError
 from vidformers.pretrained.flax_file import parameters
 from vidformers.pretrained.limits import MEBIBYTE, check_bytes
@@ -46,6 +47,9 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...], list[Pat
         ConfigError: the checkpoint is damaged or hostile.
     """
     files = _files(folder)
+    whole = folder.absolute().parent  # of a checkpoint of a run of this library
+    if (whole / checksums.NAME).is_file() and (damage := checksums.find_damage(whole)):
+        raise ConfigError(f"{whole} is damaged: {damage}. Name another checkpoint.")
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         "JAX_PLATFORMS": "cpu",

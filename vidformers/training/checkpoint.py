@@ -261,7 +261,7 @@ class Checkpoints:
             saved = last_saved_step(self._workdir)
         if self._is_main and steps and saved > steps[-1]:
             log(
-                f"The checkpoint of step {saved} in {self._folder.path} is gone. The newest there is that of {steps[-1]}."
+                f"The checkpoint of step {saved} in {self._folder.path} is gone. The newest there has step {steps[-1]}."
             )
 
     def _load(self, step: int, abstract_state) -> tuple[Any, dict, int]:
