@@ -180,7 +180,7 @@ class SampledAugment:
 
     def crop(self, frame):
         """Returns the window of a frame, (y, x, 3) uint8, as (size, size, 3) uint8."""
-        return resize_box(frame[None], self.window, self.augment.size, self.augment.resize)[0]
+        return resize_box(frame, self.window, self.augment.size, self.augment.resize)
 
     def finish(self, clip, label):
         """Applies everything but the crop.
@@ -243,7 +243,7 @@ def test_crops(frames, size, crops, short_side=None, resize="bilinear"):
     for position in crop_positions(crops):
         down, across = (position, 0.5) if height > width else (0.5, position)
         top, left = round(down * (height - side)), round(across * (width - side))
-        views.append(resize_box(frames, (top, left, side, side), size, resize))
+        views.append([resize_box(frame, (top, left, side, side), size, resize) for frame in frames])
     return np.stack(views)
 
 

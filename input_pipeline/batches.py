@@ -62,13 +62,14 @@ def load_train_rows(record, rng, *, sampler, augment, repeats, open_video):
     def crop(frame):
         if not sampled:  # the windows depend on the size of the frames, which the first decoded frame gives
             sampled.extend(augment.sample(*frame.shape[:2], rng) for _ in range(repeats))
-        return np.stack([one.crop(frame) for one in sampled])
+        return [one.crop(frame) for one in sampled]
 
     try:
         video = open_video(record)
         index = sampler.train(video.times, video.duration, rng)
         for crops, (positions,) in _each_frame(video, index, crop):
-            clips[:, positions] = crops[:, None]
+            for clip, crop_of_clip in zip(clips, crops, strict=True):
+                clip[positions] = crop_of_clip
     except DecodeError as error:
         rows = [_row(record, np.zeros_like(clips[0]), np.zeros(sampler.frames), error=str(error))] * repeats
     else:

@@ -6,8 +6,8 @@ import numpy as np
 METHODS = ("bilinear", "bicubic")
 
 
-def resize_box(frames, box, size: int, method: str):
-    """Resizes one box of every frame to a square.
+def resize_box(frame, box, size: int, method: str):
+    """Resizes one box of a frame to a square.
 
     'bilinear' interpolates between 2 x 2 pixels of the box, as `interpolate` of PyTorch and `tf.image.resize` do. If a
     side shrinks by more than two, it averages areas instead, because interpolation would skip pixels.
@@ -17,21 +17,20 @@ def resize_box(frames, box, size: int, method: str):
     is the same as resizing the whole frame and then cropping it.
 
     Args:
-        frames: (t, y, x, 3) uint8.
+        frame: (y, x, 3) uint8.
         box: (top, left, height, width) in whole pixels, within the frame.
         size: pixels, side of the result.
         method: one of `METHODS`.
 
     Returns:
-        (t, size, size, 3) uint8.
+        (size, size, 3) uint8.
     """
     top, left, height, width = box
     if method == "bilinear":
         interpolation = cv2.INTER_AREA if max(height, width) > 2 * size else cv2.INTER_LINEAR
-        windows = frames[:, top : top + height, left : left + width]
-        return np.stack([cv2.resize(window, (size, size), interpolation=interpolation) for window in windows])
+        window = frame[top : top + height, left : left + width]
+        return cv2.resize(window, (size, size), interpolation=interpolation)
     from PIL import Image  # not at the top: most runs do not need it in their workers
 
     edges = (left, top, left + width, top + height)
-    images = [Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC, edges) for frame in frames]
-    return np.stack([np.asarray(image) for image in images])
+    return np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC, edges))

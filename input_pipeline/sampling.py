@@ -169,7 +169,7 @@ def filling_intervals(times, duration) -> np.ndarray:
     """
     intervals = np.sort(np.diff(times, append=duration))[::-1]
     longest = intervals[: max(1, len(intervals) // 20)]
-    gaps = longest[: max(1, np.count_nonzero(longest > 20 * np.median(intervals)))]
+    gaps = longest[: max(1, np.count_nonzero(longest > 20 * intervals[len(intervals) // 2]))]
     return gaps if len(intervals) > 1 and gaps.sum() > duration / 2 + _ROUNDING else gaps[:0]
 
 

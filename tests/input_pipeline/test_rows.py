@@ -40,10 +40,10 @@ class Noise:
         return np.random.default_rng(index).integers(0, 256, (*self._size, 3), np.uint8)
 
 
-def nearest(frames, box, size, method):
+def nearest(frame, box, size, method):
     """Resizes as `resize_box`, in a way that is the same on every machine."""
     top, left, height, width = box
-    return frames[:, top + np.arange(size)[:, None] * height // size, left + np.arange(size) * width // size]
+    return frame[top + np.arange(size)[:, None] * height // size, left + np.arange(size) * width // size]
 
 
 def number(values):
