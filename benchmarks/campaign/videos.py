@@ -59,7 +59,8 @@ def _write(path: Path, encoder: str) -> None:
     """Writes a video of moving noise."""
     rng, (height, width) = np.random.default_rng(0), _SIZE
     noise = rng.integers(0, 256, (height, 2 * width, 3), np.uint8)
-    with av.open(str(path), "w") as container:
+    options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}  # truncated files keep their index
+    with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(encoder, rate=25)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for frame in range(_FRAMES):
