@@ -31,7 +31,7 @@ def run_case(number: int, folder: Path) -> dict:
     data, workdir, name = folder / "data", folder / "run", _SETS[number]
     if name == "steps":
         shutil.rmtree(workdir, ignore_errors=True)
-        fields = dict(train__total_steps=STEPS, train__eval_every_steps="none", checkpoint__every_steps=500)
+        fields = dict(train__total_steps=STEPS, train__eval_every_steps="none", checkpoint__every_steps=100)
         arguments = flags(data, workdir, data__workers=2, **fields)
         progress = workdir / "metrics.jsonl"
     else:
@@ -62,8 +62,9 @@ def _measure(run: Run, progress: Path, name: str) -> dict:
         done = progress.read_bytes().count(b"\n") if progress.exists() else 0
         readings.append((done, sum(map(resident_bytes, run.members())) / 1e6))
         time.sleep(0.1)
-    steps, megabytes = np.array([reading for reading in readings if reading[0] >= SKIPPED and reading[1]]).T
     total = STEPS if name == "steps" else PREDICTIONS
+    # Without the last evaluation and the pictures, which follow the last step.
+    steps, megabytes = np.array([reading for reading in readings if SKIPPED <= reading[0] < total and reading[1]]).T
     complete = run.process.returncode == 0 and steps.max() > 0.8 * total
     growth = float(np.polyfit(steps / 1000, megabytes, 1)[0])
     limit = _MAX_MB_PER_1000[name]
