@@ -42,15 +42,15 @@ def test_closing_is_final_without_workers(clip_folder):
 
 
 def test_validation_does_not_depend_on_workers(clip_folder):
-    """Three batches for each of two processes, of which one divides them among two workers."""
+    """Three batches for each of two processes, of which one divides them among two workers. A second pass is equal."""
 
-    def batches(process_index, workers):
+    def batches(process_index, workers, passes=1):
         data = pipeline(clip_folder, workers=workers)
-        options = dict(batch_size=4, clips=2, crops=3, process_count=2)
+        options = dict(batch_size=4, clips=2, crops=3, process_count=2, passes=passes)
         return take(data.val_batches(process_index=process_index, **options), 99)
 
     expected = join_processes([batches(0, 0), batches(1, 0)])
-    assert_equal_batches(join_processes([batches(0, 2), batches(1, 0)]), expected)
+    assert_equal_batches(join_processes([batches(0, 2, passes=2), batches(1, 0) * 2]), expected * 2)
     assert len(expected) == 3
 
 
