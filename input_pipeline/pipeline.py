@@ -31,6 +31,7 @@ from input_pipeline.sources.something import mirrored
 from input_pipeline.videos import open_video
 
 _MAX_SIDE = 65_536  # pixels
+_MAX_VIDEOS = 2**52  # of a run; Grain computes the number of batches of the whole sequence as a float
 _WHOLE_NUMBERS = (  # (field, least, most)
     ("num_classes", 1, 10_000_000),
     ("frames", 1, MAX_PIXELS),
@@ -275,7 +276,7 @@ class Pipeline:
             .seed(seed)
             .shuffle()
             .repeat()
-            .random_map(load)[start * videos :]
+            .random_map(load)[start * videos : _MAX_VIDEOS]
         )
         # The processes divide the videos after random_map. Otherwise all processes would draw the same numbers.
         # The videos are batched before the workers divide the work. Otherwise the order would depend on the number of

@@ -157,8 +157,8 @@ def flip_remarks(pipeline: Pipeline) -> Iterator[str]:
         first, second = unswapped[0]
         yield (
             f"data.flip={pipeline.flip} mirrors clips and keeps their labels, but class names differ only in left and "
-            f"right, such as {first!r} and {second!r} ({len(unswapped)} pairs). Set data.flip_sides=True to swap these "
-            "labels, or data.flip=0.0."
+            f"right, such as {first!r} and {second!r} (pairs of classes: {len(unswapped)}). Set "
+            "data.flip_sides=True to swap these labels, or data.flip=0.0."
         )
 
 

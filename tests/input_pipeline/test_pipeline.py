@@ -96,3 +96,10 @@ def test_a_list_without_labels_is_not_evaluated(clip_folder):
         pipeline(clip_folder).val_batches(
             batch_size=2, clips=1, crops=1, records=[Record(0, f"{clip_folder}/4.mp4", -1, 1)]
         )
+
+
+@pytest.mark.quick
+def test_a_batch_of_one_video(clip_folder):
+    data = pipeline(clip_folder)
+    ones, twos = (take(data.train_batches(batch_size=size, seed=0), 4 // size) for size in (1, 2))
+    assert [batch["id"].tolist() for batch in ones] == [[number] for batch in twos for number in batch["id"]]
