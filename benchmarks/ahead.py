@@ -32,6 +32,7 @@ from benchmarks.measure import versions
 from benchmarks.models import CONFIGS
 from configs.loading import FlagError, load, override
 from input_pipeline.errors import DataError
+from input_pipeline.text import print_line
 from vidformers.errors import ConfigError, require
 from vidformers.models.registry import build
 from vidformers.models.summary import summarise
@@ -237,7 +238,7 @@ def measure_all(args: argparse.Namespace) -> bool:
             request = Request(config, args.topology, args.clips, args.step, args.until == "buffers")
             line = measure(name, request, args.largest == "true", args.text) | shown
         except (ConfigError, DataError, FlagError) as error:
-            print(f"benchmarks.ahead: {name}: {error}", file=sys.stderr, flush=True)
+            print_line(f"benchmarks.ahead: {name}: {error}", sys.stderr)
             succeeded = False
             continue
         print(f"\n{summary(line)}\n{json.dumps(line)}", flush=True)
@@ -319,7 +320,7 @@ def main(argv: list[str]) -> int:
             return 0 if check(args.check, args.configs.split(",") if args.configs else list(CHECKED)) else 1
         return 0 if measure_all(args) else 2
     except (ConfigError, DataError, FlagError) as error:
-        print(f"benchmarks.ahead: {error}", file=sys.stderr)
+        print_line(f"benchmarks.ahead: {error}", sys.stderr)
         return 2
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from configs.loading import FlagError, read_flags, require
+from input_pipeline.text import print_line
 from vidformers import ConfigError, build
 from vidformers.inference.explain.passes import PropagationPass, RecordingPass
 from vidformers.pretrained import Init, load
@@ -87,7 +88,7 @@ def main(argv: list[str]) -> int:
         )
         means = report(config, int(str(flags["clips"])))
     except (FlagError, ConfigError) as error:
-        print(f"benchmarks.dictionary: {error}", file=sys.stderr)
+        print_line(f"benchmarks.dictionary: {error}", sys.stderr)
         return 2
     print(json.dumps({"dictionary": config.model.dictionary, "scale": config.model.dictionary_scale, "shares": means}))
     return 0

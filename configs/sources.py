@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from configs.loading import FlagError, read_flags
+from input_pipeline.text import print_line
 
 
 class Source(NamedTuple):
@@ -90,7 +91,7 @@ def main(argv: list[str]) -> int:
     try:
         config, _ = read_flags(argv, {})
     except FlagError as error:
-        print(f"configs.sources: {error}", file=sys.stderr)
+        print_line(f"configs.sources: {error}", sys.stderr)
         return 2
     print(table(config))
     return 0

@@ -9,7 +9,6 @@ classifies at most half of the clips correctly.
 
 import csv
 import dataclasses
-import fcntl
 import json
 import multiprocessing
 import os
@@ -24,6 +23,7 @@ import numpy as np
 from input_pipeline.errors import DataError
 from input_pipeline.files import atomic_folder
 from input_pipeline.json_files import JsonError, read_json
+from input_pipeline.outputs import beside, locked
 from input_pipeline.workers import start_pool_process
 
 CLASSES = (
@@ -282,10 +282,7 @@ def ensure(root, spec=MotionClips(), report=print, workers=None) -> Path:
         if _is_rendered(root, spec):
             return root
         root.parent.mkdir(parents=True, exist_ok=True)
-        with open(
-            root.parent / f".{root.name}.lock", "w"
-        ) as lock:  # the kernel frees the lock if the process is killed
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(beside(root)):
             if not _is_rendered(root, spec):
                 clips, start = 2 * (spec.train_pairs + spec.val_pairs), time.monotonic()
                 report(f"Rendering {clips} motion clips into {root}")

@@ -93,21 +93,20 @@ def is_lock(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path, taken: str, shared: bool = False, wait: bool = False) -> Iterator[None]:
+def locked(path: Path, taken: str | None = None, shared: bool = False) -> Iterator[None]:
     """Holds the lock of the file `path` until the block ends.
 
     Args:
         path: the lock file. It is created if it does not exist.
-        taken: the message if another process has the lock.
+        taken: the message if another process has the lock. None waits for the lock.
         shared: whether several processes may hold the lock, if all ask for it in this way.
-        wait: whether to wait for the lock.
     Raises:
-        DataError: another process has the lock and `wait` is False.
+        DataError: another process has the lock, and `taken` is given.
     """
     while True:
         file = open(path, "a")
         try:
-            _flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+            _flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (fcntl.LOCK_NB if taken else 0))
         except BlockingIOError:
             file.close()
             raise DataError(taken) from None
@@ -149,7 +148,8 @@ def _name(path, flag: str | None) -> str:
 def _reserved(folder: Path, lock_file: Path, name: str, shared: bool = False, make: bool = True) -> Iterator[None]:
     """Makes `folder` if `make`, verifies that files can be written to it, and holds the lock of the output `name`."""
     created = [each for each in (folder, *folder.parents) if not each.exists()]
-    taken = f"{name} is being written by another command. Wait until it ends, or give another path."
+    advice = "Wait until it ends" + (", or give another path." if name.startswith("--") else ".")
+    taken = f"{name} is being written by another command. {advice}"
     try:
         with contextlib.ExitStack() as stack:
             try:

@@ -122,7 +122,7 @@ def claim_folder(folder, options: dict) -> None:
         OSError: the folder cannot be read or written.
     """
     path = os.path.join(folder, OPTIONS_FILE)
-    with locked(Path(folder, ".options.lock"), "", wait=True):  # parts of one job may start at once
+    with locked(Path(folder, ".options.lock")):  # parts of one job may start at once
         names = {name for name in os.listdir(folder) if not is_temporary(name) and not is_lock(name)}
         if not names:
             write_text(path, json.dumps(options) + "\n")

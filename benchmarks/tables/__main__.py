@@ -16,6 +16,7 @@ from benchmarks.tables.rows import Table
 from benchmarks.tables.run import ROOT, Failed, Job, make_jobs, read_result, run
 from configs.loading import FlagError, flag_path, require
 from input_pipeline.files import write_text
+from input_pipeline.text import print_line
 
 SWITCHES = ("--print", "--small", "--record")
 OWN = ("--config", "--mode", "--workdir")  # flags of main.py that the rows set
@@ -152,10 +153,10 @@ def main(arguments: Sequence[str]) -> int:
         else:
             run_all(command, jobs)
     except (FlagError, Failed) as error:
-        print(f"vidformers: {error}", file=sys.stderr)
+        print_line(f"vidformers: {error}", sys.stderr)
         return error.status if isinstance(error, Failed) else 2
     except OSError as error:
-        print(f"vidformers: {error.filename or command.out}: {error.strerror or error}.", file=sys.stderr)
+        print_line(f"vidformers: {error.filename or command.out}: {error.strerror or error}.", sys.stderr)
         return 2
     except KeyboardInterrupt:  # between two runs
         return 130

@@ -11,14 +11,18 @@ import time
 from pathlib import Path
 
 import pytest
+from names import assert_harmless
 from numbered import VFR, write
 
 from input_pipeline import check
 from input_pipeline.annotations import Record, read_manifest
 from input_pipeline.errors import DataError
 from input_pipeline.files import is_temporary
+from input_pipeline.outputs import output_folder
+from input_pipeline.text import printable
 
 ROOT = Path(__file__).parents[2]
+HALF = "\x1b[31m \u202e[red]$x$\t.mp4"  # a file name
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +36,17 @@ def data(tmp_path_factory):
     write(root / "other.avi", count=4, codec="mpeg4")
     (root / "empty.mp4").touch()
     (root / "text.mp4").write_text("no video")
-    (root / "half.mp4").write_bytes((root / "plain.mp4").read_bytes()[:1000])
+    (root / HALF).write_bytes((root / "plain.mp4").read_bytes()[:1000])
     os.mkfifo(root / "pipe.mp4")
     (root / "train.csv").write_text(
         'path,label\nplain.mp4,0\nvfr.mkv,0\nturned.mp4,0\n"with space, größe.webm",0\n'
-        "empty.mp4,0\ntext.mp4,1\nhalf.mp4,2\n"
+        f'empty.mp4,0\ntext.mp4,1\n"{HALF}",2\n'
     )
     (root / "val.csv").write_text("path,label\nother.avi,2\nplain.mp4,0\npipe.mp4,1\n")
     return root
 
 
-BROKEN = ["empty.mp4", "text.mp4", "half.mp4", "pipe.mp4"]
+BROKEN = ["empty.mp4", "text.mp4", HALF, "pipe.mp4"]
 
 
 def command(data, out, *more):
@@ -77,7 +81,8 @@ def test_the_report(data, tmp_path, capsys):
     assert (report["vfr.mkv"]["variable_rate"], report["vfr.mkv"]["frames"]) == ("yes", "20")
     assert report.keys() == expected.keys() | {"vfr.mkv", *BROKEN}
     for name in BROKEN:
-        assert name in report[name]["error"] and name in printed
+        assert " ".join(name.split()) in report[name]["error"] and printable(name) in printed
+    assert_harmless(printed)
     assert "not a regular file" in report["pipe.mp4"]["error"]
     assert (tmp_path / "exclude.txt").read_text().splitlines() == BROKEN
     assert "4 of 9 videos are broken" in printed
@@ -97,7 +102,7 @@ def test_the_videos_of_exclude_are_left_out_of_a_run(data, tmp_path):
         "turned.mp4",
         "with space, größe.webm",
     ]
-    assert kept.excluded == ("empty.mp4", "text.mp4", "half.mp4") and kept.missing == ()
+    assert kept.excluded == ("empty.mp4", "text.mp4", HALF) and kept.missing == ()
     assert kept.digest != read_manifest("train.csv", **options).digest
     with pytest.raises(DataError, match=r"none\.txt \(data\.exclude\) cannot be read"):
         read_manifest("train.csv", exclude=str(data / "none.txt"), **options)
@@ -232,3 +237,21 @@ def test_an_interrupt_loses_nothing(data, tmp_path):
     assert before >= 1
     assert check.main(command(data, tmp_path)) == 1
     assert len(rows(tmp_path)) == 9
+
+
+@pytest.mark.quick
+def test_the_output_is_known_before_the_check(data, tmp_path, capsys):
+    """A report that another check writes, a folder that cannot be one, and a name that the lists cannot hold."""
+    from command import one_sentence
+
+    (tmp_path / "file").touch()
+    with output_folder(tmp_path / "out"):
+        for out, words in (("out", "is being written by another command"), ("file/x", "file is not a folder")):
+            assert check.main(command(data, tmp_path / out)) == 2
+            assert words in one_sentence(capsys.readouterr().err)
+    (tmp_path / "train.csv").write_text('"a\nb.mp4",0\n')
+    (tmp_path / "a\nb.mp4").touch()
+    flags = [f"--config.data.{split}={tmp_path}/train.csv" for split in ("train", "val")]
+    assert check.main([*command(tmp_path, tmp_path / "out"), *flags, "--config.data.num_classes=1"]) == 2
+    assert r"'a\nb.mp4' contains a line break" in one_sentence(capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from names import HOSTILE_FILES
 from numbered import VFR, write
 
 from input_pipeline import check, prepare, transcode
@@ -26,7 +27,8 @@ from input_pipeline.transcode import Encoding, Task
 REPOSITORY = Path(__file__).parents[2]
 VIDEOS = 12
 TRAIN, BROKEN = VIDEOS * 3 // 4, 7
-NAMES = [f"clip {number:03d}.{('mp4', 'mkv')[number % 2]}" for number in range(VIDEOS)]
+_ODD = [name for what, name in HOSTILE_FILES.items() if what != "no UTF-8"]  # a list is UTF-8
+NAMES = [f"{number:03d} {_ODD[number]}.{('mp4', 'mkv')[number % 2]}" for number in range(VIDEOS)]
 TRAIN_SHARDS = -(-TRAIN // 2)
 SHARDS = TRAIN_SHARDS - (TRAIN - VIDEOS) // 2
 # Runs the command, and kills it by SIGKILL in place of the rename of this number.
@@ -224,7 +226,7 @@ def test_the_slices_of_a_job_array_give_the_same_files(source, prepared, tmp_pat
     assert prepare.main(arguments(source, out, "--merge=true")) == 2
     error = one_sentence(capsys.readouterr().err)
     assert f"{-(-SHARDS // 2)} of {SHARDS} shards, {shard(0)[:20]}, " in error and "more" not in error
-    with output_folder(out, shared=True), locked(out / ".shard-0-of-2.lock", ""):  # as another part of the job
+    with output_folder(out, shared=True), locked(out / ".shard-0-of-2.lock"):  # as another part of the job
         for more in ((), ("--merge=true",), ("--shard=0/2",)):
             assert prepare.main(arguments(source, out, *more)) == 2
             error = one_sentence(capsys.readouterr().err)
