@@ -120,8 +120,10 @@ def test_many_videos_from_the_command_line(data, trained, run, refused, tmp_path
     (tmp_path / "other.txt").write_text("\n".join(listed[::-1]) + "\n")
     sentence = refused(command(trained, tmp_path / "other.txt", f"--out={out}"))
     assert "holds predictions of other videos" in sentence
-    out.write_text("notes\n")
-    assert "does not hold predictions" in refused(command(trained, tmp_path / "list.txt", f"--out={out}"))
+    for notes in ("notes\n", "notes"):
+        out.write_text(notes)
+        assert "does not hold predictions" in refused(command(trained, tmp_path / "list.txt", f"--out={out}"))
+        assert out.read_text() == notes
 
 
 def test_any_names_of_classes_and_files(data, trained, run, tmp_path):

@@ -10,6 +10,8 @@ from input_pipeline.json_files import JsonError, parse_json
 from input_pipeline.outputs import output_file
 from vidformers.errors import ConfigError, require
 
+_START = b'{"video": "'  # of every line
+
 
 class PredictionFile:
     """A file of predictions that is open for appending.
@@ -30,14 +32,16 @@ class PredictionFile:
     def __init__(self, file: IO[bytes], path: str, videos: list[str]):
         self._file, self.count, self.num_decoded = file, 0, 0
         file.seek(0)
-        size = 0
+        size, damaged = 0, ConfigError(f"--out={path} exists and does not hold predictions. Give another file.")
         for line in file:
             if not line.endswith(b"\n"):
+                if line[: len(_START)] != _START[: len(line)]:
+                    raise damaged
                 break
             try:
                 row = parse_json(line, {"video": str})
             except JsonError:
-                raise ConfigError(f"--out={path} exists and does not hold predictions. Give another file.") from None
+                raise damaged from None
             require(
                 [row["video"]] == videos[self.count : self.count + 1],
                 f"--out={path} holds predictions of other videos. Give another file.",
