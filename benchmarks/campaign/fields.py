@@ -40,7 +40,10 @@ _ONE_STEP = {
     "optim": {"warmup_steps": None, "warmup_epochs": None},
 }
 # Fields of the section `model`, unless the model has others of its own (`configs.demo.SMALL`).
-_TINY_MODEL = {"mevit": dict(width=16, heads=2, depth=3, patch_size=4, unroll="1")}
+_TINY_MODEL = {
+    "mevit": dict(width=16, heads=2, depth=3, patch_size=4, unroll="1"),
+    "stat": dict(width=16, depth=2, depths=(1, 1)),
+}
 
 
 class Case(NamedTuple):
