@@ -31,7 +31,8 @@ class ProcessRows(grain.MapDataset):
         self._size, self._process_index, self._process_count = size, process_index, process_count
 
     def __len__(self):
-        return len(self._parent) // self._process_count
+        # grain divides lengths as floats. The length of an endless data set would become larger than Python allows.
+        return min(len(self._parent) // self._process_count, 2**53)
 
     def __getitem__(self, index):
         if isinstance(index, slice):

@@ -53,6 +53,14 @@ def test_seeds_differ(clip_folder, reference):
     assert any((a["id"] != b["id"]).any() for a, b in zip(other, reference, strict=True))
 
 
+def test_batches_of_one_video_are_the_rows_of_larger_batches(clip_folder, reference):
+    ones = take(pipeline(clip_folder).train_batches(batch_size=1, seed=5), 8)
+    assert_equal_batches(
+        ones,
+        [{key: value[row : row + 1] for key, value in batch.items()} for batch in reference[:2] for row in range(4)],
+    )
+
+
 def test_batches_do_not_depend_on_the_number_of_processes(clip_folder, reference):
     local_batches = [
         take(pipeline(clip_folder).train_batches(batch_size=4, seed=5, process_index=p, process_count=2), 12)
