@@ -14,8 +14,13 @@ import numpy as np
 HERE = Path(__file__).parent
 
 
+def printable(text):
+    """Returns the text with escape sequences in place of characters that a terminal would obey."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def stop(sentence):
-    print(sentence, file=sys.stderr)
+    print(printable(sentence), file=sys.stderr)
     sys.exit(2)
 
 
@@ -92,9 +97,7 @@ def main(paths):
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = (probabilities / probabilities.sum(axis=1, keepdims=True)).mean(axis=0)
     for label in np.argsort(-probabilities, kind="stable")[:5]:
-        # A name gives no orders to a terminal.
-        shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in classes[label])
-        print(f"{probabilities[label]:7.2%}  {shown}")
+        print(f"{probabilities[label]:7.2%}  {printable(classes[label])}")
 
 
 if __name__ == "__main__":
