@@ -3,7 +3,7 @@
 import re
 
 HOSTILE = {
-    "mathematics": "a$b$ \\frac{",
+    "mathematics": "a$\\frac{$b",
     "markup": "[red]x[/red]",
     "a closing tag": "[/]",
     "an emoji code": ":x:",
