@@ -10,10 +10,8 @@ classifies at most half of the clips correctly.
 import csv
 import dataclasses
 import json
-import multiprocessing
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import av
@@ -24,7 +22,7 @@ from input_pipeline.errors import DataError
 from input_pipeline.files import atomic_folder
 from input_pipeline.json_files import JsonError, read_json
 from input_pipeline.outputs import beside, locked
-from input_pipeline.workers import start_pool_process
+from input_pipeline.workers import decoding_pool
 
 CLASSES = (
     "slide left",
@@ -221,7 +219,7 @@ def _render(folder, spec, workers):
         for task in tasks:
             _render_pair(task)
     else:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_pool_process) as pool:
+        with decoding_pool(workers) as pool:
             list(pool.map(_render_pair, tasks, chunksize=8))  # list() raises the errors of the workers
     (folder / MANIFEST).write_text(json.dumps(_manifest(spec), indent=1) + "\n")
 

@@ -3,11 +3,9 @@
 import collections
 import contextlib
 import itertools
-import multiprocessing
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from input_pipeline.commands import command, end
 from input_pipeline.errors import DataError
 from input_pipeline.outputs import locked, output_folder
 from input_pipeline.text import print_line
-from input_pipeline.workers import start_pool_process
+from input_pipeline.workers import decoding_pool
 
 USAGE = """python -m input_pipeline.prepare --config=FILE[:NAME] [--config.data.field=value ...] --out=DIR
     [--short_side=256] [--gop=4] [--crf=23] [--clips_per_shard=256] [--workers=2]
@@ -179,7 +177,7 @@ def run_jobs(out: str, jobs: list[shard_plan.ShardJob], workers: int) -> None:
 
 def _results(tasks: Iterable[transcode.Task], workers: int) -> Iterator[tuple[dict, bytes | None]]:
     """Yields `transcode.run` of each task, in order. A video that crashes its decoding process gives no clip."""
-    tasks, waiting, pool = iter(tasks), collections.deque(), _pool(workers)
+    tasks, waiting, pool = iter(tasks), collections.deque(), decoding_pool(workers)
     try:
         while True:
             # Enough tasks are submitted to keep the other processes busy during one long video.
@@ -193,7 +191,7 @@ def _results(tasks: Iterable[transcode.Task], workers: int) -> Iterator[tuple[di
             except BrokenProcessPool:
                 # A process has ended while it decoded one of these videos. The pool has then lost all their results.
                 pool.shutdown()
-                pool = _pool(workers)
+                pool = decoding_pool(workers)
                 result = _run_alone(waiting[0][0])
                 for entry in waiting:
                     entry[1] = None
@@ -204,15 +202,11 @@ def _results(tasks: Iterable[transcode.Task], workers: int) -> Iterator[tuple[di
 
 
 def _run_alone(task):
-    with _pool(1) as pool:
+    with decoding_pool(1) as pool:
         try:
             return pool.submit(transcode.run, task).result()
         except BrokenProcessPool:
             return transcode.failed(task, "The process that decoded the video ended."), None
-
-
-def _pool(workers):
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_pool_process)
 
 
 if __name__ == "__main__":

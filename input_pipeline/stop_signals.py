@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -29,6 +30,8 @@ def stop_signals_blocked() -> Iterator[None]:
 
     So no signal interrupts a process before it calls `ignore_stop_signals`, and no thread handles a signal.
     """
+    # The first process of multiprocessing starts this tracker, and then SIGINT and SIGTERM are unblocked.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield

@@ -4,14 +4,32 @@ import multiprocessing
 import os
 import signal
 import threading
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.context import SpawnContext, SpawnProcess
 
 import cv2
 
+from input_pipeline.stop_signals import stop_signals_blocked
 from input_pipeline.watchdog import end_if_stuck
 
 
-def start_pool_process() -> None:
-    """Prepares a process of a pool, as the initializer of the pool.
+def decoding_pool(workers: int) -> ProcessPoolExecutor:
+    """Returns a pool of processes that decode. No signal to the whole program interrupts them while they start."""
+    return ProcessPoolExecutor(workers, _Context(), _start_pool_process)
+
+
+class _Process(SpawnProcess):
+    def start(self):
+        with stop_signals_blocked():
+            super().start()
+
+
+class _Context(SpawnContext):
+    Process = _Process
+
+
+def _start_pool_process() -> None:
+    """Prepares a process of a pool.
 
     The process ignores SIGINT and SIGHUP, which a terminal sends to all processes of a program: the parent answers.
     SIGTERM ends the process, since a pool that has lost a process ends the others by it. The process also ends with its
@@ -19,6 +37,7 @@ def start_pool_process() -> None:
     """
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
     cv2.setNumThreads(1)
     follow_parent()
     end_if_stuck()

@@ -1,4 +1,4 @@
-"""What a decoding process imports, and what the front of the package loads."""
+"""Which signals a decoding process gets while it starts, what it imports, and what the front of the package loads."""
 
 import subprocess
 import sys
@@ -23,6 +23,26 @@ def test_processes_that_decode_import_no_jax():
     """The modules whose functions run in the processes of `check`, of `prepare` and of the renderer of motion clips."""
     names = ("check", "prepare", "transcode", "motion_clips", "workers", "videos")
     assert imported_with([f"input_pipeline.{name}" for name in names]).split() == ["av", "cv2"]
+
+
+@pytest.mark.quick
+def test_the_first_process_of_a_program_starts_with_the_stop_signals_blocked():
+    """In a fresh interpreter, where multiprocessing also starts its resource tracker, which unblocks signals."""
+    script = """
+import multiprocessing, signal
+from input_pipeline.stop_signals import STOP_SIGNALS, stop_signals_blocked
+context = multiprocessing.get_context("spawn")
+receiver, sender = context.Pipe()
+with stop_signals_blocked():
+    code = "import signal; sender.send(signal.pthread_sigmask(0, ()))"
+    child = context.Process(target=exec, args=(code, dict(sender=sender)))
+    child.start()
+print(set(STOP_SIGNALS) <= receiver.recv(), set(STOP_SIGNALS) & signal.pthread_sigmask(0, ()))
+child.join()
+"""
+    root = Path(__file__).parents[2]
+    run = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    assert run.stdout.split("\n")[0] == "True set()"
 
 
 @pytest.mark.quick
