@@ -1,5 +1,6 @@
 """Broken files and unusual names: decoding gives the right frame or a DecodeError that names the file, in time."""
 
+import contextlib
 import io
 import itertools
 import os
@@ -155,6 +156,8 @@ def test_files_are_closed(tmp_path):
 
 def moving(path, count=48, codec="libx264", gop=12, pix_fmt="yuv420p", **options):
     """Writes a detailed moving picture, so that flipped bits change pixels. Returns the content of the file."""
+    if codec == "libx264":  # without this option, x264 sometimes writes other bytes, see transcode.py
+        options["x264-params"] = f"cpu-independent=1:{options.get('x264-params', '')}".rstrip(":")
     rng = np.random.default_rng(0)
     texture = np.kron(rng.integers(0, 255, (60, 80, 3), np.uint8), np.ones((3, 3, 1), np.uint8))
     with av.open(str(path), "w") as container:
@@ -234,13 +237,15 @@ def flipped(data, seed):
 def test_frames_that_ffmpeg_flags_are_refused(tmp_path):
     """Flagged frames and later frames of their group are refused, in 200 files with three flipped bits each."""
     data = moving(tmp_path / "video.mp4", gop=250, bf="0")
-    seen = 0
+    seen = seen_last = 0
     for seed in range(200):
         damaged = flipped(data, seed)
         try:
             with av.open(io.BytesIO(damaged), metadata_errors="replace") as container:
+                context = container.streams.video[0].codec_context
+                context.thread_type, context.thread_count = "NONE", 1  # as in Video: FFmpeg's flags depend on threads
                 flags = [frame.is_corrupt for frame in container.decode(video=0)]
-        except (av.FFmpegError, IndexError):  # IndexError: the container has no video stream left
+        except (av.FFmpegError, IndexError, AttributeError):  # the last two: no video stream or no decoder is left
             continue
         try:
             video = Video(damaged)
@@ -248,13 +253,16 @@ def test_frames_that_ffmpeg_flags_are_refused(tmp_path):
             continue
         if any(flags) and len(flags) == len(video.times):
             seen += 1
-            first = flags.index(True)
-            for index in (first, len(flags) - 1):
-                with pytest.raises(DecodeError, match=f"frame {index}"):
-                    video.frames([index])
+            first, last = flags.index(True), len(flags) - 1
+            with pytest.raises(DecodeError, match=f"frame {first}"):
+                video.frames([first])
+            # A flip can mark the flagged frame as one that no other frame refers to. Then the last one is not refused.
+            with contextlib.suppress(DecodeError):
+                video.frames([last])
+                seen_last += 1
             if first:
-                assert video.frames([0]).shape == (1, HEIGHT, WIDTH, 3)
-    assert seen > 20
+                assert len(video.frames([0])) == 1
+    assert seen > 20 and seen_last <= seen // 20
 
 
 def test_strict_decoding_finds_more(tmp_path):

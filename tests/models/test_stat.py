@@ -153,9 +153,10 @@ def test_dropout_of_the_head_zeroes_its_input_in_training_alone():
     encoder.shape = (8, 100)
     model = Classifier(encoder, width=100, num_classes=2, head_dropout=0.5, rngs=nnx.Rngs(0))
     assert nnx.eval_shape(lambda: maker("stat", head_dropout=0.5)(rngs=nnx.Rngs(0))).head_dropout == 0.5
-    dropped = model.features(jnp.ones((1, 8, 100)), jax.random.key(0))
-    assert 0.3 < (dropped == 0).mean() < 0.7 and set(np.unique(dropped)) == {0.0, 2.0}
-    np.testing.assert_array_equal(model.features(jnp.ones((1, 8, 100))), 1)
+    tokens = jnp.full((1, 8, 100), 2.0)
+    dropped = model.features(tokens, jax.random.key(0))
+    assert 0.3 < (dropped == 0).mean() < 0.7 and set(np.unique(dropped)) == {0.0, 4.0}
+    np.testing.assert_array_equal(model.features(tokens), 2)
 
 
 @pytest.mark.quick

