@@ -17,14 +17,14 @@ from tiny import QUICK
 
 import main
 from configs.loading import load, override
-from input_pipeline import Pipeline
+from input_pipeline import DataError, Pipeline
 from vidformers import build
 from vidformers.errors import ConfigError
 from vidformers.models.summary import summarise
 from vidformers.parallel import memory
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.setup import compile_step, compile_within_memory, set_up
-from vidformers.training.workdir import differences_from_stored_run, lock
+from vidformers.training.workdir import differences_from_stored_run, workdir_lock
 
 
 @pytest.fixture(scope="module")
@@ -167,12 +167,12 @@ def test_a_finished_run_that_is_started_again_changes_no_metric(reference, data,
 @pytest.mark.quick
 def test_the_temporary_files_of_killed_processes_are_removed_under_the_lock(tmp_path):
     (tmp_path / ".run.json.0123abcd.tmp").write_text("half of it")
-    file = lock(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
-    with pytest.raises(ConfigError, match="is in use by a run that is still alive"):
-        lock(tmp_path)
-    file.close()
-    lock(tmp_path).close()
+    with workdir_lock(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+        with pytest.raises(DataError, match="is in use by a run that is still alive"), workdir_lock(tmp_path):
+            pass
+    with workdir_lock(tmp_path):
+        pass
 
 
 def test_a_log_line_has_the_utilisation_of_the_given_peak(reference, data):

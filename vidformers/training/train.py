@@ -21,7 +21,13 @@ from vidformers.training.setup import Setup, compile_within_memory, initialise, 
 from vidformers.training.stopping import StopSignal
 from vidformers.training.timing import PhaseTimer, Throughput, peak_seconds_per_clip
 from vidformers.training.tracing import Trace
-from vidformers.training.workdir import describe_run, differences_from_stored_run, lock, open_workdir, write_run_json
+from vidformers.training.workdir import (
+    describe_run,
+    differences_from_stored_run,
+    open_workdir,
+    workdir_lock,
+    write_run_json,
+)
 
 
 def train(config: dict, path) -> dict:
@@ -43,7 +49,7 @@ def train(config: dict, path) -> dict:
         with phases.measure("set-up"):
             setup, workdir = set_up(config), open_workdir(path)
             if main:
-                stack.enter_context(lock(workdir))
+                stack.enter_context(workdir_lock(workdir))
             backends = stack.enter_context(record_backends())
             description = describe_run(setup.config, _describe_data(setup), backends, setup.total_steps)
             changes = differences_from_stored_run(workdir, description)

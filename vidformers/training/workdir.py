@@ -1,22 +1,23 @@
 """The workdir, which is the folder of a run: its lock and `run.json`, which describes the run."""
 
 import dataclasses
-import fcntl
 import importlib.metadata
 import json
 import os
 import shlex
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 
 from input_pipeline import Pipeline
 from input_pipeline.files import remove_temporaries, write_text
 from input_pipeline.json_files import JsonError, check_kind, read_json
+from input_pipeline.outputs import locked
 from vidformers.errors import ConfigError, require
 from vidformers.models.registry import with_default_fields
 from vidformers.pretrained import Init
@@ -83,24 +84,17 @@ def open_workdir(path) -> Path:
     return path
 
 
-def lock(workdir: Path) -> IO[str]:
-    """Locks the workdir for training, and removes the temporary files that killed processes left in it.
+@contextmanager
+def workdir_lock(workdir: Path) -> Iterator[None]:
+    """Locks the workdir for training until the block ends. Removes temporary files that killed processes left in it.
 
-    Returns:
-        The locked file. The lock ends when it is closed, or when the process ends in any way.
     Raises:
-        ConfigError: another run holds the lock.
+        DataError: another run holds the lock.
     """
-    file = open(workdir / ".lock", "a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ConfigError(
-            f"--workdir={workdir} is in use by a run that is still alive. Stop that run, or give another workdir."
-        ) from None
-    remove_temporaries(workdir)
-    return file
+    taken = f"--workdir={workdir} is in use by a run that is still alive. Stop that run, or give another workdir."
+    with locked(workdir / ".lock", taken):
+        remove_temporaries(workdir)
+        yield
 
 
 def describe_run(config: dict, data: dict, attention: dict[str, str], total_steps: int | None = None) -> dict:
