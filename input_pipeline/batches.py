@@ -14,7 +14,7 @@ from input_pipeline.videos import remarks
 
 PADDING = Record(id=-1, path="", label=0, line=0)  # fills up the last validation batch
 
-_TEXT_DTYPE = "S300"  # fixed width, because batches pass between processes through shared memory
+_TEXT_DTYPE = "S300"  # of one width, so that the rows of a batch can be stacked
 
 
 class ProcessRows(grain.MapDataset):

@@ -46,8 +46,8 @@ def _start_pool_process() -> None:
 def follow_parent() -> None:
     """Ends this process, which multiprocessing started, when its parent ends, even if the parent is killed."""
 
-    # PR_SET_PDEATHSIG is not suitable: it signals when the thread that started the worker ends, and grain starts
-    # workers from threads that end before the parent does.
+    # PR_SET_PDEATHSIG is not suitable: it signals when the thread that started the worker ends, which may be before the
+    # parent does.
     def follow():
         multiprocessing.parent_process().join()
         os._exit(1)

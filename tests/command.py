@@ -13,58 +13,32 @@ from pathlib import Path
 import numpy as np
 from tiny import QUICK
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.campaign import processes
+
+ROOT = processes.ROOT
 # Each worker of pytest-xdist has its own compilation cache, since JAX does not write its entries atomically.
 CACHE = ROOT / ".cache" / os.environ.get("PYTEST_XDIST_WORKER", "")
 _XLA_FLAGS = [f"--{name}={str(value).lower()}" for name, value in QUICK.items()]
 _TIMES = {"time", "train/clips_per_second", "train/frames_per_second", "train/data_wait", "train/mfu"}
 _TIMEOUT_SECONDS = 180
 BAD = "train/000007.mp4"
-TINY = {
-    "data.source": "csv",
-    "data.frames": 4,
-    "data.size": 16,
-    "data.short_side": "18,20",
-    "data.test_short_side": 18,
-    "data.classes": "none",
-    "data.flip_swaps": "((0, 1), (6, 7))",
-    "data.workers": 0,
+TINY = processes.TINY | {
     "data.max_bad_fraction": 0.1,
-    "model.width": 16,
-    "model.heads": 2,
-    "model.depth": 1,
-    "model.unroll": 1,
-    "model.patch_size": 8,
-    "train.total_steps": 12,
-    "train.batch_size": 8,
     "train.log_every_steps": 2,
     "train.peak_tflops": 0.001,  # so that metrics have train/mfu; the peak of a CPU is unknown
-    "train.eval_every_steps": 4,
-    "optim.warmup_steps": 2,
-    "eval.clips": 2,
-    "eval.batch_size": 8,
-    "checkpoint.every_steps": 3,
 }
 
 
 def render(folder):
     """Renders 40 training and 10 validation videos, of which BAD cannot be decoded. Returns their folder."""
-    from input_pipeline.motion_clips import MotionClips, ensure
-
-    root = ensure(folder, MotionClips(train_pairs=20, val_pairs=5, size=32, frames=8), report=lambda _: None, workers=1)
+    root = processes.render(folder)
     (root / BAD).write_bytes((root / BAD).read_bytes()[:500])
     return root
 
 
 def arguments(data, workdir, fields=(), mode="train"):
     """Returns the command line of a tiny run; `fields` override those of TINY."""
-    fields = {"data.root": data, **TINY, **dict(fields)}
-    return [
-        f"--config={ROOT}/configs/demo.py:vit",
-        f"--workdir={workdir}",
-        f"--mode={mode}",
-        *(f"--config.{name}={value}" for name, value in fields.items()),
-    ]
+    return processes.flags(data, workdir, {**TINY, **dict(fields)}, mode)
 
 
 class Run:
@@ -116,8 +90,8 @@ class Run:
         """Returns (exit status, stdout, stderr) after the end of the process and of all that it has started."""
         out, err = self.process.communicate(timeout=_TIMEOUT_SECONDS)
         deadline = time.monotonic() + 10
-        while alive := _alive(self.process.pid):
-            assert time.monotonic() < deadline, f"processes outlive the run: {alive}"
+        while alive := processes.session_members(self.process.pid):
+            assert time.monotonic() < deadline, f"outlive the run: {list(map(processes.command_line, alive))}"
             time.sleep(0.05)
         return self.process.returncode, out, err
 
@@ -152,19 +126,6 @@ def one_sentence(err):
     """Returns the stderr of a command that must have printed one error message and nothing else."""
     assert err.startswith("vidformers: ") and err.endswith((".\n", "?\n")) and err.count("\n") == 1, err
     return err
-
-
-def _alive(session):
-    """Returns the command lines of the processes of a session, without zombies."""
-    alive = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, session_id = stat.read_text().rpartition(")")[2].split()[:4]
-            if int(session_id) == session and state != "Z":
-                alive.append((stat.parent / "cmdline").read_text().replace("\0", " "))
-        except (OSError, ValueError):  # the process has ended
-            continue
-    return alive
 
 
 def rows(workdir):

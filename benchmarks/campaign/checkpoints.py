@@ -114,7 +114,7 @@ def _setup(folder: Path):
 
 
 def _flags(folder: Path) -> list[str]:
-    return flags(folder / "data", folder / "run", train__eval_every_steps="none", checkpoint__every_steps=6)
+    return flags(folder / "data", folder / "run", {"train.eval_every_steps": "none", "checkpoint.every_steps": 6})
 
 
 def _steps(workdir: Path) -> list[int]:

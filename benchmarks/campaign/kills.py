@@ -41,7 +41,7 @@ def run_case(number: int, folder: Path) -> dict:
     workers, phase, alone = number % 3, PHASES[number // 3 % len(PHASES)], number // 3 // len(PHASES) % 2 == 1
     if phase == "worker" and not workers:
         phase = "training"
-    arguments = flags(folder / "data", workdir, data__workers=workers)
+    arguments = flags(folder / "data", workdir, {"data.workers": workers})
     run = Run(arguments, folder / "killed.txt", folder / "cache")
     met = run.wait_until(_moment(phase, run, workdir, rng))
     names, steps = shared_memory(run.members()), len(_metrics(workdir))

@@ -31,8 +31,8 @@ def run_case(number: int, folder: Path) -> dict:
     data, workdir, name = folder / "data", folder / "run", _SETS[number]
     if name == "steps":
         shutil.rmtree(workdir, ignore_errors=True)
-        fields = dict(train__total_steps=STEPS, train__eval_every_steps="none", checkpoint__every_steps=100)
-        arguments = flags(data, workdir, data__workers=2, **fields)
+        fields = {"train.total_steps": STEPS, "train.eval_every_steps": "none", "checkpoint.every_steps": 100}
+        arguments = flags(data, workdir, {"data.workers": 2, **fields})
         progress = workdir / "metrics.jsonl"
     else:
         if not (workdir / "checkpoints").is_dir():
@@ -41,7 +41,7 @@ def run_case(number: int, folder: Path) -> dict:
         _link_videos(data / "train", folder / "videos")
         progress = folder / "predictions.jsonl"
         progress.unlink(missing_ok=True)
-        arguments = [*flags(data, workdir, "predict"), f"--video={folder}/videos", f"--out={progress}"]
+        arguments = [*flags(data, workdir, mode="predict"), f"--video={folder}/videos", f"--out={progress}"]
     return _measure(Run(arguments, folder / f"{name}.txt", folder / "cache"), progress, name)
 
 

@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 # Small enough for a run in seconds, with saves and evaluations that can be met.
@@ -41,9 +43,9 @@ def render(folder: Path) -> Path:
     return ensure(folder, MotionClips(train_pairs=20, val_pairs=5, size=32, frames=8), report=lambda _: None, workers=1)
 
 
-def flags(data: Path, workdir: Path, mode: str = "train", **fields) -> list[str]:
-    """Returns the flags of `main.py` for a tiny run. `fields` override those of TINY, with __ for a dot."""
-    values = TINY | {"data.root": data} | {name.replace("__", "."): value for name, value in fields.items()}
+def flags(data: Path, workdir: Path, fields: Mapping[str, Any] | None = None, mode: str = "train") -> list[str]:
+    """Returns the flags of `main.py` for a tiny run. `fields`, such as `data.workers`, override those of TINY."""
+    values = {"data.root": data, **TINY, **(fields or {})}
     return [
         f"--config={ROOT}/configs/demo.py:vit",
         f"--workdir={workdir}",
@@ -89,7 +91,7 @@ class Run:
 
     def workers(self) -> list[int]:
         """Returns the ids of the decoding processes."""
-        return [pid for pid in self.members() if b"--multiprocessing-fork" in _read(f"/proc/{pid}/cmdline")]
+        return [pid for pid in self.members() if "--multiprocessing-fork" in command_line(pid)]
 
     def kill(self, alone: bool) -> None:
         """Sends SIGKILL to the process alone, or to all processes of the session at once."""
@@ -125,6 +127,11 @@ def session_members(session: int) -> list[int]:
         if len(fields) > 3 and int(fields[3]) == session and fields[0] != b"Z":
             members.append(int(stat.parent.name))
     return members
+
+
+def command_line(pid: int) -> str:
+    """Returns the command line of a process, '' if it has ended."""
+    return _read(f"/proc/{pid}/cmdline").decode(errors="replace").replace("\0", " ")
 
 
 def shared_memory(pids: list[int]) -> set[str]:
