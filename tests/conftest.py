@@ -1,6 +1,7 @@
 """Eight CPU devices, a compilation cache that is kept between runs, and the order of the tests."""
 
 import os
+import random
 from importlib.metadata import version
 
 # Without optimisation: most programs of the tests run once, and compiling them takes most of the time (see
@@ -44,9 +45,17 @@ def pytest_xdist_auto_num_workers():
     return os.cpu_count() + 1
 
 
-def pytest_collection_modifyitems(items):
-    """Moves the slowest files to the front, so that no worker starts one of them last."""
-    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
+def pytest_addoption(parser):
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run the files of tests in a random order of this seed")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Moves the slowest files to the front, so that no worker starts one of them last. `--shuffle` mixes the files."""
+    seed = config.getoption("--shuffle")
+    if seed is None:
+        items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
+    else:
+        items.sort(key=lambda item: random.Random(f"{seed} {item.path}").random())
 
 
 @pytest.fixture
