@@ -46,7 +46,7 @@ def pytest_xdist_auto_num_workers():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--shuffle", type=int, metavar="SEED", help="run the files of tests in a random order of this seed")
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run the files of tests in a random order")
 
 
 def pytest_collection_modifyitems(config, items):
