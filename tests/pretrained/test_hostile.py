@@ -18,7 +18,7 @@ from benchmarks.campaign import files
 from vidformers.errors import ConfigError
 from vidformers.pretrained import archive, flax_file, limits, unpickler
 from vidformers.pretrained.files import open_file
-from vidformers.pretrained.tensors import Malformed, Storage, Tensor
+from vidformers.pretrained.tensors import Inert, Malformed, Storage, Tensor
 
 pytestmark = pytest.mark.quick
 
@@ -73,6 +73,16 @@ def test_every_opcode_of_a_pickle_has_a_bounded_result(pickled, sentence, tmp_pa
     assert sentence in refused(tmp_path / "a.pth", archived(b"\x80\x04" + pickled + b"."))
 
 
+def test_a_pickle_chooses_no_numbers_as_keys_since_they_could_all_have_one_hash():
+    same_hash = [k * (2**61 - 1) for k in range(1, 50)]
+    others = [1, -1, 0.5, None, True, b"a", (), ("a",)]
+    pickled = pickle.dumps({key: "value" for key in [*same_hash, *others]}, 2)
+    content, _ = unpickler.read(pickled)
+    assert all(type(key) in (str, Inert) for key in content)
+    loader = unpickler.Unpickler(io.BytesIO(b"}" + b"p%d\n" % same_hash[0] + b"g%d\n." % same_hash[0]), 99)
+    assert loader.load() == {} and [type(key) for key in loader._memo] == [str]
+
+
 def test_dictionaries_that_hold_each_other_many_times_are_searched_once(tmp_path):
     level = b"".join(b"M" + struct.pack("<H", i) + b"h\0" for i in range(2000))
     nested = b"".join(b"}(" + level + b"uq\0" for _ in range(3))
@@ -122,9 +132,14 @@ def test_float8_is_read_or_refused(tmp_path):
     header = {"w": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}
     write_safetensors(tmp_path / "c.safetensors", header, numbers.tobytes())
     np.testing.assert_array_equal(open_file(str(tmp_path / "c.safetensors")).arrays["w"], numbers)
-    header["w"]["dtype"] = "F8_FUTURE"
-    write_safetensors(tmp_path / "d.safetensors", header, numbers.tobytes())
-    refused(tmp_path / "d.safetensors")
+    for name in ("F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E5M2", "F8_E8M0"):
+        header["w"]["dtype"] = name
+        write_safetensors(tmp_path / "c.safetensors", header, bytes((1, 2, 3, 4)))
+        assert open_file(str(tmp_path / "c.safetensors")).arrays["w"].dtype.itemsize == 1
+    for name in ("F8_FUTURE", "F4", "F6_E2M3"):
+        header["w"]["dtype"] = name
+        write_safetensors(tmp_path / "d.safetensors", header, numbers.tobytes())
+        assert f"'w' has the type {name!r}, which is not read" in refused(tmp_path / "d.safetensors")
 
 
 def write_safetensors(path, header, numbers=b""):
@@ -137,6 +152,7 @@ def write_safetensors(path, header, numbers=b""):
     [
         (b'{"a":' * 9999, "nested more than 100 levels deep"),
         (b'{"a": 3}', "holds a number as 'a' instead of an object"),
+        (b'{"__metadata__": [1]}', "holds a list as '__metadata__' instead of an object"),
         ({"a": {"dtype": "F32", "shape": [1] * 99, "data_offsets": [0, 4]}}, "'a' has 99 axes"),
         ({"a" * 9999: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, "a name of 9999 characters"),
         ({"a": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 4]}}, "is damaged"),
@@ -230,9 +246,15 @@ def test_a_large_directory_is_not_read(tmp_path, monkeypatch):
     "content, sentence",
     [
         (b"\x81\xa1a" + b"\xdd\0\x0f\0\0" * 500, "is damaged"),
-        (b"\x81\xa1a\xdd\0\0\x10\0" + b"\x90" * 4096, "exceeds max_array_len"),
+        (b"\x81\xa1a\xdd\0\0\x10\0" + b"\x90" * 4096, "more than 1000 values"),
         (b"\x81\xa1a\x9f" + (b"\xdc\0\x50" + b"\x90" * 80) * 15, "more than 1000 values"),
-        (b"\x81\xa1a\xde\x07\xd0" + b"".join(msgpack.packb(i) + b"\xc0" for i in range(2000)), "exceeds max_map_len"),
+        (b"\x81\xa1a" + (b"\xdc\3\x20" + b"\xa2ab" * 799) * 20 + b"\x90", "more than 1000 values"),  # none has an end
+        (b"\x81\xa1a\xde\x07\xd0" + b"".join(msgpack.packb(str(i)) + b"\1" for i in range(2000)), "more than 1000"),
+        (msgpack.packb({"a": {1: 2}}), "int is not allowed for map key"),
+        (
+            msgpack.packb({"a": {msgpack.ExtType(2, msgpack.packb((1.0, 2.0))): 1}}),
+            "complex is not allowed for map key",
+        ),
         (msgpack.packb({"a": msgpack.ExtType(1, msgpack.packb(((2**40, 2**40), "float32", b"")))}), "is damaged"),
         (msgpack.packb({"a": msgpack.ExtType(1, msgpack.packb((4, "float32", bytes(16))))}), "not a list of numbers"),
         (msgpack.packb({"a": msgpack.ExtType(1, msgpack.packb(((4,), "f4,f4", bytes(32))))}), "of the type f4,f4"),
@@ -262,6 +284,13 @@ def test_a_pipe_is_no_file_of_weights(name, tmp_path):
     assert "pipe or a device, not a regular file" in refused(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "a.npz", "checkpoint_3"])
+def test_a_folder_with_the_name_of_a_file_is_named(name, tmp_path):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=f"{name} is a folder, and not a checkpoint of Orbax"):
+        open_file(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
 @pytest.mark.parametrize("content", [None, b"[1]", b"{" * 9999, b"\xff", b'{"a": ' + b"9" * 5000 + b"}"])
 def test_a_config_that_cannot_be_read_is_refused(name, content, tmp_path):
@@ -280,6 +309,8 @@ def test_a_config_that_cannot_be_read_is_refused(name, content, tmp_path):
         ([], "holds a list as 'weight_map' instead of an object"),
         ({"x": 3}, "holds a number as 'weight_map.x' instead of a text"),
         ({"x": "../a.safetensors"}, "which is not the name of a file beside it"),
+        ({"x": ".."}, "lists '..', which is not the name of a file beside it"),
+        ({"x": ""}, "lists '', which is not the name of a file beside it"),
         ({"x": "a.safetensors", "y": "b.safetensors"}, "several files that hold the array 'x'"),
         ({str(i): f"{i}.safetensors" for i in range(1001)}, "lists 1001 files"),
         ({"x": "a" * 400}, "which is missing"),

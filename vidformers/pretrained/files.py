@@ -122,7 +122,9 @@ def _choose(folder, source):
 def _read(path):
     """Returns (arrays, descriptions of other objects in the file, the files that were read)."""
     if path.is_dir():
-        return orbax_file.read(path)
+        if not (folder := orbax_file.orbax_folder(path)):
+            raise ConfigError(f"{path} is a folder, and not a checkpoint of Orbax. Give the path of a file of weights.")
+        return orbax_file.read(folder)
     try:
         with open_regular(path) as file:
             first = file.read(16)

@@ -68,28 +68,27 @@ class _Reader:
             content: one value of msgpack.
             raw: whether it lies within an array, so that texts are read as bytes and no arrays lie within it.
         """
-        # The lists that msgpack makes have their declared lengths from the start. Skipping finds out whether the values
-        # are there, and makes nothing.
-        skipping = msgpack.Unpacker(max_buffer_size=max(len(content), 1))
-        skipping.feed(content)
-        skipping.skip()
-        del skipping
-        return msgpack.unpackb(
-            content,
-            raw=raw,
-            ext_hook=msgpack.ExtType if raw else self._extension,
-            list_hook=self._counted,
-            object_pairs_hook=lambda pairs: dict(self._counted(pairs)),
-            strict_map_key=False,
-            max_array_len=_MOST_VALUES,
-            max_map_len=_MOST_VALUES,
-        )
+        self._count(content)
+        # Only texts are keys, which is the default: a file can choose numbers that all have one hash.
+        return msgpack.unpackb(content, raw=raw, ext_hook=msgpack.ExtType if raw else self._extension)
 
-    def _counted(self, values: list) -> list:
-        self._left -= 1 + len(values)
-        if self._left < 0:
-            raise ValueError(f"it holds more than {_MOST_VALUES} values")
-        return values
+    def _count(self, content: bytes) -> None:
+        """Counts the values before any is made: each takes up to a hundred times its bytes."""
+        unpacker = msgpack.Unpacker(max_buffer_size=max(len(content), 1))
+        unpacker.feed(content)
+        following = 1
+        while following:
+            self._left -= 1
+            if self._left < following - 1:
+                raise ValueError(f"it holds more than {_MOST_VALUES} values")
+            first = content[unpacker.tell() : unpacker.tell() + 1]
+            following -= 1
+            if b"\x80" <= first <= b"\x8f" or first in (b"\xde", b"\xdf"):
+                following += 2 * unpacker.read_map_header()
+            elif b"\x90" <= first <= b"\x9f" or first in (b"\xdc", b"\xdd"):
+                following += unpacker.read_array_header()
+            else:
+                unpacker.skip()
 
     def _extension(self, code: int, data: bytes):
         if code == _COMPLEX:

@@ -6,6 +6,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from input_pipeline.fields import shown
 from input_pipeline.json_files import JsonError, check_kind, open_regular, parse_json, read_json
 from vidformers.errors import ConfigError
 from vidformers.pretrained.limits import LONGEST_NAME, MEBIBYTE, TooMuch, check_count
@@ -15,12 +16,15 @@ _MOST_AXES = 32
 _MOST_FILES = 1000
 _METADATA = "__metadata__"
 _ENTRY = {"dtype": str, "shape": list, "data_offsets": list}
-# The types that `safetensors.numpy` does not read, where ml_dtypes has them.
+_TYPES = frozenset("F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL C64".split())  # `safetensors.numpy` reads them
+# The types that it does not read, where ml_dtypes has them.
 _SMALL = {
     name: np.dtype(getattr(ml_dtypes, kind))
     for name, kind in {
         "F8_E4M3": "float8_e4m3fn",
         "F8_E5M2": "float8_e5m2",
+        "F8_E4M3FNUZ": "float8_e4m3fnuz",
+        "F8_E5M2FNUZ": "float8_e5m2fnuz",
         "F8_E8M0": "float8_e8m0fnu",
     }.items()
     if hasattr(ml_dtypes, kind)
@@ -36,6 +40,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
     try:
         header = _read_header(path)
         return _read_arrays(path, header)
+    except ConfigError:
+        raise
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from None
     except JsonError as error:
@@ -46,7 +52,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_header(path) -> dict:
-    """Returns the header, whose length comes first, with entries of the right types. Raises ValueError."""
+    """Returns the header, whose length comes first, with entries of known types. Raises ValueError or ConfigError."""
     with open_regular(path) as file:
         length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
         if length > min(size - 8, _LARGEST_HEADER):
@@ -55,10 +61,13 @@ def _read_header(path) -> dict:
     check_count(len(header))
     for name, entry in header.items():
         if name == _METADATA:
+            check_kind(entry, dict, name)
             continue
         if len(name) > LONGEST_NAME:
             raise TooMuch(f"it holds an array with a name of {len(name)} characters")
         check_kind(entry, _ENTRY, name)
+        if entry["dtype"] not in _TYPES and entry["dtype"] not in _SMALL:
+            raise ConfigError(f"{path}: {name!r} has the type {shown(entry['dtype'])}, which is not read.")
         if len(entry["shape"]) > _MOST_AXES:
             raise ValueError(f"{name!r} has {len(entry['shape'])} axes")
     return header
@@ -113,6 +122,6 @@ def _file_names(weight_map: dict):
     """Yields the names of files in an index."""
     for array, name in weight_map.items():
         check_kind(name, str, f"weight_map.{array[:LONGEST_NAME]}")
-        if Path(name).name != name or "\0" in name or len(name) > LONGEST_NAME:
+        if name in ("", "..") or Path(name).name != name or "\0" in name or len(name) > LONGEST_NAME:
             raise JsonError(f"lists {name[:100]!r}, which is not the name of a file beside it")
         yield name

@@ -3,7 +3,8 @@
 The unpickler of Python calls what a pickle names, and lets a pickle of a hundred bytes build keys whose hash takes
 hours. This one gives every opcode a bounded meaning: it makes at most one object of bounded size, or moves objects that
 earlier opcodes made. `_FUNCTIONS` lists the globals that a pickle may call. Every other global, and all that is made by
-calling one, is an `Inert` object that only holds a name. Only numbers and texts are keys of dictionaries.
+calling one, is an `Inert` object that only holds a name. Only texts are keys, here of dictionaries and of the memo: a
+pickle can choose numbers that all have one hash, and no such texts, whose hash is random.
 """
 
 import io
@@ -35,7 +36,9 @@ _STORAGES = {
     "UntypedStorage": np.uint8,
 }
 # The types of tensors that have no storage of their own: `_rebuild_tensor_v3` views bytes as them.
-_VIEWED = ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
+_VIEWED = frozenset(
+    "uint16 uint32 uint64 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,7 @@ class Unpickler:
         """
         self._stack: list[Any] = []
         self._outer: list[list[Any]] = []  # the stacks below the marks
-        self._memo: dict[int, Any] = {}
+        self._memo: dict[str, Any] = {}
         for opcode, argument, _ in pickletools.genops(self._file):
             self._charge(1)
             name = opcode.name
@@ -187,13 +190,13 @@ class Unpickler:
         self._stack.append(self._stack[-1])
 
     def _put(self, number):
-        self._memo[number] = self._stack[-1]
+        self._memo[str(number)] = self._stack[-1]
 
     def _memoize(self, _):
-        self._memo[len(self._memo)] = self._stack[-1]
+        self._put(len(self._memo))
 
     def _get(self, number):
-        self._stack.append(self._memo[number])
+        self._stack.append(self._memo[str(number)])
 
     _binput = _long_binput = _put
     _binget = _long_binget = _get
@@ -328,14 +331,11 @@ class Unpickler:
 
 
 def _pairs(keys, values) -> dict:
-    """Returns a dictionary. A key that is neither a number nor a text is replaced by an inert object.
+    """Returns a dictionary. A key that is not a text is replaced by an inert object with its text.
 
     The hash of a tuple that holds the same tuple twice, and so on, would take for ever.
     """
-    kinds = (str, int, float, bool, type(None), bytes)
-    return {
-        key if type(key) in kinds else Inert(described(key)): value for key, value in zip(keys, values, strict=True)
-    }
+    return {key if type(key) is str else Inert(shown(key)): value for key, value in zip(keys, values, strict=True)}
 
 
 def _find_global(module, name):
