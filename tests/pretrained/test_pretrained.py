@@ -18,7 +18,8 @@ from weights import GOLDENS, SIDE, TIGHT, arrays_of, fitted, google, loaded, tin
 import main
 from vidformers.errors import ConfigError
 from vidformers.pretrained import layouts
-from vidformers.pretrained.assign import resize, resize_patch
+from vidformers.pretrained.assign import resize, resize_patch, resize_time
+from vidformers.pretrained.assign_transformer import _without_extra
 
 # Names in Hugging Face's TimeSformer -> names in the file of TimeSformer's authors.
 AUTHORS = (
@@ -147,6 +148,15 @@ def test_resizing_keeps_constant_and_linear_tables():
     np.testing.assert_allclose(larger[3:5, :, 0], np.broadcast_to(places[3:5, None], (2, 8)), atol=1e-5)
 
 
+@pytest.mark.quick
+def test_what_could_fill_the_memory_is_not_resized_or_multiplied():
+    with pytest.raises(ConfigError, match="5000 positions along an axis, and at most 4096 are resized"):
+        resize_time(zeros(5000, 1), 8)
+    out = {"kernel": zeros(9999, 1), "bias": zeros(1)}
+    with pytest.raises(ConfigError, match=r"the projection after its attention over time has the shape \(1, 9999\)"):
+        _without_extra({"out": out, "extra": {"kernel": zeros(1, 9999), "bias": zeros(9999)}})
+
+
 def test_a_resized_kernel_responds_to_an_enlarged_patch_as_before():
     rng = np.random.default_rng(0)
     kernel, patch = rng.normal(size=(8, 8, 3, 5)).astype(np.float32), rng.normal(size=(8, 8, 3)).astype(np.float32)
@@ -177,6 +187,10 @@ def test_classes_are_put_in_the_order_of_the_data_set(save):
 
 def keep(arrays):
     """Changes nothing."""
+
+
+def zeros(*shape):
+    return np.zeros(shape, np.float32)
 
 
 @pytest.mark.parametrize(
@@ -211,6 +225,27 @@ def keep(arrays):
             {},
             {},
             r"its names \(foo, \.\.\.\) belong to no",
+        ),
+        (
+            lambda a: a.update({"blocks.1.ls1.gamma": zeros(9999), "blocks.1.attn.proj.weight": zeros(1, 9999)}),
+            "vit",
+            {},
+            {},
+            r"layer 'blocks\.1\.attn\.proj' have the shapes \(1, 9999\) and \(192,\), which do not belong together",
+        ),
+        (
+            lambda a: a.update({"blocks.1.ls1.gamma": zeros(1)}),
+            "vit",
+            {},
+            {},
+            r"the shapes \(192, 192\) and \(1,\), which do not belong together",
+        ),
+        (
+            lambda a: a.update(pos_embed=zeros(1, 2, 9999)),
+            "vit",
+            {},
+            {},
+            r"positions of 1 x 1 patches has the shape \(1, 1, 1, 9999\), where the model's .* has the width 192",
         ),
         (keep, "vit", {}, dict(depth=2), r"no parameters for its layers 2 to 2; init\.allow"),
         (keep, "vit", {}, dict(depth=4), "it has 3 layers, and the model needs at least 4"),

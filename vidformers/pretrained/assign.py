@@ -15,6 +15,7 @@ from vidformers.attention.dictionary import head_multiplier
 from vidformers.errors import ConfigError, require, require_path, require_types
 
 _LARGEST_PATCH = 64  # pixels of a side: resizing takes memory by the fourth power
+_MOST_POSITIONS = 4096  # along an axis of a table that is resized: resizing takes memory by their number
 _CHOICES = {
     "time": ("zero", "copy", "draw"),
     "tube": ("centre", "average"),
@@ -147,6 +148,14 @@ class Assignment:
         self.values[path] = np.asarray(array, np.float32)
         self._origins[path] = (how, note)
 
+    def check_width(self, path, array, note) -> None:
+        """Raises ConfigError unless an array (... d) that is to be resized has the width of a parameter (... d)."""
+        width, name = self.shapes[path][-1], ".".join(map(str, path))
+        require(
+            array.shape[-1] == width,
+            f"{note} has the shape {array.shape}, where the model's {name} has the width {width}",
+        )
+
     def place_tree(self, path, tree, note) -> None:
         """Places a tree of arrays, which have the names of the parameters below `path`."""
         for name, value in tree.items():
@@ -170,6 +179,7 @@ class Assignment:
         """Places the kernel and bias of the patch embedding, for patches of `frames` frames and `size` pixels."""
         kernel, how = self.with_channels(self.weights.patch)["kernel"], "loaded"
         require(kernel.ndim in (4, 5), f"the kernel of its patches has {kernel.ndim} axes instead of 4 or 5")
+        self.check_width((*path, "bias"), kernel, "the kernel of its patches")
         if kernel.ndim == 5 and len(kernel) != frames:
             raise ConfigError(f"its patches span {len(kernel)} frames, and the patches of the model {frames}")
         note = f"patch of {' x '.join(map(str, kernel.shape[:-2]))}"
@@ -180,7 +190,7 @@ class Assignment:
                 "init.patch=resize resizes the kernel.",
             )
             require(
-                max(kernel.shape[-4:-2]) <= _LARGEST_PATCH and kernel.shape[-1] == self.shapes[*path, "bias"][0],
+                max(kernel.shape[-4:-2]) <= _LARGEST_PATCH,
                 f"its patch kernel of shape {kernel.shape} cannot be resized for this model",
             )
             frame_kernels = kernel.reshape(-1, *kernel.shape[-4:])
@@ -204,6 +214,11 @@ def flatten(tree, path=()):
 
 def resize(table, shape, method="cubic"):
     """Resizes a table (... d) to (*shape d). Along axes that keep their length, values do not change."""
+    most = max(table.shape[:-1])
+    require(
+        most <= _MOST_POSITIONS,
+        f"its table has {most} positions along an axis, and at most {_MOST_POSITIONS} are resized",
+    )
     return np.asarray(jax.image.resize(jnp.asarray(table), (*shape, table.shape[-1]), method))
 
 

@@ -66,10 +66,11 @@ class TransformerAssignment(Assignment):
         grid = self._position_grid(embedding.grid)
         note = f"positions of {' x '.join(map(str, grid.shape[0 if weights.joint_positions else 1 : 3]))} patches"
         shape, table = (len(grid), *embedding.grid[1:]), grid
+        self.check_width((*path, "space"), table, note)
         if grid.shape[:3] != shape:
             table = resize(table, shape)
         if embedding.joint:
-            table = self._joint_positions(table, embedding.grid)
+            table = self._joint_positions((*path, "space"), table, embedding.grid)
             note += ", for each frame" if not weights.joint_positions else ""
         elif weights.joint_positions:
             raise ConfigError("it has joint positions of space and time, and the model has separate ones")
@@ -96,17 +97,19 @@ class TransformerAssignment(Assignment):
             )
         return table.reshape(frames, side, side, -1)
 
-    def _joint_positions(self, table, grid):
+    def _joint_positions(self, path, table, grid):
         """Returns the table (t y x d) of joint positions. Separate positions of space and time are added."""
         if self.weights.time is not None:
+            self.check_width(path, self.weights.time, f"positions of {len(self.weights.time)} frames")
             table = table + resize_time(self.weights.time, grid[0])[:, None, None]
         return resize_grid(table, grid) if len(table) > 1 else np.repeat(table, grid[0], axis=0)
 
     def _place_time_positions(self, path, frames):
         if self.weights.time is not None:
             count = len(self.weights.time)
-            how = "loaded" if count == frames else "resized"
-            self.place_array(path, resize_time(self.weights.time, frames), how, f"positions of {count} frames")
+            how, note = "loaded" if count == frames else "resized", f"positions of {count} frames"
+            self.check_width(path, self.weights.time, note)
+            self.place_array(path, resize_time(self.weights.time, frames), how, note)
         elif self.init.time == "zero":
             self.place_zeros(path)
 
@@ -176,6 +179,8 @@ def _layers(blocks, first, depth, name):
 def _without_extra(tree):
     """Merges the extra projection into the output projection: (x W + b) V + c is one linear map."""
     out, extra = tree["out"], tree["extra"]
+    shape = extra["kernel"].shape
+    require(shape == 2 * out["bias"].shape, f"the projection after its attention over time has the shape {shape}")
     merged = {
         "kernel": out["kernel"] @ extra["kernel"],
         "bias": out["bias"] @ extra["kernel"] + extra["bias"],

@@ -145,6 +145,8 @@ class NativeAssignment(Assignment):
             if path[0] == "head":
                 continue
             array, how, note = self.weights.arrays[".".join(map(str, path))], "loaded", ""
+            if array.shape != shape and path[-1] in ("space", "time"):
+                self.check_width(path, array, "its table of positions")
             if array.shape != shape and path[-1] == "space":
                 frames = model.encoder.embedding.grid[0] if self.weights.position_frames > 1 else 1
                 array, note = _resize_space(array, shape[0], self.weights.position_frames, frames)

@@ -264,9 +264,19 @@ class ArrayReader:
     # PyTorch has linear kernels (out, in) and convolution kernels (out, in, y, x). Ours are (in, out), (y, x, in, out).
 
     def linear(self, *names, scale=None):
-        """Returns PyTorch's linear layers `names`, concatenated along the outputs and multiplied by `scale` (out)."""
+        """Returns PyTorch's linear layers `names`, concatenated along the outputs and multiplied by `scale` (out).
+
+        Raises:
+            ConfigError: the arrays are not those of linear layers. NumPy would broadcast them.
+        """
         kernel = np.concatenate([self[f"{name}.weight"].T for name in names], axis=1)
         bias = np.concatenate([self._bias(name) for name in names])
+        for array in (bias, scale):
+            require(
+                array is None or kernel.ndim == 2 and array.shape == kernel.shape[1:],
+                f"the arrays of the layer {self.prefix + names[0]!r} have the shapes {kernel.shape[::-1]} and "
+                f"{np.shape(array)}, which do not belong together",
+            )
         if scale is not None:
             kernel, bias = kernel * scale, bias * scale
         return {"kernel": kernel, "bias": bias}
