@@ -5,7 +5,7 @@ AHEAD ?= .venv-ahead
 REQUIREMENTS := requirements.txt requirements-test.txt constraints.txt
 XDIST := -n auto --maxprocesses=8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup ahead ahead-check demo test check clean
+.PHONY: setup ahead ahead-check demo test check matrix clean
 
 setup: $(VENV)/.ready
 
@@ -45,6 +45,11 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests -q -m quick $(XDIST)
+
+# All tests and the demo in fresh environments of several Pythons and versions: some two hours. ONLY="NAME NAME" selects.
+matrix: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv -c constraints.txt
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/matrix.py $(ONLY)
 
 clean:
 	rm -rf $(VENV) $(AHEAD) runs data .cache .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

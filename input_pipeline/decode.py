@@ -41,6 +41,9 @@ _MAX_FRAMES = 2**22
 
 _CODEC_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 
+# PyAV 18 refuses titles that are not UTF-8, which are common, unless told otherwise. PyAV 19 lacks the argument.
+METADATA_OPTIONS = {"metadata_errors": "replace"} if av.__version__.startswith("18.") else {}
+
 _MAX_REORDER = 16  # frames; upper bound, over all codecs, on how far decoder output may be out of presentation order
 
 
@@ -216,8 +219,7 @@ class Video:
         """Returns the container and its video stream."""
         # Without the scheme, FFmpeg parses a name with a colon as a URL.
         source = f"file:{self._source}" if isinstance(self._source, str) else io.BytesIO(self._source)
-        # Titles and comments in other encodings than UTF-8 are common. By default PyAV refuses to open such files.
-        container = av.open(source, options=_CODEC_OPTIONS, metadata_errors="replace", timeout=self._limit)
+        container = av.open(source, options=_CODEC_OPTIONS, timeout=self._limit, **METADATA_OPTIONS)
         try:
             streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
             if not streams or container.format.name in _NO_VIDEO_FORMATS:

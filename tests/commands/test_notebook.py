@@ -1,6 +1,8 @@
 """The notebook runs from top to bottom, and is stored without outputs."""
 
+import importlib.util
 import json
+import subprocess
 
 import nbclient
 import nbformat
@@ -8,6 +10,7 @@ import pytest
 import safetensors.numpy
 from command import CACHE, ROOT, render
 from drawn import draw
+from packaging.requirements import Requirement
 from tiny import QUICK
 
 NOTEBOOK = ROOT / "colab" / "vidformers.ipynb"
@@ -41,6 +44,78 @@ def cells():
 def test_the_notebook_is_stored_without_outputs(cells):
     for cell in cells:
         assert cell.cell_type == "markdown" or (cell.outputs == [] and cell.execution_count is None)
+
+
+def load_install():
+    spec = importlib.util.spec_from_file_location("install", ROOT / "colab" / "install.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.quick
+def test_the_install_cell_keeps_what_the_ranges_admit(monkeypatch, capsys):
+    install = load_install()
+    versions = {
+        "jax": "0.7.2",
+        "numpy": "2.0.2",
+        "opencv-contrib-python": "4.12.0.88",
+        "pillow": "11.3.0",
+        "av": "18.1.0",
+    }
+    monkeypatch.setattr(install, "installed_version", versions.get)
+    calls = []
+
+    def run(command, check=False, capture_output=False):
+        calls.append(command[command.index("--disable-pip-version-check") + 1 :])
+        versions["jax"] = "0.11.2"
+        return subprocess.CompletedProcess(command, returncode=len(calls) == 1)
+
+    monkeypatch.setattr(install.subprocess, "run", run)
+    requirements = [
+        Requirement(line) for line in ("jax>=0.10,<0.12", "opencv-python-headless>=4.12,<6", "av>=18.1,<20")
+    ]
+    install.install(requirements)
+    kept = ["opencv-contrib-python==4.12.0.88", "av==18.1.0", "numpy==2.0.2"]
+    # The second call follows since the first one found no solution.
+    assert calls == [["jax<0.12,>=0.10", *kept], ["jax<0.12,>=0.10", "opencv-contrib-python<6,>=4.12", "av<20,>=18.1"]]
+    first, second = capsys.readouterr().out.splitlines()
+    assert "Kept: opencv-contrib-python 4.12.0.88, av 18.1.0, numpy 2.0.2. To install: jax" in first
+    assert "may replace" in second
+    calls.clear()
+    install.install(requirements)
+    assert calls == [] and "To install: nothing." in capsys.readouterr().out
+
+
+@pytest.mark.quick
+def test_the_install_cell_says_when_a_loaded_package_was_replaced(monkeypatch, capsys):
+    install = load_install()
+    versions = {"numpy": "2.0.2"}
+    monkeypatch.setattr(install, "installed_version", versions.get)
+
+    def run(command, check=False, capture_output=False):
+        versions["numpy"] = "2.4.6"
+        return subprocess.CompletedProcess(command, returncode=0)
+
+    monkeypatch.setattr(install.subprocess, "run", run)
+    install.install([Requirement("jax>=0.10")])
+    assert capsys.readouterr().out.endswith("because these packages were replaced: numpy.\n")
+
+
+@pytest.mark.quick
+def test_the_install_cell_asks_for_the_plugin_on_a_machine_with_a_gpu(monkeypatch):
+    install = load_install()
+    versions = {"jax": "0.11.2"}
+    monkeypatch.setattr(install, "installed_version", versions.get)
+    for gpu, plugin, missing in [
+        (False, None, False),
+        (True, None, True),
+        (True, "0.11.2", False),
+        (True, "0.10.2", True),
+    ]:
+        versions["jax-cuda12-plugin"] = plugin
+        (jax,) = (r for r in install.read_requirements(ROOT / "requirements.txt", gpu) if r.name == "jax")
+        assert (not install.found(jax)) == missing
 
 
 def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):

@@ -118,8 +118,6 @@ def test_metadata_in_another_encoding(tmp_path):
     start = data.index(b"title of it")
     data[start : start + 5] = b"\xff\xfe\xe9\x80\xc3"
     (tmp_path / "video.mp4").write_bytes(data)
-    with pytest.raises(UnicodeDecodeError):
-        av.open(path)
     for source in (path, bytes(data)):
         assert read_number(Video(source).frames([2])[0]) == 2
 
@@ -241,7 +239,7 @@ def test_frames_that_ffmpeg_flags_are_refused(tmp_path):
     for seed in range(200):
         damaged = flipped(data, seed)
         try:
-            with av.open(io.BytesIO(damaged), metadata_errors="replace") as container:
+            with av.open(io.BytesIO(damaged), **decode.METADATA_OPTIONS) as container:
                 context = container.streams.video[0].codec_context
                 context.thread_type, context.thread_count = "NONE", 1  # as in Video: FFmpeg's flags depend on threads
                 flags = [frame.is_corrupt for frame in container.decode(video=0)]
