@@ -27,7 +27,8 @@ from vidformers.training.evaluate import EvalProtocol
 from vidformers.training.metrics import read_metrics
 from vidformers.training.optim import OptimConfig
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av", "opencv-python-headless", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av", "numpy")
+_PACKAGES += ("opencv-python-headless", "opencv-python", "opencv-contrib-python")  # of which one is installed
 
 _NOTE = "saved_step"  # the entry of `run.json` for the step of the last checkpoint
 
@@ -97,6 +98,15 @@ def workdir_lock(workdir: Path) -> Iterator[None]:
         yield
 
 
+def _versions() -> dict[str, str]:
+    """Returns the versions of the packages, without those that are not installed under their name."""
+    versions = {}
+    for name in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
 def describe_run(config: dict, data: dict, attention: dict[str, str], total_steps: int | None = None) -> dict:
     """Returns the contents of `run.json`: config, data, attention backends, steps, commit, versions and devices.
 
@@ -113,7 +123,7 @@ def describe_run(config: dict, data: dict, attention: dict[str, str], total_step
         "total_steps": total_steps,
         "commit": git_commit(),
         "python": sys.version.split()[0],
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": _versions(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
 
