@@ -24,6 +24,7 @@ from input_pipeline.commands import command, end
 from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.files import require_lines, write_lines, write_text
 from input_pipeline.outputs import output_folder
+from input_pipeline.prefetch import portable
 from input_pipeline.shards import SUMS, changed_files
 from input_pipeline.stop_signals import stop_signals_blocked
 from input_pipeline.text import print_line
@@ -200,8 +201,6 @@ def _examine(record, beat, frame_rate, limit_seconds=60.0) -> dict:
                 beat()
     except DecodeError as error:
         row["error"] = " ".join(str(error).split())
-    except Exception as error:
-        row["error"] = " ".join(f"{record.path}: {type(error).__name__}: {error}".split())
     return row
 
 
@@ -240,19 +239,30 @@ class _Worker:
 
 
 def _serve(pipe, examine):
-    """Runs in the process. Sends None as a heartbeat, and a tuple of one row for each record."""
+    """Runs in the process. Sends None as a heartbeat, and for each record a tuple of its row, or an exception."""
     cv2.setNumThreads(1)
     follow_parent()
     try:
         pipe.send(None)
         while True:
-            pipe.send((examine(pipe.recv(), functools.partial(pipe.send, None)),))
+            record = pipe.recv()
+            try:
+                answer = (examine(record, functools.partial(pipe.send, None)),)
+            except (EOFError, BrokenPipeError, ConnectionResetError):  # of a heartbeat
+                raise
+            except Exception as error:  # an error of the program, which the parent raises
+                answer = portable(error)
+            pipe.send(answer)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent has ended
 
 
 def _results(records, workers, examine, hang_seconds) -> Iterator[tuple[str, dict]]:
-    """Yields (name, row) of each record as soon as it is examined, even if its video crashes or blocks the process."""
+    """Yields (name, row) of each record as soon as it is examined, even if its video crashes or blocks the process.
+
+    Raises:
+        Exception: `examine` raised it. It is an error of the program, not of the video.
+    """
     waiting = collections.deque(records.items())
     crew = [_Worker(examine) for _ in range(min(workers, len(waiting)))]
     try:
@@ -269,6 +279,8 @@ def _results(records, workers, examine, hang_seconds) -> Iterator[tuple[str, dic
                 try:
                     if pipe in ready:
                         message = pipe.recv()
+                        if isinstance(message, Exception):
+                            raise message
                         worker.last_message, row = time.monotonic(), message and message[0]
                     elif worker.last_message and time.monotonic() - worker.last_message > hang_seconds:
                         row = {"error": f"Decoding hangs for over {hang_seconds:g} s."}

@@ -12,6 +12,6 @@ class DataError(ValueError):
 class DecodeError(Exception):
     """A video file that cannot be decoded; the message names the file.
 
-    Every exception of PyAV is converted to this type. PyAV also raises StopIteration, which an iterator further up
-    would take for the end of the data set.
+    What FFmpeg and the operating system say of a file becomes this error, and no other exception does. An error of the
+    program, such as a TypeError, must end the program, since it would otherwise be counted as damage of sound files.
     """

@@ -28,9 +28,11 @@ def claimed_bytes(file: BinaryIO, size: int) -> int:
         if not ranges:
             break
         start, end = ranges.pop()
+        if start + 8 > end:  # also where a size of 64 bits is too large to seek
+            continue
         file.seek(start)
         head = file.read(20)
-        if start + 8 > end or len(head) < 20:
+        if len(head) < 20:
             continue
         length, kind = struct.unpack_from(">I4s", head)
         payload = start + (16 if length == 1 else 8)

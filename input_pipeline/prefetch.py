@@ -212,7 +212,7 @@ def _make_batches(connection: socket.socket, number: int) -> None:
         for index in range(number, len(dataset), workers):
             made.put(dataset[index])
     except Exception as error:
-        made.put(_portable(error))
+        made.put(portable(error))
     made.put(None)
     sender.join()
 
@@ -225,7 +225,7 @@ def _send_batches(connection, made: queue.Queue) -> None:
             os._exit(1)  # the parent has ended
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """Returns an exception that can be pickled, with the traceback of `error` as a note."""
     text = "".join(traceback.format_exception(error))
     error.add_note(f"In a decoding process:\n{text}")

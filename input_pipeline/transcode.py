@@ -18,6 +18,7 @@ import numpy as np
 from av.codec.context import ThreadType
 
 from input_pipeline.annotations import Record
+from input_pipeline.decode import DECODER_ERRORS, METADATA_OPTIONS
 from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.frame_rate import frame_rate
 from input_pipeline.sampling import steady_times
@@ -87,7 +88,7 @@ def run(task: Task) -> tuple[dict, bytes | None]:
         video = open_video(task.record, frame_rate=task.frame_rate, limit_seconds=task.limit_seconds)
         metadata, data = transcode(video, task.encoding)
         source_bytes = _source_bytes(task.record)
-    except (DecodeError, OSError, av.FFmpegError, cv2.error, MemoryError) as error:
+    except (DecodeError, *DECODER_ERRORS) as error:
         return failed(task, f"{error}" or type(error).__name__), None
     metadata = {"name": task.record.name, "label": task.record.label, **metadata, "source_bytes": source_bytes}
     if noted := remarks(video):
@@ -198,20 +199,21 @@ def verify(data: bytes, rate: fractions.Fraction, count: int, height: int, width
     """
     number = 0
     try:
-        with av.open(io.BytesIO(data)) as container:
-            stream = container.streams.video[0]
+        with av.open(io.BytesIO(data), **METADATA_OPTIONS) as container:
+            stream = container.streams.best("video")
+            if stream is None or stream.codec_context is None:  # there is no decoder for it
+                raise DecodeError("The transcoded clip is damaged: it holds no video.")
             stream.codec_context.thread_type, stream.codec_context.thread_count = ThreadType.NONE, 1
             stream.codec_context.options = {"err_detect": "explode+aggressive"}
             for number, frame in enumerate(container.decode(stream), start=1):
                 if (
                     frame.is_corrupt
+                    or frame.pts is None
                     or (frame.height, frame.width) != (height, width)
                     or frame.pts * frame.time_base != (number - 1) / rate
                 ):
                     raise DecodeError(f"The transcoded clip is damaged at frame {number - 1}.")
-    except DecodeError:
-        raise
-    except Exception as error:  # PyAV raises errors of any type for damaged data
+    except DECODER_ERRORS as error:
         raise DecodeError(f"The transcoded clip is damaged after frame {number}: {error}") from error
     if number != count:
         raise DecodeError(f"The transcoded clip has {number} frames instead of {count}.")

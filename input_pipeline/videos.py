@@ -29,6 +29,8 @@ _TOLERANCE = 1e-6  # seconds, for rounding of times; far below the duration of a
 _NUMBERED = re.compile(r"(?!\.)(.*?)(\d+)\.jpe?g", re.IGNORECASE)
 
 _PNG = b"\x89PNG"
+# What Pillow raised for the headers of 200,000 damaged files. Any other exception is an error of the program.
+_PILLOW_ERRORS = (SyntaxError, OSError, ValueError)
 
 
 class OpenVideo(Protocol):
@@ -283,7 +285,7 @@ def _header_size(data, name):
     try:
         with (PngImageFile if data.startswith(_PNG) else JpegImageFile)(io.BytesIO(data)) as picture:
             return picture.size
-    except Exception as error:  # Pillow raises errors of any type for damaged data
+    except _PILLOW_ERRORS as error:
         raise DecodeError(f"{name} is not a picture that can be decoded.") from error
 
 

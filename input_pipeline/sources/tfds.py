@@ -127,13 +127,14 @@ def _features(folder):
 
 def _file_instructions(folder, split_name):
     """Returns the files of a split, each with the first record to read (`skip`) and the number of records (`take`)."""
+    from google.protobuf.json_format import ParseError
     from tensorflow_datasets.core import dataset_info, naming, splits
 
     try:
         info = dataset_info.read_proto_from_builder_dir(folder)
         template = naming.ShardedFileTemplate(data_dir=folder, dataset_name=info.name, filetype_suffix=_FORMAT)
         instructions = splits.SplitDict.from_proto(info.splits, template)[split_name].file_instructions
-    except Exception as error:  # the readers of TensorFlow Datasets raise exceptions of any type
+    except (ParseError, ValueError, LookupError, OSError) as error:  # what they raise for a damaged dataset_info.json
         raise DataError(f"{folder}: {error}") from None
     # The info names the format that the data set was first written in. Files of another format may lie beside these.
     if not all(os.path.exists(instruction.filename) for instruction in instructions):

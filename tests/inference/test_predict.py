@@ -79,7 +79,7 @@ def refused(capsys):
     return call
 
 
-def test_prediction_from_python(data, model):
+def test_prediction_from_python(data, model, monkeypatch):
     best = model.predict(data / "val" / "000000.mp4", top=10)
     names = (data / "classes.txt").read_text().split("\n")[:10]
     assert {name for name, _ in best} == set(names)
@@ -87,6 +87,13 @@ def test_prediction_from_python(data, model):
     assert probabilities == sorted(probabilities, reverse=True) and sum(probabilities) == pytest.approx(1, abs=1e-5)
     with pytest.raises(ConfigError, match=r"000007\.mp4"):
         model.predict(data / BAD)
+
+    def fail(*_, **__):
+        raise TypeError("a fault of the program")
+
+    monkeypatch.setattr(av, "open", fail)
+    with pytest.raises(TypeError, match="a fault of the program"):
+        model.predict(data / "val" / "000000.mp4")
 
 
 def test_predictions_agree_with_the_evaluation_and_are_compiled_once(data, trained, model):

@@ -14,7 +14,7 @@ import pytest
 from clips import assert_equal_batches, join_processes, pipeline, probe, take
 
 from input_pipeline import DataError, Record
-from input_pipeline.prefetch import Batches, _portable, max_batch_bytes
+from input_pipeline.prefetch import Batches, max_batch_bytes, portable
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,7 +92,7 @@ def test_a_worker_touches_no_accelerator_reports_its_errors_and_ends_when_closed
 def test_an_error_that_cannot_be_pickled_passes_as_its_traceback():
     with pytest.raises(KeyError) as raised:
         probe(4)
-    assert isinstance(_portable(raised.value), RuntimeError) and "batch 4" in str(_portable(raised.value))
+    assert isinstance(portable(raised.value), RuntimeError) and "batch 4" in str(portable(raised.value))
 
 
 @pytest.mark.quick
