@@ -11,6 +11,7 @@ from command import flip_a_bit
 
 from vidformers.errors import ConfigError
 from vidformers.pretrained import orbax_file
+from vidformers.training import checkpoint
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.metrics import MetricWriter, read_metrics
 from vidformers.training.step import State
@@ -206,6 +207,17 @@ def test_checkpoints_without_checksums_are_loaded_and_said_to_be_unverified(run,
     (run / "checkpoints" / "3" / "state" / "_METADATA").write_text("{")
     assert_restores(run, 2)
     assert names(run) == ["1", "2", "3.damaged"]
+
+
+@pytest.mark.quick
+def test_an_error_of_the_program_damages_no_checkpoint(run, monkeypatch):
+    def fail(*_):
+        raise TypeError("a fault of the program")
+
+    monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", fail)
+    with pytest.raises(TypeError, match="a fault of the program"):
+        restore(run)
+    assert names(run) == ["1", "2", "3"]
 
 
 @pytest.mark.quick

@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from vidformers.pretrained.damage import DAMAGE_ERRORS
 from vidformers.pretrained.limits import MEBIBYTE, MOST_ARRAYS, check_bytes
 
 _LARGEST_DIRECTORY = 16 * MEBIBYTE
@@ -50,7 +51,7 @@ def open_archive(file, compression: tuple[int, ...]) -> Iterator[zipfile.ZipFile
         archive = zipfile.ZipFile(directory)  # type: ignore[arg-type]
     except BadArchive:
         raise
-    except Exception as error:  # zipfile raises many kinds for a damaged archive
+    except (OSError, *DAMAGE_ERRORS) as error:
         raise BadArchive(f"its directory is damaged ({type(error).__name__}: {error})") from None
     with archive:
         directory.most_bytes = None

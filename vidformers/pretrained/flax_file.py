@@ -12,6 +12,7 @@ import numpy as np
 
 from input_pipeline.json_files import open_regular
 from vidformers.errors import ConfigError
+from vidformers.pretrained.damage import DAMAGE_ERRORS
 from vidformers.pretrained.limits import LONGEST_NAME, MOST_ARRAYS
 
 # The paths of the parameters in the checkpoints of training code, averaged parameters first. Flax before 2022 has an
@@ -49,7 +50,7 @@ def read_msgpack(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         tree = _unchunked(_Reader().read(content))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except Exception as error:  # msgpack and NumPy raise many kinds for a damaged file
+    except DAMAGE_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{path} is damaged, or not a file of Flax ({type(error).__name__}: {reason}).") from None
     return parameters(path, tree)
@@ -92,11 +93,17 @@ class _Reader:
 
     def _extension(self, code: int, data: bytes):
         if code == _COMPLEX:
-            return complex(*self.read(data, raw=True))
+            return complex(*_listed(self.read(data, raw=True), 2, float))
         if code not in (_NDARRAY, _SCALAR):
             return msgpack.ExtType(code, data)
-        array = _array(*self.read(data, raw=True))
+        array = _array(*_listed(self.read(data, raw=True), 3, object))
         return array if code == _NDARRAY else array[()]
+
+
+def _listed(values, count: int, kind: type) -> list:
+    if type(values) is not list or len(values) != count or not all(isinstance(value, kind) for value in values):
+        raise ValueError("the values of an extension are not those that Flax writes")
+    return values
 
 
 def _array(shape, name, numbers) -> np.ndarray:
@@ -105,7 +112,10 @@ def _array(shape, name, numbers) -> np.ndarray:
         raise ValueError("the type or the numbers of an array are no text")
     name = name.decode()
     is_small = name.startswith(("bfloat16", "float8_"))
-    dtype = np.dtype(getattr(ml_dtypes, name) if is_small else name)
+    try:
+        dtype = np.dtype(getattr(ml_dtypes, name) if is_small else name)
+    except (TypeError, AttributeError):  # NumPy and ml_dtypes know no such type
+        raise ValueError(f"an array is of the type {name}") from None
     if not is_small and dtype.kind not in _KINDS:
         raise ValueError(f"an array is of the type {name}")
     return np.frombuffer(numbers, dtype).reshape(_shape(shape))
@@ -124,6 +134,8 @@ def _unchunked(tree, depth: int = 0):
     if depth > _DEEPEST:
         raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
     if _CHUNKED in tree:
+        if not all(isinstance(tree.get(name), dict) for name in ("chunks", "shape")):
+            raise ValueError("an array has no pieces or no shape")
         chunks, shape = ([tree[name][str(i)] for i in range(len(tree[name]))] for name in ("chunks", "shape"))
         if any(not isinstance(chunk, np.ndarray) or chunk.dtype != chunks[0].dtype for chunk in chunks):
             raise ValueError("the pieces of an array are not arrays of one type")

@@ -7,6 +7,7 @@ import numpy as np
 
 from vidformers.errors import ConfigError
 from vidformers.pretrained.archive import BadArchive, open_archive
+from vidformers.pretrained.damage import DAMAGE_ERRORS
 from vidformers.pretrained.limits import TooMuch, check_count
 
 COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -36,7 +37,7 @@ def read(path, file) -> dict[str, np.ndarray]:
         with open_archive(file, COMPRESSION) as archive:
             check_count(len(archive.infolist()))
             return {entry.filename.removesuffix(".npy"): _read_array(archive, entry) for entry in archive.infolist()}
-    except Exception as error:  # zipfile, zlib and NumPy raise many kinds for a damaged archive
+    except (OSError, *DAMAGE_ERRORS) as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise ConfigError(f"{path} is damaged, or holds pickled objects, which are not read: {reason}.") from None
 

@@ -28,6 +28,7 @@ _FREE_MEMORY, _MEMORY_PER_BYTE = 768 * MEBIBYTE, 10
 _MEMORY_PER_THREAD = 16 * MEBIBYTE
 _WAIT_SECONDS = 600
 _REFUSED = 3  # the exit status with a message
+_PYTHON_ERROR = 1  # the exit status of Python after an exception, here an error of the program
 
 
 def orbax_folder(folder: Path) -> Path | None:
@@ -63,6 +64,8 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...], list[Pat
         raise ConfigError(f"{folder} cannot be read: {error.strerror or error}.") from None
     if done.returncode == _REFUSED:
         raise ConfigError(done.stdout.decode("utf-8", "replace"))
+    if done.returncode == _PYTHON_ERROR:
+        raise RuntimeError(f"The process that reads {folder} failed:\n{done.stderr.decode('utf-8', 'replace')}")
     if done.returncode:
         ended = -done.returncode
         reason = "took too long" if ended == signal.SIGXCPU else f"ended with status {done.returncode}"
@@ -133,17 +136,19 @@ def _restore(folder: Path):
 def main(folder: str, out) -> int:
     """Reads a checkpoint, and writes its arrays to `out`, or why it cannot be read. Returns the exit status."""
     try:
-        result = _pack(*parameters(folder, _restore(Path(folder))))
-    except ConfigError as error:
-        out.write(str(error).encode("utf-8", "surrogateescape"))
-        return _REFUSED
-    except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged folder
+        tree = _restore(Path(folder))
+    except Exception as error:  # Orbax and TensorStore raise errors of any type for a damaged folder
         reason = " ".join(str(error).split())[:200]
         out.write(
             f"{folder} is damaged, or not a checkpoint of Orbax ({type(error).__name__}: {reason}).".encode(
                 "utf-8", "surrogateescape"
             )
         )
+        return _REFUSED
+    try:
+        result = _pack(*parameters(folder, tree))
+    except ConfigError as error:
+        out.write(str(error).encode("utf-8", "surrogateescape"))
         return _REFUSED
     out.write(result)
     return 0

@@ -9,6 +9,7 @@ import numpy as np
 from input_pipeline.fields import shown
 from input_pipeline.json_files import JsonError, check_kind, open_regular, parse_json, read_json
 from vidformers.errors import ConfigError
+from vidformers.pretrained.damage import DAMAGE_ERRORS
 from vidformers.pretrained.limits import LONGEST_NAME, MEBIBYTE, TooMuch, check_count
 
 _LARGEST_HEADER = 16 * MEBIBYTE
@@ -46,7 +47,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from None
     except JsonError as error:
         raise ConfigError(f"{path} is damaged, or not a file of safetensors: its header {error}.") from None
-    except Exception as error:  # safetensors and NumPy raise many kinds for a damaged file
+    except DAMAGE_ERRORS as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise ConfigError(f"{path} is damaged, or not a file of safetensors: {reason}.") from None
 

@@ -14,6 +14,7 @@ from input_pipeline.json_files import open_regular
 from vidformers.errors import ConfigError
 from vidformers.pretrained import unpickler
 from vidformers.pretrained.archive import BadArchive, open_archive
+from vidformers.pretrained.damage import DAMAGE_ERRORS
 from vidformers.pretrained.limits import LONGEST_NAME, TooMuch, check_bytes, check_count
 from vidformers.pretrained.tensors import Malformed, Tensor, described, shown
 
@@ -55,7 +56,7 @@ def read(path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from None
     except (Malformed, BadArchive, TooMuch) as error:
         raise ConfigError(f"{path} cannot be read as weights of PyTorch: {error}.") from None
-    except Exception as error:  # a damaged pickle can raise anything
+    except DAMAGE_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"{path} is damaged, or not a file of torch.save ({type(error).__name__}: {reason})."

@@ -19,6 +19,9 @@ from vidformers.training.checkpoint_folder import HAS_CHECKSUMS, CheckpointFolde
 from vidformers.training.config import CheckpointConfig
 from vidformers.training.workdir import last_saved_step, note_saved
 
+# Python raises these for a fault of the program, and not for what a file holds, once its bytes are verified.
+_PROGRAM_ERRORS = (TypeError, AttributeError, NameError, ImportError, AssertionError)
+
 
 class _StoredState(NamedTuple):
     """The training state under the names that checkpoints use.
@@ -281,8 +284,11 @@ class Checkpoints:
         Raises:
             ConfigError: the checkpoint is verified, so the reason is another one, or there are several processes, which
                 might not all have failed.
+            Exception: the error itself, if the checkpoint is verified and the error is one of the program.
         """
         self._require_present(step)
+        if self._folder.is_verified(step) and isinstance(error, _PROGRAM_ERRORS):
+            raise error
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200].rstrip('.')}"
         is_other_reason = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
         if self._folder.is_verified(step) or is_other_reason or jax.process_count() > 1:
