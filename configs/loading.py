@@ -6,6 +6,7 @@ This module is not part of vidformers, because the commands of `input_pipeline` 
 import ast
 import difflib
 import importlib.util
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from ml_collections import ConfigDict, FieldReference
 
 from input_pipeline.errors import DataError
 from input_pipeline.paths import local_path
-from input_pipeline.sizes import default_short_side, scaled_short_side
+from input_pipeline.sizes import MAX_SIZE, default_short_side, scaled_short_side
 
 _PATH_FLAGS = ("config", "workdir", "out", "video", "features", "keys", "beside")
 _PATH_FIELDS = ("data.root", "data.train", "data.val", "data.exclude", "data.classes", "init.weights")
 _SIZE = ("data.size", "model.image_size")  # two names of one field
 _FOLLOW_SIZE = ("data.short_side", "data.test_short_side")
+_MAX_SHOWN = 100  # characters of a value in a message
 
 
 class FlagError(ValueError):
@@ -39,8 +41,8 @@ def read_flags(argv: Sequence[str], defaults: dict[str, str | None]) -> tuple[Co
     Returns:
         The config with its overrides, and the flags of `defaults` and 'config' with the given values.
     Raises:
-        FlagError: an unknown flag, a missing --config, a flag that should be a path and is none, or an error of `load`
-            or `override`.
+        FlagError: an unknown flag, a flag without a value, a missing --config, a flag that should be a path and is
+            none, or an error of `load` or `override`.
     """
     flags: dict[str, str | None] = {"config": None, **defaults}
     fields: dict[str, str] = {}
@@ -48,14 +50,15 @@ def read_flags(argv: Sequence[str], defaults: dict[str, str | None]) -> tuple[Co
         name, equals, value = argument.partition("=")
         require(
             bool(equals) and name.startswith("--"),
-            f"{argument!r} is not a flag. Write --name=value; --help shows the flags.",
+            f"{_cut(argument)!r} is not a flag. Write --name=value; --help shows the flags.",
         )
         if name.startswith("--config."):
             fields[name.removeprefix("--config.")] = value
         else:
             flag = name.removeprefix("--")
-            require(flag in flags, f"{name} is not a flag; --help shows them.")
-            flags[flag] = flag_path(name, value) if value and flag in _PATH_FLAGS else value
+            require(flag in flags, f"{_cut(name)} is not a flag; --help shows them.")
+            require(bool(value), f"{name}= has no value. Write {name}=VALUE, or leave the flag out.")
+            flags[flag] = flag_path(name, value) if flag in _PATH_FLAGS else value
     require(flags["config"] is not None, "--config=FILE is missing. --help shows its form.")
     config = load(flags["config"])
     for path, value in fields.items():
@@ -83,10 +86,12 @@ def load(name: str) -> ConfigDict:
         name: FILE.py or FILE.py:NAME. The file decides what NAME is: a model in configs/demo.py, and a config in the
             files of data sets, such as configs/kinetics400.py.
     Raises:
-        FlagError: there is no such file, it has no `get_config`, or `get_config` refuses NAME.
+        FlagError: there is no such file, it has no `get_config`, or `get_config` refuses NAME or returns something else
+            than a config with the fields of `configs.base`.
     """
     file, colon, argument = name.partition(":")
-    require(Path(file).is_file(), f"--config={name}: the file {file} does not exist.")
+    reason = "is not a file" if Path(file).exists() else "does not exist"
+    require(Path(file).is_file(), f"--config={name}: {file} {reason}. Give a file of configs/, or one like them.")
     spec = importlib.util.spec_from_file_location("experiment_config", file)
     require(spec is not None, f"--config={name}: {file} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
@@ -94,16 +99,55 @@ def load(name: str) -> ConfigDict:
         spec.loader.exec_module(module)
     except Exception as error:
         raise FlagError(f"--config={name}: {file} cannot be loaded: {type(error).__name__}: {error}.") from error
-    require(hasattr(module, "get_config"), f"--config={name}: {file} defines no get_config.")
-    takes_argument = module.get_config.__code__.co_argcount > 0
+    function = getattr(module, "get_config", None)
+    require(callable(function), f"--config={name}: {file} defines no function get_config.")
+    takes_argument = bool(inspect.signature(function).parameters)
     require(
         takes_argument or not colon,
         f"--config={name}: {file} takes no name after a colon. Leave out the colon and what follows.",
     )
     try:
-        return module.get_config(argument) if colon else module.get_config()
+        config = function(argument) if colon else function()
     except Exception as error:
-        raise FlagError(f"--config={name}: {error}.") from error
+        raise FlagError(f"--config={name}: {str(error).rstrip('.')}.") from error
+    require(
+        isinstance(config, ConfigDict), f"--config={name}: get_config of {file} must return the config that it makes."
+    )
+    _check_names(name, config)
+    return config
+
+
+def _check_names(file: str, config: ConfigDict) -> None:
+    """Raises FlagError unless a config has the sections and fields of `configs.base`, and no others."""
+    from configs.base import base
+
+    try:
+        expected = _field_names(base(config.model.name))
+    except (AttributeError, ValueError) as error:
+        raise FlagError(f"--config={file}: its model cannot be found: {str(error).rstrip('.')}.") from None
+    names = _field_names(config)
+    for name in names:
+        require(name in expected, f"--config={file}: {name} is not a field of a config{_similar(name, expected)}")
+    missing = next((name for name in expected if name not in names), None)
+    require(missing is None, f"--config={file} lacks the field {missing}. Start from base of configs/base.py.")
+
+
+def _field_names(config: ConfigDict) -> list[str]:
+    """Returns the names of the fields of a config, such as 'seed' and 'optim.lr'."""
+    names = [name for name in config if not isinstance(config[name], ConfigDict)]
+    return names + [
+        f"{name}.{field}" for name in config if isinstance(config[name], ConfigDict) for field in config[name]
+    ]
+
+
+def _similar(name: str, known: Sequence[str], prefix: str = "") -> str:
+    """Returns the end of the sentence on an unknown field: the question whether a similar one was meant."""
+    similar = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {prefix}{similar[0]}?" if similar else "."
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def override(config: ConfigDict, path: str, text: str) -> None:
@@ -112,12 +156,8 @@ def override(config: ConfigDict, path: str, text: str) -> None:
     Raises:
         FlagError: the field does not exist or is the name of the model, or the value is not of the field's type.
     """
-    known = [name for name in config if not isinstance(config[name], ConfigDict)]
-    known += [f"{name}.{field}" for name in config if isinstance(config[name], ConfigDict) for field in config[name]]
-    if path not in known:
-        similar = difflib.get_close_matches(path, known, n=1)
-        question = f"; did you mean --config.{similar[0]}?" if similar else "."
-        raise FlagError(f"--config.{path} is not a field of this config{question}")
+    known, shown = _field_names(config), _cut(path)
+    require(path in known, f"--config.{shown} is not a field of this config{_similar(shown, known, '--config.')}")
     require(
         path != "model.name", "--config.model.name cannot be overridden. Choose another config file, or FILE.py:NAME."
     )
@@ -130,7 +170,7 @@ def override(config: ConfigDict, path: str, text: str) -> None:
     try:
         section[field] = _read(text, kind, is_reference)
     except (ValueError, SyntaxError, TypeError, ArithmeticError, RecursionError, MemoryError):
-        raise FlagError(f"--config.{path}={text} is not of type {kind.__name__}.") from None
+        raise FlagError(f"--config.{path}={_cut(text)} is not of type {kind.__name__}.") from None
     # Not fields of the config, so that runs, exports and flags do not change.
     object.__setattr__(config, "_given", given(config) | {path})
     object.__setattr__(config, "_derived", derived(config) - {path})
@@ -168,8 +208,8 @@ def _set_short_side(config: ConfigDict) -> None:
 
 
 def _has_size(config: ConfigDict) -> bool:
-    """Returns whether data.size is above 0. Another value is refused when its section is read."""
-    return config.data.size is not None and config.data.size > 0
+    """Returns whether data.size is one that is not refused when its section is read."""
+    return config.data.size is not None and 0 < config.data.size <= MAX_SIZE
 
 
 def _read(text: str, kind: type, optional: bool):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from input_pipeline.errors import DataError
+from input_pipeline.fields import shown
 from input_pipeline.sources import SOURCES, Entry, Listing, Source
 from input_pipeline.sources.files import read_text
 
@@ -88,7 +89,7 @@ def read_classes(path, *, root, num_classes) -> tuple[str, ...]:
         raise DataError(f"{path} holds {len(names)} class names, but data.num_classes is {num_classes}.")
     if len(set(names)) != len(names):
         repeated = next(name for i, name in enumerate(names) if name in names[:i])
-        raise DataError(f"{path} holds the class name {repeated!r} twice.")
+        raise DataError(f"{path} holds the class name {shown(repeated)} twice.")
     return names
 
 
@@ -230,7 +231,7 @@ class _LabelNumbers:
                 raise ValueError  # a class name made of digits is not the position of that class in the order
             number = int(label)
         except ValueError:
-            raise DataError(f"{where}: the label {label!r} is not {self._expected()}.") from None
+            raise DataError(f"{where}: the label {shown(label)} is not {self._expected()}.") from None
         if not 0 <= number < self.num_classes:
             raise DataError(
                 f"{where}: label {number} is out of range for data.num_classes={self.num_classes} "
@@ -314,7 +315,7 @@ def _absent_paths(entries: Iterable[Entry]) -> set[str]:
         if folder not in listings:
             try:
                 listings[folder] = set(os.listdir(folder or "."))
-            except OSError:
+            except (OSError, ValueError):  # ValueError: it has a null character
                 listings[folder] = set()
         if name not in listings[folder]:
             absent.add(entry.path)

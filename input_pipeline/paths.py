@@ -6,7 +6,7 @@ import re
 from input_pipeline.errors import DataError
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # a scheme has two letters or more, a drive of Windows one
-_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # a drive or a share
 _MAX_BYTES = 4095
 
 
@@ -34,8 +34,10 @@ def local_path(name: str, path: str) -> str:
             f"{where} is an address ({scheme}://), and only files and folders of this machine are read and written. "
             "Copy them to this machine, or mount the bucket as a folder."
         )
-    if _DRIVE.match(path):
-        raise DataError(f"{where} is a path of Windows. Under WSL, the drive C: is the folder /mnt/c.")
+    if _WINDOWS.match(path):
+        raise DataError(
+            f"{where} is a path of Windows. Under WSL, the drive C: is the folder /mnt/c. Mount a share as a folder."
+        )
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         user = path.split(os.sep)[0]

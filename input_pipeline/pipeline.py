@@ -25,7 +25,7 @@ from input_pipeline.paths import local_path
 from input_pipeline.prefetch import Batches, max_batch_bytes, require_memory
 from input_pipeline.samplers import long_sampler, make_sampler
 from input_pipeline.sampling import Sampler, check_fps, check_test_starts
-from input_pipeline.sizes import MAX_PIXELS, default_short_side
+from input_pipeline.sizes import MAX_PIXELS, MAX_SIZE, default_short_side
 from input_pipeline.sources import SOURCES
 from input_pipeline.sources.something import mirrored
 from input_pipeline.videos import open_video
@@ -35,7 +35,7 @@ _MAX_VIDEOS = 2**52  # of a run; Grain computes the number of batches of the who
 _WHOLE_NUMBERS = (  # (field, least, most)
     ("num_classes", 1, 10_000_000),
     ("frames", 1, MAX_PIXELS),
-    ("size", 1, 16_384),
+    ("size", 1, MAX_SIZE),
     ("workers", 0, 1024),
     ("prefetch", 1, 1024),
     ("split", 1, 1024),
@@ -222,11 +222,14 @@ class Pipeline:
             for label, other in ((first, second), (second, first)):
                 if not isinstance(label, int) or not 0 <= label < self.num_classes:
                     raise DataError(
-                        f"data.flip_swaps: {label!r} is neither a class name nor a label below "
+                        f"data.flip_swaps: {shown(label)} is neither a class name nor a label below "
                         f"data.num_classes={self.num_classes}."
                     )
                 if label in swapped or first == second:
-                    raise DataError(f"data.flip_swaps: {self.class_names[label]!r} appears twice.")
+                    raise DataError(
+                        f"data.flip_swaps and data.flip_sides swap the class {shown(self.class_names[label])} twice or "
+                        "with itself. Name each class once."
+                    )
                 swapped[label] = other
         return swapped
 
@@ -322,7 +325,7 @@ class Pipeline:
         """
         local_videos = videos_per_process(batch_size, process_count)
         if not isinstance(clips, int) or clips < 1:
-            raise DataError(f"eval.clips must be a whole number of at least 1, but is {clips!r}.")
+            raise DataError(f"eval.clips must be a whole number of at least 1, but is {shown(clips)}.")
         crop_positions(crops)  # raises here rather than in a worker
         records = self.val_manifest.records if records is None else tuple(records)
         if any(record.label < 0 for record in records):

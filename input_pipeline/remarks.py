@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from input_pipeline.annotations import Manifest, Record
 from input_pipeline.errors import DataError
+from input_pipeline.fields import shown
 from input_pipeline.pipeline import Pipeline
 from input_pipeline.sources.something import mirrored
 
@@ -134,7 +135,7 @@ def unmatched_lines(pipeline: Pipeline) -> list[str]:
     if lines and not train.excluded and not val.excluded:
         raise DataError(
             f"data.exclude={pipeline.exclude} names no video of {train.path} or {val.path}. Its lines must be paths "
-            f"relative to data.root={pipeline.root}; the first is {lines[0]!r}. Correct them, or leave out "
+            f"relative to data.root={pipeline.root}; the first is {shown(lines[0])}. Correct them, or leave out "
             "data.exclude."
         )
     return lines
@@ -142,7 +143,7 @@ def unmatched_lines(pipeline: Pipeline) -> list[str]:
 
 def unmatched_sentence(lines: Sequence[str]) -> str:
     """Returns the remark on lines of data.exclude that name no video."""
-    return f"{len(lines)} lines of data.exclude name no video, for example {lines[0]!r}."
+    return f"{len(lines)} lines of data.exclude name no video, for example {shown(lines[0])}."
 
 
 def flip_remarks(pipeline: Pipeline) -> Iterator[str]:
@@ -157,7 +158,7 @@ def flip_remarks(pipeline: Pipeline) -> Iterator[str]:
         first, second = unswapped[0]
         yield (
             f"data.flip={pipeline.flip} mirrors clips and keeps their labels, but class names differ only in left and "
-            f"right, such as {first!r} and {second!r} (pairs of classes: {len(unswapped)}). Set "
+            f"right, such as {shown(first)} and {shown(second)} (pairs of classes: {len(unswapped)}). Set "
             "data.flip_sides=True to swap these labels, or data.flip=0.0."
         )
 

@@ -1,5 +1,6 @@
 """Sizes of frames and clips in pixels."""
 
+MAX_SIZE = 16_384  # pixels, the side of a clip
 MAX_PIXELS = 2**28  # of a clip, 0.8 GB
 
 

@@ -8,6 +8,7 @@ import csv
 import os
 
 from input_pipeline.errors import DataError
+from input_pipeline.fields import shown
 from input_pipeline.sources.files import read_rows
 from input_pipeline.sources.listing import Entry, Listing
 
@@ -27,7 +28,7 @@ def read(path, *, root, split) -> Listing:
     for line, row in rows:
         if len(row) != 2 or not row[0]:
             raise DataError(
-                f"{path} line {line}: expected two columns, path,label, and found {len(row)}: {','.join(row)!r}."
+                f"{path} line {line}: expected two columns, path,label, and found {len(row)}: {shown(','.join(row))}."
             )
     return Listing(tuple(Entry(name, os.path.join(root, name), label.strip(), line) for line, (name, label) in rows))
 

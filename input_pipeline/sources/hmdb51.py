@@ -8,6 +8,7 @@ one folder of `root`, too.
 import os
 
 from input_pipeline.errors import DataError
+from input_pipeline.fields import shown
 from input_pipeline.sources.files import find_folder, list_folder, read_lines
 from input_pipeline.sources.listing import Entry, Listing
 
@@ -29,7 +30,7 @@ def read(path, *, root, split) -> Listing:
     """
     subset = os.path.basename(path)
     if subset not in _MARKS:
-        raise DataError(f"data.train and data.val must be 'train' or 'test' for HMDB51, not {subset!r}.")
+        raise DataError(f"data.train and data.val must be 'train' or 'test' for HMDB51, not {shown(subset)}.")
     files = _files_by_class(root, split)
     folder = find_folder(root, lambda names: not files.keys().isdisjoint(names)) or root
     entries = []
@@ -37,7 +38,7 @@ def read(path, *, root, split) -> Listing:
         for line, text in read_lines(file):
             name, _, mark = text.rpartition(" ")
             if not name or mark not in ("0", "1", "2"):
-                raise DataError(f"{file} line {line}: expected a clip and 0, 1 or 2, and found {text!r}.")
+                raise DataError(f"{file} line {line}: expected a clip and 0, 1 or 2, and found {shown(text)}.")
             if mark == _MARKS[subset]:
                 name = f"{label}/{name.rstrip()}"
                 entries.append(Entry(name, os.path.join(folder, name), label, 0))

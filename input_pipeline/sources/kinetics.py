@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from input_pipeline.errors import DataError
+from input_pipeline.fields import shown
 from input_pipeline.sources.files import find_videos, read_rows
 from input_pipeline.sources.listing import Entry, Listing
 
@@ -63,7 +64,7 @@ def _clip(path, line, row) -> _Clip:
     except (ValueError, OverflowError):
         raise DataError(
             f"{path} line {line}: time_start and time_end must be seconds, but are "
-            f"{row['time_start']!r} and {row['time_end']!r}."
+            f"{shown(row['time_start'])} and {shown(row['time_end'])}."
         ) from None
     return _Clip(line, row["youtube_id"], start, end, name, row.get("label") or None)
 
@@ -75,7 +76,7 @@ def _rows(path) -> Iterator[tuple[int, dict[str, str]]]:
     if not set(_REQUIRED) <= set(header):
         raise DataError(
             f"{path} line 1: expected the header of Kinetics, [label,]{','.join(_REQUIRED)},..., and found "
-            f"{','.join(header)!r}."
+            f"{shown(','.join(header))}."
         )
     for line, row in rows[1:]:
         if len(row) != len(header):

@@ -8,6 +8,7 @@ import os
 import re
 
 from input_pipeline.errors import DataError
+from input_pipeline.fields import shown
 from input_pipeline.sources.files import read_lines
 from input_pipeline.sources.listing import Entry, Listing
 
@@ -27,13 +28,13 @@ def read(path, *, root, split) -> Listing:
     for line, text in read_lines(path):
         match = _LINE.fullmatch(text)
         if not match:
-            raise DataError(f"{path} line {line}: expected a path and a label, and found {text!r}.")
+            raise DataError(f"{path} line {line}: expected a path and a label, and found {shown(text)}.")
         name, label = match.groups()
         video = os.path.join(root, name)
         prefix = _LINE.fullmatch(name)
         if prefix and prefix[2].isdecimal() and not os.path.exists(video):
             raise DataError(
-                f"{path} line {line}: {text!r} has a third column, as lists of raw frames have. Keep only path "
+                f"{path} line {line}: {shown(text)} has a third column, as lists of raw frames have. Keep only path "
                 "and label, and set data.source='frames' if the path is a folder of frames."
             )
         entries.append(Entry(name, video, label, line))

@@ -5,8 +5,10 @@ The videos are anywhere below `root`, as `ID.webm` or as folders of frames named
 
 import os
 import re
+from types import NoneType
 
 from input_pipeline.errors import DataError
+from input_pipeline.fields import shown
 from input_pipeline.sources.files import find_videos, read_json
 from input_pipeline.sources.listing import Entry, Listing
 
@@ -28,13 +30,15 @@ def read(path, *, root, split) -> Listing:
     """Returns the videos of a list that are below `root`. The others are missing.
 
     Raises:
-        DataError: an item has no id, or two files are the same video.
+        DataError: an item has no id, its template is no text, or two files are the same video.
     """
     del split
     items = read_json(path, list)
     for number, item in enumerate(items, start=1):
         if not isinstance(item, dict) or not isinstance(item.get("id"), str):
-            raise DataError(f"{path}: item {number} has no id: {item!r}.")
+            raise DataError(f"{path}: item {number} has no id: {shown(item)}.")
+        if not isinstance(item.get("template"), (str, NoneType)):
+            raise DataError(f"{path}: the template of item {number} is no text: {shown(item['template'])}.")
     found = find_videos(root, {item["id"] for item in items})
     entries, missing = [], []
     for item in items:
@@ -61,7 +65,7 @@ def classes(root, train) -> tuple[str, ...]:
     numbers = read_json(path, dict)
     try:
         names = sorted(numbers, key=lambda name: int(numbers[name]))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         names = []
     if not names or [int(numbers[name]) for name in names] != list(range(len(names))):
         raise DataError(f"{path} does not number its labels 0, 1, 2 and so on.")

@@ -12,12 +12,14 @@ from google.protobuf import json_format
 from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.json_files import JsonError, read_json
 from input_pipeline.shards import read_shard
-from input_pipeline.sources.files import walk
+from input_pipeline.sources.files import read_text, walk
 from input_pipeline.sources.listing import Entry, Listing
 
 TRAIN, VAL = ("train",), ("test",)
 
 _INFO, _FORMAT = "dataset_info.json", "array_record"
+# What the readers of protobuf and of TensorFlow Datasets raise for damaged JSON. SystemError: text that is not UTF-8.
+_DAMAGED = (json_format.ParseError, ValueError, LookupError, OSError, SystemError)
 
 
 def read(path, *, root, split) -> Listing:
@@ -55,8 +57,7 @@ def classes(root, train) -> tuple[str, ...] | None:
     path = os.path.join(folder, f"{label_feature}.labels.txt")
     if not os.path.exists(path):
         return None
-    with open(path, encoding="utf-8") as file:
-        return tuple(name for name in file.read().split("\n") if name)
+    return tuple(name for name in read_text(path).replace("\r\n", "\n").split("\n") if name)
 
 
 def example(data):
@@ -110,8 +111,8 @@ def _features(folder):
         features = json_format.ParseDict(read_json(path), feature_generated_pb2.Feature(), ignore_unknown_fields=True)
     except JsonError as error:
         raise DataError(f"{path} {error}.") from None
-    except (OSError, json_format.ParseError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
+    except _DAMAGED as error:
+        raise DataError(f"{path} cannot be read: {_reason(error)}.") from None
     kinds = {name: feature.WhichOneof("content") for name, feature in features.features_dict.features.items()}
     names = []
     for kind in ("video", "class_label"):
@@ -125,17 +126,21 @@ def _features(folder):
     return names
 
 
+def _reason(error: Exception) -> str:
+    """Returns the message of an error on one line of a bounded length."""
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+
+
 def _file_instructions(folder, split_name):
     """Returns the files of a split, each with the first record to read (`skip`) and the number of records (`take`)."""
-    from google.protobuf.json_format import ParseError
     from tensorflow_datasets.core import dataset_info, naming, splits
 
     try:
         info = dataset_info.read_proto_from_builder_dir(folder)
         template = naming.ShardedFileTemplate(data_dir=folder, dataset_name=info.name, filetype_suffix=_FORMAT)
         instructions = splits.SplitDict.from_proto(info.splits, template)[split_name].file_instructions
-    except (ParseError, ValueError, LookupError, OSError) as error:  # what they raise for a damaged dataset_info.json
-        raise DataError(f"{folder}: {error}") from None
+    except _DAMAGED as error:
+        raise DataError(f"{folder} cannot be read: {_reason(error)}.") from None
     # The info names the format that the data set was first written in. Files of another format may lie beside these.
     if not all(os.path.exists(instruction.filename) for instruction in instructions):
         raise DataError(

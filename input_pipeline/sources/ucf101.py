@@ -7,6 +7,7 @@ published. The class folders are in `root` or in one folder of `root`, which is 
 import os
 
 from input_pipeline.errors import DataError
+from input_pipeline.fields import shown
 from input_pipeline.sources.files import find_folder, read_lines
 from input_pipeline.sources.listing import Entry, Listing
 
@@ -29,7 +30,9 @@ def read(path, *, root, split) -> Listing:
         name, _, number = text.partition(" ")
         label = name.partition("/")[0]
         if label not in number_of:
-            raise DataError(f"{path} line {line}: {text!r} does not start with a class of classInd.txt and a slash.")
+            raise DataError(
+                f"{path} line {line}: {shown(text)} does not start with a class of classInd.txt and a slash."
+            )
         if number and number.strip() != number_of[label]:
             raise DataError(
                 f"{path} line {line}: {label} is number {number_of[label]} in classInd.txt, not {number.strip()}."
@@ -52,6 +55,8 @@ def classes(root, train) -> tuple[str, ...]:
     for line, text in read_lines(path):
         number, _, name = text.partition(" ")
         if number != str(len(names) + 1) or not name.strip():
-            raise DataError(f"{path} line {line}: expected number {len(names) + 1} and a class, and found {text!r}.")
+            raise DataError(
+                f"{path} line {line}: expected number {len(names) + 1} and a class, and found {shown(text)}."
+            )
         names.append(name.strip())
     return tuple(names)

@@ -119,12 +119,20 @@ def test_a_mistake_ends_in_one_sentence_and_writes_nothing(mistake, mode, data, 
         ([f"--config={ROOT}/configs/demo.py", "--workdri=x"], "--workdri"),
         ([f"--config={ROOT}/configs/demo.py", "train"], "'train'"),
         (["--mode=train"], "--config"),
+        ([f"--config={ROOT}/configs"], "is not a file"),
+        ([f"--config={ROOT}/configs/demo.py", "--workdir="], "--workdir= has no value"),
+        ([f"--config={ROOT}/configs/demo.py", "--out="], "--out= has no value"),
+        ([f"--config={ROOT}/configs/demo.py", "x" * 9999], "'xxx"),
+        ([f"--config={ROOT}/configs/demo.py", f"--{'x' * 9999}=1"], "--xxx"),
+        ([f"--config={ROOT}/configs/demo.py:vit", f"--config.{'x' * 9999}=1"], "--config.xxx"),
+        ([f"--config={ROOT}/configs/demo.py:vit", f"--config.optim.lr={'x' * 9999}"], "--config.optim.lr=xxx"),
     ],
 )
 def test_a_wrong_flag_is_named(command, words, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert main.main(["main.py", *command]) == 2
-    assert words in one_sentence(capsys.readouterr().err)
+    sentence = one_sentence(capsys.readouterr().err)
+    assert words in sentence and len(sentence) < 500
 
 
 PATHS = [*(f"--{flag}" for flag in ("config", "workdir", "out", "video", "features", "keys", "beside"))]
@@ -179,10 +187,36 @@ def test_help_and_unknown_flags_are_answered_before_jax_is_imported(flags, statu
     assert done.returncode == status, done.stderr
 
 
-def test_a_config_file_that_cannot_be_loaded_is_named(tmp_path, capsys):
-    (tmp_path / "broken.py").write_text("def get_config(:\n")
-    assert main.main(["main.py", f"--config={tmp_path}/broken.py"]) == 2
-    assert "broken.py" in one_sentence(capsys.readouterr().err)
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("def get_config(:\n", "cannot be loaded: SyntaxError"),
+        ("get_config = 3\n", "defines no function get_config"),
+        ("def get_config():\n    return None\n", "must return the config"),
+        ("config.train.batchsize", "train.batchsize is not a field of a config; did you mean train.batch_size?"),
+        ("config.verbose", "verbose is not a field of a config."),
+        ("del config.eval", "lacks the field eval."),
+        ("del config.data.train", "lacks the field data.train."),
+        ("config.model.name", "its model cannot be found: the model after the colon must be one of"),
+    ],
+)
+def test_a_mistake_in_a_config_file_is_named(text, words, tmp_path, capsys):
+    if "get_config" not in text:
+        line = text if text.startswith("del") else f"{text} = 'nonsense'"
+        body = f"    config = base('vit')\n    {line}\n    return config\n"
+        text = f"from configs.base import base\ndef get_config():\n{body}"
+    (tmp_path / "mine.py").write_text(text)
+    assert main.main(["main.py", f"--config={tmp_path}/mine.py"]) == 2
+    sentence = one_sentence(capsys.readouterr().err)
+    assert f"--config={tmp_path}/mine.py" in sentence and words in sentence
+
+
+@pytest.mark.quick
+def test_a_config_function_may_be_decorated(tmp_path):
+    text = "from functools import cache\nfrom configs.base import base\nget_config = cache(lambda name: base(name))\n"
+    (tmp_path / "mine.py").write_text(text)
+    assert load(f"{tmp_path}/mine.py:vit").model.name == "vit"
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

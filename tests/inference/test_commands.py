@@ -33,6 +33,11 @@ def test_a_csv_of_the_pipeline_is_a_list_of_videos(folder, header, encoding, end
     assert videos == ["a.mp4", "b, c.mp4", "b, c.mp4", "d e.mp4", "data/train/g.mp4", "gone.mp4"]
 
 
+def test_the_extension_of_a_list_may_be_in_capitals(folder):
+    (folder / "LIST.CSV").write_text("path,label\n1.mp4,0\n")
+    assert find_videos(str(folder / "LIST.CSV")) == [str(folder / "1.mp4")]
+
+
 def test_a_list_may_have_labels_and_paths_with_blanks(folder):
     assert listed(folder, "list.txt", "a.mp4 0\r\nd e.mp4\r\nd e.mp4 3\nsub/f.mp4\nframes/x\nno e.mp4\n") == [
         "a.mp4", "d e.mp4", "d e.mp4", "sub/f.mp4", "frames/x", "no e.mp4",

@@ -36,6 +36,7 @@ def test_other_paths_stay_as_they_are(path):
         ("file:///data", "Leave out file://"),
         ("C:\\data", "path of Windows"),
         ("D:/data", "path of Windows"),
+        ("\\\\server\\share", "Mount a share as a folder"),
         ("~no-such-user/x", "there is no user 'no-such-user'"),
         ("", "must be a path"),
         ("a\0b", "must be a path"),

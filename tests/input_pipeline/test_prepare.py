@@ -269,7 +269,7 @@ def test_other_options_are_refused(source, prepared, capsys, flag, sentence):
 @pytest.mark.parametrize(
     "flag, sentence",
     [
-        ("--out=", "--out=DIR is missing"),
+        ("--out=", "--out= has no value"),
         ("--gop=0", "--gop must be from 1"),
         ("--gop=x", "--gop=x must be a whole"),
         ("--workers=0", "--workers=0"),

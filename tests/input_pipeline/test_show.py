@@ -107,7 +107,7 @@ def test_any_text_is_drawn():
 @pytest.mark.parametrize(
     "flags, sentence",
     [
-        (["--out="], "--out=FILE.png is missing"),
+        (["--out="], "--out= has no value"),
         (["--split=test"], "--split=test must be train or val."),
         (["--rows=0"], "--rows=0 must be a whole number of at least 1."),
         (["--split=val", "--video=2"], "--video=2 must be below 2"),

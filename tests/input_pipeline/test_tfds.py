@@ -143,6 +143,19 @@ def test_a_data_set_without_videos(copy):
         pipeline(copy).train_manifest
 
 
+def test_features_and_classes_that_are_no_text_are_named(copy):
+    features = copy / VERSION / "features.json"
+    text = features.read_text()
+    features.write_text('{"\\ud800": 1, ' + text.lstrip()[1:])
+    with pytest.raises(DataError, match=r"features\.json cannot be read"):
+        pipeline(copy).train_manifest
+    features.write_text(text)
+    for file in (copy / VERSION).glob("*.labels.txt"):
+        file.write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"labels\.txt is not UTF-8 text"):
+        _ = pipeline(copy).class_names
+
+
 def test_damaged_files(copy):
     file = sorted((copy / VERSION).glob("*train*"))[0]
     data = bytearray(file.read_bytes())

@@ -34,6 +34,13 @@ def test_the_shorter_side_follows_the_size(config, size, short, test):
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize("size", ["9" * 400, "-1", "0", "20000"])
+def test_a_size_that_is_refused_later_derives_nothing(size):
+    for config in ("configs/demo.py", "configs/mevit_b16.py"):
+        assert data(f"--config.data.size={size}", config=config).size == int(size)
+
+
+@pytest.mark.quick
 def test_a_shorter_side_that_is_given_is_kept():
     for flags in (["data.size=64", "data.short_side=(64,80)"], ["data.short_side=(64,80)", "data.size=64"]):
         config, _ = read_flags(["--config=configs/mevit_b16.py", *(f"--config.{flag}" for flag in flags)], {})

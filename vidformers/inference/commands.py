@@ -33,7 +33,7 @@ def find_videos(source: str, root: str = ".") -> list[str]:
     """
     if os.path.isdir(source):
         videos = sorted(_videos_below(source))
-    elif source.endswith((".txt", ".csv")):
+    elif source.lower().endswith((".txt", ".csv")):
         videos = _listed_videos(source, root)
     else:
         require(os.path.exists(source), f"--video={source} does not exist. {_ADVICE}")
@@ -53,7 +53,7 @@ def _videos_below(source: str) -> Iterator[str]:
 
 
 def _listed_videos(source: str, root: str) -> list[str]:
-    is_csv, folders = source.endswith(".csv"), (os.path.dirname(source), root)
+    is_csv, folders = source.lower().endswith(".csv"), (os.path.dirname(source), root)
     lines = [line for _, line in read_lines(source, advice=_ADVICE)]
     if is_csv and lines and lines[0] in ("path", "path,label"):
         del lines[0]
