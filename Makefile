@@ -46,10 +46,11 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests -q -m quick $(XDIST)
 
-# All tests and the demo in fresh environments of several Pythons and versions: some two hours. ONLY="NAME NAME" selects.
+# All tests and the demo in fresh environments of several Pythons and versions: some two hours. ONLY="NAME NAME" selects
+# environments. FRESH=1 also runs those that have passed.
 matrix: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv -c constraints.txt
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/matrix.py $(ONLY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/matrix.py $(if $(FRESH),--fresh) $(ONLY)
 
 clean:
 	rm -rf $(VENV) $(AHEAD) runs data .cache .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

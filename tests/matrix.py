@@ -1,14 +1,14 @@
 """Runs the tests and the demo in fresh environments of several Pythons and versions of packages: `make matrix`.
 
-Environments and results lie in `.cache/matrix`. A finished environment is not run again until a file of requirements
-changes, so the command goes on where it was stopped. `docs/matrix.md` holds the table of all results.
+Environments and results lie in `.cache/matrix`. The command goes on where it was stopped: an environment whose tests
+passed is not run again until a file of requirements changes. `docs/matrix.md` holds the table of the last results. Rows
+of environments that have not run on this machine stay as they are, so several machines can share the work.
 """
 
 import argparse
 import datetime
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -46,29 +46,62 @@ ENVIRONMENTS = {
 SHOWN = ("jax", "flax", "orbax-checkpoint", "grain", "numpy", "av", "opencv", "pillow", "pytest")
 
 
+class NotRun(Exception):
+    """An environment that cannot be made here, and why."""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ENVIRONMENTS)}; by default all")
-    parser.add_argument("--fresh", action="store_true", help="also run environments that have finished")
+    parser.add_argument("--fresh", action="store_true", help="also run environments that have passed")
     options = parser.parse_args()
     if unknown := set(options.names) - set(ENVIRONMENTS):
         parser.error(f"no such environment: {', '.join(sorted(unknown))}. There are {', '.join(ENVIRONMENTS)}.")
     names = options.names or list(ENVIRONMENTS)
-    for name in names:
-        if options.fresh or not is_finished(name):
-            run(name)
-        else:
-            print(f"{name}: has finished; --fresh runs it again.", flush=True)
-    PAGE.write_text(page({name: result for name in ENVIRONMENTS if (result := read_result(name))}))
+    if output_of("git", "status", "--porcelain", "--untracked-files=no", cwd=ROOT):
+        print("The last commit is tested, without the changes of this folder that are not committed.", flush=True)
+    failed = [name for name in names if not passes(name, options.fresh)]
+    results = {name: result for name in ENVIRONMENTS if (result := read_result(name))}
+    PAGE.write_text(page(results, PAGE.read_text() if PAGE.exists() else ""))
     print(PAGE.read_text())
-    results = [read_result(name) for name in names]
-    return (
-        0 if all(result["passed"] and not result["failed"] and result["demo"] != "failed" for result in results) else 1
-    )
+    if failed:
+        print(f"Failed: {' '.join(failed)}. The outputs are in {FOLDER.relative_to(ROOT)}/NAME.")
+    return 1 if failed else 0
 
 
-def run(name: str) -> None:
-    """Makes the environment anew and runs the tests and the demo, or the notebook, in a clone of the last commit."""
+def passes(name: str, fresh: bool) -> bool:
+    """Runs an environment unless it has passed with these requirements. Returns whether all of it passed."""
+    result, requirements, head = read_result(name), requirements_hash(), commit(ROOT)
+    if result and result["requirements"] != requirements:
+        print(f"{name}: a file of requirements changed since {result['commit']}.", flush=True)
+    elif result and is_green(result) and not fresh:
+        other = "" if result["commit"] == head else f", and the commit is now {head}"
+        print(f"{name}: passed at {result['commit']}{other}. FRESH=1 runs it again.", flush=True)
+        return True
+    try:
+        return is_green(run(name, requirements))
+    except NotRun as error:
+        print(f"{name}: {error}", flush=True)
+        return False
+
+
+def is_green(result: dict) -> bool:
+    return result["passed"] > 0 and not result["failed"] and result["demo"] != "failed"
+
+
+def run(name: str, requirements: str) -> dict:
+    """Makes the environment anew and runs the tests and the demo, or the notebook, in a clone of the last commit.
+
+    Args:
+        name: a name of `ENVIRONMENTS`.
+        requirements: the hash of the files of requirements, which the result keeps.
+
+    Returns:
+        The numbers of tests, the accuracy of the demo, versions, commit, date and minutes. `result.json` holds them.
+
+    Raises:
+        NotRun: the interpreter is missing, or the packages cannot be installed.
+    """
     python, packages = ENVIRONMENTS[name]
     folder = FOLDER / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -76,7 +109,7 @@ def run(name: str) -> None:
     start = time.monotonic()
     clone = folder / "clone"
     call("git", "clone", "--quiet", str(ROOT), str(clone))
-    call("uv", "venv", "--quiet", "--seed", "--python", python, str(folder / "venv"))
+    call("uv", "venv", "--quiet", "--seed", "--python", interpreter(python), str(folder / "venv"))
     binary = folder / "venv" / "bin" / "python"
     install = ("uv", "pip", "install", "--quiet", "--python", str(binary))
     call(*install, *packages, cwd=clone)
@@ -90,8 +123,8 @@ def run(name: str) -> None:
     parallel = ("-n", "auto", "--maxprocesses=8", "--dist", "loadfile", "--no-loadscope-reorder")
     command = (str(binary), "-m", "pytest", tests, "-q", f"--junit-xml={report}", *parallel)
     with open(folder / "tests.txt", "w") as output:
-        subprocess.run(command, cwd=clone, stdout=output, stderr=subprocess.STDOUT)
-    result = counts(report)
+        status = subprocess.run(command, cwd=clone, stdout=output, stderr=subprocess.STDOUT).returncode
+    result = counts(report, status)
     if is_notebook:
         result["demo"] = "-"
     else:
@@ -103,20 +136,34 @@ def run(name: str) -> None:
     result |= {
         "python": output_of(str(binary), "-c", "import platform; print(platform.python_version())"),
         "versions": json.loads(output_of("uv", "pip", "list", "--quiet", "--format=json", "--python", str(binary))),
-        "commit": output_of("git", "rev-parse", "--short", "HEAD", cwd=clone),
+        "commit": commit(clone),
         "date": f"{datetime.date.today()}",
         "minutes": round((time.monotonic() - start) / 60, 1),
-        "requirements": requirements_hash(),
+        "requirements": requirements,
     }
     (folder / "result.json").write_text(json.dumps(result))
     print(f"{name}: {result['passed']} passed, {result['failed']} failed; demo {result['demo']}", flush=True)
     shutil.rmtree(clone)  # the environment stays, for a look at what failed
+    return result
+
+
+def interpreter(python: str) -> str:
+    """Returns the path of this version of Python on this machine.
+
+    Raises:
+        NotRun: there is none. uv would otherwise download one.
+    """
+    command = ("uv", "python", "find", "--no-python-downloads", "--no-project", "--system", python)
+    try:
+        return output_of(*command)
+    except subprocess.CalledProcessError:
+        raise NotRun(f"not run, since Python {python} was not found. Install it, or put it on the PATH.") from None
 
 
 def call(*command: str, **options) -> None:
-    """Runs a command. Ends this one with its message if it fails."""
+    """Runs a command. Raises `NotRun` if it fails, which it has explained itself."""
     if subprocess.run(command, **options).returncode:
-        sys.exit(f"matrix: {' '.join(command)} failed. If a Python is missing, install it, and put it on the PATH.")
+        raise NotRun(f"not run, since this failed: {' '.join(command)}")
 
 
 def output_of(*command: str, **options) -> str:
@@ -129,13 +176,23 @@ def frozen(binary: Path, file: Path) -> Path:
     return file
 
 
-def counts(report: Path) -> dict[str, int]:
-    """Returns the numbers of tests that passed, failed and were skipped. Without a report, one failed."""
+def commit(folder: Path) -> str:
+    return output_of("git", "rev-parse", "--short", "HEAD", cwd=folder)
+
+
+def counts(report: Path, status: int) -> dict[str, int]:
+    """Returns the numbers of tests that passed, failed and were skipped.
+
+    Args:
+        report: the report of pytest in the format of JUnit.
+        status: the exit status of pytest. An error of pytest itself counts as a test that failed.
+    """
     if not report.exists():
         return {"passed": 0, "failed": 1, "skipped": 0}
     suite = next(ElementTree.parse(report).iter("testsuite"))
     tests, failures, errors, skipped = (int(suite.get(key)) for key in ("tests", "failures", "errors", "skipped"))
-    return {"passed": tests - failures - errors - skipped, "failed": failures + errors, "skipped": skipped}
+    failed = failures + errors
+    return {"passed": tests - failed - skipped, "failed": failed or int(status != 0), "skipped": skipped}
 
 
 def top1(metrics: Path) -> str:
@@ -145,7 +202,8 @@ def top1(metrics: Path) -> str:
 
 
 def requirements_hash() -> str:
-    return hashlib.sha256(b"".join((ROOT / file).read_bytes() for file in FILES)).hexdigest()
+    """Returns a hash of the files of requirements in the last commit."""
+    return hashlib.sha256("".join(output_of("git", "show", f"HEAD:{f}", cwd=ROOT) for f in FILES).encode()).hexdigest()
 
 
 def read_result(name: str) -> dict | None:
@@ -153,25 +211,23 @@ def read_result(name: str) -> dict | None:
     return json.loads(file.read_text()) if file.exists() else None
 
 
-def is_finished(name: str) -> bool:
-    result = read_result(name)
-    return result is not None and result["requirements"] == requirements_hash()
-
-
-def page(results: dict[str, dict]) -> str:
-    """Returns the page with the table of the results."""
-    head = ("environment", "Python", *SHOWN, "passed", "failed", "skipped", "demo, top-1", "minutes", "commit", "date")
-    rows = [
-        (
+def page(results: dict[str, dict], before: str = "") -> str:
+    """Returns the page with the table of the results. Environments without a result keep their row of `before`."""
+    head = ("environment", "Python", *SHOWN, "passed", "failed", "skipped", "demo", "minutes", "commit", "date")
+    rows = {line.split(" ")[1]: line for line in before.splitlines() if line.count("|") == len(head) + 1}
+    for name, result in results.items():
+        rows[name] = _row(
             name,
             result["python"],
             *(_version(result["versions"], package) for package in SHOWN),
-            *(str(result[key]) for key in ("passed", "failed", "skipped", "demo", "minutes", "commit", "date")),
+            *(str(result[key]) for key in head[-7:]),
         )
-        for name, result in results.items()
-    ]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows))
-    return f"{_INTRODUCTION.format(cores=os.cpu_count())}\n{table}\n"
+    table = (_row(*head), _row(*("---",) * len(head)), *(rows[name] for name in ENVIRONMENTS if name in rows))
+    return "\n".join((_INTRODUCTION, *table, ""))
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _version(packages: list[dict], name: str) -> str:
@@ -184,8 +240,8 @@ _INTRODUCTION = """# Versions that were tried
 `make matrix` makes these environments from nothing, and runs all tests and the demo in each. `constraints` are the
 versions of `constraints.txt`, `newest` the newest that the ranges of `requirements.txt` admit, and `oldest` the oldest
 direct ones. `notebook` is an environment made by the install cell of the notebook alone, and `notebook-2025` one in
-which the cell found JAX, NumPy, OpenCV, Pillow and matplotlib of November 2025. Both run the cells of the notebook. The
-last column but one is the commit. Measured on {cores} CPU cores.
+which the cell found JAX, NumPy, OpenCV, Pillow and matplotlib of November 2025. Both run the cells of the notebook.
+`demo` is the top-1 accuracy of the demo. Minutes include the installation.
 """
 
 if __name__ == "__main__":
