@@ -23,6 +23,7 @@ import datetime
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +33,9 @@ from benchmarks.measure import versions
 from benchmarks.models import CONFIGS
 from configs.loading import FlagError, load, override
 from input_pipeline.errors import DataError
+from input_pipeline.json_files import JsonError, parse_json
+from input_pipeline.outputs import output_file
+from input_pipeline.paths import local_path
 from input_pipeline.text import print_line
 from vidformers.errors import ConfigError, require
 from vidformers.models.registry import build
@@ -213,10 +217,10 @@ def read_lines(path: str) -> list[dict]:
     lines = []
     for number, text in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            line = json.loads(text) if text.strip() else None
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"Line {number} of {path} is not JSON ({error.msg}). Remove the line.") from error
-        if isinstance(line, dict) and line.get("benchmark") == "ahead":
+            line = parse_json(text) if text.strip() else {}
+        except JsonError as error:
+            raise ConfigError(f"Line {number} of {path} {error}. Remove the line.") from None
+        if line.get("benchmark") == "ahead":
             lines.append(line)
     return lines
 
@@ -318,7 +322,12 @@ def main(argv: list[str]) -> int:
     try:
         if args.check is not None:
             return 0 if check(args.check, args.configs.split(",") if args.configs else list(CHECKED)) else 1
-        return 0 if measure_all(args) else 2
+        with ExitStack() as stack:
+            for flag in ("out", "text"):
+                if path := getattr(args, flag):
+                    setattr(args, flag, local_path(f"--{flag}", path))
+                    stack.enter_context(output_file(getattr(args, flag), flag))
+            return 0 if measure_all(args) else 2
     except (ConfigError, DataError, FlagError) as error:
         print_line(f"benchmarks.ahead: {error}", sys.stderr)
         return 2

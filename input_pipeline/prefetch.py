@@ -46,8 +46,8 @@ def max_batch_bytes(workers: int, prefetch: int) -> float:
     return available_bytes() / 2 / batches_in_memory(workers, prefetch)
 
 
-def require_memory(batch_bytes: int, workers: int, prefetch: int) -> None:
-    """Checks that the batches of `workers` fit in memory, each of `batch_bytes` bytes.
+def require_memory(batch_bytes: int, workers: int, prefetch: int, field: str = "the batch size") -> None:
+    """Checks that the batches of `workers` fit in memory, each of `batch_bytes` bytes. `field` is the batch size.
 
     Raises:
         DataError: they do not fit.
@@ -57,7 +57,7 @@ def require_memory(batch_bytes: int, workers: int, prefetch: int) -> None:
         raise DataError(
             f"With data.workers={workers} and data.prefetch={prefetch}, {count} batches of {batch_bytes / 2**20:.0f} "
             f"MiB are in memory at once, but {available / 2**20:.0f} MiB are available. Lower data.workers, "
-            "data.prefetch or the batch size, or give the container more memory."
+            f"data.prefetch or {field}, or give the container more memory."
         )
 
 

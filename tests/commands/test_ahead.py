@@ -197,6 +197,16 @@ def test_a_file_that_is_no_json_is_refused(recorded, capsys):
     assert status == 2 and f"Line 1 of {recorded} is not JSON" in err
 
 
+@pytest.mark.parametrize("flag", ["--out", "--text"])
+@pytest.mark.parametrize("path, words", [("gs://b/x", "is an address"), ("{}/none/x", "does not exist")])
+def test_a_file_that_cannot_be_written_is_known_before_anything_is_compiled(
+    flag, path, words, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(ahead, "compile_ahead", lambda request: pytest.fail("It was compiled."))
+    status, _, err = run(capsys, "vit_b16", "--topology=v5e:1x1", f"{flag}={path.format(tmp_path)}")
+    assert status == 2 and f"{flag}=" in err and words in err
+
+
 def test_the_tables_of_the_docs_are_those_of_the_recorded_lines():
     page = Path("docs/estimates.md").read_text(encoding="utf-8")
     files = re.findall(r"`(benchmarks/results/\S+\.jsonl)`", page)

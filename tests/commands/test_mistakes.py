@@ -14,7 +14,7 @@ from command import BAD, ROOT, Run, arguments, checkpoint, one_sentence, render,
 import main
 from benchmarks.campaign import fields as campaign_fields
 from configs.loading import FlagError, load, override
-from input_pipeline import check, prepare, show
+from input_pipeline import DataError, check, prepare, show
 from vidformers.errors import ConfigError
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.reports import data_notes
@@ -298,6 +298,13 @@ def test_a_batch_size_that_the_devices_do_not_divide_is_refused_in_training_alon
     with pytest.raises(ConfigError, match=r"^train\.batch_size=20 .*\. Use 16 or 32, .*\.$"):
         set_up(config)
     assert set_up(config, training=False).mesh.size == 8
+
+
+def test_batches_of_an_evaluation_that_do_not_fit_in_memory_are_refused_before_training(data, tmp_path):
+    config, *_ = main.parse(["main.py", *arguments(data, tmp_path, {"eval.batch_size": 1_000_000, "data.workers": 8})])
+    for training in (True, False):
+        with pytest.raises(DataError, match=r"data\.workers=8 .* MiB are available\. Lower .* or eval\.batch_size, or"):
+            set_up(config, training)
 
 
 @pytest.mark.parametrize("name", ["zero", "text"])

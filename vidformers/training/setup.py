@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 
 from input_pipeline import Pipeline
+from input_pipeline.prefetch import require_memory
 from input_pipeline.remarks import check_training_data, check_validation_data
 from vidformers.errors import ConfigError, require
 from vidformers.models.encoder import Stage
@@ -185,6 +186,10 @@ def set_up(
 def _check_data(pipeline: Pipeline, config: TrainConfig, protocol: EvalProtocol, training: bool) -> list[str]:
     """Reads the manifests, so that mistakes in them are reported now, and returns remarks on the data."""
     _ = pipeline.val_manifest, pipeline.flip_map
+    if protocol.batch_size is not None:  # otherwise the evaluation takes one that fits
+        views = protocol.batch_size // jax.process_count() * protocol.clips * protocol.crops
+        view_bytes = (protocol.frames or pipeline.frames) * pipeline.size**2 * 3
+        require_memory(views * view_bytes, pipeline.workers, pipeline.prefetch, "eval.batch_size")
     skips_bad = protocol.on_bad == "skip"
     if training:
         return check_training_data(pipeline, config.batch_size, skips_bad)
