@@ -180,13 +180,13 @@ class Explainer:
 
     def _program(self, arrays):
         """Returns the compiled program for arrays of these shapes."""
-        shapes = tuple(x if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays)
+        shapes = tuple(x if x is None else (x.shape, x.dtype) for x in arrays)
         if shapes not in self._programs:
 
             def run(parameters, *clip):
                 return relevance(nnx.merge(self._graph, parameters), *clip)
 
-            compiled = jax.jit(run).lower(self._parameters, *shapes).compile()
+            compiled = jax.jit(run).lower(self._parameters, *arrays).compile()
             needed, available = program_bytes(compiled) / 2**30, bytes_available() / 2**30
             require(
                 needed <= available,
