@@ -71,14 +71,37 @@ def stopped(capfd, function, *args):
 
 def test_run_py_names_the_file_that_is_damaged(script, tmp_path, capfd):
     assert "config.json is missing" in stopped(capfd, script.load)
-    (tmp_path / "config.json").write_text(json.dumps({"sha256": {"model.safetensors": "0"}}))
+    config = {"id2label": {}, "inputs": {}, "views": {"average": "logits"}, "sha256": {"model.safetensors": "0"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     os.mkfifo(tmp_path / "model.safetensors")
     assert "model.safetensors is missing" in stopped(capfd, script.load)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors").write_bytes(bytes(8) + b"{}")
     assert "model.safetensors is not the file that was exported" in stopped(capfd, script.load)
-    (tmp_path / "config.json").write_text("[" * 9999)
-    assert "holds a damaged export (RecursionError" in stopped(capfd, script.main, [])
+    for text, reason in (
+        ("[" * 9999, "RecursionError"),
+        ("[]", "TypeError"),
+        (json.dumps(config | {"sha256": None}), "AttributeError"),
+        (json.dumps(config | {"views": {}}), "KeyError"),
+    ):
+        (tmp_path / "config.json").write_text(text)
+        assert f"holds a damaged export (config.json: {reason}" in stopped(capfd, script.main, [])
+
+
+def test_run_py_calls_no_export_damaged_for_an_error_of_the_program(script, tmp_path, monkeypatch):
+    def fail(error):
+        raise error
+
+    contents = {"model.safetensors": bytes(8).replace(b"\0", b"\2", 1) + b"{}", "model.stablehlo": b"program"}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    config = {"id2label": {}, "inputs": {}, "views": {"average": "logits"}, "sha256": digests}
+    for name, content in (contents | {"config.json": json.dumps(config).encode()}).items():
+        (tmp_path / name).write_bytes(content)
+    # A missing package, and a function of JAX that takes other arguments
+    for error in (ModuleNotFoundError("No module named 'flatbuffers'"), TypeError("a fault of the program")):
+        monkeypatch.setattr(script.jax.export, "deserialize", lambda _, error=error: fail(error))
+        with pytest.raises(type(error), match=str(error)):
+            script.main([])
 
 
 def test_run_py_names_an_input_that_is_no_array(script, tmp_path, capfd):

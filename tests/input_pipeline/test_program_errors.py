@@ -1,6 +1,7 @@
 """An error of the program ends the program. It is not counted as damage of the videos that were read at that time."""
 
 import csv
+from types import SimpleNamespace
 
 import av
 import pytest
@@ -82,3 +83,15 @@ def test_only_a_decoder_and_the_system_say_that_a_file_is_damaged(data, monkeypa
     monkeypatch.setattr(video, "_first_frame", fail)
     with pytest.raises(error):
         video.info()
+
+
+@pytest.mark.quick
+def test_a_stream_that_appears_while_reading_is_no_damage(data):
+    """PyAV 18 may raise IndexError for it after the last packet, depending on what the memory holds."""
+
+    def demux(_):
+        yield "packet"
+        raise IndexError
+
+    video = Video(str(data / "video.mp4"))
+    assert list(video._packets(SimpleNamespace(demux=demux), None)) == ["packet"]

@@ -123,6 +123,18 @@ def test_a_damaged_checkpoint_of_orbax_is_refused_in_a_sentence(tmp_path, in_pro
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize("function", ["_limit_process", "parameters", "_pack"])
+def test_an_error_of_the_program_is_no_damage_of_a_checkpoint_of_orbax(tmp_path, in_process, monkeypatch, function):
+    def fail(*_):
+        raise TypeError("a fault of the program")
+
+    folder = write_orbax(tmp_path / "checkpoint", {"a": np.ones(4)})
+    monkeypatch.setattr(orbax_file, function, fail)
+    with pytest.raises(TypeError, match="a fault of the program"):
+        open_file(folder)
+
+
+@pytest.mark.quick
 def test_a_checkpoint_of_orbax_that_is_not_what_it_says_is_refused(tmp_path, in_process, monkeypatch):
     folder = Path(write_orbax(tmp_path / "checkpoint", {"a": np.ones(4)}, use_ocdbt=False))
     path = folder / "a" / ".zarray"
@@ -133,6 +145,10 @@ def test_a_checkpoint_of_orbax_that_is_not_what_it_says_is_refused(tmp_path, in_
     with pytest.raises(ConfigError, match="pipe cannot be read: It is a pipe or a device"):
         open_file(str(folder))
     (folder / "pipe").unlink()
+    failed = SimpleNamespace(returncode=1, stderr=b"TypeError: a fault of the program")
+    monkeypatch.setattr(orbax_file.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(RuntimeError, match="a fault of the program"):
+        open_file(str(folder))
     for status, sentence in ((-6, "ended with status -6"), (-24, "took too long")):
         monkeypatch.setattr(orbax_file.subprocess, "run", lambda *_, s=status, **__: SimpleNamespace(returncode=s))
         with pytest.raises(ConfigError, match=f"{re.escape(str(folder))} is damaged.*{sentence}"):

@@ -210,12 +210,16 @@ def test_checkpoints_without_checksums_are_loaded_and_said_to_be_unverified(run,
 
 
 @pytest.mark.quick
-def test_an_error_of_the_program_damages_no_checkpoint(run, monkeypatch):
+@pytest.mark.parametrize("has_checksums", [True, False])
+@pytest.mark.parametrize("error", [TypeError, AttributeError, NameError, ImportError, AssertionError])
+def test_an_error_of_the_program_damages_no_checkpoint(run, monkeypatch, error, has_checksums):
     def fail(*_):
-        raise TypeError("a fault of the program")
+        raise error("a fault of the program")
 
+    if not has_checksums:
+        as_saved_before(run, 3)
     monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", fail)
-    with pytest.raises(TypeError, match="a fault of the program"):
+    with pytest.raises(error, match="a fault of the program"):
         restore(run)
     assert names(run) == ["1", "2", "3"]
 

@@ -10,6 +10,8 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -116,37 +118,45 @@ def _limit_process(file_bytes: int) -> None:
 
 
 def _restore(folder: Path):
-    """Returns the tree of a checkpoint with NumPy's arrays. Raises errors of many kinds if it is damaged."""
+    """Returns the tree of a checkpoint with NumPy's arrays. Raises ConfigError if the checkpoint is damaged."""
     import jax
     import orbax.checkpoint as ocp
 
     size = sum(file.stat().st_size for file in _files(folder))
     _limit_process(size)
     with ocp.PyTreeCheckpointer() as checkpointer:
-        metadata = checkpointer.metadata(folder)
-        tree = getattr(metadata, "item_metadata", metadata)
-        tree = dict(getattr(tree, "tree", tree))
+        with _damage(folder):
+            metadata = checkpointer.metadata(folder)
+            tree = getattr(metadata, "item_metadata", metadata)
+            tree = dict(getattr(tree, "tree", tree))
         arrays = [leaf for leaf in jax.tree.leaves(tree) if getattr(leaf, "shape", None)]
-        nbytes = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in arrays)
-        check_bytes(nbytes, size, _BYTES_PER_BYTE)
+        with _damage(folder):
+            nbytes = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in arrays)
+            check_bytes(nbytes, size, _BYTES_PER_BYTE)
         restore = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        return checkpointer.restore(folder, restore_args=restore)
+        with _damage(folder):
+            return checkpointer.restore(folder, restore_args=restore)
+
+
+@contextmanager
+def _damage(folder: Path) -> Iterator[None]:
+    """Converts exceptions to ConfigError. Only calls of Orbax and the use of what they return belong within.
+
+    Orbax raises errors of any type for a damaged folder, `Exception` itself included.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{folder} is damaged, or not a checkpoint of Orbax ({type(error).__name__}: {reason})."
+        ) from error
 
 
 def main(folder: str, out) -> int:
     """Reads a checkpoint, and writes its arrays to `out`, or why it cannot be read. Returns the exit status."""
     try:
-        tree = _restore(Path(folder))
-    except Exception as error:  # Orbax and TensorStore raise errors of any type for a damaged folder
-        reason = " ".join(str(error).split())[:200]
-        out.write(
-            f"{folder} is damaged, or not a checkpoint of Orbax ({type(error).__name__}: {reason}).".encode(
-                "utf-8", "surrogateescape"
-            )
-        )
-        return _REFUSED
-    try:
-        result = _pack(*parameters(folder, tree))
+        result = _pack(*parameters(folder, _restore(Path(folder))))
     except ConfigError as error:
         out.write(str(error).encode("utf-8", "surrogateescape"))
         return _REFUSED

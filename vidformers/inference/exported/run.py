@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import struct
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,19 @@ import jax.export
 import numpy as np
 
 HERE = Path(__file__).parent
+
+# What the parsers of JSON, safetensors and flatbuffers raise for a damaged file. A missing package is none of these.
+DAMAGE_ERRORS = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+    struct.error,
+)
 
 
 def printable(text):
@@ -51,15 +65,40 @@ def read_parameters(content):
     }
 
 
+def read_config(content):
+    """Returns the content of config.json. Raises an error of `DAMAGE_ERRORS` if it lacks what this program reads."""
+    config = json.loads(content)
+    [str(config["id2label"][str(label)]) for label in range(len(config["id2label"]))]
+    [(tuple(spec["shape"]), spec["type"], spec["axes"]) for spec in config["inputs"].values()]
+    config["views"]["average"], config.get("sha256", {}).values()
+    return config
+
+
+def read_program(content):
+    """Returns the exported program from the content of model.stablehlo."""
+    return jax.export.deserialize(bytearray(content))
+
+
+def parse(reader, name, sha256=None):
+    """Returns what `reader` makes of the content of a file of the export. `sha256` is its digest, if known."""
+    content = read(name, sha256)
+    try:
+        return reader(content)
+    except DAMAGE_ERRORS as error:
+        if sha256 is not None:  # the file is the one that was exported, so this is an error of the program
+            raise
+        stop(f"{HERE} holds a damaged export ({name}: {type(error).__name__}: {error}). Copy the export again.")
+
+
 def load():
     """Returns the model and the contents of config.json.
 
     The model takes its inputs with a batch axis b in front, returns float32 logits (b k), and is compiled once per b.
     """
-    config = json.loads(read("config.json"))
+    config = parse(read_config, "config.json")
     digests = config.get("sha256", {})
-    parameters = jax.device_put(read_parameters(read("model.safetensors", digests.get("model.safetensors"))))
-    program = jax.export.deserialize(bytearray(read("model.stablehlo", digests.get("model.stablehlo"))))
+    parameters = jax.device_put(parse(read_parameters, "model.safetensors", digests.get("model.safetensors")))
+    program = parse(read_program, "model.stablehlo", digests.get("model.stablehlo"))
     return partial(jax.jit(program.call), parameters), config
 
 
@@ -82,12 +121,9 @@ def read_input(path, name, spec):
 
 def main(paths):
     sys.stdout.reconfigure(errors="backslashreplace")  # characters that the terminal lacks are escaped
-    try:
-        model, config = load()
-        classes = [str(config["id2label"][str(label)]) for label in range(len(config["id2label"]))]
-        specs, average = config["inputs"], config["views"]["average"]
-    except Exception as error:
-        stop(f"{HERE} holds a damaged export ({type(error).__name__}: {error}). Copy the export again.")
+    model, config = load()
+    classes = [str(config["id2label"][str(label)]) for label in range(len(config["id2label"]))]
+    specs, average = config["inputs"], config["views"]["average"]
     if len(paths) != len(specs):
         stop("usage: python run.py " + " ".join(f"{name}.npy" for name in specs))
     inputs = [read_input(path, name, spec) for path, (name, spec) in zip(paths, specs.items(), strict=True)]
