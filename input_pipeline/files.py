@@ -1,8 +1,8 @@
 """Atomic writing: a file or a folder appears complete under its name, or not at all.
 
 Content goes to a temporary name in the same folder and is then renamed. A single file is flushed to the disk first;
-the files of a folder must be flushed by the caller, for example by `write_bytes`. A process that is killed leaves at
-most a file or folder whose name starts with a dot and ends in `.tmp`.
+the files of a folder must be flushed by the caller, by `write_bytes` or `flush_folder`. A process that is killed leaves
+at most a file or folder whose name starts with a dot and ends in `.tmp`.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ def atomic_file(path) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         yield temporary
-        _sync(temporary)
+        flush(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        flush(path.parent)
     except OSError as error:
         if error.filename is None or os.fspath(error.filename) == str(temporary):
             error.filename = str(path)
@@ -61,7 +61,7 @@ def atomic_folder(path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.rename(path)
-        _sync(path.parent)
+        flush(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -118,7 +118,19 @@ def stem(path: Path) -> str:
     return path.name if len(name) <= 200 else hashlib.sha256(name).hexdigest()
 
 
-def _sync(path: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Flushes a folder with all its files and subfolders to the disk.
+
+    Raises:
+        OSError: the disk refuses a file.
+    """
+    for path in (*folder.rglob("*"), folder):
+        if path.is_file() or path.is_dir():  # a pipe would block
+            flush(path)
+
+
+def flush(path: Path) -> None:
+    """Flushes a file, or the list of names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -9,6 +9,7 @@ from command import ROOT, one_sentence
 from numbered import write
 
 from input_pipeline import show
+from input_pipeline.outputs import output_file
 from input_pipeline.pipeline import Pipeline
 
 
@@ -118,4 +119,11 @@ def test_any_text_is_drawn():
 def test_mistakes_are_one_sentence(data, tmp_path, flags, sentence, capsys):
     assert show.main(command(data, tmp_path / "batch.png", *flags)) == 2
     assert sentence in one_sentence(capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_that_another_command_writes_is_left_to_it(data, tmp_path, capsys):
+    with output_file(tmp_path / "batch.png"):
+        assert show.main(command(data, tmp_path / "batch.png")) == 2
+    assert "batch.png is being written by another command" in one_sentence(capsys.readouterr().err)
     assert not list(tmp_path.iterdir())

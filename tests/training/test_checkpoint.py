@@ -1,8 +1,10 @@
 """Damage to the checkpoints, metrics and description of a run is noticed. Nothing is lost silently or deleted."""
 
 import json
+import os
 import random
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -241,6 +243,44 @@ def test_the_best_checkpoint_is_found_by_metrics_that_are_added_later(run, capsy
     assert "metrics/checksums.json is damaged" in capsys.readouterr().out
     save(run, {5: 0.1, 6: 0.1})
     assert names(run) == ["3", "4", "5", "6"], "a checkpoint whose metrics are damaged is not removed"
+
+
+@pytest.mark.quick
+def test_a_checkpoint_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    fsync, rename, flushed, missing = os.fsync, Path.rename, set(), []
+
+    def record(descriptor):
+        flushed.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def check(path, target):
+        if path.name == "1.saving":
+            missing.append({str(each) for each in (path, *path.rglob("*"))} - flushed)
+            flushed.clear()
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(Path, "rename", check)
+    save(tmp_path, {1: 0.5})
+    assert missing == [set()]
+    assert str(tmp_path / "checkpoints") in flushed, "its name is flushed as well"
+
+
+@pytest.mark.quick
+def test_a_checkpoint_that_is_a_link_is_restored_and_only_the_link_is_removed(run, tmp_path):
+    elsewhere = (run / "checkpoints" / "2").rename(tmp_path / "elsewhere")
+    (run / "checkpoints" / "2").symlink_to(elsewhere)
+    damage(run, 3)
+    before = files(elsewhere)
+    assert_restores(run, 2)
+    (run / "checkpoints" / "2.removing").mkdir()  # what could not be removed before is in nobody's way
+    (run / "checkpoints" / "2.removing" / "file").touch()
+    save(run, {4: 0.1, 5: 0.1})
+    assert names(run) == ["1", "3.damaged", "4", "5"] and files(elsewhere) == before
+    (run / "checkpoints" / "6.saving").write_text("a file")
+    (run / "checkpoints" / "7.removing").symlink_to(elsewhere)
+    assert_restores(run, 5)
+    assert names(run) == ["1", "3.damaged", "4", "5"] and files(elsewhere) == before
 
 
 @pytest.mark.quick

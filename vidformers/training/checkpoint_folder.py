@@ -2,23 +2,25 @@
 
 Beside the checkpoints may lie `STEP.saving` and `STEP.saving.orbax-checkpoint-tmp`, which are being written,
 `STEP.removing`, which is being deleted, and `STEP.damaged`, a checkpoint that was found damaged. A checkpoint gets and
-loses its name by a rename, so a folder that is named after a step is complete unless it was damaged later.
+loses its name by a rename, so a folder that is named after a step is complete unless it was damaged later. Its files
+are flushed to the disk before, so that this also holds after a power cut.
 """
 
 import json
 import math
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from input_pipeline import checksums
-from input_pipeline.files import atomic_folder, unused_path
+from input_pipeline.files import atomic_folder, flush, flush_folder, unused_path, write_text
 from input_pipeline.json_files import JsonError, check_kind, read_json
 
 # A key beside the host state in the metadata of a checkpoint. Checkpoints of earlier versions lack it.
 HAS_CHECKSUMS = "has_checksums"
 _METRICS = "metrics"  # a folder in a checkpoint, with a file of the same name: as Orbax stores the metrics of a step
-_UNFINISHED = re.compile(r".*\.saving|.*\.removing|.*\.orbax-checkpoint-tmp.*")
+_UNFINISHED = re.compile(r".*\.saving|.*\.removing(\.[0-9]+)?|.*\.orbax-checkpoint-tmp.*")
 
 
 class CheckpointFolder:
@@ -40,15 +42,17 @@ class CheckpointFolder:
         return self.path / f"{step}.saving"
 
     def publish(self, step: int) -> None:
-        """Writes the checksums of a checkpoint, and gives it its name."""
+        """Writes the checksums of a checkpoint, flushes its files to the disk, and gives it its name."""
         checksums.write_checksums(self.saving_path(step))
+        flush_folder(self.saving_path(step))
         self.saving_path(step).rename(self.step_path(step))
+        flush(self.path)
 
     def write_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Adds metrics to a checkpoint, or replaces those that it has."""
         target = self.step_path(step) / _METRICS
         with atomic_folder(target) as temporary:
-            (temporary / _METRICS).write_text(json.dumps(metrics), encoding="utf-8")
+            write_text(temporary / _METRICS, json.dumps(metrics))
             checksums.write_checksums(temporary)
             shutil.rmtree(target, ignore_errors=True)
 
@@ -114,15 +118,24 @@ class CheckpointFolder:
                 scores[step] = score(metrics, metric)
         kept.update(sorted(scores, key=lambda step: (scores[step], step))[-1:])
         for step in set(steps) - kept:
-            removing = self.path / f"{step}.removing"
+            removing = unused_path(self.path / f"{step}.removing")
             self.step_path(step).rename(removing)
-            shutil.rmtree(removing, ignore_errors=True)
+            _remove(removing)
 
     def remove_unfinished(self) -> None:
         """Removes what killed processes left: checkpoints that were being written or deleted."""
         for entry in self.path.iterdir():
             if _UNFINISHED.fullmatch(entry.name):
-                shutil.rmtree(entry, ignore_errors=True)
+                _remove(entry)
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder, a file, or a link but not what it leads to. What cannot be removed is left."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def score(metrics: dict[str, float], metric: str) -> float:
