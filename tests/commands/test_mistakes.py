@@ -15,6 +15,7 @@ import main
 from benchmarks.campaign import fields as campaign_fields
 from configs.loading import FlagError, load, override
 from input_pipeline import DataError, check, prepare, show
+from input_pipeline.outputs import output_file
 from vidformers.errors import ConfigError
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.reports import data_notes
@@ -341,13 +342,21 @@ def test_a_damaged_checkpoint_is_named(data, trained, tmp_path, capsys):
     assert f"All checkpoints in {workdir}/checkpoints are damaged: step 2: state/" in message and " 0 bytes " in message
 
 
+def test_a_result_that_another_evaluation_writes_is_left_to_it(data, trained, capsys):
+    with output_file(trained / "eval_2x1.json"):
+        assert main.main(["main.py", *arguments(data, trained, mode="eval")]) == 2
+    assert "eval_2x1.json is being written by another command" in one_sentence(capsys.readouterr().err)
+    assert not (trained / "eval_2x1.json").exists()
+
+
 def test_a_damaged_description_is_named(data, trained, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
     for text in ("{", "{}", "[]"):
         (workdir / "run.json").write_text(text)
-        assert main.main(["main.py", *arguments(data, workdir)]) == 2
-        assert str(workdir / "run.json") in one_sentence(capsys.readouterr().err)
+        for mode in ("train", "eval"):
+            assert main.main(["main.py", *arguments(data, workdir, mode=mode)]) == 2
+            assert str(workdir / "run.json") in one_sentence(capsys.readouterr().err)
 
 
 def test_the_program_in_its_own_process_prints_one_sentence_too(data, tmp_path):

@@ -18,6 +18,7 @@ from input_pipeline.annotations import read_manifest
 from input_pipeline.outputs import output_file
 from input_pipeline.text import printable
 from vidformers import ConfigError, load
+from vidformers.training.workdir import write_run_json
 
 FIELDS = {"eval.on_bad": "skip", "train.total_steps": 4, "train.eval_every_steps": "none", "eval.batch_size": 4}
 
@@ -41,7 +42,7 @@ def model(trained, tmp_path_factory):
     shutil.copytree(trained, workdir)
     run = json.loads((trained / "run.json").read_text())
     run["config"]["mesh"]["fsdp"] = 64
-    (workdir / "run.json").write_text(json.dumps(run))
+    write_run_json(workdir, run)
     return load(str(workdir))
 
 
@@ -139,7 +140,7 @@ def test_any_names_of_classes_and_files(data, trained, run, tmp_path):
     shutil.copytree(trained, workdir)
     about = json.loads((trained / "run.json").read_text())
     about["data"]["classes"] = [*list(HOSTILE.values())[:9], ""]
-    (workdir / "run.json").write_text(json.dumps(about))
+    write_run_json(workdir, about)
     videos.mkdir()
     for name in names:
         os.link(data / "val" / "000000.mp4", videos / f"{name}.mp4")
@@ -307,7 +308,7 @@ def test_a_run_without_checkpoints_is_refused(trained, tmp_path):
         load(tmp_path)
     run = json.loads((trained / "run.json").read_text())
     del run["config"]["eval"]
-    (tmp_path / "run.json").write_text(json.dumps(run))
+    write_run_json(tmp_path, run)
     with pytest.raises(ConfigError, match="has no section 'eval'"):
         load(tmp_path)
     (tmp_path / "run.json").write_text("{}")

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +32,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av"
 _PACKAGES += ("opencv-python-headless", "opencv-python", "opencv-contrib-python")  # of which one is installed
 
 _NOTE = "saved_step"  # the entry of `run.json` for the step of the last checkpoint
+_CHECKSUM = "checksum"  # the entry of `run.json` for the checksum of all others; earlier versions wrote none
 
 # Config fields and sections that must not differ when a run is continued. They determine the clips of each batch, the
 # kinds of augmentation, the model, and the structure of the training state. All other fields may differ, such as the
@@ -132,11 +134,24 @@ def write_run_json(workdir: Path, run: dict) -> None:
     """Writes `run.json`. The file keeps its note of the last checkpoint, see `note_saved`."""
     with suppress(ConfigError):
         run = run | {name: value for name, value in read_run_json(workdir).items() if name == _NOTE}
-    write_text(workdir / "run.json", json.dumps(run, indent=1) + "\n")
+    _write(workdir, run)
+
+
+def _write(workdir: Path, run: dict) -> None:
+    content = {name: value for name, value in run.items() if name != _CHECKSUM}
+    content[_CHECKSUM] = _checksum(content)
+    write_text(workdir / "run.json", json.dumps(content, indent=1) + "\n")
+
+
+def _checksum(content: dict) -> int:
+    """Returns the CRC-32 of the contents of `run.json` without the entry of the checksum."""
+    return zlib.crc32(json.dumps(content).encode())
 
 
 def read_run_json(workdir: str | os.PathLike) -> dict[str, Any]:
     """Returns the contents of `run.json` in the folder of a run. Its sections are dicts, those of the config too.
+
+    The file may be edited if its entry `checksum` is removed. Files of earlier versions have no such entry.
 
     Raises:
         ConfigError: the file is missing or damaged.
@@ -145,6 +160,8 @@ def read_run_json(workdir: str | os.PathLike) -> dict[str, Any]:
     try:
         run = read_json(path, {"config": {"model": dict, "data": dict}, "data": dict})
         check_kind(run["config"], dict.fromkeys(run["config"].keys() & _DICTS, dict), "config")
+        if _CHECKSUM in run and run.pop(_CHECKSUM) != _checksum(run):
+            raise JsonError(f"differs from its checksum. If you have edited it, remove its entry {_CHECKSUM!r}")
         return run
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
@@ -161,7 +178,7 @@ def read_run_json(workdir: str | os.PathLike) -> dict[str, Any]:
 def note_saved(workdir: Path, step: int) -> None:
     """Notes in `run.json` that the checkpoint of `step` is saved."""
     with suppress(ConfigError):  # no run, as where a program saves checkpoints by itself
-        write_text(workdir / "run.json", json.dumps(read_run_json(workdir) | {_NOTE: step}, indent=1) + "\n")
+        _write(workdir, read_run_json(workdir) | {_NOTE: step})
 
 
 def last_saved_step(workdir: Path) -> int:
