@@ -66,6 +66,9 @@ def archived(pickled: bytes, **data: bytes) -> bytes:
         (b"\x82\1", "the opcode EXT1"),
         (b"ctorch\nSize\nN\x85R", "makes a tuple of None"),
         (b"ccollections\nOrderedDict\n]]a\x85R", "items that are not pairs"),
+        (b"ctorch._utils\n_rebuild_tensor_v2\n)R", "calls a function of 4 arguments with 0"),
+        (b"ctorch._utils\n_rebuild_tensor_v3\n(NNNtR", "calls a function of 4 arguments with 3"),
+        (b"ctorch._utils\n_rebuild_parameter\n)R", "calls a function of 1 arguments with 0"),
     ],
 )
 def test_every_opcode_of_a_pickle_has_a_bounded_result(pickled, sentence, tmp_path, monkeypatch):
@@ -185,6 +188,8 @@ def npy(header: str, version: int = 1, numbers: bytes = bytes(16)) -> bytes:
         (npy("{'descr': '|O', 'fortran_order': False, 'shape': (2,)}"), "holds objects or records"),
         (npy("{'descr': '(2,2)f4', 'fortran_order': False, 'shape': (1,)}"), "holds objects or records"),
         (npy("(" * 9000), "is damaged"),
+        (npy("{[1]: 2}"), "has a header that is invalid"),
+        (npy("{1: 2, 'descr': '<f4'}"), "has a header that is invalid"),
         (npy("{'descr': '<f4'}", 3), "has version (3, 0)"),
         (npy("{'descr': '<f4'}" + " " * 20_000), "is damaged"),
     ],

@@ -47,7 +47,10 @@ def _read_array(archive, entry) -> np.ndarray:
         version = np.lib.format.read_magic(file)
         if version not in _HEADERS:
             raise ValueError(f"{entry.filename[:100]!r} has version {version} of the format of NumPy")
-        shape, _, dtype = _HEADERS[version](file)
+        try:
+            shape, _, dtype = _HEADERS[version](file)
+        except TypeError as error:  # NumPy parses the header as a literal of Python, which may hold values of any type
+            raise ValueError(f"{entry.filename[:100]!r} has a header that is invalid: {error}") from None
         if dtype.hasobject or dtype.names or dtype.subdtype or not dtype.itemsize:
             raise ValueError(f"{entry.filename[:100]!r} holds objects or records")
         if any(type(size) is not int or size < 0 for size in shape):

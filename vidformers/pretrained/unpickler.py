@@ -43,9 +43,10 @@ _VIEWED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Function:
-    """A function that a pickle may call."""
+    """A function that a pickle may call, with at least so many arguments."""
 
     call: Callable
+    fewest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +76,11 @@ def _parameter(data, *_):
 
 
 _FUNCTIONS = {
-    ("torch._utils", "_rebuild_tensor"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v3"): _tensor_of_type,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch._utils", "_rebuild_tensor"): _Function(_tensor, 4),
+    ("torch._utils", "_rebuild_tensor_v2"): _Function(_tensor, 4),
+    ("torch._utils", "_rebuild_tensor_v3"): _Function(_tensor_of_type, 4),
+    ("torch._utils", "_rebuild_parameter"): _Function(_parameter, 1),
+    ("torch._utils", "_rebuild_parameter_with_state"): _Function(_parameter, 1),
 }
 _CONTAINERS = {
     ("torch", "Size"): _Container(tuple, 0),
@@ -132,7 +133,7 @@ class Unpickler:
 
         Raises:
             Malformed: the pickle is invalid, or uses an opcode or an object that no file of weights needs.
-            Exception: of another kind, if the pickle is damaged.
+            Exception: one of `DAMAGE_ERRORS`, if the pickle is damaged.
         """
         self._stack: list[Any] = []
         self._outer: list[list[Any]] = []  # the stacks below the marks
@@ -288,6 +289,8 @@ class Unpickler:
         if type(arguments) is not tuple:
             raise Malformed(f"its pickle calls a function with {shown(arguments)}")
         if isinstance(function, _Function):
+            if len(arguments) < function.fewest:
+                raise Malformed(f"its pickle calls a function of {function.fewest} arguments with {len(arguments)}")
             return function.call(*arguments)
         if isinstance(function, _Container):
             return self._container(function.kind, function.place, arguments)
@@ -342,7 +345,7 @@ def _find_global(module, name):
     if type(module) is not str or type(name) is not str or len(module) + len(name) > _LONGEST_NAME:
         raise Malformed("its pickle names an object by something else than a name")
     if (module, name) in _FUNCTIONS:
-        return _Function(_FUNCTIONS[module, name])
+        return _FUNCTIONS[module, name]
     if (module, name) in _CONTAINERS:
         return _CONTAINERS[module, name]
     if module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGES:
