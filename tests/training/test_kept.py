@@ -1,7 +1,9 @@
 """A run keeps what it has computed when it fails or is stopped, and continues with the evaluations that are due."""
 
+import errno
 import signal
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from command import arguments, assert_same_run, one_sentence, render, rows
@@ -11,6 +13,7 @@ from input_pipeline import DataError, Pipeline
 from vidformers.training import reports, train
 from vidformers.training.evaluate import EvalProtocol, Evaluator
 from vidformers.training.loop import TrainingRun
+from vidformers.training.metrics import MetricWriter
 from vidformers.training.timing import Throughput
 
 FIELDS = {"train.total_steps": 8, "checkpoint.every_steps": 1000}
@@ -74,6 +77,11 @@ def test_a_run_that_fails_and_is_stopped_repeats_no_step_and_skips_no_evaluation
     # The data of step 4 fail. The state after step 3 is saved.
     status, message = patched(Throughput, "next_batch", lambda next_batch: before_call(4, next_batch, fail))
     assert message == "vidformers: A video is gone. The same command continues from the checkpoint of step 3.\n"
+    # The row of step 4 cannot be written. It is written at the next start.
+    full = OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+    status, message = patched(MetricWriter, "write", lambda _: Mock(side_effect=full))
+    assert "metrics.jsonl cannot be read or written: No space left on device." in message
+    assert message.endswith("The same command continues from the checkpoint of step 4.\n")
     # A signal arrives within the first evaluation, which has two batches.
     status, out = patched(
         Evaluator, "run_step", lambda run_step: before_call(1, run_step, lambda *_: signal.raise_signal(signal.SIGTERM))

@@ -56,13 +56,13 @@ class DeferredMetrics:
         assert not self._on_device, "a checkpoint needs the metrics of all steps"
         return list(self._unlogged)
 
-    def pop_averages(self, batch_size: int) -> dict:
-        """Returns the metrics of a log line, and starts the next one. All steps must have been fetched.
+    def averages(self, batch_size: int) -> dict:
+        """Returns the metrics of a log line. All steps must have been fetched.
 
         Loss and top-1 are averaged over the decoded clips of all steps. Gradient norm and learning rate are those of
         the last step. `train/bad_rows` counts the rows that could not be decoded.
         """
-        steps, self._unlogged = self.unlogged, []
+        steps = self.unlogged
         counts = np.array([metrics["count"] for metrics in steps])
         weights = counts if counts.any() else None  # np.average refuses weights whose sum is zero
         averages = {
@@ -75,6 +75,10 @@ class DeferredMetrics:
             "train/lr": steps[-1]["lr"],
             "train/bad_rows": len(steps) * batch_size - float(counts.sum()),
         }
+
+    def start_next_line(self) -> None:
+        """Starts the next log line, after the row of the last one is written."""
+        self._unlogged.clear()
 
 
 def _require_finite(step: int, metrics: dict) -> None:

@@ -124,9 +124,10 @@ class TrainingRun:
 
     def log(self) -> dict:
         """Writes the log line of `step` to `metrics.jsonl`, and returns its metrics. All metrics must be fetched."""
-        averages = self.deferred_metrics.pop_averages(self.setup.train_config.batch_size)
+        averages = self.deferred_metrics.averages(self.setup.train_config.batch_size)
         averages |= self.throughput.pop_rates()
         self._write_metrics(averages)
+        self.deferred_metrics.start_next_line()  # a checkpoint stores the metrics of a row that could not be written
         return averages
 
     def _write_metrics(self, metrics: dict) -> None:
@@ -200,8 +201,6 @@ class TrainingRun:
             with suppress(Exception):  # `error` is the one to report
                 if self._can_save_after(error):
                     self._fetch_after_error()
-                    if self.should_log and self.deferred_metrics.unlogged:
-                        self.log()
                     self.save()
             with suppress(Exception):
                 self.checkpoints.wait()
@@ -259,6 +258,8 @@ def training_loop(run: TrainingRun, train_step, batches: Iterator[dict] | None) 
         Interrupted: a signal stopped the run. The state is saved.
     """
     total_steps = run.setup.total_steps
+    if run.step and run.should_log and run.deferred_metrics.unlogged:  # an error ended the run before this line
+        run.log()
     with run.throughput.paused():
         result = run.evaluate_due()
     with Bar("train", total_steps, run.step, shown=jax.process_index() == 0) as bar:

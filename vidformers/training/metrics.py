@@ -1,6 +1,8 @@
 """The metrics of a run: `metrics.jsonl`, the TensorBoard events derived from it, and two pictures."""
 
+import contextlib
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -9,7 +11,7 @@ import numpy as np
 
 from input_pipeline.figures import drawn_texts, num_letters, shortened
 from input_pipeline.files import atomic_file, unused_path, write_text
-from input_pipeline.json_files import JsonError, check_kind, parse_json
+from input_pipeline.json_files import JsonError, check_kind, open_regular, parse_json
 from vidformers.errors import ConfigError
 from vidformers.progress import log
 
@@ -31,8 +33,6 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: Path, step: int):
-        from tensorboardX import SummaryWriter
-
         path = Path(workdir) / _FILE
         rows, damaged = _read_rows(path)
         if damaged:
@@ -44,30 +44,74 @@ class MetricWriter:
         for events in Path(workdir).glob("events.out.tfevents.*"):
             events.unlink()
         self._written = {_step_and_names(row) for row in rows}
-        self._file = open(path, "a", encoding="utf-8")
-        self._board = SummaryWriter(str(workdir))
-        for row in rows:
-            self._add_events(row)
-        self._board.flush()
+        self._file = open(path, "ab", buffering=0)
+        self._events = _EventFile(Path(workdir))
+        self._events.write(rows)
 
     def write(self, step: int, metrics: dict) -> None:
-        """Appends a row. Does nothing if the step has a row with these metrics, as when a finished run is run again."""
+        """Appends a row. Does nothing if the step has a row with these metrics, as when a finished run is run again.
+
+        Raises:
+            OSError: the row cannot be written. The file then holds no part of it.
+        """
         row = {"step": step, "time": round(time.time(), 3), **{name: float(x) for name, x in metrics.items()}}
         if _step_and_names(row) in self._written:
             return
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        self._add_events(row)
-        self._board.flush()
+        self._append(json.dumps(row).encode() + b"\n")
+        self._events.write([row])
 
-    def _add_events(self, row: dict) -> None:
-        for name, value in row.items():
-            if name not in ("step", "time"):
-                self._board.add_scalar(name, value, row["step"], walltime=row.get("time"))
+    def _append(self, line: bytes) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(size)
+            error.filename = self._file.name
+            raise
 
     def close(self) -> None:
         self._file.close()
-        self._board.close()
+        self._events.close()
+
+
+class _EventFile:
+    """A new file of TensorBoard events in `workdir`.
+
+    It is written in the calling thread, so that a full disk raises there. The thread of tensorboardX's SummaryWriter
+    would end with a traceback, and no longer empty the bounded queue of its events.
+    """
+
+    def __init__(self, workdir: Path):
+        from tensorboardX.event_file_writer import EventsWriter
+
+        self._path = workdir / "events"
+        self._writer = EventsWriter(os.fspath(self._path))
+
+    def write(self, rows: list[dict]) -> None:
+        """Writes the metrics of rows of `metrics.jsonl`.
+
+        Raises:
+            OSError: the events cannot be written.
+        """
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        try:
+            for row in rows:
+                for name in (name for name in row if name not in ("step", "time")):
+                    event = Event(wall_time=row.get("time", time.time()), step=row["step"])
+                    event.summary.CopyFrom(scalar(name, float(row[name])))
+                    self._writer.write_event(event)
+            self._writer.flush()
+        except OSError as error:
+            error.filename = f"{self._path}.out.tfevents"
+            raise
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # `write` has flushed, or has failed for the same reason
+            self._writer.close()
 
 
 def _step_and_names(row: dict) -> tuple:
@@ -89,7 +133,8 @@ def _read_rows(path: Path) -> tuple[list[dict], int]:
     A last row without a closing brace does not count as damaged: a kill has cut it short.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        with open_regular(path) as file:
+            lines = file.read().split(b"\n")
     except FileNotFoundError:
         return [], 0
     except OSError as error:
