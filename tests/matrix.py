@@ -103,13 +103,13 @@ def run(name: str, requirements: str) -> dict:
         NotRun: the interpreter is missing, or the packages cannot be installed.
     """
     python, packages = ENVIRONMENTS[name]
-    folder = FOLDER / name
+    folder, executable = FOLDER / name, interpreter(python)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     start = time.monotonic()
     clone = folder / "clone"
     call("git", "clone", "--quiet", str(ROOT), str(clone))
-    call("uv", "venv", "--quiet", "--seed", "--python", interpreter(python), str(folder / "venv"))
+    call("uv", "venv", "--quiet", "--seed", "--python", executable, str(folder / "venv"))
     binary = folder / "venv" / "bin" / "python"
     install = ("uv", "pip", "install", "--quiet", "--python", str(binary))
     call(*install, *packages, cwd=clone)
