@@ -63,3 +63,10 @@ def float64():
     """Enables double precision for a test that shows an equality far above rounding errors."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs():
+    """Frees the programs that a file of tests has compiled. A process would otherwise grow to 4 GB."""
+    yield
+    jax.clear_caches()
