@@ -370,6 +370,7 @@ def test_a_description_that_is_damaged_is_refused(tmp_path):
         b"[" * 100_000,
         b'{"config": [], "data": {}}',
         b'{"config": {"model": 1, "data": {}}, "data": {}}',
+        b'{"config": {"model": {"name": []}, "data": {}}, "data": {}}',
         b'{"config": {"model": {}, "data": {}, "eval": 3}, "data": {}}',
         b'{"config": {"model": {}, "data": {}}, "data": "text"}',
     )

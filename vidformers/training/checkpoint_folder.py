@@ -49,15 +49,26 @@ class CheckpointFolder:
         flush(self.path)
 
     def write_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Adds metrics to a checkpoint, or replaces those that it has."""
+        """Adds metrics to a checkpoint, or replaces those that it has.
+
+        A kill leaves the old metrics, the new ones or none, and never a part of them: evaluations without metrics are
+        repeated, but a part would be damage.
+        """
         target = self.step_path(step) / _METRICS
         with atomic_folder(target) as temporary:
             write_text(temporary / _METRICS, json.dumps(metrics))
             checksums.write_checksums(temporary)
-            shutil.rmtree(target, ignore_errors=True)
+            if target.exists():
+                old = unused_path(target.with_name(f"{_METRICS}.removing"))
+                target.rename(old)
+                _remove(old)
 
     def read_metrics(self, step: int) -> tuple[dict[str, float], str | None]:
-        """Returns the metrics of a checkpoint, {} if it has none, and a clause that says how they are damaged."""
+        """Returns the metrics of a checkpoint, {} if it has none, and a clause that says how they are damaged.
+
+        Raises:
+            OSError: the metrics exist and cannot be read, which is no damage.
+        """
         folder = self.step_path(step) / _METRICS
         if not folder.exists():
             return {}, None
@@ -69,7 +80,7 @@ class CheckpointFolder:
             metrics = read_json(folder / _METRICS)
             check_kind(metrics, dict.fromkeys(metrics, float))
             return metrics, None
-        except (OSError, JsonError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, JsonError):
             return {}, f"{_METRICS}/{_METRICS} is damaged"
 
     def find_damage(self, step: int, part: int = 0, parts: int = 1) -> str | None:

@@ -159,7 +159,9 @@ def read_run_json(workdir: str | os.PathLike) -> dict[str, Any]:
     path = Path(workdir) / "run.json"
     try:
         run = read_json(path, {"config": {"model": dict, "data": dict}, "data": dict})
-        check_kind(run["config"], dict.fromkeys(run["config"].keys() & _DICTS, dict), "config")
+        config, model = run["config"], run["config"]["model"]
+        check_kind(config, dict.fromkeys(config.keys() & _DICTS, dict), "config")
+        check_kind(model, dict.fromkeys(model.keys() & {"name"}, str), "config.model")
         if _CHECKSUM in run and run.pop(_CHECKSUM) != _checksum(run):
             raise JsonError(f"differs from its checksum. If you have edited it, remove its entry {_CHECKSUM!r}")
         return run
