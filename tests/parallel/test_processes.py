@@ -158,3 +158,13 @@ def test_when_process_1_is_killed_the_other_ends_both_resume_and_a_signal_to_one
     stopped = re.search(r"Stopped at step (\d+) of 100000, which is saved", out_0)
     assert stopped and "Stopped" not in out_1, "process 0 alone logs"
     assert (tmp_path / "checkpoints" / stopped[1]).is_dir()
+    # A signal to one process within the first of two batches of an evaluation stops both after the second.
+    signal_in_evaluation = (
+        "vidformers.training.evaluate.put_batch = (lambda put, left: lambda *batch: "
+        "[__import__('signal').raise_signal(left.pop()) for _ in left[:__import__('jax').process_index()]] and None "
+        "or put(*batch))(vidformers.training.evaluate.put_batch, [15])"
+    )
+    command = arguments(data, tmp_path, ENDLESS, mode="eval")
+    ends = [run.wait() for run in start_with_addresses(command, 2, devices=4, patches=[signal_in_evaluation])]
+    assert [status for status, _, _ in ends] == [143, 143], ends
+    assert "The evaluation is not finished" in ends[0][1] and not (tmp_path / "eval_2x1.json").exists()
