@@ -74,10 +74,11 @@ def load_train_rows(record, rng, *, sampler, augment, repeats, open_video):
     except DecodeError as error:
         rows = [_row(record, np.zeros_like(clips[0]), np.zeros(sampler.frames), error=str(error))] * repeats
     else:
+        remark = " ".join(remarks(video))
         finished = [one.finish(clip, record.label) for clip, one in zip(clips, sampled, strict=True)]
         # The frames were decoded once: only the first row counts them.
         rows = [
-            _row(dataclasses.replace(record, label=label), clip, index, video, video.decoded * (number == 0))
+            _row(dataclasses.replace(record, label=label), clip, index, remark, video.decoded * (number == 0))
             for number, (clip, label) in enumerate(finished)
         ]
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
@@ -105,7 +106,7 @@ def load_val_row(record, *, sampler, clips, crops, size, short_side, resize, ope
             views[clip, :, position] = frame_crops
     except DecodeError as error:
         return _row(record, np.zeros(shape, np.uint8), no_index, error=str(error))
-    return _row(record, views.reshape(shape), np.repeat(index, crops, axis=0), video, video.decoded)
+    return _row(record, views.reshape(shape), np.repeat(index, crops, axis=0), " ".join(remarks(video)), video.decoded)
 
 
 def _each_frame(video, index, crop):
@@ -133,9 +134,8 @@ def video_seed(record: Record) -> int:
     return zlib.crc32(name.encode("utf-8", "surrogateescape"))
 
 
-def _row(record, clip, index, video=None, decoded=0, error: str | None = None):
+def _row(record, clip, index, remark="", decoded=0, error: str | None = None):
     """Returns one row of a batch. A row with an `error`, even an empty one, has mask 0."""
-    remark = "" if video is None else " ".join(remarks(video))
     return {
         "video": clip,
         "index": np.asarray(index, np.int32),

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 import av
 import numpy as np
-from av.codec.context import ThreadType
+from av.codec.context import Flags, ThreadType
 from av.stream import Disposition
 
 from input_pipeline.display import MAX_PIXELS, Display, Info, frame_info, stream_remarks
@@ -28,8 +28,8 @@ from input_pipeline.mp4_index import claimed_bytes
 from input_pipeline.watchdog import watch_call
 
 # The frames of these files are numbered by decoding from the start. AVI stores no presentation times, and one AVI
-# packet may hold two frames. Transport and program streams have no index to seek in. VP8 has packets without a visible
-# frame.
+# packet may hold two frames. Transport and program streams have no index to seek in, and neither have pictures that
+# follow each other (jpeg_pipe and others). VP8 has packets without a visible frame.
 _UNINDEXED_FORMATS = {"avi", "mpegts", "mpeg"}
 _UNINDEXED_CODECS = {"vp8"}
 
@@ -121,7 +121,8 @@ class Video:
             self._pts = None
             frames = self._decode_timestamps()
             # Raw streams and some AVI files lack ascending timestamps. Assume a constant frame rate.
-            if not _ascend([pts for pts, _ in frames]):
+            timestamps = [pts for pts, _ in frames]
+            if None in timestamps or timestamps != sorted(set(timestamps)):
                 frames, time_base = [(index, 1) for index in range(len(frames))], 1 / rate
         if not frames:
             raise DecodeError(f"{self._name}: no frame can be decoded.")
@@ -230,6 +231,7 @@ class Video:
                 raise DecodeError(f"{self._name}: there is no decoder for its video.")
             # One thread: there is already one worker process per core.
             context.thread_type, context.thread_count = ThreadType.NONE, 1
+            context.flags |= Flags.unaligned  # crops at the left too, which FFmpeg otherwise leaves out
             context.options = _CODEC_OPTIONS | ({"err_detect": "explode+aggressive"} if self._strict else {})
         except BaseException:
             container.close()
@@ -265,6 +267,7 @@ class Video:
                 raise DecodeError(f"{self._name}: {count - len(packets)} of {count} frames are damaged.")
         if (
             container.format.name in _UNINDEXED_FORMATS
+            or container.format.name.endswith("_pipe")
             or stream.codec_context.name in _UNINDEXED_CODECS
             or any(pts is None for pts, *_ in packets)
         ):
@@ -299,11 +302,12 @@ class Video:
         else:
             # A seek may land too late, or in a GOP that refers to the GOP before. Fall back to an earlier seek, then to
             # decoding from the start.
-            attempts = (self._by_seeking, self._by_seeking_early, self._from_start)
+            attempts = (self._by_seeking, lambda wanted: self._by_seeking(wanted, early=True), self._from_start)
         for attempt in attempts:
             for frame in attempt(wanted[count:]):
                 count += 1
                 yield frame
+                del frame  # before the next frame is decoded, here and below: a frame of 4K video has 12 to 50 MB
             if count == len(wanted):
                 return
         missing = wanted[count]
@@ -316,16 +320,14 @@ class Video:
     def _by_count(self, wanted):
         container, stream = self._open()
         with container:
-            yield from _collect(enumerate(self._decoded(container, stream)), wanted)
+            numbers = itertools.count()
+            yield from _collect(map(lambda frame: (next(numbers), frame), self._decoded(container, stream)), wanted)
 
     def _from_start(self, wanted):
         container, stream = self._open()
         with container:
-            frames = ((frame.pts, frame) for frame in self._decoded(container, stream))
+            frames = map(lambda frame: (frame.pts, frame), self._decoded(container, stream))
             yield from _collect(frames, [self._pts[index] for index in wanted])
-
-    def _by_seeking_early(self, wanted):
-        return self._by_seeking(wanted, early=True)
 
     def _by_seeking(self, wanted, early=False):
         """Yields frames with one seek per GOP, up to the first frame that is missing or damaged."""
@@ -339,10 +341,11 @@ class Video:
                 try:
                     keyframe_pts, safe_target = self._keyframes[keyframe_index]
                     self._seek(container, stream, safe_target if early else keyframe_pts, safe_target)
-                    frames = ((frame.pts, frame) for frame in self._decoded(container, stream, set(group_pts)))
+                    frames = map(lambda frame: (frame.pts, frame), self._decoded(container, stream, set(group_pts)))
                     for frame in _collect(frames, group_pts):
                         count += 1
                         yield frame
+                        del frame
                 except av.InvalidDataError:  # not fatal: the frame counts as missing, and the next attempt retries it
                     if self._strict:
                         raise
@@ -365,14 +368,10 @@ class Video:
                 # Skip frames that no other frame refers to. Not in HEVC: there NONREF also skips frames that higher
                 # temporal layers refer to.
                 context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
-            frames = packet.decode()
+            frames = packet.decode()[::-1]
             self.decoded += len(frames)
-            yield from frames
-
-
-def _ascend(timestamps):
-    """Returns whether no timestamp is missing (None) and each is later than the one before."""
-    return None not in timestamps and all(before < after for before, after in itertools.pairwise(timestamps))
+            while frames:
+                yield frames.pop()
 
 
 def _collect(frames, wanted):
@@ -398,3 +397,4 @@ def _collect(frames, wanted):
             frames_past_next = 0
         if not remaining or frames_past_next > _MAX_REORDER:
             return
+        del frame

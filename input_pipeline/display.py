@@ -212,11 +212,13 @@ def _set_known_colours(frame):
 def _to_rgb(frame, size):
     """Returns a frame of PyAV in the given (width, height), before it is turned: (y, x, 3) uint8."""
     _set_known_colours(frame)
+    # Bicubic is ffmpeg's default.
+    scaling = {}
+    if size != (frame.width, frame.height):
+        scaling = dict(width=size[0], height=size[1], interpolation=Interpolation.BICUBIC)
     # One thread: otherwise FFmpeg starts one thread per core for every frame, which costs ten times as much as
     # converting a small frame.
-    if size == (frame.width, frame.height):
-        return frame.to_ndarray(format="rgb24", threads=1)
-    # Bicubic is ffmpeg's default.
-    return frame.to_ndarray(
-        width=size[0], height=size[1], interpolation=Interpolation.BICUBIC, format="rgb24", threads=1
-    )
+    (plane,) = frame.reformat(format="rgb24", threads=1, **scaling).planes
+    # A view, which spares a copy of `to_ndarray`. The rows of the plane are padded.
+    rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+    return rows[:, : 3 * plane.width].reshape(plane.height, plane.width, 3)

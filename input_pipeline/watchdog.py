@@ -52,7 +52,11 @@ def end_if_stuck(grace_seconds: float = 30.0, held_seconds: float = 120.0) -> No
                 call.observed += tick
                 if call.observed > call.limit + grace_seconds:
                     seconds = call.limit + grace_seconds
-                    sentence = f"vidformers: {call.name}: decoding hangs for over {seconds:g} s; the process ends."
+                    sentence = (
+                        f"vidformers: {call.name}: decoding hangs for over {seconds:g} s; the process ends. Leave the "
+                        "video out with data.exclude. If it is only slow, raise data.limit_seconds, or make clips that "
+                        "decode fast with python -m input_pipeline.prepare."
+                    )
                     os.write(2, printable(sentence).encode() + b"\n")
                     os._exit(1)
 

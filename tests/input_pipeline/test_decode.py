@@ -108,6 +108,7 @@ FILES = {
     "program.mpg": dict(codec="mpeg2video", gop=12, options={"bf": "2"}),
     "mpeg2.mkv": dict(codec="mpeg2video", gop=12, options={"bf": "2"}),
     "mpeg2.ts": dict(codec="mpeg2video", gop=12, options={"bf": "2"}),
+    "motion.mjpeg": dict(codec="mjpeg", pix_fmt="yuvj420p"),  # pictures one after another, in which no seek is possible
     "motion_jpeg.avi": dict(codec="mjpeg", pix_fmt="yuvj420p"),
     "lossless.mkv": dict(codec="ffv1"),
 }

@@ -10,6 +10,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
 from av.video.reformatter import ColorRange
 from numbered import HEIGHT, WIDTH, decode_all, picture, read_number, write
 
@@ -222,8 +223,12 @@ def test_frames_that_are_turned_otherwise_than_the_first_get_its_size():
         numbers = np.array([*matrix[:2], 0, *matrix[2:], 0, 0, 0, 1], np.int32)
         frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
         return SimpleNamespace(
-            **{name: getattr(frame, name) for name in ("width", "height", "colorspace", "color_range", "to_ndarray")},
-            reformat=lambda **_: SimpleNamespace(side_data={"DISPLAYMATRIX": numbers.tobytes()}),
+            **{name: getattr(frame, name) for name in ("width", "height", "colorspace", "color_range")},
+            reformat=lambda format, **options: (
+                frame.reformat(format=format, **options)
+                if format == "rgb24"
+                else SimpleNamespace(side_data={"DISPLAYMATRIX": numbers.tobytes()})
+            ),
         )
 
     shown = display.Display("video", (WIDTH, HEIGHT), None)
@@ -240,6 +245,24 @@ def test_a_stream_whose_size_changes(tmp_path):
     video = Video(b"".join(parts))
     assert len(video.times) == 10 and video.frames(range(10)).shape == (10, 64, 64, 3)
     np.testing.assert_array_equal(video.frames([9]), video.frames([0, 9])[1:])
+
+
+@pytest.mark.quick
+def test_the_margins_that_a_stream_cuts_off_are_not_shown(tmp_path):
+    source, cut = write(tmp_path / "source.mp4", count=3), str(tmp_path / "cut.mp4")
+    with av.open(source) as reader, av.open(cut, "w") as writer:
+        stream = reader.streams.video[0]
+        copy = writer.add_stream_from_template(stream)
+        margins = BitStreamFilterContext(
+            "h264_metadata=crop_left=8:crop_right=4:crop_top=6:crop_bottom=10", stream, copy
+        )
+        for packet in reader.demux(stream):
+            for changed in margins.filter(packet if packet.size else None):
+                changed.stream = copy
+                writer.mux(changed)
+    np.testing.assert_array_equal(
+        Video(cut).frames([0, 2]), Video(source).frames([0, 2])[:, 6 : HEIGHT - 10, 8 : WIDTH - 4]
+    )
 
 
 @pytest.mark.quick

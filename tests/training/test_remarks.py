@@ -13,7 +13,7 @@ def test_each_video_is_named_once_and_five_of_a_kind(capsys):
     texts = ["", "HDR.", *(f"{count} frames fill 99%." for count in range(7))]
     batch = {"id": np.arange(9), "remark": np.array([text.encode() for text in texts])}
     for _ in range(2):
-        remarks.log_local(batch)
+        assert remarks.log_local(batch) is batch
     printed = capsys.readouterr().out.splitlines()
     assert printed[:-1] == [f"{id}.mp4: {texts[id]}" for id in range(1, 7)]
     assert "python -m input_pipeline.check" in printed[-1]

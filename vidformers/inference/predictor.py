@@ -25,6 +25,7 @@ from vidformers.pretrained.native import model_differences
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.evaluate import EvalProtocol, prediction_step
 from vidformers.training.optim import OptimConfig, make_optimizer
+from vidformers.training.remarks import VideoRemarks
 from vidformers.training.setup import abstract_state
 from vidformers.training.workdir import read_run_json, with_default_sections
 
@@ -253,8 +254,9 @@ class Predictor:
         """Yields a `Prediction` for each video, in order. `data.workers` processes decode the videos."""
         if not videos:
             return
+        remarks = VideoRemarks(_records(videos))
         with self._batches(videos, self._batch_size, self.protocol.clips, self.protocol.crops) as batches:
-            for batch in batches:
+            for batch in map(remarks.log_local, batches):
                 inputs = put_batch(self._mesh, {name: batch[name] for name in ("video", "index")})
                 log_probabilities, features = jax.device_get(self._predict(self.parameters, inputs))
                 for row in map(int, np.flatnonzero(batch["id"] >= 0)):
@@ -276,15 +278,18 @@ class Predictor:
                 yield Clip(os.fspath(video), batch["video"][0, 0], batch["index"][0, 0], _decoding_error(batch, 0))
 
     def _batches(self, videos, batch_size: int, clips: int, crops: int):
-        records = [Record(number, os.fspath(video), 0, 0) for number, video in enumerate(videos)]
         # One video is decoded in this process. Starting a worker takes longer, and a script that starts processes needs
         # an `if __name__ == "__main__"` guard.
         pipeline = Pipeline(**self._data | ({"workers": 0} if len(videos) == 1 else {}))
         return closing(
             pipeline.val_batches(
-                batch_size=batch_size, clips=clips, crops=crops, frames=self.protocol.frames, records=records
+                batch_size=batch_size, clips=clips, crops=crops, frames=self.protocol.frames, records=_records(videos)
             )
         )
+
+
+def _records(videos) -> tuple[Record, ...]:
+    return tuple(Record(number, os.fspath(video), 0, 0) for number, video in enumerate(videos))
 
 
 def _decoding_error(batch: dict[str, np.ndarray], row: int) -> str:

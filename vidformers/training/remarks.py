@@ -1,4 +1,4 @@
-"""Remarks on how training videos are read."""
+"""Remarks on how videos are read."""
 
 import re
 
@@ -17,15 +17,15 @@ class VideoRemarks:
     videos does not fill the log. `python -m input_pipeline.check` lists all of them.
 
     Args:
-        records: the training videos.
+        records: the videos.
     """
 
     def __init__(self, records: tuple[Record, ...]):
         self._records = records
         self._ids_by_kind: dict[str, set[int]] = {}
 
-    def log_local(self, batch: dict) -> None:
-        """Logs the remarks on the videos of this process's batch."""
+    def log_local(self, batch: dict) -> dict:
+        """Logs the remarks on the videos of this process's batch, which is returned."""
         for row in np.flatnonzero(batch["remark"] != b""):
             id, remark = int(batch["id"][row]), batch["remark"][row].decode()
             ids = self._ids_by_kind.setdefault(re.sub(r"\d+", "", remark), set())
@@ -36,3 +36,4 @@ class VideoRemarks:
                 log(f"{self._records[id].path}: {remark}")
             else:
                 log("More videos have this remark. python -m input_pipeline.check lists them.")
+        return batch

@@ -15,6 +15,7 @@ from vidformers.parallel import memory
 from vidformers.progress import Bar, log, table
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.evaluate import EvalProtocol, EvalResult
+from vidformers.training.remarks import VideoRemarks
 from vidformers.training.reports import draw_result, print_report, result_json, result_rows
 from vidformers.training.setup import Setup, initialise, load_weights, set_up
 from vidformers.training.step import State
@@ -39,6 +40,7 @@ class Validation:
         self.setup, self.protocol, self._evaluations_left = setup, protocol, evaluations
         self._evaluator = setup.evaluator(protocol)
         self._batch_size, self._batches = 0, None
+        self._remarks = VideoRemarks(setup.pipeline.val_manifest.records)
 
     def evaluate(self, parameters, stop: StopSignal) -> EvalResult | None:
         """Returns the result for `parameters`, or None if a signal has stopped the evaluation.
@@ -57,6 +59,7 @@ class Validation:
         if self._batches is None:
             self._start(parameters)
         batches = itertools.islice(self._batches, math.ceil(len(records) / self._batch_size))
+        batches = map(self._remarks.log_local, batches)
         with Bar(f"eval {name}", len(records), shown=main) as bar:
             result = self._evaluator(parameters, batches, make_error, stop, bar.advance)
             if result is None:
