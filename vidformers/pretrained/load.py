@@ -132,12 +132,7 @@ def load(init: Init, make_model, class_names=None) -> Pretrained:
         mean, std = _normalisation(weights, file.metadata, init)
     except ConfigError as error:
         raise ConfigError(f"init.weights={init.weights}: {str(error).rstrip('.')}.") from None
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        ArithmeticError,
-    ) as error:  # from NumPy, when it transposes or stacks the arrays
+    except (ValueError, LookupError, ArithmeticError) as error:  # from NumPy, when it transposes or stacks the arrays
         raise ConfigError(
             f"init.weights={init.weights}: its arrays do not have the shapes of their layout "
             f"({' '.join(str(error).split()).rstrip('.')})."
