@@ -342,11 +342,13 @@ def test_a_damaged_checkpoint_is_named(data, trained, tmp_path, capsys):
     assert f"All checkpoints in {workdir}/checkpoints are damaged: step 2: state/" in message and " 0 bytes " in message
 
 
-def test_a_result_that_another_evaluation_writes_is_left_to_it(data, trained, capsys):
-    with output_file(trained / "eval_2x1.json"):
-        assert main.main(["main.py", *arguments(data, trained, mode="eval")]) == 2
+def test_a_result_that_another_evaluation_writes_is_left_to_it(data, trained, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir, ignore=shutil.ignore_patterns("eval_*"))
+    with output_file(workdir / "eval_2x1.json"):
+        assert main.main(["main.py", *arguments(data, workdir, mode="eval")]) == 2
     assert "eval_2x1.json is being written by another command" in one_sentence(capsys.readouterr().err)
-    assert not (trained / "eval_2x1.json").exists()
+    assert not (workdir / "eval_2x1.json").exists()
 
 
 def test_a_damaged_description_is_named(data, trained, tmp_path, capsys):
