@@ -8,9 +8,16 @@ from vidformers.training.tracing import Trace
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("steps", [(3,), (1.5, 2), ("a", "b")])
-def test_steps_that_are_not_a_pair_of_whole_numbers_are_refused(steps):
-    with pytest.raises(ConfigError, match=r"train\.profile_steps=.* must be "):
+@pytest.mark.parametrize(
+    "steps, words",
+    [
+        ((3,), "a first and a last step"),
+        ((1.5, 2), "a tuple, each element an integer"),
+        (("a", "b"), "a tuple, each element an integer"),
+    ],
+)
+def test_steps_that_are_not_a_pair_of_whole_numbers_are_refused(steps, words):
+    with pytest.raises(ConfigError, match=rf"train\.profile_steps=.* must be {words}"):
         TrainConfig(profile_steps=steps)
 
 
