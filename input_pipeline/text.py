@@ -45,6 +45,11 @@ def escape_sequence(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+def one_line(error: Exception) -> str:
+    """Returns the message of an error of a library on one line, of at most 200 characters."""
+    return " ".join(str(error).split())[:200]
+
+
 def print_line(message: object, file: TextIO | None = None) -> None:
     """Prints one line, by default on standard output. Line breaks in the message are escaped."""
     file = file or sys.stdout

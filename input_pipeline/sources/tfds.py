@@ -14,6 +14,7 @@ from input_pipeline.json_files import JsonError, read_json
 from input_pipeline.shards import read_shard
 from input_pipeline.sources.files import read_text, walk
 from input_pipeline.sources.listing import Entry, Listing
+from input_pipeline.text import one_line
 
 TRAIN, VAL = ("train",), ("test",)
 
@@ -128,7 +129,7 @@ def _features(folder):
 
 def _reason(error: Exception) -> str:
     """Returns the message of an error on one line of a bounded length."""
-    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+    return one_line(error).rstrip(".") or type(error).__name__
 
 
 def _file_instructions(folder, split_name):

@@ -11,6 +11,7 @@ import msgpack
 import numpy as np
 
 from input_pipeline.json_files import open_regular
+from input_pipeline.text import one_line
 from vidformers.errors import ConfigError
 from vidformers.pretrained.damage import DAMAGE_ERRORS
 from vidformers.pretrained.limits import LONGEST_NAME, MOST_ARRAYS
@@ -51,8 +52,9 @@ def read_msgpack(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from None
     except DAMAGE_ERRORS as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{path} is damaged, or not a file of Flax ({type(error).__name__}: {reason}).") from None
+        raise ConfigError(
+            f"{path} is damaged, or not a file of Flax ({type(error).__name__}: {one_line(error)})."
+        ) from None
     return parameters(path, tree)
 
 

@@ -5,6 +5,7 @@ import zipfile
 
 import numpy as np
 
+from input_pipeline.text import one_line
 from vidformers.errors import ConfigError
 from vidformers.pretrained.archive import BadArchive, open_archive
 from vidformers.pretrained.damage import DAMAGE_ERRORS
@@ -38,8 +39,9 @@ def read(path, file) -> dict[str, np.ndarray]:
             check_count(len(archive.infolist()))
             return {entry.filename.removesuffix(".npy"): _read_array(archive, entry) for entry in archive.infolist()}
     except (OSError, *DAMAGE_ERRORS) as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise ConfigError(f"{path} is damaged, or holds pickled objects, which are not read: {reason}.") from None
+        raise ConfigError(
+            f"{path} is damaged, or holds pickled objects, which are not read: {one_line(error).rstrip('.')}."
+        ) from None
 
 
 def _read_array(archive, entry) -> np.ndarray:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline import checksums
+from input_pipeline.text import one_line
 from vidformers.errors import ConfigError
 from vidformers.pretrained.flax_file import parameters
 from vidformers.pretrained.limits import MEBIBYTE, check_bytes
@@ -147,9 +148,8 @@ def _damage(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"{folder} is damaged, or not a checkpoint of Orbax ({type(error).__name__}: {reason})."
+            f"{folder} is damaged, or not a checkpoint of Orbax ({type(error).__name__}: {one_line(error)})."
         ) from error
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from input_pipeline.fields import shown
 from input_pipeline.json_files import JsonError, check_kind, open_regular, parse_json, read_json
+from input_pipeline.text import one_line
 from vidformers.errors import ConfigError
 from vidformers.pretrained.damage import DAMAGE_ERRORS
 from vidformers.pretrained.limits import LONGEST_NAME, MEBIBYTE, TooMuch, check_count
@@ -48,8 +49,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     except JsonError as error:
         raise ConfigError(f"{path} is damaged, or not a file of safetensors: its header {error}.") from None
     except DAMAGE_ERRORS as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise ConfigError(f"{path} is damaged, or not a file of safetensors: {reason}.") from None
+        raise ConfigError(f"{path} is damaged, or not a file of safetensors: {one_line(error).rstrip('.')}.") from None
 
 
 def _read_header(path) -> dict:

@@ -11,6 +11,7 @@ import zipfile
 import numpy as np
 
 from input_pipeline.json_files import open_regular
+from input_pipeline.text import one_line
 from vidformers.errors import ConfigError
 from vidformers.pretrained import unpickler
 from vidformers.pretrained.archive import BadArchive, open_archive
@@ -57,9 +58,8 @@ def read(path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     except (Malformed, BadArchive, TooMuch) as error:
         raise ConfigError(f"{path} cannot be read as weights of PyTorch: {error}.") from None
     except DAMAGE_ERRORS as error:
-        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"{path} is damaged, or not a file of torch.save ({type(error).__name__}: {reason})."
+            f"{path} is damaged, or not a file of torch.save ({type(error).__name__}: {one_line(error)})."
         ) from None
 
 
