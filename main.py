@@ -90,6 +90,7 @@ def parse(argv) -> Command:
 
     Raises:
         FlagError: a flag or a field of the config is wrong.
+        ConfigError: the workdir holds a run whose `run.json` is damaged.
     """
     from configs.loading import derived, read_flags, require
     from vidformers.training.derived import keep_derived
@@ -149,16 +150,16 @@ def main(argv) -> int:
 def run(argv) -> int:
     """Parses the command line and runs the command. JAX is imported late, so that wrong flags are reported at once."""
     from configs.loading import FlagError
+    from vidformers.errors import ConfigError
 
     try:
         command = parse(argv)
-    except FlagError as error:
+    except (FlagError, ConfigError) as error:
         return report_error(str(error), error)
 
     import jax
 
     from input_pipeline.errors import DataError
-    from vidformers.errors import ConfigError
     from vidformers.parallel import compilation_cache, processes
     from vidformers.progress import silence_libraries
     from vidformers.training.sections import check_sections

@@ -351,16 +351,6 @@ def test_a_result_that_another_evaluation_writes_is_left_to_it(data, trained, tm
     assert not (workdir / "eval_2x1.json").exists()
 
 
-def test_a_damaged_description_is_named(data, trained, tmp_path, capsys):
-    workdir = tmp_path / "run"
-    shutil.copytree(trained, workdir)
-    for text in ("{", "{}", "[]"):
-        (workdir / "run.json").write_text(text)
-        for mode in ("train", "eval"):
-            assert main.main(["main.py", *arguments(data, workdir, mode=mode)]) == 2
-            assert str(workdir / "run.json") in one_sentence(capsys.readouterr().err)
-
-
 def test_the_program_in_its_own_process_prints_one_sentence_too(data, tmp_path):
     assert "--config.optim.rl" in Run([*arguments(data, tmp_path / "run"), "--config.optim.rl=1"]).error()
     mesh = {"mesh.fsdp": 3, "mesh.data": 2}

@@ -17,8 +17,9 @@ from vidformers.pretrained import orbax_file
 from vidformers.training import checkpoint
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.metrics import MetricWriter, read_metrics
+from vidformers.training.run_json import read_run_json
 from vidformers.training.step import State
-from vidformers.training.workdir import last_saved_step, note_saved, read_run_json, write_run_json
+from vidformers.training.workdir import last_saved_step, note_saved, write_run_json
 
 METRIC = "val/top1@1x1"
 RUN = {"config": {"model": {}, "data": {}, "checkpoint": {"every_steps": 10}}, "data": {"classes": ["a"]}}

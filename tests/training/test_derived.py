@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from command import one_sentence
 
 import main
 from configs.loading import derived, load, override, read_flags
@@ -58,21 +59,38 @@ def test_the_pipeline_has_the_same_default():
     assert Pipeline(num_classes=2, frames=2, size=224).short_side == (256, 320)
 
 
+def write_run(folder, section):
+    (folder / "run.json").write_text(json.dumps({"config": {"model": {}, "data": section}, "data": {}}))
+
+
 @pytest.mark.quick
-@pytest.mark.parametrize(
-    "content", ["{", "[]", '{"config": {"data": 3}}', '{"config": {"data": {"size": 224, "short_side": [9, 9]}}}', None]
-)
-def test_only_a_run_with_the_same_size_keeps_its_own(content, tmp_path):
-    if content:
-        (tmp_path / "run.json").write_text(content)
+@pytest.mark.parametrize("section", [{}, {"size": 224, "short_side": [9, 9]}, None])
+def test_only_a_run_with_the_same_size_keeps_its_own(section, tmp_path):
+    if section is not None:
+        write_run(tmp_path, section)
     command = ["main.py", "--config=configs/mevit_b16.py", f"--workdir={tmp_path}", "--config.data.size=64"]
     assert main.parse(command).config["data"]["short_side"] == (73, 91)
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize("mode", ["train", "eval", "summary", "plan"])
+def test_a_damaged_run_is_refused_where_its_fields_are_kept(mode, tmp_path, capsys):
+    """No mode goes on with other values than those of the run."""
+    for content in (
+        "{",
+        "[]",
+        '{"config": {"data": 3}}',
+        '{"config": {"model": {}, "data": {}}, "data": {}, "checksum": 1}',
+    ):
+        (tmp_path / "run.json").write_text(content)
+        assert main.main(["main.py", "--config=configs/mevit_b16.py", f"--workdir={tmp_path}", f"--mode={mode}"]) == 2
+        assert f"{tmp_path}/run.json is damaged: it " in one_sentence(capsys.readouterr().err)
+
+
+@pytest.mark.quick
 def test_a_run_of_before_keeps_its_shorter_side(tmp_path):
     stored = {"size": 64, "short_side": [256, 320], "test_short_side": 256}
-    (tmp_path / "run.json").write_text(json.dumps({"config": {"data": stored}}))
+    write_run(tmp_path, stored)
     for config, test in (("mevit_b16", None), ("stat_t16", 256)):
         command = ["main.py", f"--config=configs/{config}.py", f"--workdir={tmp_path}", "--config.data.size=64"]
         section = main.parse(command).config["data"]

@@ -12,7 +12,7 @@ from vidformers.inference.commands import find_videos, load_and_log, require_dec
 from vidformers.inference.explain.explainer import Explanation, draw_beside
 from vidformers.inference.predictor import Predictor, clip_differences, load, load_export
 from vidformers.progress import log, table
-from vidformers.training.workdir import read_run_json
+from vidformers.training.run_json import read_run_json
 
 _MAX_TABLES = 10  # with more videos, the predictions are not printed
 

@@ -22,7 +22,7 @@ from vidformers.models.vtn import TemporalEncoder
 from vidformers.parallel.target import traced_for
 from vidformers.pretrained.native import resolve_size
 from vidformers.progress import log
-from vidformers.training.workdir import read_run_json
+from vidformers.training.run_json import read_run_json
 
 FORMAT = {"format": "vidformers", "version": "1"}
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -26,8 +26,9 @@ from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.evaluate import EvalProtocol, prediction_step
 from vidformers.training.optim import OptimConfig, make_optimizer
 from vidformers.training.remarks import VideoRemarks
+from vidformers.training.run_json import read_run_json
 from vidformers.training.setup import abstract_state
-from vidformers.training.workdir import read_run_json, with_default_sections
+from vidformers.training.workdir import with_default_sections
 
 # The fields of the section `data` that determine how clips are cut from a video.
 CLIP_FIELDS = ("sampling", "stride", "fps", "test_starts", "frame_rate", "size", "test_short_side", "resize")

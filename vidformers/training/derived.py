@@ -1,10 +1,10 @@
 """Fields of a config whose values follow other fields: a run that is continued keeps the values that it has."""
 
+import os
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
-from input_pipeline.json_files import JsonError, read_json
+from vidformers.training.run_json import read_run_json
 
 
 def keep_derived(config: dict[str, Any], workdir, derived: Collection[str]) -> dict[str, Any]:
@@ -17,13 +17,14 @@ def keep_derived(config: dict[str, Any], workdir, derived: Collection[str]) -> d
         config: the config as nested dicts.
         workdir: the folder of the run, which need not exist.
         derived: the fields, such as 'data.short_side', see `configs.loading.derived`.
+    Raises:
+        ConfigError: the `run.json` of the run is damaged.
     """
-    try:
-        stored = read_json(Path(workdir) / "run.json")["config"]["data"]
-        if stored["size"] != config["data"]["size"]:
-            return config
-        kept = {name: stored[name] for name in config["data"] if f"data.{name}" in derived and name in stored}
-    except (OSError, JsonError, LookupError, TypeError):  # no run, or a damaged one, which is refused
+    if not os.path.exists(os.path.join(workdir, "run.json")):
         return config
+    stored = read_run_json(workdir)["config"]["data"]
+    if stored.get("size") != config["data"]["size"]:
+        return config
+    kept = {name: stored[name] for name in config["data"] if f"data.{name}" in derived and name in stored}
     tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
     return config | {"data": config["data"] | tuples}

@@ -20,7 +20,7 @@ from vidformers.training.reports import draw_result, print_report, result_json, 
 from vidformers.training.setup import Setup, initialise, load_weights, set_up
 from vidformers.training.step import State
 from vidformers.training.stopping import StopSignal
-from vidformers.training.workdir import open_workdir, read_run_json
+from vidformers.training.workdir import open_workdir
 
 
 class Validation:
@@ -127,8 +127,6 @@ def evaluate(config: dict, path) -> dict:
     has_checkpoints = (workdir / "checkpoints").is_dir()
     require(has_checkpoints or setup.init.weights is not None, f"--workdir={workdir} holds no checkpoints to evaluate.")
     open_workdir(workdir)
-    if (workdir / "run.json").exists():
-        read_run_json(workdir)  # raises if it is damaged: fields of the config may come from it
     with output_file(file) if is_main else nullcontext():
         state, step = (
             _state_of_checkpoint(setup, workdir) if has_checkpoints else (_state_of_weights(setup, workdir), 0)

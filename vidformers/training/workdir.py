@@ -1,23 +1,19 @@
-"""The workdir, which is the folder of a run: its lock and `run.json`, which describes the run."""
+"""The workdir, which is the folder of a run: its lock, and what its `run.json` says of the run."""
 
 import dataclasses
 import importlib.metadata
 import json
-import os
 import shlex
 import sys
 import tempfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from input_pipeline import Pipeline
-from input_pipeline.files import remove_temporaries, write_text
-from input_pipeline.json_files import JsonError, check_kind, read_json
+from input_pipeline.files import remove_temporaries
 from input_pipeline.outputs import locked
 from vidformers.errors import ConfigError, require
 from vidformers.models.registry import with_default_fields
@@ -27,12 +23,12 @@ from vidformers.training.config import TrainConfig
 from vidformers.training.evaluate import EvalProtocol
 from vidformers.training.metrics import read_metrics
 from vidformers.training.optim import OptimConfig
+from vidformers.training.run_json import read_run_json, replace_run_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "av", "numpy")
 _PACKAGES += ("opencv-python-headless", "opencv-python", "opencv-contrib-python")  # of which one is installed
 
 _NOTE = "saved_step"  # the entry of `run.json` for the step of the last checkpoint
-_CHECKSUM = "checksum"  # the entry of `run.json` for the checksum of all others; earlier versions wrote none
 
 # Config fields and sections that must not differ when a run is continued. They determine the clips of each batch, the
 # kinds of augmentation, the model, and the structure of the training state. All other fields may differ, such as the
@@ -65,8 +61,7 @@ _FIXED_FIELDS = (
 _FREE_FIELDS = ("model.remat", "model.unroll", "model.dtype", "model.backend")
 # Fields of the section `model` that are fields of the section `data`, too.
 _SHARED_FIELDS = {"model.frames": "data.frames", "model.image_size": "data.size"}
-# All sections, and those whose fields are those of a dataclass.
-_DICTS = {"model", "data", "init", "train", "optim", "eval", "mesh", "checkpoint"}
+# The sections whose fields are those of a dataclass.
 _SECTIONS = {"data": Pipeline, "init": Init, "train": TrainConfig, "optim": OptimConfig, "eval": EvalProtocol}
 
 
@@ -134,53 +129,13 @@ def write_run_json(workdir: Path, run: dict) -> None:
     """Writes `run.json`. The file keeps its note of the last checkpoint, see `note_saved`."""
     with suppress(ConfigError):
         run = run | {name: value for name, value in read_run_json(workdir).items() if name == _NOTE}
-    _write(workdir, run)
-
-
-def _write(workdir: Path, run: dict) -> None:
-    content = {name: value for name, value in run.items() if name != _CHECKSUM}
-    content[_CHECKSUM] = _checksum(content)
-    write_text(workdir / "run.json", json.dumps(content, indent=1) + "\n")
-
-
-def _checksum(content: dict) -> int:
-    """Returns the CRC-32 of the contents of `run.json` without the entry of the checksum."""
-    return zlib.crc32(json.dumps(content).encode())
-
-
-def read_run_json(workdir: str | os.PathLike) -> dict[str, Any]:
-    """Returns the contents of `run.json` in the folder of a run. Its sections are dicts, those of the config too.
-
-    The file may be edited if its entry `checksum` is removed. Files of earlier versions have no such entry.
-
-    Raises:
-        ConfigError: the file is missing or damaged.
-    """
-    path = Path(workdir) / "run.json"
-    try:
-        run = read_json(path, {"config": {"model": dict, "data": dict}, "data": dict})
-        config, model = run["config"], run["config"]["model"]
-        check_kind(config, dict.fromkeys(config.keys() & _DICTS, dict), "config")
-        check_kind(model, dict.fromkeys(model.keys() & {"name"}, str), "config.model")
-        if _CHECKSUM in run and run.pop(_CHECKSUM) != _checksum(run):
-            raise JsonError(f"differs from its checksum. If you have edited it, remove its entry {_CHECKSUM!r}")
-        return run
-    except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(
-            f"{workdir} holds no run: there is no {path}. Set --workdir to the folder of a run."
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error.strerror}. Fix this and run the same command again."
-        ) from None
-    except JsonError as error:
-        raise ConfigError(f"{path} is damaged: it {error}. Restore it from a copy, or give another workdir.") from None
+    replace_run_json(workdir, run)
 
 
 def note_saved(workdir: Path, step: int) -> None:
     """Notes in `run.json` that the checkpoint of `step` is saved."""
     with suppress(ConfigError):  # no run, as where a program saves checkpoints by itself
-        _write(workdir, read_run_json(workdir) | {_NOTE: step})
+        replace_run_json(workdir, read_run_json(workdir) | {_NOTE: step})
 
 
 def last_saved_step(workdir: Path) -> int:
