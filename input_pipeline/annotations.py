@@ -6,6 +6,8 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from input_pipeline.errors import DataError
 from input_pipeline.fields import shown
 from input_pipeline.sources import SOURCES, Entry, Listing, Source
@@ -27,6 +29,7 @@ class Record:
         feature: name of the feature that holds the frames, if TensorFlow Datasets wrote the shard.
         name: identifies the video within the data set, independently of where this copy of it is stored.
         sha256: SHA-256 of the row of a prepared shard, or b"" if it is unknown.
+        frames: the frames of a video in memory, uint8 (t y x 3), or None if they are read from `path`.
     """
 
     id: int
@@ -39,6 +42,7 @@ class Record:
     feature: str = ""
     name: str = ""
     sha256: bytes = b""
+    frames: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Opening the video of a record from a video file, a folder of frames, or a row of a shard."""
+"""Opening the video of a record from a video file, a folder of frames, a row of a shard, or frames in memory."""
 
 import io
 import itertools
@@ -73,7 +73,9 @@ def open_video(record: Record, *, frame_rate: float = 30.0, limit_seconds: float
         DecodeError: the video cannot be opened, or ends before `start`.
     """
     video: OpenVideo
-    if record.position is not None:
+    if record.frames is not None:
+        video = FrameArray(record.frames, frame_rate, record.path)
+    elif record.position is not None:
         name, data = f"{record.path} row {record.position}", read_video(record.path, record.position, record.sha256)
         if record.feature:
             video = CompressedFrames(tfds.example(data)[record.feature].bytes_list.value, frame_rate, name)
@@ -126,7 +128,7 @@ class Cut:
 
 
 class Pictures:
-    """A video whose frames are compressed one by one; the base class of such videos.
+    """A video whose frames are stored one by one; the base class of such videos.
 
     Attributes:
         times: (n,) float64, seconds from the first frame to each frame.
@@ -261,6 +263,32 @@ class CompressedFrames(Pictures):
 
     def _data(self, index):
         return self._files[index], f"{self._name}: frame {index}"
+
+
+class FrameArray(Pictures):
+    """A video whose frames are in memory, decoded.
+
+    Args:
+        frames: uint8 (t y x 3), red, green, blue.
+        frame_rate: frames per second.
+        name: name of the video in errors.
+
+    Raises:
+        DecodeError: the frames are too large.
+    """
+
+    def __init__(self, frames: np.ndarray, frame_rate: float, name: str):
+        check_size(name, *frames.shape[2:0:-1])
+        super().__init__(name, len(frames), frame_rate)
+        self._frames = frames
+
+    def info(self) -> Info:
+        """Returns the size of the frames."""
+        return Info("rawvideo", self._frames.shape[2], self._frames.shape[1], 0, False)
+
+    def _image(self, index):
+        self.decoded += 1
+        return np.ascontiguousarray(self._frames[index])
 
 
 def _open_at_once(path, flags):

@@ -5,9 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import av
 import cv2
+import jax
 import numpy as np
 import pytest
 from command import BAD, ROOT, Run, arguments, one_sentence, render
@@ -15,9 +17,12 @@ from names import HOSTILE, HOSTILE_FILES, assert_harmless
 
 import main
 from input_pipeline.annotations import read_manifest
+from input_pipeline.decode import Video
 from input_pipeline.outputs import output_file
 from input_pipeline.text import printable
 from vidformers import ConfigError, load
+from vidformers.parallel.batch import put_batch
+from vidformers.parallel.mesh import make_mesh
 from vidformers.training.workdir import write_run_json
 
 FIELDS = {"eval.on_bad": "skip", "train.total_steps": 4, "train.eval_every_steps": "none", "eval.batch_size": 4}
@@ -97,16 +102,46 @@ def test_prediction_from_python(data, model, monkeypatch):
         model.predict(data / "val" / "000000.mp4")
 
 
-def test_predictions_agree_with_the_evaluation_and_are_compiled_once(data, trained, model):
+def test_predictions_agree_with_the_evaluation_and_no_row_is_computed_in_vain(data, trained, monkeypatch):
     records = read_manifest("val.csv", root=str(data), num_classes=10).records
-    predictions = list(model.predict_many([record.path for record in records]))
-    assert [prediction.video for prediction in predictions] == [record.path for record in records]
-    list(model.predict_many([record.path for record in records[:3]]))
-    assert model._predict._cache_size() == 1
+    rows = []
+    monkeypatch.setattr("vidformers.inference.predictor.make_mesh", partial(make_mesh, devices=jax.devices()[:1]))
+    model = load(trained)
+
+    def count_rows(mesh, batch):
+        rows.append(len(batch["video"]))
+        return put_batch(mesh, batch)
+
+    monkeypatch.setattr("vidformers.inference.predictor.put_batch", count_rows)
+    paths = [record.path for record in records]
+    predictions = list(model.predict_many(paths))
+    assert [prediction.video for prediction in predictions] == paths
+    few = list(model.predict_many(paths[:3]))
+    assert rows == [4, 4, 1, 1, 1, 1, 1]
+    for one, other in zip(few, predictions, strict=False):
+        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-6)
+        np.testing.assert_allclose(one.features, other.features, atol=1e-5)
+    assert list(model.predict_many([data / BAD]))[0].error and len(rows) == 7
     losses = [-np.log(each.probabilities[record.label]) for each, record in zip(predictions, records, strict=True)]
     last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
     key = next(name for name in last if name.startswith("val/loss@2"))
     assert np.mean(losses) == pytest.approx(last[key], rel=1e-5)
+
+
+def test_arrays_and_lists_are_predicted_as_their_files(data, model):
+    paths = [str(data / "val" / f"00000{number}.mp4") for number in (0, 2)]  # 0 and 1 are one clip and its reversal
+    video = Video(paths[1])
+    array = video.frames(range(len(video.times)))
+    alone = [model.predict(path) for path in paths]
+    assert alone[0] != alone[1]
+    assert model.predict(array) == alone[1] and model.predict([paths[0], array]) == alone
+    assert model.predict([]) == [] and model.predict([array[:, ::-1]], top=2)[0] != alone[1][:2]
+    assert model.explain(array).probabilities == pytest.approx(model.explain(paths[1]).probabilities)
+    for wrong in (array[0], array / 255, array[..., :1], array[:0], array[None]):
+        with pytest.raises(ConfigError, match="The array 0 of the videos is .* Give the frames of one video, uint8"):
+            model.predict(wrong)
+    with pytest.raises(ConfigError, match=r"000007\.mp4"):
+        model.predict([paths[0], data / BAD])
 
 
 def test_many_videos_from_the_command_line(data, trained, run, refused, tmp_path):

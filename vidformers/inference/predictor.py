@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import numpy as np
@@ -41,14 +41,16 @@ _FIELDS: dict[str, Callable] = {
     "init": pretrained.Init,
 }
 _TOP = 5
-_BATCH_SIZE = 8  # videos per batch if eval.batch_size is not set
+_BATCH_SIZE = 8  # videos per full batch if eval.batch_size is not set
+
+Video = str | os.PathLike | np.ndarray  # a path, or the frames
 
 
 class Prediction(NamedTuple):
     """The prediction for one video.
 
     Attributes:
-        video: the path of the video.
+        video: the path of the video, or 'array N' for the frames at place N of the list, from 0.
         probabilities: (classes), averaged over the views, or None if the video cannot be decoded.
         features: (d), the input of the head, averaged over the views, or None.
         error: why the video cannot be decoded, or ''.
@@ -134,7 +136,11 @@ def clip_differences(stored: dict[str, Any], config: dict[str, Any]) -> list[tup
 
 
 class Predictor:
-    """A trained model with its class names and its input pipeline. It is compiled once, at the first prediction.
+    """A trained model with its class names and its input pipeline.
+
+    The model is compiled for two batch sizes: for one video (one per shard of the batch, on several devices), and for
+    full batches of `eval.batch_size` videos. Each is compiled when it is first needed. Videos that do not fill a batch
+    are computed one by one.
 
     Args:
         config: the config of the run. The section `eval` sets the number of views and selects the checkpoint.
@@ -164,8 +170,8 @@ class Predictor:
             f"mesh.context={context} does not divide the {frames} frames of a clip. Change eval.frames, data.frames or "
             "mesh.context.",
         )
-        shards = num_batch_shards(self._mesh)
-        self._batch_size = -(-(self.protocol.batch_size or _BATCH_SIZE) // shards) * shards
+        self._small_batch = num_batch_shards(self._mesh)
+        self._full_batch = -(-(self.protocol.batch_size or _BATCH_SIZE) // self._small_batch) * self._small_batch
         optimizer, _ = make_optimizer(1, 1, **config["optim"] | dict(warmup_steps=None, warmup_epochs=None))
         make_model = partial(build, **config["model"])
         if self.protocol.frames is not None:
@@ -220,18 +226,31 @@ class Predictor:
         self.classes = tuple(weights.training_info["classes"] or map(str, range(count)))
         return weights.place_into(abstract.eval_parameters)
 
-    def predict(self, video: str | os.PathLike, top: int = _TOP) -> list[tuple[str, float]]:
+    @overload
+    def predict(self, video: Video, top: int = _TOP) -> list[tuple[str, float]]: ...
+
+    @overload
+    def predict(self, video: list[Video] | tuple[Video, ...], top: int = _TOP) -> list[list[tuple[str, float]]]: ...
+
+    def predict(self, video, top=_TOP):
         """Returns the names and probabilities of the `top` likeliest classes of a video, the likeliest first.
 
+        Args:
+            video: a path, or the frames of a video as an array (t y x 3), uint8 in red, green and blue. An array has
+                `data.frame_rate` frames per second. A list of paths and arrays gives a list of results.
+            top: number of classes.
         Raises:
-            ConfigError: the video cannot be decoded.
+            ConfigError: a video cannot be decoded, or an array does not hold frames. `predict_many` goes on after a
+                video that cannot be decoded.
         """
-        (prediction,) = self.predict_many([video])
-        if prediction.probabilities is None:
-            raise ConfigError(prediction.error)
-        return self.best(prediction.probabilities, top)
+        results = []
+        for prediction in self.predict_many(video if isinstance(video, (list, tuple)) else [video]):
+            if prediction.probabilities is None:
+                raise ConfigError(prediction.error)
+            results.append(self.best(prediction.probabilities, top))
+        return results if isinstance(video, (list, tuple)) else results[0]
 
-    def explain(self, video: str | os.PathLike, target: str | None = None) -> Explanation:
+    def explain(self, video: Video, target: str | None = None) -> Explanation:
         """Returns the relevance of the patches and frames of a video for the class `target`, or the likeliest class.
 
         Raises:
@@ -251,46 +270,85 @@ class Predictor:
         labels = np.argsort(-probabilities, kind="stable")[:top]
         return [(self.classes[label], float(probabilities[label])) for label in labels]
 
-    def predict_many(self, videos: Sequence[str | os.PathLike]) -> Iterator[Prediction]:
-        """Yields a `Prediction` for each video, in order. `data.workers` processes decode the videos."""
-        if not videos:
+    def predict_many(self, videos: Sequence[Video]) -> Iterator[Prediction]:
+        """Yields a `Prediction` for each video, in order. `data.workers` processes decode the videos.
+
+        If arrays are among the videos, this process decodes all of them, see `predict`.
+        """
+        if not len(videos):
             return
-        remarks = VideoRemarks(_records(videos))
-        with self._batches(videos, self._batch_size, self.protocol.clips, self.protocol.crops) as batches:
+        records = _records(videos)
+        remarks = VideoRemarks(records)
+        batch_size = self._full_batch if len(videos) >= self._full_batch else self._small_batch
+        with self._batches(records, batch_size, self.protocol.clips, self.protocol.crops) as batches:
             for batch in map(remarks.log_local, batches):
-                inputs = put_batch(self._mesh, {name: batch[name] for name in ("video", "index")})
-                log_probabilities, features = jax.device_get(self._predict(self.parameters, inputs))
-                for row in map(int, np.flatnonzero(batch["id"] >= 0)):
-                    path, error = os.fspath(videos[batch["id"][row]]), _decoding_error(batch, row)
+                count = int((batch["id"] >= 0).sum())  # padding comes last
+                if batch["mask"].any():
+                    probabilities, features = self.compute(batch["video"][:count], batch["index"][:count])
+                for row in range(count):
+                    path, error = records[batch["id"][row]].path, _decoding_error(batch, row)
                     if error:
                         yield Prediction(path, None, None, error)
                     else:
-                        yield Prediction(path, np.exp(log_probabilities[row]), features[row], "")
+                        yield Prediction(path, probabilities[row], features[row], "")
+
+    def compute(self, video: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the probabilities (b classes) and the features (b d) of videos, averaged over their views.
+
+        Args:
+            video: uint8 (b v t y x 3), the views of each video.
+            index: (b v t), the frame indices.
+        """
+        results, start = [], 0
+        while start < len(video):
+            size = self._full_batch if len(video) - start >= self._full_batch else self._small_batch
+            rows = np.minimum(np.arange(start, start + size), len(video) - 1)  # repeats the last video if one is left
+            inputs = put_batch(self._mesh, {"video": video[rows], "index": index[rows]})
+            results.append(jax.device_get(self._predict(self.parameters, inputs)))
+            start += size
+        log_probabilities, features = (np.concatenate(arrays)[: len(video)] for arrays in zip(*results, strict=True))
+        return np.exp(log_probabilities), features
 
     @property
     def sampling_rule(self) -> str:
         """The sentences that say which frames of a video the clips take, see `input_pipeline.sampling`."""
         return Pipeline(**self._data).test_sampler(self.protocol.frames).rule
 
-    def clips(self, videos: Sequence[str | os.PathLike]) -> Iterator[Clip]:
+    def clips(self, videos: Sequence[Video]) -> Iterator[Clip]:
         """Yields one `Clip` of each video, in order, scaled and cropped for the model: that of eval.clips=1."""
-        with self._batches(videos, 1, 1, 1) as batches:
-            for video, batch in zip(videos, batches, strict=True):
-                yield Clip(os.fspath(video), batch["video"][0, 0], batch["index"][0, 0], _decoding_error(batch, 0))
+        records = _records(videos)
+        with self._batches(records, 1, 1, 1) as batches:
+            for record, batch in zip(records, batches, strict=True):
+                yield Clip(record.path, batch["video"][0, 0], batch["index"][0, 0], _decoding_error(batch, 0))
 
-    def _batches(self, videos, batch_size: int, clips: int, crops: int):
+    def _batches(self, records: tuple[Record, ...], batch_size: int, clips: int, crops: int):
         # One video is decoded in this process. Starting a worker takes longer, and a script that starts processes needs
-        # an `if __name__ == "__main__"` guard.
-        pipeline = Pipeline(**self._data | ({"workers": 0} if len(videos) == 1 else {}))
+        # an `if __name__ == "__main__"` guard. Arrays would be copied to every worker.
+        in_process = len(records) == 1 or any(record.frames is not None for record in records)
+        pipeline = Pipeline(**self._data | ({"workers": 0} if in_process else {}))
         return closing(
             pipeline.val_batches(
-                batch_size=batch_size, clips=clips, crops=crops, frames=self.protocol.frames, records=_records(videos)
+                batch_size=batch_size, clips=clips, crops=crops, frames=self.protocol.frames, records=records
             )
         )
 
 
-def _records(videos) -> tuple[Record, ...]:
-    return tuple(Record(number, os.fspath(video), 0, 0) for number, video in enumerate(videos))
+def _records(videos: Sequence[Video]) -> tuple[Record, ...]:
+    """Returns the records of paths and arrays. Raises ConfigError if an array does not hold the frames of a video."""
+    records = []
+    for number, video in enumerate(videos):
+        if isinstance(video, (str, os.PathLike)):
+            records.append(Record(number, os.fspath(video), 0, 0))
+            continue
+        frames = np.asarray(video)
+        is_video = frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[3] == 3 and frames.size
+        require(
+            bool(is_video),
+            f"The array {number} of the videos is {frames.dtype} {frames.shape}. Give the frames of one video, uint8 "
+            "(frames, height, width, 3) in red, green and blue.",
+        )
+        records.append(Record(number, f"array {number}", 0, 0, frames=frames))
+    return tuple(records)
 
 
 def _decoding_error(batch: dict[str, np.ndarray], row: int) -> str:
