@@ -109,6 +109,9 @@ def run(name: str, requirements: str) -> dict:
     start = time.monotonic()
     clone = folder / "clone"
     call("git", "clone", "--quiet", str(ROOT), str(clone))
+    # The tests' compiled programs. Their keys hold the version of jaxlib, so that environments can share them.
+    (FOLDER / "compiled").mkdir(exist_ok=True)
+    (clone / ".cache").symlink_to(FOLDER / "compiled")
     call("uv", "venv", "--quiet", "--seed", "--python", executable, str(folder / "venv"))
     binary = folder / "venv" / "bin" / "python"
     install = ("uv", "pip", "install", "--quiet", "--python", str(binary))

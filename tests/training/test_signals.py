@@ -15,6 +15,14 @@ from vidformers.training.signals import StopRequested
 from vidformers.training.stopping import StopSignal
 
 
+@pytest.fixture(autouse=True)
+def hangup_is_not_ignored():
+    """Under nohup, the tests and the programs that they start ignore SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize(
     "number, swallow",
