@@ -13,6 +13,7 @@ USAGE = """python main.py --config=FILE[:NAME] [--config.section.field=value ...
                [--distributed=true]
                [--coordinator=HOST:PORT --processes=N --process=I]
                [--video=FILE_OR_FOLDER_OR_LIST] [--out=FILE.jsonl_OR_DIR] [--features=FILE.npz]
+               [--shard=i/n] [--merge=true]
                [--target=CLASS --layer=N --beside=FOLDER] [--keys=FILE.png --query=FRAME,ROW,COLUMN]
                [--topology=v5e:4x4 --estimate=true --largest=false --train_videos=N --decode_rate=CLIPS]
 
@@ -33,7 +34,8 @@ videos, and --decode_rate=CLIPS what one core decodes per second. docs/ahead.md 
 --mode=predict prints the most likely classes of --video: a video file, a folder of JPEG frames, a folder with videos
 at any depth, or a .txt or .csv list with one path per line, with or without labels. --out=FILE.jsonl writes one line
 of JSON per video. If the command is repeated, the missing videos are appended. --features=FILE.npz writes the inputs of
-the classification head.
+the classification head. --shard=i/n, with i from 0, predicts only the videos i, i + n, i + 2n and so on, for several
+machines. When all parts are written, --merge=true in place of --shard writes the file.
 
 --mode=explain draws which parts of each video of --video support the class --target, by default the most likely one,
 and writes the pictures to the folder --out. --layer=N draws the attention weights of frames in layer N of VTN's
@@ -67,7 +69,7 @@ MODES = {
     "plan": Mode(
         "vidformers.training.plan", "plan", (), ("topology", "estimate", "largest", "train_videos", "decode_rate")
     ),
-    "predict": Mode("vidformers.inference.predict", "predict", ("video",), ("out", "features")),
+    "predict": Mode("vidformers.inference.predict", "predict", ("video",), ("out", "features", "shard", "merge")),
     "explain": Mode("vidformers.inference.explain_videos", "explain", ("video", "out"), ("target", "layer", "beside")),
     "export": Mode("vidformers.inference.export", "export", ("out",)),
 }

@@ -169,6 +169,38 @@ def test_many_videos_from_the_command_line(data, trained, run, refused, tmp_path
         assert out.read_text() == notes
 
 
+def test_parts_of_a_list_are_merged_to_the_predictions_of_the_whole(data, trained, run, refused, tmp_path):
+    listed = [f"{data}/val/00000{i}.mp4" for i in range(4)] + [f"{data}/{BAD}"]
+    (tmp_path / "list.txt").write_text("\n".join(listed) + "\n")
+    out, features = tmp_path / "pred.jsonl", tmp_path / "feats.npz"
+    flags = command(trained, tmp_path / "list.txt", f"--out={out}", f"--features={features}")
+    for part, words in (
+        (["--shard=3/3"], "--shard=3/3 must be i/n"),
+        (["--shard=0/6", "--merge=true"], "cannot be combined with --merge=true"),
+        (["--merge=true"], "There are no parts of"),
+        (["--merge=yes"], "--merge=yes must be true or false"),
+    ):
+        assert words in refused([*flags, *part])
+    assert "The 0 predictions of --shard=5/6 are written" in run([*flags, f"--out={tmp_path}/other", "--shard=5/6"])
+    run([*flags, "--shard=1/2"])
+    assert "missing or incomplete. Run the command with --shard=0/2 first" in refused([*flags, "--merge=true"])
+    run([*flags, "--shard=0/2"])
+    assert "5 videos, of which 4 could be decoded" in run([*flags, "--merge=true"])
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["video"] for row in rows] == listed and "error" in rows[-1]
+    with np.load(features) as arrays:
+        assert arrays["video"].tolist() == listed[:4]
+        merged = dict(zip(listed, arrays["features"], strict=False))
+    (tmp_path / "pred-00000-of-00002.jsonl").write_text("")
+    assert "Run the command with --shard=0/2 first" in refused([*flags, "--merge=true"])
+    out.unlink(), features.unlink()
+    run(flags)
+    assert [json.loads(line)["video"] for line in out.read_text().splitlines()] == listed
+    with np.load(features) as arrays:
+        for video, row in zip(arrays["video"].tolist(), arrays["features"], strict=True):
+            np.testing.assert_allclose(row, merged[video], atol=1e-6)
+
+
 def test_any_names_of_classes_and_files(data, trained, run, tmp_path):
     names = [name for what, name in HOSTILE_FILES.items() if what not in ("Chinese", "Arabic", "HTML", "a format")][:9]
     workdir, videos = tmp_path / "run", tmp_path / "videos"

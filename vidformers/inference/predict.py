@@ -13,13 +13,22 @@ from input_pipeline.outputs import output_file, require_space
 from vidformers.errors import require
 from vidformers.inference.commands import find_videos, load_and_log, require_decoded
 from vidformers.inference.prediction_file import open_predictions
+from vidformers.inference.prediction_parts import merge_features, merge_predictions, read_part
 from vidformers.inference.predictor import Prediction, Predictor
 from vidformers.progress import Bar, log, table
 
 _MAX_TABLES = 10  # with more videos, the predictions are not printed
 
 
-def predict(config: dict[str, Any], workdir, video: str, out: str | None = None, features: str | None = None) -> None:
+def predict(
+    config: dict[str, Any],
+    workdir,
+    video: str,
+    out: str | None = None,
+    features: str | None = None,
+    shard: str | None = None,
+    merge: str | None = None,
+) -> None:
     """Predicts the classes of videos.
 
     Prints a table per video if there are at most 10 videos. After an interrupt, the same command continues after the
@@ -31,6 +40,8 @@ def predict(config: dict[str, Any], workdir, video: str, out: str | None = None,
         video: a video, a folder or a list, see `find_videos`.
         out: a file that gets a line of JSON per video.
         features: an .npz file that gets the inputs of the head, see `save_features`.
+        shard: 'i/n' predicts part i of n of the videos, see `prediction_parts`.
+        merge: 'true' writes `out` and `features` from all parts.
     Raises:
         ConfigError: there is no checkpoint or no video, `out` does not hold predictions of these videos, or no video
             could be decoded.
@@ -38,6 +49,26 @@ def predict(config: dict[str, Any], workdir, video: str, out: str | None = None,
     """
     videos = find_videos(video, config["data"]["root"])
     require(out is None or out != features, f"--out={out} and --features={features} must be different files.")
+    require(merge in (None, "true", "false"), f"--merge={merge} must be true or false.")
+    if merge == "true":
+        require(shard is None, "--shard=i/n cannot be combined with --merge=true. First write all parts, then merge.")
+        _merge(videos, video, out, features)
+        return
+    part = None if shard is None else read_part(shard)
+    if part is not None:
+        require(out is not None, f"--shard={shard} needs --out=FILE.jsonl.")
+        videos, out, features = part.videos(videos), part.path(str(out)), features and part.path(features)
+    if videos:
+        _predict(config, workdir, videos, out, features, source=None if part else video)
+    if part is not None:
+        log(
+            f"The {len(videos)} predictions of --shard={shard} are written. When all {part.count} parts are, run the "
+            "command once with --merge=true in place of --shard."
+        )
+
+
+def _predict(config, workdir, videos: list[str], out: str | None, features: str | None, source: str | None) -> None:
+    """Predicts `videos`. If `source` is given, the value of --video, at least one of them must be decoded."""
     with ExitStack() as stack:
         if features:
             stack.enter_context(output_file(features, "features"))
@@ -70,9 +101,20 @@ def predict(config: dict[str, Any], workdir, video: str, out: str | None = None,
             f"Predicted {count} videos in {seconds:.1f} s, {count / seconds:.1f} videos/s. {num_bad} of them could not "
             "be decoded."
         )
-        require_decoded(output.num_decoded if output else count - num_bad, video)
+        if source is not None:
+            require_decoded(output.num_decoded if output else count - num_bad, source)
         if features:
             save_features(features, feature_rows)
+
+
+def _merge(videos: list[str], source: str, out: str | None, features: str | None) -> None:
+    """Writes `out` and `features` from their parts. At least one of the videos must have been decoded."""
+    require(out is not None, "--merge=true needs --out=FILE.jsonl, that of the parts.")
+    num_decoded = merge_predictions(str(out), videos)
+    if features:
+        merge_features(features, videos, save_features)
+    log(f"Wrote {out}: the predictions of {len(videos)} videos, of which {num_decoded} could be decoded.")
+    require_decoded(num_decoded, source)
 
 
 def _report(predictor: Predictor, prediction: Prediction, print_table: bool) -> dict[str, Any]:

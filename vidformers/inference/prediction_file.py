@@ -56,6 +56,11 @@ class PredictionFile:
         self._file.flush()
         self._count(row)
 
+    def lines(self) -> Iterator[bytes]:
+        """Yields all lines, each with its line break."""
+        self._file.seek(0)
+        yield from self._file
+
     def clear(self) -> None:
         """Removes all lines."""
         self._file.truncate(0)
