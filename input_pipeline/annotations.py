@@ -1,15 +1,25 @@
 """Manifests: the videos of one split with their labels, read and checked before a run starts."""
 
 import dataclasses
-import functools
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from input_pipeline.errors import DataError
 from input_pipeline.fields import shown
+from input_pipeline.labels import (
+    MANY,
+    ONE,
+    LabelNumbers,
+    found_names,
+    label_text,
+    refuse_separator,
+    require_many,
+    where,
+)
 from input_pipeline.sources import SOURCES, Entry, Listing, Source
 from input_pipeline.sources.files import read_text
 
@@ -21,7 +31,7 @@ class Record:
     Attributes:
         id: row in the manifest, from 0.
         path: a video file, a folder of JPEG frames, or a shard.
-        label: class number, or -1 if a test list gives no label.
+        label: class number, or -1 if a test list gives no label or the clips of the data have several labels.
         line: line in the list, from 1, or 0 if the list has no lines.
         start, end: seconds of the clip within the file. They apply only if the file holds more than the clip, see
             `videos.open_video`. None: the whole file.
@@ -30,6 +40,8 @@ class Record:
         name: identifies the video within the data set, independently of where this copy of it is stored.
         sha256: SHA-256 of the row of a prepared shard, or b"" if it is unknown.
         frames: the frames of a video in memory, uint8 (t y x 3), or None if they are read from `path`.
+        labels: class numbers in ascending order with data.labels='many', () for a clip that shows none of the classes.
+            None with one label, or if a test list gives no labels.
     """
 
     id: int
@@ -43,6 +55,18 @@ class Record:
     name: str = ""
     sha256: bytes = b""
     frames: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+    labels: tuple[int, ...] | None = None
+
+    @property
+    def has_label(self) -> bool:
+        return self.label >= 0 or self.labels is not None
+
+    @property
+    def class_numbers(self) -> tuple[int, ...]:
+        """The class numbers of the labels, whether the data have one label a clip or several."""
+        if self.labels is not None:
+            return self.labels
+        return (self.label,) if self.label >= 0 else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +121,14 @@ def read_classes(path, *, root, num_classes) -> tuple[str, ...]:
     return names
 
 
-def class_names(lists, *, source="csv", root, num_classes, classes=None, split=1) -> tuple[str, ...] | None:
+def class_names(lists, *, source="csv", root, num_classes, classes=None, split=1, labels=ONE) -> tuple[str, ...] | None:
     """Returns the class names by label: from the class file `classes` if given, otherwise from the source.
+
+    With several labels a clip, a source that does not order its class names has those that its list names, sorted.
 
     Args:
         lists: file names of lists. If the source takes the names from a list, it reads the first that exists.
-        source, root, num_classes, classes, split: see `read_manifest`.
+        source, root, num_classes, classes, split, labels: see `read_manifest`.
 
     Returns:
         The names by label, or None if the labels are only numbers.
@@ -111,8 +137,14 @@ def class_names(lists, *, source="csv", root, num_classes, classes=None, split=1
         DataError: the number of names is not `num_classes`, or the file that holds them has a mistake.
     """
     if classes is not None:
-        return read_classes(classes, root=root, num_classes=num_classes)
-    names = _find_source(source).classes(root, _find_list(lists, root, split))
+        names: tuple[str, ...] | None = read_classes(classes, root=root, num_classes=num_classes)
+        if labels == MANY:
+            refuse_separator(names, os.path.join(root, classes))
+        return names
+    reader, path = _find_source(source), _find_list(lists, root, split)
+    names = reader.classes(root, path)
+    if names is None and labels == MANY:
+        names = found_names(path, reader.read(path, root=root, split=split).entries)
     if names is not None and len(names) != num_classes:
         raise DataError(
             f"The {source} data in {root} have {len(names)} classes, but data.num_classes is {num_classes}."
@@ -132,6 +164,7 @@ def read_manifest(
     complete=False,
     missing="error",
     exclude=None,
+    labels=ONE,
 ) -> Manifest:
     """Reads and checks a manifest.
 
@@ -149,27 +182,42 @@ def read_manifest(
             an error, but is nearly always a mistake.
         missing: 'error', or 'leave_out' to leave out videos that do not exist.
         exclude: file of videos to leave out, one `relative_path` per line, or None.
+        labels: 'one' label a clip, or 'many', joined by semicolons.
 
     Raises:
-        DataError: the list has a mistake. The message names the file and line of the first one.
+        DataError: the list has a mistake. The message names the file and line of the first one. It is also raised if
+            `labels` is 'many' and the source has one label a video.
     """
     reader, lists = _find_source(source), _as_tuple(train) + _as_tuple(path)
+    if labels == MANY:
+        require_many(source)
     path = _find_list(path, root, split, source)
     listing = reader.read(path, root=root, split=split)
-    names = class_names(lists, source=source, root=root, num_classes=num_classes, classes=classes, split=split)
+    names = class_names(
+        lists, source=source, root=root, num_classes=num_classes, classes=classes, split=split, labels=labels
+    )
     source_names: Sequence[str] = ()
-    if classes is not None and any(isinstance(entry.label, int) for entry in listing.entries):
+    if classes is not None and any(isinstance(entry.label, (int, tuple)) for entry in listing.entries):
         source_names = reader.classes(root, _find_list(lists, root, split)) or ()
-    numbers = _LabelNumbers(names or (), source_names, num_classes, classes is not None)
-    labels = [numbers.class_number(entry, path, required=complete) for entry in listing.entries]
+    numbers = LabelNumbers(names or (), source_names, num_classes, classes is not None)
+    convert = numbers.class_numbers if labels == MANY else numbers.class_number
+    found = [convert(entry, path, required=complete) for entry in listing.entries]
     _refuse_empty_and_repeated(path, listing)
-    chosen, absent, excluded, unmatched = _choose(path, listing, labels, root, missing, exclude)
-    if complete and names is None and max(labels) + 1 != num_classes:
-        raise DataError(
-            f"{path}: the largest label is {max(labels)}, but data.num_classes is {num_classes}. Set "
-            f"data.num_classes={max(labels) + 1}, or set data.classes if some classes have no video."
-        )
+    chosen, absent, excluded, unmatched = _choose(path, listing, found, root, missing, exclude)
+    if complete and names is None:
+        _require_largest(path, found, num_classes)
     return Manifest(path, _records(chosen), names, _digest(chosen), listing.missing + absent, excluded, unmatched)
+
+
+def _require_largest(path, labels: list, num_classes: int) -> None:
+    """Raises DataError unless the largest of the class numbers in a training list is `num_classes` - 1."""
+    numbers = [number for label in labels for number in (label if isinstance(label, tuple) else (label,))]
+    largest = max(numbers, default=-1)
+    if largest + 1 != num_classes:
+        raise DataError(
+            f"{path}: the largest label is {largest}, but data.num_classes is {num_classes}. Set "
+            f"data.num_classes={largest + 1}, or set data.classes if some classes have no video."
+        )
 
 
 def _find_source(name) -> Source:
@@ -198,61 +246,6 @@ def _find_list(names, root, split, source=None) -> str:
     return (existing or paths)[0]
 
 
-@dataclasses.dataclass(frozen=True)
-class _LabelNumbers:
-    """Converts the labels of a list to class numbers.
-
-    Attributes:
-        names: class names in the order of the numbers, or ().
-        source_names: class names in the order of the number labels of the source. Empty unless a class file, whose
-            order may differ, is given.
-        num_classes: numbers are 0 to num_classes - 1.
-        has_class_file: whether `names` come from data.classes.
-    """
-
-    names: Sequence[str]
-    source_names: Sequence[str]
-    num_classes: int
-    has_class_file: bool
-
-    @functools.cached_property
-    def _number_of(self):
-        return {name: number for number, name in enumerate(self.names)}
-
-    def class_number(self, entry: Entry, path, required: bool) -> int:
-        """Returns the class number of an entry of the list `path`, or -1 if it has no label and `required` is False."""
-        where, label = _where(path, entry), entry.label
-        if isinstance(label, int) and 0 <= label < len(self.source_names):
-            label = self.source_names[label]
-        if label is None:
-            if required:
-                raise DataError(f"{where}: a training list must give a label.")
-            return -1
-        if label in self._number_of:
-            return self._number_of[label]
-        try:
-            if self.names and not self.has_class_file and isinstance(label, str):
-                raise ValueError  # a class name made of digits is not the position of that class in the order
-            number = int(label)
-        except ValueError:
-            raise DataError(f"{where}: the label {shown(label)} is not {self._expected()}.") from None
-        if not 0 <= number < self.num_classes:
-            raise DataError(
-                f"{where}: label {number} is out of range for data.num_classes={self.num_classes} "
-                f"(labels are 0 to {self.num_classes - 1})."
-            )
-        return number
-
-    def _expected(self):
-        if not self.names:
-            return "a number, and data.classes gives no names"
-        return "a name of data.classes" if self.has_class_file else f"one of the {len(self.names)} classes"
-
-
-def _where(path, entry):
-    return f"{path} line {entry.line}" if entry.line else f"{path}: {entry.name}"
-
-
 def _refuse_empty_and_repeated(path, listing: Listing) -> None:
     if not listing.entries and not listing.missing:
         raise DataError(f"{path} lists no videos.")
@@ -261,7 +254,7 @@ def _refuse_empty_and_repeated(path, listing: Listing) -> None:
         before = first.setdefault((entry.path, entry.start, entry.end, entry.position), entry)
         if before is not entry:
             repeated = f"{entry.name} is already on line {before.line}" if entry.line else "this video is listed twice"
-            raise DataError(f"{_where(path, entry)}: {repeated}.")
+            raise DataError(f"{where(path, entry)}: {repeated}.")
 
 
 def _choose(path, listing: Listing, labels, root, missing, exclude):
@@ -331,7 +324,7 @@ def _require_all(path, root, listing: Listing, absent) -> None:
     if absent_entries:
         first, others = absent_entries[0], len(absent_entries) - 1
         more = f", nor do {others} others of this list" if others else ""
-        raise DataError(f"{_where(path, first)}: {first.path} does not exist{more}.")
+        raise DataError(f"{where(path, first)}: {first.path} does not exist{more}.")
     if listing.missing:
         count = len(listing.entries) + len(listing.missing)
         raise DataError(
@@ -340,12 +333,12 @@ def _require_all(path, root, listing: Listing, absent) -> None:
         )
 
 
-def _records(chosen: list[tuple[Entry, int]]) -> tuple[Record, ...]:
+def _records(chosen: list[tuple[Entry, Any]]) -> tuple[Record, ...]:
     return tuple(
         Record(
             number,
             entry.path,
-            label,
+            label if isinstance(label, int) else -1,
             entry.line,
             entry.start,
             entry.end,
@@ -353,11 +346,12 @@ def _records(chosen: list[tuple[Entry, int]]) -> tuple[Record, ...]:
             entry.feature,
             entry.name,
             entry.sha256,
+            labels=label if isinstance(label, tuple) else None,
         )
         for number, (entry, label) in enumerate(chosen)
     )
 
 
-def _digest(chosen: list[tuple[Entry, int]]) -> str:
-    content = "".join(f"{entry.name}\0{label}\n" for entry, label in chosen)
+def _digest(chosen: list[tuple[Entry, Any]]) -> str:
+    content = "".join(f"{entry.name}\0{label_text(label)}\n" for entry, label in chosen)
     return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -108,16 +108,22 @@ class TrainAugment:
         for field in colour.CHANGES:
             require(field, not (self.colour_jitter and getattr(self, field)), "0 if data.colour_jitter is on")
 
+    def mirrored_label(self, label):
+        """Returns the label of the mirrored clip: a class number of a class number, a tuple of a tuple."""
+        if isinstance(label, tuple):
+            return tuple(map(self.mirrored_label, label))
+        return self.flip_swaps.get(label, label)
+
     def __call__(self, frames, label, rng: np.random.Generator):
         """Augments one clip that is in memory, see `sample`.
 
         Args:
             frames: (t, y, x, 3) uint8.
-            label: class number.
+            label: class number, or the class numbers of several labels.
             rng: generator of the random draws.
 
         Returns:
-            The clip, (t, size, size, 3) uint8, and its label, which a flip may swap.
+            The clip, (t, size, size, 3) uint8, and its label or labels, which a flip may swap.
         """
         sampled = self.sample(*frames.shape[1:3], rng)
         return sampled.finish(np.stack([sampled.crop(frame) for frame in frames]), label)
@@ -187,13 +193,13 @@ class SampledAugment:
 
         Args:
             clip: (t, size, size, 3) uint8, the crops of the frames. It may be changed.
-            label: class number.
+            label: class number, or the class numbers of several labels.
 
         Returns:
-            The clip, (t, size, size, 3) uint8, and its label, which a flip may swap.
+            The clip, (t, size, size, 3) uint8, and its label or labels, which a flip may swap.
         """
         if self.flipped:
-            clip, label = clip[:, :, ::-1], self.augment.flip_swaps.get(label, label)
+            clip, label = clip[:, :, ::-1], self.augment.mirrored_label(label)
         clip = apply_operations(self._recolour(np.ascontiguousarray(clip)), self.operations)
         if self.box:
             top, left, height, width = self.box

@@ -1,6 +1,5 @@
 """The rows of a batch: decoding and augmenting one video, and selecting the rows of one process."""
 
-import dataclasses
 import zlib
 from pathlib import PurePath
 
@@ -55,9 +54,16 @@ def videos_per_process(videos: int, process_count: int) -> int:
     return videos // process_count
 
 
-def load_train_rows(record, rng, *, sampler, augment, repeats, open_video):
-    """Returns `repeats` augmented clips of the same frames of one video, stacked along the first axis."""
+def load_train_rows(record, rng, *, sampler, augment, repeats, open_video, multi_hot=None):
+    """Returns `repeats` augmented clips of the same frames of one video, stacked along the first axis.
+
+    Args:
+        record, rng: the video, and the generator of the random draws.
+        sampler, augment, repeats, open_video: see `Pipeline.train_batches`.
+        multi_hot: the number of classes if clips have several labels, otherwise None, see `_row`.
+    """
     clips = np.zeros((repeats, sampler.frames, augment.size, augment.size, 3), np.uint8)
+    label = _label(record, multi_hot)
     sampled: list[SampledAugment] = []
 
     def crop(frame):
@@ -72,13 +78,14 @@ def load_train_rows(record, rng, *, sampler, augment, repeats, open_video):
             for clip, crop_of_clip in zip(clips, crops, strict=True):
                 clip[positions] = crop_of_clip
     except DecodeError as error:
-        rows = [_row(record, np.zeros_like(clips[0]), np.zeros(sampler.frames), error=str(error))] * repeats
+        index = np.zeros(sampler.frames)
+        rows = [_row(record, label, np.zeros_like(clips[0]), index, multi_hot, error=str(error))] * repeats
     else:
         remark = " ".join(remarks(video))
-        finished = [one.finish(clip, record.label) for clip, one in zip(clips, sampled, strict=True)]
+        finished = [one.finish(clip, label) for clip, one in zip(clips, sampled, strict=True)]
         # The frames were decoded once: only the first row counts them.
         rows = [
-            _row(dataclasses.replace(record, label=label), clip, index, remark, video.decoded * (number == 0))
+            _row(record, label, clip, index, multi_hot, remark, video.decoded * (number == 0))
             for number, (clip, label) in enumerate(finished)
         ]
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
@@ -89,12 +96,16 @@ def merge_repeats(batch):
     return {key: value.reshape(-1, *value.shape[2:]) for key, value in batch.items()}
 
 
-def load_val_row(record, *, sampler, clips, crops, size, short_side, resize, open_video):
-    """Returns all views of one video, (clips * crops, t, size, size, 3), the crops of a clip next to each other."""
+def load_val_row(record, *, sampler, clips, crops, size, short_side, resize, open_video, multi_hot=None):
+    """Returns all views of one video, (clips * crops, t, size, size, 3), the crops of a clip next to each other.
+
+    For `multi_hot` see `load_train_rows`.
+    """
+    label = _label(record, multi_hot)
     views = np.zeros((clips, crops, sampler.frames, size, size, 3), np.uint8)
     shape, no_index = (clips * crops, *views.shape[2:]), np.zeros((clips * crops, sampler.frames))
     if record.id == PADDING.id:
-        return _row(record, views.reshape(shape), no_index, error="")
+        return _row(record, label, views.reshape(shape), no_index, multi_hot, error="")
 
     def crop(frame):
         return test_crops(frame[None], size, crops, short_side, resize)[:, 0]
@@ -105,8 +116,9 @@ def load_val_row(record, *, sampler, clips, crops, size, short_side, resize, ope
         for frame_crops, (clip, position) in _each_frame(video, index, crop):
             views[clip, :, position] = frame_crops
     except DecodeError as error:
-        return _row(record, np.zeros(shape, np.uint8), no_index, error=str(error))
-    return _row(record, views.reshape(shape), np.repeat(index, crops, axis=0), " ".join(remarks(video)), video.decoded)
+        return _row(record, label, np.zeros(shape, np.uint8), no_index, multi_hot, error=str(error))
+    index, remark = np.repeat(index, crops, axis=0), " ".join(remarks(video))
+    return _row(record, label, views.reshape(shape), index, multi_hot, remark, video.decoded)
 
 
 def _each_frame(video, index, crop):
@@ -134,12 +146,25 @@ def video_seed(record: Record) -> int:
     return zlib.crc32(name.encode("utf-8", "surrogateescape"))
 
 
-def _row(record, clip, index, remark="", decoded=0, error: str | None = None):
-    """Returns one row of a batch. A row with an `error`, even an empty one, has mask 0."""
+def _label(record: Record, multi_hot: int | None) -> int | tuple[int, ...]:
+    return record.label if multi_hot is None else record.labels or ()
+
+
+def _row(record, label, clip, index, multi_hot, remark="", decoded=0, error: str | None = None):
+    """Returns one row of a batch. A row with an `error`, even an empty one, has mask 0.
+
+    The field `label` is the class number, or, if `multi_hot` is a number of classes, a vector of that length that is 1
+    for the class numbers in the tuple `label` and 0 for all others.
+    """
+    if multi_hot is None:
+        target = np.int32(label)
+    else:
+        target = np.zeros(multi_hot, np.float32)
+        target[list(label)] = 1
     return {
         "video": clip,
         "index": np.asarray(index, np.int32),
-        "label": np.int32(record.label),
+        "label": target,
         "mask": np.float32(error is None),
         "id": np.int32(record.id),
         "decoded": np.int32(decoded),

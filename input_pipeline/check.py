@@ -329,7 +329,7 @@ def _print_remarks(report):
 
 
 def _print_classes(split, records, names):
-    counts = collections.Counter(record.label for record in records if record.label >= 0)
+    counts = collections.Counter(number for record in records for number in record.class_numbers)
     if not counts:
         print_line(f"{split}: {len(records)} videos without labels.")
         return

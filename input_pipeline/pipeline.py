@@ -11,6 +11,7 @@ import grain
 from input_pipeline import motion_clips
 from input_pipeline.annotations import Manifest, Record, class_names, read_manifest
 from input_pipeline.augment import TrainAugment, crop_positions
+from input_pipeline.balance import training_order
 from input_pipeline.batches import (
     PADDING,
     ProcessRows,
@@ -21,6 +22,7 @@ from input_pipeline.batches import (
 )
 from input_pipeline.errors import DataError
 from input_pipeline.fields import annotations, mistakes, shown
+from input_pipeline.labels import MANY, ONE, swapped_labels
 from input_pipeline.paths import local_path
 from input_pipeline.prefetch import Batches, max_batch_bytes, require_memory
 from input_pipeline.samplers import long_sampler, make_sampler
@@ -58,6 +60,10 @@ class Pipeline:
         split: number of the official split, for data sets with several.
         missing: 'error', or 'leave_out' to leave out listed videos that do not exist.
         exclude: file of videos to leave out, as `check` writes it, or None.
+        labels: 'one' label a clip, or 'many': any number of labels, joined by semicolons in a list.
+        balance: 0 draws every training clip once in a pass. Above 0, the clips of a class are drawn in proportion to
+            its number of clips to the power of minus this number: with 1, all classes are drawn equally often. With
+            several labels, the rarest label of a clip counts. See `balance.training_order`.
         num_classes: labels are 0 to num_classes - 1.
         classes: class file with one name per line, or None for the classes of the source.
         frames: frames per clip.
@@ -97,6 +103,8 @@ class Pipeline:
     split: int = 1
     missing: str = "error"
     exclude: str | None = None
+    labels: str = ONE
+    balance: float = 0.0
     num_classes: int
     classes: str | None = None
     frames: int
@@ -139,7 +147,11 @@ class Pipeline:
                 object.__setattr__(self, field, local_path(f"data.{field}", os.fspath(path)))
         for field, expected in mistakes(vars(self), annotations(type(self))).items():
             self._require(field, False, expected)
-        for field, choices in (("source", (*SOURCES, "motion_clips")), ("missing", ("error", "leave_out"))):
+        for field, choices in (
+            ("source", (*SOURCES, "motion_clips")),
+            ("missing", ("error", "leave_out")),
+            ("labels", (ONE, MANY)),
+        ):
             self._require(field, getattr(self, field) in choices, " or ".join(map(repr, choices)))
         self._require(
             "name",
@@ -155,7 +167,7 @@ class Pipeline:
             f"at most {MAX_PIXELS // self.size**2:,} with data.size={self.size}: a clip has at most {MAX_PIXELS:,} "
             "pixels",
         )
-        for field in ("flip", "brightness", "saturation", "gamma", "hue", "max_bad_fraction"):
+        for field in ("balance", "flip", "brightness", "saturation", "gamma", "hue", "max_bad_fraction"):
             self._require(field, 0 <= getattr(self, field) <= 1, "from 0 to 1")
         if self.short_side is None:
             object.__setattr__(self, "short_side", default_short_side(self.size))
@@ -200,8 +212,14 @@ class Pipeline:
             num_classes=self.num_classes,
             classes=self.classes,
             split=self.split,
+            labels=self.labels,
         )
         return names or tuple(map(str, range(self.num_classes)))
+
+    @property
+    def multi_hot(self) -> int | None:
+        """The number of classes if clips have several labels, and so the width of the field `label`; otherwise None."""
+        return self.num_classes if self.labels == MANY else None
 
     @functools.cached_property
     def sampler(self) -> Sampler:
@@ -215,23 +233,8 @@ class Pipeline:
     @functools.cached_property
     def flip_map(self) -> dict[int, int]:
         """Label -> label of the mirrored clip, for the labels that `flip_swaps` and `flip_sides` swap."""
-        number_of = {name: label for label, name in enumerate(self.class_names)}
-        swapped = {}
-        for pair in (*self.flip_swaps, *(mirrored(self.class_names) if self.flip_sides else ())):
-            first, second = (number_of.get(entry, entry) for entry in pair)
-            for label, other in ((first, second), (second, first)):
-                if not isinstance(label, int) or not 0 <= label < self.num_classes:
-                    raise DataError(
-                        f"data.flip_swaps: {shown(label)} is neither a class name nor a label below "
-                        f"data.num_classes={self.num_classes}."
-                    )
-                if label in swapped or first == second:
-                    raise DataError(
-                        f"data.flip_swaps and data.flip_sides swap the class {shown(self.class_names[label])} twice or "
-                        "with itself. Name each class once."
-                    )
-                swapped[label] = other
-        return swapped
+        pairs = (*self.flip_swaps, *(mirrored(self.class_names) if self.flip_sides else ()))
+        return swapped_labels(pairs, self.class_names)
 
     def train_batches(self, *, batch_size, seed, start=0, process_index=0, process_count=1) -> Batches:
         """Returns an endless iterator over shuffled, augmented training batches.
@@ -251,7 +254,7 @@ class Pipeline:
             Iterator over dictionaries of arrays:
             `video`: uint8 (b, t, size, size, 3).
             `index`: int32 (b, t), the index of each frame in its video.
-            `label`: int32 (b,).
+            `label`: int32 (b,), the class number; with several labels float32 (b, num_classes), 1 for the labels.
             `mask`: float32 (b,), 0 for a row without data.
             `id`: int32 (b,), index of the video in the manifest.
             `decoded`: int32 (b,), number of frames that were decoded for the row.
@@ -273,14 +276,10 @@ class Pipeline:
             augment=self._augment(self.flip_map),
             repeats=self.repeats,
             open_video=self._open,
+            multi_hot=self.multi_hot,
         )
-        dataset = (
-            grain.MapDataset.source(self.train_manifest.records)
-            .seed(seed)
-            .shuffle()
-            .repeat()
-            .random_map(load)[start * videos : _MAX_VIDEOS]
-        )
+        order = training_order(self.train_manifest.records, self.num_classes, self.balance, seed)
+        dataset = order.random_map(load)[start * videos : _MAX_VIDEOS]
         # The processes divide the videos after random_map. Otherwise all processes would draw the same numbers.
         # The videos are batched before the workers divide the work. Otherwise the order would depend on the number of
         # workers.
@@ -317,7 +316,7 @@ class Pipeline:
         Returns:
             Iterator over dictionaries as from `train_batches`, with `video` uint8 (b, clips * crops, t, size, size, 3)
             and `index` (b, clips * crops, t). The crops of a clip are adjacent. Rows that fill up the last batch have
-            id -1, mask 0, label 0 and no error.
+            id -1, mask 0, label 0 (with several labels, none) and no error.
 
         Raises:
             DataError: the manifest has a mistake, `clips` or `crops` is out of range, or the batch does not divide
@@ -328,7 +327,7 @@ class Pipeline:
             raise DataError(f"eval.clips must be a whole number of at least 1, but is {shown(clips)}.")
         crop_positions(crops)  # raises here rather than in a worker
         records = self.val_manifest.records if records is None else tuple(records)
-        if any(record.label < 0 for record in records):
+        if not all(record.has_label for record in records):
             raise DataError(f"{self.val_manifest.path} gives no labels. Evaluation needs a list with labels.")
         count = math.ceil(len(records) / batch_size)
         padded = records + (PADDING,) * (count * batch_size - len(records))
@@ -341,6 +340,7 @@ class Pipeline:
             short_side=self.test_short_side,
             resize=self.resize,
             open_video=self._open,
+            multi_hot=self.multi_hot,
         )
         dataset = grain.MapDataset.source(padded).repeat(passes).map(load)
         dataset = ProcessRows(dataset, local_videos, process_index, process_count).batch(local_videos)
@@ -390,4 +390,5 @@ class Pipeline:
             complete=complete,
             missing=self.missing,
             exclude=self.exclude,
+            labels=self.labels,
         )

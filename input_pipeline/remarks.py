@@ -8,13 +8,17 @@ import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 from input_pipeline.annotations import Manifest, Record
+from input_pipeline.balance import class_counts
 from input_pipeline.errors import DataError
 from input_pipeline.fields import shown
 from input_pipeline.pipeline import Pipeline
 from input_pipeline.sources.something import mirrored
 
 _THREADS, _CHUNK = 16, 1000  # a network disk answers slowly, but many questions at once
+_FEW_VIDEOS, _MAX_NAMED = 10, 10  # videos of a rare class, and classes that are named
 _MIN_SHARE = 0.5  # of the shorter side of a frame that a crop shows
 
 
@@ -161,6 +165,27 @@ def flip_remarks(pipeline: Pipeline) -> Iterator[str]:
             f"right, such as {shown(first)} and {shown(second)} (pairs of classes: {len(unswapped)}). Set "
             "data.flip_sides=True to swap these labels, or data.flip=0.0."
         )
+
+
+def class_remarks(pipeline: Pipeline) -> Iterator[str]:
+    """Yields sentences about training clips without labels, and about classes with few clips."""
+    records = pipeline.train_manifest.records
+    without = sum(record.labels == () for record in records)
+    if without:
+        yield (
+            f"{without} of {len(records)} training videos have no label. With data.labels=many they count as videos "
+            "that show none of the classes."
+        )
+    counts = class_counts(records, pipeline.num_classes)
+    few = [number for number in np.argsort(counts, kind="stable") if counts[number] < _FEW_VIDEOS]
+    if not few:
+        return
+    names = ", ".join(f"{pipeline.class_names[number]} {counts[number]}" for number in few[:_MAX_NAMED])
+    more = f" and {len(few) - _MAX_NAMED} more" if len(few) > _MAX_NAMED else ""
+    advice = ""
+    if counts.max() >= 2 * counts.min() and not pipeline.balance:
+        advice = " data.balance=1.0 draws rare classes as often as others, train.class_weights=1.0 weighs them more."
+    yield f"Classes with fewer than {_FEW_VIDEOS} training videos: {names}{more}.{advice}"
 
 
 def _crop_remarks(pipeline: Pipeline) -> Iterator[str]:

@@ -18,7 +18,7 @@ from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.files import atomic_file, is_temporary, remove_temporaries, require_lines, write_text
 from input_pipeline.json_files import JsonError, open_regular, parse_json, read_json
 from input_pipeline.outputs import is_lock, locked
-from input_pipeline.shards import FIELDS, FORMAT, SUMS, read_shard, write_shard
+from input_pipeline.shards import FIELDS, FORMAT, LABELS, SUMS, read_shard, write_shard
 from input_pipeline.transcode import Encoding, Task
 
 SPLITS = ("train", "val")
@@ -263,7 +263,7 @@ def _read_metadata(folder, job) -> list[dict]:
 def _list_text(clips, split, source_digest) -> str:
     """Returns the text of train.json or val.json: one JSON object with one line for every clip."""
     head = json.dumps({"format": FORMAT, "split": split, "source_digest": source_digest})
-    lines = ",\n".join(json.dumps({field: row[field] for field in FIELDS}) for row in clips)
+    lines = ",\n".join(json.dumps({field: row[field] for field in (*FIELDS, LABELS) if field in row}) for row in clips)
     return f'{head[:-1]}, "clips": [\n{lines}\n]}}\n'
 
 

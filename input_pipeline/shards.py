@@ -18,6 +18,7 @@ FORMAT = 1  # increase it if older readers would misread the lists or the record
 FIELDS = ("name", "shard", "position", "label", "frames", "fps", "width", "height", "bytes", "sha256")
 SUMS = "SHA256SUMS"  # the digests of all files that `prepare` wrote, as `sha256sum --check` reads them
 _LARGEST_LIST = 2**31  # bytes, for ten million clips
+LABELS = "labels"  # the field of a clip that may have several labels
 _TEXTS = ("train.json", "val.json", "classes.txt")
 
 # Videos are already compressed. To return one record, ArrayRecord reads its whole group, so a group is one record.
@@ -102,7 +103,8 @@ def read_rows(path: str) -> list[dict]:
     Returns:
         One dictionary per clip, in the order of the list, with the keys `FIELDS`: `name` of the source video, `shard`
         (file beside the list), `position` of the record in it, `label` (from 0, or -1 without a label), number of
-        `frames`, `fps` (a fraction as text), `width` and `height` (pixels), `bytes` and `sha256` of the record.
+        `frames`, `fps` (a fraction as text), `width` and `height` (pixels), `bytes` and `sha256` of the record. A clip
+        with several labels has -1 as its `label`, and a list `labels`.
 
     Raises:
         DataError: the file is missing or is not such a list.
@@ -158,6 +160,7 @@ def _is_clip(row: dict) -> bool:
         all(isinstance(row[field], str) for field in ("name", "shard", "sha256"))
         and all(type(row[field]) is int for field in ("label", "position"))
         and row["position"] >= 0
+        and (LABELS not in row or isinstance(row[LABELS], list) and all(type(number) is int for number in row[LABELS]))
         and os.path.basename(row["shard"]) == row["shard"] != ""
         and re.fullmatch("[0-9a-f]{64}", row["sha256"]) is not None
     )

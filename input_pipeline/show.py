@@ -99,7 +99,8 @@ def val_rows(pipeline, video, clips, crops, frames=None):
 
 
 def _text(pipeline, record, label, error):
-    name = pipeline.class_names[label] if label >= 0 else "no label"
+    numbers = np.flatnonzero(label) if label.ndim else [label] * int(label >= 0)
+    name = "; ".join(pipeline.class_names[number] for number in numbers) or "no label"
     place = "" if record.position is None else f" #{record.position}"
     lines = [name, os.path.basename(record.path) + place, error.decode("utf-8", "replace")]
     return "\n".join(line for line in lines if line)

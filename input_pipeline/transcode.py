@@ -22,7 +22,7 @@ from input_pipeline.decode import DECODER_ERRORS, METADATA_OPTIONS
 from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.frame_rate import frame_rate
 from input_pipeline.sampling import steady_times
-from input_pipeline.shards import read_video
+from input_pipeline.shards import LABELS, read_video
 from input_pipeline.videos import open_video, remarks
 
 # One thread: with more, the bytes would depend on the number of threads. cpu-independent: x264 uses its C functions
@@ -81,7 +81,8 @@ def run(task: Task) -> tuple[dict, bytes | None]:
 
     Returns:
         The metadata and the clip. The metadata are `name`, `label`, `frames`, `fps`, `width`, `height`, `bytes`,
-        `sha256` and `source_bytes`, and also `path` and `remarks` if `videos.remarks` has any. For a video that cannot
+        `sha256` and `source_bytes`, also `labels` if the clip may have several, and `path` and `remarks` if
+        `videos.remarks` has any. For a video that cannot
         be decoded they are `name`, `label`, `path` and `reason`, and the clip is None.
     """
     try:
@@ -91,6 +92,8 @@ def run(task: Task) -> tuple[dict, bytes | None]:
     except (DecodeError, *DECODER_ERRORS) as error:
         return failed(task, f"{error}" or type(error).__name__), None
     metadata = {"name": task.record.name, "label": task.record.label, **metadata, "source_bytes": source_bytes}
+    if task.record.labels is not None:
+        metadata[LABELS] = list(task.record.labels)
     if noted := remarks(video):
         metadata |= {"path": task.record.path, "remarks": " ".join(noted)}
     return metadata, data

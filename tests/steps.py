@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from tiny import clips, make, quick_jit
 
+from vidformers.training.loss import Loss
 from vidformers.training.optim import make_optimizer
 from vidformers.training.step import State, make_step
 
@@ -43,7 +44,7 @@ def training(name, accumulate=1):
     graph, parameters = make(name, **SMALLER.get(name, {}))
     optimizer, schedule = make_optimizer(10, 1, **SGD)
     ema, ema_decay = (jax.tree.map(np.copy, parameters), EMA_DECAY) if name == WITH_EMA else ((), None)
-    options = dict(seed=0, accumulate=accumulate, label_smoothing=SMOOTHING, ema_decay=ema_decay)
+    options = dict(seed=0, accumulate=accumulate, loss=Loss(SMOOTHING), ema_decay=ema_decay)
     step = make_step(graph, optimizer, schedule, **options)
     return step, State(np.int32(0), parameters, zeros_of(optimizer, parameters), ema)
 

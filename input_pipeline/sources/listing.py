@@ -9,7 +9,8 @@ class Entry(NamedTuple):
     Attributes:
         name: identifies the video within the data set, independently of where a copy is stored. Part of the digest.
         path: a video file, a folder of frames, or a shard.
-        label: class name, class number in the order of `Source.classes`, or None if a test list gives no label.
+        label: class name, class number in the order of `Source.classes`, or None if a test list gives no label. A text
+            may hold several names or numbers, joined by semicolons; several class numbers are a tuple.
         line: line in the list, from 1, or 0 if the list has no lines.
         start, end: seconds of the clip within the file. They apply only if the file holds more than the clip. None: the
             whole file.
@@ -20,7 +21,7 @@ class Entry(NamedTuple):
 
     name: str
     path: str
-    label: str | int | None
+    label: str | int | tuple[int, ...] | None
     line: int
     start: float | None = None
     end: float | None = None

@@ -3,7 +3,7 @@
 import os
 
 from input_pipeline.errors import DataError
-from input_pipeline.shards import read_rows
+from input_pipeline.shards import LABELS, read_rows
 from input_pipeline.sources.listing import Entry, Listing
 
 TRAIN, VAL = ("train.json",), ("val.json",)
@@ -18,7 +18,7 @@ def read(path, *, root, split) -> Listing:
             Entry(
                 row["name"],
                 os.path.join(folder, row["shard"]),
-                None if row["label"] < 0 else row["label"],
+                _label(row),
                 line,
                 position=row["position"],
                 sha256=bytes.fromhex(row["sha256"]),
@@ -26,6 +26,12 @@ def read(path, *, root, split) -> Listing:
             for line, row in enumerate(read_rows(path), start=2)  # line 1 is the head of the list and holds no clip
         )
     )
+
+
+def _label(row: dict) -> int | tuple[int, ...] | None:
+    if LABELS in row:
+        return tuple(row[LABELS])
+    return None if row["label"] < 0 else row["label"]
 
 
 def classes(root, train) -> tuple[str, ...]:

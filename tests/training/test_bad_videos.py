@@ -15,7 +15,11 @@ def make(videos, batch_size, fraction, repeats=1, count=0):
     records = [SimpleNamespace(path=f"{number}.mp4") for number in range(videos)]
     setup = SimpleNamespace(
         pipeline=SimpleNamespace(
-            train_manifest=SimpleNamespace(records=records), max_bad_fraction=fraction, repeats=repeats
+            train_manifest=SimpleNamespace(records=records),
+            max_bad_fraction=fraction,
+            repeats=repeats,
+            num_classes=1,
+            balance=0.0,
         ),
         train_config=SimpleNamespace(batch_size=batch_size),
     )

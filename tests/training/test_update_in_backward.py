@@ -13,6 +13,7 @@ from vidformers import ConfigError
 from vidformers.parallel.batch import put_batch
 from vidformers.parallel.mesh import make_mesh, with_mesh
 from vidformers.parallel.state import replicated_sharding, state_shardings
+from vidformers.training.loss import Loss
 from vidformers.training.optim import make_optimizer
 from vidformers.training.step import State, initial_state, make_step
 from vidformers.training.update_in_backward import REST, merge_stages, split_stages
@@ -37,7 +38,7 @@ def step_and_state(name, in_backward, optimizer, **options):
     graph, parameters = make(name, remat="full", dtype="float64", **options)
     parameters = jax.tree.map(np.float64, parameters)
     optimizer, schedule = make_optimizer(10, 1, schedule="constant", ema_decay=0.75, **optimizer)
-    step = make_step(graph, optimizer, schedule, seed=0, label_smoothing=0.1, ema_decay=0.75, in_backward=in_backward)
+    step = make_step(graph, optimizer, schedule, seed=0, loss=Loss(0.1), ema_decay=0.75, in_backward=in_backward)
     return step, State(np.int32(0), parameters, zeros_of(optimizer, parameters), parameters)
 
 

@@ -28,19 +28,22 @@ def batch_sharding(mesh: Mesh, name: str, ndim: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES, *[None] * (ndim - axes_after_frames - 2), "context"))
 
 
-def abstract_batch(mesh: Mesh, video: tuple[int, ...], stop: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(
+    mesh: Mesh, video: tuple[int, ...], stop: bool = False, multi_hot: int | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns a batch of `jax.ShapeDtypeStruct` with shardings, for which a step can be compiled.
 
     Args:
         mesh: the device mesh.
         video: the global shape of the field `video` (b ... t y x c).
         stop: whether the batch has the field `stop`, by which the processes of a run agree to stop.
+        multi_hot: the number of classes if clips have several labels, and None if `label` is a class number.
     """
     rows = video[:1]
     fields = {
         "video": (video, np.uint8),
         "index": (video[:-3], np.int32),
-        "label": (rows, np.int32),
+        "label": (rows, np.int32) if multi_hot is None else ((*rows, multi_hot), np.float32),
         "mask": (rows, np.float32),
     } | ({"stop": (rows, np.float32)} if stop else {})
     return {

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from input_pipeline import DataError
+from input_pipeline.balance import max_draws
 from input_pipeline.remarks import max_bad_videos
 from vidformers.parallel.processes import allgather_strings
 from vidformers.progress import log
@@ -18,7 +19,8 @@ class BadVideos:
     """Counts the training videos that could not be decoded, logs each file once, and stops a run with too many of them.
 
     The videos of all steps form a sequence, in which every pass over the data has each video once. A step may hold the
-    end of one pass and the start of the next, or several whole passes. A video counts once in each pass.
+    end of one pass and the start of the next, or several whole passes. A video counts once in each pass. With
+    data.balance a pass may draw a video several times, and each time counts.
 
     Attributes:
         clips_by_path: {path of a video: number of its clips that this process left out}. The dict is replaced,
@@ -35,6 +37,9 @@ class BadVideos:
         self.clips_by_path, self.count_in_pass = clips_by_path, count_in_pass
         self._remarks = VideoRemarks(self.records)
         self._limit = max_bad_videos(len(self.records), setup.pipeline.max_bad_fraction)
+        if self._limit:  # one bad video is tolerated, however often data.balance draws it
+            pipeline = setup.pipeline
+            self._limit = max(self._limit, max_draws(self.records, pipeline.num_classes, pipeline.balance))
         self._videos_per_step = setup.train_config.batch_size // setup.pipeline.repeats
         self._has_warned = False
         # {step: the passes of the bad videos of this process}, of steps that `count_global` has not seen.

@@ -20,7 +20,9 @@ class TrainConfig:
         log_every_steps: steps between two log lines.
         eval_every_steps, eval_every_epochs: interval of the periodic evaluations, which use one centre view. If neither
             is given, the only evaluation is at the end.
-        label_smoothing: share of the target that is spread over all classes.
+        label_smoothing: share of the target that is spread over all classes, see `loss.Loss`.
+        class_weights: the weight of a class in the loss is its number of training clips to the power of minus this
+            number, scaled to a mean of 1 over the clips. 0 weighs all clips equally, 1 all classes.
         profile_steps: (first, last) step to trace for Perfetto and XProf; () traces none.
         peak_tflops: the peak of one device for `train/mfu`, in 1e12 floating-point operations per second. None takes
             the published bfloat16 peak. If that is unknown, `train/mfu` is not written.
@@ -39,6 +41,7 @@ class TrainConfig:
     eval_every_steps: int | None = None
     eval_every_epochs: float | None = None
     label_smoothing: float = 0.0
+    class_weights: float = 0.0
     profile_steps: tuple[int, ...] = ()
     peak_tflops: float | None = None
     mixup: float = 0.0
@@ -71,6 +74,7 @@ class TrainConfig:
             0 <= self.label_smoothing < 1,
             f"train.label_smoothing={self.label_smoothing} must be at least 0 and below 1.",
         )
+        require(0 <= self.class_weights <= 1, f"train.class_weights={self.class_weights} must be from 0 to 1.")
         require(
             self.mixing is None or self.batch_size >= 2 * self.accumulate,
             f"train.batch_size={self.batch_size} must be at least 2 x train.accumulate={self.accumulate}, so that "

@@ -52,7 +52,7 @@ class Mixing:
 
         Args:
             video: (b t y x c) uint8, or floats.
-            targets: (b n) float, with label smoothing already applied.
+            targets: a tree of floats (b n), such as targets with label smoothing already applied. Each array is mixed.
             mask: (b), 0 for a row without data. Such a row is not mixed, and neither is the row whose partner it is.
             key: the random key. The random numbers of a row depend only on the key and on the row number.
 
@@ -71,7 +71,7 @@ class Mixing:
             mixed = jnp.round(mixed)
         # Select instead of multiplying by 0: pixels of masked rows may be NaN.
         mixed = jnp.where(weight > 0, mixed, clip).astype(video.dtype)
-        return mixed, targets + share * (_partner(targets) - targets)
+        return mixed, jax.tree.map(lambda x: x + share * (_partner(x) - x), targets)
 
     def _draw(self, key, rows: int, height: int, width: int):
         """Draws the partner's share (b) and weight (b y x). The share is the mean of the weight over the frame."""

@@ -7,12 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
 from input_pipeline import Pipeline
+from input_pipeline.balance import class_counts, class_weights
 from input_pipeline.prefetch import require_memory
-from input_pipeline.remarks import check_training_data, check_validation_data
+from input_pipeline.remarks import check_training_data, check_validation_data, class_remarks
 from vidformers.errors import ConfigError, require
 from vidformers.models.encoder import Stage
 from vidformers.models.registry import MODELS, build
@@ -24,6 +26,7 @@ from vidformers.parallel.target import traced_for
 from vidformers.pretrained import Init, Pretrained, load
 from vidformers.training.config import TrainConfig
 from vidformers.training.evaluate import EvalProtocol, Evaluator
+from vidformers.training.loss import Loss
 from vidformers.training.optim import OptimConfig, duration_in_steps, make_optimizer
 from vidformers.training.sections import check_sections
 from vidformers.training.step import State, initial_state, make_step
@@ -38,6 +41,7 @@ class Setup:
         train_config, protocol, optim, init: its sections `train`, `eval`, `optim` and `init`. `protocol` is that of
             the final evaluation and of `--mode=eval`.
         pipeline: the data pipeline, from its section `data`.
+        loss: the loss of a clip.
         make_model: rngs -> the model.
         graph: the graph definition of the model.
         optimizer: the optax transformation.
@@ -54,6 +58,7 @@ class Setup:
     optim: OptimConfig
     init: Init
     pipeline: Pipeline
+    loss: Loss
     mesh: jax.sharding.Mesh
     make_model: partial
     graph: nnx.GraphDef
@@ -147,6 +152,7 @@ def set_up(
     config = config | {"data": {name: getattr(pipeline, name) for name in config["data"]}}  # without None for defaults
     if clips_per_epoch is None:
         remarks = _check_data(pipeline, train_config, protocol, training)
+    loss = _loss(pipeline, train_config, reads_data=training and clips_per_epoch is None)
     mesh = make_mesh(**config["mesh"], devices=devices)
     if training:
         train_config.check_devices(num_batch_shards(mesh))
@@ -169,15 +175,11 @@ def set_up(
     _check_in_backward(config, train_config, optim_config)
     make_model = partial(build, **config["model"])
     graph, abstract = abstract_state(make_model, optimizer, optim_config.ema_decay, mesh)
-    for name in optim_config.frozen:
-        require(
-            name in abstract.parameters,
-            f"optim.frozen={name!r} must name modules of the model: {', '.join(abstract.parameters)}.",
-        )
+    _check_frozen(optim_config, abstract)
     setup = Setup(
         config=config, train_config=train_config, protocol=protocol, optim=optim_config, init=sections.init,
-        pipeline=pipeline, mesh=mesh, make_model=make_model, graph=graph, optimizer=optimizer, schedule=schedule,
-        abstract=abstract, total_steps=total_steps, eval_every=eval_every, remarks=tuple(remarks),
+        pipeline=pipeline, loss=loss, mesh=mesh, make_model=make_model, graph=graph, optimizer=optimizer,
+        schedule=schedule, abstract=abstract, total_steps=total_steps, eval_every=eval_every, remarks=tuple(remarks),
     )  # fmt: skip
     setup.evaluator(protocol)  # refuses an eval.batch_size that cannot be divided among the devices
     return setup
@@ -192,9 +194,20 @@ def _check_data(pipeline: Pipeline, config: TrainConfig, protocol: EvalProtocol,
         require_memory(views * view_bytes, pipeline.workers, pipeline.prefetch, "eval.batch_size")
     skips_bad = protocol.on_bad == "skip"
     if training:
-        return check_training_data(pipeline, config.batch_size, skips_bad)
+        return [*check_training_data(pipeline, config.batch_size, skips_bad), *class_remarks(pipeline)]
     check_validation_data(pipeline, skips_bad)
     return []
+
+
+def _loss(pipeline: Pipeline, config: TrainConfig, reads_data: bool) -> Loss:
+    """Returns the loss. Its class weights are all 1 unless the data are read."""
+    weights = None
+    if config.class_weights:
+        counts = np.ones(pipeline.num_classes, int)
+        if reads_data:
+            counts = class_counts(pipeline.train_manifest.records, pipeline.num_classes)
+        weights = class_weights(counts, config.class_weights)
+    return Loss(config.label_smoothing, weights, several_labels=pipeline.multi_hot is not None)
 
 
 def _check_context(config: dict, mesh) -> None:
@@ -229,6 +242,14 @@ def _check_best(best: str, protocol: EvalProtocol) -> None:
     protocols = (replace(protocol, clips=1, crops=1), protocol)
     metrics = [f"val/{name}@{protocol.name}" for protocol in protocols for name in ("top1", "top5", "mean_class_top1")]
     require(best in metrics, f"checkpoint.best={best} must be one of {', '.join(dict.fromkeys(metrics))}.")
+
+
+def _check_frozen(optim: OptimConfig, abstract: State) -> None:
+    for name in optim.frozen:
+        require(
+            name in abstract.parameters,
+            f"optim.frozen={name!r} must name modules of the model: {', '.join(abstract.parameters)}.",
+        )
 
 
 def _check_in_backward(config: dict, train_config: TrainConfig, optim: OptimConfig) -> None:
@@ -285,7 +306,7 @@ def trace_training_step(setup: Setup, **changes) -> jax.stages.Traced:
         setup.schedule,
         seed=setup.config["seed"],
         accumulate=accumulate,
-        label_smoothing=config.label_smoothing,
+        loss=setup.loss,
         ema_decay=setup.optim.ema_decay,
         frozen=setup.optim.frozen,
         in_backward=in_backward,
@@ -293,7 +314,7 @@ def trace_training_step(setup: Setup, **changes) -> jax.stages.Traced:
     )
     data = setup.config["data"]
     video = (config.batch_size, data["frames"], data["size"], data["size"], 3)
-    batch = abstract_batch(setup.mesh, video, stop=jax.process_count() > 1)
+    batch = abstract_batch(setup.mesh, video, stop=jax.process_count() > 1, multi_hot=setup.pipeline.multi_hot)
     return trace_step(step, setup.mesh, setup.step_abstract, batch)
 
 

@@ -12,6 +12,7 @@ from flax import nnx
 
 from vidformers.models.fuse import fuse_projections
 from vidformers.parallel.state import stack_layers
+from vidformers.training.loss import Loss
 from vidformers.training.mixing import Mixing
 from vidformers.training.optim import frozen_mask
 from vidformers.training.update_in_backward import value_and_update
@@ -42,11 +43,12 @@ def initial_state(make_model, optimizer, ema_decay, seed: int) -> State:
 def make_step(graph, optimizer, schedule, **options):
     """Returns the training step (state, batch) -> (state, metrics), to be jitted with the state donated.
 
-    The batch is {video (b t y x c), index (b t), label (b), mask (b)}. `index` holds the indices of the
-    frames in the source video. In a run of several processes the batch also holds `stop` (b), which is 1 in the rows of
-    a process that was asked to stop. Then metrics['stop'] is 1 if any process was asked to stop, 0 otherwise.
+    The batch is {video (b t y x c), index (b t), label (b), mask (b)}. `index` holds the indices of the frames in the
+    source video. With several labels a clip, `label` is (b n). In a run of several processes the batch also holds
+    `stop` (b), which is 1 in the rows of a process that was asked to stop. Then metrics['stop'] is 1 if any process was
+    asked to stop, 0 otherwise.
 
-    The loss is the cross-entropy averaged over the rows of the whole batch that have mask 1.
+    The loss of the step is that of its clips, averaged over the rows of the whole batch that have mask 1.
 
     Args:
         graph: the graph definition of the model.
@@ -65,7 +67,7 @@ class _Step:
         seed: seeds dropout, stochastic depth and mixing, together with the number of the step.
         accumulate: the number of micro-batches. Their gradients are summed before the update, so the number does not
             change the loss.
-        label_smoothing: the share of the target that is spread over all classes.
+        loss: the loss of a clip. With several labels a clip has no single class, so the metrics hold no top-1.
         ema_decay: the decay of the EMA of the parameters, or None.
         frozen: the top-level modules whose gradient is not computed.
         in_backward: updates the layers of each stage in the backward pass. Cannot be combined with `accumulate` or
@@ -79,7 +81,7 @@ class _Step:
     schedule: Callable
     seed: int
     accumulate: int = 1
-    label_smoothing: float = 0.0
+    loss: Loss = Loss()
     ema_decay: float | None = None
     frozen: tuple = ()
     in_backward: bool = False
@@ -94,7 +96,7 @@ class _Step:
         if self.ema_decay:
             ema = optax.incremental_update(parameters, ema, 1 - self.ema_decay)
         metrics = {"loss": loss, "count": count, "gradient_norm": norm, "lr": self.schedule(state.step)}
-        if self.mixing is None:
+        if self.mixing is None and not self.loss.several_labels:
             metrics["top1"] = accuracy
         if "stop" in batch:
             metrics["stop"] = batch["stop"].max()
@@ -152,11 +154,13 @@ class _Step:
         mask = batch["mask"]
         # Zero the masked rows before the model: a NaN in their pixels must reach neither the loss nor a gradient.
         video = jnp.where(mask[:, None, None, None, None] > 0, batch["video"], 0)
-        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], model.num_classes), self.label_smoothing)
+        targets = self.loss.targets(batch["label"], model.num_classes)
         if self.mixing is not None:
             key, mixing_key = jax.random.split(key)
             video, targets = self.mixing(video, targets, mask, mixing_key)
         logits = model(video, key, batch.get("index"))
-        losses = optax.softmax_cross_entropy(logits, targets)
+        losses = self.loss(logits, targets)
+        if self.loss.several_labels:
+            return (losses * mask).sum(), jnp.zeros(())
         correct = jnp.argmax(logits, axis=-1) == batch["label"]
         return (losses * mask).sum(), (correct * mask).sum()

@@ -1,0 +1,184 @@
+"""Labels: from the text of a list to class numbers, with one label a clip or several."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+
+from input_pipeline.errors import DataError
+from input_pipeline.fields import shown
+from input_pipeline.sources.listing import Entry
+
+ONE, MANY = "one", "many"  # the values of data.labels
+_SEPARATOR = ";"
+# The sources whose lists are written by users. All others have one label a video by their layout.
+_SOURCES_OF_MANY = ("csv", "lists", "frames", "shards")
+
+
+def require_many(source: str) -> None:
+    """Raises DataError if the lists of a source cannot give several labels a clip."""
+    if source not in _SOURCES_OF_MANY:
+        raise DataError(
+            f"data.labels='many' reads lists with several labels a video, but data.source={source!r} gives one label a "
+            "video. Set data.source=csv and write the labels into a csv file, joined by semicolons; or set "
+            "data.labels=one."
+        )
+
+
+def refuse_separator(names: Iterable[str], path) -> None:
+    """Raises DataError if one of the class names in the class file `path` holds the separator of labels."""
+    for name in names:
+        if _SEPARATOR in name:
+            raise DataError(
+                f"{path}: the class name {shown(name)} holds a semicolon, which separates labels with "
+                "data.labels=many. Give the class another name."
+            )
+
+
+def split_labels(text: str) -> list[str]:
+    """Returns the labels of a field of a list, which are joined by semicolons. An empty field has none."""
+    return [label.strip() for label in text.split(_SEPARATOR)] if text.strip() else []
+
+
+def found_names(path, entries: Iterable[Entry]) -> tuple[str, ...] | None:
+    """Returns the names of all labels of a list, sorted, or None if all of them are numbers.
+
+    Args:
+        path: the list, for error messages.
+        entries: its videos. Labels that are numbers of a source already have no names.
+
+    Raises:
+        DataError: the labels of a video are not joined by single semicolons.
+    """
+    names = {name for entry in entries if isinstance(entry.label, str) for name in _separate(path, entry)}
+    return None if all(map(str.isdecimal, names)) else tuple(sorted(names))
+
+
+def _separate(path, entry: Entry) -> Sequence[str | int]:
+    """Returns the labels of an entry that has several."""
+    if not isinstance(entry.label, str):
+        return entry.label if isinstance(entry.label, tuple) else (entry.label,)
+    labels = split_labels(entry.label)
+    if "" in labels:
+        raise DataError(
+            f"{where(path, entry)}: a semicolon in {shown(entry.label)} has no label on one side. Write LABEL;LABEL."
+        )
+    return labels
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelNumbers:
+    """Converts the labels of a list to class numbers.
+
+    Attributes:
+        names: class names in the order of the numbers, or ().
+        source_names: class names in the order of the number labels of the source. Empty unless a class file, whose
+            order may differ, is given.
+        num_classes: numbers are 0 to num_classes - 1.
+        has_class_file: whether `names` come from data.classes.
+    """
+
+    names: Sequence[str]
+    source_names: Sequence[str]
+    num_classes: int
+    has_class_file: bool
+
+    @functools.cached_property
+    def _number_of(self):
+        return {name: number for number, name in enumerate(self.names)}
+
+    def class_number(self, entry: Entry, path, required: bool) -> int:
+        """Returns the class number of an entry of the list `path`, or -1 if it has no label and `required` is False.
+
+        Raises:
+            DataError: the label is not one of the classes, or there are several.
+        """
+        if entry.label is None:
+            return self._without_label(entry, path, required)
+        if isinstance(entry.label, tuple):
+            raise DataError(f"{where(path, entry)}: the clip has several labels. Set data.labels=many.")
+        return self._number(entry.label, where(path, entry), splits=False)
+
+    def class_numbers(self, entry: Entry, path, required: bool) -> tuple[int, ...] | int:
+        """Returns the class numbers of an entry with several labels, in ascending order.
+
+        An entry without any label has -1 if `required` is False. That differs from an empty text, which has ().
+
+        Raises:
+            DataError: a label is not one of the classes, or is given twice.
+        """
+        if entry.label is None:
+            return self._without_label(entry, path, required)
+        labels = _separate(path, entry)
+        numbers = [self._number(label, where(path, entry), splits=True) for label in labels]
+        for index, number in enumerate(numbers):
+            if number in numbers[:index]:
+                raise DataError(f"{where(path, entry)}: the label {shown(labels[index])} is given twice.")
+        return tuple(sorted(numbers))
+
+    def _without_label(self, entry: Entry, path, required: bool) -> int:
+        if required:
+            raise DataError(f"{where(path, entry)}: a training list must give a label.")
+        return -1
+
+    def _number(self, label: str | int, place: str, splits: bool) -> int:
+        if isinstance(label, int) and 0 <= label < len(self.source_names):
+            label = self.source_names[label]
+        if label in self._number_of:
+            return self._number_of[label]
+        try:
+            if self.names and not self.has_class_file and isinstance(label, str):
+                raise ValueError  # a class name made of digits is not the position of that class in the order
+            number = int(label)
+        except ValueError:
+            advice = "" if splits or _SEPARATOR not in str(label) else " Several labels need data.labels=many."
+            raise DataError(f"{place}: the label {shown(label)} is not {self._expected()}.{advice}") from None
+        if not 0 <= number < self.num_classes:
+            raise DataError(
+                f"{place}: label {number} is out of range for data.num_classes={self.num_classes} "
+                f"(labels are 0 to {self.num_classes - 1})."
+            )
+        return number
+
+    def _expected(self):
+        if not self.names:
+            return "a number, and data.classes gives no names"
+        return "a name of data.classes" if self.has_class_file else f"one of the {len(self.names)} classes"
+
+
+def where(path, entry: Entry) -> str:
+    """Returns the place of an entry of the list `path`, for error messages."""
+    return f"{path} line {entry.line}" if entry.line else f"{path}: {entry.name}"
+
+
+def label_text(label: int | tuple[int, ...]) -> str:
+    """Returns the class numbers of a video as text."""
+    return _SEPARATOR.join(map(str, label)) if isinstance(label, tuple) else str(label)
+
+
+def swapped_labels(pairs: Iterable[Sequence[str | int]], class_names: Sequence[str]) -> dict[int, int]:
+    """Returns label -> label of the mirrored clip, for pairs of classes that a mirror turns into each other.
+
+    Args:
+        pairs: two class names or class numbers each.
+        class_names: the names by class number.
+
+    Raises:
+        DataError: a class does not exist, or is named twice.
+    """
+    number_of = {name: label for label, name in enumerate(class_names)}
+    swapped: dict[int, int] = {}
+    for pair in pairs:
+        first, second = (number_of.get(entry, entry) for entry in pair)  # type: ignore[arg-type, call-overload]
+        for label, other in ((first, second), (second, first)):
+            if not isinstance(label, int) or not 0 <= label < len(class_names):
+                raise DataError(
+                    f"data.flip_swaps: {shown(label)} is neither a class name nor a label below "
+                    f"data.num_classes={len(class_names)}."
+                )
+            if label in swapped or first == second:
+                raise DataError(
+                    f"data.flip_swaps and data.flip_sides swap the class {shown(class_names[label])} twice or "
+                    "with itself. Name each class once."
+                )
+            swapped[label] = other
+    return swapped
