@@ -66,6 +66,7 @@ def double_precision(float64):
         *[row(f"table 3, L_t {n}", depth=12, motion_blocks=n, class_blocks=0) for n in (0, 2, 4, 8, 12)],
         row("space before motion", motion_blocks=2, class_blocks=0, order="space_motion", class_queries_motion=True),
         row("as TimeSformer", motion_blocks=1, class_blocks=0, class_in_motion=False, temporal_fc=True),
+        row("ViViT's patches of two frames", frames=4, patch_frames=2, motion_blocks=1),
     ],
 )
 def test_mevit(options):

@@ -125,14 +125,20 @@ def patches(video, size: int):
     )
 
 
-def embed(encoder, video, patch_size: int):
+def tubelets(video, size: int, frames: int):
+    """Returns the pixels (t / frames, n, frames size^2 3) of patches of several frames (ViViT sec. 3.2)."""
+    of_frames = patches(video, size)
+    return [np.concatenate(of_frames[t : t + frames], axis=1) for t in range(0, len(of_frames), frames)]
+
+
+def embed(encoder, video, patch_size: int, patch_frames: int = 1):
     """Returns ({(p, t): z_{p,t}}, class token) of a clip: z_{p,t} = E x_{p,t} + e_p + e_t (MEViT eq. 1).
 
     The position embedding is a sum of one in space and one in time. Row 0 of the one in space is the class token's.
     """
     embedding = encoder["embedding"]
     z = {}
-    for t, frame in enumerate(patches(video, patch_size), start=1):
+    for t, frame in enumerate(tubelets(video, patch_size, patch_frames), start=1):
         for p, x in enumerate(frame, start=1):
             z[p, t] = linear(embedding["patch"], x) + embedding["space"][p] + embedding["time"][t - 1]
     return z, encoder["class_token"] + embedding["space"][0]

@@ -31,13 +31,14 @@ def logits(
     class_in_motion: bool = True,
     class_queries_motion: bool = False,
     temporal_fc: bool = False,
+    patch_frames: int = 1,
 ):
     """Returns the logits of a clip (t, y, x, 3).
 
     Eq. 1; `depth` blocks of eq. 8, 6 and 5, the first ones without eq. 8 (Table 3); eq. 10 and 5 in class attention,
     before which the class token is inserted (Table 2), or at the input if there is none; eq. 9.
     """
-    z, class_token = embed(parameters["encoder"], video, patch_size)
+    z, class_token = embed(parameters["encoder"], video, patch_size, patch_frames)
     if not class_blocks:
         z[CLASS] = class_token
     columns = video.shape[2] // patch_size

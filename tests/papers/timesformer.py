@@ -4,7 +4,6 @@ Papers: Bertasius, Wang and Torresani, "Is Space-Time Attention All You Need for
 Arnab et al., "ViViT: A Video Vision Transformer", 2021.
 """
 
-import numpy as np
 from papers.layers import (
     CLASS,
     GELUS,
@@ -15,8 +14,8 @@ from papers.layers import (
     embed,
     linear,
     mlp,
-    patches,
     queries_and_keys,
+    tubelets,
 )
 
 
@@ -53,7 +52,7 @@ def joint(
     if positions == "joint":
         z, class_token = _embed_tubelets(parameters["encoder"], video, patch_size, patch_frames)
     else:
-        z, class_token = embed(parameters["encoder"], video, patch_size)
+        z, class_token = embed(parameters["encoder"], video, patch_size, patch_frames)
     keys = list(z)
     z[CLASS] = class_token
     layers = blocks(parameters["encoder"]["stages"])
@@ -67,9 +66,7 @@ def joint(
 def _embed_tubelets(encoder, video, patch_size: int, patch_frames: int):
     """Returns what `embed` does, of patches of several frames with one position embedding each (ViViT sec. 3.2)."""
     embedding, z = encoder["embedding"], {}
-    frames = patches(video, patch_size)
-    for t in range(len(video) // patch_frames):
-        pixels = np.concatenate(frames[t * patch_frames : (t + 1) * patch_frames], axis=1)
+    for t, pixels in enumerate(tubelets(video, patch_size, patch_frames), start=1):
         for p, x in enumerate(pixels, start=1):
-            z[p, t + 1] = linear(embedding["patch"], x) + embedding["space"][1 + len(z)]
+            z[p, t] = linear(embedding["patch"], x) + embedding["space"][1 + len(z)]
     return z, encoder["class_token"] + embedding["space"][0]

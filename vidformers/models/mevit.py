@@ -31,6 +31,7 @@ def mevit(
     class_in_motion: bool = True,
     class_queries_motion: bool = False,
     temporal_fc: bool = False,
+    patch_frames: int = 1,
     rngs: nnx.Rngs,
 ) -> Classifier:
     """Returns a MEViT.
@@ -50,6 +51,8 @@ def mevit(
             attention is then joint attention. Only has an effect with class_blocks=0.
         temporal_fc: adds a linear layer that starts at zero after the output projection of motion attention
             (`extra_projection`), as TimeSformer does in time attention. The equations do not have this layer.
+        patch_frames: frames in a patch, 1 in the paper; see `Embedding`. With 2, a patch shows motion by itself, which
+            a model without published weights learns from far fewer clips.
     Raises:
         ConfigError: more motion blocks than blocks, a negative count, an unknown order, or class_queries_motion without
             class_in_motion.
@@ -78,5 +81,6 @@ def mevit(
         # With class_blocks=0 this stage is left out, so the encoder adds the class token at the input.
         config.stage(class_blocks, config.class_attention(), config.mlp(updates_patches=False), late_class=True),
         temporal_init=unit_norm_init,  # of the temporal position embedding; None would leave it out
+        patch_frames=patch_frames,
         rngs=rngs,
     )
