@@ -85,6 +85,8 @@ class Command(NamedTuple):
     mode: str
     process: dict[str, Any] | None  # the arguments of `processes.initialise`, None without --distributed=true
     flags: dict[str, str | None]  # the flags of the mode
+    given: frozenset[str]  # the fields of the config that the command line sets, such as 'data.size'
+    notes: tuple[str, ...]  # sentences for the user on fields that differ from those of the run
 
 
 def parse(argv) -> Command:
@@ -94,11 +96,11 @@ def parse(argv) -> Command:
         FlagError: a flag or a field of the config is wrong.
         ConfigError: the workdir holds a run whose `run.json` is damaged.
     """
-    from configs.loading import derived, read_flags, require
-    from vidformers.training.derived import keep_derived
+    from configs.loading import read_arguments, require
+    from configs.runs import command_config
 
     defaults = {"workdir": None, "mode": "train", "distributed": "false"}
-    config, flags = read_flags(argv[1:], defaults | dict.fromkeys(PROCESS_FLAGS + MODE_FLAGS))
+    flags, fields = read_arguments(argv[1:], defaults | dict.fromkeys(PROCESS_FLAGS + MODE_FLAGS))
     mode, distributed = flags["mode"], flags["distributed"]
     require(mode in MODES, f"--mode={mode} must be one of {', '.join(MODES)}.")
     require(distributed in ("true", "false"), f"--distributed={distributed} must be true or false.")
@@ -119,15 +121,26 @@ def parse(argv) -> Command:
     process = {
         flag: int(flags[flag]) if flags[flag] and flag != "coordinator" else flags[flag] for flag in PROCESS_FLAGS
     }
-    config_file, _, name = flags["config"].partition(":")
-    workdir = flags["workdir"] or f"runs/{Path(config_file).stem}" + (f"_{name}".replace(":", "_") if name else "")
+    workdir = flags["workdir"] or _default_workdir(flags["config"])
+    require(workdir is not None, "--config=FILE starts a run, and --workdir=DIR continues one. Give one. See --help.")
+    config = command_config(flags["config"], workdir, mode, fields)
     return Command(
-        config=keep_derived(config.to_dict(), workdir, derived(config)),
+        config=config.config,
         workdir=workdir,
         mode=mode,
         process=process if distributed == "true" else None,
         flags={flag: flags[flag] for flag in MODES[mode].flags},
+        given=config.given,
+        notes=config.notes,
     )
+
+
+def _default_workdir(config: str | None) -> str | None:
+    """Returns runs/FILE or runs/FILE_NAME for the flag --config, None without it."""
+    if config is None:
+        return None
+    file, _, name = config.partition(":")
+    return f"runs/{Path(file).stem}" + (f"_{name}".replace(":", "_") if name else "")
 
 
 def main(argv) -> int:
@@ -163,7 +176,7 @@ def run(argv) -> int:
 
     from input_pipeline.errors import DataError
     from vidformers.parallel import compilation_cache, processes
-    from vidformers.progress import silence_libraries
+    from vidformers.progress import log, silence_libraries
     from vidformers.training.sections import check_sections
     from vidformers.training.stopping import Interrupted
 
@@ -172,10 +185,13 @@ def run(argv) -> int:
         if command.process is not None:
             processes.initialise(**command.process)
         silence_libraries()
+        check_sections(command.config)
+        config, notes = _on_these_devices(command)
+        for note in notes if jax.process_index() == 0 else ():
+            log(note)
         compilation_cache.enable_compilation_cache(command.workdir)
         mode = MODES[command.mode]
-        check_sections(command.config)
-        getattr(import_module(mode.module), mode.function)(command.config, command.workdir, **command.flags)
+        getattr(import_module(mode.module), mode.function)(config, command.workdir, **command.flags)
     except Interrupted as stop:
         if jax.process_index() == 0:
             print_line(stop)
@@ -188,6 +204,20 @@ def run(argv) -> int:
     return status
 
 
+def _on_these_devices(command: Command) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Returns the config and the notes of a command. A mesh of a run that does not fit the devices is left out."""
+    from configs.runs import READS_RUN
+    from vidformers.parallel.mesh import AXES, fits_devices
+
+    config, mesh = command.config, command.config["mesh"]
+    is_given = any(f"mesh.{axis}" in command.given for axis in AXES)
+    if command.mode not in READS_RUN or is_given or fits_devices(**mesh):
+        return config, command.notes
+    shown = " x ".join(f"mesh.{axis}={mesh[axis]}" for axis in AXES)
+    note = f"{shown} does not fit the devices here. All of them share the batch instead (mesh.data=-1)."
+    return config | {"mesh": {"data": -1, "fsdp": 1, "context": 1}}, (*command.notes, note)
+
+
 def report_error(message: str, error: Exception) -> int:
     """Prints the message of a mistake and the sentences noted on the error, and returns the exit status."""
     notes = [note for note in getattr(error, "__notes__", ()) if "\n" not in note]  # the others are tracebacks
@@ -198,8 +228,6 @@ def report_error(message: str, error: Exception) -> int:
 if __name__ == "__main__":
     install_signal_handlers()
     status = main(sys.argv)
-    if "--distributed=true" in sys.argv:
-        from vidformers.parallel.processes import exit_unless_finished
-
-        exit_unless_finished(status)  # sys.exit would run JAX's exit handlers, which would wait for all peers
+    if (processes := sys.modules.get("vidformers.parallel.processes")) is not None:
+        processes.exit_unless_finished(status)  # sys.exit would run JAX's exit handlers, which would wait for all peers
     sys.exit(status)

@@ -7,8 +7,9 @@ import ast
 import difflib
 import importlib.util
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
@@ -31,44 +32,54 @@ class FlagError(ValueError):
 
 
 def read_flags(argv: Sequence[str], defaults: dict[str, str | None]) -> tuple[ConfigDict, dict[str, str | None]]:
+    """Reads the flags of a program that needs a config file.
+
+    Args:
+        argv, defaults: those of `read_arguments`.
+    Returns:
+        The config with its overrides, and the flags of `defaults` and 'config' with the given values.
+    Raises:
+        FlagError: an error of `read_arguments`, `load` or `override`, or a missing --config.
+    """
+    flags, fields = read_arguments(argv, defaults)
+    require(flags["config"] is not None, "--config=FILE is missing. --help shows its form.")
+    config = load(flags["config"])
+    override_all(config, fields)
+    return config, flags
+
+
+def read_arguments(
+    argv: Sequence[str], defaults: dict[str, str | None]
+) -> tuple[dict[str, str | None], dict[str, str]]:
     """Reads `--config=FILE[:NAME] [--config.section.field=value ...] [--name=value ...]`.
 
-    If a flag or a field is given twice, the last one holds.
+    `--name value` is the same as `--name=value`. If a flag or a field is given twice, the last one holds.
 
     Args:
         argv: the arguments without the name of the program.
         defaults: the other flags of the program, with their defaults.
     Returns:
-        The config with its overrides, and the flags of `defaults` and 'config' with the given values.
+        The flags of `defaults` and 'config', None unless it is given, and the texts of the given fields.
     Raises:
-        FlagError: an unknown flag, a flag without a value, a missing --config, a flag that should be a path and is
-            none, or an error of `load` or `override`.
+        FlagError: an unknown flag, a flag without a value, or a flag that should be a path and is none.
     """
     flags: dict[str, str | None] = {"config": None, **defaults}
     fields: dict[str, str] = {}
-    for argument in argv:
+    arguments = iter(argv)
+    for argument in arguments:
         name, equals, value = argument.partition("=")
-        require(
-            bool(equals) and name.startswith("--"),
-            f"{_cut(argument)!r} is not a flag. Write --name=value; --help shows the flags.",
-        )
-        if name.startswith("--config."):
-            fields[name.removeprefix("--config.")] = value
+        require(name.startswith("--"), f"{_cut(argument)!r} is not a flag. Write --name=value; --help shows the flags.")
+        flag = name.removeprefix("--")
+        require(flag in flags or flag.startswith("config."), f"{_cut(name)} is not a flag; --help shows them.")
+        if not equals:
+            value = next(arguments, "")
+            require(value != "" and not value.startswith("--"), f"{_cut(name)} has no value. Write {_cut(name)}=VALUE.")
+        if flag.startswith("config."):
+            fields[flag.removeprefix("config.")] = value
         else:
-            flag = name.removeprefix("--")
-            require(flag in flags, f"{_cut(name)} is not a flag; --help shows them.")
-            require(bool(value), f"{name}= has no value. Write {name}=VALUE, or leave the flag out.")
+            require(value != "", f"{name}= has no value. Write {name}=VALUE, or leave the flag out.")
             flags[flag] = flag_path(name, value) if flag in _PATH_FLAGS else value
-    require(flags["config"] is not None, "--config=FILE is missing. --help shows its form.")
-    config = load(flags["config"])
-    for path, value in fields.items():
-        override(config, path, value)
-    for path in _PATH_FIELDS:
-        section, _, field = path.partition(".")
-        if config[section][field] is not None:
-            config[section][field] = flag_path(f"--config.{path}", config[section][field])
-    _set_short_side(config)
-    return config, flags
+    return flags, fields
 
 
 def flag_path(name: str, value: str) -> str:
@@ -115,6 +126,41 @@ def load(name: str) -> ConfigDict:
     )
     _check_names(name, config)
     return config
+
+
+def from_run(stored: Mapping[str, Any], workdir: str) -> ConfigDict:
+    """Returns the config of a run, of which fields can be overridden as of one from a file.
+
+    Args:
+        stored: the entry `config` of `run.json`, with the defaults of the fields that its version did not have.
+        workdir: the folder of the run, for messages.
+    Raises:
+        FlagError: the config has a section or field that this version does not have, or a value of another type.
+    """
+    from configs.base import base
+
+    advice = "Use the version of vidformers that wrote the run, or restore the file from a copy."
+    try:
+        config = base(stored["model"].get("name"))
+    except ValueError:
+        raise FlagError(f"{workdir}/run.json names no model that this version has. {advice}") from None
+    sections = {name: value for name, value in stored.items() if isinstance(value, Mapping)}
+    fields = [(config, name, value) for name, value in stored.items() if name not in sections]
+    for section, values in sections.items():
+        require(section in config, f"{workdir}/run.json has a section {section}, which this version lacks. {advice}")
+        fields += [(config[section], name, value) for name, value in values.items()]
+    for target, name, value in fields:
+        require(name in target, f"{workdir}/run.json has the field {name}, which this version lacks. {advice}")
+        try:
+            target[name] = _with_tuples(value)
+        except (TypeError, ValueError):
+            raise FlagError(f"{workdir}/run.json has {name}={_cut(repr(value))}. {advice}") from None
+    return config
+
+
+def _with_tuples(value):
+    """Returns a value with tuples in place of lists. JSON has no tuples."""
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def _check_names(file: str, config: ConfigDict) -> None:
@@ -176,6 +222,21 @@ def override(config: ConfigDict, path: str, text: str) -> None:
     object.__setattr__(config, "_derived", derived(config) - {path})
     if size is not None:
         _scale_short_sides(config, size)
+
+
+def override_all(config: ConfigDict, fields: Mapping[str, str]) -> None:
+    """Sets fields to the values that are written as text, see `override`, and those that follow from other fields.
+
+    Raises:
+        FlagError: an error of `override`, or a field that should be a path of this machine and is none.
+    """
+    for path, value in fields.items():
+        override(config, path, value)
+    for path in _PATH_FIELDS:
+        section, _, field = path.partition(".")
+        if config[section][field] is not None:
+            config[section][field] = flag_path(f"--config.{path}", config[section][field])
+    _set_short_side(config)
 
 
 def given(config: ConfigDict) -> frozenset[str]:

@@ -260,7 +260,7 @@ def test_evaluation_returns_the_metrics_with_which_training_ended(data, tmp_path
     last = rows(tmp_path)[-1]
     assert last["val/videos@2x3"] == 10
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    assert main.main(["main.py", *arguments(data, tmp_path, fields, mode="eval")]) == 0
+    assert main.main(["main.py", f"--workdir={tmp_path}", "--mode=eval"]) == 0
     evaluated = json.loads((tmp_path / "eval_2x3.json").read_text())
     assert {name: evaluated[name] for name in last} == last
     assert sum(map(sum, evaluated["confusion"])) == 10 and evaluated["skipped"] == []

@@ -21,7 +21,6 @@ from vidformers.inference.explain.explainer import Explainer, Explanation
 from vidformers.models.registry import build, check_fields
 from vidformers.parallel.batch import put_batch
 from vidformers.parallel.mesh import make_mesh, num_batch_shards
-from vidformers.pretrained.native import model_differences
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.evaluate import EvalProtocol, prediction_step
 from vidformers.training.optim import OptimConfig, make_optimizer
@@ -143,13 +142,14 @@ class Predictor:
     are computed one by one.
 
     Args:
-        config: the config of the run. The section `eval` sets the number of views and selects the checkpoint.
+        config: the config of the run. Its sections `data` and `eval` may differ from those of the run: `eval` sets the
+            number of views and selects the checkpoint.
         workdir: the folder of the run. The data of the run need not exist. If the folder has no checkpoints and
             `init.weights` is set, the parameters are loaded from `init.weights`.
     Attributes:
         classes: the class names by label.
         step: the step of the checkpoint, or 0 with `init.weights`.
-        remarks: sentences on how the model or its input differs from training.
+        remarks: sentences on the weights of `init.weights`.
         make_model: function of `rngs` that builds the model.
         graph: the structure of the model for `nnx.merge`.
         parameters: the parameters as a tree of arrays: the EMA if there is one.
@@ -161,7 +161,7 @@ class Predictor:
         from_weights = config["init"]["weights"] is not None and not (Path(workdir) / "checkpoints").is_dir()
         self.remarks: list[str] = []
         if not from_weights:
-            self._read_run(read_run_json(workdir), config, workdir)
+            self.classes = self._read_classes(read_run_json(workdir), workdir)
         self.protocol, self._data = EvalProtocol(**config["eval"]), config["data"]
         self._mesh = make_mesh(**config["mesh"])
         frames, context = self.protocol.frames or self._data["frames"], self._mesh.shape["context"]
@@ -185,24 +185,13 @@ class Predictor:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.parameters)
         self._predict = prediction_step(self.graph, self._mesh, shardings, self.protocol)
 
-    def _read_run(self, run: dict[str, Any], config: dict[str, Any], workdir: str | os.PathLike) -> None:
-        """Sets `classes` and `remarks` from run.json, and checks that the run has the model of `config`."""
-        for field, trained, given in model_differences(run["config"]["model"], config["model"]):
-            require(
-                False,
-                f"--workdir={workdir} holds a run with model.{field}={trained!r}, not {given!r}. Give the fields of "
-                "the run.",
-            )
-        self.remarks = [
-            f"Clips are cut with data.{field}={given!r}, but with {trained!r} in training."
-            for field, trained, given in clip_differences(run["config"], config)
-        ]
+    def _read_classes(self, run: dict[str, Any], workdir: str | os.PathLike) -> tuple[str, ...]:
         names = run["data"].get("classes")
         require(
             isinstance(names, list) and all(isinstance(name, str) for name in names),
             f"{workdir}/run.json is damaged: it lists no class names. Restore the file from a copy.",
         )
-        self.classes = tuple(names)
+        return tuple(names)
 
     def _restore(self, section: dict[str, Any], workdir: str | os.PathLike, abstract):
         """Returns the parameters of a checkpoint and sets `step`."""

@@ -89,7 +89,8 @@ def with_default_fields(section: Mapping[str, Any], *, own: bool = False) -> dic
     complete = dict(section)
     if (entry := MODELS.get(complete.get("name", ""))) is not None:
         for name, field in entry.fields.items():
-            if field.default is not field.empty and (name in entry.own or not own):
+            is_in_configs = name != "masked"  # the reference form of attention, which only tests compute
+            if field.default is not field.empty and is_in_configs and (name in entry.own or not own):
                 complete.setdefault(name, field.default)
     return complete
 

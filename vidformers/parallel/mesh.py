@@ -81,6 +81,13 @@ def check_axes(*, data: int = -1, fsdp: int = 1, context: int = 1) -> None:
     )
 
 
+def fits_devices(*, data: int = -1, fsdp: int = 1, context: int = 1) -> bool:
+    """Returns whether `make_mesh` can make this mesh of all devices of all processes."""
+    count, others = jax.device_count(), fsdp * context
+    has_all = count % others == 0 if data == -1 else data * others == count
+    return has_all and jax.local_device_count() % context == 0
+
+
 def num_batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Returns the number of shards of a batch: the product of `data` and `fsdp`."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

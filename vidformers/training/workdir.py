@@ -18,6 +18,7 @@ from input_pipeline.outputs import locked
 from vidformers.errors import ConfigError, require
 from vidformers.models.registry import with_default_fields
 from vidformers.pretrained import Init
+from vidformers.pretrained.native import resolve_size
 from vidformers.training.commit import git_commit
 from vidformers.training.config import TrainConfig
 from vidformers.training.evaluate import EvalProtocol
@@ -38,6 +39,7 @@ _FIXED_FIELDS = (
     "model",
     "train.batch_size",
     "data.train",
+    "data.num_classes",
     "data.frames",
     "data.sampling",
     "data.stride",
@@ -63,7 +65,13 @@ _FIXED_FIELDS = (
 # bfloat16 can continue in float32, as the error message proposes.
 _FREE_FIELDS = ("model.remat", "model.unroll", "model.dtype", "model.backend")
 # Fields of the section `model` that are fields of the section `data`, too.
-_SHARED_FIELDS = {"model.frames": "data.frames", "model.image_size": "data.size"}
+_SHARED_FIELDS = {
+    "model.frames": "data.frames",
+    "model.image_size": "data.size",
+    "model.num_classes": "data.num_classes",
+}
+# The same function of the same parameters, beside _FREE_FIELDS. Training with dropout differs.
+_FREE_AFTER_TRAINING = ("model.frames_at_once",)
 # The sections whose fields are those of a dataclass.
 _SECTIONS = {"data": Pipeline, "init": Init, "train": TrainConfig, "optim": OptimConfig, "eval": EvalProtocol}
 
@@ -188,6 +196,32 @@ def differences_from_stored_run(workdir: Path, run: dict) -> list[str]:
         f"the run had {old_digest}. Restore the list to continue that run, or give another workdir.",
     )
     return [f"Continues with {field}={new.get(field)!r} (was {old.get(field)!r})." for field in changed]
+
+
+def require_same_model(workdir, stored: dict, model: dict) -> None:
+    """Checks that a section `model` describes the model of a run, but for fields that say how it is computed.
+
+    Args:
+        workdir: the folder of the run.
+        stored: the section `model` of its config.
+        model: the section to compare.
+    Raises:
+        ConfigError: a field differs. The message names each, and both values.
+    """
+    old, new = (
+        _flatten({"model": json.loads(json.dumps(resolve_size(with_default_fields(section))))})
+        for section in (stored, model)
+    )
+    free = (*_FREE_FIELDS, *_FREE_AFTER_TRAINING)
+    fields = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name) and name not in free)
+    if "model.name" in fields:  # the other fields differ with it
+        fields = ["model.name"]
+    values = "; ".join(f"{_SHARED_FIELDS.get(name, name)}={old.get(name)!r}, not {new.get(name)!r}" for name in fields)
+    require(
+        not fields,
+        f"--workdir={workdir} holds a run with {values}. Leave out --config and these fields to use the model of the "
+        "run, or give another workdir.",
+    )
 
 
 def with_default_sections(config: dict) -> dict:
