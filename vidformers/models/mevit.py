@@ -45,14 +45,12 @@ def mevit(
         order: 'motion_space' as in the equations, or 'space_motion' as at the end of sec. 3. With 'space_motion',
             class_blocks=0 and class_queries_motion=False, the last motion sublayer does not affect the logits: it
             updates only patches, and no class token reads them afterwards.
-        class_in_motion: the class token is a key of motion attention (eq. 8). False is the behaviour of TimeSformer's
-            code. Only has an effect with class_blocks=0.
-        class_queries_motion: the class token is also a query of motion attention. With M as large as the grid, motion
-            attention is then joint attention. Only has an effect with class_blocks=0.
+        class_in_motion: with class_blocks=0, the class token is a key of motion attention (eq. 8). False: TimeSformer.
+        class_queries_motion: the class token is also a query of motion attention, with class_blocks=0. With M as large
+            as the grid, motion attention is then joint attention.
         temporal_fc: adds a linear layer that starts at zero after the output projection of motion attention
             (`extra_projection`), as TimeSformer does in time attention. The equations do not have this layer.
-        patch_frames: frames in a patch, 1 in the paper; see `Embedding`. With 2, a patch shows motion by itself, which
-            a model without published weights learns from far fewer clips.
+        patch_frames: frames in a patch, 1 in the paper; see `Embedding`. With 2, a patch shows motion by itself.
     Raises:
         ConfigError: more motion blocks than blocks, a negative count, an unknown order, or class_queries_motion without
             class_in_motion.
@@ -74,13 +72,12 @@ def mevit(
         class_queries=early_class and class_queries_motion,
         extra_projection=temporal_fc,
     )
-    attentions = (motion, space) if order == "motion_space" else (space, motion)
     return config.classifier(
         config.stage(config.depth - motion_blocks, space, config.mlp()),
-        config.stage(motion_blocks, *attentions, config.mlp()),
+        config.stage(motion_blocks, *((motion, space) if order == "motion_space" else (space, motion)), config.mlp()),
         # With class_blocks=0 this stage is left out, so the encoder adds the class token at the input.
         config.stage(class_blocks, config.class_attention(), config.mlp(updates_patches=False), late_class=True),
-        temporal_init=unit_norm_init,  # of the temporal position embedding; None would leave it out
+        temporal_init=unit_norm_init,
         patch_frames=patch_frames,
         rngs=rngs,
     )
