@@ -1,4 +1,4 @@
-"""Plans, trains, evaluates, predicts, explains, exports and summarises. `python main.py --help` shows the flags."""
+"""Plans, trains, evaluates, predicts, explains, exports and summarises. `python main.py --help` shows examples."""
 
 import sys
 from importlib import import_module
@@ -7,46 +7,6 @@ from typing import Any, NamedTuple
 
 from input_pipeline.text import print_line
 from vidformers.training.signals import StopRequested, install_signal_handlers, report_stop
-
-USAGE = """python main.py --config=FILE[:NAME] [--config.section.field=value ...]
-               [--workdir=DIR] [--mode=train|eval|plan|predict|explain|export|summary]
-               [--distributed=true]
-               [--coordinator=HOST:PORT --processes=N --process=I]
-               [--video=FILE_OR_FOLDER_OR_LIST] [--out=FILE.jsonl_OR_DIR] [--features=FILE.npz]
-               [--shard=i/n] [--merge=true]
-               [--target=CLASS --layer=N --beside=FOLDER] [--keys=FILE.png --query=FRAME,ROW,COLUMN]
-               [--topology=v5e:4x4 --estimate=true --largest=false --train_videos=N --decode_rate=CLIPS]
-
---config is a config file, such as those in configs/. configs/base.py lists every field. Some files take a NAME:
-configs/demo.py takes a model, and configs/kinetics400.py takes a config, such as mevit_b16.
-
---workdir is the folder of the run, by default runs/NAME. The same command continues the run that the folder holds.
-
---distributed=true joins the processes of a TPU pod or cluster into one run. If there is no scheduler, give each process
---coordinator=HOST:PORT of the first process, --processes=N and --process=I, from 0 to N-1.
-
---mode=plan compiles the training step for the TPUs or GPUs of --topology, which need not be here, or else for the
-devices that are here. It prints whether the step fits, the largest batch that fits, the least time of a step, and how
-many frames must be decoded per second. The last line is one JSON object. No data need exist. --estimate=true adds the
-estimate of the TPU compiler. --largest=false leaves out the largest batch. --train_videos=N is the number of training
-videos, and --decode_rate=CLIPS what one core decodes per second. docs/ahead.md explains the figures.
-
---mode=predict prints the most likely classes of --video: a video file, a folder of JPEG frames, a folder with videos
-at any depth, or a .txt or .csv list with one path per line, with or without labels. --out=FILE.jsonl writes one line
-of JSON per video. If the command is repeated, the missing videos are appended. --features=FILE.npz writes the inputs of
-the classification head. --shard=i/n, with i from 0, predicts only the videos i, i + n, i + 2n and so on, for several
-machines. When all parts are written, --merge=true in place of --shard writes the file.
-
---mode=explain draws which parts of each video of --video support the class --target, by default the most likely one,
-and writes the pictures to the folder --out. --layer=N draws the attention weights of frames in layer N of VTN's
-temporal encoder, by default in the last one. --beside=FOLDER, a run or an export, also draws the attention of that
-model on the same clip.
-
---mode=export writes a folder --out that holds the parameters as safetensors, the model as a program that runs without
-vidformers, and a README.
-
---mode=summary prints the number of parameters and of multiply-adds. --keys=FILE.png draws which keys a query attends to
-in every attention of the model, by default for the patch in the middle, or for --query=FRAME,ROW,COLUMN, from 0 on."""
 
 
 class Mode(NamedTuple):
@@ -86,6 +46,7 @@ class Command(NamedTuple):
     process: dict[str, Any] | None  # the arguments of `processes.initialise`, None without --distributed=true
     flags: dict[str, str | None]  # the flags of the mode
     given: frozenset[str]  # the fields of the config that the command line sets, such as 'data.size'
+    file: str | None  # the flag --config
     notes: tuple[str, ...]  # sentences for the user on fields that differ from those of the run
 
 
@@ -117,7 +78,9 @@ def parse(argv) -> Command:
     for flag in MODE_FLAGS:
         modes = " or ".join(f"--mode={name}" for name in MODES if flag in MODES[name].flags)
         require(flag in MODES[mode].flags or not flags[flag], f"--{flag} is a flag of {modes}.")
-        require(flag not in MODES[mode].required_flags or flags[flag], f"--mode={mode} needs --{flag}. See --help.")
+        require(
+            flag not in MODES[mode].required_flags or flags[flag], f"--mode={mode} needs --{flag}. See --help={mode}."
+        )
     process = {
         flag: int(flags[flag]) if flags[flag] and flag != "coordinator" else flags[flag] for flag in PROCESS_FLAGS
     }
@@ -131,6 +94,7 @@ def parse(argv) -> Command:
         process=process if distributed == "true" else None,
         flags={flag: flags[flag] for flag in MODES[mode].flags},
         given=config.given,
+        file=flags["config"],
         notes=config.notes,
     )
 
@@ -151,9 +115,6 @@ def main(argv) -> int:
         process exits with status 1, without returning, if a peer process has died.
     """
     try:
-        if "--help" in argv:
-            print(USAGE)
-            return 0
         return run(argv)
     except StopRequested as request:  # outside the training loop, which saves and raises `Interrupted`
         return report_stop(request)
@@ -164,11 +125,16 @@ def main(argv) -> int:
 
 def run(argv) -> int:
     """Parses the command line and runs the command. JAX is imported late, so that wrong flags are reported at once."""
+    from configs.help import requested_page
     from configs.loading import FlagError
     from vidformers.errors import ConfigError
 
     try:
+        if (page := requested_page(argv[1:])) is not None:
+            print(page, end="")
+            return 0
         command = parse(argv)
+        _require_data(command)
     except (FlagError, ConfigError) as error:
         return report_error(str(error), error)
 
@@ -202,6 +168,21 @@ def run(argv) -> int:
         return report_error(str(error), error)
     processes.finish()
     return status
+
+
+def _require_data(command: Command) -> None:
+    """Raises FlagError if a run would start without data, after a page of commands that have some."""
+    from configs.loading import require
+    from configs.runs import ways_on
+
+    if command.mode == "train" and command.file and not (Path(command.workdir) / "run.json").exists():
+        page = ways_on(command.file, command.config, command.given)
+        print(page or "", end="", flush=True)
+        require(
+            page is None,
+            f"--config={command.file} names no data, and there is no ./train.csv. Run one of the commands above, or "
+            "set --config.data.root to the folder of your data.",
+        )
 
 
 def _on_these_devices(command: Command) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from configs.help import WAYS_ON
 from configs.loading import derived, from_run, given, load, override_all, require
 
 # Modes that use the parameters of a run, and so its config. The others take that of a file as it is.
@@ -56,6 +57,23 @@ def command_config(file: str | None, workdir: str, mode: str, fields: Mapping[st
         if not has_run or mode not in READS_RUN and not (mode == "train" and _is_derived(sheet)):
             return _of_file(sheet, workdir)
     return _of_run(workdir, mode, fields, sheet, file)
+
+
+def ways_on(file: str, config: Mapping[str, Any], names: frozenset[str]) -> str | None:
+    """Returns a page with commands that train, if a config names no data and the current folder has none, or None.
+
+    Args:
+        file: the flag --config.
+        config: the config as nested dicts.
+        names: the fields that the command line sets.
+    """
+    data, fields = config["data"], ("data.root", "data.train", "data.val", "data.source")
+    is_default = data["source"] in ("auto", "csv") and data["root"] == "." and data["train"] is data["val"] is None
+    if not is_default or names.intersection(fields) or Path("train.csv").exists():
+        return None
+    name = Path(file.partition(":")[0]).stem
+    is_published = (Path(__file__).parent / f"{name}.py").exists() and "_" in name  # and so not one that sets data
+    return WAYS_ON.format(file=file, model=config["model"]["name"], name=name if is_published else "mevit_b16")
 
 
 def _is_derived(sheet: ConfigDict) -> bool:
