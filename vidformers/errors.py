@@ -1,5 +1,6 @@
 """The exception for mistakes of the user."""
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -40,6 +41,24 @@ def require_path(name: str, path) -> str:
         return local_path(name, os.fspath(path))
     except DataError as error:
         raise ConfigError(str(error)) from None
+
+
+def divisors_near(number: int, value: int) -> str:
+    """Returns the divisors of `number` that are nearest to `value`, up to four, as '8, 14, 16 or 28'."""
+    lower = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    divisors = {*lower, *(number // n for n in lower)}
+    return _either(sorted(sorted(divisors, key=lambda n: abs(n - value))[:4]))
+
+
+def multiples_near(unit: int, value: int) -> str:
+    """Returns the multiples of `unit` around `value`, such as '16 or 24'."""
+    below = value // unit * unit
+    return _either([n for n in (below, below + unit) if n > 0])
+
+
+def _either(numbers: list[int]) -> str:
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def require_range(field: str, value, least, most) -> None:

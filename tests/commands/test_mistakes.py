@@ -64,7 +64,7 @@ MISTAKES = {
     "a missing list of training videos": (["--config.data.train=absent.csv"], "absent.csv"),
     "an unknown module": (["--config.optim.frozen=('backbone',)"], "optim.frozen='backbone'"),
     "two durations": (["--config.train.total_epochs=1.0"], "train.total_steps=12 and train.total_epochs=1.0"),
-    "a warm-up as long as the run": (["--config.optim.warmup_steps=12"], "warm-up"),
+    "a warm-up as long as the run": (["--config.optim.warmup_steps=12"], "Set optim.warmup_steps=1, a tenth"),
     "a backend of another device": (["--config.model.backend=pallas"], "model.backend=pallas needs a TPU"),
     "a missing manifest": (["--config.data.val=absent.csv"], "absent.csv"),
     "a missing class file": (["--config.data.classes=absent.txt"], "absent.txt"),

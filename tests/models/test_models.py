@@ -1,5 +1,6 @@
 """All models: size and cost, blindness to the order of frames, gradients, and options that must not change results."""
 
+import ast
 import re
 from functools import cache, partial
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import SMALL, clips, compiled, initial, make, quick_jit
+from tiny import SMALL, clips, compiled, initial, make, maker, quick_jit
 
 from vidformers import MODELS, ConfigError, build
 from vidformers.models.encoder import stage_rngs
@@ -334,6 +335,50 @@ def test_a_geometry_that_cannot_work_is_refused_in_one_sentence(name, options, f
         nnx.eval_shape(lambda: build(name, rngs=nnx.Rngs(0), **{"num_classes": 5, **options}))
     sentence = str(refusal.value)
     assert field in sentence and sentence.endswith(".") and "\n" not in sentence
+
+
+def proposals(sentence):
+    """Yields the fields that the end of a message proposes: those with one value together, and each of a list alone."""
+    text = re.split(r"[Ss]et ", sentence, maxsplit=1)[1]
+    together = {name: ast.literal_eval(value) for name, value in re.findall(r"model\.(\w+)=(\(.*?\)|\d+)", text)}
+    if together:
+        yield together | ({"depth": sum(together["depths"])} if "depths" in together else {})
+    for name, values in re.findall(r"model\.(\w+) to (?:at most )?((?:\d+(?:, | or )?)+)", text):
+        yield from ({name: int(value)} for value in re.findall(r"\d+", values))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("vit", dict(heads=5)),
+        ("vit", dict(width=42, heads=12)),
+        ("timesformer", dict(patch_size=7)),
+        ("joint", dict(image_size=30)),
+        ("joint", dict(patch_frames=3)),
+        ("mevit", dict(motion_blocks=7)),
+        ("msca", dict(before=3, after=3)),
+        ("vit", dict(frames=2**19)),
+        ("swin", dict(depth=4)),
+        ("swin", dict(depths=(1, 3), depth=4)),
+        ("swin", dict(patch_size=5)),
+        ("cvt", dict(depth=3)),
+        ("stat", dict(depth=3)),
+        ("stat", dict(image_size=36)),
+        ("stat", dict(image_size=40)),
+        ("stat", dict(stem_convs=1, patch_size=4, heads=1)),
+    ],
+)
+def test_a_combination_that_is_refused_is_answered_with_ones_that_work(name, options):
+    def build_shapes(**changes):
+        nnx.eval_shape(lambda: maker(name, **{**options, **changes})(rngs=nnx.Rngs(0)))
+
+    with pytest.raises(ConfigError) as refusal:
+        build_shapes()
+    found = list(proposals(str(refusal.value)))
+    assert found
+    for changes in found:
+        build_shapes(**changes)
 
 
 def test_a_clip_of_another_shape_is_refused():

@@ -1,5 +1,7 @@
 """Optimizers and learning-rate schedules."""
 
+import re
+
 import jax
 import numpy as np
 import optax
@@ -65,6 +67,16 @@ def test_the_step_schedule_drops_at_its_epochs_counted_from_the_start():
     expected = {0: 0, 20: 1, 109: 1, 110: 0.1, 111: 0.1, 139: 0.1, 140: 0.01, 141: 0.01}
     actual = rates(list(expected), 150, 10, lr=1.0, warmup_steps=20, schedule="step", drop_epochs=(11.0, 14.0))
     same(actual, list(expected.values()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("warmup", [dict(warmup_steps=40), dict(warmup_epochs=5.0)])
+def test_a_warm_up_that_is_too_long_is_answered_with_one_that_is_not(warmup):
+    with pytest.raises(ConfigError, match="must be shorter than the run of 40 steps") as refusal:
+        rates([0], 40, 8, **warmup)
+    ((name, value),) = re.findall(r"Set optim\.(\w+)=([\d.]+), a tenth", str(refusal.value))
+    assert {name} == set(warmup)
+    actual = rates((0, 4, 5, 40), 40, 8, lr=1.0, **{name: type(warmup[name])(value)})
+    assert actual[0] == 0 and actual[1] == 1 > actual[2]
 
 
 def test_a_constant_rate_needs_no_warm_up():

@@ -67,7 +67,8 @@ class Dictionary(nnx.Module):
         require(hybrid in HYBRIDS, f"model.hybrid={hybrid!r} is unknown. Use one of {', '.join(HYBRIDS)}.")
         require(
             hybrid != "split_heads" or heads % 2 == 0,
-            f"model.hybrid=split_heads halves the heads, but model.heads={heads} is odd. Set an even model.heads.",
+            f"model.hybrid=split_heads halves the heads, but model.heads={heads} is odd. Set an even model.heads "
+            "that divides model.width.",
         )
         require(scale >= 0, f"model.dictionary_scale={scale} must be at least 0.")
         require(

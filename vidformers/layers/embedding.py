@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from vidformers.errors import require
+from vidformers.errors import divisors_near, multiples_near, require
 from vidformers.layers.linear import Linear, square_init
 
 _has_warned = False  # `warn_of_unit_range` warns once
@@ -54,6 +54,21 @@ def warn_of_unit_range(video) -> None:
         )
 
 
+def check_patches(image_size: int, patch_size: int, frames: int, patch_frames: int) -> None:
+    """Raises ConfigError unless patches of `patch_frames` x `patch_size` x `patch_size` fill a clip."""
+    for whole, length, part, patch in (
+        ("image_size", image_size, "patch_size", patch_size),
+        ("frames", frames, "patch_frames", patch_frames),
+    ):
+        require(length >= 1, f"model.{whole}={length} must be at least 1.")
+        require(patch >= 1, f"model.{part}={patch} must be at least 1.")
+        require(
+            length % patch == 0,
+            f"model.{part}={patch} does not divide model.{whole}={length}. Set model.{part} to "
+            f"{divisors_near(length, patch)}, or model.{whole} to {multiples_near(patch, length)}.",
+        )
+
+
 class Embedding(nnx.Module):
     """Maps pixels (b t y x 3) to patch tokens (b t n d): z = E x + e_space + e_time (MEViT eq. 1, e separable).
 
@@ -89,14 +104,7 @@ class Embedding(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        require(
-            patch_size >= 1 and image_size % patch_size == 0 and image_size > 0,
-            f"model.patch_size={patch_size} does not divide model.image_size={image_size}. Change one of them.",
-        )
-        require(
-            patch_frames >= 1 and frames % patch_frames == 0,
-            f"model.patch_frames={patch_frames} does not divide model.frames={frames}. Change one of them.",
-        )
+        check_patches(image_size, patch_size, frames, patch_frames)
         require(positions in ("separate", "joint"), f"model.positions={positions!r} is unknown. Use separate or joint.")
         side, self.joint = image_size // patch_size, positions == "joint"
         self.shape, self.patch_size, self.patch_frames = (frames, image_size, image_size, 3), patch_size, patch_frames

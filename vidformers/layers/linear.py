@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from vidformers.errors import require
+from vidformers.errors import divisors_near, require
 from vidformers.parallel.activations import batch_shards, context_size, has_context
 from vidformers.parallel.target import target_platform
 
@@ -97,9 +97,7 @@ def _heads(x, heads: int):
 
 def check_heads(width: int, heads: int) -> None:
     """Raises ConfigError if the heads do not divide the width."""
-    # Up to 16, the largest number of heads in `models.config.SIZES`.
-    divisors = ", ".join(str(n) for n in range(1, 17) if width % n == 0)
     require(
         heads > 0 and width % heads == 0,
-        f"model.heads={heads} does not divide model.width={width}. Set model.heads to one of {divisors}.",
+        f"model.heads={heads} does not divide model.width={width}. Set model.heads to {divisors_near(width, heads)}.",
     )

@@ -154,7 +154,8 @@ class ModelConfig:
             require(getattr(self, name) <= most, f"model.{name}={getattr(self, name)} must be at most {most:,}.")
         require(
             self.frames * self.image_size**2 <= MAX_PIXELS,
-            f"model.frames={self.frames} of model.image_size={self.image_size} are more than {MAX_PIXELS:,} pixels.",
+            f"model.frames={self.frames} of model.image_size={self.image_size} are more than {MAX_PIXELS:,} pixels. "
+            f"Set model.frames to at most {MAX_PIXELS // max(self.image_size, 1) ** 2}.",
         )
         require(
             len(self.mean) == len(self.std) == 3 and all(s > 0 for s in self.std),

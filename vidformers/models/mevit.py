@@ -21,6 +21,14 @@ from vidformers.models.config import MAX_DEPTH, ModelConfig
 from vidformers.models.encoder import Classifier
 
 
+def _check_motion_blocks(motion_blocks: int, depth: int) -> None:
+    require(
+        0 <= motion_blocks <= depth,
+        f"model.motion_blocks={motion_blocks} must be between 0 and model.depth={depth}. Set "
+        f"model.motion_blocks={round(depth * 7 / 11)}, about two thirds.",
+    )
+
+
 def mevit(
     config: ModelConfig,
     *,
@@ -55,10 +63,7 @@ def mevit(
         ConfigError: more motion blocks than blocks, a negative count, an unknown order, or class_queries_motion without
             class_in_motion.
     """
-    require(
-        0 <= motion_blocks <= config.depth,
-        f"model.motion_blocks={motion_blocks} must be between 0 and model.depth={config.depth}.",
-    )
+    _check_motion_blocks(motion_blocks, config.depth)
     require_range("model.class_blocks", class_blocks, 0, MAX_DEPTH)
     require(order in ("motion_space", "space_motion"), f"model.order={order!r} must be motion_space or space_motion.")
     require(

@@ -52,12 +52,13 @@ def msca(
     count = config.heads if direction == "heads" else 1 + (config.image_size // config.patch_size) ** 2
     require(
         before + after <= count,
-        f"model.before={before} plus model.after={after} must be at most {count}, the number of {direction}.",
+        f"model.before={before} plus model.after={after} must be at most {count}, the number of {direction}. Set "
+        f"model.before={count // 2} and model.after={count // 2}, or less.",
     )
     blocks = config.depth if shifted_blocks is None else shifted_blocks
     require(
         0 <= blocks <= config.depth,
-        f"model.shifted_blocks={shifted_blocks} must be between 0 and model.depth={config.depth}.",
+        f"model.shifted_blocks={shifted_blocks} must be between 0 and model.depth={config.depth}. None is all blocks.",
     )
     return config.classifier(
         config.stage(config.depth - blocks, config.attention(Frame()), config.mlp()),

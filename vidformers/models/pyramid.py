@@ -113,5 +113,5 @@ def check_depth(config: ModelConfig, depths: Sequence[int]) -> None:
     require(len(depths) <= 8, f"model.depths has {len(depths)} stages, of which there may be 8.")
     require(
         config.depth == sum(depths),
-        f"model.depth={config.depth} must be the sum of model.depths={tuple(depths)}.",
+        f"model.depth={config.depth} must be the sum of model.depths={tuple(depths)}. Set model.depth={sum(depths)}.",
     )

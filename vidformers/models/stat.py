@@ -26,7 +26,7 @@ from flax import nnx
 from vidformers.attention.core import SelfAttention
 from vidformers.attention.joint import Joint
 from vidformers.attention.shrinking import ShrinkingAttention
-from vidformers.errors import require, require_range
+from vidformers.errors import multiples_near, require, require_range
 from vidformers.layers.convolution import Conv
 from vidformers.layers.embedding import normalise, unit_norm_init
 from vidformers.layers.linear import Linear, glorot
@@ -98,11 +98,8 @@ class Stem(nnx.Module):
         time_stride, stride, _ = map(math.prod, zip(*steps, strict=True))
         require(
             frames % time_stride == 0,
-            f"model.frames={frames} must be a multiple of {time_stride}, the stride of the stem in time.",
-        )
-        require(
-            image_size >= 1 and image_size % stride == 0,
-            f"model.image_size={image_size} must be a multiple of {stride}, the stride of the stem in space.",
+            f"model.frames={frames} must be a multiple of {time_stride}, the stride of the stem in time. Set "
+            f"model.frames to {multiples_near(time_stride, frames)}.",
         )
         require(
             width >= max(divisors),
@@ -266,7 +263,7 @@ def stat(
     if stem_convs == 1:
         config, depths = _half_width(config), (1, *depths)
     stem = _stem(config, stem_convs, stem_strides, rngs)
-    _check_grid(config, stem, depths)
+    _check_grid(config, stem.stride, depths)
     levels = [replace(config, width=config.width << i, heads=config.heads << i) for i in range(len(depths))]
     width = levels[-1].width
     make_encoder = MeanEncoder if frame_token == "mean" else partial(Encoder, class_per_frame=True)
@@ -311,7 +308,8 @@ def _half_width(config: ModelConfig) -> ModelConfig:
     width, heads = config.width, config.heads
     require(
         width % 2 == heads % 2 == 0,
-        f"model.stem_convs=1 halves model.width={width} and model.heads={heads}. Both must be even.",
+        f"model.stem_convs=1 halves model.width={width} and model.heads={heads}. Both must be even: set "
+        f"model.width={width * 2} and model.heads={heads * 2}.",
     )
     return replace(config, width=width // 2, heads=heads // 2)
 
@@ -330,16 +328,18 @@ def _stem(config: ModelConfig, convolutions: int, strides: str, rngs: nnx.Rngs) 
     )
 
 
-def _check_grid(config: ModelConfig, stem: Stem, depths: Sequence[int]) -> None:
+def _check_grid(config: ModelConfig, stride: int, depths: Sequence[int]) -> None:
     require(
-        config.patch_size == stem.stride,
-        f"model.patch_size={config.patch_size} must be {stem.stride}, the stride of the stem in space.",
+        config.patch_size == stride,
+        f"model.patch_size={config.patch_size} must be {stride}, the stride of the stem in space.",
     )
     halvings = len(depths) - 1
+    unit = stride * 2**halvings
     require(
-        stem.grid[1] % 2**halvings == 0,
-        f"model.image_size={config.image_size} gives a grid of side {stem.grid[1]}, which the stages of "
-        f"model.depths={depths} cannot halve {halvings} times.",
+        config.image_size >= 1 and config.image_size % unit == 0,
+        f"model.image_size={config.image_size} must be a multiple of {unit}: the stages of model.depths={depths} halve "
+        f"the grid of patches of model.patch_size={stride} {halvings} times. Set model.image_size to "
+        f"{multiples_near(unit, config.image_size)}.",
     )
 
 

@@ -22,6 +22,7 @@ from flax import nnx
 
 from vidformers.attention.shifted_window import ShiftedWindowAttention
 from vidformers.errors import require
+from vidformers.layers.embedding import check_patches
 from vidformers.layers.linear import Linear, glorot, square_init
 from vidformers.layers.tokens import Tokens
 from vidformers.models.config import ModelConfig, ModelTraits
@@ -128,17 +129,11 @@ def _by_window(tokens: Tokens, window) -> Tokens:
 def _check(config: ModelConfig, depths, patch_frames: int) -> None:
     require(
         bool(depths) and all(depth >= 2 and depth % 2 == 0 for depth in depths),
-        f"model.depths={tuple(depths)} must be even numbers, because whole and shifted windows alternate.",
+        f"model.depths={tuple(depths)} must be even numbers, because whole and shifted windows alternate. Set "
+        f"model.depths={tuple(max(depth + depth % 2, 2) for depth in depths) or (2,)}, and model.depth to their sum.",
     )
     check_depth(config, depths)
-    require(
-        config.patch_size >= 1 and config.image_size > 0 and config.image_size % config.patch_size == 0,
-        f"model.patch_size={config.patch_size} must divide model.image_size={config.image_size}.",
-    )
-    require(
-        patch_frames >= 1 and config.frames % patch_frames == 0,
-        f"model.patch_frames={patch_frames} must divide model.frames={config.frames}.",
-    )
+    check_patches(config.image_size, config.patch_size, config.frames, patch_frames)
 
 
 def _window_attention(level: ModelConfig, window, shifted: bool) -> Callable[..., ShiftedWindowAttention]:

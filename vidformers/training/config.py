@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from input_pipeline.fields import shown
-from vidformers.errors import require, require_types
+from vidformers.errors import multiples_near, require, require_types
 from vidformers.training.mixing import Mixing
 
 MAX_BATCH = 1_000_000  # clips or videos
@@ -90,12 +90,11 @@ class TrainConfig:
     def check_devices(self, shards: int) -> None:
         """Raises ConfigError if the batch cannot be divided among `shards` devices and the micro-batches."""
         unit = shards * self.accumulate
-        below = self.batch_size // unit * unit
-        nearest = f"{below} or {below + unit}" if below else unit
         require(
             self.batch_size % unit == 0,
             f"train.batch_size={self.batch_size} must be divisible by mesh.data x mesh.fsdp={shards} times "
-            f"train.accumulate={self.accumulate}. Use {nearest}, with optim.lr to match.",
+            f"train.accumulate={self.accumulate}. Use "
+            f"{multiples_near(unit, self.batch_size)}, with optim.lr to match.",
         )
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vidformers.errors import require, require_types
+from vidformers.errors import multiples_near, require, require_types
 from vidformers.models.fuse import fuse_projections
 from vidformers.parallel import memory
 from vidformers.parallel.batch import abstract_batch, put_batch
@@ -186,11 +186,13 @@ class Evaluator:
         shards = num_batch_shards(mesh)
         require(
             (protocol.batch_size or 0) % shards == 0,
-            f"eval.batch_size={protocol.batch_size} must be divisible by mesh.data x mesh.fsdp={shards}.",
+            f"eval.batch_size={protocol.batch_size} must be divisible by mesh.data x mesh.fsdp={shards}. Set "
+            f"eval.batch_size to {multiples_near(shards, protocol.batch_size or 0)}.",
         )
         require(
             (protocol.frames or 0) % mesh.shape["context"] == 0,
-            f"eval.frames={protocol.frames} must be divisible by mesh.context={mesh.shape['context']}.",
+            f"eval.frames={protocol.frames} must be divisible by mesh.context={mesh.shape['context']}. Set "
+            f"eval.frames to {multiples_near(mesh.shape['context'], protocol.frames or 0)}.",
         )
         self.mesh, self.protocol = mesh, protocol
         self.step = jax.jit(

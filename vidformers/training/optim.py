@@ -156,12 +156,19 @@ def make_optimizer(total_steps: int, steps_per_epoch: float, **section):
     return _make_transformation(config, schedule), schedule
 
 
+def _shorter_warmup(config: OptimConfig, total_steps: int, steps_per_epoch: float) -> str:
+    """Returns the field of the warm-up with a tenth of the run, in the unit in which it was given."""
+    if config.warmup_epochs is None:
+        return f"optim.warmup_steps={total_steps // 10}"
+    return f"optim.warmup_epochs={total_steps // 10 / steps_per_epoch:.3g}"
+
+
 def _make_schedule(config: OptimConfig, total_steps: int, steps_per_epoch: float):
     warmup = duration_in_steps("optim.warmup", config.warmup_steps, config.warmup_epochs, steps_per_epoch) or 0
     require(
         warmup < total_steps,
         f"The warm-up of {warmup} steps (optim.warmup_steps or optim.warmup_epochs) must be shorter than the run of "
-        f"{total_steps} steps.",
+        f"{total_steps} steps. Set {_shorter_warmup(config, total_steps, steps_per_epoch)}, a tenth of the run.",
     )
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(config.lr, total_steps - warmup, config.end_lr / config.lr)

@@ -66,5 +66,6 @@ def _check_views(sections: Sections) -> None:
         num_bytes <= _MAX_VIEW_BYTES,
         f"eval.clips={protocol.clips} x eval.crops={protocol.crops} views of a video, each of {frames} frames of "
         f"{size} x {size} pixels, take "
-        f"{num_bytes / 2**30:,.1f} GiB. They must take at most {_MAX_VIEW_BYTES / 2**30:g}.",
+        f"{num_bytes / 2**30:,.1f} GiB. They must take at most {_MAX_VIEW_BYTES / 2**30:g}: set eval.clips to at most "
+        f"{max(_MAX_VIEW_BYTES * protocol.clips // num_bytes, 1)}.",
     )

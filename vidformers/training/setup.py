@@ -15,7 +15,7 @@ from input_pipeline import Pipeline
 from input_pipeline.balance import class_counts, class_weights
 from input_pipeline.prefetch import require_memory
 from input_pipeline.remarks import check_training_data, check_validation_data, class_remarks
-from vidformers.errors import ConfigError, require
+from vidformers.errors import ConfigError, multiples_near, require
 from vidformers.models.encoder import Stage
 from vidformers.models.registry import MODELS, build
 from vidformers.parallel import memory
@@ -167,7 +167,11 @@ def set_up(
     if clips_per_epoch is None:
         clips_per_epoch = repeats * len(pipeline.train_manifest.records) if training else batch_size
     steps_per_epoch = clips_per_epoch / batch_size
-    require(batch_size % repeats == 0, f"train.batch_size={batch_size} must be divisible by data.repeats={repeats}.")
+    require(
+        batch_size % repeats == 0,
+        f"train.batch_size={batch_size} must be divisible by data.repeats={repeats}. Set train.batch_size to "
+        f"{multiples_near(repeats, batch_size)}.",
+    )
     total_steps, eval_every = _durations(train_config, steps_per_epoch)
     _check_best(config["checkpoint"]["best"], protocol)
     optimizer, schedule = make_optimizer(total_steps, steps_per_epoch, **optim)
@@ -214,7 +218,8 @@ def _check_context(config: dict, mesh) -> None:
     context, name = mesh.shape["context"], config["model"]["name"]
     require(
         config["data"]["frames"] % context == 0,
-        f"data.frames={config['data']['frames']} must be divisible by mesh.context={context}.",
+        f"data.frames={config['data']['frames']} must be divisible by mesh.context={context}. Set data.frames to "
+        f"{multiples_near(context, config['data']['frames'])}.",
     )
     require(
         context == 1 or name not in MODELS or not MODELS[name].traits.frames_on_one_device,
@@ -226,13 +231,17 @@ def _check_context(config: dict, mesh) -> None:
 def _durations(config: TrainConfig, steps_per_epoch: float) -> tuple[int, int | None]:
     """Returns the length of the run and the interval of periodic evaluations, in steps."""
     total = duration_in_steps("train.total", config.total_steps, config.total_epochs, steps_per_epoch)
-    require(total is not None and total >= 1, "train.total_steps or train.total_epochs must be set, to 1 step or more.")
+    epoch = f"A step is {1 / max(steps_per_epoch, 1e-9):.2g} epochs."
+    require(
+        total is not None and total >= 1,
+        f"train.total_steps or train.total_epochs must be set, to 1 step or more. {epoch}",
+    )
     eval_every = duration_in_steps(
         "train.eval_every", config.eval_every_steps, config.eval_every_epochs, steps_per_epoch
     )
     require(
         eval_every is None or eval_every >= 1,
-        "train.eval_every_steps or train.eval_every_epochs must come to 1 step or more.",
+        f"train.eval_every_steps or train.eval_every_epochs must come to 1 step or more. {epoch}",
     )
     return total, eval_every
 
