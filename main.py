@@ -142,7 +142,7 @@ def run(argv) -> int:
 
     from input_pipeline.errors import DataError
     from vidformers.parallel import compilation_cache, processes
-    from vidformers.progress import log, silence_libraries
+    from vidformers.progress import log, reported, silence_libraries
     from vidformers.training.sections import check_sections
     from vidformers.training.stopping import Interrupted
 
@@ -157,7 +157,8 @@ def run(argv) -> int:
             log(note)
         compilation_cache.enable_compilation_cache(command.workdir)
         mode = MODES[command.mode]
-        getattr(import_module(mode.module), mode.function)(config, command.workdir, **command.flags)
+        with reported(f"--mode={command.mode} is at work", shown=jax.process_index() == 0):
+            getattr(import_module(mode.module), mode.function)(config, command.workdir, **command.flags)
     except Interrupted as stop:
         if jax.process_index() == 0:
             print_line(stop)

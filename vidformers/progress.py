@@ -2,6 +2,10 @@
 
 import logging
 import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -9,12 +13,51 @@ from rich.table import Table
 
 from input_pipeline.text import printable
 
+SILENT_SECONDS = 30  # after which a program that works says so
+
 console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+_last_output = time.monotonic()
+_activities: list[object] = []  # the blocks of `reported` that are entered, the innermost last
 
 
 def log(message: str) -> None:
     """Prints one line, above the progress bar if there is one. Line breaks in the message are escaped."""
+    global _last_output
+    _last_output = time.monotonic()
     console.print(_shown(message))
+
+
+@contextmanager
+def reported(text: str | Callable[[], str], shown: bool = True) -> Iterator[None]:
+    """Logs what the program does whenever it has printed nothing for half a minute, until the block ends.
+
+    Args:
+        text: what it does, or a function that says it. The seconds since the start of the block follow.
+        shown: False logs nothing. In a run of several processes, only process 0 logs.
+    """
+    if not shown:
+        yield
+        return
+    start, ended, activity = time.monotonic(), threading.Event(), object()
+
+    def report() -> None:
+        while not ended.wait(max(_last_output + SILENT_SECONDS - time.monotonic(), SILENT_SECONDS / 10)):
+            is_silent = time.monotonic() - _last_output >= SILENT_SECONDS
+            if is_silent and _activities[-1:] == [activity]:  # otherwise an inner block has more to say
+                with suppress(OSError):  # a closed pipe, which the main thread finds too
+                    log(f"{text if isinstance(text, str) else text()}  {time.monotonic() - start:.0f} s so far")
+
+    thread = threading.Thread(target=report, name="report", daemon=True)
+    _activities.append(activity)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        _activities.remove(activity)
+        thread.join()
 
 
 def _shown(text: str) -> str:
@@ -30,7 +73,7 @@ def silence_libraries() -> None:
 
 
 class Bar:
-    """A progress bar on a terminal. Elsewhere, it logs one line for each new status.
+    """A progress bar on a terminal. Elsewhere, it logs one line for each new status, and one each half minute.
 
     Args:
         title: the text before the bar.
@@ -41,7 +84,7 @@ class Bar:
 
     def __init__(self, title: str, total: int, done: int = 0, shown: bool = True):
         self.title, self.total, self.done, self.shown = title, total, done, shown
-        self._progress = None
+        self._progress, self._stack = None, ExitStack()
         if shown and console.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}", markup=False),
@@ -56,9 +99,12 @@ class Bar:
     def __enter__(self):
         if self._progress:
             self._progress.start()
+        elif self.shown:
+            self._stack.enter_context(reported(lambda: f"{self.title} {self.done}/{self.total}"))
         return self
 
     def __exit__(self, *_):
+        self._stack.close()
         if self._progress:
             self._progress.stop()
 

@@ -21,7 +21,7 @@ from vidformers.inference.predictor import CLIP_FIELDS
 from vidformers.models.vtn import TemporalEncoder
 from vidformers.parallel.target import traced_for
 from vidformers.pretrained.native import resolve_size
-from vidformers.progress import log
+from vidformers.progress import log, reported
 from vidformers.training.run_json import read_run_json
 
 FORMAT = {"format": "vidformers", "version": "1"}
@@ -79,7 +79,7 @@ def write_export(folder: Path, make_model, parameters, metadata: dict) -> None:
     model = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
     contents = {
         "model.safetensors": safetensors.numpy.save(parameter_arrays(parameters), FORMAT),
-        "model.stablehlo": bytes(export_program(model).serialize()),
+        "model.stablehlo": _program_bytes(model),
     }
     config = (
         FORMAT
@@ -112,6 +112,11 @@ def write_export(folder: Path, make_model, parameters, metadata: dict) -> None:
         write_text(temporary / "config.json", json.dumps(config, indent=1) + "\n")
         write_text(temporary / "run.py", (_TEMPLATES / "run.py").read_text(encoding="utf-8"))
         write_text(temporary / "README.md", readme)
+
+
+def _program_bytes(model) -> bytes:
+    with reported("Writing the model as a program"):
+        return bytes(export_program(model).serialize())
 
 
 def input_specs(model) -> dict[str, dict]:

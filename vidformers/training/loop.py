@@ -148,7 +148,7 @@ class TrainingRun:
         parameters = convert_layers(self.state.eval_parameters, self.setup.abstract.eval_parameters)
         for protocol in list(self.due):
             with self.phases.measure("evaluating"):
-                result = self._validation(protocol).evaluate(parameters, self.stop)
+                result = self._validation(protocol).evaluate(parameters, self.step, self.stop)
                 if result is None:
                     self.end_stopped("Stopped in an evaluation")
                 self._write_metrics(result.metrics)

@@ -21,7 +21,7 @@ from vidformers.parallel import memory
 from vidformers.parallel.account import account, argument_bytes
 from vidformers.parallel.peak import memory_bandwidth, peak_flops
 from vidformers.parallel.topology import check_compiler, chip, is_tpu
-from vidformers.progress import log
+from vidformers.progress import log, reported
 from vidformers.training.ahead import Program, Request, compile_ahead, largest_clips
 from vidformers.training.config import TrainConfig
 from vidformers.training.optim import OptimConfig, duration_in_steps
@@ -106,7 +106,8 @@ def plan(
         config, topology, None, until_buffers=not with_estimate, clips_per_epoch=config["data"]["repeats"] * videos
     )
     log(f"Compiling the training step for {topology or 'the devices that are here'}.")
-    program = compile_ahead(request)
+    with reported("Compiling the training step"):
+        program = compile_ahead(request)
     line = {"config": Path(workdir).name, "topology": topology, **_fit(request, program, target)}
     line |= {"largest": None if largest == "false" else largest_batches(request, program, target)}
     line |= _times(request, program, target)

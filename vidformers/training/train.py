@@ -12,7 +12,7 @@ from vidformers.errors import require
 from vidformers.parallel.processes import barrier
 from vidformers.parallel.state import convert_layers
 from vidformers.pretrained import Pretrained
-from vidformers.progress import log
+from vidformers.progress import log, reported
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.loop import TrainingRun, training_loop
 from vidformers.training.metrics import MetricWriter
@@ -56,7 +56,7 @@ def train(config: dict, path) -> dict:
             checkpoints = stack.enter_context(Checkpoints(workdir, **config["checkpoint"]))
             restored = checkpoints.restore(setup.abstract)
             pretrained = None if restored else load_weights(setup)
-        with phases.measure("compiling"):
+        with phases.measure("compiling"), reported("Compiling the training step", shown=main):
             state, host_state, start = restored or (None, {}, 0)
             _check_start(setup, workdir, start)
             trace = stack.enter_context(closing(_trace(setup, workdir)))

@@ -42,8 +42,8 @@ class Validation:
         self._batch_size, self._batches = 0, None
         self._remarks = VideoRemarks(setup.pipeline.val_manifest.records)
 
-    def evaluate(self, parameters, stop: StopSignal) -> EvalResult | None:
-        """Returns the result for `parameters`, or None if a signal has stopped the evaluation.
+    def evaluate(self, parameters, step: int, stop: StopSignal) -> EvalResult | None:
+        """Returns the result for the `parameters` of a step, or None if a signal has stopped the evaluation.
 
         Raises:
             DataError: a video cannot be decoded and `eval.on_bad` is 'error'.
@@ -64,7 +64,7 @@ class Validation:
             result = self._evaluator(parameters, batches, make_error, stop, bar.advance)
             if result is None:
                 return None
-            bar.status(f"top-1 {result.metrics[f'val/top1@{name}']:.2%}")
+            bar.status(f"step {step}  top-1 {result.metrics[f'val/top1@{name}']:.2%}")
         self._evaluations_left -= 1
         if not self._evaluations_left:
             self.close()
@@ -132,7 +132,7 @@ def evaluate(config: dict, path) -> dict:
             _state_of_checkpoint(setup, workdir) if has_checkpoints else (_state_of_weights(setup, workdir), 0)
         )
         with StopSignal() as stop, closing(Validation(setup, setup.protocol)) as validation:
-            result = validation.evaluate(state.eval_parameters, stop)
+            result = validation.evaluate(state.eval_parameters, step, stop)
             if result is None:
                 raise stop.interruption("Stopped. The evaluation is not finished: the same command starts it again.")
         if is_main:
