@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -31,6 +32,7 @@ from vidformers.pretrained import load as load_weights
 from vidformers.pretrained.assign import flatten
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.optim import make_optimizer
+from vidformers.training.run_weights import open_run
 from vidformers.training.step import initial_state
 from vidformers.training.workdir import describe_run, write_run_json
 
@@ -324,6 +326,30 @@ def test_an_export_holds_the_ema_and_describes_the_run(trained, out):
     assert pretrained.counts == {"loaded": len(ema), "resized": 0, "new": 0, "unused": 0}
     for path, leaf in ema.items():
         np.testing.assert_array_equal(pretrained.values[path], leaf)
+
+
+def test_a_run_is_weights_for_another_run_as_its_export_is(trained, out, tmp_path, capsys):
+    """Also if its newest checkpoint is damaged."""
+    make_model, run = load(trained).make_model, tmp_path / "run"
+    shutil.copytree(trained, run)
+    shutil.copytree(run / "checkpoints" / "4", run / "checkpoints" / "6")
+    for path in (run / "checkpoints" / "6" / "state").rglob("*"):
+        path.is_file() and path.write_bytes(b"")
+    exported = load_weights(Init(weights=str(out)), make_model, CLASSES[::-1])
+    for folder in (trained, run):
+        weights = load_weights(Init(weights=str(folder)), make_model, CLASSES[::-1], open_run(str(folder)))
+        assert weights.counts == exported.counts and weights.values.keys() == exported.values.keys()
+        assert weights.training_info["classes"] == CLASSES
+        for path, value in exported.values.items():  # the head is matched by the names of the classes
+            np.testing.assert_array_equal(weights.values[path], value)
+    assert f"step 6 in {run}/checkpoints is damaged" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"it was trained with model\.mean"):
+        other = partial(make_model, mean=(0.1, 0.1, 0.1))
+        load_weights(Init(weights=str(trained)), other, CLASSES, open_run(str(trained)))
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(ConfigError, match="without a checkpoint that can be read"):
+        open_run(str(run))
+    assert open_run(str(out)) is None and open_run("timm/vit") is None
 
 
 def test_an_export_predicts_without_a_run(trained, out, tmp_path):

@@ -26,6 +26,7 @@ from vidformers.training.evaluate import EvalProtocol, prediction_step
 from vidformers.training.optim import OptimConfig, make_optimizer
 from vidformers.training.remarks import VideoRemarks
 from vidformers.training.run_json import read_run_json
+from vidformers.training.run_weights import open_run
 from vidformers.training.setup import abstract_state
 from vidformers.training.workdir import with_default_sections
 
@@ -208,7 +209,7 @@ class Predictor:
     def _load_weights(self, section: dict[str, Any], abstract):
         """Returns the parameters of `init.weights`. Sets `step`, `remarks` and `classes`."""
         init = pretrained.Init(**section | {"head": "as_is"})
-        weights = pretrained.load(init, self.make_model)
+        weights = pretrained.load(init, self.make_model, file=open_run(str(init.weights)))
         weights.require_complete()
         self.remarks, self.step = weights.remarks, 0
         count = weights.values["head", "kernel"].shape[1]

@@ -69,10 +69,10 @@ def open_file(source: str) -> File:
     if path.is_dir():
         path = _choose(path, source)
     arrays, not_read, files = _read(path)
-    _check_arrays(path, arrays)
-    digests, metadata = _digests(files), _read_metadata(path.parent)
-    _check_digest(path, metadata, digests[0])
-    return File(arrays, path, hashlib.sha256(b"".join(digests)).hexdigest(), metadata, revision, not_read)
+    check_arrays(path, arrays)
+    metadata = _read_metadata(path.parent)
+    _check_digest(path, metadata, files[0])
+    return File(arrays, path, digest_of(files), metadata, revision, not_read)
 
 
 def _download(source):
@@ -148,7 +148,7 @@ def _read(path):
     )
 
 
-def _check_arrays(path, arrays):
+def check_arrays(path, arrays):
     """Checks the names and the types of arrays, and that their numbers are finite."""
     if not arrays:
         raise ConfigError(f"{path} holds no arrays.")
@@ -164,20 +164,21 @@ def _check_arrays(path, arrays):
             raise ConfigError(f"{path}: {name!r} holds numbers that are not finite.")
 
 
-def _digests(files) -> list[bytes]:
-    """Returns the SHA-256 of each file."""
-    digests = []
-    for path in files:
-        with open_regular(path) as file:
-            digests.append(hashlib.file_digest(file, "sha256").digest())
-    return digests
+def digest_of(files: list[Path]) -> str:
+    """Returns the SHA-256 of the digests of files."""
+    return hashlib.sha256(b"".join(map(_digest, files))).hexdigest()
 
 
-def _check_digest(path, metadata, digest):
+def _digest(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _check_digest(path, metadata, file) -> None:
     """Refuses a file of an export that is not the one of which config.json has the SHA-256."""
     expected = metadata.get("sha256")
-    if metadata.get("format") == "vidformers" and isinstance(expected, dict):
-        if expected.get(path.name, digest.hex()) != digest.hex():
+    if metadata.get("format") == "vidformers" and isinstance(expected, dict) and path.name in expected:
+        if expected[path.name] != _digest(file).hex():
             raise ConfigError(f"{path} is not the file that was exported: its SHA-256 differs. Copy the export again.")
 
 

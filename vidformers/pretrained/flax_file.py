@@ -17,8 +17,9 @@ from vidformers.pretrained.damage import DAMAGE_ERRORS
 from vidformers.pretrained.limits import LONGEST_NAME, MOST_ARRAYS
 
 # The paths of the parameters in the checkpoints of training code, averaged parameters first. Flax before 2022 has an
-# optimizer with a target.
+# optimizer with a target. `average` and `parameters` are those of a run of this library.
 _TREES = (("ema_params",), ("params",), ("optimizer", "target"), ("target",), ("model", "params"))
+_TREES += (("average",), ("parameters",))
 _DEEPEST = 100
 _MOST_OTHERS = 100  # descriptions of other trees
 _MOST_VALUES = 100 * MOST_ARRAYS  # in a file of msgpack: each array of a checkpoint takes a few

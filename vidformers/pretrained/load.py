@@ -115,17 +115,18 @@ def abstract_model(make_model):
     return nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
 
 
-def load(init: Init, make_model, class_names=None) -> Pretrained:
+def load(init: Init, make_model, class_names=None, file: File | None = None) -> Pretrained:
     """Reads weights and assigns them to the parameters of a model.
 
     Args:
         init: the section `init`, with `weights` set.
         make_model: rngs -> the model.
         class_names: the names of the model's classes in order, or None if they have no names.
+        file: the weights, if `init.weights` names the folder of a run, which `training.run_weights` reads.
     Raises:
         ConfigError: the file cannot be read, or its arrays do not belong to such a model.
     """
-    file = open_file(str(init.weights))
+    file = file or open_file(str(init.weights))
     model = abstract_model(make_model)
     try:
         weights, assignment, unused, remarks = _assign(file, model, make_model, init, class_names)

@@ -28,6 +28,7 @@ from vidformers.training.config import TrainConfig
 from vidformers.training.evaluate import EvalProtocol, Evaluator
 from vidformers.training.loss import Loss
 from vidformers.training.optim import OptimConfig, duration_in_steps, make_optimizer
+from vidformers.training.run_weights import open_run
 from vidformers.training.sections import check_sections
 from vidformers.training.step import State, initial_state, make_step
 
@@ -278,7 +279,8 @@ def load_weights(setup: Setup) -> Pretrained | None:
     """
     if setup.init.weights is None:
         return None
-    return load(setup.init, setup.make_model, setup.pipeline.val_manifest.classes)
+    file = open_run(str(setup.init.weights))
+    return load(setup.init, setup.make_model, setup.pipeline.val_manifest.classes, file)
 
 
 def initialise(setup: Setup, pretrained: Pretrained | None = None) -> State:
