@@ -22,16 +22,12 @@ import numpy as np
 from av.codec.context import Flags, ThreadType
 from av.stream import Disposition
 
-from input_pipeline.display import MAX_PIXELS, Display, Info, frame_info, stream_remarks
+from input_pipeline.display import MAX_PIXELS, Display, Info, stream_remarks
 from input_pipeline.errors import DecodeError
+from input_pipeline.frame_index import ascending, read_index
 from input_pipeline.mp4_index import claimed_bytes
+from input_pipeline.orientation import Messages
 from input_pipeline.watchdog import watch_call
-
-# The frames of these files are numbered by decoding from the start. AVI stores no presentation times, and one AVI
-# packet may hold two frames. Transport and program streams have no index to seek in, and neither have pictures that
-# follow each other (jpeg_pipe and others). VP8 has packets without a visible frame.
-_UNINDEXED_FORMATS = {"avi", "mpegts", "mpeg"}
-_UNINDEXED_CODECS = {"vp8"}
 
 # FFmpeg opens these as videos, but they are ANSI-art text (tty) and playlists.
 _NO_VIDEO_FORMATS = {"tty", "concat", "hls"}
@@ -106,8 +102,10 @@ class Video:
             self._audio = bool(container.streams.audio)
             size = stream.codec_context.width, stream.codec_context.height
             self.remarks = stream_remarks(stream.codec_context)
-            self._display = Display(self._name, size, stream.sample_aspect_ratio)
-            frames = self._index(container, stream)
+            messages = Messages(self._codec, stream.codec_context.extradata)
+            self._display = Display(self._name, size, stream.sample_aspect_ratio, messages)
+            packets = self._packets(container, stream)
+            frames, self._keyframes = read_index(self._name, container, stream, packets, messages)
             # FFmpeg's default rate is 25, for streams that store none.
             time_base, rate = stream.time_base, stream.average_rate or 25
         except BaseException:
@@ -116,21 +114,32 @@ class Video:
         if frames:
             self._opened = container, stream
             self._pts = [pts for pts, _ in frames]
+            timestamps = np.array(self._pts, np.float64)
         else:
             container.close()
             self._pts = None
             frames = self._decode_timestamps()
-            # Raw streams and some AVI files lack ascending timestamps. Assume a constant frame rate.
-            timestamps = [pts for pts, _ in frames]
-            if None in timestamps or timestamps != sorted(set(timestamps)):
-                frames, time_base = [(index, 1) for index in range(len(frames))], 1 / rate
+            timestamps = ascending([pts for pts, _ in frames])
         if not frames:
             raise DecodeError(f"{self._name}: no frame can be decoded.")
-        last_duration = frames[-1][1]
-        self.times = (np.array([pts for pts, _ in frames], np.float64) - frames[0][0]) * float(time_base)
+        self._set_times(timestamps, frames, float(time_base), float(1 / rate))
+
+    def _set_times(self, timestamps, frames, time_base, interval):
+        if timestamps is None:  # as in raw streams and some AVI files: assume a constant frame rate
+            timestamps, time_base, last_duration = np.arange(len(frames), dtype=np.float64), interval, 1
+        else:
+            last_duration = frames[-1][1]
+            repeated = len(frames) - len({pts for pts, _ in frames})
+            if repeated:
+                self.remarks += (
+                    f"{repeated} of {len(frames)} frames have the time of another frame, and are shown between their "
+                    "neighbours.",
+                )
+        self.times = (timestamps - timestamps[0]) * time_base
         # If the file gives no duration for the last frame, the frame lasts as long as the others do on average.
-        interval = self.times[-1] / (len(frames) - 1) if len(frames) > 1 else 1 / float(rate)
-        self.duration = float(self.times[-1] + (last_duration * float(time_base) if last_duration else interval))
+        if len(frames) > 1:
+            interval = self.times[-1] / (len(frames) - 1)
+        self.duration = float(self.times[-1] + (last_duration * time_base if last_duration else interval))
 
     def __del__(self):
         if self._opened:
@@ -188,7 +197,7 @@ class Video:
             DecodeError: the first frame cannot be decoded or is damaged.
         """
         with self._working():
-            return frame_info(self._first_frame(), self._codec, self._audio)
+            return self._display.info(self._first_frame(), self._codec, self._audio)
 
     @contextlib.contextmanager
     def _working(self, deadline=None):
@@ -248,42 +257,6 @@ class Video:
                 if time.monotonic() > self._deadline:
                     raise self._too_long()
                 yield packet
-
-    def _index(self, container, stream):
-        """Reads all packets. Returns [(pts, duration)] of the frames in presentation order, and sets `_keyframes`.
-
-        Returns [] if the packets do not determine the frames. Then the frames must be numbered by decoding.
-        """
-        packets = [
-            (p.pts, p.dts, p.duration, p.is_keyframe, p.is_discard) for p in self._packets(container, stream) if p.size
-        ]
-        size = container.size
-        # A generator, because the index of a damaged file may claim millions of frames.
-        if any(entry.size and entry.pos + entry.size > size for entry in stream.index_entries):
-            raise DecodeError(f"{self._name}: the file is truncated.")
-        if container.format.name == "avi":  # every frame after a missing packet would get a wrong number
-            count = sum(entry.size > 0 for entry in stream.index_entries)
-            if count > len(packets):
-                raise DecodeError(f"{self._name}: {count - len(packets)} of {count} frames are damaged.")
-        if (
-            container.format.name in _UNINDEXED_FORMATS
-            or container.format.name.endswith("_pipe")
-            or stream.codec_context.name in _UNINDEXED_CODECS
-            or any(pts is None for pts, *_ in packets)
-        ):
-            return []
-        # (pts, safe seek target) of each keyframe. Containers index by dts or by pts. The safe target min(pts, dts)
-        # works for both, but a seek to it may land one GOP early when the container indexes by pts.
-        self._keyframes = sorted(
-            (pts, pts if dts is None else min(pts, dts)) for pts, dts, _, is_keyframe, _ in packets if is_keyframe
-        )
-        # Drop packets that an MP4 edit list hides, and frames before the first keyframe, which cannot be decoded.
-        frames = sorted(
-            (pts, duration or 0)  # None cannot be sorted
-            for pts, _, duration, _, is_hidden in packets
-            if self._keyframes and not is_hidden and pts >= self._keyframes[0][0]
-        )
-        return frames if len({pts for pts, _ in frames}) == len(frames) else []
 
     def _decode_timestamps(self):
         """Decodes all frames. Returns their [(pts, duration)] in the order in which the decoder outputs them."""

@@ -4,14 +4,16 @@ A player converts the colours, makes pixels square, and turns and mirrors the fr
 a video get the size of its first frame.
 """
 
+import contextlib
 import dataclasses
-import functools
+import itertools
 from collections.abc import Callable
 
 import numpy as np
 from av.video.reformatter import ColorTrc, Interpolation
 
 from input_pipeline.errors import DecodeError
+from input_pipeline.orientation import Messages, Orientation, nearest_orientation
 
 # Frames above this size are refused, because one frame in red, green and blue takes 3 bytes per pixel, and a decoder
 # keeps up to 16 frames. 8K video has 35 million pixels.
@@ -53,12 +55,6 @@ class Info:
     mirrored: bool = False
 
 
-def frame_info(frame, codec: str, audio: bool) -> Info:
-    """Returns the properties of a file from its first frame, a frame of PyAV."""
-    turn = orientation(frame)
-    return Info(codec, frame.width, frame.height, turn.degrees, audio, turn.mirrored)
-
-
 def stream_remarks(context) -> tuple[str, ...]:
     """Returns sentences on what players do to the frames of a stream and this package does not. Most streams have none.
 
@@ -72,62 +68,27 @@ def stream_remarks(context) -> tuple[str, ...]:
     return remarks
 
 
-@dataclasses.dataclass(frozen=True)
-class Orientation:
-    """A turn by `degrees` counterclockwise (0, 90, 180 or -90), and then a swap of left and right if `mirrored`."""
-
-    degrees: int
-    mirrored: bool
-
-    @property
-    def swaps_sides(self) -> bool:
-        """Whether width and height change places."""
-        return self.degrees % 180 != 0
-
-    @functools.cached_property
-    def matrix(self) -> np.ndarray:
-        """(2, 2): the point (x, y), with y downwards, moves to `matrix @ (x, y)`."""
-        quarter_turn = np.array([[0, 1], [-1, 0]])
-        turn = np.linalg.matrix_power(quarter_turn, self.degrees // 90 % 4)
-        return np.diag([-1, 1]) @ turn if self.mirrored else turn
-
-    def apply(self, image: np.ndarray) -> np.ndarray:
-        """Returns an image, (y, x, 3), as it is shown."""
-        if self == _UPRIGHT:
-            return image
-        image = np.rot90(image, self.degrees // 90)
-        return np.ascontiguousarray(image[:, ::-1] if self.mirrored else image)
-
-
-_UPRIGHT = Orientation(0, False)
-_ORIENTATIONS = tuple(Orientation(degrees, mirrored) for mirrored in (False, True) for degrees in (0, 90, 180, -90))
-
-
-def orientation(frame) -> Orientation:
-    """Returns the orientation that is nearest to the display matrix of a frame of PyAV.
-
-    A matrix may also scale and shear, which is ignored. A matrix that maps all points onto a line or a point says
-    nothing, and the frame is shown as stored, as ffmpeg does.
-    """
+def _matrix_orientation(frame) -> Orientation | None:
+    """Returns the orientation by the display matrix of a frame of PyAV, or None if it has no matrix."""
     _set_known_colours(frame)
     # A frame of PyAV whose side data were read stays in memory until the garbage collector runs, because both refer to
     # each other. A thumbnail has the same side data.
     thumbnail = frame.reformat(width=16, height=16, format="gray", interpolation=Interpolation.POINT, threads=1)
     try:
-        data = thumbnail.side_data.get("DISPLAYMATRIX")
+        data = _first_matrix(thumbnail.side_data)
     except ValueError:  # the frame also has side data of a kind that PyAV does not know
-        return Orientation({1: 90, -1: -90, 2: 180, -2: 180}.get(round(frame.rotation / 90), 0), False)
-    return _UPRIGHT if data is None else _nearest_orientation(bytes(data))
+        degrees = {1: 90, -1: -90, 2: 180, -2: 180}.get(round(frame.rotation / 90))
+        return Orientation(degrees, False) if degrees else None
+    return None if data is None else nearest_orientation(bytes(data))
 
 
-@functools.lru_cache
-def _nearest_orientation(display_matrix):
-    # ISO 14496-12: (x, y) moves to (a x + c y, b x + d y), with a, b at 0, 1 and c, d at 3, 4.
-    matrix = np.frombuffer(display_matrix, np.int32)[[0, 3, 1, 4]].reshape(2, 2).astype(float)
-    scale = np.linalg.norm(matrix, axis=1, keepdims=True)
-    if not scale.all() or abs(np.linalg.det(matrix / scale)) < 1e-3:
-        return _UPRIGHT
-    return max(_ORIENTATIONS, key=lambda candidate: np.sum(candidate.matrix * matrix / scale))
+def _first_matrix(side_data):
+    """Returns the first of the display matrices: that of the container, which ffmpeg prefers to that of the stream."""
+    with contextlib.suppress(IndexError):
+        for position in itertools.count():  # PyAV 18 and 19 iterate differently, and 19 over kinds of data
+            if side_data[position].type.name == "DISPLAYMATRIX":
+                return side_data[position]
+    return None
 
 
 class Display:
@@ -137,13 +98,14 @@ class Display:
         name: name of the video in errors.
         size: (width, height) of the first frame in pixels, as the container gives it. It may be wrong.
         aspect: width of a pixel divided by its height, or None if the file gives none.
+        messages: the orientations of frames without a display matrix.
 
     Raises:
         DecodeError: the frames are too large.
     """
 
-    def __init__(self, name: str, size: tuple[int, int], aspect):
-        self._name, self._aspect = name, aspect
+    def __init__(self, name: str, size: tuple[int, int], aspect, messages: Messages):
+        self._name, self._aspect, self._messages = name, aspect, messages
         self._size, self._is_verified, self._swaps_sides = size, False, None
         check_size(name, *size)
 
@@ -171,11 +133,19 @@ class Display:
             self._size, self._is_verified = (first.width, first.height), True
         size = square_size(*self._size, self._aspect)
         check_size(self._name, *size)
-        turn = orientation(frame)
+        turn = self._orientation(frame)
         # A few files turn some of their frames only. All images get the shape of the first one.
         if self._swaps_sides is None:
             self._swaps_sides = turn.swaps_sides
         return turn.apply(_to_rgb(frame, size if turn.swaps_sides == self._swaps_sides else size[::-1]))
+
+    def info(self, frame, codec: str, audio: bool) -> Info:
+        """Returns the properties of the file from its first frame, a frame of PyAV."""
+        turn = self._orientation(frame)
+        return Info(codec, frame.width, frame.height, turn.degrees, audio, turn.mirrored)
+
+    def _orientation(self, frame):
+        return _matrix_orientation(frame) or self._messages.at(frame.pts)
 
 
 def check_size(name: str, width: int, height: int) -> None:

@@ -1,6 +1,7 @@
 """Video files whose frames show their own index in black and white blocks, so that a wrong frame is recognised."""
 
 import fractions
+import struct
 
 import av
 import numpy as np
@@ -98,6 +99,18 @@ def write_packed(path, count=60):
             packet.is_keyframe = number == 0
             container.mux(packet)
     return str(path)
+
+
+def with_matrix(path, a, b, c, d):
+    """Replaces the display matrix of an MP4 file (ISO 14496-12, tkhd): (x, y) moves to (a x + c y, b x + d y)."""
+    with open(path, "rb+") as file:
+        data = bytearray(file.read())
+        start = data.index(b"tkhd") + 4 + 40  # version 0: 40 bytes before the matrix
+        numbers = [round(number * 65536) for number in (a, b, 0, c, d, 0, 0, 0)]
+        struct.pack_into(">9i", data, start, *numbers, 1 << 30)
+        file.seek(0)
+        file.write(data)
+    return path
 
 
 def without_vui(path):

@@ -12,27 +12,16 @@ import numpy as np
 import pytest
 from av.bitstream import BitStreamFilterContext
 from av.video.reformatter import ColorRange
-from numbered import HEIGHT, WIDTH, decode_all, picture, read_number, write
+from numbered import HEIGHT, WIDTH, decode_all, picture, read_number, with_matrix, write
 
 from input_pipeline import check, decode, display, transcode, videos
 from input_pipeline.annotations import Record
 from input_pipeline.decode import Video
 from input_pipeline.errors import DecodeError
 from input_pipeline.mp4_index import claimed_bytes
+from input_pipeline.orientation import Messages
 from input_pipeline.transcode import Encoding
 from input_pipeline.videos import CompressedFrames, FrameFolder, open_video
-
-
-def with_matrix(path, a, b, c, d):
-    """Replaces the display matrix of an MP4 file (ISO 14496-12, tkhd): (x, y) moves to (a x + c y, b x + d y)."""
-    with open(path, "rb+") as file:
-        data = bytearray(file.read())
-        start = data.index(b"tkhd") + 4 + 40  # version 0: 40 bytes before the matrix
-        numbers = [round(number * 65536) for number in (a, b, 0, c, d, 0, 0, 0)]
-        struct.pack_into(">9i", data, start, *numbers, 1 << 30)
-        file.seek(0)
-        file.write(data)
-    return path
 
 
 def moved(image, a, b, c, d):
@@ -219,19 +208,22 @@ def test_frames_of_another_size_are_scaled_to_the_first(tmp_path, name, sizes):
 
 @pytest.mark.quick
 def test_frames_that_are_turned_otherwise_than_the_first_get_its_size():
+    class Matrix(bytes):
+        type = SimpleNamespace(name="DISPLAYMATRIX")
+
     def frame(number, *matrix):
         numbers = np.array([*matrix[:2], 0, *matrix[2:], 0, 0, 0, 1], np.int32)
         frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
         return SimpleNamespace(
-            **{name: getattr(frame, name) for name in ("width", "height", "colorspace", "color_range")},
+            **{name: getattr(frame, name) for name in ("width", "height", "colorspace", "color_range", "pts")},
             reformat=lambda format, **options: (
                 frame.reformat(format=format, **options)
                 if format == "rgb24"
-                else SimpleNamespace(side_data={"DISPLAYMATRIX": numbers.tobytes()})
+                else SimpleNamespace(side_data=[Matrix(numbers.tobytes())])
             ),
         )
 
-    shown = display.Display("video", (WIDTH, HEIGHT), None)
+    shown = display.Display("video", (WIDTH, HEIGHT), None, Messages("rawvideo", None))
     turned = shown.image(frame(5, 0, 1, -1, 0), None)
     np.testing.assert_array_equal(turned, np.rot90(picture(5), -1))
     upright = shown.image(frame(6, 1, 0, 0, 1), None)
@@ -350,7 +342,8 @@ def test_pictures_that_are_too_large_are_refused(tmp_path):
     with pytest.raises(DecodeError, match="0.jpg: 16384 x 16384 pixels are more than the limit of 67 million"):
         FrameFolder(str(tmp_path)).frames([0])
     with pytest.raises(DecodeError, match="65536 x 4096 pixels"):  # after the pixels are made square
-        display.Display("film", (8192, 4096), 8).image(SimpleNamespace(width=8192, height=4096, side_data={}), None)
+        shown = display.Display("film", (8192, 4096), 8, Messages("rawvideo", None))
+        shown.image(SimpleNamespace(width=8192, height=4096, side_data=[]), None)
 
 
 @pytest.mark.quick
