@@ -5,8 +5,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from input_pipeline.stop_signals import StopRequested, install_signal_handlers, report_stop
 from input_pipeline.text import print_line
-from vidformers.training.signals import StopRequested, install_signal_handlers, report_stop
 
 
 class Mode(NamedTuple):
@@ -117,7 +117,7 @@ def main(argv) -> int:
     try:
         return run(argv)
     except StopRequested as request:  # outside the training loop, which saves and raises `Interrupted`
-        return report_stop(request)
+        return report_stop(request, "Interrupted. Nothing is lost: run the same command again to continue.")
     except OSError as error:
         file = error.filename or "A file"
         return report_error(f"{file} cannot be read or written: {error.strerror or error}.", error)

@@ -9,7 +9,6 @@ import multiprocessing.connection
 import os
 import signal
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from input_pipeline.annotations import relative_path
-from input_pipeline.commands import command, end
+from input_pipeline.commands import command, run_program
 from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.files import require_lines, write_lines, write_text
 from input_pipeline.outputs import output_folder
@@ -359,4 +358,4 @@ def _print_counts(title, labels, names, counts):
 
 
 if __name__ == "__main__":
-    end(main(sys.argv[1:]))
+    run_program(main)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from input_pipeline.errors import DataError
+from input_pipeline.stop_signals import StopRequested, ignore_stop_signals, install_signal_handlers, report_stop
 from input_pipeline.text import print_line
 
 
@@ -14,7 +15,8 @@ def command(usage: str):
     """Returns a decorator that turns `work(argv)` into the `main(argv)` of a command.
 
     `main` prints errors as one sentence on standard error. It returns the status of `work`, or 0 if `work` returns
-    None. It returns 2 after a mistake of the user, or if a file cannot be read or written, and 130 after an interrupt.
+    None. It returns 2 after a mistake of the user, or if a file cannot be read or written. If `run_program` runs it, it
+    returns 128 + N after signal N.
 
     Args:
         usage: text that --help prints.
@@ -33,9 +35,8 @@ def command(usage: str):
             except OSError as error:
                 file = error.filename or "a file"
                 return _fail(f"{file} cannot be read or written: {error.strerror or error}.")
-            except KeyboardInterrupt:
-                print("Interrupted. Finished work is kept; the same command continues it.", file=sys.stderr)
-                return 128 + signal.SIGINT
+            except StopRequested as request:
+                return report_stop(request, "Interrupted. Finished work is kept; the same command continues it.")
 
         return main
 
@@ -63,9 +64,11 @@ def _fail(message):
     return 2
 
 
-def end(status: int) -> None:
-    """Exits the program with `status` after all output has been flushed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done: an interrupt must not change the status
+def run_program(main: Callable[[list[str]], int]) -> None:
+    """Runs the `main` of a command as a program: signals stop it, and it exits after all output has been flushed."""
+    install_signal_handlers()
+    status = main(sys.argv[1:])
+    ignore_stop_signals()  # the work is done: a signal must not change the status
     try:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, for example `head`, has closed standard output

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import itertools
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from input_pipeline import beam, shard_plan, transcode
-from input_pipeline.commands import command, end
+from input_pipeline.commands import command, run_program
 from input_pipeline.errors import DataError
 from input_pipeline.outputs import locked, output_folder
 from input_pipeline.text import print_line
@@ -177,28 +176,31 @@ def run_jobs(out: str, jobs: list[shard_plan.ShardJob], workers: int) -> None:
 
 def _results(tasks: Iterable[transcode.Task], workers: int) -> Iterator[tuple[dict, bytes | None]]:
     """Yields `transcode.run` of each task, in order. A video that crashes its decoding process gives no clip."""
-    tasks, waiting, pool = iter(tasks), collections.deque(), decoding_pool(workers)
-    try:
-        while True:
-            # Enough tasks are submitted to keep the other processes busy during one long video.
-            waiting.extend([task, None] for task in itertools.islice(tasks, 8 * workers - len(waiting)))
-            if not waiting:
-                return
-            try:
-                for entry in waiting:
-                    entry[1] = entry[1] or pool.submit(transcode.run, entry[0])
-                result = waiting[0][1].result()
-            except BrokenProcessPool:
-                # A process has ended while it decoded one of these videos. The pool has then lost all their results.
-                pool.shutdown()
-                pool = decoding_pool(workers)
-                result = _run_alone(waiting[0][0])
-                for entry in waiting:
-                    entry[1] = None
-            waiting.popleft()
-            yield result
-    finally:
-        pool.shutdown(cancel_futures=True)
+    tasks, waiting = iter(tasks), collections.deque()
+    while True:
+        try:
+            with decoding_pool(workers) as pool:
+                yield from _pool_results(pool, workers, tasks, waiting)
+            return
+        except BrokenProcessPool:
+            # A process has ended while it decoded one of these videos. The pool has then lost all their results.
+            task, _ = waiting.popleft()
+            waiting = collections.deque([task, None] for task, _ in waiting)
+        yield _run_alone(task)
+
+
+def _pool_results(pool, workers, tasks, waiting):
+    """Yields the results of a pool in order. `waiting` holds [task, future or None] of the tasks that come next."""
+    while True:
+        # Enough tasks are submitted to keep the other processes busy during one long video.
+        waiting.extend([task, None] for task in itertools.islice(tasks, 8 * workers - len(waiting)))
+        if not waiting:
+            return
+        for entry in waiting:
+            entry[1] = entry[1] or pool.submit(transcode.run, entry[0])
+        result = waiting[0][1].result()
+        waiting.popleft()
+        yield result
 
 
 def _run_alone(task):
@@ -210,4 +212,4 @@ def _run_alone(task):
 
 
 if __name__ == "__main__":
-    end(main(sys.argv[1:]))
+    run_program(main)

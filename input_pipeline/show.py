@@ -2,12 +2,11 @@
 
 import math
 import os
-import sys
 
 import cv2
 import numpy as np
 
-from input_pipeline.commands import command, end
+from input_pipeline.commands import command, run_program
 from input_pipeline.figures import drawn_texts, wrapped
 from input_pipeline.files import write_bytes
 from input_pipeline.outputs import output_file
@@ -155,4 +154,4 @@ def encode_png(picture) -> bytes:
 
 
 if __name__ == "__main__":
-    end(main(sys.argv[1:]))
+    run_program(main)

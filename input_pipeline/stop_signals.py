@@ -1,12 +1,25 @@
-"""The signals that ask a program to stop: SIGINT of ctrl-C, SIGTERM of a scheduler, SIGHUP of a closed terminal."""
+"""The signals that ask a program to stop: SIGINT of ctrl-C, SIGTERM of a scheduler, SIGHUP of a closed terminal.
+
+All programs raise `StopRequested`, a KeyboardInterrupt, when one arrives, except that the training loop and the
+evaluation record it (`vidformers.training.stopping.StopSignal`). An exception is not enough, since some code ignores
+all exceptions: Python ignores exceptions in `__del__`, in callbacks of C libraries and in those of the garbage
+collector, among them one of JAX, and JAX ignores exceptions at some points of tracing. The signal would be lost, and
+the program would run on. Therefore `StopRequested.__del__` sends the signal again if the exception is freed before
+`report_stop` has handled it. The delay of 10 ms lets the code that ignored the exception return first.
+`test_a_signal_is_sent_again_if_its_exception_is_swallowed` in tests/training/test_signals.py checks this.
+"""
 
 import contextlib
 import os
 import signal
+import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_RESEND_SECONDS = 0.01
 
 
 def handled_signals() -> tuple[signal.Signals, ...]:
@@ -30,10 +43,12 @@ def stop_signals_blocked() -> Iterator[None]:
 
     So no signal interrupts a process before it calls `ignore_stop_signals`, and no thread handles a signal.
     """
-    # The first process of multiprocessing starts this tracker, and then SIGINT and SIGTERM are unblocked.
-    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
+        # The tracker of multiprocessing ignores SIGINT and SIGTERM, but SIGHUP would end it. It starts here, and keeps
+        # SIGHUP blocked. Its start unblocks SIGINT and SIGTERM in this thread.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -46,3 +61,45 @@ def leave_closed_terminal() -> None:
             os.write(output, b"")
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+
+
+class StopRequested(KeyboardInterrupt):
+    """Raised when SIGINT, SIGTERM or SIGHUP arrives. `number` is the signal."""
+
+    is_handled = False
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+    def __del__(self):
+        if not self.is_handled:
+            threading.Timer(_RESEND_SECONDS, os.kill, (os.getpid(), self.number)).start()
+
+
+def install_signal_handlers() -> None:
+    """Makes SIGINT, SIGTERM and SIGHUP raise `StopRequested`. SIGHUP stays ignored under nohup.
+
+    A shell starts background programs with SIGINT ignored. After this call, SIGINT stops them as well.
+    """
+
+    def handle(number, _):
+        if number == signal.SIGHUP:
+            leave_closed_terminal()
+        raise StopRequested(number)
+
+    for number in handled_signals():
+        signal.signal(number, handle)
+    # Python reports each ignored exception on stderr. For `StopRequested` the report would mislead: it is sent again.
+    sys.unraisablehook = lambda report: isinstance(report.exc_value, StopRequested) or sys.__unraisablehook__(report)
+
+
+def report_stop(request: StopRequested, message: str) -> int:
+    """Prints `message` on standard error and returns the exit status of the program, 128 + the number of the signal."""
+    request.is_handled = True
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # both a closed terminal and its shell send it
+    # The program ends here. Objects and coroutines that are freed early would print warnings.
+    warnings.simplefilter("ignore")
+    sys.unraisablehook = lambda _: None
+    print(message, file=sys.stderr)
+    return 128 + request.number

@@ -1,9 +1,11 @@
 """Processes that decode: how they start, and how they end with their parent."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import SpawnContext, SpawnProcess
 
@@ -13,9 +15,23 @@ from input_pipeline.stop_signals import stop_signals_blocked
 from input_pipeline.watchdog import end_if_stuck
 
 
-def decoding_pool(workers: int) -> ProcessPoolExecutor:
-    """Returns a pool of processes that decode. No signal to the whole program interrupts them while they start."""
-    return ProcessPoolExecutor(workers, _Context(), _start_pool_process)
+@contextlib.contextmanager
+def decoding_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Yields a pool of processes that decode. No signal to the whole program interrupts them while they start.
+
+    When the block ends with an exception, such as that of a signal, the processes are killed at once.
+    """
+    context = _Context()
+    with stop_signals_blocked():  # its locks start the tracker of multiprocessing
+        pool = ProcessPoolExecutor(workers, context, _start_pool_process)
+    try:
+        yield pool
+    except BaseException:
+        for process in context.started:
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class _Process(SpawnProcess):
@@ -25,7 +41,15 @@ class _Process(SpawnProcess):
 
 
 class _Context(SpawnContext):
-    Process = _Process
+    """Starts processes of the class `_Process`, which `started` lists."""
+
+    def __init__(self):
+        super().__init__()
+        self.started: list[_Process] = []
+
+    def Process(self, *arguments, **options):  # noqa: N802, the name that the executor calls
+        self.started.append(_Process(*arguments, **options))
+        return self.started[-1]
 
 
 def _start_pool_process() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 from importlib.metadata import version
 
 # Without optimisation: most programs of the tests run once, and compiling them takes most of the time (see
@@ -70,3 +71,11 @@ def compiled_programs():
     """Frees the programs that a file of tests has compiled. A process would otherwise grow to 4 GB."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def hangup_is_not_ignored():
+    """Under nohup, the tests and the programs that they start ignore SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

@@ -10,6 +10,7 @@ from command import ROOT, one_sentence
 from input_pipeline import check, prepare, show
 from input_pipeline.commands import command
 from input_pipeline.errors import DataError
+from input_pipeline.stop_signals import STOP_SIGNALS
 
 pytestmark = pytest.mark.quick
 COMMANDS = ("check", "prepare", "show")
@@ -36,11 +37,53 @@ def test_errors_become_one_sentence_and_status_2(error, sentence, capsys):
     assert one_sentence(capsys.readouterr().err) == f"vidformers: {sentence}\n"
 
 
-def test_an_interrupt_and_a_closed_pipe_have_their_statuses(capsys):
-    assert fail_with(KeyboardInterrupt())([]) == 130
-    assert capsys.readouterr().err.startswith("Interrupted.")
+def test_a_closed_pipe_has_its_status(capsys):
     assert fail_with(BrokenPipeError())([]) == 141
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("hangup_is_not_ignored")
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
+def test_the_first_signal_stops_a_program_even_where_python_ignores_its_exception(number):
+    program = f"""
+import signal, time
+from input_pipeline.commands import command, run_program
+
+class Freed:
+    def __del__(self):
+        signal.raise_signal({int(number)})
+
+@command("usage")
+def main(argv):
+    Freed()
+    time.sleep(60)
+
+run_program(main)"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 128 + number
+    assert done.stderr == "Interrupted. Finished work is kept; the same command continues it.\n"
+
+
+def test_a_signal_after_the_work_does_not_change_the_status():
+    program = """
+import signal
+from input_pipeline.commands import command, run_program
+from input_pipeline.stop_signals import STOP_SIGNALS
+
+class Late:
+    def flush(self):
+        for number in STOP_SIGNALS:
+            signal.raise_signal(number)
+
+@command("usage")
+def main(argv):
+    import sys
+    sys.stdout = Late()
+    return 1
+
+run_program(main)"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 @pytest.mark.parametrize("module", [check, prepare, show], ids=COMMANDS)

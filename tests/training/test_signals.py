@@ -10,17 +10,10 @@ import pytest
 from command import ROOT
 
 import main
-from input_pipeline.stop_signals import handled_signals
-from vidformers.training.signals import StopRequested
+from input_pipeline.stop_signals import StopRequested, handled_signals
 from vidformers.training.stopping import StopSignal
 
-
-@pytest.fixture(autouse=True)
-def hangup_is_not_ignored():
-    """Under nohup, the tests and the programs that they start ignore SIGHUP."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
+pytestmark = pytest.mark.usefixtures("hangup_is_not_ignored")
 
 
 @pytest.mark.quick
