@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from command import BAD, ROOT, Run, arguments, one_sentence, render
 from names import HOSTILE, HOSTILE_FILES, assert_harmless
+from numbered import write
 
 import main
 from input_pipeline.annotations import read_manifest
@@ -234,6 +235,28 @@ def test_any_names_of_classes_and_files(data, trained, run, tmp_path):
     )
     assert_harmless(log)
     assert (tmp_path / names[-1] / "relevance.png").exists()
+
+
+def test_how_unusual_videos_are_read_is_printed_once_by_predictions_and_evaluations(trained, run, tmp_path):
+    remarks = {
+        "interlaced.mp4": "The video is interlaced",
+        "hdr.mp4": "The video is HDR (PQ)",
+        "paused.mp4": "1 of 8 frames fills",
+        "plain.mp4": None,
+    }
+    for name, params in (("interlaced", "tff=1"), ("hdr", "transfer=smpte2084"), ("plain", "keyint=12")):
+        write(tmp_path / f"{name}.mp4", count=8, options={"x264-params": params})
+    write(tmp_path / "paused.mp4", count=8, pts=[0, 40, 80, 120, 9000, 9040, 9080, 9120])
+    (tmp_path / "list.csv").write_text("".join(f"{name},0\n" for name in remarks))
+    lists = {"data.train": "list.csv", "data.val": "list.csv", "data.classes": "none", "data.flip_swaps": "()"}
+    for flags in (
+        command(trained, tmp_path / "list.csv"),
+        arguments(tmp_path, trained, FIELDS | lists, mode="eval"),
+    ):
+        lines = run(flags).splitlines()
+        for name, words in remarks.items():
+            found = [line for line in lines if f"{name}: " in line]
+            assert len(found) == (words is not None) and all(words in line for line in found)
 
 
 def test_nothing_decoded_is_status_2(data, trained, run, refused, tmp_path):
