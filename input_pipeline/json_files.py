@@ -4,6 +4,7 @@ Every reader of JSON uses `read_json` or `parse_json`, and says which types it e
 `read_json(path, {"config": {"model": dict}})`.
 """
 
+import collections
 import errno
 import json
 import os
@@ -66,8 +67,8 @@ def parse_json(content: bytes | str, kind: Kind = dict) -> Any:
         content: the text, or its bytes in UTF-8.
         kind: the type of the value, see `check_kind`.
     Raises:
-        JsonError: the text is not JSON, is nested more than 100 levels deep, would take more memory than 1 GiB and 20
-            times its size, or has another type.
+        JsonError: the text is not JSON, gives a key of an object more than once, is nested more than 100 levels deep,
+            would take more memory than 1 GiB and 20 times its size, or has another type.
     """
     try:
         text = content if isinstance(content, str) else str(content, "utf-8-sig")
@@ -75,7 +76,9 @@ def parse_json(content: bytes | str, kind: Kind = dict) -> Any:
         raise JsonError(f"is not UTF-8 text: byte {error.start} is invalid") from None
     _check_memory(text)
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_as_dict)
+    except JsonError:
+        raise
     except json.JSONDecodeError as error:
         raise JsonError(f"is not JSON: {error.msg} in line {error.lineno}") from None
     except RecursionError:
@@ -111,6 +114,15 @@ def check_kind(value: Any, kind: Kind, where: str = "") -> None:
         expected = " or ".join(dict.fromkeys("null" if each is type(None) else _KINDS[each] for each in kinds))
         found = "null" if value is None else _KINDS[type(value)]
         raise JsonError(f"holds {found}{f' as {where!r}' if where else ''} instead of {expected}")
+
+
+def _as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object as a dict. Of a key that is given twice, Python would keep the last value silently."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        key, _ = collections.Counter(key for key, _ in pairs).most_common(1)[0]
+        raise JsonError(f"gives the key {key[:50]!r} more than once")
+    return value
 
 
 def _check_memory(text: str) -> None:

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.quick
         (b"[" * 101 + b"]" * 101, "is nested more than 100 levels deep"),
         (b'{"a":' * 500 + b"1" + b"}" * 500, "is nested more than 100 levels deep"),
         (b"1" * 5000, "a number has too many digits"),
+        (b'{"config": {}, "config": {"classes": []}}', "gives the key 'config' more than once"),
+        (b'[{"a": 1, "b": 2, "a": 1}]', "gives the key 'a' more than once"),
         (b"[1]", "holds a list instead of an object"),
         (b"null", "holds null instead of an object"),
         (b'{"model": {}}', "has no field 'config'"),
