@@ -24,7 +24,8 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.arguments import parse
+from benchmarks.arguments import output, parse
+from input_pipeline.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 ACCELERATOR = ("peak", "models", "attention")  # the benchmarks of a GPU or TPU in the given minutes
@@ -184,6 +185,11 @@ def main():
     args = parse(
         __doc__, minutes=10.0, peer_python=None, only=None, out=str(ROOT / "benchmarks" / "results"), quick=False
     )
+    with output(args.out, shared=False):
+        measure_all(args)
+
+
+def measure_all(args):
     started, out = time.perf_counter(), Path(args.out)
     # In another process: this one must not hold the device while the benchmarks run.
     answer = subprocess.run([sys.executable, "-c", QUERY], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
@@ -194,7 +200,6 @@ def main():
     commands = QUICK if args.quick else measurements(accelerator, args.peer_python, args.minutes)
     chosen = selection(commands, args.only, accelerator)
     print(f"Measures {', '.join(chosen)} on {machine['device']} ({machine['platform']}).", flush=True)
-    out.mkdir(parents=True, exist_ok=True)
     stem = out / f"{machine['device'].replace(' ', '-').lower()}-{datetime.date.today().isoformat()}"
     measured, skipped = measure(chosen, Path(f"{stem}.jsonl"), commit)
     draw(measured, stem)
@@ -202,7 +207,7 @@ def main():
     result = {"benchmark": "all", "quick": args.quick, **about, "seconds": round(time.perf_counter() - started)}
     result["results"] = [without_common(row) for row in measured]
     result["skipped"] = skipped + not_selected(commands, chosen, args.peer_python)
-    Path(f"{stem}.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
+    write_text(f"{stem}.json", json.dumps(result) + "\n")
     print(json.dumps(result), flush=True)
 
 

@@ -15,6 +15,7 @@ skips sizes above this fraction of the largest.
 import json
 import statistics
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.arguments import parse
+from benchmarks.arguments import output, parse
 from benchmarks.measure import keep_memory, report
 from vidformers.attention.convolutional import ConvolutionalAttention
 from vidformers.attention.core import SelfAttention
@@ -174,20 +175,26 @@ def main():
     args = parse(__doc__, out=None, seconds=3.0, largest=1.0, table=None)
     if args.table:
         return show(args.table)
+    with output(Path(args.out).parent) if args.out else nullcontext():
+        rows = measure_all(args.seconds, args.largest)
+        if args.out:
+            draw(rows, Path(args.out))
+
+
+def measure_all(seconds: float, largest: float) -> list[dict]:
+    """Prints and returns the JSON line of each case, see `cases`, in sizes of at most `largest` times its largest."""
     keep_memory()
     rows = []
     for name, axis, sizes, make in cases():
-        sizes = [size for size in sizes if size <= args.largest * max(sizes)]
-        points = [measure(*make(size), args.seconds) for size in sizes]
+        sizes = [size for size in sizes if size <= largest * max(sizes)]
+        points = [measure(*make(size), seconds) for size in sizes]
         exponents = {
             field: exponent(sizes, [point[field] for point in points]) for field in ("seconds", "bytes", "macs")
         }
         row = dict(benchmark="growth", scheme=name, axis=axis, sizes=sizes, points=points, exponents=exponents)
         rows.append(row | {"device": jax.devices()[0].device_kind})
         report(**row)
-    if args.out:
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        draw(rows, Path(args.out))
+    return rows
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from benchmarks.arguments import parse
+from benchmarks.arguments import output, parse
 from benchmarks.measure import report
 from input_pipeline.annotations import read_manifest
 from input_pipeline.files import write_bytes
@@ -55,6 +55,11 @@ def encode_gif(frames) -> bytes:
 
 def main():
     args = parse(__doc__, workdir="runs/demo", data="data/motion_clips", out="docs/demo.gif", clips=6)
+    with output(args.out, is_folder=False):
+        draw(args)
+
+
+def draw(args):
     model = load(args.workdir)
     records = read_manifest("val.csv", root=args.data, num_classes=10).records
     # One clip of each class, forward ones first; the k-th class takes its k-th clip, so that the digits differ.

@@ -1,12 +1,13 @@
 """The command line of the campaign."""
 
+import argparse
 import datetime
 import shutil
 import sys
 from pathlib import Path
 
 from benchmarks import campaign
-from benchmarks.arguments import parse
+from benchmarks.arguments import output, parse
 from benchmarks.campaign import runner
 
 FOLDER = runner.ROOT / ".cache" / "campaign"
@@ -21,10 +22,17 @@ def main() -> int:
         fresh=False,
         out=str(runner.ROOT / "benchmarks" / "results"),
     )
-    names, status = args.only.split(","), 0
+    names = args.only.split(",")
     unknown = [name for name in names if name not in campaign.PARTS]
     if unknown:
         raise SystemExit(f"--only={args.only}: there is no {unknown[0]}. Choose from {', '.join(campaign.PARTS)}.")
+    with output(args.out):
+        return run(names, args)
+
+
+def run(names: list[str], args: argparse.Namespace) -> int:
+    """Runs parts of the campaign. Returns 1 if one is stopped or has failed."""
+    status = 0
     for name in names:
         if args.fresh:
             shutil.rmtree(FOLDER / name, ignore_errors=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import tables
+from benchmarks.arguments import output
 from benchmarks.tables.registry import TABLES, find
 from benchmarks.tables.report import results_table
 from benchmarks.tables.rows import Table
@@ -151,7 +152,8 @@ def main(arguments: Sequence[str]) -> int:
         if "--print" in command.switches:
             print("\n".join(job.command for job in jobs))
         else:
-            run_all(command, jobs)
+            with output(command.out):
+                run_all(command, jobs)
     except (FlagError, Failed) as error:
         print_line(f"vidformers: {error}", sys.stderr)
         return error.status if isinstance(error, Failed) else 2

@@ -1,5 +1,6 @@
 """The command `python -m benchmarks.all`, and the benchmark of models that it runs on GPUs and TPUs."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from command import one_sentence
 from house import ROOT
 
 from benchmarks import all as benchmarks_all
@@ -40,6 +42,23 @@ def test_the_command_prints_one_object_with_the_machine_and_what_was_skipped(tmp
     assert "--only=models runs it" in reasons["models"] and "--peer-python" in reasons["comparison with Hugging Face"]
     (written,) = tmp_path.glob("*.json")
     assert json.loads(written.read_text()) == result
+
+
+@quick
+@pytest.mark.parametrize(
+    "name, arguments",
+    [("growth", []), ("picture", []), ("all", []), ("tables.__main__", ["mevit/1"]), ("campaign.__main__", [])],
+)
+def test_an_output_that_cannot_be_written_is_known_before_the_work(name, arguments, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    module = importlib.import_module(f"benchmarks.{name}")
+    arguments = [*arguments, f"--out={tmp_path}/file/results/name"]
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.setattr(subprocess, "Popen", None)  # no benchmark starts
+    with pytest.raises(SystemExit) as ended:
+        module.main(*([arguments] if name == "tables.__main__" else []))
+    sentence = one_sentence(capsys.readouterr().err)
+    assert ended.value.code == 2 and "--out=" in sentence and f"{tmp_path}/file is not a folder" in sentence
 
 
 @quick
