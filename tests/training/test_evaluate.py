@@ -220,6 +220,25 @@ def test_a_protocol_that_cannot_work_is_refused(protocol, field):
         evaluate([], **protocol)
 
 
+@pytest.mark.quick
+@pytest.mark.parametrize("batch_size, words", [(16, "Lower eval.batch_size"), (8, "lower eval.views_at_once")])
+def test_a_batch_that_does_not_fit_on_a_device_is_refused(batch_size, words, monkeypatch):
+    logits, labels = draw(0)
+    batch = rows(logits[:batch_size], labels[:batch_size])
+    evaluate([batch], batch_size=batch_size)
+    monkeypatch.setattr(memory, "bytes_available", lambda: 100)
+    sentence = rf"eval\.batch_size={batch_size} needs .* GiB per device, but 0\.00 GiB are available\. .*{words}"
+    with pytest.raises(ConfigError, match=sentence):
+        evaluate([batch], batch_size=batch_size)
+
+    def exhaust(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", exhaust)
+    with pytest.raises(ConfigError, match=rf"eval\.batch_size={batch_size} needs more memory than a device has"):
+        evaluate([batch], batch_size=batch_size)
+
+
 @pytest.fixture(scope="module")
 def programs():
     """Returns an evaluator, and the bytes of its programs by the number of videos."""

@@ -50,8 +50,7 @@ def out_of_memory_message(limit: float, needed: int | None, options: Iterable[tu
         options: pairs (settings, bytes that the step needs with them). The message names the first pair that fits, and
             later pairs are not read, so the iterable may compile lazily.
     """
-    needs = f"{_gib(needed)} per device" if needed is not None else "more memory than a device has"
-    problem = f"The training step needs {needs}, but {_gib(limit)} are available."
+    problem = shortage("The training step", limit, needed)
     for settings, bytes_needed in options:
         if bytes_needed <= limit:
             return f"{problem} Set {settings}, which needs {_gib(bytes_needed)}."
@@ -59,6 +58,12 @@ def out_of_memory_message(limit: float, needed: int | None, options: Iterable[tu
         f"{problem} Neither gradient accumulation nor rematerialisation makes it fit: use more devices with mesh.fsdp, "
         "or a smaller model."
     )
+
+
+def shortage(program: str, limit: float, needed: int | None) -> str:
+    """Returns the sentence that a program needs `needed` bytes of a device, which has `limit`, see above."""
+    needs = f"{_gib(needed)} per device" if needed is not None else "more memory than a device has"
+    return f"{program} needs {needs}, but {_gib(limit)} are available."
 
 
 def _gib(count: float) -> str:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vidformers.errors import multiples_near, require, require_types
+from vidformers.errors import ConfigError, multiples_near, require, require_types
 from vidformers.models.fuse import fuse_projections
 from vidformers.parallel import memory
 from vidformers.parallel.batch import abstract_batch, put_batch
@@ -201,6 +201,7 @@ class Evaluator:
             out_shardings=replicated_sharding(mesh),
         )
         self.programs = {}  # shape of the field `video` -> compiled `step`
+        self._other_bytes = 0  # on a device besides the parameters
 
     def choose_batch_size(
         self,
@@ -221,6 +222,7 @@ class Evaluator:
             max_batch_bytes: upper limit for the bytes of the clips in this process's part of a batch.
             max_videos: upper limit for the videos of a batch. With larger batches, some workers would get no batch.
         """
+        self._other_bytes = other_bytes
         if self.protocol.batch_size is not None:
             return self.protocol.batch_size
         # Every process must compile the same programs in this search: on GPUs, processes share the autotuning of a
@@ -266,9 +268,29 @@ class Evaluator:
         """
         shape = batch["video"].shape
         if shape not in self.programs:
-            self.programs[shape] = self.step.lower(parameters, batch).compile()
+            self.programs[shape] = self._compile_within_memory(parameters, batch)
             barrier()
         return self.programs[shape](parameters, batch)
+
+    def _compile_within_memory(self, parameters, batch) -> jax.stages.Compiled:
+        """Returns `step` compiled for a batch. Raises ConfigError if it does not fit in the memory of a device."""
+        limit, needed = memory.bytes_available() - self._other_bytes, None
+        try:
+            compiled = self.step.lower(parameters, batch).compile()
+            needed = memory.program_bytes(compiled)
+            if needed <= limit:
+                return compiled
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+        videos, shards = len(batch["video"]), num_batch_shards(self.mesh)
+        advice = (
+            "Lower eval.batch_size, or leave it at none, which chooses the largest batch that fits."
+            if videos > shards
+            else "Use more devices with mesh.fsdp, or lower eval.views_at_once or eval.frames."
+        )
+        program = f"A step of the evaluation with eval.batch_size={videos}"
+        raise ConfigError(f"{memory.shortage(program, limit, needed)} {advice}")
 
     def __call__(
         self, parameters, batches, make_error, stop: StopSignal, advance=lambda videos: None
@@ -284,7 +306,7 @@ class Evaluator:
             advance: called after each batch with the number of its rows in all processes.
 
         Raises:
-            ConfigError: no video could be evaluated.
+            ConfigError: no video could be evaluated, or a batch does not fit in the memory of a device.
         """
         total, skipped = None, []
         for batch in batches:
