@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.arguments import parse
 from benchmarks.measure import keep_memory, report
+from input_pipeline.text import one_line
 from vidformers.attention.core import compute_attention
 from vidformers.attention.fused import BACKENDS, attention_kernel, check_backend, record_backends
 from vidformers.errors import ConfigError, require
@@ -52,10 +53,6 @@ def compile_passes(backend: str, q, k, v, g) -> dict:
     return {name: (program.compile(), passes[name][1]) for name, program in lowered.items()}
 
 
-def first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
-
-
 def measure(scheme: str, batch: int, rounds: int, dtype: str) -> None:
     """Prints the JSON line of one scheme."""
     groups, queries, keys = GROUPS[scheme]
@@ -69,7 +66,7 @@ def measure(scheme: str, batch: int, rounds: int, dtype: str) -> None:
             passes = compile_passes(backend, q, k, v, g)
             runs |= {(backend, name): call for name, call in passes.items()}
         except (ConfigError, NotImplementedError, ValueError, jax.errors.JaxRuntimeError) as error:
-            skipped[backend] = first_line(error)
+            skipped[backend] = one_line(error)
     out_of_memory = set()
     for _ in range(1 + rounds):
         for name, (run, arguments) in runs.items():

@@ -46,8 +46,11 @@ def escape_sequence(character: str) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """Returns the message of an error of a library on one line, of at most 200 characters."""
-    return " ".join(str(error).split())[:200]
+    """Returns the message of an error of a library on one line, of at most 200 characters, without its full stop.
+
+    If the error has no message, returns the name of its class.
+    """
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
 
 
 def print_line(message: object, file: TextIO | None = None) -> None:

@@ -129,7 +129,7 @@ def _features(folder):
 
 def _reason(error: Exception) -> str:
     """Returns the message of an error on one line of a bounded length."""
-    return one_line(error).rstrip(".") or type(error).__name__
+    return one_line(error)
 
 
 def _file_instructions(folder, split_name):

@@ -9,7 +9,7 @@ from names import HOSTILE, assert_harmless
 
 from input_pipeline import figures
 from input_pipeline.figures import drawn_texts, shortened, wrapped
-from input_pipeline.text import print_line, printable
+from input_pipeline.text import one_line, print_line, printable
 
 pytestmark = pytest.mark.quick
 
@@ -23,6 +23,19 @@ def test_what_a_terminal_would_obey_is_escaped_and_letters_stay():
     assert changed == {"an escape sequence", "reversed letters", "a line break", "a tabulator", "no UTF-8"}
     assert shown["a line break"] == r"two\nlines\r\u2028three" and shown["no UTF-8"] == r"caf\udce9\udcff"
     assert printable("größe 走", "ascii") == r"gr\xf6\xdfe \u8d70"
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (ValueError("a\n  b.\n"), "a b"),
+        (KeyError(), "KeyError"),
+        (ValueError("\n"), "ValueError"),
+        (ValueError("a" * 300), "a" * 200),
+    ],
+)
+def test_the_message_of_an_error_is_one_short_line(error, line):
+    assert one_line(error) == line
 
 
 def test_a_line_is_one_line_in_the_encoding_of_its_file():

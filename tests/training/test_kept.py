@@ -101,7 +101,7 @@ def test_a_run_that_fails_and_is_stopped_repeats_no_step_and_skips_no_evaluation
     monkeypatch.setattr(train, "compile_within_memory", None)
     status, out = patched(reports, "draw_curves", lambda _: fail)
     monkeypatch.undo()
-    assert status == 0 and "curves.png was not drawn (DataError: A video is gone.)" in out
+    assert status == 0 and "curves.png was not drawn (DataError: A video is gone)" in out
     assert evaluations(tmp_path) == [(4, "1x1"), (8, "1x1"), (8, "2x1")]
 
     passes, val_batches = [], Pipeline.val_batches

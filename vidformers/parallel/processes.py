@@ -29,6 +29,7 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed  # the only way to the key-value store; Orbax uses the same private module
 
+from input_pipeline.text import one_line
 from vidformers.errors import ConfigError, require
 
 _HEARTBEAT_SECONDS = 3
@@ -79,10 +80,9 @@ def initialise(coordinator: str | None = None, processes: int | None = None, pro
         # 60 s are longer than the 27 s after which `_watch_peers` ends the process, with a clearer message than JAX's.
         jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=60)
     except (ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [""])[0].rstrip(".")
         raise ConfigError(
-            f"--distributed=true: the processes of this run cannot find each other ({reason}). Give --coordinator, "
-            "--processes and --process if there is no scheduler."
+            f"--distributed=true: the processes of this run cannot find each other ({one_line(error)}). Give "
+            "--coordinator, --processes and --process if there is no scheduler."
         ) from None
     _is_initialised = True
     # JAX has installed the handler of its preemption service, which swallows SIGTERM: the run would not stop and save.
@@ -143,10 +143,9 @@ def exit_unless_finished(status: int) -> None:
 def _exit_on_uncaught_error(kind, error, trace) -> None:
     """Ends the process after an uncaught exception. A collective that failed is reported without a traceback."""
     if isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error).lower() for word in _PEER_ERROR_WORDS):
-        reason = (str(error).splitlines() or [""])[0][:200].rstrip(".")
         print(
-            f"vidformers: A collective with the other processes has failed ({reason}). If one of them has ended, run "
-            "the same commands again to continue.",
+            f"vidformers: A collective with the other processes has failed ({one_line(error)}). If one of them has "
+            "ended, run the same commands again to continue.",
             file=sys.stderr,
         )
     else:

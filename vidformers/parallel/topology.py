@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 from jax.experimental import topologies
 
+from input_pipeline.text import one_line
 from vidformers.errors import ConfigError, require
 
 
@@ -150,9 +151,8 @@ def devices(topology: str) -> list[jax.Device]:
         slices = f"1x{hosts or 1}x{per_host}"
         return topologies.get_topology_desc(kind, "cuda", target_config=_H100, topology=slices).devices
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"--topology={topology} was refused by its compiler: {reason}. Use one of {', '.join(TOPOLOGIES)}."
+            f"--topology={topology} was refused by its compiler: {one_line(error)}. Use one of {', '.join(TOPOLOGIES)}."
         ) from error
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline.json_files import JsonError, open_regular, read_json
+from input_pipeline.text import one_line
 from vidformers.errors import ConfigError
 from vidformers.pretrained import flax_file, npz_file, orbax_file, safetensors_file, torch_file
 from vidformers.pretrained.limits import LONGEST_NAME
@@ -94,8 +95,7 @@ def _download(source):
             f"init.weights={source} is not in the cache of huggingface_hub, and Hugging Face cannot be reached."
         ) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ConfigError(f"init.weights={source} cannot be downloaded from Hugging Face: {reason}.") from None
+        raise ConfigError(f"init.weights={source} cannot be downloaded from Hugging Face: {one_line(error)}.") from None
     return folder, folder.name  # the cache names the folders of snapshots after their commits
 
 

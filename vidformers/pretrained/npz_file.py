@@ -40,7 +40,7 @@ def read(path, file) -> dict[str, np.ndarray]:
             return {entry.filename.removesuffix(".npy"): _read_array(archive, entry) for entry in archive.infolist()}
     except (OSError, *DAMAGE_ERRORS) as error:
         raise ConfigError(
-            f"{path} is damaged, or holds pickled objects, which are not read: {one_line(error).rstrip('.')}."
+            f"{path} is damaged, or holds pickled objects, which are not read: {one_line(error)}."
         ) from None
 
 

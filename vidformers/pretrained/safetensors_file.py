@@ -49,7 +49,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     except JsonError as error:
         raise ConfigError(f"{path} is damaged, or not a file of safetensors: its header {error}.") from None
     except DAMAGE_ERRORS as error:
-        raise ConfigError(f"{path} is damaged, or not a file of safetensors: {one_line(error).rstrip('.')}.") from None
+        raise ConfigError(f"{path} is damaged, or not a file of safetensors: {one_line(error)}.") from None
 
 
 def _read_header(path) -> dict:

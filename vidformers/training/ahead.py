@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 
 from input_pipeline.errors import DataError
+from input_pipeline.text import one_line
 from vidformers.errors import ConfigError, require
 from vidformers.models.summary import count_kernel_macs
 from vidformers.parallel import memory, topology
@@ -250,9 +251,8 @@ def _compile_here(request: Request, folder: Path | None) -> tuple[dict, str | No
     except jax.errors.JaxRuntimeError as error:
         found = re.search(r"RESOURCE_EXHAUSTED.*\(([\d.]+)G\) exceeds", str(error))
         if found is None:
-            reason = str(error).splitlines()[0]
             where = "these devices" if request.topology is None else f"--topology={request.topology}"
-            raise ConfigError(f"The compiler for {where} failed: {reason}") from error
+            raise ConfigError(f"The compiler for {where} failed: {one_line(error)}.") from error
         fields["bytes"] = fields["state_bytes"] + int(float(found.group(1)) * 2**30)
         return fields | {"seconds": time.time() - started}, None
     fields["seconds"] = time.time() - started

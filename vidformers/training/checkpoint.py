@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from input_pipeline.text import one_line
 from vidformers.errors import ConfigError, require
 from vidformers.parallel.processes import allgather_strings, barrier
 from vidformers.progress import log
@@ -287,7 +288,7 @@ class Checkpoints:
                 might not all have failed.
         """
         self._require_present(step)
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200].rstrip('.')}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         is_other_reason = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
         if self._folder.is_verified(step) or is_other_reason or jax.process_count() > 1:
             raise ConfigError(

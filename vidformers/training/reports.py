@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from input_pipeline.text import one_line
 from vidformers.pretrained import Pretrained
 from vidformers.progress import log, table
 from vidformers.training.evaluate import EvalResult
@@ -103,8 +104,7 @@ def _drawing(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
-        log(f"{path} was not drawn ({type(error).__name__}: {reason}). All results are saved.")
+        log(f"{path} was not drawn ({type(error).__name__}: {one_line(error)}). All results are saved.")
 
 
 def result_rows(result: EvalResult) -> list[tuple[str, str]]:

@@ -66,9 +66,12 @@ def read_parameters(content):
 
 
 def read_config(content):
-    """Returns the content of config.json. Raises an error of `DAMAGE_ERRORS` if it lacks what this program reads."""
+    """Returns the content of config.json, and the list `classes` of the class names.
+
+    Raises an error of `DAMAGE_ERRORS` if the content lacks what this program reads.
+    """
     config = json.loads(content)
-    [str(config["id2label"][str(label)]) for label in range(len(config["id2label"]))]
+    config["classes"] = [str(config["id2label"][str(label)]) for label in range(len(config["id2label"]))]
     [(tuple(spec["shape"]), spec["type"], spec["axes"]) for spec in config["inputs"].values()]
     config["views"]["average"], config.get("sha256", {}).values()
     return config
@@ -122,7 +125,7 @@ def read_input(path, name, spec):
 def main(paths):
     sys.stdout.reconfigure(errors="backslashreplace")  # characters that the terminal lacks are escaped
     model, config = load()
-    classes = [str(config["id2label"][str(label)]) for label in range(len(config["id2label"]))]
+    classes = config["classes"]
     specs, average = config["inputs"], config["views"]["average"]
     if len(paths) != len(specs):
         stop("usage: python run.py " + " ".join(f"{name}.npy" for name in specs))
