@@ -237,6 +237,15 @@ def test_any_names_of_classes_and_files(data, trained, run, tmp_path):
     assert (tmp_path / names[-1] / "relevance.png").exists()
 
 
+def test_a_prediction_that_does_not_fit_on_a_device_is_refused(data, model, monkeypatch):
+    def exhaust(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(model, "_predict", exhaust)
+    with pytest.raises(ConfigError, match=r"eval\.batch_size=.* needs more memory than a device has\. Lower"):
+        model.predict(data / "val" / "000000.mp4")
+
+
 def test_how_unusual_videos_are_read_is_printed_once_by_predictions_and_evaluations(trained, run, tmp_path):
     remarks = {
         "interlaced.mp4": "The video is interlaced",

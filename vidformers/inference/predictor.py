@@ -288,13 +288,23 @@ class Predictor:
         Args:
             video: uint8 (b v t y x 3), the views of each video.
             index: (b v t), the frame indices.
+        Raises:
+            ConfigError: a batch does not fit in the memory of a device.
         """
         results, start = [], 0
         while start < len(video):
             size = self._full_batch if len(video) - start >= self._full_batch else self._small_batch
             rows = np.minimum(np.arange(start, start + size), len(video) - 1)  # repeats the last video if one is left
             inputs = put_batch(self._mesh, {"video": video[rows], "index": index[rows]})
-            results.append(jax.device_get(self._predict(self.parameters, inputs)))
+            try:
+                results.append(jax.device_get(self._predict(self.parameters, inputs)))
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                raise ConfigError(
+                    f"A prediction with eval.batch_size={size} needs more memory than a device has. Lower "
+                    "eval.batch_size, eval.views_at_once or eval.frames."
+                ) from error
             start += size
         log_probabilities, features = (np.concatenate(arrays)[: len(video)] for arrays in zip(*results, strict=True))
         return np.exp(log_probabilities), features
