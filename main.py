@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from input_pipeline.stop_signals import StopRequested, install_signal_handlers, report_stop
+from input_pipeline.stop_signals import StopRequested, exit_at_once, install_signal_handlers, report_stop
 from input_pipeline.text import print_line
 
 
@@ -212,4 +212,6 @@ if __name__ == "__main__":
     status = main(sys.argv)
     if (processes := sys.modules.get("vidformers.parallel.processes")) is not None:
         processes.exit_unless_finished(status)  # sys.exit would run JAX's exit handlers, which would wait for all peers
+    if status > 128 and not (processes and processes.has_peers()):
+        exit_at_once(status)
     sys.exit(status)

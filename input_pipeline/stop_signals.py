@@ -54,6 +54,33 @@ def stop_signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextlib.contextmanager
+def stop_signals_deferred() -> Iterator[None]:
+    """Handles a stop signal that arrives in the block after it. A second SIGINT or SIGTERM kills the process.
+
+    It is for libraries that turn an exception of a signal handler into a wrong result. In other threads than the main
+    one, where Python runs no signal handler, the context does nothing.
+    """
+    arrived: list[int] = []
+
+    def record(number, _):
+        arrived.append(number)
+        if number != signal.SIGHUP:
+            signal.signal(number, signal.SIG_DFL)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.signal(number, record) for number in handled_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in arrived[:1]:
+            signal.raise_signal(number)
+
+
 def leave_closed_terminal() -> None:
     """Redirects standard output and error to /dev/null if their terminal is closed. Every write to it would fail."""
     for output in (1, 2):
@@ -92,6 +119,17 @@ def install_signal_handlers() -> None:
         signal.signal(number, handle)
     # Python reports each ignored exception on stderr. For `StopRequested` the report would mislead: it is sent again.
     sys.unraisablehook = lambda report: isinstance(report.exc_value, StopRequested) or sys.__unraisablehook__(report)
+
+
+def exit_at_once(status: int) -> None:
+    """Ends a program that a signal has stopped, without the exit handlers of libraries.
+
+    A run that was stopped while XLA compiled has crashed in them, and its status was that of the crash.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(status)
 
 
 def report_stop(request: StopRequested, message: str) -> int:

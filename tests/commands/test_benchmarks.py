@@ -149,7 +149,7 @@ def test_einsums_are_not_measured_under_the_name_of_another_backend(monkeypatch,
     attention.measure("frame", batch=1, rounds=1, dtype="float32")
     (line,) = printed(capsys)
     assert set(line["seconds"]) == {"einsum"}
-    assert line["skipped_backends"]["xla"] == "xla does not support this attention: einsum replaces it."
+    assert line["skipped_backends"]["xla"] == "xla does not support this attention: einsum replaces it"
     assert "needs an NVIDIA GPU" in line["skipped_backends"]["cudnn"] or "dtype" in line["skipped_backends"]["cudnn"]
 
 

@@ -260,7 +260,7 @@ def test_how_unusual_videos_are_read_is_printed_once_by_predictions_and_evaluati
     lists = {"data.train": "list.csv", "data.val": "list.csv", "data.classes": "none", "data.flip_swaps": "()"}
     for flags in (
         command(trained, tmp_path / "list.csv"),
-        arguments(tmp_path, trained, FIELDS | lists, mode="eval"),
+        arguments(tmp_path, trained, FIELDS | lists | {"eval.batch_size": 8}, mode="eval"),
     ):
         lines = run(flags).splitlines()
         for name, words in remarks.items():

@@ -4,8 +4,10 @@ import json
 import os
 import random
 import shutil
+import signal
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -128,6 +130,26 @@ def test_a_run_continues_from_the_checkpoint_before_a_damaged_one_which_is_renam
     damage(run, 3)
     assert_restores(run, 2)
     assert names(run) == ["1", "2", "3.damaged", "3.damaged.2"]
+
+
+@pytest.mark.quick
+def test_a_signal_while_a_checkpoint_is_read_ends_the_program_and_damages_nothing(run, monkeypatch):
+    """As if the checkpoint had no arrays: Orbax catches the exception of a signal handler, and returns that."""
+    read, before = checkpoint.ocp.checkpointables_metadata, names(run)
+
+    def interrupted(path):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            return SimpleNamespace(metadata={"state": {}})
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL, "a second signal ends a read that takes long"
+        return read(path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint.ocp, "checkpointables_metadata", interrupted)
+        restore(run)
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler and names(run) == before
+    assert_restores(run, 3)
 
 
 @pytest.mark.quick

@@ -122,10 +122,15 @@ def allgather_strings(text: str) -> list[str]:
 
 def finish() -> None:
     """Tells the peers that this process ends as planned: after success, or after all processes agreed to stop."""
-    if _is_initialised and jax.process_count() > 1:
+    if has_peers():
         _finishing.set()
         _watcher.join(timeout=10)  # otherwise the thread could overwrite `_FINISHED` with a heartbeat
         _write_heartbeat(_FINISHED)
+
+
+def has_peers() -> bool:
+    """Returns whether this process runs together with others."""
+    return _is_initialised and jax.process_count() > 1
 
 
 def exit_unless_finished(status: int) -> None:
@@ -133,7 +138,7 @@ def exit_unless_finished(status: int) -> None:
 
     A normal exit would run JAX's exit handlers, which would wait for all peers.
     """
-    if not _is_initialised or jax.process_count() == 1 or _finishing.is_set():
+    if not has_peers() or _finishing.is_set():
         return
     sys.stdout.flush()
     sys.stderr.flush()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from input_pipeline.stop_signals import stop_signals_deferred
 from input_pipeline.text import one_line
 from vidformers.errors import ConfigError, require
 from vidformers.parallel.processes import allgather_strings, barrier
@@ -271,10 +272,12 @@ class Checkpoints:
 
     def _load(self, step: int, abstract_state) -> tuple[Any, dict, int]:
         path = self._folder.step_path(step)
-        metadata = ocp.checkpointables_metadata(path)
-        abstract = _StoredState(*abstract_state)
-        self._require_same_arrays(metadata.metadata["state"], abstract, step)
-        state = type(abstract_state)(*ocp.load_checkpointables(path, {"state": abstract})["state"])
+        # Orbax catches the exception of a signal and returns a checkpoint without arrays, which would count as damaged.
+        with stop_signals_deferred():
+            metadata = ocp.checkpointables_metadata(path)
+            abstract = _StoredState(*abstract_state)
+            self._require_same_arrays(metadata.metadata["state"], abstract, step)
+            state = type(abstract_state)(*ocp.load_checkpointables(path, {"state": abstract})["state"])
         host_state = dict(metadata.custom_metadata or {})
         if not host_state.pop(HAS_CHECKSUMS, False) and self._is_main:
             log(f"The checkpoint of step {step} in {self._folder.path} was saved without checksums. It is unverified.")
