@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from unittest.mock import Mock
 
 import av
 import cv2
@@ -94,11 +95,11 @@ def test_prediction_from_python(data, model, monkeypatch):
     assert probabilities == sorted(probabilities, reverse=True) and sum(probabilities) == pytest.approx(1, abs=1e-5)
     with pytest.raises(ConfigError, match=r"000007\.mp4"):
         model.predict(data / BAD)
-
-    def fail(*_, **__):
-        raise TypeError("a fault of the program")
-
-    monkeypatch.setattr(av, "open", fail)
+    full = Mock(side_effect=jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"))
+    monkeypatch.setattr(model, "_predict", full)
+    with pytest.raises(ConfigError, match=r"eval\.batch_size=.* needs more memory than a device has\. Lower"):
+        model.predict(data / "val" / "000000.mp4")
+    monkeypatch.setattr(av, "open", Mock(side_effect=TypeError("a fault of the program")))
     with pytest.raises(TypeError, match="a fault of the program"):
         model.predict(data / "val" / "000000.mp4")
 
@@ -237,34 +238,19 @@ def test_any_names_of_classes_and_files(data, trained, run, tmp_path):
     assert (tmp_path / names[-1] / "relevance.png").exists()
 
 
-def test_a_prediction_that_does_not_fit_on_a_device_is_refused(data, model, monkeypatch):
-    def exhaust(*_):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-
-    monkeypatch.setattr(model, "_predict", exhaust)
-    with pytest.raises(ConfigError, match=r"eval\.batch_size=.* needs more memory than a device has\. Lower"):
-        model.predict(data / "val" / "000000.mp4")
-
-
 def test_how_unusual_videos_are_read_is_printed_once_by_predictions_and_evaluations(trained, run, tmp_path):
-    remarks = {
-        "interlaced.mp4": "The video is interlaced",
-        "hdr.mp4": "The video is HDR (PQ)",
-        "paused.mp4": "1 of 8 frames fills",
-        "plain.mp4": None,
-    }
-    for name, params in (("interlaced", "tff=1"), ("hdr", "transfer=smpte2084"), ("plain", "keyint=12")):
-        write(tmp_path / f"{name}.mp4", count=8, options={"x264-params": params})
-    write(tmp_path / "paused.mp4", count=8, pts=[0, 40, 80, 120, 9000, 9040, 9080, 9120])
-    (tmp_path / "list.csv").write_text("".join(f"{name},0\n" for name in remarks))
-    lists = {"data.train": "list.csv", "data.val": "list.csv", "data.classes": "none", "data.flip_swaps": "()"}
-    for flags in (
-        command(trained, tmp_path / "list.csv"),
-        arguments(tmp_path, trained, FIELDS | lists | {"eval.batch_size": 8}, mode="eval"),
-    ):
-        lines = run(flags).splitlines()
+    remarks = {"interlaced": "is interlaced", "hdr": "is HDR (PQ)", "paused": "1 of 8 frames fills", "plain": None}
+    parameters = {"interlaced": "tff=1", "hdr": "transfer=smpte2084"}
+    for name in remarks:
+        times = [0, 40, 80, 120, 9000, 9040, 9080, 9120] if name == "paused" else None
+        write(tmp_path / f"{name}.mp4", count=8, options={"x264-params": parameters.get(name, "")}, pts=times)
+    (tmp_path / "list.csv").write_text("".join(f"{name}.mp4,0\n" for name in remarks))
+    fields = {"data.train": "list.csv", "data.val": "list.csv", "data.classes": "none", "data.flip_swaps": "()"}
+    evaluation = arguments(tmp_path, trained, FIELDS | fields | {"eval.batch_size": 8}, mode="eval")
+    for flags in (command(trained, tmp_path / "list.csv"), evaluation):
+        printed = run(flags)
         for name, words in remarks.items():
-            found = [line for line in lines if f"{name}: " in line]
+            found = [line for line in printed.splitlines() if f"{name}.mp4: " in line]
             assert len(found) == (words is not None) and all(words in line for line in found)
 
 
@@ -284,10 +270,8 @@ def test_nothing_decoded_is_status_2(data, trained, run, refused, tmp_path):
 
 
 def test_outputs_are_known_before_a_model_is_loaded(trained, refused, tmp_path, monkeypatch):
-    def load(*_):
-        raise AssertionError("loaded before the outputs were verified")
-
-    monkeypatch.setattr("vidformers.inference.commands.Predictor", load)
+    error = AssertionError("loaded before the outputs were verified")
+    monkeypatch.setattr("vidformers.inference.commands.Predictor", Mock(side_effect=error))
     (tmp_path / "x.mp4").touch()
     (tmp_path / "folder" / "x").mkdir(parents=True)
     for mode, flags, words in (
