@@ -127,6 +127,8 @@ def run(argv) -> int:
     """Parses the command line and runs the command. JAX is imported late, so that wrong flags are reported at once."""
     from configs.help import requested_page
     from configs.loading import FlagError
+    from configs.runs import with_own_classes
+    from input_pipeline.errors import DataError
     from vidformers.errors import ConfigError
 
     try:
@@ -134,13 +136,16 @@ def run(argv) -> int:
             print(page, end="")
             return 0
         command = parse(argv)
+        command = parse(argv)
         _require_data(command)
-    except (FlagError, ConfigError) as error:
+        if command.mode in ("train", "eval"):
+            config = with_own_classes(command.config, command.given, command.workdir)
+            command = command._replace(config=config)
+    except (FlagError, ConfigError, DataError) as error:
         return report_error(str(error), error)
 
     import jax
 
-    from input_pipeline.errors import DataError
     from vidformers.parallel import compilation_cache, processes
     from vidformers.progress import log, reported, silence_libraries
     from vidformers.training.sections import check_sections

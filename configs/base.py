@@ -38,6 +38,7 @@ def base(model: str) -> ConfigDict:
     config.model.frames = config.data.get_ref("frames")
     config.model.image_size = config.data.get_ref("size")
     config.model.num_classes = config.data.get_ref("num_classes")
+    config.data.val_seed = config.get_ref("seed")
     config.init = _init()
     config.train = _train()
     config.optim = _optim()
@@ -73,6 +74,9 @@ def _data() -> dict:
         name=placeholder(str),
         train=placeholder(str),
         val=placeholder(str),
+        test=placeholder(str),
+        val_seed=0,
+        group=placeholder(str),
         split=1,
         missing="error",
         exclude=placeholder(str),

@@ -13,12 +13,13 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
+from input_pipeline import layouts
 from input_pipeline.errors import DataError
 from input_pipeline.paths import local_path
 from input_pipeline.sizes import MAX_SIZE, default_short_side, scaled_short_side
 
 _PATH_FLAGS = ("config", "workdir", "out", "video", "features", "keys", "beside")
-_PATH_FIELDS = ("data.root", "data.train", "data.val", "data.exclude", "data.classes", "init.weights")
+_PATH_FIELDS = ("data.root", "data.train", "data.val", "data.test", "data.exclude", "data.classes", "init.weights")
 _SIZE = ("data.size", "model.image_size")  # two names of one field
 _FOLLOW_SIZE = ("data.short_side", "data.test_short_side")
 _MAX_SHOWN = 100  # characters of a value in a message
@@ -237,6 +238,16 @@ def override_all(config: ConfigDict, fields: Mapping[str, str]) -> None:
         if config[section][field] is not None:
             config[section][field] = flag_path(f"--config.{path}", config[section][field])
     _set_short_side(config)
+
+
+def count_classes(config: ConfigDict) -> None:
+    """Sets data.num_classes, unless it was given, from own data (data.source=auto).
+
+    Raises:
+        DataError: the training list has a mistake.
+    """
+    if config.data.source == "auto" and "data.num_classes" not in given(config):
+        config.data.num_classes = layouts.count_classes(config.data.to_dict())
 
 
 def given(config: ConfigDict) -> frozenset[str]:

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from configs.help import WAYS_ON
 from configs.loading import derived, from_run, given, load, override_all, require
+from input_pipeline.layouts import count_classes
 
 # Modes that use the parameters of a run, and so its config. The others take that of a file as it is.
 READS_RUN = ("eval", "predict", "explain", "export")
@@ -57,6 +58,30 @@ def command_config(file: str | None, workdir: str, mode: str, fields: Mapping[st
         if not has_run or mode not in READS_RUN and not (mode == "train" and _is_derived(sheet)):
             return _of_file(sheet, workdir)
     return _of_run(workdir, mode, fields, sheet, file)
+
+
+def with_own_classes(config: dict[str, Any], names: frozenset[str], workdir: str) -> dict[str, Any]:
+    """Returns a config with the number of classes that own data have (data.source=auto), or that their run has.
+
+    Args:
+        config: the config as nested dicts.
+        names: the fields that the command line sets. A number of classes that is given is kept.
+        workdir: the folder of the run, which need not exist.
+    Raises:
+        ConfigError: `run.json` is damaged.
+        DataError: the training list has a mistake.
+    """
+    from vidformers.training.run_json import read_run_json
+
+    data = config["data"]
+    if data["source"] != "auto" or names & {"data.num_classes", "model.num_classes"}:
+        return config
+    if (Path(workdir) / "run.json").exists():
+        count = read_run_json(workdir)["config"]["data"].get("num_classes", data["num_classes"])
+    else:
+        count = count_classes(data)
+    sections = {name: config[name] | {"num_classes": count} for name in ("data", "model")}
+    return config | sections
 
 
 def ways_on(file: str, config: Mapping[str, Any], names: frozenset[str]) -> str | None:

@@ -21,6 +21,7 @@ from input_pipeline.labels import (
     where,
 )
 from input_pipeline.sources import SOURCES, Entry, Listing, Source
+from input_pipeline.sources.csv import part_name
 from input_pipeline.sources.files import read_text
 
 
@@ -33,8 +34,7 @@ class Record:
         path: a video file, a folder of JPEG frames, or a shard.
         label: class number, or -1 if a test list gives no label or the clips of the data have several labels.
         line: line in the list, from 1, or 0 if the list has no lines.
-        start, end: seconds of the clip within the file. They apply only if the file holds more than the clip, see
-            `videos.open_video`. None: the whole file.
+        start, end: seconds of the clip within the file. None: from the beginning, and to the end.
         position: row in the shard `path`, or None if `path` is a file or a folder.
         feature: name of the feature that holds the frames, if TensorFlow Datasets wrote the shard.
         name: identifies the video within the data set, independently of where this copy of it is stored.
@@ -42,6 +42,7 @@ class Record:
         frames: the frames of a video in memory, uint8 (t y x 3), or None if they are read from `path`.
         labels: class numbers in ascending order with data.labels='many', () for a clip that shows none of the classes.
             None with one label, or if a test list gives no labels.
+        may_be_cut: whether the file may hold the clip alone. Then `start` and `end` apply only if it holds more.
     """
 
     id: int
@@ -56,6 +57,7 @@ class Record:
     sha256: bytes = b""
     frames: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
     labels: tuple[int, ...] | None = None
+    may_be_cut: bool = False
 
     @property
     def has_label(self) -> bool:
@@ -67,6 +69,11 @@ class Record:
         if self.labels is not None:
             return self.labels
         return (self.label,) if self.label >= 0 else ()
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the clip is a labelled part of a video rather than a file."""
+        return not self.may_be_cut and (self.start is not None or self.end is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,14 +101,21 @@ class Manifest:
 
 
 def relative_path(entry: Entry | Record, root) -> str:
-    """Returns the path of a video from `root`, with `#ROW` after the path of a shard; data.exclude uses this form.
+    """Returns the path of a video from `root`; data.exclude uses this form.
 
-    A path outside `root` is returned as it is.
+    The path of a shard ends with `#ROW`, and that of a part of a video with `#t=START,END` in seconds. A path outside
+    `root` is returned as it is.
     """
-    path = os.path.relpath(entry.path, root)
-    if path.startswith(os.pardir + os.sep):
-        path = entry.path
-    return path if entry.position is None else f"{path}#{entry.position}"
+    path = file_path(entry, root)
+    if entry.position is not None:
+        return f"{path}#{entry.position}"
+    return path if entry.may_be_cut else part_name(path, entry.start, entry.end)
+
+
+def file_path(entry: Entry | Record, root) -> str:
+    """Returns the path of the file of a video from `root`, or as it is if it is outside `root`."""
+    relative = os.path.relpath(entry.path, root)
+    return entry.path if relative.startswith(os.pardir + os.sep) else relative
 
 
 def read_classes(path, *, root, num_classes) -> tuple[str, ...]:
@@ -110,11 +124,18 @@ def read_classes(path, *, root, num_classes) -> tuple[str, ...]:
     Raises:
         DataError: the file does not exist, repeats a name, or does not hold `num_classes` names.
     """
-    path = os.path.join(root, path)
-    text = read_text(path, advice="Set data.classes to a file with one class name per line.")
-    names = tuple(line.strip() for line in text.split("\n") if line.strip())
+    names = read_class_file(path, root)
     if len(names) != num_classes:
+        path = os.path.join(root, path)
         raise DataError(f"{path} holds {len(names)} class names, but data.num_classes is {num_classes}.")
+    return names
+
+
+def read_class_file(path, root) -> tuple[str, ...]:
+    """Returns the names in a class file of any number of classes, see `read_classes`."""
+    path = os.path.join(root, path)
+    text = read_text(path, "Set data.classes to a file with one class name per line.", "surrogateescape")
+    names = tuple(line.strip() for line in text.split("\n") if line.strip())
     if len(set(names)) != len(names):
         repeated = next(name for i, name in enumerate(names) if name in names[:i])
         raise DataError(f"{path} holds the class name {shown(repeated)} twice.")
@@ -124,7 +145,7 @@ def read_classes(path, *, root, num_classes) -> tuple[str, ...]:
 def class_names(lists, *, source="csv", root, num_classes, classes=None, split=1, labels=ONE) -> tuple[str, ...] | None:
     """Returns the class names by label: from the class file `classes` if given, otherwise from the source.
 
-    With several labels a clip, a source that does not order its class names has those that its list names, sorted.
+    With several labels a clip, and for 'auto', a source that does not order its class names has those in its list.
 
     Args:
         lists: file names of lists. If the source takes the names from a list, it reads the first that exists.
@@ -143,11 +164,12 @@ def class_names(lists, *, source="csv", root, num_classes, classes=None, split=1
         return names
     reader, path = _find_source(source), _find_list(lists, root, split)
     names = reader.classes(root, path)
-    if names is None and labels == MANY:
-        names = found_names(path, reader.read(path, root=root, split=split).entries)
+    if names is None and (labels == MANY or source == "auto"):
+        names = found_names(path, reader.read(path, root=root, split=split).entries, labels)
     if names is not None and len(names) != num_classes:
+        advice = " Leave out data.num_classes: it is read from the data." if source == "auto" else ""
         raise DataError(
-            f"The {source} data in {root} have {len(names)} classes, but data.num_classes is {num_classes}."
+            f"The {source} data in {root} have {len(names)} classes, but data.num_classes is {num_classes}.{advice}"
         )
     return names
 
@@ -189,9 +211,9 @@ def read_manifest(
             `labels` is 'many' and the source has one label a video.
     """
     reader, lists = _find_source(source), _as_tuple(train) + _as_tuple(path)
-    if labels == MANY:
-        require_many(source)
     path = _find_list(path, root, split, source)
+    if labels == MANY:
+        require_many(source, path)
     listing = reader.read(path, root=root, split=split)
     names = class_names(
         lists, source=source, root=root, num_classes=num_classes, classes=classes, split=split, labels=labels
@@ -206,7 +228,7 @@ def read_manifest(
     chosen, absent, excluded, unmatched = _choose(path, listing, found, root, missing, exclude)
     if complete and names is None:
         _require_largest(path, found, num_classes)
-    return Manifest(path, _records(chosen), names, _digest(chosen), listing.missing + absent, excluded, unmatched)
+    return Manifest(path, _records(chosen), names, digest(chosen), listing.missing + absent, excluded, unmatched)
 
 
 def _require_largest(path, labels: list, num_classes: int) -> None:
@@ -236,7 +258,8 @@ def _find_list(names, root, split, source=None) -> str:
     Raises:
         DataError: no list exists, there are several names, and `source` is given.
     """
-    paths = [os.path.join(root, name.replace("{split}", str(split))) for name in _as_tuple(names)]
+    names = [name.replace("{split}", str(split)) for name in _as_tuple(names)]
+    paths = [os.path.join(root, name) if name != os.curdir else os.fspath(root) for name in names]
     existing = [path for path in paths if os.path.exists(path)]
     if source and not existing and len(paths) > 1:
         raise DataError(
@@ -347,11 +370,13 @@ def _records(chosen: list[tuple[Entry, Any]]) -> tuple[Record, ...]:
             entry.name,
             entry.sha256,
             labels=label if isinstance(label, tuple) else None,
+            may_be_cut=entry.may_be_cut,
         )
         for number, (entry, label) in enumerate(chosen)
     )
 
 
-def _digest(chosen: list[tuple[Entry, Any]]) -> str:
+def digest(chosen: Iterable[tuple[Entry | Record, Any]]) -> str:
+    """Returns what identifies some videos, their labels and their order, see `Manifest`."""
     content = "".join(f"{entry.name}\0{label_text(label)}\n" for entry, label in chosen)
     return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -66,13 +66,14 @@ _MAX_LISTED_VIDEOS = 5  # broken videos, and videos with remarks, that are print
 @command(USAGE)
 def main(argv) -> int:
     """Returns 1 if videos or lists are broken, or 0."""
-    from configs.loading import read_flags, require
+    from configs.loading import count_classes, read_flags, require
     from input_pipeline.pipeline import Pipeline  # imports grain, which the decoding processes do not need
 
     config, flags = read_flags(argv, {"out": None, "workers": "2"})
     workers = flags["workers"]
     require(workers.isdecimal() and int(workers) > 0, f"--workers={workers} must be a whole number of at least 1.")
     out = Path(flags["out"] or Path("checks") / Path(flags["config"].partition(":")[0]).stem)
+    count_classes(config)
     with output_folder(out, "out"):
         return _check_videos(Pipeline(**config.data.to_dict()), out, int(workers))
 

@@ -2,20 +2,31 @@
 
 import dataclasses
 import functools
+import os
+import re
 from collections.abc import Iterable, Sequence
 
 from input_pipeline.errors import DataError
 from input_pipeline.fields import shown
 from input_pipeline.sources.listing import Entry
+from input_pipeline.text import natural_key
 
+_INTEGER = re.compile(r"[+-]?[0-9]+")
+_DECIMAL = re.compile(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 ONE, MANY = "one", "many"  # the values of data.labels
 _SEPARATOR = ";"
 # The sources whose lists are written by users. All others have one label a video by their layout.
-_SOURCES_OF_MANY = ("csv", "lists", "frames", "shards")
+_SOURCES_OF_MANY = ("auto", "csv", "lists", "frames", "shards")
 
 
-def require_many(source: str) -> None:
-    """Raises DataError if the lists of a source cannot give several labels a clip."""
+def require_many(source: str, path: str) -> None:
+    """Raises DataError if the list `path` of a source cannot give several labels a clip."""
+    if source == "auto" and os.path.isdir(path):
+        raise DataError(
+            f"data.labels='many' reads lists with several labels a video, but {path} holds class folders, which give "
+            "one label a video. Write train.csv with the columns path,label and join labels by semicolons; or set "
+            "data.labels=one."
+        )
     if source not in _SOURCES_OF_MANY:
         raise DataError(
             f"data.labels='many' reads lists with several labels a video, but data.source={source!r} gives one label a "
@@ -39,18 +50,46 @@ def split_labels(text: str) -> list[str]:
     return [label.strip() for label in text.split(_SEPARATOR)] if text.strip() else []
 
 
-def found_names(path, entries: Iterable[Entry]) -> tuple[str, ...] | None:
-    """Returns the names of all labels of a list, sorted, or None if all of them are numbers.
+def found_names(path, entries: Iterable[Entry], labels: str) -> tuple[str, ...] | None:
+    """Returns the names of all labels of a list in natural order, or None if all of them are whole numbers.
 
     Args:
         path: the list, for error messages.
         entries: its videos. Labels that are numbers of a source already have no names.
+        labels: data.labels.
 
     Raises:
-        DataError: the labels of a video are not joined by single semicolons.
+        DataError: a label is a decimal number, some labels are names and others are numbers, or the labels of a video
+            are not joined by single semicolons. With one label a video, a label holds a semicolon.
     """
-    names = {name for entry in entries if isinstance(entry.label, str) for name in _separate(path, entry)}
-    return None if all(map(str.isdecimal, names)) else tuple(sorted(names))
+    first: dict[str, Entry] = {}
+    for entry in entries:
+        if isinstance(entry.label, str):
+            for name in _separate(path, entry) if labels == MANY else (entry.label,):
+                first.setdefault(str(name), entry)
+    first.pop("", None)  # a video without a label
+    for name, entry in first.items():
+        if _DECIMAL.fullmatch(name):
+            raise DataError(
+                f"{where(path, entry)}: the label {shown(name)} is a decimal number. Labels are class names, or whole "
+                "numbers from 0."
+            )
+        if _SEPARATOR in name:
+            raise DataError(
+                f"{where(path, entry)}: the label {shown(name)} holds a semicolon. Set data.labels=many if the video "
+                "has several labels; or else list the class names in a file and set data.classes to it."
+            )
+    numbers = [name for name in first if _INTEGER.fullmatch(name)]
+    if len(numbers) == len(first):
+        return None
+    if numbers:
+        name = next(name for name in first if name not in numbers)
+        raise DataError(
+            f"{where(path, first[name])}: the label {shown(name)} is a name, and {shown(numbers[0])} on line "
+            f"{first[numbers[0]].line} is a number. Give only names or only numbers, or list the names in a file and "
+            "set data.classes to it."
+        )
+    return tuple(sorted(first, key=natural_key))
 
 
 def _separate(path, entry: Entry) -> Sequence[str | int]:
@@ -152,7 +191,12 @@ def where(path, entry: Entry) -> str:
 
 def label_text(label: int | tuple[int, ...]) -> str:
     """Returns the class numbers of a video as text."""
-    return _SEPARATOR.join(map(str, label)) if isinstance(label, tuple) else str(label)
+    return join_labels(map(str, label)) if isinstance(label, tuple) else str(label)
+
+
+def join_labels(labels: Iterable[str]) -> str:
+    """Returns the field of a list for the labels of a video, as `split_labels` reads it."""
+    return _SEPARATOR.join(labels)
 
 
 def swapped_labels(pairs: Iterable[Sequence[str | int]], class_names: Sequence[str]) -> dict[int, int]:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 import grain
 
-from input_pipeline import motion_clips
-from input_pipeline.annotations import Manifest, Record, class_names, read_manifest
+from input_pipeline.annotations import Manifest, Record
 from input_pipeline.augment import TrainAugment, crop_positions
 from input_pipeline.balance import training_order
 from input_pipeline.batches import (
@@ -20,9 +19,11 @@ from input_pipeline.batches import (
     merge_repeats,
     videos_per_process,
 )
+from input_pipeline.drawn_split import compile_group
 from input_pipeline.errors import DataError
 from input_pipeline.fields import annotations, mistakes, shown
 from input_pipeline.labels import MANY, ONE, swapped_labels
+from input_pipeline.parts import Parts
 from input_pipeline.paths import local_path
 from input_pipeline.prefetch import Batches, max_batch_bytes, require_memory
 from input_pipeline.samplers import long_sampler, make_sampler
@@ -41,6 +42,7 @@ _WHOLE_NUMBERS = (  # (field, least, most)
     ("workers", 0, 1024),
     ("prefetch", 1, 1024),
     ("split", 1, 1024),
+    ("val_seed", 0, 2**32 - 1),
     ("repeats", 1, 1024),
     ("stride", 1, 1_000_000),
 )
@@ -51,12 +53,15 @@ class Pipeline:
     """The data of a run. The fields are those of the config section `data`.
 
     Attributes:
-        source: kind of the lists, a key of `sources.SOURCES`. 'motion_clips' renders the demo data set into
-            `root` if it is not there.
+        source: kind of the lists, a key of `sources.SOURCES`. 'auto' finds the layout of `root`, see `layouts`.
+            'motion_clips' renders the demo data set into `root` if it is not there.
         root: folder to which the lists, the class file and the paths in the lists are relative. In all paths, `~` is
             the home folder.
         name: `NAME` or `NAME/CONFIG` of a data set that TensorFlow Datasets keeps below `root`. Only for 'tfds'.
-        train, val: lists, see `annotations.read_manifest`. None: the usual file names of the source, such as train.csv.
+        train, val, test: lists, see `annotations.read_manifest`. None: the usual file names of the source, such as
+            train.csv. With 'auto', a validation part is drawn from the training list if there is none.
+        val_seed: seed of the draw, see `drawn_split`. Configs set it to their seed.
+        group: regular expression. Videos in whose paths its groups match the same text stay in one part of the draw.
         split: number of the official split, for data sets with several.
         missing: 'error', or 'leave_out' to leave out listed videos that do not exist.
         exclude: file of videos to leave out, as `check` writes it, or None.
@@ -100,6 +105,9 @@ class Pipeline:
     name: str | None = None
     train: str | None = None
     val: str | None = None
+    test: str | None = None
+    val_seed: int = 0
+    group: str | None = None
     split: int = 1
     missing: str = "error"
     exclude: str | None = None
@@ -142,7 +150,7 @@ class Pipeline:
     max_bad_fraction: float = 0.01
 
     def __post_init__(self):
-        for field in ("root", "train", "val", "exclude", "classes"):
+        for field in ("root", "train", "val", "test", "exclude", "classes"):
             if isinstance(path := getattr(self, field), (str, os.PathLike)):
                 object.__setattr__(self, field, local_path(f"data.{field}", os.fspath(path)))
         for field, expected in mistakes(vars(self), annotations(type(self))).items():
@@ -185,6 +193,12 @@ class Pipeline:
             self._require(field, getattr(self, field) > 0, f"{unit} above 0")
         check_fps(self.fps)  # a sampler that has no use for it does not check it
         check_test_starts(self.test_starts)
+        compile_group(self.group)
+        self._require(
+            "group",
+            self.group is None or self.source == "auto",
+            "None unless data.source=auto, where a validation part may be drawn",
+        )
         self.sampler, self._augment({})  # both check their fields
 
     def _require(self, field, condition, expected):
@@ -192,29 +206,28 @@ class Pipeline:
             raise DataError(f"data.{field} must be {expected}, but is {shown(getattr(self, field))}.")
 
     @functools.cached_property
+    def parts(self) -> Parts:
+        """The lists of the parts, and their videos."""
+        return Parts(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Parts)})
+
+    def manifest(self, part: str) -> Manifest:
+        """Returns the manifest of a part, 'train', 'val' or 'test', read and checked on first use."""
+        return self.parts.manifest(part)
+
+    @property
     def train_manifest(self) -> Manifest:
-        """The training split, read and checked on first use. Without class names, its largest label must be
-        num_classes - 1."""
-        return self._manifest(self._lists[0], complete=True)
+        """The training part. Without class names, its largest label must be num_classes - 1."""
+        return self.parts.manifest("train")
 
-    @functools.cached_property
+    @property
     def val_manifest(self) -> Manifest:
-        """The validation or test split, read and checked on first use."""
-        return self._manifest(self._lists[1], complete=False)
+        """The validation part."""
+        return self.parts.manifest("val")
 
-    @functools.cached_property
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Class names by label, from the class file or the source; the numbers themselves if there are no names."""
-        names = class_names(
-            (*self._lists[0], *self._lists[1]),
-            source=self._list_source,
-            root=self._prepared_root,
-            num_classes=self.num_classes,
-            classes=self.classes,
-            split=self.split,
-            labels=self.labels,
-        )
-        return names or tuple(map(str, range(self.num_classes)))
+        return self.parts.class_names
 
     @property
     def multi_hot(self) -> int | None:
@@ -358,37 +371,3 @@ class Pipeline:
     @property
     def _open(self):
         return functools.partial(open_video, frame_rate=self.frame_rate, limit_seconds=self.limit_seconds)
-
-    @property
-    def _list_source(self):
-        return "csv" if self.source == "motion_clips" else self.source
-
-    @property
-    def _lists(self):
-        """The file names of the training and the validation list; the first of each that exists is read."""
-        source = SOURCES[self._list_source]
-        train = (self.train,) if self.train else source.TRAIN
-        val = (self.val,) if self.val else source.VAL
-        folder = self.name or ""
-        return tuple(tuple(os.path.join(folder, name) for name in names) for names in (train, val))
-
-    @functools.cached_property
-    def _prepared_root(self):
-        if self.source == "motion_clips":
-            motion_clips.ensure(self.root, report=print)
-        return self.root
-
-    def _manifest(self, path, complete):
-        return read_manifest(
-            path,
-            source=self._list_source,
-            root=self._prepared_root,
-            num_classes=self.num_classes,
-            classes=self.classes,
-            train=self._lists[0],
-            split=self.split,
-            complete=complete,
-            missing=self.missing,
-            exclude=self.exclude,
-            labels=self.labels,
-        )

@@ -52,7 +52,7 @@ RUNNERS = ("local", "DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunne
 
 @command(USAGE)
 def main(argv):
-    from configs.loading import read_flags, require
+    from configs.loading import count_classes, read_flags, require
 
     config, flags = read_flags(argv, FLAGS)
     out, runner = flags["out"], flags["runner"]
@@ -65,6 +65,7 @@ def main(argv):
     )
     workers = _integer(flags, "workers")
     require(workers > 0, f"--workers={workers} must be at least 1.")
+    count_classes(config)
     options = {
         "data": config.data.to_dict(),
         "encoding": {name: _integer(flags, name) for name in ("short_side", "gop", "crf")},

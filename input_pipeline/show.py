@@ -26,7 +26,7 @@ _MAX_WIDTH, _MARGIN, _GAP, _HEAD = 3200, 260, 4, 18
 
 @command(USAGE)
 def main(argv):
-    from configs.loading import read_flags, require
+    from configs.loading import count_classes, read_flags, require
     from input_pipeline.pipeline import Pipeline
 
     config, flags = read_flags(argv, {"out": None, "rows": "8", "split": "train", "video": "0"})
@@ -37,6 +37,7 @@ def main(argv):
             flags[name].isdecimal() and int(flags[name]) >= least,
             f"--{name}={flags[name]} must be a whole number of at least {least}.",
         )
+    count_classes(config)
     with output_file(flags["out"], "out"):
         pipeline = Pipeline(**config.data.to_dict() | {"workers": 0})
         labels, clips, indices = _rows(pipeline, config, flags)

@@ -10,6 +10,7 @@ function that all text goes through:
 - other text files: `files.write_text`, which keeps the bytes of file names
 """
 
+import re
 import sys
 import unicodedata
 from typing import TextIO
@@ -57,3 +58,9 @@ def print_line(message: object, file: TextIO | None = None) -> None:
     """Prints one line, by default on standard output. Line breaks in the message are escaped."""
     file = file or sys.stdout
     print(printable(str(message), file.encoding), file=file)
+
+
+def natural_key(name: str) -> tuple:
+    """Returns a key that sorts names alphabetically, with the numbers in them by their values: 2 before 10."""
+    parts = re.split("([0-9]+)", name.casefold())
+    return tuple(int(part) if place % 2 else part for place, part in enumerate(parts)), name

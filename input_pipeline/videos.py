@@ -23,6 +23,7 @@ from input_pipeline.sources import tfds
 # A file that is longer than its clip by more than this is not yet cut to the clip. Files that were cut at keyframes are
 # longer by less.
 _SPARE_SECONDS = 1.0
+_ROUNDED_SECONDS = 0.5  # by which a part may end after its video: annotations are rounded
 _TOLERANCE = 1e-6  # seconds, for rounding of times; far below the duration of any frame
 
 # Names that begin with a dot are hidden files. macOS keeps a file ._name beside each file on other file systems.
@@ -61,8 +62,8 @@ def remarks(video: OpenVideo) -> tuple[str, ...]:
 def open_video(record: Record, *, frame_rate: float = 30.0, limit_seconds: float = 60.0) -> OpenVideo:
     """Opens the video of a record.
 
-    The video is cut to the `start` and `end` of the record if the file is over a second longer than `end - start`.
-    Otherwise the file counts as already cut to the clip.
+    The video is cut to the `start` and `end` of the record. A file that may be cut already is only cut if it is over a
+    second longer than `end - start`.
 
     Args:
         record: see `annotations.Record`.
@@ -70,7 +71,8 @@ def open_video(record: Record, *, frame_rate: float = 30.0, limit_seconds: float
         limit_seconds: see `decode.Video`.
 
     Raises:
-        DecodeError: the video cannot be opened, or ends before `start`.
+        DecodeError: the video cannot be opened, ends before `start`, or ends over half a second before `end`; or there
+            is no frame between `start` and `end`.
     """
     video: OpenVideo
     if record.frames is not None:
@@ -85,23 +87,46 @@ def open_video(record: Record, *, frame_rate: float = 30.0, limit_seconds: float
         video = FrameFolder(record.path, frame_rate)
     else:
         video = Video(record.path, limit_seconds=limit_seconds)
+    if record.is_part:
+        return _part(video, record)
     if record.start is None or record.end is None or video.duration <= record.end - record.start + _SPARE_SECONDS:
         return video
     if record.start >= video.duration:
         raise DecodeError(f"{record.path}: lasts {video.duration:g} s, but its clip starts at {record.start:g} s.")
-    return Cut(video, record.start, record.end, record.path)
+    # The frame on screen at the start comes first, even if it began before.
+    first = int(np.searchsorted(video.times, record.start + _TOLERANCE, side="right")) - 1
+    stop = int(np.searchsorted(video.times, record.end - _TOLERANCE))
+    return Cut(video, first, max(stop, first + 1), record.path)
+
+
+def _part(video: OpenVideo, record: Record) -> OpenVideo:
+    """Returns the frames of a video whose times are from `start` to `end`, `end` excluded.
+
+    Parts of one video that touch therefore share no frame.
+    """
+    start, end = record.start or 0.0, record.end
+    if start >= video.duration or end is not None and end > video.duration + _ROUNDED_SECONDS:
+        last = "" if end is None else f" and ends at {end:g} s"
+        raise DecodeError(
+            f"{record.path}: lasts {video.duration:g} s, but its part in the list starts at {start:g} s{last}."
+        )
+    first = int(np.searchsorted(video.times, start - _TOLERANCE))
+    stop = len(video.times) if end is None else int(np.searchsorted(video.times, end - _TOLERANCE))
+    if first >= stop:
+        raise DecodeError(
+            f"{record.path}: no frame lies between {start:g} s and {'its end' if end is None else f'{end:g} s'}."
+        )
+    return Cut(video, first, stop, record.path)
 
 
 class Cut:
-    """The part of a video that is on screen from `start` to `end` seconds. Its times and indices start at 0."""
+    """The frames `first` to `stop` - 1 of a video. Its times and indices start at 0."""
 
-    def __init__(self, video, start, end, path):
+    def __init__(self, video: OpenVideo, first: int, stop: int, path: str):
         times = np.asarray(video.times)
-        self._first = int(np.searchsorted(times, start + _TOLERANCE, side="right")) - 1
-        stop = max(int(np.searchsorted(times, end - _TOLERANCE)), self._first + 1)
-        self._video, self._path = video, path
-        self.times = times[self._first : stop] - times[self._first]
-        self.duration = float((times[stop] if stop < len(times) else video.duration) - times[self._first])
+        self._first, self._video, self._path = first, video, path
+        self.times = times[first:stop] - times[first]
+        self.duration = float((times[stop] if stop < len(times) else video.duration) - times[first])
 
     def frames(self, indices) -> np.ndarray:
         """Returns (n, y, x, 3) uint8, see `decode.Video.frames`."""

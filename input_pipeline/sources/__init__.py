@@ -1,11 +1,12 @@
 """Sources: one module for each kind of data set. All return the same entries, see `registry.Source`."""
 
-from input_pipeline.sources import csv, folders, frames, hmdb51, kinetics, lists, shards, something, tfds, ucf101
+from input_pipeline.sources import auto, csv, folders, frames, hmdb51, kinetics, lists, shards, something, tfds, ucf101
 from input_pipeline.sources.listing import Entry, Listing
 from input_pipeline.sources.registry import SOURCES, Source, register
 
 __all__ = ["SOURCES", "Entry", "Listing", "Source", "register"]
 
+register("auto", auto)
 register("csv", csv)
 register("lists", lists)
 register("folders", folders)

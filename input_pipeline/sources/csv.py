@@ -1,10 +1,12 @@
-"""CSV files with the columns `path,label`. The header is optional.
+"""CSV files with the columns `path,label`, and with `start,end` for labelled parts of videos, in seconds.
 
+A header names the columns, in any order. Without a header, the columns are `path,label` or `path,label,start,end`.
 Paths are relative to `root` unless absolute. A label is a name of the class file if there is one, otherwise a number
 from 0.
 """
 
 import csv
+import math
 import os
 
 from input_pipeline.errors import DataError
@@ -12,29 +14,42 @@ from input_pipeline.fields import shown
 from input_pipeline.sources.files import read_rows
 from input_pipeline.sources.listing import Entry, Listing
 
-TRAIN, VAL = ("train.csv",), ("val.csv",)
+TRAIN, VAL, TEST = ("train.csv",), ("val.csv",), ("test.csv",)
+
+_COLUMNS = ("path", "label", "start", "end")
+_FORMS = (_COLUMNS[:2], _COLUMNS)  # without a header
 
 
 def read(path, *, root, split) -> Listing:
-    """Returns the rows of a CSV file in UTF-8.
+    """Returns the rows of a CSV file in UTF-8. Paths may hold other bytes, if they name files.
 
     Raises:
-        DataError: a row has no path, or does not have two columns.
+        DataError: a row has no path, has other columns than the rows before it, or gives a part that cannot be.
     """
     del split
-    rows = read_rows(path)
-    if rows and rows[0][1] == ["path", "label"]:
-        del rows[0]
+    rows = read_rows(path, root)
+    columns, rows = _columns(path, rows)
+    entries = []
     for line, row in rows:
-        if len(row) != 2 or not row[0]:
+        if len(row) != len(columns) or not row[columns.index("path")]:
             raise DataError(
-                f"{path} line {line}: expected two columns, path,label, and found {len(row)}: {shown(','.join(row))}."
+                f"{path} line {line}: expected {_words(len(columns))} columns, {','.join(columns)}, and found "
+                f"{len(row)}: {shown(','.join(row))}."
             )
-    return Listing(tuple(Entry(name, os.path.join(root, name), label.strip(), line) for line, (name, label) in rows))
+        entries.append(_entry(path, root, line, dict(zip(columns, row, strict=True))))
+    return Listing(tuple(entries))
 
 
 def classes(root, train) -> None:
     """Returns None: a CSV file does not order its class names."""
+
+
+def part_name(name: str, start: float | None, end: float | None) -> str:
+    """Returns the name of a part of a video, a media fragment such as `long.mp4#t=1.5,4`; `name` if there is none."""
+    if start is None and end is None:
+        return name
+    first, last = ("" if seconds is None else repr(seconds).removesuffix(".0") for seconds in (start, end))
+    return f"{name}#t={first},{last}"
 
 
 def first_column(line: str) -> str:
@@ -43,3 +58,48 @@ def first_column(line: str) -> str:
         return next(csv.reader([line], strict=True))[0]
     except (csv.Error, StopIteration, IndexError):
         return line
+
+
+def _columns(path, rows) -> tuple[tuple[str, ...], list]:
+    """Returns the names of the columns, and the rows without a header."""
+    if not rows:
+        return _COLUMNS[:2], rows
+    line, first = rows[0]
+    header = tuple(name.strip().lower() for name in first)
+    if "path" in header and "label" in header:
+        unknown = [name for i, name in enumerate(header) if name not in _COLUMNS or name in header[:i]]
+        if unknown:
+            raise DataError(
+                f"{path} line {line}: the header has the column {shown(unknown[0])}. The columns are path and label, "
+                "and start and end for parts of videos, each once."
+            )
+        return header, rows[1:]
+    return next((form for form in _FORMS if len(form) == len(first)), _FORMS[0]), rows
+
+
+def _entry(path, root, line: int, row: dict[str, str]) -> Entry:
+    start, end = (_seconds(path, line, name, row.get(name, "")) for name in ("start", "end"))
+    if end is not None and end <= (start or 0):
+        raise DataError(
+            f"{path} line {line}: end={end:g} is not after start={start or 0:g}. Both are seconds from the beginning "
+            "of the video."
+        )
+    name = row["path"]
+    return Entry(part_name(name, start, end), os.path.join(root, name), row["label"].strip(), line, start, end)
+
+
+def _seconds(path, line: int, name: str, text: str) -> float | None:
+    """Returns the seconds in a field, or None if it is empty."""
+    if not text.strip():
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise DataError(f"{path} line {line}: {name} must be seconds from 0, such as 12.5, but is {shown(text)}.")
+    return seconds
+
+
+def _words(count: int) -> str:
+    return {2: "two", 3: "three", 4: "four"}[count]

@@ -10,6 +10,7 @@ from input_pipeline import json_files
 from input_pipeline.errors import DataError
 
 _VIDEOS = frozenset(".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split())
+_PICTURES = frozenset(".bmp .gif .heic .jpeg .jpg .png .tif .tiff .webp".split())
 _FRAME = re.compile(r"[^.].*\d\.jpe?g|\d\.jpe?g", re.IGNORECASE)
 _SET_ROOT = (
     "Set data.root to the folder of the data set and data.train and data.val to its lists, or try the demo: make demo."
@@ -18,18 +19,19 @@ _SET_ROOT = (
 _LARGEST_JSON = 2**31  # bytes
 
 
-def read_text(path, advice=_SET_ROOT) -> str:
+def read_text(path, advice=_SET_ROOT, errors="strict") -> str:
     """Returns the text of a UTF-8 file with or without a byte order mark.
 
     Args:
         path: the file.
         advice: sentence to add to the error if the file does not exist, or "".
+        errors: 'strict' refuses bytes that are not UTF-8, 'surrogateescape' keeps them, see `open`.
 
     Raises:
         DataError: the file cannot be read.
     """
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open(path, encoding="utf-8-sig", errors=errors, newline="") as file:
             return file.read()
     except FileNotFoundError:
         raise DataError(f"{path} was not found. {advice}".rstrip()) from None
@@ -45,13 +47,31 @@ def read_lines(path, advice=_SET_ROOT) -> list[tuple[int, str]]:
     return [(number, line) for number, line in enumerate(stripped, start=1) if line]
 
 
-def read_rows(path) -> list[tuple[int, list[str]]]:
-    """Returns (line number, fields) of the rows of a CSV file, without blank lines. Raises DataError as `read_text`."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+def read_rows(path, root=None) -> list[tuple[int, list[str]]]:
+    """Returns (line number, fields) of the rows of a CSV file, without blank lines.
+
+    Args:
+        path: the file.
+        root: folder of the files that the first fields name. A row of such a file may hold bytes that are not UTF-8,
+            as file names may. None: no row may.
+
+    Raises:
+        DataError: see `read_text`, or the file is no CSV.
+    """
+    text = read_text(path, errors="strict" if root is None else "surrogateescape")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        return [(reader.line_num, row) for row in reader if row]
+        rows = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise DataError(f"{path} line {reader.line_num}: {error}.") from None
+    for line, row in rows:
+        if not _is_unicode("".join(row)) and not any(os.path.lexists(os.path.join(root, field)) for field in row):
+            raise DataError(f"{path} line {line} is not UTF-8 text, nor does it name a file. Save the list as UTF-8.")
+    return rows
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def read_json(path, kind: type):
@@ -77,6 +97,11 @@ def read_json(path, kind: type):
 def is_video(name) -> bool:
     """Returns whether a file name has the extension of a video."""
     return os.path.splitext(name)[1].lower() in _VIDEOS
+
+
+def is_picture(name) -> bool:
+    """Returns whether a file name has the extension of a picture."""
+    return os.path.splitext(name)[1].lower() in _PICTURES
 
 
 def is_frame(name) -> bool:

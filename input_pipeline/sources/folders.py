@@ -6,7 +6,7 @@ from input_pipeline.errors import DataError
 from input_pipeline.sources.files import is_video, list_folder
 from input_pipeline.sources.listing import Entry, Listing
 
-TRAIN, VAL = ("train",), ("val", "validation")
+TRAIN, VAL, TEST = ("train",), ("val", "validation"), ("test",)
 
 
 def read(path, *, root, split) -> Listing:

@@ -7,7 +7,7 @@ from input_pipeline.sources.csv import read as read_csv
 from input_pipeline.sources.listing import Listing
 from input_pipeline.sources.lists import read as read_list
 
-TRAIN, VAL = ("train.csv", "train.txt"), ("val.csv", "val.txt")
+TRAIN, VAL, TEST = ("train.csv", "train.txt"), ("val.csv", "val.txt"), ("test.csv", "test.txt")
 
 
 def read(path, *, root, split) -> Listing:

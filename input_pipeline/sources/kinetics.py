@@ -16,6 +16,7 @@ from input_pipeline.sources.listing import Entry, Listing
 
 TRAIN = ("train.csv", "annotations/train.csv")
 VAL = ("val.csv", "validate.csv", "annotations/val.csv", "annotations/validate.csv")
+TEST = ("test.csv", "annotations/test.csv")
 
 _REQUIRED = ("youtube_id", "time_start", "time_end")
 
@@ -45,7 +46,8 @@ def read(path, *, root, split) -> Listing:
         if clip.name in found:
             entries.append(Entry(clip.name, found[clip.name], clip.label, clip.line))
         elif clip.video in found:
-            entries.append(Entry(clip.name, found[clip.video], clip.label, clip.line, clip.start, clip.end))
+            times = clip.start, clip.end
+            entries.append(Entry(clip.name, found[clip.video], clip.label, clip.line, *times, may_be_cut=True))
         else:
             missing.append(clip.name)
     return Listing(tuple(entries), tuple(missing))

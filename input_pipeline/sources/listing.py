@@ -12,11 +12,11 @@ class Entry(NamedTuple):
         label: class name, class number in the order of `Source.classes`, or None if a test list gives no label. A text
             may hold several names or numbers, joined by semicolons; several class numbers are a tuple.
         line: line in the list, from 1, or 0 if the list has no lines.
-        start, end: seconds of the clip within the file. They apply only if the file holds more than the clip. None: the
-            whole file.
+        start, end: seconds of the clip within the file. None: from the beginning, and to the end.
         position: row in the shard `path`, or None if `path` is a file or a folder.
         feature: name of the feature that holds the frames, if TensorFlow Datasets wrote the shard.
         sha256: SHA-256 of the row of a prepared shard, or b"" if it is unknown.
+        may_be_cut: whether the file may hold the clip alone, so that `start` and `end` apply only to a longer file.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Entry(NamedTuple):
     position: int | None = None
     feature: str = ""
     sha256: bytes = b""
+    may_be_cut: bool = False
 
 
 class Listing(NamedTuple):

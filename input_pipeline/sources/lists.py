@@ -12,7 +12,7 @@ from input_pipeline.fields import shown
 from input_pipeline.sources.files import read_lines
 from input_pipeline.sources.listing import Entry, Listing
 
-TRAIN, VAL = ("train.txt", "train.csv"), ("val.txt", "val.csv")
+TRAIN, VAL, TEST = ("train.txt", "train.csv"), ("val.txt", "val.csv"), ("test.txt", "test.csv")
 
 _LINE = re.compile(r"(.*[^\s,])(?:\s*,\s*|\s+)([^\s,]+)")
 

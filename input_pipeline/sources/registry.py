@@ -6,7 +6,10 @@ from input_pipeline.sources.listing import Listing
 
 
 class Source(Protocol):
-    """The interface of a source. Modules such as `csv` implement it with two constants and two functions."""
+    """The interface of a source. Modules such as `csv` implement it with two constants and two functions.
+
+    A source of data sets with a third part also has `TEST`, the file names of its list, as `TRAIN`.
+    """
 
     @property
     def TRAIN(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from input_pipeline.errors import DataError
 from input_pipeline.shards import LABELS, read_rows
 from input_pipeline.sources.listing import Entry, Listing
 
-TRAIN, VAL = ("train.json",), ("val.json",)
+TRAIN, VAL, TEST = ("train.json",), ("val.json",), ("test.json",)
 
 
 def read(path, *, root, split) -> Listing:

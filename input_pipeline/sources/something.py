@@ -18,7 +18,7 @@ def _file_names(stem):
     return names + tuple(f"labels/{name}" for name in names)
 
 
-TRAIN, VAL = _file_names("train"), _file_names("validation")
+TRAIN, VAL, TEST = _file_names("train"), _file_names("validation"), _file_names("test")
 
 # A word of its own, also in snake_case and CamelCase.
 _SIDE = re.compile(r"((?<![A-Za-z])(left|right|LEFT|RIGHT)|(?<![A-Z])(Left|Right))(?![a-z])")

@@ -1,6 +1,6 @@
 """Checks the sections of a config, and compiles the training step."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -132,6 +132,7 @@ def set_up(
     config: dict,
     training: bool = True,
     *,
+    lists: Mapping[str, str] | None = None,
     devices: Sequence[jax.Device] | None = None,
     clips_per_epoch: int | None = None,
 ) -> Setup:
@@ -141,6 +142,7 @@ def set_up(
         config: the config as nested dicts.
         training: False for evaluation only. Then the training videos may be missing, and durations are ignored, since
             the length of an epoch is unknown.
+        lists: fields of the section `data` that name the lists of a drawn split, see `split.stored_lists`.
         devices: the devices of the mesh, by default all devices of all processes. Described devices
             (`parallel.topology`) suffice to compile.
         clips_per_epoch: the length of an epoch. If it is given, no manifest is read, so the data need not exist.
@@ -151,6 +153,7 @@ def set_up(
     sections, remarks = check_sections(config), ()
     pipeline, train_config, protocol = sections.data, sections.train, sections.eval
     config = config | {"data": {name: getattr(pipeline, name) for name in config["data"]}}  # without None for defaults
+    pipeline = replace(pipeline, **lists or {})
     if clips_per_epoch is None:
         remarks = _check_data(pipeline, train_config, protocol, training)
     loss = _loss(pipeline, train_config, reads_data=training and clips_per_epoch is None)

@@ -18,6 +18,7 @@ from vidformers.training.loop import TrainingRun, training_loop
 from vidformers.training.metrics import MetricWriter
 from vidformers.training.reports import data_notes, draw_run, print_report, print_summary
 from vidformers.training.setup import Setup, compile_within_memory, initialise, load_weights, set_up
+from vidformers.training.split import split_entry, stored_lists, write_split
 from vidformers.training.stopping import StopSignal
 from vidformers.training.timing import PhaseTimer, Throughput, peak_seconds_per_clip
 from vidformers.training.tracing import Trace
@@ -47,11 +48,13 @@ def train(config: dict, path) -> dict:
     main, phases = jax.process_index() == 0, PhaseTimer()
     with ExitStack() as stack:
         with phases.measure("set-up"):
-            setup, workdir = set_up(config), open_workdir(path)
+            lists = stored_lists(path, config["data"])
+            setup, workdir = set_up(config, lists=lists), open_workdir(path)
             if main:
                 stack.enter_context(workdir_lock(workdir))
             backends = stack.enter_context(record_backends())
-            description = describe_run(setup.config, _describe_data(setup), backends, setup.total_steps)
+            data = _describe_data(setup) | split_entry(setup.pipeline, lists)
+            description = describe_run(setup.config, data, backends, setup.total_steps)
             changes = differences_from_stored_run(workdir, description)
             checkpoints = stack.enter_context(Checkpoints(workdir, **config["checkpoint"]))
             restored = checkpoints.restore(setup.abstract)
@@ -71,6 +74,7 @@ def train(config: dict, path) -> dict:
             barrier()  # processes compile at different speeds, and the first collective follows
         writer = None
         if main:
+            write_split(workdir, setup.pipeline)
             _write_run_files(workdir, description, pretrained)
             writer = stack.enter_context(closing(MetricWriter(workdir, start)))
             _log_start(setup, workdir, start if restored else None, changes)

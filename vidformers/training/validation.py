@@ -18,6 +18,7 @@ from vidformers.training.evaluate import EvalProtocol, EvalResult
 from vidformers.training.remarks import VideoRemarks
 from vidformers.training.reports import draw_result, print_report, result_json, result_rows
 from vidformers.training.setup import Setup, initialise, load_weights, set_up
+from vidformers.training.split import stored_lists
 from vidformers.training.step import State
 from vidformers.training.stopping import StopSignal
 from vidformers.training.workdir import open_workdir
@@ -122,7 +123,7 @@ def evaluate(config: dict, path) -> dict:
             command writes the result of the same protocol in `path`.
         Interrupted: a signal stopped the evaluation.
     """
-    setup, workdir = set_up(config, training=False), Path(path)
+    setup, workdir = set_up(config, training=False, lists=stored_lists(path, config["data"])), Path(path)
     file, is_main = workdir / f"eval_{setup.protocol.name}.json", jax.process_index() == 0
     has_checkpoints = (workdir / "checkpoints").is_dir()
     require(has_checkpoints or setup.init.weights is not None, f"--workdir={workdir} holds no checkpoints to evaluate.")

@@ -1,0 +1,99 @@
+"""The layout of own data: which lists `data.root` holds, for data.source=auto, and the number of classes."""
+
+import os
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from input_pipeline.annotations import read_class_file
+from input_pipeline.errors import DataError
+from input_pipeline.labels import found_names, split_labels
+from input_pipeline.sources import auto
+from input_pipeline.sources.files import is_video, list_folder
+
+_CLASS_FOLDERS = "class folders"
+
+
+class Layout(NamedTuple):
+    """The lists of a data set, relative to its root or absolute. Each is a csv file or a folder of class folders.
+
+    Attributes:
+        train: the list of the training part. It is the whole data set if `val` is None.
+        val, test: the other lists, or None.
+        remark: a sentence if the root also holds lists that are not read, or "".
+    """
+
+    train: str
+    val: str | None
+    test: str | None
+    remark: str = ""
+
+
+def find_layout(root: str, train: str | None = None, val: str | None = None, test: str | None = None) -> Layout:
+    """Returns the layout of the data in `root`: csv files before `train/` and `val/`, before class folders alone.
+
+    Args:
+        root: data.root.
+        train, val, test: data.train, data.val and data.test. None: `train.csv` or `train`, and so on.
+
+    Raises:
+        DataError: `root` is not a folder, or holds a part for validation or tests and none for training.
+    """
+    names = list_folder(root)  # raises if `root` is not a folder
+    taken = train or next(name for name in auto.TRAIN if _exists(root, name))
+    kind = not os.path.isdir(os.path.join(root, taken))
+    found = {True: [_first(root, auto.VAL, True), _first(root, auto.TEST, True)]}
+    found[False] = [_first(root, auto.VAL, False), _first(root, auto.TEST, False)]
+    if taken == os.curdir:
+        for name in (name for name in (*found[True], *found[False]) if name and name not in (val, test)):
+            raise DataError(
+                f"{root} holds {name}, but neither train.csv nor a folder train with a folder for each class. Add one "
+                "of them, or set data.train to the list of the training videos."
+            )
+    unread = [name for name in found[not kind] if name and name not in (val, test)] if taken != os.curdir else []
+    if train is None:
+        unread = [name for name in auto.TRAIN[1:-1] if name != taken and _exists(root, name)] + unread
+        if taken != os.curdir and any(_is_class_folder(root, name) for name in names):
+            unread.append(_CLASS_FOLDERS)
+    remark = f"{root} also holds {_listed(unread)}. The videos are those of {taken}." if unread else ""
+    return Layout(taken, val or found[kind][0], test or found[kind][1], remark)
+
+
+def count_classes(data: dict[str, Any]) -> int:
+    """Returns the number of classes of own data: that of the class file, or of the training list.
+
+    Args:
+        data: the section `data` of a config with data.source='auto'.
+
+    Raises:
+        DataError: the list or the class file has a mistake.
+    """
+    root = data["root"]
+    if data["classes"] is not None:
+        return len(read_class_file(data["classes"], root))
+    train = find_layout(root, data["train"], data["val"], data["test"]).train
+    train = root if train == os.curdir else os.path.join(root, train)
+    entries = auto.read(train, root=root, split=1).entries
+    names = auto.classes(root, train) or found_names(train, entries, data["labels"])
+    if names is not None:
+        return len(names)
+    numbers = (number for entry in entries for number in split_labels(str(entry.label)))
+    return max((int(number) + 1 for number in numbers), default=1)
+
+
+def _exists(root: str, name: str) -> bool:
+    path = os.path.join(root, name)
+    return name == os.curdir or (os.path.isfile(path) if name.endswith(".csv") else auto.is_part_folder(path))
+
+
+def _first(root: str, names: Iterable[str], is_csv: bool) -> str | None:
+    """Returns the first of some csv files, or of some folders, that exists."""
+    return next((name for name in names if name.endswith(".csv") == is_csv and _exists(root, name)), None)
+
+
+def _is_class_folder(root: str, name: str) -> bool:
+    path = os.path.join(root, name)
+    return os.path.isdir(path) and not auto.is_part_folder(path) and any(map(is_video, list_folder(path)))
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(([", ".join(names[:-1])] if names[1:] else []) + names[-1:])
