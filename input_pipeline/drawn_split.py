@@ -91,7 +91,7 @@ def draw(items: Sequence[Item], seed: int, group: str | None = None) -> list[boo
     for index, item in enumerate(items):
         members[group_of(item, pattern)].append(index)
     total = collections.Counter(label for item in items for label in item.classes)
-    target = {label: max(round(count / _SHARE), 1) for label, count in total.items()}
+    target = {label: min(max(round(count / _SHARE), 1), count - 1) for label, count in total.items()}
     drawn: collections.Counter = collections.Counter()
     chosen: set[Hashable] = set()
     size = {key: collections.Counter(label for i in ids for label in items[i].classes) for key, ids in members.items()}
@@ -116,8 +116,8 @@ def draw(items: Sequence[Item], seed: int, group: str | None = None) -> list[boo
                 take(min(larger, key=lambda key: size[key].total()))
     if not chosen:
         raise DataError(
-            "A validation part cannot be drawn: every class has videos of a single group only. Add videos, or give a "
-            "validation part with data.val."
+            "A validation part cannot be drawn: no class has two videos, or two groups of data.group. Add videos, or "
+            "set data.val to a list for validation."
         )
     return [group_of(item, pattern) in chosen for item in items]
 

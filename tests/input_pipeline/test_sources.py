@@ -307,7 +307,7 @@ def test_a_source_is_registered_once():
 
 
 def test_unknown_source(tmp_path):
-    with pytest.raises(DataError, match="data.source must be one of csv, .*'imagenet'"):
+    with pytest.raises(DataError, match="data.source must be one of auto, csv, .*'imagenet'"):
         read_manifest("train.csv", source="imagenet", root=str(tmp_path), num_classes=2)
 
 
