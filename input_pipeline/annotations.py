@@ -112,6 +112,10 @@ def relative_path(entry: Entry | Record, root) -> str:
     return path if entry.may_be_cut else part_name(path, entry.start, entry.end)
 
 
+def _of_all_parts(entry: Entry, root) -> str:
+    return relative_path(entry, root) if entry.position is not None else file_path(entry, root)
+
+
 def file_path(entry: Entry | Record, root) -> str:
     """Returns the path of the file of a video from `root`, or as it is if it is outside `root`."""
     relative = os.path.relpath(entry.path, root)
@@ -284,9 +288,11 @@ def _choose(path, listing: Listing, labels, root, missing, exclude):
     """Returns (entry, label) of the videos to use, the names of the absent and of the excluded ones, and the lines of
     data.exclude that name no video."""
     line_of = _read_excluded(exclude, root) if exclude else {}
-    paths = {entry: relative_path(entry, root) for entry in listing.entries} if line_of else {}
-    excluded = {entry for entry, path in paths.items() if path in line_of}
-    unmatched = set(line_of.values()) - {line_of[paths[entry]] for entry in excluded}
+    # A line names a video, one of its parts, or all of them.
+    paths = {entry: {relative_path(entry, root), _of_all_parts(entry, root)} for entry in listing.entries if line_of}
+    found = {entry: lines for entry, names in paths.items() if (lines := names & line_of.keys())}
+    excluded = found.keys()
+    unmatched = set(line_of.values()) - {line_of[line] for lines in found.values() for line in lines}
     absent = _absent_paths(entry for entry in listing.entries if entry not in excluded)
     if missing == "error":
         _require_all(path, root, listing, absent)

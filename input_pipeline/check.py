@@ -80,13 +80,15 @@ def main(argv) -> int:
 
 def _check_videos(pipeline, out: Path, workers: int) -> int:
     """Checks the videos of a `Pipeline` and writes the files of the command to the folder `out`. Returns its status."""
-    from input_pipeline.remarks import unmatched_lines, unmatched_sentence  # imports grain, as above
+    from input_pipeline.remarks import layout_remarks, unmatched_lines, unmatched_sentence  # imports grain, as above
 
     manifests, records = {"train": pipeline.train_manifest, "val": pipeline.val_manifest}, {}
     for split, manifest in manifests.items():
         _print_classes(split, manifest.records, pipeline.class_names)
         for record in manifest.records:
             records.setdefault(relative_path(record, pipeline.root), record)
+    for sentence in layout_remarks(pipeline):
+        print_line(sentence)
     if lines := unmatched_lines(pipeline):
         print_line(unmatched_sentence(lines))
     missing = sorted({name for manifest in manifests.values() for name in manifest.missing})

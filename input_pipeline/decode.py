@@ -24,7 +24,7 @@ from av.stream import Disposition
 
 from input_pipeline.display import MAX_PIXELS, Display, Info, stream_remarks
 from input_pipeline.errors import DecodeError
-from input_pipeline.frame_index import ascending, read_index
+from input_pipeline.frame_index import FrameIndex, ascending, read_index
 from input_pipeline.mp4_index import claimed_bytes
 from input_pipeline.orientation import Messages
 from input_pipeline.watchdog import watch_call
@@ -104,8 +104,7 @@ class Video:
             self.remarks = stream_remarks(stream.codec_context)
             messages = Messages(self._codec, stream.codec_context.extradata)
             self._display = Display(self._name, size, stream.sample_aspect_ratio, messages)
-            packets = self._packets(container, stream)
-            frames, self._keyframes = read_index(self._name, container, stream, packets, messages)
+            frames, self._keyframes = self._index(container, stream, messages)
             # FFmpeg's default rate is 25, for streams that store none.
             time_base, rate = stream.time_base, stream.average_rate or 25
         except BaseException:
@@ -123,6 +122,9 @@ class Video:
         if not frames:
             raise DecodeError(f"{self._name}: no frame can be decoded.")
         self._set_times(timestamps, frames, float(time_base), float(1 / rate))
+
+    def _index(self, container, stream, messages) -> FrameIndex:
+        return read_index(self._name, container, stream, self._packets(container, stream), messages)
 
     def _set_times(self, timestamps, frames, time_base, interval):
         if timestamps is None:  # as in raw streams and some AVI files: assume a constant frame rate

@@ -11,8 +11,8 @@ from input_pipeline.orientation import Messages
 # The frames of these files are numbered by decoding from the start. AVI stores no presentation times, and one AVI
 # packet may hold two frames. Transport and program streams have no index to seek in, and neither have pictures that
 # follow each other (jpeg_pipe and others). VP8 has packets without a visible frame.
-_UNINDEXED_FORMATS = {"avi", "mpegts", "mpeg"}
-_UNINDEXED_CODECS = {"vp8"}
+UNINDEXED_FORMATS = {"avi", "mpegts", "mpeg"}
+UNINDEXED_CODECS = {"vp8"}
 
 _KEPT = 0.9  # share of timestamps that ascend, below which none is trusted if some jump back
 
@@ -51,9 +51,9 @@ def read_index(name: str, container, stream, packets, messages: Messages) -> Fra
             found.append((packet.pts, packet.dts, packet.duration, packet.is_keyframe, packet.is_discard))
     _check_size(name, container, stream, len(found))
     if (
-        container.format.name in _UNINDEXED_FORMATS
+        container.format.name in UNINDEXED_FORMATS
         or container.format.name.endswith("_pipe")
-        or stream.codec_context.name in _UNINDEXED_CODECS
+        or stream.codec_context.name in UNINDEXED_CODECS
         or any(pts is None for pts, *_ in found)
     ):
         return FrameIndex([], [])

@@ -4,6 +4,7 @@ The lists of the pipeline are read, and the status of files, but no video.
 """
 
 import os
+import shlex
 import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import numpy as np
 
 from input_pipeline.annotations import Manifest, Record
 from input_pipeline.balance import class_counts
+from input_pipeline.drawn_split import items, suggested_group
 from input_pipeline.errors import DataError
 from input_pipeline.fields import shown
 from input_pipeline.pipeline import Pipeline
@@ -167,6 +169,35 @@ def flip_remarks(pipeline: Pipeline) -> Iterator[str]:
         )
 
 
+def layout_remarks(pipeline: Pipeline) -> Iterator[str]:
+    """Yields sentences about the layout of own data, and about a validation part that is drawn."""
+    parts = pipeline.parts
+    if parts.layout is None:
+        return
+    if parts.layout.remark:
+        yield parts.layout.remark
+    if not parts.is_drawn:
+        return
+    train, val = (pipeline.manifest(part) for part in ("train", "val"))
+    yield (
+        f"{train.path} has no validation part beside it. {len(val.records)} of its "
+        f"{len(train.records) + len(val.records)} videos are drawn for validation, a fifth of each class "
+        f"(data.val_seed={pipeline.val_seed})."
+    )
+    counts = class_counts(val.records, pipeline.num_classes)
+    if without := [pipeline.class_names[number] for number in np.flatnonzero(counts == 0)]:
+        yield (
+            f"Classes without a validation video, as all their videos are of one group or there is a single one: "
+            f"{_named(without)}."
+        )
+    group = suggested_group(items(parts.listed, pipeline.root)) if pipeline.group is None else None
+    if group is not None:
+        yield (
+            "Names of files show groups, such as clips cut from one video. If they do, videos of one group are now "
+            f"in both parts. {shlex.quote(f'--config.data.group={group}')} keeps each group in one part."
+        )
+
+
 def class_remarks(pipeline: Pipeline) -> Iterator[str]:
     """Yields sentences about training clips without labels, and about classes with few clips."""
     records = pipeline.train_manifest.records
@@ -180,12 +211,17 @@ def class_remarks(pipeline: Pipeline) -> Iterator[str]:
     few = [number for number in np.argsort(counts, kind="stable") if counts[number] < _FEW_VIDEOS]
     if not few:
         return
-    names = ", ".join(f"{pipeline.class_names[number]} {counts[number]}" for number in few[:_MAX_NAMED])
-    more = f" and {len(few) - _MAX_NAMED} more" if len(few) > _MAX_NAMED else ""
+    names = _named([f"{pipeline.class_names[number]} {counts[number]}" for number in few])
     advice = ""
     if counts.max() >= 2 * counts.min() and not pipeline.balance:
         advice = " data.balance=1.0 draws rare classes as often as others, train.class_weights=1.0 weighs them more."
-    yield f"Classes with fewer than {_FEW_VIDEOS} training videos: {names}{more}.{advice}"
+    yield f"Classes with fewer than {_FEW_VIDEOS} training videos: {names}.{advice}"
+
+
+def _named(names: Sequence[str]) -> str:
+    """Returns some names in a line, without most of very many."""
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
 
 
 def _crop_remarks(pipeline: Pipeline) -> Iterator[str]:

@@ -19,12 +19,11 @@ from input_pipeline.errors import DecodeError
 from input_pipeline.sampling import sampling_remark
 from input_pipeline.shards import read_video
 from input_pipeline.sources import tfds
+from input_pipeline.video_part import TOLERANCE, CannotSeek, VideoPart, no_frame, require_within
 
 # A file that is longer than its clip by more than this is not yet cut to the clip. Files that were cut at keyframes are
 # longer by less.
 _SPARE_SECONDS = 1.0
-_ROUNDED_SECONDS = 0.5  # by which a part may end after its video: annotations are rounded
-_TOLERANCE = 1e-6  # seconds, for rounding of times; far below the duration of any frame
 
 # Names that begin with a dot are hidden files. macOS keeps a file ._name beside each file on other file systems.
 _NUMBERED = re.compile(r"(?!\.)(.*?)(\d+)\.jpe?g", re.IGNORECASE)
@@ -86,6 +85,11 @@ def open_video(record: Record, *, frame_rate: float = 30.0, limit_seconds: float
     elif os.path.isdir(record.path):
         video = FrameFolder(record.path, frame_rate)
     else:
+        if record.is_part:
+            try:
+                return VideoPart(record.path, record.start or 0.0, record.end, limit_seconds=limit_seconds)
+            except CannotSeek:
+                pass
         video = Video(record.path, limit_seconds=limit_seconds)
     if record.is_part:
         return _part(video, record)
@@ -94,28 +98,19 @@ def open_video(record: Record, *, frame_rate: float = 30.0, limit_seconds: float
     if record.start >= video.duration:
         raise DecodeError(f"{record.path}: lasts {video.duration:g} s, but its clip starts at {record.start:g} s.")
     # The frame on screen at the start comes first, even if it began before.
-    first = int(np.searchsorted(video.times, record.start + _TOLERANCE, side="right")) - 1
-    stop = int(np.searchsorted(video.times, record.end - _TOLERANCE))
+    first = int(np.searchsorted(video.times, record.start + TOLERANCE, side="right")) - 1
+    stop = int(np.searchsorted(video.times, record.end - TOLERANCE))
     return Cut(video, first, max(stop, first + 1), record.path)
 
 
 def _part(video: OpenVideo, record: Record) -> OpenVideo:
-    """Returns the frames of a video whose times are from `start` to `end`, `end` excluded.
-
-    Parts of one video that touch therefore share no frame.
-    """
+    """Returns the frames of a video whose times are from `start` to `end`, `end` excluded, as `VideoPart` does."""
     start, end = record.start or 0.0, record.end
-    if start >= video.duration or end is not None and end > video.duration + _ROUNDED_SECONDS:
-        last = "" if end is None else f" and ends at {end:g} s"
-        raise DecodeError(
-            f"{record.path}: lasts {video.duration:g} s, but its part in the list starts at {start:g} s{last}."
-        )
-    first = int(np.searchsorted(video.times, start - _TOLERANCE))
-    stop = len(video.times) if end is None else int(np.searchsorted(video.times, end - _TOLERANCE))
+    require_within(record.path, video.duration, start, end)
+    first = int(np.searchsorted(video.times, start - TOLERANCE))
+    stop = len(video.times) if end is None else int(np.searchsorted(video.times, end - TOLERANCE))
     if first >= stop:
-        raise DecodeError(
-            f"{record.path}: no frame lies between {start:g} s and {'its end' if end is None else f'{end:g} s'}."
-        )
+        raise no_frame(record.path, start, end)
     return Cut(video, first, stop, record.path)
 
 

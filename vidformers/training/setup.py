@@ -14,7 +14,7 @@ from flax import nnx
 from input_pipeline import Pipeline
 from input_pipeline.balance import class_counts, class_weights
 from input_pipeline.prefetch import require_memory
-from input_pipeline.remarks import check_training_data, check_validation_data, class_remarks
+from input_pipeline.remarks import check_training_data, check_validation_data, class_remarks, layout_remarks
 from vidformers.errors import ConfigError, multiples_near, require
 from vidformers.models.encoder import Stage
 from vidformers.models.registry import MODELS, build
@@ -202,7 +202,11 @@ def _check_data(pipeline: Pipeline, config: TrainConfig, protocol: EvalProtocol,
         require_memory(views * view_bytes, pipeline.workers, pipeline.prefetch, "eval.batch_size")
     skips_bad = protocol.on_bad == "skip"
     if training:
-        return [*check_training_data(pipeline, config.batch_size, skips_bad), *class_remarks(pipeline)]
+        return [
+            *layout_remarks(pipeline),
+            *check_training_data(pipeline, config.batch_size, skips_bad),
+            *class_remarks(pipeline),
+        ]
     check_validation_data(pipeline, skips_bad)
     return []
 
