@@ -3,6 +3,7 @@
 The lists of the pipeline are read, and the status of files, but no video.
 """
 
+import math
 import os
 import shlex
 import stat
@@ -14,13 +15,16 @@ import numpy as np
 from input_pipeline.annotations import Manifest, Record
 from input_pipeline.balance import class_counts
 from input_pipeline.drawn_split import items, suggested_group
-from input_pipeline.errors import DataError
+from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.fields import shown
 from input_pipeline.pipeline import Pipeline
 from input_pipeline.sources.something import mirrored
+from input_pipeline.video_part import NoSuchPart, stored_seconds
+from input_pipeline.videos import open_video
 
 _THREADS, _CHUNK = 16, 1000  # a network disk answers slowly, but many questions at once
 _FEW_VIDEOS, _MAX_NAMED = 10, 10  # videos of a rare class, and classes that are named
+_SHORT_SECONDS = 0.25  # of a part that may lie between two frames
 _MIN_SHARE = 0.5  # of the shorter side of a frame that a crop shows
 
 
@@ -45,6 +49,8 @@ def check_training_data(pipeline: Pipeline, batch_size: int, skips_bad: bool) ->
             "Copy them again, or leave them out with data.exclude."
         )
     empty_val = _require_content(val, val_status, skips_bad)
+    for manifest in (train, val):
+        _require_parts(pipeline, manifest)
     found = [*_crop_remarks(pipeline), *flip_remarks(pipeline)]
     found += [unmatched_sentence(unmatched)] if unmatched else []
     if len(train.records) < batch_size // pipeline.repeats:
@@ -72,6 +78,8 @@ def check_validation_data(pipeline: Pipeline, skips_bad: bool) -> None:
         DataError: a validation video is an empty file and `skips_bad` is False.
     """
     _require_content(pipeline.val_manifest, file_status(pipeline.val_manifest.records), skips_bad)
+    if not skips_bad:
+        _require_parts(pipeline, pipeline.val_manifest)
 
 
 def max_bad_videos(videos: int, max_bad_fraction: float) -> int:
@@ -118,6 +126,24 @@ def _require_content(val: Manifest, statuses: Sequence[os.stat_result | None], s
             "data.exclude, or set eval.on_bad=skip."
         )
     return empty
+
+
+def _require_parts(pipeline: Pipeline, manifest: Manifest) -> None:
+    """Raises DataError for a part that its video does not hold. Only videos that seem to be too short are opened."""
+    paths = list(dict.fromkeys(record.path for record in manifest.records if record.is_part))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        seconds = dict(zip(paths, pool.map(stored_seconds, paths), strict=True))
+    for record in (record for record in manifest.records if record.is_part):
+        start, end = record.start or 0.0, record.end or math.inf
+        is_long = end - start >= _SHORT_SECONDS
+        if is_long and start < seconds[record.path] and (record.end is None or end <= seconds[record.path]):
+            continue
+        try:
+            open_video(record, frame_rate=pipeline.frame_rate, limit_seconds=pipeline.limit_seconds)
+        except NoSuchPart as error:
+            raise DataError(f"{manifest.path} line {record.line}: {error}") from None
+        except DecodeError:
+            pass  # the file is broken, which `check` and the run say
 
 
 def _empty_sentence(paths: Sequence[str], manifest: Manifest) -> str:

@@ -5,7 +5,7 @@ import math
 
 import av
 
-from input_pipeline.decode import Video
+from input_pipeline.decode import DECODER_ERRORS, METADATA_OPTIONS, Video
 from input_pipeline.errors import DecodeError
 from input_pipeline.frame_index import UNINDEXED_CODECS, UNINDEXED_FORMATS, FrameIndex
 
@@ -17,6 +17,10 @@ _MAX_SEEKS = 4
 
 class CannotSeek(Exception):
     """The packets of a file do not say where a part begins, so that the file must be read from its beginning."""
+
+
+class NoSuchPart(DecodeError):
+    """A video has no frame between the times of a part, or is too short."""
 
 
 class VideoPart(Video):
@@ -33,7 +37,8 @@ class VideoPart(Video):
 
     Raises:
         CannotSeek: the format has no index, or seeking in this file does not find the part.
-        DecodeError: as `Video` and `require_within`; or there is no frame between `start` and `end`.
+        DecodeError: as `Video`.
+        NoSuchPart: see `require_within`; or there is no frame between `start` and `end`.
     """
 
     def __init__(self, path: str, start: float, end: float | None, *, limit_seconds: float = 60.0):
@@ -129,14 +134,31 @@ def _first_pts(packets, messages) -> int:
 
 
 def require_within(name: str, seconds: float, start: float, end: float | None) -> None:
-    """Raises DecodeError if a part starts after the end of a video of `seconds`, or ends over half a second after."""
+    """Raises NoSuchPart if a part starts after the end of a video of `seconds`, or ends over half a second after."""
     if start >= seconds or end is not None and end > seconds + _ROUNDED_SECONDS:
         last = "" if end is None else f" and ends at {end:g} s"
-        raise DecodeError(f"{name}: lasts {seconds:g} s, but its part in the list starts at {start:g} s{last}.")
+        raise NoSuchPart(f"{name}: lasts {seconds:g} s, but its part in the list starts at {start:g} s{last}.")
 
 
-def no_frame(name: str, start: float, end: float | None) -> DecodeError:
+def no_frame(name: str, start: float, end: float | None) -> NoSuchPart:
     """Returns the error for a part without frames."""
-    return DecodeError(
+    return NoSuchPart(
         f"{name}: no frame lies between {start:g} s and {'the end' if end is None else f'{end:g} s'} of the part."
     )
+
+
+def stored_seconds(path: str) -> float:
+    """Returns how long a video file claims to last, or infinity if it does not say or cannot be opened.
+
+    Only the head of the file is read.
+    """
+    try:
+        with av.open(f"file:{path}", **METADATA_OPTIONS) as container:
+            lengths = [
+                float(stream.duration * stream.time_base) for stream in container.streams.video if stream.duration
+            ]
+            if not lengths and container.duration:
+                lengths = [container.duration / av.time_base]
+            return max(lengths, default=math.inf)
+    except DECODER_ERRORS:
+        return math.inf

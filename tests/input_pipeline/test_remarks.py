@@ -1,14 +1,22 @@
 """Checks of data before a run: what is refused, and what the user is told once."""
 
 import os
+import shlex
 
 import pytest
 from clips import pipeline
 from command import one_sentence
+from numbered import write
 
 from input_pipeline import check, prepare
 from input_pipeline.errors import DataError
-from input_pipeline.remarks import check_training_data, check_validation_data, flip_remarks, max_bad_videos
+from input_pipeline.remarks import (
+    check_training_data,
+    check_validation_data,
+    flip_remarks,
+    layout_remarks,
+    max_bad_videos,
+)
 
 
 def make(folder, train, val, **fields):
@@ -162,3 +170,48 @@ def test_other_names_are_no_sides(tmp_path):
 )
 def test_a_small_data_set_tolerates_one_bad_video(videos, fraction, most):
     assert max_bad_videos(videos, fraction) == most
+
+
+def own_data(root, *names, **fields):
+    """Returns a pipeline on class folders whose files no test decodes."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return pipeline(str(root), source="auto", **fields)
+
+
+@pytest.mark.quick
+def test_a_drawn_validation_part_is_described(tmp_path):
+    data = own_data(tmp_path, *(f"{c}/{i}.mp4" for c in "ab" for i in range(10)), "c/match1_1.mp4")
+    drawn, without = layout_remarks(data)
+    assert drawn.startswith(f"{tmp_path} has no validation part beside it. 4 of its 21 videos are drawn")
+    assert without.endswith("there is a single one: c.")
+    assert list(layout_remarks(own_data(tmp_path, "val/a/1.mp4", "train/a/2.mp4", num_classes=1))) == [
+        f"{tmp_path} also holds class folders. The videos are those of train."
+    ]
+
+
+@pytest.mark.quick
+def test_groups_that_names_show_are_suggested_until_data_group_is_given(tmp_path):
+    names = [f"{c}/v_{c}_g{g:02}_c{i:02}.mp4" for c in "abc" for g in range(5) for i in range(3)]
+    *_, suggested = layout_remarks(own_data(tmp_path, *names))
+    group = shlex.split(suggested)[-8].removeprefix("--config.data.group=")
+    assert len(list(layout_remarks(own_data(tmp_path, group=group)))) == 1
+    with pytest.raises(DataError, match=r"data\.group must be None unless data\.source=auto"):
+        pipeline(str(tmp_path), group=group)
+
+
+@pytest.mark.parametrize(
+    "part, expected", [("1,9", "lasts 2.4 s"), ("3,", "lasts 2.4 s"), ("1.01,1.02", "no frame lies between 1.01 s and")]
+)
+def test_parts_that_a_video_does_not_hold_are_refused_before_a_run(tmp_path, part, expected):
+    write(tmp_path / "a.mp4")
+    write(tmp_path / "b.mp4")
+    data = make(tmp_path, {}, {}, num_classes=1)
+    (tmp_path / "train.csv").write_text(f"a.mp4,0,0,1.2\na.mp4,0,{part}\n")
+    (tmp_path / "val.csv").write_text("b.mp4,0,0,2.5\n")
+    with pytest.raises(DataError, match=rf"train\.csv line 2: .*a\.mp4: {expected}"):
+        remarks(data, batch_size=1)
+    (tmp_path / "train.csv").write_text("a.mp4,0,0,1.2\na.mp4,0,1.2,2.4\n")
+    assert remarks(pipeline(str(tmp_path), num_classes=1), batch_size=1) == []
