@@ -38,7 +38,7 @@ def base(model: str) -> ConfigDict:
     config.model.frames = config.data.get_ref("frames")
     config.model.image_size = config.data.get_ref("size")
     config.model.num_classes = config.data.get_ref("num_classes")
-    config.data.val_seed = config.get_ref("seed")
+    config.data.val_seed = config.get_oneway_ref("seed")  # follows the seed unless it is given
     config.init = _init()
     config.train = _train()
     config.optim = _optim()

@@ -237,6 +237,8 @@ def with_default_sections(config: dict) -> dict:
         fields = dataclasses.fields(section)
         defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
         complete[name] = defaults | config.get(name, {})
+    if "val_seed" not in config["data"]:  # it follows the seed unless it is given
+        complete["data"]["val_seed"] = config.get("seed", 0)
     return json.loads(json.dumps(complete))
 
 
