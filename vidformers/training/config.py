@@ -87,6 +87,14 @@ class TrainConfig:
         mixing = Mixing(self.mixup, self.cutmix, self.mix_probability, self.mix_switch)
         return mixing if mixing.active else None
 
+    def check_repeats(self, repeats: int) -> None:
+        """Raises ConfigError if the batch does not hold `repeats` clips of each video."""
+        require(
+            self.batch_size % repeats == 0,
+            f"train.batch_size={self.batch_size} must be divisible by data.repeats={repeats}. Set train.batch_size to "
+            f"{multiples_near(repeats, self.batch_size)}.",
+        )
+
     def check_devices(self, shards: int) -> None:
         """Raises ConfigError if the batch cannot be divided among `shards` devices and the micro-batches."""
         unit = shards * self.accumulate

@@ -142,7 +142,7 @@ def set_up(
         config: the config as nested dicts.
         training: False for evaluation only. Then the training videos may be missing, and durations are ignored, since
             the length of an epoch is unknown.
-        lists: fields of the section `data` that name the lists of a drawn split, see `split.stored_lists`.
+        lists: what `split.stored_lists` returns.
         devices: the devices of the mesh, by default all devices of all processes. Described devices
             (`parallel.topology`) suffice to compile.
         clips_per_epoch: the length of an epoch. If it is given, no manifest is read, so the data need not exist.
@@ -151,9 +151,9 @@ def set_up(
         ConfigError, DataError: an invalid config field or data file.
     """
     sections, remarks = check_sections(config), ()
-    pipeline, train_config, protocol = sections.data, sections.train, sections.eval
-    config = config | {"data": {name: getattr(pipeline, name) for name in config["data"]}}  # without None for defaults
-    pipeline = replace(pipeline, **lists or {})
+    # Without None for defaults.
+    config = config | {"data": {name: getattr(sections.data, name) for name in config["data"]}}
+    pipeline, train_config, protocol = replace(sections.data, **lists or {}), sections.train, sections.eval
     if clips_per_epoch is None:
         remarks = _check_data(pipeline, train_config, protocol, training)
     loss = _loss(pipeline, train_config, reads_data=training and clips_per_epoch is None)
@@ -171,11 +171,7 @@ def set_up(
     if clips_per_epoch is None:
         clips_per_epoch = repeats * len(pipeline.train_manifest.records) if training else batch_size
     steps_per_epoch = clips_per_epoch / batch_size
-    require(
-        batch_size % repeats == 0,
-        f"train.batch_size={batch_size} must be divisible by data.repeats={repeats}. Set train.batch_size to "
-        f"{multiples_near(repeats, batch_size)}.",
-    )
+    train_config.check_repeats(repeats)
     total_steps, eval_every = _durations(train_config, steps_per_epoch)
     _check_best(config["checkpoint"]["best"], protocol)
     optimizer, schedule = make_optimizer(total_steps, steps_per_epoch, **optim)
