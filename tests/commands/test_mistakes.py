@@ -20,7 +20,7 @@ from vidformers.errors import ConfigError
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.reports import data_notes
 from vidformers.training.setup import set_up
-from vidformers.training.workdir import describe_run, write_run_json
+from vidformers.training.workdir import describe_run, open_workdir, write_run_json
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +226,16 @@ def test_a_file_in_the_place_of_the_workdir_is_kept(mode, data, tmp_path, capsys
     assert main.main(["main.py", *arguments(data, tmp_path / "run", mode=mode)]) == 2
     assert str(tmp_path / "run") in one_sentence(capsys.readouterr().err)
     assert (tmp_path / "run").read_text() == "mine"
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", ["a[b]", "a\\b", "**", "what?", "caf\udce9"])
+def test_a_workdir_whose_checkpoints_could_not_be_read_again_is_refused(name, tmp_path):
+    """Orbax takes the path for a pattern, so that a checkpoint lacks its arrays. TensorStore takes UTF-8 alone."""
+    for path in (tmp_path / name, tmp_path / name / "run"):
+        with pytest.raises(ConfigError, match=r"--workdir=.*: checkpoints cannot be saved in a folder whose path"):
+            open_workdir(path)
+    assert not any(tmp_path.iterdir()) and open_workdir(tmp_path / "a $x$ {0} %d 走").is_dir()
 
 
 def test_evaluating_a_folder_without_checkpoints_is_refused(data, tmp_path, capsys):

@@ -80,9 +80,17 @@ def open_workdir(path) -> Path:
     """Creates the workdir if it does not exist, and returns its path.
 
     Raises:
-        ConfigError: the folder cannot be created or written to.
+        ConfigError: the folder cannot be created or written to, or checkpoints cannot be saved there.
     """
     path = Path(path)
+    absolute = str(path.absolute())
+    # Orbax takes the path for a pattern when it joins the files of a checkpoint, and TensorStore takes UTF-8 alone.
+    bad = [character for character in absolute if character in "*?[\\" or "\ud800" <= character <= "\udfff"]
+    require(
+        not bad,
+        f"--workdir={path}: checkpoints cannot be saved in a folder whose path holds *, ?, [, a backslash or bytes "
+        "that are not UTF-8. Give another folder.",
+    )
     try:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()  # has no name, so it collides with no other process
