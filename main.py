@@ -24,7 +24,7 @@ class Mode(NamedTuple):
 
 MODES = {
     "train": Mode("vidformers.training.train", "train"),
-    "eval": Mode("vidformers.training.validation", "evaluate"),
+    "eval": Mode("vidformers.training.validation", "evaluate", (), ("part",)),
     "summary": Mode("vidformers.inference.summarise", "print_summary", (), ("keys", "query")),
     "plan": Mode(
         "vidformers.training.plan", "plan", (), ("topology", "estimate", "largest", "train_videos", "decode_rate")
@@ -135,7 +135,6 @@ def run(argv) -> int:
         if (page := requested_page(argv[1:])) is not None:
             print(page, end="")
             return 0
-        command = parse(argv)
         command = parse(argv)
         _require_data(command)
         if command.mode in ("train", "eval"):

@@ -51,6 +51,7 @@ MODES = {
 
 --workdir=DIR         the folder of the run. Its config is that of the run. Fields of `data` and `eval` may be given,
                       such as --config.data.val=other.csv, --config.eval.clips=4 or --config.eval.checkpoint=best.
+--part=test           evaluates the test videos, or with --part=train those of training.
 --distributed=true    as in --mode=train.
 """,
     "predict": """\

@@ -136,8 +136,11 @@ def _of_run(
 
 
 def _model_of(sheet: ConfigDict, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the section `model` of a file. Of a file whose fields are derived, its name alone is its own."""
-    return {**stored, "name": sheet.model.name} if _is_derived(sheet) else sheet.model.to_dict()
+    """Returns the section `model` of a file, with the fields of the run that are derived or follow from the data."""
+    if _is_derived(sheet):
+        return {**stored, "name": sheet.model.name}
+    is_counted = sheet.data.source == "auto" and not given(sheet) & {"data.num_classes", "model.num_classes"}
+    return sheet.model.to_dict() | ({"num_classes": stored["num_classes"]} if is_counted else {})
 
 
 def _taken(before: Mapping, now: Mapping, names: frozenset[str]) -> list[str]:

@@ -136,7 +136,9 @@ def read_classes(path, *, root, num_classes) -> tuple[str, ...]:
 
 
 def read_class_file(path, root) -> tuple[str, ...]:
-    """Returns the names in a class file of any number of classes, see `read_classes`."""
+    """Returns the names in a class file of any number of classes, see `read_classes`. A tuple holds the names."""
+    if isinstance(path, tuple):
+        return path
     path = os.path.join(root, path)
     text = read_text(path, "Set data.classes to a file with one class name per line.", "surrogateescape")
     names = tuple(line.strip() for line in text.split("\n") if line.strip())
@@ -164,7 +166,7 @@ def class_names(lists, *, source="csv", root, num_classes, classes=None, split=1
     if classes is not None:
         names: tuple[str, ...] | None = read_classes(classes, root=root, num_classes=num_classes)
         if labels == MANY:
-            refuse_separator(names, os.path.join(root, classes))
+            refuse_separator(names, os.path.join(root, classes) if isinstance(classes, str) else "The run")
         return names
     reader, path = _find_source(source), _find_list(lists, root, split)
     names = reader.classes(root, path)
@@ -200,7 +202,8 @@ def read_manifest(
         source: kind of the list, a key of `sources.SOURCES`.
         root: folder of the data set.
         num_classes: labels are 0 to num_classes - 1.
-        classes: class file with one name per line, or None. Its order decides the label of each class.
+        classes: class file with one name per line, or None. Its order decides the label of each class. A tuple holds
+            the classes of a run by which videos are evaluated: their labels must be names of these classes.
         train: the training list, as `path`. Some sources find their classes there. (): `path` itself.
         split: number of the official split, for data sets with several.
         complete: refuse a video without a label and, if there are no class names, a `num_classes` that is not the
@@ -225,7 +228,9 @@ def read_manifest(
     source_names: Sequence[str] = ()
     if classes is not None and any(isinstance(entry.label, (int, tuple)) for entry in listing.entries):
         source_names = reader.classes(root, _find_list(lists, root, split)) or ()
-    numbers = LabelNumbers(names or (), source_names, num_classes, classes is not None)
+    numbers = LabelNumbers(
+        names or (), source_names, num_classes, isinstance(classes, str), of_run=isinstance(classes, tuple)
+    )
     convert = numbers.class_numbers if labels == MANY else numbers.class_number
     found = [convert(entry, path, required=complete) for entry in listing.entries]
     _refuse_empty_and_repeated(path, listing)

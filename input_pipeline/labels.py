@@ -15,6 +15,7 @@ _INTEGER = re.compile(r"[+-]?[0-9]+")
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 ONE, MANY = "one", "many"  # the values of data.labels
 _SEPARATOR = ";"
+_MAX_NAMED = 10  # classes in a message
 # The sources whose lists are written by users. All others have one label a video by their layout.
 _SOURCES_OF_MANY = ("auto", "csv", "lists", "frames", "shards")
 
@@ -113,13 +114,15 @@ class LabelNumbers:
         source_names: class names in the order of the number labels of the source. Empty unless a class file, whose
             order may differ, is given.
         num_classes: numbers are 0 to num_classes - 1.
-        has_class_file: whether `names` come from data.classes.
+        has_class_file: whether `names` come from data.classes. Then labels may be numbers, too.
+        of_run: whether `names` are those of a run that is evaluated.
     """
 
     names: Sequence[str]
     source_names: Sequence[str]
     num_classes: int
     has_class_file: bool
+    of_run: bool = False
 
     @functools.cached_property
     def _number_of(self):
@@ -181,6 +184,8 @@ class LabelNumbers:
     def _expected(self):
         if not self.names:
             return "a number, and data.classes gives no names"
+        if self.of_run:
+            return f"one of the classes of the run, {', '.join(map(shown, self.names[:_MAX_NAMED]))}"
         return "a name of data.classes" if self.has_class_file else f"one of the {len(self.names)} classes"
 
 

@@ -30,7 +30,7 @@ class Parts:
     missing: str
     exclude: str | None
     num_classes: int
-    classes: str | None
+    classes: str | tuple[str, ...] | None
     labels: str
 
     def manifest(self, part: str) -> Manifest:

@@ -70,7 +70,8 @@ class Pipeline:
             its number of clips to the power of minus this number: with 1, all classes are drawn equally often. With
             several labels, the rarest label of a clip counts. See `balance.training_order`.
         num_classes: labels are 0 to num_classes - 1.
-        classes: class file with one name per line, or None for the classes of the source.
+        classes: class file with one name per line, or None for the classes of the source. A tuple holds the names
+            themselves, to which labels that are names must belong.
         frames: frames per clip.
         sampling: 'uniform', over the whole video, 'dense', one contiguous segment (see `sampling`), or the rule of
             published code (see `samplers` and `frame_rules`).
@@ -114,7 +115,7 @@ class Pipeline:
     labels: str = ONE
     balance: float = 0.0
     num_classes: int
-    classes: str | None = None
+    classes: str | tuple[str, ...] | None = None
     frames: int
     sampling: str = "uniform"
     stride: int = 1
@@ -341,7 +342,7 @@ class Pipeline:
         crop_positions(crops)  # raises here rather than in a worker
         records = self.val_manifest.records if records is None else tuple(records)
         if not all(record.has_label for record in records):
-            raise DataError(f"{self.val_manifest.path} gives no labels. Evaluation needs a list with labels.")
+            raise DataError("Some videos to evaluate have no label. Evaluation needs a list with labels.")
         count = math.ceil(len(records) / batch_size)
         padded = records + (PADDING,) * (count * batch_size - len(records))
         load = functools.partial(

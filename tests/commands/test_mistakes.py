@@ -275,6 +275,10 @@ def test_evaluation_returns_the_metrics_with_which_training_ended(data, tmp_path
     assert {name: evaluated[name] for name in last} == last
     assert sum(map(sum, evaluated["confusion"])) == 10 and evaluated["skipped"] == []
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    command = ["main.py", f"--workdir={tmp_path}", "--mode=eval", "--part=train", "--config.eval.on_bad=skip"]
+    assert main.main(command) == 0
+    assert json.loads((tmp_path / "eval_train_2x3.json").read_text())["train/videos@2x3"] == 39
+    assert json.loads((tmp_path / "eval_2x3.json").read_text()) == evaluated
 
 
 @pytest.fixture(scope="module")

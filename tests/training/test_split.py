@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
-from input_pipeline import Pipeline
-from vidformers.training.split import split_entry, stored_lists, write_split
+from input_pipeline import DataError, Pipeline
+from vidformers import ConfigError
+from vidformers.training.split import lists_to_evaluate, split_entry, stored_lists, write_split
 
 
 def data_of(root, **fields):
-    return dict(source="auto", root=str(root), num_classes=2, frames=4, size=16, val=None) | fields
+    lists = dict(train=None, val=None, test=None, classes=None, name=None, split=1)
+    return dict(source="auto", root=str(root), num_classes=2, frames=4, size=16) | lists | fields
 
 
 def pipeline(root, lists=None, **fields):
@@ -27,8 +30,10 @@ def run(tmp_path):
     data, workdir = pipeline(tmp_path / "data"), tmp_path / "run"
     workdir.mkdir()
     write_split(workdir, data)
-    entry = split_entry(data, {})
-    (workdir / "run.json").write_text(json.dumps({"config": {"model": {}, "data": {}}, "data": entry}))
+    facts = split_entry(data, {}) | {"classes": list(data.class_names)}
+    (workdir / "run.json").write_text(
+        json.dumps({"config": {"model": {}, "data": data_of(tmp_path / "data")}, "data": facts})
+    )
     return tmp_path / "data", workdir, data
 
 
@@ -72,3 +77,58 @@ def test_a_run_with_a_validation_part_of_its_own_has_no_lists(tmp_path):
     assert split_entry(data, {}) == {}
     write_split(tmp_path, data)
     assert not (tmp_path / "split").exists() and stored_lists(tmp_path, data_of(tmp_path)) == {}
+
+
+def evaluated(run, root, part="val", **fields):
+    """Returns the names of the videos of the part that the run evaluates, with their class names, and sentences."""
+    lists, sentences = lists_to_evaluate(run[1], data_of(root, **fields), part)
+    data = pipeline(root, lists, **fields)
+    return {record.name: data.class_names[record.label] for record in data.manifest(part).records}, sentences
+
+
+@pytest.mark.quick
+def test_the_drawn_part_is_evaluated_and_the_others_where_they_are_asked_for(run, tmp_path):
+    root, _, data = run
+    shutil.copytree(root, tmp_path / "copy")
+    for folder in (root, tmp_path / "copy"):
+        for part in ("train", "val"):
+            videos, sentences = evaluated(run, folder, part)
+            assert [*videos] == [record.name for record in data.manifest(part).records] and not sentences
+    (root / "test" / "hop, [left]").mkdir(parents=True)
+    (root / "test" / "hop, [left]" / "t.mp4").write_bytes(b"x")
+    (root / "train").mkdir()
+    for label in data.class_names:
+        (root / label).rename(root / "train" / label)
+    assert evaluated(run, root, "test")[0] == {"hop, [left]/t.mp4": "hop, [left]"}
+
+
+@pytest.mark.quick
+def test_classes_of_other_data_are_matched_by_name(run, tmp_path):
+    """All of their videos are evaluated if they have no validation part. They may lack classes of the run."""
+    other = tmp_path / "other"
+    (other / "hop, [left]").mkdir(parents=True)
+    (other / "hop, [left]" / "a.mp4").write_bytes(b"x")
+    videos, (sentence,) = evaluated(run, other)
+    assert videos == {"hop, [left]/a.mp4": "hop, [left]"} and "All of its videos are evaluated" in sentence
+    (other / "skip").mkdir()
+    (other / "skip" / "a.mp4").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"'skip' is not one of the classes of the run, '1', 'hop, \[left\]'"):
+        evaluated(run, other)
+    (other / "val.csv").write_text('a.mp4,"hop, [left]"\n')
+    (other / "a.mp4").write_bytes(b"x")
+    assert evaluated(run, other, source="csv", val="val.csv") == ({"a.mp4": "hop, [left]"}, [])
+    (other / "val.csv").write_text("a.mp4,1\n")  # the name of a class
+    assert evaluated(run, other, source="csv", val="val.csv") == ({"a.mp4": "1"}, [])
+    (other / "val.csv").write_text("a.mp4,0\n")
+    with pytest.raises(DataError, match="'0' is not one of the classes of the run"):
+        evaluated(run, other, source="csv", val="val.csv")
+
+
+@pytest.mark.quick
+def test_a_class_file_must_have_the_classes_of_the_run(run):
+    root, _, data = run
+    (root / "classes.txt").write_text("1\nhop, [left]\n")
+    assert len(evaluated(run, root, classes="classes.txt")[0]) == 2
+    (root / "classes.txt").write_text("hop, [left]\n1\n")
+    with pytest.raises(ConfigError, match="data.classes=classes.txt lists other classes than the run"):
+        evaluated(run, root, classes="classes.txt")

@@ -92,6 +92,10 @@ class EvalResult(NamedTuple):
     confusion: np.ndarray  # counts (true class, predicted class)
     skipped: list  # (id, error) of each video that could not be decoded
 
+    def of_part(self, part: str) -> "EvalResult":
+        """Returns the result with metrics named after a part of the data, such as 'test/top1@4x3'."""
+        return self._replace(metrics={f"{part}/{name.partition('/')[2]}": x for name, x in self.metrics.items()})
+
 
 def log_probabilities(model, video, index, average: str, views_at_once: int):
     """Returns log-probabilities (b n) averaged over the views v of videos (b v t y x c), for n classes.

@@ -132,7 +132,7 @@ def set_up(
     config: dict,
     training: bool = True,
     *,
-    lists: Mapping[str, str] | None = None,
+    lists: Mapping[str, Any] | None = None,
     devices: Sequence[jax.Device] | None = None,
     clips_per_epoch: int | None = None,
 ) -> Setup:
@@ -142,7 +142,7 @@ def set_up(
         config: the config as nested dicts.
         training: False for evaluation only. Then the training videos may be missing, and durations are ignored, since
             the length of an epoch is unknown.
-        lists: what `split.stored_lists` returns.
+        lists: fields of the section `data` in place of those of the config, see `training.split`.
         devices: the devices of the mesh, by default all devices of all processes. Described devices
             (`parallel.topology`) suffice to compile.
         clips_per_epoch: the length of an epoch. If it is given, no manifest is read, so the data need not exist.

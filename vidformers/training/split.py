@@ -3,19 +3,24 @@
 The data may have changed since: a video that was trained on must not move to the validation part.
 """
 
+import csv
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from input_pipeline import Pipeline
+from input_pipeline.annotations import read_class_file
 from input_pipeline.drawn_split import list_text
 from input_pipeline.files import write_text
+from input_pipeline.layouts import find_layout
+from vidformers.errors import require
 from vidformers.training.run_json import read_run_json
 
 _ENTRY = "split"  # of the section `data` of run.json
 _LISTS = {"train": "split/train.csv", "val": "split/val.csv"}  # in the folder of the run
 _CLASSES = {"classes": "split/classes.txt"}
+_DATA = ("source", "root", "name", "train", "val", "test", "split", "classes")  # the fields that say which videos
 
 
 def stored_lists(workdir, data: Mapping[str, Any]) -> dict[str, str]:
@@ -39,6 +44,58 @@ def stored_lists(workdir, data: Mapping[str, Any]) -> dict[str, str]:
         for field, path in files.items()
         if field in _LISTS | _CLASSES and (field != "val" or data["val"] is None)
     }
+
+
+def lists_to_evaluate(workdir, data: Mapping[str, Any], part: str) -> tuple[dict[str, Any], list[str]]:
+    """Returns fields of the section `data` with which a run evaluates a part of the data, and sentences on them.
+
+    The lists of a drawn split hold for the data of the run, and for copies of them in another folder. Of other data
+    without a validation part all videos are evaluated. Classes are those of the run.
+
+    Args:
+        workdir: the folder of a run, which need not exist.
+        data: the section `data` of the config.
+        part: 'train', 'val' or 'test'.
+    Raises:
+        ConfigError: `run.json` is damaged, or data.classes is not that of the run.
+    """
+    if not os.path.exists(os.path.join(workdir, "run.json")):
+        return {}, []
+    run, sentences = read_run_json(workdir), []
+    trained = run["config"]["data"]
+    lists: dict[str, Any] = stored_lists(workdir, data)
+    is_other = any(trained.get(name) != data[name] for name in _DATA if name in trained)
+    layout = find_layout(data["root"], data["train"], data["val"], data["test"]) if data["source"] == "auto" else None
+    if lists and trained.get("root", data["root"]) != data["root"] and not _holds(data["root"], lists["val"]):
+        lists = {}
+    if layout is not None and lists and part == "test" and layout.test:
+        lists["test"] = layout.test
+    if layout is not None and not lists and part == "val" and layout.val is None and is_other:
+        lists["val"] = layout.train
+        sentences.append(f"data.root={data['root']} has no validation part. All of its videos are evaluated.")
+    return (lists | _classes_of_run(run["data"].get("classes"), data) if is_other else lists), sentences
+
+
+def _holds(root: str, path: str) -> bool:
+    """Returns whether all videos of a list are in the folder `root`."""
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        names = [row[0] for row in csv.reader(file)][1:]
+    return all(os.path.exists(os.path.join(root, name)) for name in names)
+
+
+def _classes_of_run(names: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the field `classes` that gives other data the classes of a run, {} if they need none."""
+    if not isinstance(names, list) or names == list(map(str, range(len(names)))):
+        return {}  # the labels are numbers
+    path = data["classes"]
+    if path is None or not os.path.exists(os.path.join(data["root"], path)):
+        return {"classes": tuple(names)}
+    require(
+        read_class_file(path, data["root"]) == tuple(names),
+        f"data.classes={path} lists other classes than the run, or another order. Set "
+        "--config.data.classes=none if the labels are names: they are matched with the classes of the run.",
+    )
+    return {}
 
 
 def split_entry(pipeline: Pipeline, lists: Mapping[str, str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import jax
 from input_pipeline import DataError
 from input_pipeline.files import write_text
 from input_pipeline.outputs import output_file
+from input_pipeline.parts import PARTS
 from vidformers.errors import require
 from vidformers.parallel import memory
 from vidformers.progress import Bar, log, table
@@ -18,14 +19,14 @@ from vidformers.training.evaluate import EvalProtocol, EvalResult
 from vidformers.training.remarks import VideoRemarks
 from vidformers.training.reports import draw_result, print_report, result_json, result_rows
 from vidformers.training.setup import Setup, initialise, load_weights, set_up
-from vidformers.training.split import stored_lists
+from vidformers.training.split import lists_to_evaluate
 from vidformers.training.step import State
 from vidformers.training.stopping import StopSignal
 from vidformers.training.workdir import open_workdir
 
 
 class Validation:
-    """Evaluates parameters on `data.val` by one protocol, once or several times.
+    """Evaluates parameters on a part of the data by one protocol, once or several times.
 
     The first evaluation chooses the batch size and starts the decoding workers. They are kept for the later
     evaluations, for which they decode the first batches in advance.
@@ -35,13 +36,15 @@ class Validation:
         protocol: the protocol.
         evaluations: the number of evaluations that are expected. The workers decode no more than these need, and end
             after the last one.
+        part: 'train', 'val' or 'test'.
     """
 
-    def __init__(self, setup: Setup, protocol: EvalProtocol, evaluations: int = 1):
-        self.setup, self.protocol, self._evaluations_left = setup, protocol, evaluations
+    def __init__(self, setup: Setup, protocol: EvalProtocol, evaluations: int = 1, part: str = "val"):
+        self.setup, self.protocol, self._evaluations_left, self._part = setup, protocol, evaluations, part
+        self._records = setup.pipeline.manifest(part).records
         self._evaluator = setup.evaluator(protocol)
         self._batch_size, self._batches = 0, None
-        self._remarks = VideoRemarks(setup.pipeline.val_manifest.records)
+        self._remarks = VideoRemarks(self._records)
 
     def evaluate(self, parameters, step: int, stop: StopSignal) -> EvalResult | None:
         """Returns the result for the `parameters` of a step, or None if a signal has stopped the evaluation.
@@ -49,12 +52,12 @@ class Validation:
         Raises:
             DataError: a video cannot be decoded and `eval.on_bad` is 'error'.
         """
-        records, name, main = self.setup.pipeline.val_manifest.records, self.protocol.name, jax.process_index() == 0
+        records, name, main = self._records, self.protocol.name, jax.process_index() == 0
 
         def make_error(video_id: int, error: str) -> DataError:
             return DataError(
-                f"{records[video_id].path} of data.val cannot be decoded: {error}. Set eval.on_bad=skip to leave out "
-                "such videos."
+                f"{records[video_id].path} of data.{self._part} cannot be decoded: {error}. Set eval.on_bad=skip "
+                "to leave out such videos."
             )
 
         if self._batches is None:
@@ -82,6 +85,7 @@ class Validation:
             clips=self.protocol.clips,
             crops=self.protocol.crops,
             frames=self.protocol.frames,
+            records=self._records,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             passes=max(self._evaluations_left, 1),
@@ -100,7 +104,7 @@ class Validation:
             data["size"],
             other_bytes=state_bytes - parameter_bytes,
             max_batch_bytes=setup.pipeline.max_batch_bytes,
-            max_videos=-(-len(setup.pipeline.val_manifest.records) // max(setup.pipeline.workers, 1)),
+            max_videos=-(-len(self._records) // max(setup.pipeline.workers, 1)),
         )
 
     def close(self) -> None:
@@ -110,11 +114,15 @@ class Validation:
             self._batches = None
 
 
-def evaluate(config: dict, path) -> dict:
+def evaluate(config: dict, path, part: str | None = None) -> dict:
     """Runs `--mode=eval`: evaluates a checkpoint in the workdir `path`, writes and draws the result.
 
     If the workdir holds no checkpoints, the weights that `init.weights` names are evaluated.
 
+    Args:
+        config: the config as nested dicts.
+        path: the workdir.
+        part: the part of the data, 'train', 'test', or by default 'val'. The names of the metrics begin with it.
     Returns:
         The metrics.
 
@@ -123,8 +131,14 @@ def evaluate(config: dict, path) -> dict:
             command writes the result of the same protocol in `path`.
         Interrupted: a signal stopped the evaluation.
     """
-    setup, workdir = set_up(config, training=False, lists=stored_lists(path, config["data"])), Path(path)
-    file, is_main = workdir / f"eval_{setup.protocol.name}.json", jax.process_index() == 0
+    part = part or "val"
+    require(part in PARTS, f"--part={part} must be {', '.join(PARTS[:-1])} or {PARTS[-1]}.")
+    lists, sentences = lists_to_evaluate(path, config["data"], part)
+    setup, workdir, is_main = set_up(config, training=False, lists=lists), Path(path), jax.process_index() == 0
+    for sentence in sentences if is_main else ():
+        log(sentence)
+    name = setup.protocol.name if part == "val" else f"{part}_{setup.protocol.name}"
+    file = workdir / f"eval_{name}.json"
     has_checkpoints = (workdir / "checkpoints").is_dir()
     require(has_checkpoints or setup.init.weights is not None, f"--workdir={workdir} holds no checkpoints to evaluate.")
     open_workdir(workdir)
@@ -132,15 +146,17 @@ def evaluate(config: dict, path) -> dict:
         state, step = (
             _state_of_checkpoint(setup, workdir) if has_checkpoints else (_state_of_weights(setup, workdir), 0)
         )
-        with StopSignal() as stop, closing(Validation(setup, setup.protocol)) as validation:
+        with StopSignal() as stop, closing(Validation(setup, setup.protocol, part=part)) as validation:
             result = validation.evaluate(state.eval_parameters, step, stop)
             if result is None:
                 raise stop.interruption("Stopped. The evaluation is not finished: the same command starts it again.")
+        named = result.of_part(part)
         if is_main:
-            table(f"{workdir} at step {step}", result_rows(result))
-            write_text(file, result_json(step, result))
-            draw_result(setup, workdir, result)
-    return result.metrics
+            table(f"{workdir} at step {step}", result_rows(named))
+            write_text(file, result_json(step, named))
+            if part == "val":
+                draw_result(setup, workdir, result)
+    return named.metrics
 
 
 def _state_of_checkpoint(setup: Setup, workdir: Path) -> tuple[State, int]:

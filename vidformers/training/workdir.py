@@ -49,6 +49,7 @@ _FIXED_FIELDS = (
     "data.flip",
     "data.source",
     "data.labels",
+    "data.group",
     "data.balance",
     "data.crop",
     "data.repeats",
