@@ -26,7 +26,7 @@ def command(usage: str):
         @functools.wraps(work)
         def main(argv):
             try:
-                if "--help" in argv:
+                if {"--help", "-h"} & set(argv):
                     print(usage)
                     return 0
                 return _run(work, argv)

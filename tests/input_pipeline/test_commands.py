@@ -93,8 +93,9 @@ def test_without_the_package_configs_an_error_asks_for_a_clone(module, absent, c
     monkeypatch.setitem(sys.modules, absent, None)
     assert module.main(["--config=configs/demo.py"]) == 2
     assert "Run this command in the root folder of a clone of the repository." in one_sentence(capsys.readouterr().err)
-    assert module.main(["--help"]) == 0
-    assert capsys.readouterr().out.startswith("python -m input_pipeline.")
+    for flag in ("--help", "-h"):
+        assert module.main([flag]) == 0
+        assert capsys.readouterr().out.startswith("python -m input_pipeline.")
 
 
 def test_an_installation_without_a_clone_asks_for_one(tmp_path):
