@@ -33,8 +33,8 @@ from input_pipeline.workers import follow_parent
 USAGE = """python -m input_pipeline.check --config=FILE[:NAME] [--config.data.field=value ...]
     [--out=DIR] [--workers=2]
 
-Decodes every frame of the training and validation videos of a config, and counts the classes. It writes to DIR, by
-default checks/NAME,
+Decodes every frame of the training, validation and test videos of a config, and counts the classes. It writes to DIR,
+by default checks/NAME,
   report.csv   one row for each video: its format, its length, its error if it is broken, and remarks on how it is read
   exclude.txt  the broken videos, as paths relative to data.root; data.exclude=DIR/exclude.txt leaves them out
   missing.txt  the listed videos that do not exist
@@ -82,7 +82,7 @@ def _check_videos(pipeline, out: Path, workers: int) -> int:
     """Checks the videos of a `Pipeline` and writes the files of the command to the folder `out`. Returns its status."""
     from input_pipeline.remarks import layout_remarks, unmatched_lines, unmatched_sentence  # imports grain, as above
 
-    manifests, records = {"train": pipeline.train_manifest, "val": pipeline.val_manifest}, {}
+    manifests, records = {part: pipeline.manifest(part) for part in pipeline.parts.names}, {}
     for split, manifest in manifests.items():
         _print_classes(split, manifest.records, pipeline.class_names)
         for record in manifest.records:

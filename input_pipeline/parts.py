@@ -46,6 +46,27 @@ class Parts:
         return self._val if part == "val" else self.listed
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The parts that are checked and prepared. The third one is if data.test or the layout of own data gives it."""
+        has_test = self.test is not None or self.layout is not None and self.layout.test is not None
+        return PARTS if has_test else PARTS[:2]
+
+    @property
+    def test_list(self) -> str:
+        """The list of the test part, as data.val would name it.
+
+        Raises:
+            DataError: there is no such part.
+        """
+        lists = self._lists["test"]
+        found = (name for name in lists if os.path.exists(os.path.join(self.root, name)))
+        if self.test is None and not (lists := tuple(found)):
+            raise DataError(
+                f"data.root={self.root} has no test part (data.source={self.source}). Set data.test to its list."
+            )
+        return self.test or lists[0]
+
+    @property
     def is_drawn(self) -> bool:
         """Whether the validation part is drawn from the training list, because the data have none."""
         return not self._lists["val"]
@@ -80,10 +101,7 @@ class Parts:
 
     @functools.cached_property
     def _test(self) -> Manifest:
-        if not self._lists["test"]:
-            raise DataError(
-                f"data.root={self.root} has no test part (data.source={self.source}). Set data.test to its list."
-            )
+        _ = self.test_list  # refuses data without one
         return self._read("test")
 
     @functools.cached_property

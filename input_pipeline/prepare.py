@@ -22,9 +22,9 @@ USAGE = """python -m input_pipeline.prepare --config=FILE[:NAME] [--config.data.
     [--short_side=256] [--gop=4] [--crf=23] [--clips_per_shard=256] [--workers=2]
     [--shard=i/n] [--merge=true] [--runner=local] [--runner_flags='--flag=value ...']
 
-Transcodes the training and validation videos of a config into shards of short clips that decode fast. Train on them
-with data.source=shards, data.root=DIR. The same command continues a run that was stopped. Videos that cannot be decoded
-are listed in DIR/excluded.csv.
+Transcodes the training, validation and test videos of a config into shards of short clips that decode fast. Train on
+them with data.source=shards, data.root=DIR. The same command continues a run that was stopped. Videos that cannot be
+decoded are listed in DIR/excluded.csv.
 
 --short_side  length in pixels that the shorter side is scaled down to
 --gop         frames in a group of pictures: 4 is fast for sparse frames, 12 takes less disk space
@@ -101,14 +101,14 @@ def _prepare(options, flags, index, count, workers):
     summary = shard_plan.merge(out, plan)
     for lock in Path(out).glob(".shard-*.lock"):  # of parts that were killed: no part runs now
         lock.unlink()
-    for split in shard_plan.SPLITS:
+    for split in plan.splits:
         print_line(_summary_line(split, summary[split], out))
         noted = summary[split]["remarks"]
         for path, text in noted[:_MAX_LISTED_VIDEOS]:
             print_line(f"  {path}: {text}")
         if len(noted) > _MAX_LISTED_VIDEOS:
             print_line(f"  {len(noted) - _MAX_LISTED_VIDEOS} more videos have remarks, see {out}/summary.json.")
-    empty = [split for split in shard_plan.SPLITS if not summary[split]["clips"]]
+    empty = [split for split in plan.splits if not summary[split]["clips"]]
     if empty:
         raise DataError(f"No video of data.{empty[0]} could be decoded. {out}/excluded.csv gives the reasons.")
 

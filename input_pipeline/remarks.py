@@ -205,9 +205,10 @@ def layout_remarks(pipeline: Pipeline) -> Iterator[str]:
     if not parts.is_drawn:
         return
     train, val = (pipeline.manifest(part) for part in ("train", "val"))
+    verb = "is" if len(val.records) == 1 else "are"
     yield (
         f"{train.path} has no validation part beside it. {len(val.records)} of its "
-        f"{len(train.records) + len(val.records)} videos are drawn for validation, a fifth of each class "
+        f"{len(train.records) + len(val.records)} videos {verb} drawn for validation, a fifth of each class "
         f"(data.val_seed={pipeline.val_seed})."
     )
     counts = class_counts(val.records, pipeline.num_classes)

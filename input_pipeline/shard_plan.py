@@ -21,11 +21,11 @@ from input_pipeline.outputs import is_lock, locked
 from input_pipeline.shards import FIELDS, FORMAT, LABELS, SUMS, read_shard, write_shard
 from input_pipeline.transcode import Encoding, Task
 
-SPLITS = ("train", "val")
 OPTIONS_FILE = "prepare.json"
 _DESCRIPTIONS = {
     "train": "the list data.train",
     "val": "the list data.val",
+    "test": "the list data.test",
     "classes": "the classes",
     "format": "the format",
 }
@@ -59,12 +59,14 @@ class Plan:
     """All shards of a data set.
 
     Attributes:
-        jobs: the jobs of both splits, in order.
+        splits: the parts of the data set, 'train', 'val' and perhaps 'test'.
+        jobs: the jobs of all splits, in order.
         classes: class names by label.
         left_out: (split, name, reason) of the listed videos that no job contains.
         options: everything that determines the content of the shards.
     """
 
+    splits: tuple[str, ...]
     jobs: tuple[ShardJob, ...]
     classes: tuple[str, ...]
     left_out: tuple[tuple[str, str, str], ...]
@@ -100,7 +102,8 @@ def make_plan(data: dict, encoding: dict, clips_per_shard: int) -> Plan:
         "classes": _sha256("\n".join(classes))[:16],
     }
     jobs, left_out = [], []
-    for split, manifest in zip(SPLITS, (pipeline.train_manifest, pipeline.val_manifest), strict=True):
+    for split in pipeline.parts.names:
+        manifest = pipeline.manifest(split)
         options[split] = manifest.digest
         settings = encoding, pipeline.frame_rate, pipeline.limit_seconds
         tasks = [Task(record, *settings) for record in manifest.records]
@@ -111,7 +114,7 @@ def make_plan(data: dict, encoding: dict, clips_per_shard: int) -> Plan:
         ]
         left_out += [(split, name, "The video does not exist.") for name in manifest.missing]
         left_out += [(split, name, "data.exclude names it.") for name in manifest.excluded]
-    return Plan(tuple(jobs), classes, tuple(left_out), options)
+    return Plan(pipeline.parts.names, tuple(jobs), classes, tuple(left_out), options)
 
 
 def claim_folder(folder, options: dict) -> None:
@@ -210,7 +213,7 @@ def merge(folder, plan: Plan) -> dict:
             "Run prepare without --merge=true first."
         )
     checksums, summary, excluded = {}, {"options": plan.options}, []
-    for split in SPLITS:
+    for split in plan.splits:
         rows, shard_bytes = [], 0
         for job in (job for job in plan.jobs if job.split == split):
             shard, *job_rows = _read_metadata(folder, job)

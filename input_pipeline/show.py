@@ -13,11 +13,11 @@ from input_pipeline.outputs import output_file
 from input_pipeline.text import print_line
 
 USAGE = """python -m input_pipeline.show --config=FILE[:NAME] [--config.data.field=value ...] --out=FILE.png
-    [--rows=8] [--split=train|val] [--video=0]
+    [--rows=8] [--split=train|val|test] [--video=0]
 
 Draws the first training batch of a run, one row for each clip, with its label and file. The number above each frame is
-its index in the video. --split=val draws the test views of one validation video instead; --video is its index in the
-list."""
+its index in the video. --split=val or test draws the test views of one video of that part instead; --video is its
+index in the list."""
 
 # In pixels: the maximum total width of the frames in a row, the margin to their left, the gap between frames, and the
 # space above them.
@@ -31,7 +31,7 @@ def main(argv):
 
     config, flags = read_flags(argv, {"out": None, "rows": "8", "split": "train", "video": "0"})
     require(bool(flags["out"]), "--out=FILE.png is missing; --help shows how to write it.")
-    require(flags["split"] in ("train", "val"), f"--split={flags['split']} must be train or val.")
+    require(flags["split"] in ("train", "val", "test"), f"--split={flags['split']} must be train, val or test.")
     for name, least in (("rows", 1), ("video", 0)):
         require(
             flags[name].isdecimal() and int(flags[name]) >= least,
@@ -51,13 +51,13 @@ def _rows(pipeline, config, flags):
 
     if flags["split"] == "train":
         return train_rows(pipeline, int(flags["rows"]), config.seed)
-    count = len(pipeline.val_manifest.records)
+    records = pipeline.manifest(flags["split"]).records
     require(
-        int(flags["video"]) < count,
-        f"--video={flags['video']} must be below {count}, the number of validation videos.",
+        int(flags["video"]) < len(records),
+        f"--video={flags['video']} must be below {len(records)}, the number of videos of --split={flags['split']}.",
     )
     protocol = config.eval
-    return val_rows(pipeline, int(flags["video"]), protocol.clips, protocol.crops, protocol.frames)
+    return val_rows(pipeline, records[int(flags["video"])], protocol.clips, protocol.crops, protocol.frames)
 
 
 def train_rows(pipeline, rows, seed):
@@ -84,9 +84,8 @@ def train_rows(pipeline, rows, seed):
     return labels, batch["video"], batch["index"]
 
 
-def val_rows(pipeline, video, clips, crops, frames=None):
-    """Returns the test views of validation video number `video`, in the layout of `train_rows`."""
-    record = pipeline.val_manifest.records[video]
+def val_rows(pipeline, record, clips, crops, frames=None):
+    """Returns the test views of a video, in the layout of `train_rows`."""
     batches = pipeline.val_batches(batch_size=1, clips=clips, crops=crops, frames=frames, records=[record])
     batch = next(batches)
     batches.close()

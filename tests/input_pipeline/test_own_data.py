@@ -1,6 +1,7 @@
 """Own data: the layouts of `data.root`, classes from the data, the drawn validation part, and parts of long videos."""
 
 import collections
+import csv
 import itertools
 import os
 import random
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 from numbered import VFR, read_number, write
 
-from input_pipeline import DataError, Record
+from input_pipeline import DataError, Pipeline, Record, check, shard_plan, transcode
 from input_pipeline.drawn_split import Item, draw, group_of, list_text, suggested_group
 from input_pipeline.errors import DecodeError
 from input_pipeline.files import write_text
 from input_pipeline.layouts import count_classes, find_layout
 from input_pipeline.parts import Parts
+from input_pipeline.shards import changed_files
 from input_pipeline.video_part import VideoPart
 from input_pipeline.videos import open_video
 
@@ -326,3 +328,46 @@ def test_a_part_that_the_video_does_not_hold_is_refused(tmp_path, name, start, e
     with pytest.raises(DecodeError, match=expected):
         open_video(Record(0, path, 0, 1, start, end))
     assert len(open_video(Record(0, path, 0, 1, 2.0, 2.5)).times) == 10  # the end is rounded
+
+
+def test_parts_are_prepared_as_clips_with_a_third_part(tmp_path):
+    root, out = tmp_path / "data", tmp_path / "shards"
+    root.mkdir(), out.mkdir()
+    write(root / "long.mp4", gop=10)
+    parts = {"train": [(0, 0.4), (0.4, 1)], "val": [(1, 1.2)], "test": [(1.2, 2), (2, 2.4)]}
+    for part, times in parts.items():
+        rows = [f"long.mp4,{'ab'[i % 2]},{start},{end}\n" for i, (start, end) in enumerate(times)]
+        (root / f"{part}.csv").write_text("path,label,start,end\n" + "".join(rows))
+    data = dict(source="auto", root=str(root), num_classes=2, frames=4, size=16, workers=0)
+    plan = shard_plan.make_plan(data, {"short_side": 64, "crf": 10}, 8)
+    shard_plan.claim_folder(out, plan.options)
+    for job in plan.jobs:
+        shard_plan.run_job(out, job, map(transcode.run, job.tasks))
+    summary = shard_plan.merge(out, plan)
+    assert {part: summary[part]["clips"] for part in parts} == {"train": 2, "val": 1, "test": 2}
+    assert changed_files(str(out)) == []
+    shards = Pipeline(**data | dict(source="shards", root=str(out)))
+    for part, times in parts.items():
+        for record, (start, end) in zip(shards.manifest(part).records, times, strict=True):
+            video = open_video(record)
+            numbers = [read_number(frame) for frame in video.frames(range(len(video.times)))]
+            assert numbers == list(range(round(25 * start), round(25 * end)))
+            assert record.name == f"long.mp4#t={start},{end}"
+
+
+def test_a_report_of_check_has_a_row_for_each_part_and_names_those_that_are_broken(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "long.mp4", gop=10)
+    rows = "".join(f"long.mp4,a,{start},{start + 0.4:g}\n" for start in (0, 0.4, 0.8, 1.2, 9))
+    (tmp_path / "data" / "train.csv").write_text("path,label,start,end\n" + rows)
+    flags = ["--config=configs/vit_b16.py", "--config.data.source=auto", f"--config.data.root={tmp_path}/data"]
+    assert check.main([*flags, f"--out={tmp_path}/out", "--workers=1"]) == 1
+    with open(tmp_path / "out" / "report.csv", newline="") as file:
+        frames = {row["path"]: row["frames"] for row in csv.DictReader(file)}
+    assert frames == {f"long.mp4#t={start:g},{start + 0.4:g}": "10" for start in (0, 0.4, 0.8, 1.2)} | {
+        "long.mp4#t=9,9.4": ""
+    }
+    assert (tmp_path / "out" / "exclude.txt").read_text() == "long.mp4#t=9,9.4\n"
+    exclude = f"--config.data.exclude={tmp_path}/out/exclude.txt"
+    assert check.main([*flags, exclude, f"--out={tmp_path}/again", "--workers=1"]) == 0
+    assert "All 4 videos can be decoded" in capsys.readouterr().out

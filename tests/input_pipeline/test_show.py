@@ -84,7 +84,8 @@ def test_the_views_of_a_test_video(data, tmp_path):
     flags = ("--split=val", "--video=1", "--config.eval.clips=2", "--config.eval.crops=3")
     assert show.main(command(data, out, *flags)) == 0
     picture = cv2.imread(str(out))[..., ::-1].copy()
-    labels, clips, indices = show.val_rows(pipeline(data), 1, clips=2, crops=3)
+    made = pipeline(data)
+    labels, clips, indices = show.val_rows(made, made.val_manifest.records[1], clips=2, crops=3)
     assert labels[4] == "rechts für immer\n3.mp4\nclip 2 of 2, crop 2 of 3"
     assert len(clips) == 6 and all(holds(picture, clip) for clip in clips)
     assert (indices[0] == indices[2]).all() and (indices[0] != indices[3]).all()
@@ -109,7 +110,7 @@ def test_any_text_is_drawn():
     "flags, sentence",
     [
         (["--out="], "--out= has no value"),
-        (["--split=test"], "--split=test must be train or val."),
+        (["--split=all"], "--split=all must be train, val or test."),
         (["--rows=0"], "--rows=0 must be a whole number of at least 1."),
         (["--split=val", "--video=2"], "--video=2 must be below 2"),
         (["--out=/nowhere/batch.png"], "/nowhere/batch.png"),
