@@ -1,11 +1,10 @@
 """The videos of `tests.own_videos`: what a frame shows, and that joined videos hold the same frames."""
 
-import csv
-
 import numpy as np
 import pytest
 
-from input_pipeline.decode import Video
+from input_pipeline.annotations import read_manifest
+from input_pipeline.videos import open_video
 from tests.own_videos import CLASSES, FORMATS, render, write_long, write_set
 
 
@@ -19,18 +18,19 @@ def test_one_frame_does_not_tell_the_class():
     assert moved == [label for label in CLASSES if label != "stands still"]
 
 
-def test_long_videos_hold_the_frames_of_the_short_ones(tmp_path):
+def test_the_parts_of_long_videos_are_the_clips_of_the_short_ones(tmp_path):
     videos = write_set(tmp_path / "short", clips=len(FORMATS))
     order = write_long(tmp_path / "long", videos, clips=len(FORMATS))
-    with open(tmp_path / "long" / "train.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert sorted(order) == sorted(videos) and [row["label"] for row in rows] == [label for _, label in order]
-    for name in {row["path"] for row in rows}:
-        video = Video(str(tmp_path / "long" / name))
-        parts = [(path, row) for (path, _), row in zip(order, rows, strict=True) if row["path"] == name]
-        times = np.array(video.times)
-        for path, row in parts:
-            short = Video(str(path))
-            (numbers,) = np.nonzero((float(row["start"]) <= times) & (times < float(row["end"])))
-            assert len(numbers) == len(short.times)
-            np.testing.assert_array_equal(video.frames(numbers), short.frames(range(len(numbers))))
+    short, long = (
+        read_manifest(name, source="auto", root=str(tmp_path / folder), num_classes=len(CLASSES), complete=True)
+        for name, folder in ((".", "short"), ("train.csv", "long"))
+    )
+    assert long.classes == short.classes == tuple(CLASSES)
+    record_of = {record.path: record for record in short.records}
+    for (path, _), part in zip(order, long.records, strict=True):
+        record = record_of[str(path)]
+        video, expected = open_video(part), open_video(record)
+        assert part.label == record.label and video.duration == pytest.approx(expected.duration, abs=0.02)
+        np.testing.assert_allclose(video.times, expected.times, atol=2e-3)
+        numbers = range(len(expected.times))
+        np.testing.assert_array_equal(video.frames(numbers), expected.frames(numbers))
