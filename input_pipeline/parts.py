@@ -52,21 +52,6 @@ class Parts:
         return PARTS if has_test else PARTS[:2]
 
     @property
-    def test_list(self) -> str:
-        """The list of the test part, as data.val would name it.
-
-        Raises:
-            DataError: there is no such part.
-        """
-        lists = self._lists["test"]
-        found = (name for name in lists if os.path.exists(os.path.join(self.root, name)))
-        if self.test is None and not (lists := tuple(found)):
-            raise DataError(
-                f"data.root={self.root} has no test part (data.source={self.source}). Set data.test to its list."
-            )
-        return self.test or lists[0]
-
-    @property
     def is_drawn(self) -> bool:
         """Whether the validation part is drawn from the training list, because the data have none."""
         return not self._lists["val"]
@@ -101,7 +86,10 @@ class Parts:
 
     @functools.cached_property
     def _test(self) -> Manifest:
-        _ = self.test_list  # refuses data without one
+        if self.test is None and not any(os.path.exists(os.path.join(self.root, name)) for name in self._lists["test"]):
+            raise DataError(
+                f"data.root={self.root} has no test part (data.source={self.source}). Set data.test to its list."
+            )
         return self._read("test")
 
     @functools.cached_property
