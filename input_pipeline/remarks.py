@@ -19,7 +19,7 @@ from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.fields import shown
 from input_pipeline.pipeline import Pipeline
 from input_pipeline.sources.something import mirrored
-from input_pipeline.video_part import NoSuchPart, stored_seconds
+from input_pipeline.video_part import NoSuchPart, read_head
 from input_pipeline.videos import open_video
 
 _THREADS, _CHUNK = 16, 1000  # a network disk answers slowly, but many questions at once
@@ -49,10 +49,14 @@ def check_training_data(pipeline: Pipeline, batch_size: int, skips_bad: bool) ->
             "Copy them again, or leave them out with data.exclude."
         )
     empty_val = _require_content(val, val_status, skips_bad)
-    for manifest in (train, val):
-        _require_parts(pipeline, manifest)
+    slow = [path for manifest in (train, val) for path in _require_parts(pipeline, manifest)]
     found = [*_crop_remarks(pipeline), *flip_remarks(pipeline)]
     found += [unmatched_sentence(unmatched)] if unmatched else []
+    if slow:
+        found.append(
+            f"{len(slow)} videos with labelled parts, such as {slow[0]}, cannot be seeked in, and each clip decodes "
+            "them from their beginning. Copy them into MP4 once: ffmpeg -i OLD -c copy NEW.mp4."
+        )
     if len(train.records) < batch_size // pipeline.repeats:
         found.append(
             f"train.batch_size={batch_size} is larger than the data: a step sees each of the {len(train.records)} "
@@ -128,15 +132,19 @@ def _require_content(val: Manifest, statuses: Sequence[os.stat_result | None], s
     return empty
 
 
-def _require_parts(pipeline: Pipeline, manifest: Manifest) -> None:
-    """Raises DataError for a part that its video does not hold. Only videos that seem to be too short are opened."""
+def _require_parts(pipeline: Pipeline, manifest: Manifest) -> list[str]:
+    """Raises DataError for a part that its video does not hold. Only videos that seem to be too short are opened.
+
+    Returns:
+        The paths of the videos with parts that cannot be found by seeking.
+    """
     paths = list(dict.fromkeys(record.path for record in manifest.records if record.is_part))
     with ThreadPoolExecutor(_THREADS) as pool:
-        seconds = dict(zip(paths, pool.map(stored_seconds, paths), strict=True))
+        heads = dict(zip(paths, pool.map(read_head, paths), strict=True))
     for record in (record for record in manifest.records if record.is_part):
         start, end = record.start or 0.0, record.end or math.inf
-        is_long = end - start >= _SHORT_SECONDS
-        if is_long and start < seconds[record.path] and (record.end is None or end <= seconds[record.path]):
+        seconds = heads[record.path].seconds
+        if end - start >= _SHORT_SECONDS and start < seconds and (record.end is None or end <= seconds):
             continue
         try:
             open_video(record, frame_rate=pipeline.frame_rate, limit_seconds=pipeline.limit_seconds)
@@ -144,6 +152,7 @@ def _require_parts(pipeline: Pipeline, manifest: Manifest) -> None:
             raise DataError(f"{manifest.path} line {record.line}: {error}") from None
         except DecodeError:
             pass  # the file is broken, which `check` and the run say
+    return [path for path, head in heads.items() if not head.is_indexed]
 
 
 def _empty_sentence(paths: Sequence[str], manifest: Manifest) -> str:

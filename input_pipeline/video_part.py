@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import NamedTuple
 
 import av
 
@@ -47,7 +48,7 @@ class VideoPart(Video):
 
     def _index(self, container, stream, messages) -> FrameIndex:
         """Returns the frames of the part, and the keyframes from which they are decoded."""
-        if container.format.name in UNINDEXED_FORMATS or stream.codec_context.name in UNINDEXED_CODECS:
+        if _is_unindexed(container, stream):
             raise CannotSeek
         try:
             origin = _first_pts(self._packets(container, stream), messages)
@@ -147,18 +148,31 @@ def no_frame(name: str, start: float, end: float | None) -> NoSuchPart:
     )
 
 
-def stored_seconds(path: str) -> float:
-    """Returns how long a video file claims to last, or infinity if it does not say or cannot be opened.
+class Head(NamedTuple):
+    """What the head of a video file says.
 
-    Only the head of the file is read.
+    Attributes:
+        seconds: how long the video claims to last, or infinity if it does not say.
+        is_indexed: whether parts can be found by seeking, see `VideoPart`.
     """
+
+    seconds: float = math.inf
+    is_indexed: bool = True
+
+
+def read_head(path: str) -> Head:
+    """Reads the head of a video file. Of a file that cannot be opened, nothing is known."""
     try:
         with av.open(f"file:{path}", **METADATA_OPTIONS) as container:
-            lengths = [
-                float(stream.duration * stream.time_base) for stream in container.streams.video if stream.duration
-            ]
+            streams = container.streams.video
+            lengths = [float(stream.duration * stream.time_base) for stream in streams if stream.duration]
             if not lengths and container.duration:
                 lengths = [container.duration / av.time_base]
-            return max(lengths, default=math.inf)
+            is_indexed = not any(_is_unindexed(container, stream) for stream in streams)
+            return Head(max(lengths, default=math.inf), is_indexed)
     except DECODER_ERRORS:
-        return math.inf
+        return Head()
+
+
+def _is_unindexed(container, stream) -> bool:
+    return container.format.name in UNINDEXED_FORMATS or stream.codec.name in UNINDEXED_CODECS

@@ -215,3 +215,13 @@ def test_parts_that_a_video_does_not_hold_are_refused_before_a_run(tmp_path, par
         remarks(data, batch_size=1)
     (tmp_path / "train.csv").write_text("a.mp4,0,0,1.2\na.mp4,0,1.2,2.4\n")
     assert remarks(pipeline(str(tmp_path), num_classes=1), batch_size=1) == []
+
+
+def test_parts_of_a_video_that_cannot_be_seeked_in_are_named(tmp_path):
+    for name in ("a.avi", "b.mp4"):
+        write(tmp_path / name, codec="mpeg4")
+    data = make(tmp_path, {}, {}, num_classes=1)
+    (tmp_path / "train.csv").write_text("a.avi,0,0,1\na.avi,0,1,2\nb.mp4,0,0,1\n")
+    (tmp_path / "val.csv").write_text("b.mp4,0,1,2\n")
+    (sentence,) = remarks(data, batch_size=1)
+    assert sentence.startswith(f"1 videos with labelled parts, such as {tmp_path}/a.avi, cannot be seeked in")
