@@ -3,6 +3,7 @@
 The lists of the pipeline are read, and the status of files, but no video.
 """
 
+import collections
 import math
 import os
 import shlex
@@ -63,14 +64,11 @@ def check_training_data(pipeline: Pipeline, batch_size: int, skips_bad: bool) ->
             f"training videos more than once. Set train.batch_size to at most {len(train.records) * pipeline.repeats}."
         )
     found += [f"{_empty_sentence(*pair)}. They are left out." for pair in ((empty, train), (empty_val, val)) if pair[0]]
-    seen = set(map(_identity, train.records, train_status)) - {None}
-    shared = [
-        record.name for record, status in zip(val.records, val_status, strict=True) if _identity(record, status) in seen
-    ]
+    shared = _shared(train.records, train_status, val.records, val_status)
     if shared:
         found.append(
             f"{len(shared)} of {len(val.records)} videos of {val.path} are also in {train.path}, for example "
-            f"{shared[0]}: the evaluation counts videos that are trained on."
+            f"{shared[0].name}: the evaluation counts videos that are trained on."
         )
     return found
 
@@ -159,9 +157,29 @@ def _empty_sentence(paths: Sequence[str], manifest: Manifest) -> str:
     return f"{len(paths)} of {len(manifest.records)} videos of {manifest.path} are empty files, for example {paths[0]}"
 
 
-def _identity(record: Record, status: os.stat_result | None) -> tuple | None:
-    """Returns what identifies the content of a record whatever the path to its file, or None without a file."""
-    return status and (status.st_dev, status.st_ino, record.position, record.start, record.end)
+def _shared(train: Sequence[Record], train_status, val: Sequence[Record], val_status) -> list[Record]:
+    """Returns the validation videos that are training videos, too, whatever the path, or parts that overlap."""
+    spans: dict[tuple, list[tuple[float, float]]] = collections.defaultdict(list)
+    for record, status in zip(train, train_status, strict=True):
+        if status is not None:
+            spans[_file(record, status)].append(_span(record))
+    bounds = {file: np.array(times).T for file, times in spans.items()}
+    shared = []
+    for record, status in zip(val, val_status, strict=True):
+        if status is not None and (found := bounds.get(_file(record, status))) is not None:
+            start, end = _span(record)
+            if ((found[0] < end) & (found[1] > start)).any():
+                shared.append(record)
+    return shared
+
+
+def _file(record: Record, status: os.stat_result) -> tuple:
+    """Returns what identifies the file or the row of a record, whatever the path to it."""
+    return status.st_dev, status.st_ino, record.position
+
+
+def _span(record: Record) -> tuple[float, float]:
+    return record.start or 0.0, math.inf if record.end is None else record.end
 
 
 def unmatched_lines(pipeline: Pipeline) -> list[str]:

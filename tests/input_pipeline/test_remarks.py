@@ -225,3 +225,16 @@ def test_parts_of_a_video_that_cannot_be_seeked_in_are_named(tmp_path):
     (tmp_path / "val.csv").write_text("b.mp4,0,1,2\n")
     (sentence,) = remarks(data, batch_size=1)
     assert sentence.startswith(f"1 videos with labelled parts, such as {tmp_path}/a.avi, cannot be seeked in")
+
+
+@pytest.mark.parametrize(
+    "train, val, shared",
+    [("0,1", "1,2", 0), ("0,1", "0.9,2", 1), ("0,1", ",", 1), (",", "0.5,1", 1), ("0,1", "0,1", 1)],
+)
+def test_parts_that_overlap_are_in_both_lists(tmp_path, train, val, shared):
+    write(tmp_path / "a.mp4")
+    data = make(tmp_path, {}, {}, num_classes=1)
+    (tmp_path / "train.csv").write_text(f"a.mp4,0,{train}\n")
+    (tmp_path / "val.csv").write_text(f"a.mp4,0,{val}\n")
+    found = remarks(data, batch_size=1)
+    assert len(found) == shared and all("1 of 1 videos of " in sentence for sentence in found)
