@@ -13,7 +13,8 @@ _VIDEOS = frozenset(".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .m
 _PICTURES = frozenset(".bmp .gif .heic .jpeg .jpg .png .tif .tiff .webp".split())
 _FRAME = re.compile(r"[^.].*\d\.jpe?g|\d\.jpe?g", re.IGNORECASE)
 _SET_ROOT = (
-    "Set data.root to the folder of the data set and data.train and data.val to its lists, or try the demo: make demo."
+    "Set data.root to the folder of the data set and data.train and data.val to its lists. data.source=auto reads "
+    "folders of videos, one for each class, without lists."
 )
 
 _LARGEST_JSON = 2**31  # bytes
