@@ -243,7 +243,9 @@ def read_manifest(
 def _require_largest(path, labels: list, num_classes: int) -> None:
     """Raises DataError unless the largest of the class numbers in a training list is `num_classes` - 1."""
     numbers = [number for label in labels for number in (label if isinstance(label, tuple) else (label,))]
-    largest = max(numbers, default=-1)
+    if not numbers:
+        raise DataError(f"{path}: none of its videos has a label. Write the labels into the column after the path.")
+    largest = max(numbers)
     if largest + 1 != num_classes:
         raise DataError(
             f"{path}: the largest label is {largest}, but data.num_classes is {num_classes}. Set "

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from clips import pipeline, take
+from clips import BAD, pipeline, take
 
-from input_pipeline import DataError
+from input_pipeline import DataError, shard_plan, transcode
 from input_pipeline.annotations import read_manifest
 
 LIST = "path,label\na.mp4,hop;skip\nb.mp4,\nc.mp4, turn ; hop \nd.mp4,skip\n"
@@ -58,7 +58,7 @@ def test_a_list_of_one_label_a_clip_is_one_of_several(tmp_path):
         (LIST, dict(num_classes=4), "have 3 classes, but data.num_classes is 4"),
         (LIST, dict(labels="one"), "line 2: the label 'hop;skip' is not .*Several labels need data.labels=many"),
         ("a.mp4,0\nb.mp4,0;1\n", {}, "largest label is 1.*data.num_classes=2"),
-        ("a.mp4,\nb.mp4,\n", {}, "largest label is -1|no labels"),
+        ("a.mp4,\nb.mp4,\n", {}, "none of its videos has a label"),
         ("a.mp4,up\n", dict(classes="classes.txt"), "'up' is not a name of data.classes"),
         ("a.mp4,up\n", dict(classes="joined.txt"), "'up;down' holds a semicolon"),
     ],
@@ -122,3 +122,20 @@ def test_a_flip_swaps_each_of_the_labels(many_folder):
     good = batch["mask"] > 0  # a video that cannot be decoded is not flipped
     assert good.any() and not good.all()
     np.testing.assert_array_equal(batch["label"][good], multi_hot(batch["id"])[good][:, [2, 1, 0]])
+
+
+def test_a_prepared_set_keeps_several_labels(many_folder, tmp_path):
+    fields = dict(root=many_folder, num_classes=3, frames=4, size=24)
+    plan = shard_plan.make_plan(fields | dict(labels="many"), {}, clips_per_shard=30)
+    for job in plan.jobs:
+        shard_plan.run_job(tmp_path, job, map(transcode.run, job.tasks))
+    shard_plan.merge(tmp_path, plan)
+    prepared = pipeline(str(tmp_path), source="shards", labels="many")
+    for manifest, source in (
+        (prepared.train_manifest, pipeline(many_folder, labels="many").train_manifest),
+        (prepared.val_manifest, pipeline(many_folder, labels="many").val_manifest),
+    ):
+        expected = {record.name: record.labels for record in source.records if record.id not in BAD}
+        assert {record.name: record.labels for record in manifest.records} == expected
+    with pytest.raises(DataError, match=r"train\.json line 2: the clip has several labels\. Set data\.labels=many"):
+        pipeline(str(tmp_path), source="shards").train_manifest

@@ -21,54 +21,58 @@ from vidformers.training.update_in_backward import REST, merge_stages, split_sta
 CLOSE = dict(rtol=1e-6, atol=1e-9)
 NOISY = dict(depth=3, dropout=0.1, drop_path=0.2)
 SHARED = dict(attention="joint", class_token="input", class_blocks=0, dictionary_per="model")
+SMOOTHED = Loss(0.1)
+WEIGHTS = np.float32([0.5, 2.0, 1.0, 4.0, 0.25])
 ADAMW, SGD = dict(name="adamw", lr=1e-3, weight_decay=0.1), dict(name="sgd", lr=0.05, nesterov=True)
 
 
-def batch(seed: int, rows: int = 8):
+def batch(seed: int, rows: int = 8, several_labels: bool = False):
     """Returns clips of noise with random labels; row 3 is masked."""
     rng = np.random.default_rng(seed)
+    numbers, several = rng.integers(0, 5, rows).astype(np.int32), rng.integers(0, 2, (rows, 5)).astype(np.float32)
     return {
         "video": clips(rows, seed=seed),
-        "label": rng.integers(0, 5, rows).astype(np.int32),
+        "label": several if several_labels else numbers,
         "mask": np.float32(np.arange(rows) != 3),
     }
 
 
-def step_and_state(name, in_backward, optimizer, **options):
+def step_and_state(name, in_backward, optimizer, loss=SMOOTHED, **options):
     graph, parameters = make(name, remat="full", dtype="float64", **options)
     parameters = jax.tree.map(np.float64, parameters)
     optimizer, schedule = make_optimizer(10, 1, schedule="constant", ema_decay=0.75, **optimizer)
-    step = make_step(graph, optimizer, schedule, seed=0, loss=Loss(0.1), ema_decay=0.75, in_backward=in_backward)
+    step = make_step(graph, optimizer, schedule, seed=0, loss=loss, ema_decay=0.75, in_backward=in_backward)
     return step, State(np.int32(0), parameters, zeros_of(optimizer, parameters), parameters)
 
 
-def two_steps(step, state, put=lambda batch: batch):
+def two_steps(step, state, several_labels, put=lambda batch: batch):
     """Returns (state, metrics) after each of two steps."""
     trace = []
     for seed in range(2):
-        state, metrics = step(state, put(batch(seed)))
+        state, metrics = step(state, put(batch(seed, several_labels=several_labels)))
         trace.append((state, metrics))
     return trace
 
 
 @pytest.mark.parametrize(
-    "name, optimizer, options, mesh",
+    "name, optimizer, loss, options, mesh",
     [
-        ("timesformer", ADAMW, NOISY, dict(data=2, fsdp=2, context=2)),
-        ("vtn", SGD, {}, None),
-        ("havit", SGD, SHARED, dict(fsdp=2)),
+        ("timesformer", ADAMW, SMOOTHED, NOISY, dict(data=2, fsdp=2, context=2)),
+        ("vtn", SGD, Loss(0.1, WEIGHTS, several_labels=True), {}, None),
+        ("havit", SGD, Loss(0.1, WEIGHTS), SHARED, dict(fsdp=2)),
     ],
 )
-def test_it_is_the_same_step(name, optimizer, options, mesh, float64):
-    step, state = step_and_state(name, False, optimizer, **options)
-    expected = two_steps(quick_jit(step), state)
-    step, _ = step_and_state(name, True, optimizer, **options)
+def test_it_is_the_same_step(name, optimizer, loss, options, mesh, float64):
+    step, state = step_and_state(name, False, optimizer, loss, **options)
+    expected = two_steps(quick_jit(step), state, loss.several_labels)
+    step, _ = step_and_state(name, True, optimizer, loss, **options)
     if mesh is None:
-        return same(two_steps(quick_jit(step), state), expected, **CLOSE)
+        return same(two_steps(quick_jit(step), state, loss.several_labels), expected, **CLOSE)
     mesh = make_mesh(**mesh)
     shardings = state_shardings(mesh, state)
     step = quick_jit(with_mesh(mesh, step), out_shardings=(shardings, replicated_sharding(mesh)))
-    same(two_steps(step, jax.device_put(state, shardings), partial(put_batch, mesh)), expected, **CLOSE)
+    put = partial(put_batch, mesh)
+    same(two_steps(step, jax.device_put(state, shardings), loss.several_labels, put), expected, **CLOSE)
 
 
 @pytest.mark.quick

@@ -269,7 +269,8 @@ def _argument_bytes(setup: Setup) -> dict[str, int]:
     """Returns the bytes of each field of the training state and of the batch on one device."""
     data = setup.config["data"]
     video = (setup.train_config.batch_size, data["frames"], data["size"], data["size"], 3)
-    arguments = setup.abstract._asdict() | {"batch": abstract_batch(setup.mesh, video)}
+    batch = abstract_batch(setup.mesh, video, multi_hot=setup.pipeline.multi_hot)
+    arguments = setup.abstract._asdict() | {"batch": batch}
     return {name: _tree_bytes(tree) for name, tree in arguments.items()}
 
 
@@ -304,4 +305,5 @@ def trace(setup: Setup, request: Request) -> jax.stages.Traced:
         step = setup.evaluator(protocol).step
     else:
         step = prediction_step(setup.graph, setup.mesh, setup.shardings.eval_parameters, protocol)
-    return step.trace(setup.abstract.eval_parameters, abstract_batch(setup.mesh, video))
+    batch = abstract_batch(setup.mesh, video, multi_hot=setup.pipeline.multi_hot)
+    return step.trace(setup.abstract.eval_parameters, batch)
