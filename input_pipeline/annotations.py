@@ -203,7 +203,7 @@ def read_manifest(
         root: folder of the data set.
         num_classes: labels are 0 to num_classes - 1.
         classes: class file with one name per line, or None. Its order decides the label of each class. A tuple holds
-            the classes of a run by which videos are evaluated: their labels must be names of these classes.
+            the classes of a run by which videos are evaluated: with 'auto', labels must be names of these classes.
         train: the training list, as `path`. Some sources find their classes there. (): `path` itself.
         split: number of the official split, for data sets with several.
         complete: refuse a video without a label and, if there are no class names, a `num_classes` that is not the
@@ -228,9 +228,9 @@ def read_manifest(
     source_names: Sequence[str] = ()
     if classes is not None and any(isinstance(entry.label, (int, tuple)) for entry in listing.entries):
         source_names = reader.classes(root, _find_list(lists, root, split)) or ()
-    numbers = LabelNumbers(
-        names or (), source_names, num_classes, isinstance(classes, str), of_run=isinstance(classes, tuple)
-    )
+    # Own data hold names: with the classes of a run, a folder `0` is no number of a class.
+    has_class_file = classes is not None and (isinstance(classes, str) or source != "auto")
+    numbers = LabelNumbers(names or (), source_names, num_classes, has_class_file, of_run=isinstance(classes, tuple))
     convert = numbers.class_numbers if labels == MANY else numbers.class_number
     found = [convert(entry, path, required=complete) for entry in listing.entries]
     _refuse_empty_and_repeated(path, listing)

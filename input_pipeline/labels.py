@@ -114,7 +114,7 @@ class LabelNumbers:
         source_names: class names in the order of the number labels of the source. Empty unless a class file, whose
             order may differ, is given.
         num_classes: numbers are 0 to num_classes - 1.
-        has_class_file: whether `names` come from data.classes. Then labels may be numbers, too.
+        has_class_file: whether `names` come from data.classes, or from a run. Then labels may be numbers, too.
         of_run: whether `names` are those of a run that is evaluated.
     """
 

@@ -121,7 +121,8 @@ def test_classes_of_other_data_are_matched_by_name(run, tmp_path):
     assert evaluated(run, other, source="csv", val="val.csv") == ({"a.mp4": "1"}, [])
     (other / "val.csv").write_text("a.mp4,0\n")
     with pytest.raises(DataError, match="'0' is not one of the classes of the run"):
-        evaluated(run, other, source="csv", val="val.csv")
+        evaluated(run, other, train="val.csv", val="val.csv")
+    assert evaluated(run, other, source="csv", val="val.csv") == ({"a.mp4": "1"}, [])  # whose labels are numbers
 
 
 @pytest.mark.quick

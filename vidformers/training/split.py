@@ -66,7 +66,8 @@ def lists_to_evaluate(workdir, data: Mapping[str, Any], part: str) -> tuple[dict
     lists: dict[str, Any] = stored_lists(workdir, data)
     is_other = any(trained.get(name) != data[name] for name in _DATA if name in trained)
     layout = find_layout(data["root"], data["train"], data["val"], data["test"]) if data["source"] == "auto" else None
-    if lists and trained.get("root", data["root"]) != data["root"] and not _holds(data["root"], lists["val"]):
+    is_moved = trained.get("root", data["root"]) != data["root"]
+    if lists and is_moved and not _holds(data["root"], lists.get("val", lists["train"])):
         lists = {}
     if layout is not None and lists and part == "test" and layout.test:
         lists["test"] = layout.test
