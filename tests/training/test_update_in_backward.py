@@ -37,11 +37,12 @@ def batch(seed: int, rows: int = 8, several_labels: bool = False):
     }
 
 
-def step_and_state(name, in_backward, optimizer, loss=SMOOTHED, **options):
+def step_and_state(name, in_backward, optimizer, loss=SMOOTHED, layer_decay=0.75, **options):
     graph, parameters = make(name, remat="full", dtype="float64", **options)
     parameters = jax.tree.map(np.float64, parameters)
     optimizer, schedule = make_optimizer(10, 1, schedule="constant", ema_decay=0.75, **optimizer)
-    step = make_step(graph, optimizer, schedule, seed=0, loss=loss, ema_decay=0.75, in_backward=in_backward)
+    options = dict(seed=0, loss=loss, ema_decay=0.75, in_backward=in_backward, layer_decay=layer_decay)
+    step = make_step(graph, optimizer, schedule, **options)
     return step, State(np.int32(0), parameters, zeros_of(optimizer, parameters), parameters)
 
 

@@ -76,6 +76,8 @@ class OptimConfig:
         in_backward: updates each layer in the backward pass as soon as its gradient is known, so that the whole
             gradient is never materialised. Needs model.remat=full and train.accumulate=1. Cannot be combined with
             `clip_norm` or `frozen`.
+        layer_decay: the factor of the learning rate from a layer to the one before, from the head down to the
+            embedding, see `layer_decay`. 1 trains all layers with the same rate.
 
     Raises:
         ConfigError: an unknown name or a number out of range.
@@ -100,6 +102,7 @@ class OptimConfig:
     ema_decay: float | None = None
     frozen: tuple[str, ...] = ()
     in_backward: bool = False
+    layer_decay: float = 1.0
 
     def __post_init__(self):
         require_types("optim", vars(self), type(self))
@@ -132,6 +135,10 @@ class OptimConfig:
         require(
             self.ema_decay is None or 0 < self.ema_decay < 1,
             f"optim.ema_decay={self.ema_decay} must be between 0 and 1.",
+        )
+        require(
+            0 < self.layer_decay <= 1,
+            f"optim.layer_decay={self.layer_decay} must be above 0 and at most 1, where all layers have one rate.",
         )
         require(
             not self.in_backward or self.clip_norm is None and not self.frozen,

@@ -12,6 +12,7 @@ from flax import nnx
 
 from vidformers.models.fuse import fuse_projections
 from vidformers.parallel.state import stack_layers
+from vidformers.training.layer_decay import learning_rate_scales
 from vidformers.training.loss import Loss
 from vidformers.training.mixing import Mixing
 from vidformers.training.optim import frozen_mask
@@ -72,6 +73,8 @@ class _Step:
         frozen: the top-level modules whose gradient is not computed.
         in_backward: updates the layers of each stage in the backward pass. Cannot be combined with `accumulate` or
             `frozen`.
+        layer_decay: multiplies the learning rate of each layer, see `layer_decay.learning_rate_scales`. 1 has no
+            effect.
         mixing: Mixup and CutMix, within each micro-batch. A mixed clip has no single class, so the metrics then hold
             no top-1.
     """
@@ -86,6 +89,7 @@ class _Step:
     frozen: tuple = ()
     in_backward: bool = False
     mixing: Mixing | None = None
+    layer_decay: float = 1.0
 
     def step(self, state: State, batch):
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
@@ -107,6 +111,8 @@ class _Step:
         sums = self.accumulated_sums(state.parameters, batch, key)
         loss, accuracy, gradients = jax.tree.map(lambda x: x / jnp.maximum(count, 1), sums)
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.parameters)
+        if (scales := self.learning_rate_scales(state.parameters)) is not None:
+            updates = jax.tree.map(jnp.multiply, updates, scales)
         return loss, accuracy, optax.tree.norm(gradients), optax.apply_updates(state.parameters, updates), opt_state
 
     def update_in_backward(self, state: State, batch, count, key):
@@ -117,7 +123,12 @@ class _Step:
             # update the original matrices.
             return jax.tree.map(lambda x: x / jnp.maximum(count, 1), self.loss_sums(model, batch, key))
 
-        return value_and_update(loss_fn, self.graph, self.optimizer, state.parameters, state.opt_state)
+        scales = self.learning_rate_scales(state.parameters)
+        return value_and_update(loss_fn, self.graph, self.optimizer, state.parameters, state.opt_state, scales)
+
+    def learning_rate_scales(self, parameters):
+        """Returns the factors of the updates, or None if all are 1. Both optimizers scale with the learning rate."""
+        return None if self.layer_decay == 1 else learning_rate_scales(parameters, self.layer_decay)
 
     def accumulated_sums(self, parameters, batch, key):
         """Returns (loss, correct predictions, gradient), each summed over the rows of all micro-batches."""

@@ -63,7 +63,7 @@ def _map_parameter_trees(function, *states):
     )
 
 
-def value_and_update(loss_fn, graph, optimizer, parameters, opt_state):
+def value_and_update(loss_fn, graph, optimizer, parameters, opt_state, scales=None):
     """Returns (loss, accuracy, gradient norm, new parameters, new opt_state).
 
     Stages of more than one layer are updated in the backward pass, all other parameters after it. If a gradient is not
@@ -75,8 +75,9 @@ def value_and_update(loss_fn, graph, optimizer, parameters, opt_state):
         graph: the graph definition of the model.
         optimizer: an optax transformation that treats each parameter separately.
         parameters, opt_state: the values before the update.
+        scales: factors of the updates, see `layer_decay.learning_rate_scales`, or None.
     """
-    parameters = split_stages(parameters)
+    parameters, scales = split_stages(parameters), {} if scales is None else split_stages(scales)
     opt_state = {
         path: _map_parameter_trees(lambda tree, path=path: split_stages(tree)[path], opt_state) for path in parameters
     }
@@ -87,7 +88,8 @@ def value_and_update(loss_fn, graph, optimizer, parameters, opt_state):
         for path, module in nnx.iter_modules(model):
             if (path := (*path, "layers")) in opt_state:
                 # Replaces the loop of `Stage.__call__`, in this temporary copy of the model only.
-                module.run_layers = partial(_run_layers, optimizer, opt_state[path], squared_norms[path])
+                layer_scales = _of_layers(scales[path]) if path in scales else None
+                module.run_layers = partial(_run_layers, optimizer, layer_scales, opt_state[path], squared_norms[path])
         return loss_fn(model)
 
     zeros = dict.fromkeys(opt_state, jnp.zeros(()))
@@ -102,6 +104,8 @@ def value_and_update(loss_fn, graph, optimizer, parameters, opt_state):
     )
     norm = jnp.sqrt(sum(squared_norms.values()) + optax.tree.norm(rest_gradient, squared=True))
     updates, new_opt_state[REST] = optimizer.update(rest_gradient, rest_opt_state, parameters[REST])
+    if REST in scales:
+        updates = jax.tree.map(jnp.multiply, updates, scales[REST])
     new_parameters[REST] = optax.apply_updates(parameters[REST], updates)
     # REST comes first, because the merged state takes the step counts of the first state, and only REST has new counts.
     paths = [REST, *opt_state]
@@ -111,22 +115,27 @@ def value_and_update(loss_fn, graph, optimizer, parameters, opt_state):
     return loss, accuracy, norm, merge_stages(new_parameters), merged_opt_state
 
 
-def _run_layers(optimizer, opt_state, squared_norm, apply_layer, parameters, shared, tokens, rng):
+def _of_layers(scales) -> tuple[float, ...]:
+    """Returns the factor of each layer of a stage. All arrays of a layer have the same one."""
+    return tuple(jax.tree.leaves(scales)[0].ravel().tolist())
+
+
+def _run_layers(optimizer, scales, opt_state, squared_norm, apply_layer, parameters, shared, tokens, rng):
     """Runs the layers of a stage; the last five arguments are those of `Stage.run_layers`.
 
     `squared_norm` is a dummy input of value 0. Its cotangent returns the squared norm of the gradient.
     """
     parameters, shared = nnx.to_pure_dict(parameters), nnx.to_pure_dict(shared)
-    return _scan_with_update(apply_layer, optimizer, parameters, opt_state, squared_norm, shared, tokens, rng)
+    return _scan_with_update(apply_layer, optimizer, scales, parameters, opt_state, squared_norm, shared, tokens, rng)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _scan_with_update(apply_layer, optimizer, parameters, opt_state, squared_norm, shared, tokens, rng):
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _scan_with_update(apply_layer, optimizer, scales, parameters, opt_state, squared_norm, shared, tokens, rng):
     """Scans the layers. `opt_state` and `squared_norm` are inputs only so that their cotangents exist."""
     return jax.lax.scan(lambda tokens, layer: apply_layer(tokens, layer, shared), tokens, (parameters, rng))[0]
 
 
-def _scan_forward(apply_layer, optimizer, parameters, opt_state, squared_norm, shared, tokens, rng):
+def _scan_forward(apply_layer, optimizer, scales, parameters, opt_state, squared_norm, shared, tokens, rng):
     """Scans the layers and keeps the input of each layer, as model.remat=full does."""
     tokens, inputs = jax.lax.scan(
         lambda tokens, layer: (apply_layer(tokens, layer, shared)[0], tokens), tokens, (parameters, rng)
@@ -134,7 +143,7 @@ def _scan_forward(apply_layer, optimizer, parameters, opt_state, squared_norm, s
     return tokens, (parameters, opt_state, squared_norm, shared, inputs, rng)
 
 
-def _scan_backward(apply_layer, optimizer, residuals, cotangent):
+def _scan_backward(apply_layer, optimizer, scales, residuals, cotangent):
     """Returns the updated parameters, the updated optimizer state, the squared gradient norm, and true cotangents.
 
     The true cotangents are those of `shared`, the sum over the layers, and of `tokens`.
@@ -157,6 +166,9 @@ def _scan_backward(apply_layer, optimizer, residuals, cotangent):
         shared_gradient = jax.tree.map(jnp.add, shared_gradient, shared_part)
         squared_norm += optax.tree.norm(gradient, squared=True)
         updates, layer_opt_state = optimizer.update(gradient, layer_opt_state, layer)
+        if scales is not None:
+            scale = jnp.asarray(scales, jnp.float32)[i]
+            updates = jax.tree.map(lambda update: update * scale, updates)
         new = optax.apply_updates(layer, updates), layer_opt_state
 
         def write(stacks):

@@ -60,6 +60,7 @@ _FIXED_FIELDS = (
     "train.class_weights",
     "optim.name",
     "optim.ema_decay",
+    "optim.layer_decay",
 )
 # Fields of the section `model` that may differ: they select how the same function is computed. model.dtype changes
 # the rounding, and with it the results. It may differ all the same, so that a run whose loss is no longer finite in
