@@ -1,4 +1,4 @@
-"""The metrics of a run: `metrics.jsonl`, the TensorBoard events derived from it, and two pictures."""
+"""The metrics of a run: `metrics.jsonl`, its copies for TensorBoard and others, and two pictures."""
 
 import contextlib
 import json
@@ -14,6 +14,7 @@ from input_pipeline.files import atomic_file, unused_path, write_text
 from input_pipeline.json_files import JsonError, check_kind, open_regular, parse_json
 from vidformers.errors import ConfigError
 from vidformers.progress import log
+from vidformers.training.wandb_run import WandbRun
 
 _FILE = "metrics.jsonl"
 
@@ -30,9 +31,10 @@ class MetricWriter:
     Args:
         workdir: the folder of the run.
         step: the restored step, 0 for a new run.
+        wandb_run: gets the metrics too, or None.
     """
 
-    def __init__(self, workdir: Path, step: int):
+    def __init__(self, workdir: Path, step: int, wandb_run: WandbRun | None = None):
         path = Path(workdir) / _FILE
         rows, damaged = _read_rows(path)
         if damaged:
@@ -45,8 +47,9 @@ class MetricWriter:
             events.unlink()
         self._written = {_step_and_names(row) for row in rows}
         self._file = open(path, "ab", buffering=0)
-        self._events = _EventFile(Path(workdir))
-        self._events.write(rows)
+        self._copies = [_EventFile(Path(workdir)), *([wandb_run] if wandb_run else [])]
+        for copy in self._copies:
+            copy.write(rows)
 
     def write(self, step: int, metrics: dict) -> None:
         """Appends a row. Does nothing if the step has a row with these metrics, as when a finished run is run again.
@@ -58,7 +61,8 @@ class MetricWriter:
         if _step_and_names(row) in self._written:
             return
         self._append(json.dumps(row).encode() + b"\n")
-        self._events.write([row])
+        for copy in self._copies:
+            copy.write([row])
 
     def _append(self, line: bytes) -> None:
         size = os.fstat(self._file.fileno()).st_size
@@ -73,7 +77,8 @@ class MetricWriter:
 
     def close(self) -> None:
         self._file.close()
-        self._events.close()
+        for copy in self._copies:
+            copy.close()
 
 
 class _EventFile:
@@ -157,7 +162,7 @@ def _parse_row(line: bytes) -> dict | None:
 
 
 def draw_curves(workdir: Path) -> None:
-    """Draws `curves.png`: loss and top-1 of training and validation over the steps of `metrics.jsonl`."""
+    """Draws `curves.png`: loss, and top-1 or with several labels mAP, over the steps of `metrics.jsonl`."""
     rows = read_metrics(workdir)
     names = sorted({name for row in rows for name in row})
     with drawn_texts(names) as labels:
@@ -170,8 +175,9 @@ def _curves(rows: list[dict], labels: dict[str, str]):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
-    loss_axes, top1_axes = figure.subplots(1, 2)
-    for axes, metric in ((loss_axes, "loss"), (top1_axes, "top1")):
+    loss_axes, share_axes = figure.subplots(1, 2)
+    share = "mAP" if any(name.startswith("val/mAP@") for name in labels) else "top1"
+    for axes, metric in ((loss_axes, "loss"), (share_axes, share)):
         for name in (name for name in labels if name.split("@")[0].endswith("/" + metric)):
             points = [(row["step"], row[name]) for row in rows if name in row]
             axes.plot(
@@ -181,7 +187,7 @@ def _curves(rows: list[dict], labels: dict[str, str]):
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    top1_axes.set_ylim(0, 1.02)
+    share_axes.set_ylim(0, 1.02)
     return figure
 
 
