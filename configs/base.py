@@ -45,7 +45,7 @@ def base(model: str) -> ConfigDict:
     config.eval = _eval()
     config.mesh = dict(data=-1, fsdp=1, context=1)  # data=-1: all remaining devices
     # Evaluations during training use one centre view (1x1), whatever the section `eval` says.
-    config.checkpoint = dict(every_steps=1000, keep=2, best="val/top1@1x1")
+    config.checkpoint = dict(every_steps=1000, keep=2, best=placeholder(str))
     return config
 
 
@@ -135,6 +135,8 @@ def _train() -> dict:
         log_every_steps=50,
         eval_every_steps=placeholder(int),
         eval_every_epochs=placeholder(float),
+        patience=placeholder(int),
+        wandb=placeholder(str),
         label_smoothing=0.0,
         class_weights=0.0,
         profile_steps=(),
@@ -167,6 +169,7 @@ def _optim() -> dict:
         ema_decay=placeholder(float),
         frozen=(),
         in_backward=False,
+        layer_decay=1.0,
     )
 
 
@@ -180,4 +183,5 @@ def _eval() -> dict:
         views_at_once=1,
         on_bad="error",
         checkpoint="latest",
+        threshold=0.5,
     )

@@ -170,7 +170,7 @@ def flip_a_bit(path):
 
 
 def assert_same_run(workdir, other, evaluations=True, step=TINY["train.total_steps"]):
-    """Asserts that metrics, events and the arrays of the checkpoint of `step` are equal bit for bit.
+    """Asserts that metrics, events, answers and the arrays of the checkpoint of `step` are equal bit for bit.
 
     Args:
         workdir, other: folders of runs.
@@ -179,6 +179,9 @@ def assert_same_run(workdir, other, evaluations=True, step=TINY["train.total_ste
     """
     for read, is_training in ((rows, lambda row: "train/loss" in row), (_events, lambda event: "train/" in event[1])):
         one, two = ([x for x in read(folder) if evaluations or is_training(x)] for folder in (workdir, other))
+        assert one == two and one
+    if evaluations:
+        one, two = ((Path(folder) / "answers.jsonl").read_text() for folder in (workdir, other))
         assert one == two and one
     (arrays, progress), (other_arrays, other_progress) = checkpoint(workdir, step), checkpoint(other, step)
     if not evaluations:

@@ -331,6 +331,9 @@ def test_a_video_that_cannot_be_decoded_ends_an_evaluation_or_is_left_out(name, 
     assert main.main(["main.py", *command, "--config.eval.on_bad=skip"]) == 0
     assert f"{name}.mp4" in capsys.readouterr().out
     assert json.loads((trained / "eval_2x1.json").read_text())["val/videos@2x1"] == 1
+    answers = [json.loads(line) for line in (trained / "answers.jsonl").read_text().splitlines()]
+    (bad,) = [answer for answer in answers if "error" in answer]
+    assert bad["path"] == f"{name}.mp4" and len(answers) == 2 and "top" in answers[1 - bad["id"]]
 
 
 def test_a_video_that_cannot_be_decoded_ends_the_evaluation_during_training(data, tmp_path, capsys):

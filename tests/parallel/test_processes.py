@@ -86,6 +86,13 @@ def test_two_processes_of_four_devices_compute_what_one_of_eight_computes(data, 
     for folder in ("one/profile", "two/profile/process0", "two/profile/process1"):
         (trace,) = (tmp_path / folder).glob("plugins/profile/*/perfetto_trace.json.gz")
         assert json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    answers = [
+        [json.loads(line) for line in (tmp_path / run / "answers.jsonl").read_text().splitlines()]
+        for run in ("one", "two")
+    ]
+    for expected, actual in zip(*answers, strict=True):
+        p, q = ([entry.pop("probability") for entry in (*row.pop("top"), *row["labels"])] for row in (expected, actual))
+        assert p == pytest.approx(q, rel=1e-4) and expected == actual and "error" not in actual
     # One process evaluates the checkpoint that two have written.
     assert main.main(["main.py", *arguments(data, tmp_path / "two", FIELDS, mode="eval")]) == 0
     evaluated = json.loads((tmp_path / "two" / "eval_2x1.json").read_text())

@@ -18,7 +18,8 @@ from vidformers.parallel import memory
 from vidformers.parallel.mesh import make_mesh
 from vidformers.parallel.state import replicated_sharding
 from vidformers.training import stopping
-from vidformers.training.evaluate import EvalProtocol, Evaluator, batch_sums, log_probabilities
+from vidformers.training.evaluate import EvalProtocol, Evaluator, batch_scores, view_scores
+from vidformers.training.scoring import SINGLE_LABEL, MultiLabel, VideoScores
 from vidformers.training.stopping import StopSignal
 
 CLASSES = 7
@@ -43,7 +44,7 @@ def rows(logits, label, mask=None, ids=None, errors=None):
     count = len(logits)
     return {
         "video": np.asarray(logits, np.float32)[:, :, None, None, None, :],
-        "label": np.asarray(label, np.int32),
+        "label": np.asarray(label, np.float32 if np.ndim(label) == 2 else np.int32),
         "mask": np.ones(count, np.float32) if mask is None else np.asarray(mask, np.float32),
         "id": np.arange(count) if ids is None else np.asarray(ids),
         "error": np.array(errors or [b""] * count, object),
@@ -55,10 +56,11 @@ def draw(seed, videos=16, views=6):
     return rng.normal(size=(videos, views, CLASSES)) * 2, rng.integers(0, CLASSES, videos)
 
 
-def evaluate(batches, mesh=None, stop=None, **protocol):
+def evaluate(batches, mesh=None, stop=None, scoring=SINGLE_LABEL, **protocol):
     mesh = mesh or make_mesh()
     protocol = EvalProtocol(**{**dict(clips=2, crops=3, batch_size=8), **protocol})
-    evaluator = Evaluator(GRAPH, mesh, jax.tree.map(lambda _: replicated_sharding(mesh), PARAMETERS), protocol)
+    replicated = jax.tree.map(lambda _: replicated_sharding(mesh), PARAMETERS)
+    evaluator = Evaluator(GRAPH, mesh, replicated, protocol, scoring)
     return evaluator(PARAMETERS, batches, lambda id, error: LookupError(f"{id}: {error}"), stop or StopSignal())
 
 
@@ -75,7 +77,8 @@ def average(logits, kind):
 @pytest.mark.parametrize("at_once", [1, 2, 4, 6, 9])
 def test_views_are_averaged_as_asked_however_many_run_at_once(kind, at_once):
     logits, label = draw(0)
-    actual = quick_jit(partial(log_probabilities, average=kind, views_at_once=at_once), static_argnums=0)(
+    protocol = EvalProtocol(average=kind, views_at_once=at_once)
+    actual = quick_jit(partial(view_scores, protocol=protocol), static_argnums=0)(
         Pixels().__call__, rows(logits, label)["video"], None
     )
     np.testing.assert_allclose(actual, average(logits, kind), rtol=1e-5, atol=1e-5)
@@ -86,16 +89,17 @@ def test_the_two_averages_differ_where_one_view_is_sure():
     logits[0, 0, 0], logits[0, 1, 1], logits[0, 0, 1] = 1, 6, -20
     assert [average(logits, kind).argmax() for kind in ("probabilities", "logits")] == [1, 0]
     for kind, winner in (("probabilities", 1), ("logits", 0)):
-        sums = quick_jit(partial(batch_sums, GRAPH, kind, 1))(
-            PARAMETERS, rows(logits, [winner]) | dict(id=None, error=None)
+        result = evaluate(
+            [rows(logits, [winner])], make_mesh(devices=jax.devices()[:1]), clips=2, crops=1, average=kind
         )
-        assert sums.top1 == 1
+        assert result.metrics["val/top1@2x1"] == 1
 
 
 @pytest.mark.parametrize("mesh", [dict(), dict(data=2, fsdp=4)], ids=["data", "data and fsdp"])
 def test_metrics_over_devices_equal_numpy(mesh):
     logits, label = draw(1)
-    result = evaluate([rows(logits[:8], label[:8]), rows(logits[8:], label[8:])], make_mesh(**mesh))
+    batches = [rows(logits[:8], label[:8]), rows(logits[8:], label[8:], ids=np.arange(8, 16))]
+    result = evaluate(batches, make_mesh(**mesh))
     log_p = average(logits, "probabilities")
     order = np.argsort(-log_p, axis=1)
     correct = order[:, 0] == label
@@ -110,33 +114,61 @@ def test_metrics_over_devices_equal_numpy(mesh):
     }
     expected = {f"val/{key}@2x3": value for key, value in expected.items()}
     assert result.metrics == pytest.approx(expected, rel=1e-5)
-    np.testing.assert_array_equal(result.confusion, confusion)
+    np.testing.assert_array_equal(SINGLE_LABEL.confusion(result.videos), confusion)
+    np.testing.assert_array_equal(result.videos.best, order[:, :5])
     assert result.skipped == []
 
 
+def test_metrics_of_several_labels_depend_on_neither_devices_nor_batches():
+    rng = np.random.default_rng(7)
+    logits, label = draw(7)[0], (rng.random((16, CLASSES)) < 0.3).astype(np.float32)
+    p = 1 / (1 + np.exp(-np.float32(logits).astype(float)))
+    expected = MultiLabel().metrics(
+        VideoScores(np.arange(16), label, np.log(p.mean(1) / (1 - p.mean(1))), np.zeros((16, 5), int))
+    )
+    expected = {f"val/{name}@2x3": value for name, value in expected.items()} | {"val/videos@2x3": 16}
+    for mesh, size in (
+        (make_mesh(), 8),
+        (make_mesh(devices=jax.devices()[:1]), 16),
+        (make_mesh(devices=jax.devices()[:2]), 2),
+    ):
+        batches = [
+            rows(logits[start : start + size], label[start : start + size], ids=np.arange(start, start + size))
+            for start in range(0, 16, size)
+        ]
+        result = evaluate(batches, mesh, scoring=MultiLabel(), batch_size=size)
+        assert result.metrics == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.quick
-def test_sums_over_devices_equal_those_of_one():
+def test_scores_over_devices_equal_those_of_one():
     logits, label = draw(2, videos=8)
     batch = {key: value for key, value in rows(logits, label).items() if key in ("video", "label", "mask")}
     mesh = make_mesh(data=2, fsdp=4)
     everywhere = jax.tree.map(lambda _: replicated_sharding(mesh), PARAMETERS)
     evaluator = Evaluator(GRAPH, mesh, everywhere, EvalProtocol(clips=2))
-    one = quick_jit(partial(batch_sums, GRAPH, "probabilities", 1))(PARAMETERS, batch)
+    one = quick_jit(partial(batch_scores, GRAPH, EvalProtocol(clips=2), SINGLE_LABEL))(PARAMETERS, batch)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), evaluator.step(PARAMETERS, batch), one)
 
 
 def test_rows_that_pad_a_batch_are_not_counted():
     logits, label = draw(3)
-    whole = evaluate([rows(logits[:8], label[:8]), rows(logits[8:], label[8:])])
+    whole = evaluate([rows(logits[:8], label[:8]), rows(logits[8:], label[8:], ids=np.arange(8, 16))])
     noise, other = draw(4)
-    mask, ids = [1, 1, 0, 0, 0, 0, 0, 0], [0, 1, -1, -1, -1, -1, -1, -1]
+    mask = [1, 1, 0, 0, 0, 0, 0, 0]
     small_batches = [
-        rows(np.concatenate([logits[i : i + 2], noise[:6]]), np.concatenate([label[i : i + 2], other[:6]]), mask, ids)
-        for i in range(0, 16, 2)
+        rows(
+            np.concatenate([logits[i : i + 2], noise[:6]]),
+            np.concatenate([label[i : i + 2], other[:6]]),
+            mask,
+            [i, i + 1] + [-1] * 6,
+        )
+        for i in reversed(range(0, 16, 2))
     ]
     padded = evaluate(small_batches)
     assert padded.metrics == pytest.approx(whole.metrics, rel=1e-6)
-    np.testing.assert_array_equal(padded.confusion, whole.confusion)
+    for field, expected in zip(padded.videos, whole.videos, strict=True):
+        np.testing.assert_allclose(field, expected, rtol=1e-6)
     assert padded.skipped == []
 
 
@@ -145,7 +177,7 @@ def test_ties_go_to_the_class_that_comes_first():
     result = evaluate([rows(np.zeros((8, 1, CLASSES)), [0, 1, 2, 3, 4, 5, 6, 6])], clips=1, crops=1)
     assert result.metrics["val/top1@1x1"] == 1 / 8
     assert result.metrics["val/top5@1x1"] == 5 / 8
-    assert result.confusion[:, 0].sum() == 8
+    assert (result.videos.best == range(5)).all()
 
 
 def test_a_class_without_videos_is_not_part_of_the_mean_over_classes():

@@ -1,7 +1,9 @@
 """A run keeps what it has computed when it fails or is stopped, and continues with the evaluations that are due."""
 
 import errno
+import json
 import signal
+from statistics import mean
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -58,6 +60,16 @@ def evaluations(workdir):
     return [(row["step"], name[9:]) for row in rows(workdir) for name in row if name.startswith("val/top1@")]
 
 
+def assert_answers(workdir, step):
+    """Asserts that `answers.jsonl` says which videos the top-1 of the last step counts."""
+    answers = [json.loads(line) for line in (workdir / "answers.jsonl").read_text().splitlines()]
+    for protocol in ("1x1", "2x1"):
+        mine = [row for row in answers if (row["protocol"], row["step"]) == (protocol, step)]
+        assert [row["path"] for row in mine] == [f"val/{number:06}.mp4" for number in range(10)]
+        top1 = mean(row["top"][0] == row["labels"][0] for row in mine)
+        assert [row[name] for row in rows(workdir) for name in row if name == f"val/top1@{protocol}"][-1] == top1
+
+
 def test_a_run_that_fails_and_is_stopped_repeats_no_step_and_skips_no_evaluation(run, data, tmp_path, monkeypatch):
     def patched(owner, name, change, workdir=tmp_path):
         with monkeypatch.context() as patch:
@@ -103,6 +115,7 @@ def test_a_run_that_fails_and_is_stopped_repeats_no_step_and_skips_no_evaluation
     monkeypatch.undo()
     assert status == 0 and "curves.png was not drawn (DataError: A video is gone)" in out
     assert evaluations(tmp_path) == [(4, "1x1"), (8, "1x1"), (8, "2x1")]
+    assert_answers(tmp_path, step=8)
 
     passes, val_batches = [], Pipeline.val_batches
     monkeypatch.setattr(
@@ -126,5 +139,7 @@ def test_the_workers_of_an_evaluation_decode_for_all_evaluations_that_are_left(e
     due = [TrainingRun._protocols_after(SimpleNamespace(setup=setup), step) for step in range(1, 15)]
     for step, protocols in enumerate(due, start=1):
         for protocol in protocols:
-            left = TrainingRun._evaluations_left(SimpleNamespace(setup=setup, step=step), protocol)
+            left = TrainingRun._evaluations_left(
+                SimpleNamespace(setup=setup, step=step, is_finished=step == 14), protocol
+            )
             assert left == sum(protocol in later for later in due[step - 1 :])

@@ -3,12 +3,15 @@
 import os
 from collections.abc import Iterator
 
+import numpy as np
+
 from input_pipeline.sources.csv import first_column
 from input_pipeline.sources.files import is_frame, is_video, read_lines, walk
 from input_pipeline.sources.lists import path_before_label
 from vidformers.errors import require
 from vidformers.inference.predictor import Predictor
 from vidformers.progress import log
+from vidformers.training.scoring import NUM_BEST
 
 _ADVICE = "Give a video, a folder, or a .txt or .csv list."
 
@@ -19,6 +22,17 @@ def load_and_log(config: dict, workdir) -> Predictor:
     for remark in predictor.remarks:
         log(remark)
     return predictor
+
+
+def prediction_rows(predictor: Predictor, probabilities: np.ndarray) -> list[tuple[str, ...]]:
+    """Returns the rows of a table of the likeliest classes.
+
+    With several labels a video, the table marks those that are predicted, and has all of them.
+    """
+    predicted = len(predictor.predicted(probabilities)) if predictor.scoring.has_several_labels else 0
+    best = predictor.best(probabilities, max(predicted, NUM_BEST))
+    marks = [" predicted"] * predicted + [""] * (len(best) - predicted)
+    return [(name, f"{probability:.1%}{mark}") for (name, probability), mark in zip(best, marks, strict=True)]
 
 
 def find_videos(source: str, root: str = ".") -> list[str]:

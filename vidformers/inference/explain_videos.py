@@ -8,7 +8,7 @@ from input_pipeline.files import stem, write_bytes
 from input_pipeline.outputs import output_folder
 from vidformers.errors import ConfigError, require
 from vidformers.inference.clip import Clip
-from vidformers.inference.commands import find_videos, load_and_log, require_decoded
+from vidformers.inference.commands import find_videos, load_and_log, prediction_rows, require_decoded
 from vidformers.inference.explain.explainer import Explanation, draw_beside
 from vidformers.inference.predictor import Predictor, clip_differences, load, load_export
 from vidformers.progress import log, table
@@ -67,8 +67,7 @@ def explain(
             num_decoded += 1
             explanation = predictor.explainer(clip, target)
             if len(videos) <= _MAX_TABLES:
-                best = predictor.best(explanation.probabilities)
-                table(clip.video, [(label, f"{probability:.1%}") for label, probability in best])
+                table(clip.video, prediction_rows(predictor, explanation.probabilities))
             files = explanation.files(number_of_layer)
             if other is not None:
                 both = {str(workdir): explanation, str(beside): _explain_beside(str(beside), other, clip, explanation)}

@@ -15,6 +15,7 @@ import safetensors.numpy
 from flax import nnx
 
 from input_pipeline.files import atomic_folder, write_bytes, write_text
+from input_pipeline.labels import MANY, ONE
 from input_pipeline.outputs import new_folder, require_space
 from vidformers.inference.commands import load_and_log
 from vidformers.inference.predictor import CLIP_FIELDS
@@ -56,6 +57,8 @@ def _export(config: dict, workdir, folder: Path) -> None:
         "id2label": dict(enumerate(predictor.classes)),
         "frames": {name: config["data"][name] for name in CLIP_FIELDS} | {"rule": predictor.sampling_rule},
         "views": {name: config["eval"][name] for name in ("clips", "crops", "average")},
+        "labels": MANY if predictor.scoring.has_several_labels else ONE,
+        "threshold": predictor.protocol.threshold,
         "step": predictor.step,
         "commit": run.get("commit"),
         "data": {split: run["data"].get(split) for split in ("train", "val")},

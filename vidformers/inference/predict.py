@@ -11,7 +11,7 @@ import numpy as np
 from input_pipeline.files import write_bytes
 from input_pipeline.outputs import output_file, require_space
 from vidformers.errors import require
-from vidformers.inference.commands import find_videos, load_and_log, require_decoded
+from vidformers.inference.commands import find_videos, load_and_log, prediction_rows, require_decoded
 from vidformers.inference.prediction_file import open_predictions
 from vidformers.inference.prediction_parts import merge_features, merge_predictions, read_part
 from vidformers.inference.predictor import Prediction, Predictor
@@ -122,13 +122,16 @@ def _report(predictor: Predictor, prediction: Prediction, print_table: bool) -> 
     if prediction.probabilities is None:
         log(f"Skipped a video that cannot be decoded: {prediction.error}")
         return {"video": prediction.video, "error": prediction.error}
-    best = predictor.best(prediction.probabilities)
     if print_table:
-        table(prediction.video, [(name, f"{probability:.1%}") for name, probability in best])
-    return {
+        table(prediction.video, prediction_rows(predictor, prediction.probabilities))
+    best = predictor.best(prediction.probabilities)
+    row = {
         "video": prediction.video,
         "top": [{"class": name, "probability": probability} for name, probability in best],
     }
+    if predictor.scoring.has_several_labels:
+        row["predicted"] = [name for name, _ in predictor.predicted(prediction.probabilities)]
+    return row
 
 
 def save_features(path: str, rows: dict[str, np.ndarray]) -> None:

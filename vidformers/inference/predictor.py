@@ -14,6 +14,7 @@ import numpy as np
 from input_pipeline import Pipeline
 from input_pipeline.annotations import Record
 from input_pipeline.json_files import JsonError, read_json
+from input_pipeline.labels import ONE
 from vidformers import pretrained
 from vidformers.errors import ConfigError, require, require_path
 from vidformers.inference.clip import Clip
@@ -22,11 +23,13 @@ from vidformers.models.registry import build, check_fields
 from vidformers.parallel.batch import put_batch
 from vidformers.parallel.mesh import make_mesh, num_batch_shards
 from vidformers.training.checkpoint import Checkpoints
+from vidformers.training.config import CheckpointConfig
 from vidformers.training.evaluate import EvalProtocol, prediction_step
 from vidformers.training.optim import OptimConfig, make_optimizer
 from vidformers.training.remarks import VideoRemarks
 from vidformers.training.run_json import read_run_json
 from vidformers.training.run_weights import open_run
+from vidformers.training.scoring import scoring_of
 from vidformers.training.setup import abstract_state
 from vidformers.training.workdir import with_default_sections
 
@@ -51,7 +54,8 @@ class Prediction(NamedTuple):
 
     Attributes:
         video: the path of the video, or 'array N' for the frames at place N of the list, from 0.
-        probabilities: (classes), averaged over the views, or None if the video cannot be decoded.
+        probabilities: (classes), averaged over the views: by softmax, or with several labels a video by the sigmoid.
+            None if the video cannot be decoded.
         features: (d), the input of the head, averaged over the views, or None.
         error: why the video cannot be decoded, or ''.
     """
@@ -154,6 +158,7 @@ class Predictor:
         make_model: function of `rngs` that builds the model.
         graph: the structure of the model for `nnx.merge`.
         parameters: the parameters as a tree of arrays: the EMA if there is one.
+        scoring: how videos are labelled and scored, see `vidformers.training.scoring`.
     Raises:
         ConfigError: there is neither a checkpoint nor `init.weights`, or the parameters belong to another model.
     """
@@ -161,9 +166,12 @@ class Predictor:
     def __init__(self, config: dict[str, Any], workdir: str | os.PathLike):
         from_weights = config["init"]["weights"] is not None and not (Path(workdir) / "checkpoints").is_dir()
         self.remarks: list[str] = []
+        self._labels: str | None = None  # the field data.labels of the run
         if not from_weights:
-            self.classes = self._read_classes(read_run_json(workdir), workdir)
+            run = read_run_json(workdir)
+            self.classes, self._labels = self._read_classes(run, workdir), run["config"]["data"].get("labels", ONE)
         self.protocol, self._data = EvalProtocol(**config["eval"]), config["data"]
+        self.scoring = scoring_of(self._labels or self._data.get("labels", ONE), self.protocol.threshold)
         self._mesh = make_mesh(**config["mesh"])
         frames, context = self.protocol.frames or self._data["frames"], self._mesh.shape["context"]
         require(
@@ -184,7 +192,7 @@ class Predictor:
         else:
             self.parameters = self._restore(config["checkpoint"], workdir, abstract)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.parameters)
-        self._predict = prediction_step(self.graph, self._mesh, shardings, self.protocol)
+        self._predict = prediction_step(self.graph, self._mesh, shardings, self.protocol, self.scoring)
 
     def _read_classes(self, run: dict[str, Any], workdir: str | os.PathLike) -> tuple[str, ...]:
         names = run["data"].get("classes")
@@ -200,7 +208,8 @@ class Predictor:
             (Path(workdir) / "checkpoints").is_dir(),
             f"{workdir} holds no checkpoints. Train the run first, or set --config.init.weights.",
         )
-        with Checkpoints(Path(workdir), **section, read_only=True) as checkpoints:
+        best = CheckpointConfig(**section).best_metric(self._labels or ONE)
+        with Checkpoints(Path(workdir), **section | {"best": best}, read_only=True) as checkpoints:
             restored = checkpoints.restore(abstract, self.protocol.checkpoint)
         require(restored is not None, f"{workdir} holds no complete checkpoint. Continue the run until it saves one.")
         state, _, self.step = restored
@@ -253,12 +262,20 @@ class Predictor:
 
     @cached_property
     def explainer(self) -> Explainer:
-        return Explainer(self.graph, self.parameters, self.classes)
+        return Explainer(self.graph, self.parameters, self.classes, self.scoring)
 
     def best(self, probabilities: np.ndarray, top: int = _TOP) -> list[tuple[str, float]]:
         """Returns the names and probabilities of the `top` likeliest classes, the likeliest first."""
         labels = np.argsort(-probabilities, kind="stable")[:top]
         return [(self.classes[label], float(probabilities[label])) for label in labels]
+
+    def predicted(self, probabilities: np.ndarray) -> list[tuple[str, float]]:
+        """Returns the names and probabilities of the classes that are predicted, the likeliest first.
+
+        With several labels a video, they are those whose probability is above `eval.threshold`, and there may be none.
+        With one label, it is the likeliest class.
+        """
+        return self.best(probabilities, self.scoring.count_predicted(probabilities))
 
     def predict_many(self, videos: Sequence[Video]) -> Iterator[Prediction]:
         """Yields a `Prediction` for each video, in order. `data.workers` processes decode the videos.
@@ -306,8 +323,8 @@ class Predictor:
                     "eval.batch_size, eval.views_at_once or eval.frames."
                 ) from error
             start += size
-        log_probabilities, features = (np.concatenate(arrays)[: len(video)] for arrays in zip(*results, strict=True))
-        return np.exp(log_probabilities), features
+        scores, features = (np.concatenate(arrays)[: len(video)] for arrays in zip(*results, strict=True))
+        return self.scoring.probabilities(scores), features
 
     @property
     def sampling_rule(self) -> str:

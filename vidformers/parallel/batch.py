@@ -59,8 +59,9 @@ def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Arra
         mesh: the device mesh.
         batch: the rows of this process.
     """
-    return {
-        name: jax.make_array_from_process_local_data(batch_sharding(mesh, name, batch[name].ndim), batch[name])
-        for name in _DEVICE_FIELDS
-        if name in batch
-    }
+    return {name: put_field(mesh, name, batch[name]) for name in _DEVICE_FIELDS if name in batch}
+
+
+def put_field(mesh: Mesh, name: str, rows: np.ndarray) -> jax.Array:
+    """Returns one field of a batch as a global array, see `put_batch`."""
+    return jax.make_array_from_process_local_data(batch_sharding(mesh, name, rows.ndim), rows)

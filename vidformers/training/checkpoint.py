@@ -49,7 +49,7 @@ class Checkpoints:
         workdir: the folder of the run.
         every_steps: steps between saves. The training loop reads it.
         keep: the newest `keep` checkpoints are kept.
-        best: a metric. The checkpoint with the highest value of this metric is also kept.
+        best: a metric. The checkpoint with the highest value of this metric is also kept. None: `val/top1@1x1`.
         read_only: changes nothing in the folder, since another process may be writing to it.
     Raises:
         ConfigError: `every_steps` or `keep` is below 1, or the folder cannot be made.
@@ -61,11 +61,11 @@ class Checkpoints:
         *,
         every_steps: int = 1000,
         keep: int = 2,
-        best: str = "val/top1@1x1",
+        best: str | None = None,
         read_only: bool = False,
     ):
-        CheckpointConfig(every_steps=every_steps, keep=keep, best=best)  # checks the fields
-        self.every_steps, self.best = every_steps, best
+        config = CheckpointConfig(every_steps=every_steps, keep=keep, best=best)
+        self.every_steps, self.best = every_steps, config.best_metric()
         self._workdir, self._keep, self._read_only = Path(workdir).absolute(), keep, read_only
         self._folder = CheckpointFolder(self._workdir / "checkpoints")
         self._is_main = jax.process_index() == 0

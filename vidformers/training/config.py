@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from input_pipeline.fields import shown
+from input_pipeline.labels import ONE
 from vidformers.errors import multiples_near, require, require_types
 from vidformers.training.mixing import Mixing
 
@@ -20,6 +21,10 @@ class TrainConfig:
         log_every_steps: steps between two log lines.
         eval_every_steps, eval_every_epochs: interval of the periodic evaluations, which use one centre view. If neither
             is given, the only evaluation is at the end.
+        patience: the run ends when `checkpoint.best` has not risen in so many periodic evaluations, and is then
+            evaluated as after the last step. The schedule of the learning rate is that of the whole run. None: the run
+            ends after the last step.
+        wandb: the project of Weights & Biases that gets the metrics, too. Needs the package `wandb`. None: no project.
         label_smoothing: share of the target that is spread over all classes, see `loss.Loss`.
         class_weights: the weight of a class in the loss is its number of training clips to the power of minus this
             number, scaled to a mean of 1 over the clips. 0 weighs all clips equally, 1 all classes.
@@ -40,6 +45,8 @@ class TrainConfig:
     log_every_steps: int = 50
     eval_every_steps: int | None = None
     eval_every_epochs: float | None = None
+    patience: int | None = None
+    wandb: str | None = None
     label_smoothing: float = 0.0
     class_weights: float = 0.0
     profile_steps: tuple[int, ...] = ()
@@ -51,7 +58,7 @@ class TrainConfig:
 
     def __post_init__(self):
         require_types("train", vars(self), type(self))
-        for name in ("batch_size", "accumulate", "log_every_steps", "total_steps", "eval_every_steps"):
+        for name in ("batch_size", "accumulate", "log_every_steps", "total_steps", "eval_every_steps", "patience"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"train.{name}={value} must be at least 1.")
         for name in ("total_epochs", "eval_every_epochs"):
@@ -61,6 +68,7 @@ class TrainConfig:
             self.batch_size <= MAX_BATCH,
             f"train.batch_size={self.batch_size} must be at most {MAX_BATCH:,} clips.",
         )
+        require(self.wandb != "", "train.wandb must be the name of a project. Leave it out for none.")
         steps = self.profile_steps
         require(
             not steps or len(steps) == 2 and 1 <= steps[0] <= steps[1],
@@ -110,13 +118,15 @@ class TrainConfig:
 class CheckpointConfig:
     """The config section `checkpoint`. `checkpoint.Checkpoints` explains its fields.
 
+    `best` may be None, see `best_metric`.
+
     Raises:
         ConfigError: a number is below 1.
     """
 
     every_steps: int = 1000
     keep: int = 2
-    best: str = "val/top1@1x1"
+    best: str | None = None
 
     def __post_init__(self):
         require_types("checkpoint", vars(self), type(self))
@@ -125,3 +135,8 @@ class CheckpointConfig:
             f"checkpoint.every_steps={self.every_steps} must be at least 1, the steps from save to save.",
         )
         require(self.keep >= 1, f"checkpoint.keep={self.keep} must be at least 1, or no run could continue.")
+
+    def best_metric(self, labels: str = ONE) -> str:
+        """Returns the metric by which the best checkpoint is chosen: `best`, or one that follows from data.labels."""
+        default = "val/top1@1x1" if labels == ONE else "val/mAP@1x1"
+        return default if self.best is None else self.best

@@ -1,6 +1,7 @@
 """Evaluation: averages the views of each video and counts each video once, on any number of devices.
 
-Each batch yields sums. They are added up and divided once at the end, so that the batch size changes no metric.
+Each batch yields the scores of its videos. The metrics are computed from the scores of all videos, in the order of the
+videos, so that neither the batch size nor the devices change a metric.
 """
 
 import json
@@ -17,10 +18,11 @@ from flax import nnx
 from vidformers.errors import ConfigError, multiples_near, require, require_types
 from vidformers.models.fuse import fuse_projections
 from vidformers.parallel import memory
-from vidformers.parallel.batch import abstract_batch, put_batch
+from vidformers.parallel.batch import abstract_batch, put_batch, put_field
 from vidformers.parallel.mesh import num_batch_shards, with_mesh
 from vidformers.parallel.processes import allgather_strings, barrier
 from vidformers.parallel.state import replicated_sharding
+from vidformers.training.scoring import SINGLE_LABEL, VideoScores, best_classes, join
 from vidformers.training.stopping import StopSignal
 
 _MAX_VIDEOS_PER_DEVICE = 32  # larger batches made no model faster
@@ -42,6 +44,7 @@ class EvalProtocol:
         on_bad: 'error' stops the evaluation at a video that cannot be decoded; 'skip' excludes the video and reports
             it.
         checkpoint: the checkpoint that `--mode=eval` reads, 'latest' or 'best'.
+        threshold: with data.labels='many', a class is predicted if its probability is above this number.
 
     Raises:
         ConfigError: a field is out of range.
@@ -55,6 +58,7 @@ class EvalProtocol:
     views_at_once: int = 1
     on_bad: str = "error"
     checkpoint: str = "latest"
+    threshold: float = 0.5
 
     def __post_init__(self):
         require_types("eval", vars(self), type(self))
@@ -70,65 +74,62 @@ class EvalProtocol:
                 getattr(self, name) in choices, f"eval.{name}={getattr(self, name)!r} must be {' or '.join(choices)}."
             )
 
+        require(0 < self.threshold < 1, f"eval.threshold={self.threshold} must be above 0 and below 1.")
+
     @property
     def name(self) -> str:
         """The suffix of the metrics' names, such as '4x3'."""
         return f"{self.clips}x{self.crops}"
 
 
-class EvalSums(NamedTuple):
-    """The sums over the videos of one batch."""
-
-    count: jax.Array
-    loss: jax.Array
-    top1: jax.Array  # videos whose label is the first prediction
-    top5: jax.Array  # videos whose label is among the first five predictions
-    confusion: jax.Array  # counts (true class, predicted class)
-    stop: jax.Array  # above 0 if a process of the run was asked to stop
-
-
 class EvalResult(NamedTuple):
+    """The result of an evaluation. `videos` is None in all processes but process 0, which keeps all scores.
+
+    The scores take 4 bytes for each class of each video in the memory of the host: 32 MB for 20,000 videos and 400
+    classes, 700 MB for 250,000 videos and 700 classes.
+    """
+
     metrics: dict  # {'val/top1@4x3': fraction, ...}
-    confusion: np.ndarray  # counts (true class, predicted class)
     skipped: list  # (id, error) of each video that could not be decoded
+    videos: VideoScores | None
 
     def of_part(self, part: str) -> "EvalResult":
         """Returns the result with metrics named after a part of the data, such as 'test/top1@4x3'."""
         return self._replace(metrics={f"{part}/{name.partition('/')[2]}": x for name, x in self.metrics.items()})
 
 
-def log_probabilities(model, video, index, average: str, views_at_once: int):
-    """Returns log-probabilities (b n) averaged over the views v of videos (b v t y x c), for n classes.
+def view_scores(model, video, index, protocol: EvalProtocol, scoring=SINGLE_LABEL):
+    """Returns scores (b n) averaged over the views v of videos (b v t y x c), for n classes.
 
     Args:
         model: (video (b t y x c), index=(b t)) -> logits (b n).
         index: the frame indices (b v t), or None.
-        average: 'probabilities' or 'logits'.
-        views_at_once: views that run together.
+        protocol: its fields `average` and `views_at_once` are read.
+        scoring: see `vidformers.training.scoring`.
     """
-    return _average(_map_views(model, video, index, views_at_once), average)
+    return scoring.average_views(_map_views(model, video, index, protocol.views_at_once), protocol.average)
 
 
-def log_probabilities_and_features(model, video, index, average: str, views_at_once: int):
-    """Returns the result of `log_probabilities`, and the input of the head averaged over the views (b d)."""
-    features = _map_views(model.features, video, index, views_at_once)
-    return _average(model.head(features), average), features.mean(axis=0)
+def view_scores_and_features(model, video, index, protocol: EvalProtocol, scoring=SINGLE_LABEL):
+    """Returns the result of `view_scores`, and the input of the head averaged over the views (b d)."""
+    features = _map_views(model.features, video, index, protocol.views_at_once)
+    return scoring.average_views(model.head(features), protocol.average), features.mean(axis=0)
 
 
-def prediction_step(graph, mesh, parameter_shardings, protocol: EvalProtocol):
-    """Returns a jitted function (parameters, batch) -> log-probabilities (b classes) and features (b d).
+def prediction_step(graph, mesh, parameter_shardings, protocol: EvalProtocol, scoring=SINGLE_LABEL):
+    """Returns a jitted function (parameters, batch) -> scores (b classes) and features (b d).
 
     Args:
         graph: the graph definition of the model.
         mesh: the device mesh.
         parameter_shardings: the shardings of the parameters.
         protocol: how the views of a video are averaged.
+        scoring: what the scores are, see `vidformers.training.scoring`.
     """
 
     def predict(parameters, batch):
         model = fuse_projections(nnx.merge(graph, parameters))
-        average, views_at_once = protocol.average, protocol.views_at_once
-        return log_probabilities_and_features(model, batch["video"], batch["index"], average, views_at_once)
+        return view_scores_and_features(model, batch["video"], batch["index"], protocol, scoring)
 
     replicated = replicated_sharding(mesh)
     return jax.jit(with_mesh(mesh, predict), in_shardings=(parameter_shardings, None), out_shardings=replicated)
@@ -140,37 +141,15 @@ def _map_views(run, video, index, views_at_once):
     return jax.lax.map(lambda view: run(view[0], index=view[1]), views, batch_size=min(views_at_once, video.shape[1]))
 
 
-def _average(logits, average: str):
-    """Returns log-probabilities (b n) of logits (v b n), averaged over the views as 'probabilities' or 'logits'."""
-    if average == "logits":
-        return jax.nn.log_softmax(logits.mean(axis=0))
-    return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(len(logits))
+def batch_scores(graph, protocol: EvalProtocol, scoring, parameters, batch) -> dict[str, jax.Array]:
+    """Returns {scores, best} of one batch {video, index, ...}, see `VideoScores`, and its small fields as they are.
 
-
-def batch_sums(graph, average: str, views_at_once: int, parameters, batch) -> EvalSums:
-    """Returns the sums over one batch {video, index, label, mask, stop}. Rows that have mask 0 are not counted.
-
-    The field `stop` is there in runs of several processes alone, see `StopSignal`.
+    The small fields go through the step so that each process gets the rows of all processes in the same order.
     """
     model = fuse_projections(nnx.merge(graph, parameters))  # the same output with fewer multiply-adds
-    log_p = log_probabilities(model, batch["video"], batch.get("index"), average, views_at_once)
-    label, mask = batch["label"], batch["mask"]
-    label_log_p = jnp.take_along_axis(log_p, label[:, None], axis=1)[:, 0]
-    num_classes = log_p.shape[1]
-    predicted = jnp.argmax(log_p, axis=1)
-    # Among equal probabilities the lower class ranks first, as in argmax. So top-5 is never below top-1, and a model of
-    # constant output does not have every class in its top-5.
-    is_lower = jnp.arange(num_classes) < label[:, None]
-    rank = jnp.sum((log_p > label_log_p[:, None]) | ((log_p == label_log_p[:, None]) & is_lower), axis=1)
-    confusion = jnp.zeros((num_classes, num_classes), jnp.float32).at[label, predicted].add(mask)
-    return EvalSums(
-        count=mask.sum(),
-        loss=-(label_log_p * mask).sum(),
-        top1=((rank < 1) * mask).sum(),
-        top5=((rank < 5) * mask).sum(),
-        confusion=confusion,
-        stop=batch["stop"].sum() if "stop" in batch else jnp.zeros(()),
-    )
+    scores = view_scores(model, batch["video"], batch.get("index"), protocol, scoring)
+    small = {name: batch[name] for name in ("id", "label", "mask", "stop") if name in batch}
+    return small | {"scores": scores, "best": best_classes(scores)}
 
 
 class Evaluator:
@@ -181,12 +160,13 @@ class Evaluator:
         mesh: the device mesh.
         parameter_shardings: the shardings of the parameters.
         protocol: the config section `eval`.
+        scoring: whether videos have one label or several, see `vidformers.training.scoring`.
 
     Raises:
         ConfigError: the batch size or the frames of the protocol cannot be divided among the devices.
     """
 
-    def __init__(self, graph, mesh, parameter_shardings, protocol: EvalProtocol):
+    def __init__(self, graph, mesh, parameter_shardings, protocol: EvalProtocol, scoring=SINGLE_LABEL):
         shards = num_batch_shards(mesh)
         require(
             (protocol.batch_size or 0) % shards == 0,
@@ -198,9 +178,9 @@ class Evaluator:
             f"eval.frames={protocol.frames} must be divisible by mesh.context={mesh.shape['context']}. Set "
             f"eval.frames to {multiples_near(mesh.shape['context'], protocol.frames or 0)}.",
         )
-        self.mesh, self.protocol = mesh, protocol
+        self.mesh, self.protocol, self.scoring = mesh, protocol, scoring
         self.step = jax.jit(
-            with_mesh(mesh, partial(batch_sums, graph, protocol.average, protocol.views_at_once)),
+            with_mesh(mesh, partial(batch_scores, graph, protocol, scoring)),
             in_shardings=(parameter_shardings, None),
             out_shardings=replicated_sharding(mesh),
         )
@@ -265,16 +245,17 @@ class Evaluator:
         batch = abstract_batch(self.mesh, video, stop=jax.process_count() > 1)
         return self.step.lower(parameters, batch).compile()
 
-    def run_step(self, parameters, batch) -> EvalSums:
-        """Runs `step`. For a new batch shape: compiles, waits until all processes have compiled, then runs.
+    def run_step(self, parameters, batch) -> dict[str, np.ndarray]:
+        """Runs `step` and returns its rows on the host.
 
+        For a new batch shape: compiles, waits until all processes have compiled, then runs.
         The wait is needed because processes compile at different speeds, see `barrier`.
         """
         shape = batch["video"].shape
         if shape not in self.programs:
             self.programs[shape] = self._compile_within_memory(parameters, batch)
             barrier()
-        return self.programs[shape](parameters, batch)
+        return jax.tree.map(np.asarray, self.programs[shape](parameters, batch))
 
     def _compile_within_memory(self, parameters, batch) -> jax.stages.Compiled:
         """Returns `step` compiled for a batch. Raises ConfigError if it does not fit in the memory of a device."""
@@ -312,34 +293,34 @@ class Evaluator:
         Raises:
             ConfigError: no video could be evaluated, or a batch does not fit in the memory of a device.
         """
-        total, skipped = None, []
+        collected, num_videos, skipped = [], 0, []
         for batch in batches:
             for row in np.flatnonzero((batch["mask"] == 0) & (batch["id"] >= 0)):
                 error = batch["error"][row].decode("utf-8", "replace")
                 if self.protocol.on_bad == "error":
                     raise make_error(int(batch["id"][row]), error)
                 skipped.append((int(batch["id"][row]), error))
-            sums = self.run_step(parameters, put_batch(self.mesh, stop.attach_flag(batch)))
-            sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
-            stop.read_flag(float(sums.stop))
+            on_devices = put_batch(self.mesh, stop.attach_flag(batch))
+            rows = self.run_step(parameters, on_devices | {"id": put_field(self.mesh, "id", batch["id"])})
+            stop.read_flag(float(rows["stop"].sum()) if "stop" in rows else 0.0)
             if stop.agreed:
                 return None
-            total = sums if total is None else jax.tree.map(np.add, total, sums)
+            is_video = rows["mask"] > 0
+            num_videos += int(is_video.sum())
+            if jax.process_index() == 0:
+                collected.append(VideoScores(*(rows[name][is_video] for name in VideoScores._fields)))
             advance(len(batch["mask"]) * jax.process_count())
-        require(total is not None and total.count > 0, "data.val: none of its videos could be evaluated.")
+        require(num_videos > 0, "data.val: none of its videos could be evaluated.")
+        videos = join(collected) if collected else None
         skipped_per_process = allgather_strings(json.dumps(skipped))
         return EvalResult(
-            {f"val/{name}@{self.protocol.name}": value for name, value in _metrics(total).items()},
-            total.confusion.astype(np.int64),
+            self._metrics(videos),
             sorted(tuple(video) for videos in skipped_per_process for video in json.loads(videos)),
+            videos,
         )
 
-
-def _metrics(total: EvalSums) -> dict[str, float]:
-    """Returns the metrics, given the sums over all videos. `mean_class_top1` ignores classes without videos."""
-    metrics = {name: float(getattr(total, name) / total.count) for name in ("top1", "top5", "loss")}
-    videos_per_class = total.confusion.sum(axis=1)
-    top1_per_class = np.diag(total.confusion) / np.maximum(videos_per_class, 1)
-    metrics["mean_class_top1"] = float(top1_per_class[videos_per_class > 0].mean())
-    metrics["videos"] = float(total.count)
-    return metrics
+    def _metrics(self, videos: VideoScores | None) -> dict[str, float]:
+        """Returns the metrics of process 0, which has the scores, in all processes."""
+        metrics = self.scoring.metrics(videos) | {"videos": float(len(videos.id))} if videos else {}
+        metrics = json.loads(allgather_strings(json.dumps(metrics))[0])
+        return {f"val/{name}@{self.protocol.name}": value for name, value in metrics.items()}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import NoReturn
 
 import jax
@@ -9,12 +10,13 @@ import jax
 from input_pipeline import DataError
 from vidformers.parallel.batch import put_batch
 from vidformers.parallel.state import convert_layers
-from vidformers.progress import Bar
+from vidformers.progress import Bar, log
 from vidformers.training.bad_videos import BadVideos
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.deferred_metrics import DeferredMetrics, NotFiniteError
 from vidformers.training.evaluate import EvalProtocol, EvalResult
 from vidformers.training.metrics import MetricWriter
+from vidformers.training.patience import Patience
 from vidformers.training.reports import status_line
 from vidformers.training.setup import Setup
 from vidformers.training.step import State
@@ -33,7 +35,8 @@ class TrainingRun:
         saved_step: the step of the last save, which may have failed; or the step at which this process has started.
 
     Args:
-        setup, checkpoints, trace, phases, throughput: components.
+        setup, checkpoints, trace, phases, throughput, patience: components.
+        workdir: the folder of the run.
         writer: the writer of metrics in process 0, None in all other processes.
         stop: the stop signal.
         state, host_state, step: from the restored checkpoint. In a new run, `host_state` is empty and `step` 0.
@@ -42,23 +45,27 @@ class TrainingRun:
     def __init__(
         self,
         setup: Setup,
+        workdir: Path,
         checkpoints: Checkpoints,
         writer: MetricWriter | None,
         stop: StopSignal,
         trace: Trace,
         phases: PhaseTimer,
         throughput: Throughput,
+        patience: Patience,
         *,
         state: State,
         host_state: dict,
         step: int,
     ):
-        self.setup, self.checkpoints, self.writer, self.stop = setup, checkpoints, writer, stop
+        self.setup, self.workdir, self.checkpoints = setup, workdir, checkpoints
+        self.writer, self.stop = writer, stop
         self.trace, self.phases, self.throughput = trace, phases, throughput
         self.state, self.step, self.saved_step = state, step, step
         # Checkpoints of older versions lack some keys.
         self.bad_videos = BadVideos(setup, host_state.get("bad", {}), host_state.get("bad_in_pass", 0))
         self.deferred_metrics = DeferredMetrics(host_state.get("pending", []))
+        self.patience = patience
         self.due = self._restore_due(host_state.get("due", []))
         self._validations: dict[str, Validation] = {}
 
@@ -69,11 +76,16 @@ class TrainingRun:
         due = [
             protocol
             for protocol in dict.fromkeys((setup.periodic_protocol, setup.protocol))
-            if protocol.name in names and f"val/top1@{protocol.name}" not in done
+            if protocol.name in names and f"val/loss@{protocol.name}" not in done
         ]
-        if self.step == setup.total_steps and setup.protocol not in due:
+        if self.is_finished and setup.protocol not in due:
             due.append(setup.protocol)
         return due
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no step is left: after the last step, or when `patience` is over."""
+        return self.step == self.setup.total_steps or self.patience.is_over
 
     def advance(self, train_step, batches: Iterator[dict]) -> None:
         """Runs one step."""
@@ -100,7 +112,7 @@ class TrainingRun:
     def _evaluations_left(self, protocol: EvalProtocol) -> int:
         """Returns how many evaluations by a protocol that is due are left, this one included."""
         setup = self.setup
-        if self.step == setup.total_steps:
+        if self.is_finished:
             return 1
         if setup.eval_every and protocol == setup.periodic_protocol:
             later = setup.total_steps // setup.eval_every - self.step // setup.eval_every
@@ -120,7 +132,7 @@ class TrainingRun:
 
     @property
     def should_log(self) -> bool:
-        return self.step == self.setup.total_steps or self.step % self.setup.train_config.log_every_steps == 0
+        return self.is_finished or self.step % self.setup.train_config.log_every_steps == 0
 
     def log(self) -> dict:
         """Writes the log line of `step` to `metrics.jsonl`, and returns its metrics. All metrics must be fetched."""
@@ -146,20 +158,32 @@ class TrainingRun:
         if not self.due:
             return result
         parameters = convert_layers(self.state.eval_parameters, self.setup.abstract.eval_parameters)
-        for protocol in list(self.due):
+        while self.due:
+            protocol = self.due[0]
             with self.phases.measure("evaluating"):
                 result = self._validation(protocol).evaluate(parameters, self.step, self.stop)
                 if result is None:
                     self.end_stopped("Stopped in an evaluation")
                 self._write_metrics(result.metrics)
                 self.checkpoints.add_metrics(self.step, result.metrics)
+            self.patience.update(self.step, result.metrics)
             self.due = self.due[1:]
+            if self.patience.is_over and self.step < self.setup.total_steps:
+                self._end_early(protocol)
         return result
+
+    def _end_early(self, evaluated: EvalProtocol) -> None:
+        """Writes the last log line, and makes the evaluation due that follows the last step, unless it is done."""
+        if self.deferred_metrics.unlogged:
+            self.log()
+        if self.setup.protocol not in (evaluated, *self.due):
+            self.due.append(self.setup.protocol)
 
     def _validation(self, protocol: EvalProtocol) -> Validation:
         # The name identifies the protocol: the two protocols of a run differ at most in clips and crops.
         if protocol.name not in self._validations:
-            self._validations[protocol.name] = Validation(self.setup, protocol, self._evaluations_left(protocol))
+            left = self._evaluations_left(protocol)
+            self._validations[protocol.name] = Validation(self.setup, self.workdir, protocol, left)
         return self._validations[protocol.name]
 
     def save(self) -> None:
@@ -171,6 +195,7 @@ class TrainingRun:
         - `bad`, {path: int}: for each video that process 0 could not decode, how many clips of it were left out. Only
           process 0 writes the host state, so the paths in other processes are not stored.
         - `pending`, a list of dicts: the metrics of the steps since the last log line.
+        - `patience`, the `state` of `Patience` before the evaluations of this state.
         - `due`, a list of str: the names of the protocols by which the state is to be evaluated. The metrics of
           finished evaluations are added to the checkpoint later.
         """
@@ -178,6 +203,7 @@ class TrainingRun:
             "bad_in_pass": self.bad_videos.count_in_pass,
             "bad": self.bad_videos.clips_by_path,
             "pending": self.deferred_metrics.unlogged,
+            "patience": self.patience.state,
             "due": [protocol.name for protocol in self.due],
         }
         self.saved_step = self.step
@@ -263,7 +289,7 @@ def training_loop(run: TrainingRun, train_step, batches: Iterator[dict] | None) 
     with run.throughput.paused():
         result = run.evaluate_due()
     with Bar("train", total_steps, run.step, shown=jax.process_index() == 0) as bar:
-        while run.step < total_steps:
+        while not run.is_finished:
             run.advance(train_step, batches)
             should_save = bool(run.due) or run.step % run.checkpoints.every_steps == 0
             fetch_all = run.should_log or should_save or run.stop.agreed
@@ -282,5 +308,7 @@ def training_loop(run: TrainingRun, train_step, batches: Iterator[dict] | None) 
                 if should_stop:
                     run.end_stopped("Stopped")
                 result = run.evaluate_due() or result
+    if run.step < total_steps and jax.process_index() == 0:
+        log(run.patience.sentence(run.step))
     assert result is not None  # `setup.protocol` is due after the last step
     return result

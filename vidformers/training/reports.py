@@ -13,7 +13,7 @@ from vidformers.training.metrics import draw_confusion, draw_curves
 from vidformers.training.setup import Setup
 
 _SLOW_DATA = 0.05  # share of the time spent waiting for data above which the progress line says so
-_PERCENTAGES = ("top1", "top5", "mean_class_top1")
+_PERCENTAGES = ("top1", "top5", "mean_class_top1", "mAP")
 
 
 def print_report(pretrained: Pretrained) -> None:
@@ -89,13 +89,14 @@ def draw_run(setup: Setup, workdir: Path, result: EvalResult) -> None:
 def draw_result(setup: Setup, workdir: Path, result: EvalResult) -> None:
     """Draws the confusion matrix of an evaluation by the protocol of the config section `eval`.
 
-    A failure is logged, see `_drawing`.
+    With several labels a video there is no confusion matrix. A failure is logged, see `_drawing`.
     """
-    top1 = result.metrics[f"val/top1@{setup.protocol.name}"]
+    confusion = setup.scoring.confusion(result.videos)
+    if confusion is None:
+        return
+    title = f"top-1 {result.metrics[f'val/top1@{setup.protocol.name}']:.1%} ({setup.protocol.name} views)"
     with _drawing(workdir / "confusion.png"):
-        draw_confusion(
-            workdir, result.confusion, setup.pipeline.class_names, f"top-1 {top1:.1%} ({setup.protocol.name} views)"
-        )
+        draw_confusion(workdir, confusion, setup.pipeline.class_names, title)
 
 
 @contextmanager
@@ -115,7 +116,12 @@ def result_rows(result: EvalResult) -> list[tuple[str, str]]:
     ]
 
 
-def result_json(step: int, result: EvalResult) -> str:
-    """Returns the content of `eval_*.json`."""
-    content = {"step": step, **result.metrics, "skipped": result.skipped, "confusion": result.confusion.tolist()}
+def result_json(setup: Setup, step: int, result: EvalResult) -> str:
+    """Returns the content of `eval_*.json`: the metrics, the metrics of each class, and the confusion matrix."""
+    names, rows = setup.pipeline.class_names, setup.scoring.class_metrics(result.videos)
+    content = {"step": step, **result.metrics, "skipped": result.skipped}
+    content["classes"] = [{"class": name, **row} for name, row in zip(names, rows, strict=True)]
+    confusion = setup.scoring.confusion(result.videos)
+    if confusion is not None:
+        content["confusion"] = confusion.tolist()
     return json.dumps(content) + "\n"

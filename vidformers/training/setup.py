@@ -15,20 +15,23 @@ from input_pipeline import Pipeline
 from input_pipeline.balance import class_counts, class_weights
 from input_pipeline.prefetch import require_memory
 from input_pipeline.remarks import check_training_data, check_validation_data, class_remarks, layout_remarks
-from vidformers.errors import ConfigError, multiples_near, require
+from vidformers.errors import ConfigError, require
 from vidformers.models.encoder import Stage
-from vidformers.models.registry import MODELS, build
+from vidformers.models.registry import build
 from vidformers.parallel import memory
 from vidformers.parallel.batch import abstract_batch
 from vidformers.parallel.mesh import make_mesh, num_batch_shards, with_mesh
 from vidformers.parallel.state import replicated_sharding, unstack_layers, with_shardings
 from vidformers.parallel.target import traced_for
 from vidformers.pretrained import Init, Pretrained, load
+from vidformers.training.checks import check_context, check_frozen, check_in_backward, checked_best
 from vidformers.training.config import TrainConfig
 from vidformers.training.evaluate import EvalProtocol, Evaluator
 from vidformers.training.loss import Loss
 from vidformers.training.optim import OptimConfig, duration_in_steps, make_optimizer
+from vidformers.training.patience import check_patience
 from vidformers.training.run_weights import open_run
+from vidformers.training.scoring import MultiLabel, SingleLabel, scoring_of
 from vidformers.training.sections import check_sections
 from vidformers.training.step import State, initial_state, make_step
 
@@ -88,6 +91,11 @@ class Setup:
         """The protocol of periodic evaluations: one centre view."""
         return replace(self.protocol, clips=1, crops=1)
 
+    @property
+    def scoring(self) -> SingleLabel | MultiLabel:
+        """How videos are scored."""
+        return scoring_of(self.pipeline.labels, self.protocol.threshold)
+
     def evaluator(self, protocol: EvalProtocol) -> Evaluator:
         """Returns the evaluator of a protocol.
 
@@ -107,7 +115,7 @@ class Setup:
                 f"eval.frames={protocol.frames} changes the shapes of parameters, which were trained with data.frames="
                 f"{self.config['data']['frames']}. For this model, set eval.frames=none.",
             )
-        return Evaluator(graph, self.mesh, self.shardings.eval_parameters, protocol)
+        return Evaluator(graph, self.mesh, self.shardings.eval_parameters, protocol, self.scoring)
 
 
 def abstract_state(make_model, optimizer, ema_decay: float | None, mesh):
@@ -160,11 +168,11 @@ def set_up(
     mesh = make_mesh(**config["mesh"], devices=devices)
     if training:
         train_config.check_devices(num_batch_shards(mesh))
-    _check_context(config, mesh)
+    check_context(config, mesh)
     optim = config["optim"]
     if not training:
         train_config = replace(
-            train_config, total_steps=1, total_epochs=None, eval_every_steps=None, eval_every_epochs=None
+            train_config, total_steps=1, total_epochs=None, eval_every_steps=None, eval_every_epochs=None, patience=None
         )
         optim = optim | dict(warmup_steps=None, warmup_epochs=None)
     batch_size, repeats = train_config.batch_size, pipeline.repeats
@@ -173,13 +181,14 @@ def set_up(
     steps_per_epoch = clips_per_epoch / batch_size
     train_config.check_repeats(repeats)
     total_steps, eval_every = _durations(train_config, steps_per_epoch)
-    _check_best(config["checkpoint"]["best"], protocol)
+    config = config | {"checkpoint": config["checkpoint"] | {"best": checked_best(sections)}}
+    check_patience(train_config.patience, config["checkpoint"]["best"], eval_every, total_steps)
     optimizer, schedule = make_optimizer(total_steps, steps_per_epoch, **optim)
     optim_config = OptimConfig(**optim)
-    _check_in_backward(config, train_config, optim_config)
+    check_in_backward(config, train_config, optim_config)
     make_model = partial(build, **config["model"])
     graph, abstract = abstract_state(make_model, optimizer, optim_config.ema_decay, mesh)
-    _check_frozen(optim_config, abstract)
+    check_frozen(optim_config, abstract.parameters)
     setup = Setup(
         config=config, train_config=train_config, protocol=protocol, optim=optim_config, init=sections.init,
         pipeline=pipeline, loss=loss, mesh=mesh, make_model=make_model, graph=graph, optimizer=optimizer,
@@ -218,20 +227,6 @@ def _loss(pipeline: Pipeline, config: TrainConfig, reads_data: bool) -> Loss:
     return Loss(config.label_smoothing, weights, several_labels=pipeline.multi_hot is not None)
 
 
-def _check_context(config: dict, mesh) -> None:
-    context, name = mesh.shape["context"], config["model"]["name"]
-    require(
-        config["data"]["frames"] % context == 0,
-        f"data.frames={config['data']['frames']} must be divisible by mesh.context={context}. Set data.frames to "
-        f"{multiples_near(context, config['data']['frames'])}.",
-    )
-    require(
-        context == 1 or name not in MODELS or not MODELS[name].traits.frames_on_one_device,
-        f"mesh.context={context} does not work with model.name={name}: XLA (jaxlib 0.10) computes wrong gradients of "
-        "its convolutions if the frames of a clip are sharded. Use mesh.fsdp instead.",
-    )
-
-
 def _durations(config: TrainConfig, steps_per_epoch: float) -> tuple[int, int | None]:
     """Returns the length of the run and the interval of periodic evaluations, in steps."""
     total = duration_in_steps("train.total", config.total_steps, config.total_epochs, steps_per_epoch)
@@ -248,30 +243,6 @@ def _durations(config: TrainConfig, steps_per_epoch: float) -> tuple[int, int | 
         f"train.eval_every_steps or train.eval_every_epochs must come to 1 step or more. {epoch}",
     )
     return total, eval_every
-
-
-def _check_best(best: str, protocol: EvalProtocol) -> None:
-    """Checks that the evaluations of a run yield the metric by which the best checkpoint is chosen."""
-    protocols = (replace(protocol, clips=1, crops=1), protocol)
-    metrics = [f"val/{name}@{protocol.name}" for protocol in protocols for name in ("top1", "top5", "mean_class_top1")]
-    require(best in metrics, f"checkpoint.best={best} must be one of {', '.join(dict.fromkeys(metrics))}.")
-
-
-def _check_frozen(optim: OptimConfig, abstract: State) -> None:
-    for name in optim.frozen:
-        require(
-            name in abstract.parameters,
-            f"optim.frozen={name!r} must name modules of the model: {', '.join(abstract.parameters)}.",
-        )
-
-
-def _check_in_backward(config: dict, train_config: TrainConfig, optim: OptimConfig) -> None:
-    remat, accumulate = config["model"]["remat"], train_config.accumulate
-    require(
-        not optim.in_backward or accumulate == 1 and remat == "full",
-        "optim.in_backward=true keeps only the input of each layer and updates after every batch. It needs "
-        f"model.remat=full, not {remat}, and train.accumulate=1, not {accumulate}.",
-    )
 
 
 def load_weights(setup: Setup) -> Pretrained | None:
@@ -324,6 +295,7 @@ def trace_training_step(setup: Setup, **changes) -> jax.stages.Traced:
         ema_decay=setup.optim.ema_decay,
         frozen=setup.optim.frozen,
         in_backward=in_backward,
+        layer_decay=setup.optim.layer_decay,
         mixing=config.mixing,
     )
     data = setup.config["data"]

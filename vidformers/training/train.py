@@ -16,12 +16,14 @@ from vidformers.progress import log, reported
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.loop import TrainingRun, training_loop
 from vidformers.training.metrics import MetricWriter
+from vidformers.training.patience import Patience
 from vidformers.training.reports import data_notes, draw_run, print_report, print_summary
 from vidformers.training.setup import Setup, compile_within_memory, initialise, load_weights, set_up
 from vidformers.training.split import split_entry, stored_lists, write_split
 from vidformers.training.stopping import StopSignal
 from vidformers.training.timing import PhaseTimer, Throughput, peak_seconds_per_clip
 from vidformers.training.tracing import Trace
+from vidformers.training.wandb_run import WandbRun, import_wandb
 from vidformers.training.workdir import (
     describe_run,
     differences_from_stored_run,
@@ -51,20 +53,22 @@ def train(config: dict, path) -> dict:
             lists = stored_lists(path, config["data"])
             setup, workdir = set_up(config, lists=lists), open_workdir(path)
             if main:
+                import_wandb(setup.train_config.wandb)  # raises before the run is compiled
                 stack.enter_context(workdir_lock(workdir))
             backends = stack.enter_context(record_backends())
             data = _describe_data(setup) | split_entry(setup.pipeline, lists)
             description = describe_run(setup.config, data, backends, setup.total_steps)
             changes = differences_from_stored_run(workdir, description)
-            checkpoints = stack.enter_context(Checkpoints(workdir, **config["checkpoint"]))
+            checkpoints = stack.enter_context(Checkpoints(workdir, **setup.config["checkpoint"]))
             restored = checkpoints.restore(setup.abstract)
             pretrained = None if restored else load_weights(setup)
         with phases.measure("compiling"), reported("Compiling the training step", shown=main):
             state, host_state, start = restored or (None, {}, 0)
             _check_start(setup, workdir, start)
+            patience = _restore_patience(setup, checkpoints, host_state, start)
             trace = stack.enter_context(closing(_trace(setup, workdir)))
             batches = train_step = None
-            if start < setup.total_steps:
+            if start < setup.total_steps and not patience.is_over:
                 # The workers start here, so that they decode the first batches while the step is compiled.
                 batches = stack.enter_context(closing(_train_batches(setup, start)))
                 train_step = compile_within_memory(setup)
@@ -74,20 +78,19 @@ def train(config: dict, path) -> dict:
             barrier()  # processes compile at different speeds, and the first collective follows
         writer = None
         if main:
-            write_split(workdir, setup.pipeline)
-            _write_run_files(workdir, description, pretrained)
-            writer = stack.enter_context(closing(MetricWriter(workdir, start)))
+            _write_run_files(setup, workdir, description, pretrained)
+            writer = stack.enter_context(closing(_metric_writer(setup, workdir, start)))
             _log_start(setup, workdir, start if restored else None, changes)
         with StopSignal() as stop:
             run = TrainingRun(
-                setup, checkpoints, writer, stop, trace, phases, _throughput(setup),
+                setup, workdir, checkpoints, writer, stop, trace, phases, _throughput(setup), patience,
                 state=state, host_state=host_state, step=start,
             )  # fmt: skip
             with closing(run), run.saved_on_error(), phases.measure("training"):
                 result = training_loop(run, train_step, batches)
                 checkpoints.wait()
         if main:
-            print_summary(setup, workdir, result, phases.seconds, setup.total_steps - start)
+            print_summary(setup, workdir, result, phases.seconds, run.step - start)
             draw_run(setup, workdir, result)
     return result.metrics
 
@@ -115,6 +118,14 @@ def _check_start(setup: Setup, workdir: Path, start: int) -> None:
     )
 
 
+def _restore_patience(setup: Setup, checkpoints: Checkpoints, host_state: dict, start: int) -> Patience:
+    """Returns the `Patience` after all evaluations that the restored run has finished."""
+    patience = Patience(checkpoints.best, setup.train_config.patience, host_state.get("patience", {}))
+    if host_state:
+        patience.update(start, checkpoints.read_metrics(start))
+    return patience
+
+
 def _train_batches(setup: Setup, start: int):
     return setup.pipeline.train_batches(
         batch_size=setup.train_config.batch_size,
@@ -135,8 +146,14 @@ def _throughput(setup: Setup) -> Throughput:
     return Throughput(config.batch_size, peak_seconds)
 
 
-def _write_run_files(workdir: Path, description: dict, pretrained: Pretrained | None) -> None:
-    """Writes `run.json`, and `init.json` if the run starts from pretrained weights."""
+def _metric_writer(setup: Setup, workdir: Path, start: int) -> MetricWriter:
+    project = setup.train_config.wandb
+    return MetricWriter(workdir, start, None if project is None else WandbRun(workdir, project, setup.config))
+
+
+def _write_run_files(setup: Setup, workdir: Path, description: dict, pretrained: Pretrained | None) -> None:
+    """Writes the lists of a drawn split, `run.json`, and `init.json` if the run starts from pretrained weights."""
+    write_split(workdir, setup.pipeline)
     write_run_json(workdir, description)
     if pretrained:
         write_text(workdir / "init.json", pretrained.report())

@@ -14,6 +14,7 @@ from input_pipeline.parts import PARTS
 from vidformers.errors import require
 from vidformers.parallel import memory
 from vidformers.progress import Bar, log, table
+from vidformers.training.answers import answer_lines, write_answers
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.evaluate import EvalProtocol, EvalResult
 from vidformers.training.remarks import VideoRemarks
@@ -33,22 +34,26 @@ class Validation:
 
     Args:
         setup: the setup of the run.
+        workdir: the folder of the run.
         protocol: the protocol.
         evaluations: the number of evaluations that are expected. The workers decode no more than these need, and end
             after the last one.
         part: 'train', 'val' or 'test'.
     """
 
-    def __init__(self, setup: Setup, protocol: EvalProtocol, evaluations: int = 1, part: str = "val"):
-        self.setup, self.protocol, self._evaluations_left, self._part = setup, protocol, evaluations, part
+    def __init__(self, setup: Setup, workdir: Path, protocol: EvalProtocol, evaluations: int = 1, part: str = "val"):
+        self.setup, self._workdir, self.protocol, self._part = setup, workdir, protocol, part
+        self._evaluations_left = evaluations
         self._records = setup.pipeline.manifest(part).records
         self._evaluator = setup.evaluator(protocol)
         self._batch_size, self._batches = 0, None
         self._remarks = VideoRemarks(self._records)
 
     def evaluate(self, parameters, step: int, stop: StopSignal) -> EvalResult | None:
-        """Returns the result for the `parameters` of a step, or None if a signal has stopped the evaluation.
+        """Evaluates the `parameters` of a step, and writes `answers.jsonl` in the workdir.
 
+        Returns:
+            The result, or None if a signal has stopped the evaluation.
         Raises:
             DataError: a video cannot be decoded and `eval.on_bad` is 'error'.
         """
@@ -68,14 +73,22 @@ class Validation:
             result = self._evaluator(parameters, batches, make_error, stop, bar.advance)
             if result is None:
                 return None
-            bar.status(f"step {step}  top-1 {result.metrics[f'val/top1@{name}']:.2%}")
+            scoring = self._evaluator.scoring
+            score = result.metrics[f"val/{scoring.main_metric}@{name}"]
+            bar.status(f"step {step}  {scoring.headline} {score:.2%}")
         self._evaluations_left -= 1
         if not self._evaluations_left:
             self.close()
         if main:
             for video_id, error in result.skipped:
                 log(f"Skipped {records[video_id].path}, which cannot be decoded: {error}")
+            self._write_answers(result, step)
         return result
+
+    def _write_answers(self, result: EvalResult, step: int) -> None:
+        pipeline, scoring = self.setup.pipeline, self._evaluator.scoring
+        lines = answer_lines(step, result, scoring, self._records, pipeline.root, pipeline.class_names)
+        write_answers(self._workdir, {"protocol": self.protocol.name, "part": self._part}, lines)
 
     def _start(self, parameters) -> None:
         """Chooses the batch size, and starts the workers."""
@@ -146,14 +159,14 @@ def evaluate(config: dict, path, part: str | None = None) -> dict:
         state, step = (
             _state_of_checkpoint(setup, workdir) if has_checkpoints else (_state_of_weights(setup, workdir), 0)
         )
-        with StopSignal() as stop, closing(Validation(setup, setup.protocol, part=part)) as validation:
+        with StopSignal() as stop, closing(Validation(setup, workdir, setup.protocol, part=part)) as validation:
             result = validation.evaluate(state.eval_parameters, step, stop)
             if result is None:
                 raise stop.interruption("Stopped. The evaluation is not finished: the same command starts it again.")
         named = result.of_part(part)
         if is_main:
             table(f"{workdir} at step {step}", result_rows(named))
-            write_text(file, result_json(step, named))
+            write_text(file, result_json(setup, step, named))
             if part == "val":
                 draw_result(setup, workdir, result)
     return named.metrics

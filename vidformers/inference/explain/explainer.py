@@ -16,6 +16,7 @@ from vidformers.inference.explain.pictures import draw_lines, draw_strip, encode
 from vidformers.inference.explain.relevance import relevance
 from vidformers.models.vtn import TemporalEncoder
 from vidformers.parallel.memory import bytes_available, program_bytes
+from vidformers.training.scoring import SINGLE_LABEL
 
 
 class Explanation(NamedTuple):
@@ -123,10 +124,12 @@ class Explainer:
         graph: the structure of the model for `nnx.merge`.
         parameters: the parameters as a tree of arrays.
         classes: the class names by label.
+        scoring: how videos are labelled, see `vidformers.training.scoring`.
     """
 
-    def __init__(self, graph, parameters, classes: Sequence[str]):
-        self._graph, self._parameters, self._classes, self._programs = graph, parameters, classes, {}
+    def __init__(self, graph, parameters, classes: Sequence[str], scoring=SINGLE_LABEL):
+        self._graph, self._parameters, self._classes, self._scoring = graph, parameters, classes, scoring
+        self._programs: dict = {}
 
     def require_class(self, target: str | None) -> None:
         """Raises ConfigError unless `target` is the name of a class or None."""
@@ -163,8 +166,8 @@ class Explainer:
         label = None if target is None else np.array([self._classes.index(target)])
         arrays = (clip.frames[None], clip.index[None], label)
         result = jax.device_get(self._program(arrays)(self._parameters, *arrays))
-        logits = result.logits[0].astype(np.float64)
-        probabilities = np.exp(logits - np.logaddexp.reduce(logits))
+        scores = self._scoring.average_views(result.logits[None], "logits")[0]
+        probabilities = self._scoring.probabilities(np.asarray(scores, np.float64))
         return Explanation(
             clip,
             self._classes[result.target[0]],

@@ -73,7 +73,7 @@ def read_config(content):
     config = json.loads(content)
     config["classes"] = [str(config["id2label"][str(label)]) for label in range(len(config["id2label"]))]
     [(tuple(spec["shape"]), spec["type"], spec["axes"]) for spec in config["inputs"].values()]
-    config["views"]["average"], config.get("sha256", {}).values()
+    config["views"]["average"], config.get("sha256", {}).values(), float(config.get("threshold", 0.5))
     return config
 
 
@@ -133,10 +133,15 @@ def main(paths):
     logits = np.asarray(model(*inputs))
     if average == "logits":
         logits = logits.mean(axis=0, keepdims=True)
-    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities = (probabilities / probabilities.sum(axis=1, keepdims=True)).mean(axis=0)
-    for label in np.argsort(-probabilities, kind="stable")[:5]:
-        print(f"{probabilities[label]:7.2%}  {printable(classes[label])}")
+    several = config.get("labels") == "many"
+    if several:
+        probabilities = np.exp(-np.logaddexp(0, -logits)).mean(axis=0)
+    else:
+        probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = (probabilities / probabilities.sum(axis=1, keepdims=True)).mean(axis=0)
+    predicted = int((probabilities > config.get("threshold", 0.5)).sum()) if several else 0
+    for rank, label in enumerate(np.argsort(-probabilities, kind="stable")[: max(predicted, 5)]):
+        print(f"{probabilities[label]:7.2%}  {printable(classes[label])}{'  predicted' if rank < predicted else ''}")
 
 
 if __name__ == "__main__":
