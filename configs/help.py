@@ -10,7 +10,7 @@ python main.py --config=FILE[:NAME] [--config.section.field=value ...] [--workdi
 python main.py --workdir=DIR [--mode=MODE] [flags of the mode]                            continues or uses it
 
 Your own videos, in a folder for each class below DIR:
-  python main.py --config=configs/own.py --config.data.root=DIR --workdir=runs/mine
+  python main.py --config=configs/mevit_b16.py --config.data.source=auto --config.data.root=DIR --workdir=runs/mine
 The demo, which renders its videos and trains in ten minutes on two cores:
   python main.py --config=configs/demo.py
 
@@ -108,7 +108,7 @@ WAYS_ON = """{file} sets a model and how it is trained. It needs data:
 The demo, which renders its videos and trains in minutes:
   python main.py --config=configs/demo.py:{model}
 Your own videos, in a folder for each class below DIR:
-  python main.py --config=configs/own.py:{model} --config.data.root=DIR
+  python main.py --config={file} --config.data.source=auto --config.data.root=DIR
 A known data set, here UCF101 in DIR, as downloaded:
   python main.py --config=configs/ucf101.py:{name} --config.data.root=DIR
 

@@ -72,7 +72,7 @@ def test_its_metadata_has_the_requirements_and_the_extras(site):
     required = about.requires or []
     assert any(line.startswith("jax") and "extra" not in line for line in required)
     assert not any(line.startswith("pytest") and "extra" not in line for line in required)
-    assert set(about.metadata.get_all("Provides-Extra")) == {"test", "cuda", "tpu", "beam"}
+    assert set(about.metadata.get_all("Provides-Extra")) == {"test", "cuda", "tpu", "beam", "wandb"}
     assert about.metadata["License-Expression"] == "Apache-2.0"
 
 
