@@ -92,7 +92,7 @@ def test_lists_and_classes_are_found_under_the_names_of_the_source(clip_folder, 
 
 
 def test_a_list_without_labels_is_not_evaluated(clip_folder):
-    with pytest.raises(DataError, match="no labels"):
+    with pytest.raises(DataError, match="have no label"):
         pipeline(clip_folder).val_batches(
             batch_size=2, clips=1, crops=1, records=[Record(0, f"{clip_folder}/4.mp4", -1, 1)]
         )
