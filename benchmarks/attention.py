@@ -23,6 +23,7 @@ from input_pipeline.text import one_line
 from vidformers.attention.core import compute_attention
 from vidformers.attention.fused import BACKENDS, attention_kernel, check_backend, record_backends
 from vidformers.errors import ConfigError, require
+from vidformers.parallel import memory
 
 HEADS, WIDTH = 12, 64
 GROUPS = {"frame": (8, 197, 197), "time": (196, 9, 9), "motion, M=2": (49, 33, 33), "joint": (1, 1569, 1569)}
@@ -74,7 +75,7 @@ def measure(scheme: str, batch: int, rounds: int, dtype: str) -> None:
                 try:
                     seconds.setdefault(name, []).append(time_call(run, *arguments))
                 except jax.errors.JaxRuntimeError as error:
-                    if "RESOURCE_EXHAUSTED" not in str(error):
+                    if not memory.is_out_of_memory(error):
                         raise
                     out_of_memory.add(name)
     medians = {backend: {} for backend, _ in runs}

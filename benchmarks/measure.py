@@ -19,6 +19,7 @@ from flax import nnx
 
 from vidformers import build
 from vidformers.models.fuse import fuse_projections
+from vidformers.parallel import memory
 from vidformers.parallel.batch import abstract_batch
 from vidformers.parallel.mesh import make_mesh
 from vidformers.parallel.state import convert_layers
@@ -150,7 +151,7 @@ def timed(kind, name: str, batch: int, steps: int, **options) -> tuple[TrainingS
             step()
             rate = batch / statistics.median(step() for _ in range(steps))
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not memory.is_out_of_memory(error):
             raise
         return None
     return step, dict(

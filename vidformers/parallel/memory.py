@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -39,6 +39,33 @@ def bytes_available() -> float:
     if "bytes_limit" in stats or device.platform != "cpu":
         return stats.get("bytes_limit", math.inf)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Returns whether an error of XLA says that a program, while it compiled or ran, had too little memory."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
+def compile_within(
+    limit: float, compile: Callable[[], jax.stages.Compiled]
+) -> tuple[jax.stages.Compiled | None, int | None]:
+    """Compiles a program that may take at most `limit` bytes of a device.
+
+    Args:
+        limit: bytes.
+        compile: returns the compiled program.
+    Returns:
+        The program, None if it does not fit, and the bytes that it needs, None if the compiler ran out of memory before
+        it reported them.
+    """
+    try:
+        compiled = compile()
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None, None
+    needed = program_bytes(compiled)
+    return (compiled if needed <= limit else None), needed
 
 
 def out_of_memory_message(limit: float, needed: int | None, options: Iterable[tuple[str, int]]) -> str:

@@ -15,6 +15,7 @@ from orbax.checkpoint import v1 as ocp
 from input_pipeline.stop_signals import stop_signals_deferred
 from input_pipeline.text import one_line
 from vidformers.errors import ConfigError, require
+from vidformers.parallel import memory
 from vidformers.parallel.processes import allgather_strings, barrier
 from vidformers.progress import log
 from vidformers.training.checkpoint_folder import HAS_CHECKSUMS, CheckpointFolder, score
@@ -292,7 +293,7 @@ class Checkpoints:
         """
         self._require_present(step)
         reason = f"{type(error).__name__}: {one_line(error)}"
-        is_other_reason = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+        is_other_reason = isinstance(error, MemoryError) or memory.is_out_of_memory(error)
         if self._folder.is_verified(step) or is_other_reason or jax.process_count() > 1:
             raise ConfigError(
                 f"The checkpoint {self._folder.step_path(step)} cannot be read ({reason}). If it is damaged, rename "

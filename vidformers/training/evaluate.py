@@ -73,7 +73,6 @@ class EvalProtocol:
             require(
                 getattr(self, name) in choices, f"eval.{name}={getattr(self, name)!r} must be {' or '.join(choices)}."
             )
-
         require(0 < self.threshold < 1, f"eval.threshold={self.threshold} must be above 0 and below 1.")
 
     @property
@@ -217,12 +216,8 @@ class Evaluator:
         video_bytes = self.protocol.clips * self.protocol.crops * frames * size * size * 3
 
         def needed(per_shard: int) -> float:
-            try:
-                return memory.program_bytes(self.compile(parameters, per_shard * shards, frames, size))
-            except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                return math.inf
+            _, count = memory.compile_within(limit, lambda: self.compile(parameters, per_shard * shards, frames, size))
+            return math.inf if count is None else count
 
         bounds = [
             _MAX_VIDEOS_PER_DEVICE,
@@ -259,15 +254,10 @@ class Evaluator:
 
     def _compile_within_memory(self, parameters, batch) -> jax.stages.Compiled:
         """Returns `step` compiled for a batch. Raises ConfigError if it does not fit in the memory of a device."""
-        limit, needed = memory.bytes_available() - self._other_bytes, None
-        try:
-            compiled = self.step.lower(parameters, batch).compile()
-            needed = memory.program_bytes(compiled)
-            if needed <= limit:
-                return compiled
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
+        limit = memory.bytes_available() - self._other_bytes
+        compiled, needed = memory.compile_within(limit, lambda: self.step.lower(parameters, batch).compile())
+        if compiled is not None:
+            return compiled
         videos, shards = len(batch["video"]), num_batch_shards(self.mesh)
         advice = (
             "Lower eval.batch_size, or leave it at none, which chooses the largest batch that fits."

@@ -321,15 +321,9 @@ def compile_within_memory(setup: Setup, limit: float | None = None):
         ConfigError: the step does not fit. The message names a setting with which it fits, if there is one.
     """
     limit = memory.bytes_available() if limit is None else limit
-    needed = None
-    try:
-        compiled = compile_step(setup)
-        needed = memory.program_bytes(compiled)
-        if needed <= limit:
-            return compiled
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+    compiled, needed = memory.compile_within(limit, lambda: compile_step(setup))
+    if compiled is not None:
+        return compiled
     raise ConfigError(memory.out_of_memory_message(limit, needed, _smaller_settings(setup)))
 
 
