@@ -7,7 +7,7 @@ import ast
 import difflib
 import importlib.util
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from input_pipeline import layouts
 from input_pipeline.errors import DataError
+from input_pipeline.json_files import with_tuples
 from input_pipeline.paths import local_path
 from input_pipeline.sizes import MAX_SIZE, default_short_side, scaled_short_side
 
@@ -153,15 +154,10 @@ def from_run(stored: Mapping[str, Any], workdir: str) -> ConfigDict:
     for target, name, value in fields:
         require(name in target, f"{workdir}/run.json has the field {name}, which this version lacks. {advice}")
         try:
-            target[name] = _with_tuples(value)
+            target[name] = with_tuples(value)
         except (TypeError, ValueError):
             raise FlagError(f"{workdir}/run.json has {name}={_cut(repr(value))}. {advice}") from None
     return config
-
-
-def _with_tuples(value):
-    """Returns a value with tuples in place of lists. JSON has no tuples."""
-    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def _check_names(file: str, config: ConfigDict) -> None:
@@ -240,13 +236,23 @@ def override_all(config: ConfigDict, fields: Mapping[str, str]) -> None:
     _set_short_side(config)
 
 
+def counts_classes(source: str, names: Collection[str]) -> bool:
+    """Returns whether the number of classes is that of the data: of own data, unless it was given.
+
+    Args:
+        source: data.source.
+        names: the fields that the command line sets.
+    """
+    return source == "auto" and not {"data.num_classes", "model.num_classes"}.intersection(names)
+
+
 def count_classes(config: ConfigDict) -> None:
     """Sets data.num_classes, unless it was given, from own data (data.source=auto).
 
     Raises:
         DataError: the training list has a mistake.
     """
-    if config.data.source == "auto" and "data.num_classes" not in given(config):
+    if counts_classes(config.data.source, given(config)):
         config.data.num_classes = layouts.count_classes(config.data.to_dict())
 
 

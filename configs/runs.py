@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from configs.help import WAYS_ON
-from configs.loading import derived, from_run, given, load, override_all, require
+from configs.loading import counts_classes, derived, from_run, given, load, override_all, require
 from input_pipeline.layouts import count_classes
 
 # Modes that use the parameters of a run, and so its config. The others take that of a file as it is.
@@ -74,7 +74,7 @@ def with_own_classes(config: dict[str, Any], names: frozenset[str], workdir: str
     from vidformers.training.run_json import read_run_json
 
     data = config["data"]
-    if data["source"] != "auto" or names & {"data.num_classes", "model.num_classes"}:
+    if not counts_classes(data["source"], names):
         return config
     if (Path(workdir) / "run.json").exists():
         count = read_run_json(workdir)["config"]["data"].get("num_classes", data["num_classes"])
@@ -139,7 +139,7 @@ def _model_of(sheet: ConfigDict, stored: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the section `model` of a file, with the fields of the run that are derived or follow from the data."""
     if _is_derived(sheet):
         return {**stored, "name": sheet.model.name}
-    is_counted = sheet.data.source == "auto" and not given(sheet) & {"data.num_classes", "model.num_classes"}
+    is_counted = counts_classes(sheet.data.source, given(sheet))
     return sheet.model.to_dict() | ({"num_classes": stored["num_classes"]} if is_counted else {})
 
 

@@ -125,6 +125,13 @@ def _as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
+def with_tuples(value: Any) -> Any:
+    """Returns a value of a JSON file with tuples in place of lists. JSON has no tuples and stores them as lists."""
+    if isinstance(value, dict):
+        return {name: with_tuples(child) for name, child in value.items()}
+    return tuple(map(with_tuples, value)) if isinstance(value, list) else value
+
+
 def _check_memory(text: str) -> None:
     """Refuses a text whose objects would take too much memory, before they are made."""
     if len(text) * (max(_MEMORY.values()) + _MEMORY_OF_CHARACTERS) <= _FREE_MEMORY:

@@ -9,6 +9,7 @@ from input_pipeline.errors import DataError
 from input_pipeline.labels import found_names, split_labels
 from input_pipeline.sources import auto
 from input_pipeline.sources.files import is_video, list_folder
+from input_pipeline.text import enumeration
 
 _CLASS_FOLDERS = "class folders"
 
@@ -54,7 +55,7 @@ def find_layout(root: str, train: str | None = None, val: str | None = None, tes
         unread = [name for name in auto.TRAIN[1:-1] if name != taken and _exists(root, name)] + unread
         if taken != os.curdir and any(_is_class_folder(root, name) for name in names):
             unread.append(_CLASS_FOLDERS)
-    remark = f"{root} also holds {_listed(unread)}. The videos are those of {taken}." if unread else ""
+    remark = f"{root} also holds {enumeration(unread, 'and')}. The videos are those of {taken}." if unread else ""
     return Layout(taken, val or found[kind][0], test or found[kind][1], remark)
 
 
@@ -93,7 +94,3 @@ def _first(root: str, names: Iterable[str], is_csv: bool) -> str | None:
 def _is_class_folder(root: str, name: str) -> bool:
     path = os.path.join(root, name)
     return os.path.isdir(path) and not auto.is_part_folder(path) and any(map(is_video, list_folder(path)))
-
-
-def _listed(names: list[str]) -> str:
-    return " and ".join(([", ".join(names[:-1])] if names[1:] else []) + names[-1:])

@@ -13,6 +13,7 @@ function that all text goes through:
 import re
 import sys
 import unicodedata
+from collections.abc import Sequence
 from typing import TextIO
 
 # Categories of Unicode: control characters, format characters such as those that reverse the order of letters, halves
@@ -58,6 +59,11 @@ def print_line(message: object, file: TextIO | None = None) -> None:
     """Prints one line, by default on standard output. Line breaks in the message are escaped."""
     file = file or sys.stdout
     print(printable(str(message), file.encoding), file=file)
+
+
+def enumeration(words: Sequence[str], conjunction: str) -> str:
+    """Returns words as a sentence lists them: 'a', 'a or b', 'a, b or c'."""
+    return f" {conjunction} ".join([*([", ".join(words[:-1])] if words[1:] else []), *words[-1:]])
 
 
 def natural_key(name: str) -> tuple:

@@ -8,6 +8,7 @@ from typing import Any
 from input_pipeline.errors import DataError
 from input_pipeline.fields import annotations, mistakes, shown
 from input_pipeline.paths import local_path
+from input_pipeline.text import enumeration
 
 
 class ConfigError(ValueError):
@@ -47,18 +48,13 @@ def divisors_near(number: int, value: int) -> str:
     """Returns the divisors of `number` that are nearest to `value`, up to four, as '8, 14, 16 or 28'."""
     lower = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
     divisors = {*lower, *(number // n for n in lower)}
-    return _either(sorted(sorted(divisors, key=lambda n: abs(n - value))[:4]))
+    return enumeration([str(n) for n in sorted(sorted(divisors, key=lambda n: abs(n - value))[:4])], "or")
 
 
 def multiples_near(unit: int, value: int) -> str:
     """Returns the multiples of `unit` around `value`, such as '16 or 24'."""
     below = value // unit * unit
-    return _either([n for n in (below, below + unit) if n > 0])
-
-
-def _either(numbers: list[int]) -> str:
-    *most, last = map(str, numbers)
-    return f"{', '.join(most)} or {last}" if most else last
+    return enumeration([str(n) for n in (below, below + unit) if n > 0], "or")
 
 
 def require_range(field: str, value, least, most) -> None:

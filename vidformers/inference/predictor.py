@@ -13,13 +13,14 @@ import numpy as np
 
 from input_pipeline import Pipeline
 from input_pipeline.annotations import Record
-from input_pipeline.json_files import JsonError, read_json
+from input_pipeline.json_files import JsonError, read_json, with_tuples
 from input_pipeline.labels import ONE
 from vidformers import pretrained
 from vidformers.errors import ConfigError, require, require_path
 from vidformers.inference.clip import Clip
 from vidformers.inference.explain.explainer import Explainer, Explanation
 from vidformers.models.registry import build, check_fields
+from vidformers.parallel import memory
 from vidformers.parallel.batch import put_batch
 from vidformers.parallel.mesh import make_mesh, num_batch_shards
 from vidformers.training.checkpoint import Checkpoints
@@ -90,7 +91,7 @@ def load(workdir: str | os.PathLike) -> "Predictor":
     # The attention backend and the devices of the training machine may not be available here.
     config["model"] |= {"backend": "auto"}
     config["mesh"] = {}
-    return Predictor(_with_tuples(config), workdir)
+    return Predictor(with_tuples(config), workdir)
 
 
 def load_export(folder: str | os.PathLike, config: dict[str, Any]) -> "Predictor":
@@ -112,18 +113,11 @@ def load_export(folder: str | os.PathLike, config: dict[str, Any]) -> "Predictor
             f"{path} {error}. It does not describe a model of an export: write the export again."
         ) from None
     try:
-        check_fields(**_with_tuples(model))
+        check_fields(**with_tuples(model))
     except ConfigError as error:
         raise ConfigError(f"{path} does not describe a model of this version: {error}") from None
     init = config["init"] | {"weights": os.fspath(folder)}
-    return Predictor(_with_tuples(config | {"model": model, "init": init}), folder)
-
-
-def _with_tuples(tree: Any) -> Any:
-    """Replaces the lists in a tree by tuples. JSON has no tuples and stores them as lists."""
-    if isinstance(tree, dict):
-        return {name: _with_tuples(child) for name, child in tree.items()}
-    return tuple(map(_with_tuples, tree)) if isinstance(tree, list) else tree
+    return Predictor(with_tuples(config | {"model": model, "init": init}), folder)
 
 
 def clip_differences(stored: dict[str, Any], config: dict[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -316,7 +310,7 @@ class Predictor:
             try:
                 results.append(jax.device_get(self._predict(self.parameters, inputs)))
             except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
+                if not memory.is_out_of_memory(error):
                     raise
                 raise ConfigError(
                     f"A prediction with eval.batch_size={size} needs more memory than a device has. Lower "

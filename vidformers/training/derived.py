@@ -4,6 +4,7 @@ import os
 from collections.abc import Collection
 from typing import Any
 
+from input_pipeline.json_files import with_tuples
 from vidformers.training.run_json import read_run_json
 
 
@@ -26,5 +27,4 @@ def keep_derived(config: dict[str, Any], workdir, derived: Collection[str]) -> d
     if stored.get("size") != config["data"]["size"]:
         return config
     kept = {name: stored[name] for name in config["data"] if f"data.{name}" in derived and name in stored}
-    tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
-    return config | {"data": config["data"] | tuples}
+    return config | {"data": config["data"] | with_tuples(kept)}

@@ -7,6 +7,7 @@ from typing import Any
 
 from input_pipeline.files import write_text
 from input_pipeline.json_files import JsonError, read_json
+from input_pipeline.text import one_line
 from vidformers.errors import ConfigError, require
 
 _FILE = "wandb.json"
@@ -63,10 +64,9 @@ class WandbRun:
                 settings=wandb.Settings(console="off"),
             )
         except wandb.Error as error:
-            reason = (str(error).splitlines() or [""])[0].rstrip(".")
             raise ConfigError(
-                f"train.wandb={project}: Weights & Biases refuses the run ({reason}). Fix this, set the environment "
-                "variable WANDB_MODE=offline to store the metrics in the workdir, or leave out train.wandb."
+                f"train.wandb={project}: Weights & Biases refuses the run ({one_line(error)}). Fix this, set the "
+                "environment variable WANDB_MODE=offline to store the metrics in the workdir, or leave out train.wandb."
             ) from None
 
     def write(self, rows: list[dict[str, Any]]) -> None:
