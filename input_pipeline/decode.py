@@ -22,6 +22,7 @@ import numpy as np
 from av.codec.context import Flags, ThreadType
 from av.stream import Disposition
 
+from input_pipeline.crop import container_margins
 from input_pipeline.display import MAX_PIXELS, Display, Info, stream_remarks
 from input_pipeline.errors import DecodeError
 from input_pipeline.frame_index import FrameIndex, ascending, read_index
@@ -103,7 +104,8 @@ class Video:
             size = stream.codec_context.width, stream.codec_context.height
             self.remarks = stream_remarks(stream.codec_context)
             messages = Messages(self._codec, stream.codec_context.extradata)
-            self._display = Display(self._name, size, stream.sample_aspect_ratio, messages)
+            margins = container_margins(container, stream)
+            self._display = Display(self._name, size, stream.sample_aspect_ratio, messages, margins)
             frames, self._keyframes = self._index(container, stream, messages)
             # FFmpeg's default rate is 25, for streams that store none.
             time_base, rate = stream.time_base, stream.average_rate or 25

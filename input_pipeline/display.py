@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from av.video.reformatter import ColorTrc, Interpolation
 
+from input_pipeline.crop import NO_MARGINS, Crop, Margins
 from input_pipeline.errors import DecodeError
 from input_pipeline.orientation import Messages, Orientation, nearest_orientation
 
@@ -99,15 +100,16 @@ class Display:
         size: (width, height) of the first frame in pixels, as the container gives it. It may be wrong.
         aspect: width of a pixel divided by its height, or None if the file gives none.
         messages: the orientations of frames without a display matrix.
+        margins: what the container cuts off.
 
     Raises:
         DecodeError: the frames are too large.
     """
 
-    def __init__(self, name: str, size: tuple[int, int], aspect, messages: Messages):
-        self._name, self._aspect, self._messages = name, aspect, messages
-        self._size, self._is_verified, self._swaps_sides = size, False, None
+    def __init__(self, name: str, size: tuple[int, int], aspect, messages: Messages, margins: Margins = NO_MARGINS):
         check_size(name, *size)
+        self._name, self._aspect, self._messages, self._crop = name, aspect, messages, Crop(margins)
+        self._size, self._is_verified, self._swaps_sides = margins.size(*size), False, None
 
     @property
     def is_size_known(self) -> bool:
@@ -128,8 +130,9 @@ class Display:
         Raises:
             DecodeError: the frames are too large.
         """
+        frame = self._crop(frame)
         if (frame.width, frame.height) != self._size and not self._is_verified:
-            first = first_frame()
+            first = self._crop(first_frame())
             self._size, self._is_verified = (first.width, first.height), True
         size = square_size(*self._size, self._aspect)
         check_size(self._name, *size)
@@ -141,6 +144,7 @@ class Display:
 
     def info(self, frame, codec: str, audio: bool) -> Info:
         """Returns the properties of the file from its first frame, a frame of PyAV."""
+        frame = self._crop(frame)
         turn = self._orientation(frame)
         return Info(codec, frame.width, frame.height, turn.degrees, audio, turn.mirrored)
 
