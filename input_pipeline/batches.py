@@ -1,9 +1,12 @@
-"""The rows of a batch: decoding and augmenting one video, and selecting the rows of one process."""
+"""The rows of a batch: decoding and augmenting one video, and selecting the rows of one process.
 
+Worker processes import this module, which therefore imports neither grain nor JAX: they would take 160 MB of each.
+"""
+
+import copy
 import zlib
 from pathlib import PurePath
 
-import grain
 import numpy as np
 
 from input_pipeline.annotations import Record
@@ -16,28 +19,29 @@ PADDING = Record(id=-1, path="", label=0, line=0)  # fills up the last validatio
 _TEXT_DTYPE = "S300"  # of one width, so that the rows of a batch can be stacked
 
 
-class ProcessRows(grain.MapDataset):
-    """Selects the rows of one process from every global batch: rows p * size to (p + 1) * size of process p.
+class ProcessBatches:
+    """What the batches of one process are made of: rows p * size to (p + 1) * size of every global batch in process p.
 
     The devices of a process hold its rows in the same order. If the mesh keeps the devices of each process together, a
     global batch has the same layout for any number of processes. Then dropout and the mixing of clips, which depend on
     the position of a row in the batch, are also the same. A mesh that follows the links of a TPU slice may not keep the
     devices of each process together.
+
+    Args:
+        rows: sequence of the rows of all global batches.
+        size: rows of a batch of one process.
+        process_index, process_count: index of this process and number of processes.
     """
 
-    def __init__(self, parent: grain.MapDataset, size: int, process_index: int, process_count: int):
-        super().__init__(parent)
-        self._size, self._process_index, self._process_count = size, process_index, process_count
+    def __init__(self, rows, size: int, process_index: int, process_count: int):
+        self._rows, self._size, self._process_index, self._process_count = rows, size, process_index, process_count
 
     def __len__(self):
-        # grain divides lengths as floats. The length of an endless data set would become larger than Python allows.
-        return min(len(self._parent) // self._process_count, 2**53)
+        return len(self._rows) // (self._size * self._process_count)
 
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return self.slice(index)
-        batch, row = divmod(index, self._size)
-        return self._parent[(batch * self._process_count + self._process_index) * self._size + row]
+    def __getitem__(self, index: int, /) -> list:
+        first = (index * self._process_count + self._process_index) * self._size
+        return [self._rows[first + row] for row in range(self._size)]
 
 
 def videos_per_process(videos: int, process_count: int) -> int:
@@ -52,6 +56,27 @@ def videos_per_process(videos: int, process_count: int) -> int:
             "is a multiple of the number of processes."
         )
     return videos // process_count
+
+
+def with_generator(record, rng) -> tuple[Record, np.random.Generator]:
+    """Returns what `train_batch` takes of a video. Grain uses its generators again, so that they must be copied."""
+    return record, copy.deepcopy(rng)
+
+
+def train_batch(videos, *, load) -> dict[str, np.ndarray]:
+    """Returns a batch of training clips.
+
+    Args:
+        videos: pairs of a record and its generator.
+        load: `load_train_rows` without its first two arguments.
+    """
+    loaded = [load(record, rng) for record, rng in videos]
+    return {key: np.concatenate([rows[key] for rows in loaded]) for key in loaded[0]}
+
+
+def val_batch(records, *, load) -> dict[str, np.ndarray]:
+    """Returns a batch of all views of videos. `load` is `load_val_row` without its first argument."""
+    return _stack([load(record) for record in records])
 
 
 def load_train_rows(record, rng, *, sampler, augment, repeats, open_video, multi_hot=None):
@@ -88,12 +113,7 @@ def load_train_rows(record, rng, *, sampler, augment, repeats, open_video, multi
             _row(record, label, clip, index, multi_hot, remark, video.decoded * (number == 0))
             for number, (clip, label) in enumerate(finished)
         ]
-    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-
-
-def merge_repeats(batch):
-    """Reshapes every field from (videos, repeats, ...) to (videos * repeats, ...)."""
-    return {key: value.reshape(-1, *value.shape[2:]) for key, value in batch.items()}
+    return _stack(rows)
 
 
 def load_val_row(record, *, sampler, clips, crops, size, short_side, resize, open_video, multi_hot=None):
@@ -144,6 +164,10 @@ def video_seed(record: Record) -> int:
     if not record.name and record.position is not None:
         name += f"/{record.position}"
     return zlib.crc32(name.encode("utf-8", "surrogateescape"))
+
+
+def _stack(rows):
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
 def _label(record: Record, multi_hot: int | None) -> int | tuple[int, ...]:

@@ -13,11 +13,13 @@ from input_pipeline.augment import TrainAugment, crop_positions
 from input_pipeline.balance import training_order
 from input_pipeline.batches import (
     PADDING,
-    ProcessRows,
+    ProcessBatches,
     load_train_rows,
     load_val_row,
-    merge_repeats,
+    train_batch,
+    val_batch,
     videos_per_process,
+    with_generator,
 )
 from input_pipeline.drawn_split import compile_group
 from input_pipeline.errors import DataError
@@ -293,16 +295,16 @@ class Pipeline:
             multi_hot=self.multi_hot,
         )
         order = training_order(self.train_manifest.records, self.num_classes, self.balance, seed)
-        dataset = order.random_map(load)[start * videos : _MAX_VIDEOS]
         # The processes divide the videos after random_map. Otherwise all processes would draw the same numbers.
         # The videos are batched before the workers divide the work. Otherwise the order would depend on the number of
         # workers.
+        rows = order.random_map(with_generator)[start * videos : _MAX_VIDEOS]
         local_videos = videos_per_process(videos, process_count)
         clip_bytes = self.frames * self.size**2 * 3
         require_memory(local_videos * self.repeats * clip_bytes, self.workers, self.prefetch)
-        dataset = ProcessRows(dataset, local_videos, process_index, process_count)
-        dataset = dataset.batch(local_videos).map(merge_repeats)
-        return Batches(dataset, workers=self.workers, prefetch=self.prefetch)
+        tasks = ProcessBatches(rows, local_videos, process_index, process_count)
+        make = functools.partial(train_batch, load=load)
+        return Batches(tasks, make, workers=self.workers, prefetch=self.prefetch)
 
     def val_batches(
         self,
@@ -356,9 +358,10 @@ class Pipeline:
             open_video=self._open,
             multi_hot=self.multi_hot,
         )
-        dataset = grain.MapDataset.source(padded).repeat(passes).map(load)
-        dataset = ProcessRows(dataset, local_videos, process_index, process_count).batch(local_videos)
-        return Batches(dataset, workers=min(self.workers, count), prefetch=self.prefetch)
+        rows = grain.MapDataset.source(padded).repeat(passes)
+        tasks = ProcessBatches(rows, local_videos, process_index, process_count)
+        make = functools.partial(val_batch, load=load)
+        return Batches(tasks, make, workers=min(self.workers, count), prefetch=self.prefetch)
 
     @property
     def max_batch_bytes(self) -> float:

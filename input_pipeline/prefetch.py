@@ -12,7 +12,8 @@ import sys
 import threading
 import traceback
 import weakref
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import cv2
 
@@ -24,12 +25,12 @@ from input_pipeline.watchdog import end_if_stuck
 from input_pipeline.workers import follow_parent
 
 
-class BatchSequence(Protocol):
-    """Batches by position, such as a `grain.MapDataset`. It is pickled for the workers."""
+class Tasks(Protocol):
+    """What each batch is made of, by its position. It stays in this process, its elements are pickled."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> dict: ...
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 def batches_in_memory(workers: int, prefetch: int) -> int:
@@ -62,18 +63,27 @@ def require_memory(batch_bytes: int, workers: int, prefetch: int, field: str = "
 
 
 class Batches:
-    """Iterator over a sequence of batches, from the first to the last.
+    """Iterator over batches, from the first to the last.
+
+    This process decides what each batch is made of, and the workers make it. They need no module that only the order
+    and the random numbers need, such as grain, which imports JAX.
 
     With `workers`, processes start to decode ahead at construction. They end at `close`, when the iterator is deleted,
     and when their parent ends. Workers ignore SIGINT, SIGTERM and SIGHUP, which a terminal or scheduler sends to the
     whole process group. The parent handles these signals.
 
+    Args:
+        tasks: what each batch is made of.
+        make: function of an element of `tasks` that returns the batch. It is pickled for the workers.
+        workers: number of processes. 0: batches are made in this process, on demand.
+        prefetch: batches that each worker keeps ready, besides the one that it makes and the one that it sends.
+
     Raises:
         DataError: on iteration, a worker process ended unexpectedly.
     """
 
-    def __init__(self, dataset: BatchSequence, *, workers: int, prefetch: int):
-        self._source = _Workers(dataset, workers, prefetch) if workers else _Direct(dataset)
+    def __init__(self, tasks: Tasks, make: Callable[[Any], dict], *, workers: int, prefetch: int):
+        self._source = _Workers(tasks, make, workers, prefetch) if workers else _Direct(tasks, make)
         self._close = weakref.finalize(self, self._source.close)
         atexit.register(self._close)  # runs before multiprocessing waits for its processes at exit
 
@@ -94,8 +104,8 @@ class Batches:
 class _Direct:
     """Makes each batch on demand."""
 
-    def __init__(self, dataset):
-        self._batches = map(dataset.__getitem__, range(len(dataset)))
+    def __init__(self, tasks, make):
+        self._batches = (make(tasks[index]) for index in range(len(tasks)))
 
     def __next__(self):
         return next(self._batches)
@@ -110,13 +120,13 @@ class _Workers:
     A thread receives them in order, because a training step should not wait for the copy.
     """
 
-    def __init__(self, dataset, workers, prefetch):
-        tasks = messages.encode((dataset, workers, prefetch))
+    def __init__(self, tasks, make, workers, prefetch):
+        start = messages.encode((make, prefetch))
         self._ready, self._stop = queue.Queue(maxsize=1), threading.Event()
         self._workers = []
         self._thread = threading.Thread(
             target=_receive_batches,
-            args=(self._workers, tasks, len(dataset), self._ready, self._stop),
+            args=(self._workers, start, tasks, workers * (prefetch + 2), self._ready, self._stop),
             name="batches",
             daemon=True,
         )
@@ -154,7 +164,7 @@ class _Worker:
         self.connection, remote = socket.socketpair()
         with remote:
             self._process = multiprocessing.get_context("spawn").Process(
-                target=_make_batches, args=(remote, number), name=f"decoding-{number}", daemon=True
+                target=_make_batches, args=(remote,), name=f"decoding-{number}", daemon=True
             )
             self._process.start()
 
@@ -177,13 +187,27 @@ class _Worker:
         )
 
 
-def _receive_batches(workers: list[_Worker], tasks, count: int, ready: queue.Queue, stop: threading.Event) -> None:
-    """Puts pairs of a batch and None into `ready`, in order, and finally a pair of None and an error."""
-    worker = workers[0]
+def _receive_batches(
+    workers: list[_Worker], start, tasks: Tasks, ahead: int, ready: queue.Queue, stop: threading.Event
+) -> None:
+    """Puts pairs of a batch and None into `ready`, in order, and finally a pair of None and an error.
+
+    Args:
+        start: the message that each worker gets first.
+        ahead: how many tasks the workers have at once, a multiple of their number.
+    """
+    worker, count, sent = workers[0], len(tasks), 0
     try:
         for worker in workers:
-            messages.send(worker.connection, tasks)
+            messages.send(worker.connection, start)
         for index in range(count):
+            while sent < min(index + ahead, count):
+                worker, last = workers[sent % len(workers)], sent >= count - len(workers)
+                messages.send(worker.connection, messages.encode(tasks[sent]))
+                if last:  # the worker ends when it has made this batch; one that has died is noticed when receiving
+                    with contextlib.suppress(OSError):
+                        worker.connection.shutdown(socket.SHUT_WR)
+                sent += 1
             worker = workers[index % len(workers)]
             batch = messages.receive(worker.connection)
             if isinstance(batch, Exception):
@@ -198,23 +222,36 @@ def _receive_batches(workers: list[_Worker], tasks, count: int, ready: queue.Que
         ready.put((None, error))
 
 
-def _make_batches(connection: socket.socket, number: int) -> None:
-    """Runs in worker `number`: makes its batches and sends them."""
+def _make_batches(connection: socket.socket) -> None:
+    """Runs in a worker: makes batches of the tasks that it receives, and sends them."""
     _start_worker()
     try:
-        dataset, workers, prefetch = messages.receive(connection)
+        make, prefetch = messages.receive(connection)
     except (EOFError, ConnectionError):
         return  # the parent has ended
+    tasks: queue.SimpleQueue = queue.SimpleQueue()
     made: queue.Queue = queue.Queue(maxsize=prefetch)
+    # Tasks are received while a batch is made, so that the parent never waits to send one.
+    threading.Thread(target=_receive_tasks, args=(connection, tasks), name="receive", daemon=True).start()
     sender = threading.Thread(target=_send_batches, args=(connection, made), name="send", daemon=True)
     sender.start()
     try:
-        for index in range(number, len(dataset), workers):
-            made.put(dataset[index])
+        while (task := tasks.get()) is not None:
+            made.put(make(task))
     except Exception as error:
         made.put(portable(error))
     made.put(None)
     sender.join()
+
+
+def _receive_tasks(connection, tasks: queue.SimpleQueue) -> None:
+    try:
+        while True:
+            tasks.put(messages.receive(connection))
+    except (EOFError, ConnectionError):
+        pass  # there are no more
+    finally:
+        tasks.put(None)
 
 
 def _send_batches(connection, made: queue.Queue) -> None:
@@ -240,8 +277,8 @@ def _start_worker() -> None:
     """Prepares a worker process before its first batch."""
     ignore_stop_signals()
     follow_parent()
-    # The accelerators belong to the parent. grain imports jax for its profiler. If jax is imported already, it has read
-    # the environment, and only its config can change the platform.
+    # The accelerators belong to the parent. Workers have no need of JAX, but the module that started the program, which
+    # they import, may import it. Then it has read the environment, and only its config can change the platform.
     os.environ["JAX_PLATFORMS"] = "cpu"
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_platforms", "cpu")

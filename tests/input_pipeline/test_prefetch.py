@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-import grain
 import pytest
-from clips import assert_equal_batches, join_processes, pipeline, probe, take
+from clips import assert_equal_batches, join_processes, pipeline, take
+from imported import probe
 
 from input_pipeline import DataError, Record
 from input_pipeline.prefetch import Batches, max_batch_bytes, portable
@@ -59,9 +59,9 @@ def test_there_are_no_more_workers_than_validation_batches(clip_folder, monkeypa
     chosen = [Record(7, f"{clip_folder}/4.mp4", 1, 1)]
     workers = []
 
-    def batches(dataset, **options):
+    def batches(tasks, make, **options):
         workers.append(options["workers"])
-        return Batches(dataset, **{**options, "workers": 0})
+        return Batches(tasks, make, **{**options, "workers": 0})
 
     monkeypatch.setattr("input_pipeline.pipeline.Batches", batches)
     data = pipeline(clip_folder, workers=2)
@@ -71,12 +71,17 @@ def test_there_are_no_more_workers_than_validation_batches(clip_folder, monkeypa
     assert workers == [1, 2]
 
 
-def test_a_worker_touches_no_accelerator_reports_its_errors_and_ends_when_closed():
-    """grain imports jax for its profiler; the worker must keep jax off the devices of the parent."""
-    batches = Batches(grain.MapDataset.range(9).map(probe), workers=1, prefetch=1)
+def test_a_worker_imports_no_jax_reports_its_errors_and_ends_when_closed(clip_folder, monkeypatch):
+    """Grain and JAX would take 160 MB of each worker."""
+    tasks = []
+    with monkeypatch.context() as patch:
+        patch.setattr("input_pipeline.pipeline.Batches", lambda tasks_, make, **_: tasks.append((tasks_[0], make)))
+        pipeline(clip_folder).train_batches(batch_size=4, seed=5)
+        pipeline(clip_folder, sampling="dense").val_batches(batch_size=2, clips=1, crops=1)
+    batches = Batches([*tasks, tasks[0], (3, None), (4, None)], probe, workers=1, prefetch=1)
     for _ in range(3):
         batch = next(batches)
-        assert batch["platforms"] == batch["environment"] == b"cpu" and not batch["models"].any()
+        assert batch["environment"] == b"cpu" and not batch["imported"].any()
     for _ in range(2):
         with pytest.raises(KeyError, match="batch 3") as raised:
             next(batches)
@@ -91,7 +96,7 @@ def test_a_worker_touches_no_accelerator_reports_its_errors_and_ends_when_closed
 @pytest.mark.quick
 def test_an_error_that_cannot_be_pickled_passes_as_its_traceback():
     with pytest.raises(KeyError) as raised:
-        probe(4)
+        probe((4, None))
     assert isinstance(portable(raised.value), RuntimeError) and "batch 4" in str(portable(raised.value))
 
 
