@@ -19,29 +19,19 @@ from collections.abc import Iterator
 
 import av
 import numpy as np
-from av.codec.context import Flags, ThreadType
-from av.stream import Disposition
 
+from input_pipeline.containers import DECODER_ERRORS, error_reason, open_container
 from input_pipeline.crop import container_margins
-from input_pipeline.display import MAX_PIXELS, Display, Info, stream_remarks
+from input_pipeline.display import Display, Info, stream_remarks
 from input_pipeline.errors import DecodeError
 from input_pipeline.frame_index import FrameIndex, ascending, read_index
 from input_pipeline.mp4_index import claimed_bytes
 from input_pipeline.orientation import Messages
 from input_pipeline.watchdog import watch_call
 
-# FFmpeg opens these as videos, but they are ANSI-art text (tty) and playlists.
-_NO_VIDEO_FORMATS = {"tty", "concat", "hls"}
-
 # Bounds the memory for the times of frames. 19 hours at 60 frames per second.
 _MAX_FRAMES = 2**22
 
-_CODEC_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
-# PyAV 18 refuses titles that are not UTF-8, which are common, unless told otherwise. PyAV 19 lacks the argument.
-METADATA_OPTIONS = {"metadata_errors": "replace"} if av.__version__.startswith("18.") else {}
-
-# What PyAV 18 and 19 raised for 170,000 damaged files. Any other exception is an error of the program.
-DECODER_ERRORS = (av.FFmpegError, OSError, MemoryError)
 _MAX_REORDER = 16  # frames; upper bound, over all codecs, on how far decoder output may be out of presentation order
 
 
@@ -213,14 +203,8 @@ class Video:
         except av.ExitError as error:  # FFmpeg's read timed out
             raise self._too_long() from error
         except DECODER_ERRORS as error:
-            raise DecodeError(f"{self._name}: {self._reason(error)}.") from error
-
-    def _reason(self, error):
-        # FFmpeg does not say that frames are above max_pixels. It reports an invalid argument, or invalid data after it
-        # found no size of the frames.
-        if isinstance(error, av.ArgumentError) or (self._display and not self._display.is_size_known):
-            return f"its frames are damaged or have more than {MAX_PIXELS / 1e6:.0f} million pixels"
-        return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            is_size_known = self._display is None or self._display.is_size_known
+            raise DecodeError(f"{self._name}: {error_reason(error, is_size_known)}.") from error
 
     def _too_long(self):
         return DecodeError(
@@ -232,24 +216,7 @@ class Video:
         """Returns the container and its video stream."""
         # Without the scheme, FFmpeg parses a name with a colon as a URL.
         source = f"file:{self._source}" if isinstance(self._source, str) else io.BytesIO(self._source)
-        container = av.open(source, options=_CODEC_OPTIONS, timeout=self._limit, **METADATA_OPTIONS)
-        try:
-            streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-            if not streams or container.format.name in _NO_VIDEO_FORMATS:
-                raise DecodeError(f"{self._name}: the file holds no video.")
-            best = container.streams.best("video")  # as ffplay chooses; cover art may be the best
-            stream = best if best in streams else streams[0]
-            context = stream.codec_context
-            if context is None:
-                raise DecodeError(f"{self._name}: there is no decoder for its video.")
-            # One thread: there is already one worker process per core.
-            context.thread_type, context.thread_count = ThreadType.NONE, 1
-            context.flags |= Flags.unaligned  # crops at the left too, which FFmpeg otherwise leaves out
-            context.options = _CODEC_OPTIONS | ({"err_detect": "explode+aggressive"} if self._strict else {})
-        except BaseException:
-            container.close()
-            raise
-        return container, stream
+        return open_container(source, self._name, limit_seconds=self._limit, strict=self._strict)
 
     def _packets(self, container, stream):
         # PyAV's generator leaks 150 bytes if it is not exhausted, so close it explicitly. PyAV 18 raises IndexError

@@ -18,7 +18,7 @@ import numpy as np
 from av.codec.context import ThreadType
 
 from input_pipeline.annotations import Record
-from input_pipeline.decode import DECODER_ERRORS, METADATA_OPTIONS
+from input_pipeline.containers import DECODER_ERRORS, METADATA_OPTIONS
 from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.frame_rate import frame_rate
 from input_pipeline.sampling import steady_times

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import av
 
-from input_pipeline.decode import DECODER_ERRORS, METADATA_OPTIONS, Video
+from input_pipeline.containers import DECODER_ERRORS, METADATA_OPTIONS
+from input_pipeline.decode import Video
 from input_pipeline.errors import DecodeError
 from input_pipeline.frame_index import UNINDEXED_CODECS, UNINDEXED_FORMATS, FrameIndex
 

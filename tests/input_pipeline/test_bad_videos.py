@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numbered import HEIGHT, WIDTH, read_number, silence, write
 
-from input_pipeline import decode, watchdog
+from input_pipeline import containers, decode, watchdog
 from input_pipeline.decode import Video
 from input_pipeline.errors import DecodeError
 
@@ -239,7 +239,7 @@ def test_frames_that_ffmpeg_flags_are_refused(tmp_path):
     for seed in range(200):
         damaged = flipped(data, seed)
         try:
-            with av.open(io.BytesIO(damaged), **decode.METADATA_OPTIONS) as container:
+            with av.open(io.BytesIO(damaged), **containers.METADATA_OPTIONS) as container:
                 context = container.streams.video[0].codec_context
                 context.thread_type, context.thread_count = "NONE", 1  # as in Video: FFmpeg's flags depend on threads
                 flags = [frame.is_corrupt for frame in container.decode(video=0)]

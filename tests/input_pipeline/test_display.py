@@ -14,7 +14,7 @@ from av.bitstream import BitStreamFilterContext
 from av.video.reformatter import ColorRange
 from numbered import HEIGHT, WIDTH, decode_all, picture, read_number, with_matrix, write
 
-from input_pipeline import check, decode, display, transcode, videos
+from input_pipeline import check, containers, decode, display, transcode, videos
 from input_pipeline.annotations import Record
 from input_pipeline.decode import Video
 from input_pipeline.errors import DecodeError
@@ -318,7 +318,7 @@ def test_hdr_and_interlaced_videos_are_read_as_stored_and_named(tmp_path):
 def test_frames_that_are_too_large_are_refused(tmp_path, monkeypatch, name, options):
     limit = HEIGHT * WIDTH - 1
     monkeypatch.setattr(display, "MAX_PIXELS", limit)
-    monkeypatch.setattr(decode, "_CODEC_OPTIONS", {"max_pixels": str(limit)})
+    monkeypatch.setattr(containers, "CODEC_OPTIONS", {"max_pixels": str(limit)})
     with pytest.raises(DecodeError, match=f"{name}: .* more than .* million"):
         Video(write(tmp_path / name, count=20, **options)).frames([0])
 
@@ -326,7 +326,7 @@ def test_frames_that_are_too_large_are_refused(tmp_path, monkeypatch, name, opti
 @pytest.mark.quick
 def test_a_frame_that_is_larger_than_the_container_says_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     path = two_sizes(tmp_path / "video.mkv", ((32, 48), (64, 96)))
-    monkeypatch.setattr(decode, "_CODEC_OPTIONS", {"max_pixels": str(HEIGHT * WIDTH - 1)})
+    monkeypatch.setattr(containers, "CODEC_OPTIONS", {"max_pixels": str(HEIGHT * WIDTH - 1)})
     assert Video(path).frames([1]).shape == (1, 32, 48, 3)
     with pytest.raises(DecodeError, match="video.mkv: its frames are damaged or have more than 67 million pixels"):
         Video(path).frames([5])
