@@ -8,6 +8,10 @@ from input_pipeline.errors import DataError
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # a scheme has two letters or more, a drive of Windows one
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # a drive or a share
 _MAX_BYTES = 4095
+# The protocols of FFmpeg by which cameras and servers send videos, `pipe:`, and `file:` for a file that grows.
+_STREAMS = frozenset(
+    ("file", "http", "https", "pipe", "rtmp", "rtmps", "rtp", "rtsp", "rtsps", "srt", "tcp", "udp", "unix")
+)
 
 
 def local_path(name: str, path: str) -> str:
@@ -44,3 +48,9 @@ def local_path(name: str, path: str) -> str:
         reason = f"there is no user {user[1:]!r}" if user != "~" else "the home folder of this user is not known"
         raise DataError(f"{where}: {reason}. Write the whole path, or ./{path} for a file with this name.")
     return expanded
+
+
+def is_stream(address: str) -> bool:
+    """Returns whether a video is the number of a camera or the address of a stream, and not a path."""
+    scheme, colon, _ = address.partition(":")
+    return address.isdecimal() or bool(colon) and scheme.lower() in _STREAMS

@@ -29,6 +29,7 @@ from input_pipeline import decode
 from input_pipeline.decode import Info, Video
 from input_pipeline.errors import DecodeError
 from input_pipeline.sampling import Uniform
+from input_pipeline.stream import FrameStream
 
 
 def x264(params, **kwargs):
@@ -375,3 +376,17 @@ def test_decoding_leaks_no_memory(tmp_path):
 
     before = bytes_in_use(50)
     assert bytes_in_use(100) - before < 100 * 50, "50 bytes per decode: any object of FFmpeg is larger"
+
+
+def test_a_stream_has_the_frames_and_times_of_the_video(path):
+    video = Video(path)
+    expected = video.frames(range(len(video.times)))
+    for start in (0.0, 0.6 * video.duration):
+        stream = FrameStream(path)
+        frames = list(stream.frames(lambda image: image, start))
+        first = len(expected) - len(frames)
+        assert first == np.searchsorted(video.times, start + 1e-6, side="right") - 1
+        np.testing.assert_array_equal([frame.image for frame in frames], expected[first:])
+        assert [frame.time for frame in frames] == pytest.approx(video.times[first:].tolist(), abs=1e-9)
+        assert (stream.end, stream.problem) == (pytest.approx(video.duration), "")
+        stream.close()
