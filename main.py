@@ -22,6 +22,8 @@ class Mode(NamedTuple):
         return self.required_flags + self.optional_flags
 
 
+_PARTS = ("out", "features", "shard", "merge")
+_TIMELINE = ("every", "window", "from", "to", "threshold", "shortest")
 MODES = {
     "train": Mode("vidformers.training.train", "train"),
     "eval": Mode("vidformers.training.validation", "evaluate", (), ("part",)),
@@ -29,7 +31,7 @@ MODES = {
     "plan": Mode(
         "vidformers.training.plan", "plan", (), ("topology", "estimate", "largest", "train_videos", "decode_rate")
     ),
-    "predict": Mode("vidformers.inference.predict", "predict", ("video",), ("out", "features", "shard", "merge")),
+    "predict": Mode("vidformers.inference.predict", "predict", ("video",), (*_PARTS, *_TIMELINE)),
     "explain": Mode("vidformers.inference.explain_videos", "explain", ("video", "out"), ("target", "layer", "beside")),
     "export": Mode("vidformers.inference.export", "export", ("out",)),
 }

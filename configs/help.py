@@ -64,6 +64,17 @@ MODES = {
 --features=FILE.npz   writes the inputs of the classification head.
 --shard=i/n           predicts only the videos i, i + n, i + 2n and so on, with i from 0, for several machines.
 --merge=true          in place of --shard writes the file when all parts are written.
+
+Long videos, cameras and streams (docs/predict.md):
+--every=SECONDS       predicts a window every so many seconds of a long --video, which is decoded once. --out is a
+                      folder then: it gets windows.jsonl, segments.jsonl, captions.vtt and timeline.png.
+--video=0             the first camera; or the address of a stream, such as rtsp://HOST/PATH, udp://HOST:PORT or pipe:0,
+                      or file:PATH for a file that still grows. Prints a line for each window, until it is stopped.
+--window=SECONDS      length of a window, by default that of a clip in training.
+--from=SECONDS --to=SECONDS
+                      predicts this part of the video.
+--threshold=P         least probability of a class in a segment, by default 0.5.
+--shortest=SECONDS    leaves out shorter segments, by default those shorter than --every.
 """,
     "explain": """\
 --mode=explain draws which parts of each video support a class.

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, FieldReference
 from input_pipeline import layouts
 from input_pipeline.errors import DataError
 from input_pipeline.json_files import with_tuples
-from input_pipeline.paths import local_path
+from input_pipeline.paths import is_stream, local_path
 from input_pipeline.sizes import MAX_SIZE, default_short_side, scaled_short_side
 
 _PATH_FLAGS = ("config", "workdir", "out", "video", "features", "keys", "beside")
@@ -80,7 +80,8 @@ def read_arguments(
             fields[flag.removeprefix("config.")] = value
         else:
             require(value != "", f"{name}= has no value. Write {name}=VALUE, or leave the flag out.")
-            flags[flag] = flag_path(name, value) if flag in _PATH_FLAGS else value
+            is_path = flag in _PATH_FLAGS and not (flag == "video" and is_stream(value))
+            flags[flag] = flag_path(name, value) if is_path else value
     return flags, fields
 
 

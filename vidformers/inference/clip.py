@@ -1,8 +1,15 @@
-"""A clip of a video as a model sees it."""
+"""Videos as users give them, and clips of them as a model sees them."""
 
+import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from input_pipeline.annotations import Record
+from vidformers.errors import require
+
+Video = str | os.PathLike | np.ndarray  # a path, or the frames
 
 
 class Clip(NamedTuple):
@@ -19,3 +26,26 @@ class Clip(NamedTuple):
     frames: np.ndarray
     index: np.ndarray
     error: str
+
+
+def video_records(videos: Sequence[Video]) -> tuple[Record, ...]:
+    """Returns the records of paths and arrays. Raises ConfigError if an array does not hold the frames of a video."""
+    records = []
+    for number, video in enumerate(videos):
+        if isinstance(video, (str, os.PathLike)):
+            records.append(Record(number, os.fspath(video), 0, 0))
+            continue
+        frames = np.asarray(video)
+        is_video = frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[3] == 3 and frames.size
+        require(
+            bool(is_video),
+            f"The array {number} of the videos is {frames.dtype} {frames.shape}. Give the frames of one video, uint8 "
+            "(frames, height, width, 3) in red, green and blue.",
+        )
+        records.append(Record(number, f"array {number}", 0, 0, frames=frames))
+    return tuple(records)
+
+
+def decoding_error(batch: dict[str, np.ndarray], row: int) -> str:
+    """Returns why the video of a row of a batch cannot be decoded, or ''."""
+    return "" if batch["mask"][row] else batch["error"][row].decode("utf-8", "replace")

@@ -10,11 +10,13 @@ import numpy as np
 
 from input_pipeline.files import write_bytes
 from input_pipeline.outputs import output_file, require_space
+from input_pipeline.paths import is_stream
 from vidformers.errors import require
 from vidformers.inference.commands import find_videos, load_and_log, prediction_rows, require_decoded
 from vidformers.inference.prediction_file import open_predictions
 from vidformers.inference.prediction_parts import merge_features, merge_predictions, read_part
 from vidformers.inference.predictor import Prediction, Predictor
+from vidformers.inference.timeline.command import predict_timeline
 from vidformers.progress import Bar, log, table
 
 _MAX_TABLES = 10  # with more videos, the predictions are not printed
@@ -28,8 +30,9 @@ def predict(
     features: str | None = None,
     shard: str | None = None,
     merge: str | None = None,
+    **timeline: str | None,
 ) -> None:
-    """Predicts the classes of videos.
+    """Predicts the classes of videos, or those of the windows of one video, see `timeline.command`.
 
     Prints a table per video if there are at most 10 videos. After an interrupt, the same command continues after the
     last prediction in `out`. With `features`, it predicts all videos again.
@@ -42,11 +45,19 @@ def predict(
         features: an .npz file that gets the inputs of the head, see `save_features`.
         shard: 'i/n' predicts part i of n of the videos, see `prediction_parts`.
         merge: 'true' writes `out` and `features` from all parts.
+        timeline: the flags of `timeline.command.FLAGS`. `every` predicts windows, as does a camera or a stream.
     Raises:
         ConfigError: there is no checkpoint or no video, `out` does not hold predictions of these videos, or no video
             could be decoded.
         DataError: a file cannot be written, or another command is writing it.
     """
+    if timeline.get("every") is not None or is_stream(video):
+        for name, value in (("features", features), ("shard", shard), ("merge", merge)):
+            require(value is None, f"--{name} is not for the windows of a video. Leave it out, or leave out --every.")
+        predict_timeline(config, workdir, video, out, timeline)
+        return
+    for name, value in timeline.items():
+        require(value is None, f"--{name}={value} is for the windows of a video. Add --every=SECONDS.")
     videos = find_videos(video, config["data"]["root"])
     require(out is None or out != features, f"--out={out} and --features={features} must be different files.")
     require(merge in (None, "true", "false"), f"--merge={merge} must be true or false.")

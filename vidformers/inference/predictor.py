@@ -13,12 +13,15 @@ import numpy as np
 
 from input_pipeline import Pipeline
 from input_pipeline.annotations import Record
+from input_pipeline.clip_lengths import median_seconds
 from input_pipeline.json_files import JsonError, read_json, with_tuples
 from input_pipeline.labels import ONE
 from vidformers import pretrained
 from vidformers.errors import ConfigError, require, require_path
-from vidformers.inference.clip import Clip
+from vidformers.inference.clip import Clip, Video, decoding_error, video_records
 from vidformers.inference.explain.explainer import Explainer, Explanation
+from vidformers.inference.timeline.model import model_segments, model_windows
+from vidformers.inference.timeline.segments import Timeline
 from vidformers.models.registry import build, check_fields
 from vidformers.parallel import memory
 from vidformers.parallel.batch import put_batch
@@ -46,8 +49,6 @@ _FIELDS: dict[str, Callable] = {
 }
 _TOP = 5
 _BATCH_SIZE = 8  # videos per full batch if eval.batch_size is not set
-
-Video = str | os.PathLike | np.ndarray  # a path, or the frames
 
 
 class Prediction(NamedTuple):
@@ -147,6 +148,7 @@ class Predictor:
             `init.weights` is set, the parameters are loaded from `init.weights`.
     Attributes:
         classes: the class names by label.
+        data: the config section `data`.
         step: the step of the checkpoint, or 0 with `init.weights`.
         remarks: sentences on the weights of `init.weights`.
         make_model: function of `rngs` that builds the model.
@@ -161,13 +163,15 @@ class Predictor:
         from_weights = config["init"]["weights"] is not None and not (Path(workdir) / "checkpoints").is_dir()
         self.remarks: list[str] = []
         self._labels: str | None = None  # the field data.labels of the run
+        self._clip_seconds: float | None = None
         if not from_weights:
             run = read_run_json(workdir)
             self.classes, self._labels = self._read_classes(run, workdir), run["config"]["data"].get("labels", ONE)
-        self.protocol, self._data = EvalProtocol(**config["eval"]), config["data"]
-        self.scoring = scoring_of(self._labels or self._data.get("labels", ONE), self.protocol.threshold)
+            self._clip_seconds = run["data"].get("median_seconds")
+        self.protocol, self.data = EvalProtocol(**config["eval"]), config["data"]
+        self.scoring = scoring_of(self._labels or self.data.get("labels", ONE), self.protocol.threshold)
         self._mesh = make_mesh(**config["mesh"])
-        frames, context = self.protocol.frames or self._data["frames"], self._mesh.shape["context"]
+        frames, context = self.protocol.frames or self.data["frames"], self._mesh.shape["context"]
         require(
             frames % context == 0,
             f"mesh.context={context} does not divide the {frames} frames of a clip. Change eval.frames, data.frames or "
@@ -278,7 +282,7 @@ class Predictor:
         """
         if not len(videos):
             return
-        records = _records(videos)
+        records = video_records(videos)
         remarks = VideoRemarks(records)
         batch_size = self._full_batch if len(videos) >= self._full_batch else self._small_batch
         with self._batches(records, batch_size, self.protocol.clips, self.protocol.crops) as batches:
@@ -287,7 +291,7 @@ class Predictor:
                 if batch["mask"].any():
                     probabilities, features = self.compute(batch["video"][:count], batch["index"][:count])
                 for row in range(count):
-                    path, error = records[batch["id"][row]].path, _decoding_error(batch, row)
+                    path, error = records[batch["id"][row]].path, decoding_error(batch, row)
                     if error:
                         yield Prediction(path, None, None, error)
                     else:
@@ -321,46 +325,69 @@ class Predictor:
         return self.scoring.probabilities(scores), features
 
     @property
+    def batch_size(self) -> int:
+        """Videos of a full batch."""
+        return self._full_batch
+
+    def timeline(
+        self,
+        video: Video,
+        every: float = 1.0,
+        *,
+        window: float | None = None,
+        start: float = 0.0,
+        end: float | None = None,
+        threshold: float | None = None,
+        shortest: float | None = None,
+    ) -> Timeline:
+        """Returns the predictions for a window every `every` seconds of a video, and the segments that they make.
+
+        The video may have any length. It is decoded once, and the frames of one window are in memory.
+
+        Args:
+            video: a path, or the frames as in `predict`. Use the command for cameras and streams, which may not end.
+            every: seconds from the start of a window to the start of the next.
+            window: seconds of a window. None is that of the clips in training.
+            start, end: seconds of the video between which the windows lie.
+            threshold: the least probability of a class in a window. None is `eval.threshold` with several labels per
+                clip, and 0.5 otherwise.
+            shortest: seconds; shorter segments are left out. None is `every`.
+        Raises:
+            ConfigError: an argument is out of range, or the video cannot be decoded.
+        """
+        windows = model_windows(self, video_records([video])[0], every, window, start, end)
+        with closing(windows):
+            require(not windows.is_live, f"{video} may not end. Read it with --mode=predict --video={video}.")
+            segments, found = model_segments(self, every, threshold, shortest), []
+            for prediction in windows.predictions(self.compute, self.batch_size):
+                segments.add(prediction)
+                found.append(prediction)
+        require(bool(found), windows.nothing)
+        return Timeline(found, segments.finish())
+
+    def median_seconds(self) -> float | None:
+        """Returns the median length of the training clips, or None if the training videos are not here."""
+        return self._clip_seconds or median_seconds(Pipeline(**self.data))
+
+    @property
     def sampling_rule(self) -> str:
         """The sentences that say which frames of a video the clips take, see `input_pipeline.sampling`."""
-        return Pipeline(**self._data).test_sampler(self.protocol.frames).rule
+        return Pipeline(**self.data).test_sampler(self.protocol.frames).rule
 
     def clips(self, videos: Sequence[Video]) -> Iterator[Clip]:
         """Yields one `Clip` of each video, in order, scaled and cropped for the model: that of eval.clips=1."""
-        records = _records(videos)
+        records = video_records(videos)
         with self._batches(records, 1, 1, 1) as batches:
             for record, batch in zip(records, batches, strict=True):
-                yield Clip(record.path, batch["video"][0, 0], batch["index"][0, 0], _decoding_error(batch, 0))
+                yield Clip(record.path, batch["video"][0, 0], batch["index"][0, 0], decoding_error(batch, 0))
 
     def _batches(self, records: tuple[Record, ...], batch_size: int, clips: int, crops: int):
         # One video is decoded in this process. Starting a worker takes longer, and a script that starts processes needs
         # an `if __name__ == "__main__"` guard. Arrays would be copied to every worker.
         in_process = len(records) == 1 or any(record.frames is not None for record in records)
-        pipeline = Pipeline(**self._data | ({"workers": 0} if in_process else {}))
+        pipeline = Pipeline(**self.data | ({"workers": 0} if in_process else {}))
         return closing(
             pipeline.val_batches(
                 batch_size=batch_size, clips=clips, crops=crops, frames=self.protocol.frames, records=records
             )
         )
-
-
-def _records(videos: Sequence[Video]) -> tuple[Record, ...]:
-    """Returns the records of paths and arrays. Raises ConfigError if an array does not hold the frames of a video."""
-    records = []
-    for number, video in enumerate(videos):
-        if isinstance(video, (str, os.PathLike)):
-            records.append(Record(number, os.fspath(video), 0, 0))
-            continue
-        frames = np.asarray(video)
-        is_video = frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[3] == 3 and frames.size
-        require(
-            bool(is_video),
-            f"The array {number} of the videos is {frames.dtype} {frames.shape}. Give the frames of one video, uint8 "
-            "(frames, height, width, 3) in red, green and blue.",
-        )
-        records.append(Record(number, f"array {number}", 0, 0, frames=frames))
-    return tuple(records)
-
-
-def _decoding_error(batch: dict[str, np.ndarray], row: int) -> str:
-    return "" if batch["mask"][row] else batch["error"][row].decode("utf-8", "replace")

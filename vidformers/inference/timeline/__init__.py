@@ -1,0 +1,1 @@
+"""Long videos: the predictions of windows, the segments they make, and the files of both."""
