@@ -108,7 +108,8 @@ class Display:
 
     def __init__(self, name: str, size: tuple[int, int], aspect, messages: Messages, margins: Margins = NO_MARGINS):
         check_size(name, *size)
-        self._name, self._aspect, self._messages, self._crop = name, aspect, messages, Crop(margins)
+        self._name, self._aspect, self._messages = name, aspect, messages
+        self._margins, self._crop = margins, Crop(margins)
         self._size, self._is_verified, self._swaps_sides = margins.size(*size), False, None
 
     @property
@@ -121,8 +122,8 @@ class Display:
 
         Args:
             frame: a frame of PyAV.
-            first_frame: function that returns the first frame of the video. It is called if `frame` has another size
-                than the container gives.
+            first_frame: function that returns the first frame of the video, or an object with its `width` and `height`.
+                It is called if `frame` has another size than the container gives.
 
         Returns:
             (y, x, 3) uint8, red, green, blue.
@@ -132,8 +133,8 @@ class Display:
         """
         frame = self._crop(frame)
         if (frame.width, frame.height) != self._size and not self._is_verified:
-            first = self._crop(first_frame())
-            self._size, self._is_verified = (first.width, first.height), True
+            first = first_frame()
+            self._size, self._is_verified = self._margins.size(first.width, first.height), True
         size = square_size(*self._size, self._aspect)
         check_size(self._name, *size)
         turn = self._orientation(frame)

@@ -18,6 +18,7 @@ import av
 import numpy as np
 
 from input_pipeline.containers import DECODER_ERRORS, error_reason, open_container
+from input_pipeline.crop import container_margins
 from input_pipeline.display import Display, stream_remarks
 from input_pipeline.errors import DecodeError
 from input_pipeline.frame_index import UNINDEXED_CODECS, UNINDEXED_FORMATS
@@ -75,7 +76,8 @@ class FrameStream:
         context = self._stream.codec_context
         size = context.width, context.height
         self._messages = Messages(self._stream.codec.canonical_name, context.extradata)
-        self._display = Display(address, size, self._stream.sample_aspect_ratio, self._messages)
+        margins = container_margins(self._container, self._stream)
+        self._display = Display(address, size, self._stream.sample_aspect_ratio, self._messages, margins)
         self._first_size = SimpleNamespace(width=size[0], height=size[1])
         self.rate = float(self._stream.average_rate or self._stream.guessed_rate or 0) or None
         self.length = self._length()

@@ -8,6 +8,7 @@ import pytest
 from numbered import HEIGHT, WIDTH, decode_all, with_matrix, write
 
 from input_pipeline.decode import Video
+from input_pipeline.stream import FrameStream
 
 
 def with_aperture(path, left, right, top, bottom):
@@ -56,6 +57,9 @@ def test_margins_are_cut_off(tmp_path, suffix, margins, shown):
     np.testing.assert_array_equal(video.frames(range(8)), expected)
     np.testing.assert_array_equal(video.frames([6])[0], expected[6])
     assert (video.info().height, video.info().width) == expected[0].shape[:2]
+    stream = FrameStream(path)
+    np.testing.assert_array_equal([frame.image for frame in stream.frames(lambda image: image)], expected)
+    stream.close()
 
 
 @pytest.mark.quick
