@@ -24,6 +24,8 @@ _TIMEOUT_SECONDS = 180
 BAD = "train/000007.mp4"
 TINY = processes.TINY | {
     "data.max_bad_fraction": 0.1,
+    "data.balance": 0.5,
+    "train.class_weights": 0.5,
     "train.log_every_steps": 2,
     "train.peak_tflops": 0.001,  # so that metrics have train/mfu; the peak of a CPU is unknown
 }

@@ -74,6 +74,11 @@ MISTAKES = {
     "a word in place of a label": (["--config.data.val=word.csv"], "word.csv line 2"),
     "a label out of range": (["--config.data.val=range.csv"], "range.csv line 2: label 10"),
     "a missing video": (["--config.data.val=gone.csv"], "gone.csv line 3"),
+    "several labels for a source of one": (
+        ["--config.data.labels=many", "--config.data.source=folders"],
+        "data.labels='many' reads lists with several labels a video, but data.source='folders' gives one",
+    ),
+    "a power above 1": (["--config.train.class_weights=2.0"], "train.class_weights=2.0 must be from 0 to 1"),
     "more classes than labels": (["--config.data.train=few.csv"], "data.num_classes=1"),
     "fewer classes than labels": (["--config.data.num_classes=5"], "out of range for data.num_classes=5"),
 }
@@ -384,7 +389,10 @@ def test_remarks_on_the_data_are_logged_at_the_start(data, tmp_path, capsys):
     fields = {**SHORT, "data.val": "train.csv", "data.test_short_side": 64}
     config, *_ = main.parse(["main.py", *arguments(data, tmp_path, {**fields, "train.batch_size": 64})])
     setup = set_up(config)
-    shared, batch, crops = (next(line for line in setup.remarks if words in line) for words in ("also", "than", "crop"))
+    shared, batch, crops, few = (
+        next(line for line in setup.remarks if words in line) for words in ("also", "larger than", "crop", "fewer than")
+    )
     assert "40 of 40 videos" in shared and "train.batch_size=64" in batch and "data.test_short_side=64" in crops
+    assert few.startswith("Classes with fewer than 10 training videos: ") and "data.balance" not in few
     assert list(data_notes(setup, tmp_path))[: len(setup.remarks)] == list(setup.remarks)
     assert set_up(config, training=False).remarks == ()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from clips import BAD, pipeline, take
+from clips import BAD, assert_equal_batches, join_processes, pipeline, take
 
 from input_pipeline import DataError, shard_plan, transcode
 from input_pipeline.annotations import read_manifest
@@ -122,6 +122,22 @@ def test_a_flip_swaps_each_of_the_labels(many_folder):
     good = batch["mask"] > 0  # a video that cannot be decoded is not flipped
     assert good.any() and not good.all()
     np.testing.assert_array_equal(batch["label"][good], multi_hot(batch["id"])[good][:, [2, 1, 0]])
+
+
+def test_balanced_batches_depend_on_the_seed_and_their_number_alone(many_folder):
+    """For any start, number of processes and number of workers."""
+    data = pipeline(many_folder, labels="many", balance=1.0)
+    expected = take(data.train_batches(batch_size=4, seed=5), 8)
+    assert [batch["id"].tolist() for batch in expected] != [
+        batch["id"].tolist()
+        for batch in take(pipeline(many_folder, labels="many").train_batches(batch_size=4, seed=5), 8)
+    ]
+    local = [
+        take(data.train_batches(batch_size=4, seed=5, start=3, process_index=p, process_count=4), 5) for p in range(4)
+    ]
+    assert_equal_batches(join_processes(local), expected[3:])
+    with_workers = pipeline(many_folder, labels="many", balance=1.0, workers=2)
+    assert_equal_batches(take(with_workers.train_batches(batch_size=4, seed=5, start=5), 3), expected[5:])
 
 
 def test_a_prepared_set_keeps_several_labels(many_folder, tmp_path):

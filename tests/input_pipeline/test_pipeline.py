@@ -35,6 +35,8 @@ def test_flip_swaps_by_name_and_number(clip_folder, swaps):
         ("workers", -1),
         ("prefetch", 0),
         ("max_bad_fraction", 2),
+        ("balance", 1.5),
+        ("labels", "several"),
         ("flip_swaps", ("left", "right")),
         ("split", 0),
         ("missing", "ignore"),

@@ -13,6 +13,7 @@ from input_pipeline.errors import DataError
 from input_pipeline.remarks import (
     check_training_data,
     check_validation_data,
+    class_remarks,
     flip_remarks,
     layout_remarks,
     max_bad_videos,
@@ -43,6 +44,26 @@ def remarks(data, batch_size=6, skips_bad=False):
 @pytest.mark.quick
 def test_good_data_need_no_remark(tmp_path):
     assert remarks(make(tmp_path, TRAIN, VAL)) == []
+
+
+@pytest.mark.quick
+def test_classes_with_few_videos_are_named(tmp_path):
+    train = {f"t{i}.mp4": b"x" for i in range(40)}
+    data = make(tmp_path, train, VAL)
+    assert list(class_remarks(data)) == []
+
+    def sentences(counts, **fields):
+        names = iter(train)
+        rows = [f"{next(names)},{label}\n" for label, count in counts.items() for _ in range(count)]
+        (tmp_path / "train.csv").write_text("".join(rows))
+        return list(class_remarks(pipeline(str(tmp_path), **fields)))
+
+    (sentence,) = sentences({"0": 20, "1": 9, "2": 3})
+    assert sentence.startswith("Classes with fewer than 10 training videos: 2 3, 1 9. data.balance=1.0")
+    (sentence,) = sentences({"0": 20, "1": 9, "2": 3}, balance=1.0)
+    assert sentence == "Classes with fewer than 10 training videos: 2 3, 1 9."
+    without, few = sentences({"0": 10, "1;0": 10, "2": 5, "": 2}, labels="many")
+    assert without.startswith("2 of 27 training videos have no label.") and "videos: 2 5." in few
 
 
 @pytest.mark.quick
