@@ -87,7 +87,7 @@ def test_what_a_file_has_otherwise_is_said(workdir):
     command = parse(workdir, *same, "--config.data.frames=4", mode="eval", config="demo.py:vit")
     assert command.config["data"]["root"] == "videos" and command.config["eval"]["clips"] == 2
     (note,) = command.notes
-    assert "demo.py:vit has others: data.balance=0.0, data.classes=None, " in note and " more." in note
+    assert "demo.py:vit has others: data.balance=0.5, data.classes=None, " in note and " more." in note
 
 
 @pytest.mark.quick
