@@ -1,4 +1,4 @@
-"""A campaign of hostile cases: killed runs, damaged files, foreign values, long runs.
+"""A campaign of hostile cases: killed runs and predictions, damaged files, foreign values, long runs.
 
 Command: python -m benchmarks.campaign [--only=PART,PART] [--count=N] [--minutes=55] [--fresh]
          [--out=benchmarks/results]
@@ -22,4 +22,4 @@ cases of a part run in one process, one after another. A case that crashes, hang
 process, counts as failed, and the next case runs in a new process. An exception of `run_case` is a failure, too.
 """
 
-PARTS = ("kills", "checkpoints", "videos", "files", "fields", "memory")
+PARTS = ("kills", "predictions", "checkpoints", "videos", "files", "fields", "memory")

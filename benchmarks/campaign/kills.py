@@ -1,8 +1,9 @@
 """SIGKILL at a random moment of a run with 0, 1 or 2 workers. Continued, the run computes what it would have computed.
 
 Every other kill takes all processes of the run at once, the others the main process alone, whose workers must end by
-themselves. In one phase a worker is killed instead: the run must then end with a sentence. A case fails if a process or
-a name in /dev/shm is left, if the continued run does not succeed, or if a metric of any step is another one.
+themselves. In one phase a worker is killed instead: the run must then end with a sentence. About a third of the runs
+have several labels, balanced batches, class weights, a layer decay and a patience. A case fails if a process or a name
+in /dev/shm is left, if the continued run does not succeed, or if a metric of any step is another one.
 """
 
 import json
@@ -18,21 +19,37 @@ from benchmarks.campaign.processes import Run, flags, render, shared_memory
 COUNT, SECONDS, BYTES = 100, 300.0, 4 * 2**30
 PHASES = ("starting", "compiling", "training", "saving", "evaluating", "worker")
 _ENDING_SECONDS = 10.0  # a process that is killed while it imports libraries ends its workers' imports last
+SEVERAL_LABELS = {
+    "data.labels": "many",
+    "data.balance": 0.5,
+    "train.class_weights": 0.5,
+    "train.patience": 9,
+    "optim.layer_decay": 0.7,
+}
 _TIMES = {"time", "train/clips_per_second", "train/frames_per_second", "train/data_wait", "train/mfu"}
 
 
 def case_set(number: int) -> str:
-    return f"{number % 3} workers"
+    return f"{number % 3} workers" + (", several labels" if _fields(number) else "")
+
+
+def _fields(number: int) -> dict:
+    return SEVERAL_LABELS if number // 36 % 2 else {}
 
 
 def prepare(folder: Path) -> None:
     render(folder / "data")
-    if not (folder / "reference.json").exists():
-        workdir = folder / "reference"
-        shutil.rmtree(workdir, ignore_errors=True)
-        run = Run(flags(folder / "data", workdir), folder / "reference.txt", folder / "cache")
-        assert run.wait(SECONDS) == 0, run.output.read_text()
-        (folder / "reference.json").write_text(json.dumps(_metrics(workdir)))
+    for fields in ({}, SEVERAL_LABELS):
+        reference, workdir = _reference(folder, fields), folder / "reference"
+        if not reference.exists():
+            shutil.rmtree(workdir, ignore_errors=True)
+            run = Run(flags(folder / "data", workdir, fields), folder / "reference.txt", folder / "cache")
+            assert run.wait(SECONDS) == 0, run.output.read_text()
+            reference.write_text(json.dumps(_metrics(workdir)))
+
+
+def _reference(folder: Path, fields: dict) -> Path:
+    return folder / ("several.json" if fields else "reference.json")
 
 
 def run_case(number: int, folder: Path) -> dict:
@@ -41,7 +58,7 @@ def run_case(number: int, folder: Path) -> dict:
     workers, phase, alone = number % 3, PHASES[number // 3 % len(PHASES)], number // 3 // len(PHASES) % 2 == 1
     if phase == "worker" and not workers:
         phase = "training"
-    arguments = flags(folder / "data", workdir, {"data.workers": workers})
+    arguments = flags(folder / "data", workdir, {"data.workers": workers, **_fields(number)})
     run = Run(arguments, folder / "killed.txt", folder / "cache")
     met = run.wait_until(_moment(phase, run, workdir, rng))
     names, steps = shared_memory(run.members()), len(_metrics(workdir))
@@ -60,7 +77,7 @@ def run_case(number: int, folder: Path) -> dict:
         problems.append("shared memory is left")
     if status != 0:
         problems.append(f"the continued run ended with status {status}")
-    elif _metrics(workdir) != json.loads((folder / "reference.json").read_text()):
+    elif _metrics(workdir) != json.loads(_reference(folder, _fields(number)).read_text()):
         problems.append("other metrics")
     return {
         "outcome": "; ".join(problems) or ("same metrics" if met else "same metrics, killed after its end"),
