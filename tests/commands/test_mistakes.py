@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -238,8 +239,9 @@ def test_a_file_in_the_place_of_the_workdir_is_kept(mode, data, tmp_path, capsys
 def test_a_workdir_whose_checkpoints_could_not_be_read_again_is_refused(name, tmp_path):
     """Orbax takes the path for a pattern, so that a checkpoint lacks its arrays. TensorStore takes UTF-8 alone."""
     for path in (tmp_path / name, tmp_path / name / "run"):
-        with pytest.raises(ConfigError, match=r"--workdir=.*: checkpoints cannot be saved in a folder whose path"):
-            open_workdir(path)
+        for opens in (open_workdir, partial(Checkpoints, read_only=True)):
+            with pytest.raises(ConfigError, match=r": checkpoints cannot be saved or read in a folder whose path"):
+                opens(path)
     assert not any(tmp_path.iterdir()) and open_workdir(tmp_path / "a $x$ {0} %d 走").is_dir()
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from input_pipeline import checksums
 from input_pipeline.files import atomic_folder, flush, flush_folder, unused_path, write_text
 from input_pipeline.json_files import JsonError, check_kind, read_json
+from vidformers.errors import require
 
 # A key beside the host state in the metadata of a checkpoint. Checkpoints of earlier versions lack it.
 HAS_CHECKSUMS = "has_checksums"
@@ -23,10 +24,26 @@ _METRICS = "metrics"  # a folder in a checkpoint, with a file of the same name: 
 _UNFINISHED = re.compile(r".*\.saving|.*\.removing(\.[0-9]+)?|.*\.orbax-checkpoint-tmp.*")
 
 
+def check_folder(path: Path) -> None:
+    """Raises ConfigError if checkpoints cannot be saved or read below this folder because of its name."""
+    absolute = str(path.absolute())
+    # Orbax takes the path for a pattern when it joins the files of a checkpoint, and TensorStore takes UTF-8 alone.
+    require(
+        not any(character in "*?[\\" or "\ud800" <= character <= "\udfff" for character in absolute),
+        f"{path}: checkpoints cannot be saved or read in a folder whose path holds *, ?, [, a backslash or bytes that "
+        "are not UTF-8. Give another folder, or rename this one.",
+    )
+
+
 class CheckpointFolder:
-    """The checkpoints in the folder `path`. In a run of several processes, only process 0 changes the folder."""
+    """The checkpoints in the folder `path`. In a run of several processes, only process 0 changes the folder.
+
+    Raises:
+        ConfigError: checkpoints cannot be saved or read there.
+    """
 
     def __init__(self, path: Path):
+        check_folder(path)
         self.path = path
 
     def steps(self) -> list[int]:

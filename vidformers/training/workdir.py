@@ -19,6 +19,7 @@ from vidformers.errors import ConfigError, require
 from vidformers.models.registry import with_default_fields
 from vidformers.pretrained import Init
 from vidformers.pretrained.native import resolve_size
+from vidformers.training.checkpoint_folder import check_folder
 from vidformers.training.commit import git_commit
 from vidformers.training.config import TrainConfig
 from vidformers.training.evaluate import EvalProtocol
@@ -85,14 +86,7 @@ def open_workdir(path) -> Path:
         ConfigError: the folder cannot be created or written to, or checkpoints cannot be saved there.
     """
     path = Path(path)
-    absolute = str(path.absolute())
-    # Orbax takes the path for a pattern when it joins the files of a checkpoint, and TensorStore takes UTF-8 alone.
-    bad = [character for character in absolute if character in "*?[\\" or "\ud800" <= character <= "\udfff"]
-    require(
-        not bad,
-        f"--workdir={path}: checkpoints cannot be saved in a folder whose path holds *, ?, [, a backslash or bytes "
-        "that are not UTF-8. Give another folder.",
-    )
+    check_folder(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()  # has no name, so it collides with no other process
