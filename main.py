@@ -1,6 +1,7 @@
 """Plans, trains, evaluates, predicts, explains, exports and summarises. `python main.py --help` shows examples."""
 
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,6 +128,7 @@ def main(argv) -> int:
 
 def run(argv) -> int:
     """Parses the command line and runs the command. JAX is imported late, so that wrong flags are reported at once."""
+    started = time.monotonic()
     from configs.help import requested_page
     from configs.loading import FlagError
     from configs.runs import with_own_classes
@@ -164,6 +166,8 @@ def run(argv) -> int:
         compilation_cache.enable_compilation_cache(command.workdir)
         mode = MODES[command.mode]
         with reported(f"--mode={command.mode} is at work", shown=jax.process_index() == 0):
+            if command.mode == "train":
+                config = _with_derived_fields(config, command, started)
             getattr(import_module(mode.module), mode.function)(config, command.workdir, **command.flags)
     except Interrupted as stop:
         if jax.process_index() == 0:
@@ -190,6 +194,26 @@ def _require_data(command: Command) -> None:
             f"--config={command.file} names no data, and there is no ./train.csv. Run one of the commands above, or "
             "set --config.data.root to the folder of your data.",
         )
+
+
+def _with_derived_fields(config: dict[str, Any], command: Command, started: float) -> dict[str, Any]:
+    """Returns the config of a run on own videos with the fields that are derived once, at its start.
+
+    Args:
+        config: the config of the command.
+        started: when the command started, by `time.monotonic`.
+    """
+    if config["own"]["minutes"] is None or (Path(command.workdir) / "run.json").exists():
+        return config
+    from vidformers.progress import log
+    from vidformers.training.own import derive
+    from vidformers.training.workdir import open_workdir
+
+    open_workdir(command.workdir)  # a folder that cannot be written to is refused before minutes of measurements
+    config, sentences = derive(config, command.given, started)
+    for sentence in sentences:
+        log(sentence)
+    return config
 
 
 def _on_these_devices(command: Command) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -10,6 +10,7 @@ Each section holds the keyword arguments of one callable, whose docstring explai
     eval        vidformers.training.evaluate.EvalProtocol
     mesh        vidformers.parallel.mesh.make_mesh
     checkpoint  vidformers.training.checkpoint.Checkpoints
+    own         vidformers.training.config.OwnConfig
 
 A field without a default value is a `placeholder` of its type and reads as None. Three defaults are those of a full
 training run and differ from the defaults of the callables: data.stride, data.workers and model.dtype.
@@ -46,6 +47,7 @@ def base(model: str) -> ConfigDict:
     config.mesh = dict(data=-1, fsdp=1, context=1)  # data=-1: all remaining devices
     # Evaluations during training use one centre view (1x1), whatever the section `eval` says.
     config.checkpoint = dict(every_steps=1000, keep=2, best=placeholder(str))
+    config.own = dict(minutes=placeholder(float))
     return config
 
 

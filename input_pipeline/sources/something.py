@@ -80,3 +80,8 @@ def mirrored(classes) -> tuple[tuple[str, str], ...]:
         if other != name and other in classes and (other, name) not in pairs:
             pairs.append((name, other))
     return tuple(pairs)
+
+
+def sided(classes) -> tuple[str, ...]:
+    """Returns the class names that name a side or a sense of rotation, which a mirror changes."""
+    return tuple(name for name in classes if _SIDE.search(name) or "clockwise" in name.lower())

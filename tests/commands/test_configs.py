@@ -20,7 +20,7 @@ from vidformers.models.vit import vit
 from vidformers.parallel.mesh import make_mesh
 from vidformers.pretrained import Init
 from vidformers.training.checkpoint import Checkpoints
-from vidformers.training.config import TrainConfig
+from vidformers.training.config import OwnConfig, TrainConfig
 from vidformers.training.evaluate import EvalProtocol
 from vidformers.training.optim import OptimConfig
 
@@ -138,6 +138,7 @@ def test_the_section_model_holds_the_fields_of_the_model(name):
         ("eval", EvalProtocol),
         ("mesh", make_mesh),
         ("checkpoint", Checkpoints),
+        ("own", OwnConfig),
     ],
 )
 def test_defaults_of_a_config_are_those_of_the_library(section, function):
@@ -194,7 +195,7 @@ def variants(name):
 
 @pytest.mark.parametrize("data", DATASETS)
 def test_configs_of_data_sets_take_every_config_of_a_model(data):
-    for name in sorted(set(CONFIGS) - set(DATASETS) - {"demo"}):
+    for name in sorted(set(CONFIGS) - set(DATASETS) - {"demo", "own"}):
         chosen = load(f"configs/{data}.py:{name}")
         assert chosen.model.to_dict() == config(name).model.to_dict() | dict(num_classes=chosen.data.num_classes)
         assert chosen.data.source != "csv" and chosen.data.num_classes == chosen.model.num_classes

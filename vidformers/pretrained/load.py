@@ -130,7 +130,7 @@ def load(init: Init, make_model, class_names=None, file: File | None = None) -> 
     model = abstract_model(make_model)
     try:
         weights, assignment, unused, remarks = _assign(file, model, make_model, init, class_names)
-        mean, std = _normalisation(weights, file.metadata, init)
+        mean, std = normalisation(weights, file.metadata, init)
     except ConfigError as error:
         raise ConfigError(f"init.weights={init.weights}: {str(error).rstrip('.')}.") from None
     except (ValueError, LookupError, ArithmeticError) as error:  # from NumPy, when it transposes or stacks the arrays
@@ -198,7 +198,7 @@ def _check_normalisation(model, weights, metadata, init) -> list[str]:
     encoder = patch_encoder(model.encoder)[1]
     # `Encoder` normalises the pixels in its `embedding`. `Pyramid` and others have no such module and do so themselves.
     embedding = getattr(encoder, "embedding", encoder)
-    mean, std = _normalisation(weights, metadata, init)
+    mean, std = normalisation(weights, metadata, init)
     if mean is None:
         return [
             "The file does not say how its pixels were normalised. Set model.mean and model.std to the values used "
@@ -213,8 +213,8 @@ def _check_normalisation(model, weights, metadata, init) -> list[str]:
     return []
 
 
-def _normalisation(weights, metadata, init):
-    """Returns the (mean, standard deviation) of red, green and blue used in training, (None, None) if unknown."""
+def normalisation(weights, metadata, init):
+    """Returns the (mean, standard deviation) of red, green and blue in the training of weights, or (None, None)."""
     mean, std = (_of_channels(metadata, name) for name in ("image_mean", "image_std"))
     if isinstance(config := metadata.get("pretrained_cfg"), dict):
         mean, std = (_of_channels(config, name) for name in ("mean", "std"))

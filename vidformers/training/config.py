@@ -1,4 +1,4 @@
-"""The config sections `train` and `checkpoint`."""
+"""The config sections `train`, `checkpoint` and `own`."""
 
 from dataclasses import dataclass
 
@@ -8,6 +8,7 @@ from vidformers.errors import multiples_near, require, require_types
 from vidformers.training.mixing import Mixing
 
 MAX_BATCH = 1_000_000  # clips or videos
+MAX_MINUTES = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,3 +141,25 @@ class CheckpointConfig:
         """Returns the metric by which the best checkpoint is chosen: `best`, or one that follows from data.labels."""
         default = "val/top1@1x1" if labels == ONE else "val/mAP@1x1"
         return default if self.best is None else self.best
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnConfig:
+    """The config section `own`.
+
+    Args:
+        minutes: the time in which a new run is to end, counted from the start of the command. The fields that the
+            command line does not give are derived from it, see `training.own.derive`. None derives nothing.
+
+    Raises:
+        ConfigError: the number is not above 0.
+    """
+
+    minutes: float | None = None
+
+    def __post_init__(self):
+        require_types("own", vars(self), type(self))
+        require(
+            self.minutes is None or 0 < self.minutes < MAX_MINUTES,
+            f"own.minutes={self.minutes} must be above 0 and below {MAX_MINUTES:,}.",
+        )

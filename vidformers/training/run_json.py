@@ -14,7 +14,7 @@ from input_pipeline.json_files import JsonError, check_kind, read_json
 from vidformers.errors import ConfigError
 
 _CHECKSUM = "checksum"  # the entry for the checksum of all others; earlier versions wrote none
-_SECTIONS = {"model", "data", "init", "train", "optim", "eval", "mesh", "checkpoint"}
+_SECTIONS = {"model", "data", "init", "train", "optim", "eval", "mesh", "checkpoint", "own"}
 
 
 def read_run_json(workdir: str | os.PathLike) -> dict[str, Any]:

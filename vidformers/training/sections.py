@@ -9,7 +9,7 @@ from vidformers.errors import require
 from vidformers.models.registry import check_fields
 from vidformers.parallel.mesh import check_axes
 from vidformers.pretrained import Init
-from vidformers.training.config import CheckpointConfig, TrainConfig
+from vidformers.training.config import CheckpointConfig, OwnConfig, TrainConfig
 from vidformers.training.evaluate import EvalProtocol
 from vidformers.training.optim import OptimConfig
 
@@ -26,6 +26,7 @@ class Sections(NamedTuple):
     optim: OptimConfig
     eval: EvalProtocol
     checkpoint: CheckpointConfig
+    own: OwnConfig
 
 
 def check_sections(config: dict[str, Any]) -> Sections:
@@ -51,6 +52,7 @@ def check_sections(config: dict[str, Any]) -> Sections:
         optim=OptimConfig(**config["optim"]),
         eval=EvalProtocol(**config["eval"]),
         checkpoint=CheckpointConfig(**config["checkpoint"]),
+        own=OwnConfig(**config.get("own", {})),  # runs of before have no such section
     )
     crop_positions(sections.eval.crops)
     _check_views(sections)

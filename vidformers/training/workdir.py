@@ -21,7 +21,7 @@ from vidformers.pretrained import Init
 from vidformers.pretrained.native import resolve_size
 from vidformers.training.checkpoint_folder import check_folder
 from vidformers.training.commit import git_commit
-from vidformers.training.config import TrainConfig
+from vidformers.training.config import OwnConfig, TrainConfig
 from vidformers.training.evaluate import EvalProtocol
 from vidformers.training.metrics import read_metrics
 from vidformers.training.optim import OptimConfig
@@ -76,7 +76,14 @@ _SHARED_FIELDS = {
 # The same function of the same parameters, beside _FREE_FIELDS. Training with dropout differs.
 _FREE_AFTER_TRAINING = ("model.frames_at_once",)
 # The sections whose fields are those of a dataclass.
-_SECTIONS = {"data": Pipeline, "init": Init, "train": TrainConfig, "optim": OptimConfig, "eval": EvalProtocol}
+_SECTIONS = {
+    "data": Pipeline,
+    "init": Init,
+    "train": TrainConfig,
+    "optim": OptimConfig,
+    "eval": EvalProtocol,
+    "own": OwnConfig,
+}
 
 
 def open_workdir(path) -> Path:

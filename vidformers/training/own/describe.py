@@ -1,0 +1,105 @@
+"""The sentences on what `derive` chose, and why."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from vidformers.training.own.budget import Length
+from vidformers.training.own.measure import Decoding, StepTime
+
+_MOST_NAMES = 3
+_SLOW_DECODING = 0.2  # seconds of a core
+
+
+class Derived(NamedTuple):
+    """What was derived, and from what.
+
+    Attributes:
+        config: the config with all fields.
+        given: the fields that the command line set, with their values.
+        videos, val_videos: the number of training and of validation videos.
+        sided: the names of the classes that a mirror changes.
+        cores: cores of the machine.
+        decoding, step: the measured times.
+        number, sizes: the number of the size that was chosen, from 1, and how many there are.
+        length: the length of the run.
+        step_seconds: seconds of a step with its data.
+        left: seconds that are left of `own.minutes`.
+    """
+
+    config: dict[str, Any]
+    given: Mapping[str, Any]
+    videos: int
+    val_videos: int
+    sided: tuple[str, ...]
+    cores: int
+    decoding: Decoding
+    step: StepTime
+    number: int
+    sizes: int
+    length: Length
+    step_seconds: float
+    left: float
+
+
+def sentences(derived: Derived) -> list[str]:
+    """Returns about ten sentences."""
+    config, minutes = derived.config, derived.config["own"]["minutes"]
+    data, model, batch = config["data"], config["model"], config["train"]["batch_size"]
+    decode, augment = (1000 * seconds for seconds in derived.decoding)
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    follows = " Width, blocks and patches follow init.weights." if config["init"]["weights"] is not None else ""
+    steps = derived.length.steps
+    passes = steps * batch / data["repeats"] / derived.videos
+    found = [
+        f"Chosen for {derived.videos} training videos, {derived.val_videos} validation videos and "
+        f"{data['num_classes']} classes, to end within own.minutes={minutes:g}:",
+        f"- Measured: a core decodes a clip in {decode:.1f} ms and augments it in {augment:.1f} ms. A training step of "
+        f"{batch} clips takes {derived.step.step:.2g} s on {devices}, and the start of one {derived.step.start:.0f} s.",
+        f"- Model: {model['name']}, {_size_text(model)}, {model['dtype']}. Of {derived.sizes} sizes it is number "
+        f"{derived.number}, the largest that sees enough clips in the time.{follows}",
+        f"- Clips: {data['frames']} frames of {data['size']} x {data['size']} pixels, {data['repeats']} of each "
+        f"decoded video, made by {_counted(data['workers'], 'worker')} on {_counted(derived.cores, 'core')}.",
+        f"- Batch: {batch} clips. Learning rate: {config['optim']['lr']:g} after a warm-up of "
+        f"{_duration(config['optim'], 'warmup')}.",
+        f"- Length: {steps:,} steps of {derived.step_seconds:.2g} s, measured with the workers, and so "
+        f"{passes:,.0f} passes over the videos. Evaluation every {_duration(config['train'], 'eval_every')}.",
+    ]
+    if derived.sided:
+        names = ", ".join(derived.sided[:_MOST_NAMES])
+        more = " and others" if len(derived.sided) > _MOST_NAMES else ""
+        off = "Flips are off" if data["flip"] == 0 else f"data.flip={data['flip']:g}"
+        found.append(f"- {off}, and a mirror changes the classes {names}{more}.")
+    if derived.decoding.decode > _SLOW_DECODING:
+        found.append(
+            "- Decoding is slow: the videos are long or large. python -m input_pipeline.prepare makes copies that "
+            "decode faster (docs/datasets.md)."
+        )
+    if derived.given:
+        found.append(f"- Kept as given: {', '.join(sorted(derived.given))}.")
+    if derived.length.seconds > derived.left:
+        found.append(
+            f"- Training and evaluation take about {derived.length.seconds / 60:.1f} minutes, and own.minutes="
+            f"{minutes:g} leaves {max(derived.left, 0) / 60:.1f}. Raise own.minutes for a training that fits."
+        )
+    return [*found, "- run.json holds every field. The same command continues the run with them."]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + "s" * (count != 1)
+
+
+def _duration(section: Mapping[str, Any], name: str) -> str:
+    steps, epochs = section[f"{name}_steps"], section[f"{name}_epochs"]
+    return f"{epochs:g} epochs" if steps is None else f"{steps:,} steps"
+
+
+def _size_text(model: Mapping[str, Any]) -> str:
+    if model["width"] is None:
+        return f"size {model['size']}"
+    frames = f" and {model['patch_frames']} frames" if model.get("patch_frames", 1) > 1 else ""
+    return (
+        f"{model['width']} wide, {model['heads']} heads, {model['depth']} blocks, patches of {model['patch_size']} x "
+        f"{model['patch_size']} pixels{frames}"
+    )
