@@ -10,7 +10,7 @@ python main.py --config=FILE[:NAME] [--config.section.field=value ...] [--workdi
 python main.py --workdir=DIR [--mode=MODE] [flags of the mode]                            continues or uses it
 
 Your own videos, in a folder for each class below DIR:
-  python main.py --config=configs/mevit_b16.py --config.data.source=auto --config.data.root=DIR --workdir=runs/mine
+  python main.py --config=configs/own.py --config.data.root=DIR --workdir=runs/mine
 The demo, which renders its videos and trains in ten minutes on two cores:
   python main.py --config=configs/demo.py
 
@@ -71,8 +71,8 @@ Long videos, cameras and streams (docs/predict.md):
 --video=0             the first camera; or the address of a stream, such as rtsp://HOST/PATH, udp://HOST:PORT or pipe:0,
                       or file:PATH for a file that still grows. Prints a line for each window, until it is stopped.
 --window=SECONDS      length of a window, by default that of a clip in training.
---from=SECONDS --to=SECONDS
-                      predicts this part of the video.
+--from=SECONDS        start of the part of the video that is predicted, by default its beginning.
+--to=SECONDS          end of that part, by default the end of the video.
 --threshold=P         least probability of a class in a segment, by default 0.5.
 --shortest=SECONDS    leaves out shorter segments, by default those shorter than --every.
 """,
@@ -118,8 +118,8 @@ WAYS_ON = """{file} sets a model and how it is trained. It needs data:
 
 The demo, which renders its videos and trains in minutes:
   python main.py --config=configs/demo.py:{model}
-Your own videos, in a folder for each class below DIR:
-  python main.py --config={file} --config.data.source=auto --config.data.root=DIR
+Your own videos, in a folder for each class below DIR, for ten minutes:
+  python main.py --config=configs/own.py:{model} --config.data.root=DIR
 A known data set, here UCF101 in DIR, as downloaded:
   python main.py --config=configs/ucf101.py:{name} --config.data.root=DIR
 

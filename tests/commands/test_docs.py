@@ -28,7 +28,7 @@ from vidformers.models import registry as models
 from vidformers.models.summary import count_macs
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SECTIONS = ("data", "model", "train", "optim", "eval", "mesh", "checkpoint", "init")
+SECTIONS = ("data", "model", "train", "optim", "eval", "mesh", "checkpoint", "init", "own")
 EXAMPLES = {  # files that a reader of docs/adding.md creates
     "vidformers/attention/rows.py",
     "vidformers/attention/window.py",
@@ -70,7 +70,7 @@ def anchors(path: Path) -> set[str]:
 
 def check_main(words: list[str]) -> None:
     """Checks the flags of `python main.py`, and that the fields they set are fields of the config."""
-    given = dict(word.removeprefix("--").split("=", 1) for word in words)
+    given = dict(word.removeprefix("--").split("=", 1) for word in words if word != "--help")
     config = load(given["config"]) if "config" in given else None
     for name in given:
         section, _, field = name.removeprefix("config.").partition(".")
