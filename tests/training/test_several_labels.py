@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import av
 import numpy as np
 import pytest
 from command import arguments, one_sentence, render, rows
@@ -55,7 +56,10 @@ def lines(path):
 def test_a_run_is_evaluated_by_mean_average_precision(trained, data):
     evaluated = {name for row in rows(trained) for name in row if name.startswith("val/")}
     assert evaluated == {f"val/{name}@{views}" for name in ("mAP", "loss", "videos") for views in ("1x1", "2x1")}
-    assert json.loads((trained / "run.json").read_text())["config"]["checkpoint"]["best"] == "val/mAP@1x1"
+    about = json.loads((trained / "run.json").read_text())
+    assert about["config"]["checkpoint"]["best"] == "val/mAP@1x1"
+    with av.open(str(data / "train" / "000000.mp4")) as video:
+        assert about["data"]["median_seconds"] == pytest.approx(video.duration / av.time_base)
     assert (trained / "curves.png").exists() and not (trained / "confusion.png").exists()
     with open(data / "many_val.csv", newline="") as file:
         expected = [(path, label.split(";") if label else []) for path, label in list(csv.reader(file))[1:]]

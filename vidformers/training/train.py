@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from input_pipeline.clip_lengths import median_seconds
 from input_pipeline.files import write_text
 from vidformers.attention.fused import record_backends
 from vidformers.errors import require
@@ -96,7 +97,11 @@ def train(config: dict, path) -> dict:
 
 
 def _describe_data(setup: Setup) -> dict:
-    """Returns the entry `data` of run.json."""
+    """Returns the entry `data` of run.json.
+
+    The median length of the clips is the length of a window of a long video, for which the training videos need not be
+    there any more.
+    """
     description: dict[str, Any] = {"classes": list(setup.pipeline.class_names)}
     for split, manifest in (("train", setup.pipeline.train_manifest), ("val", setup.pipeline.val_manifest)):
         description |= {
@@ -106,6 +111,8 @@ def _describe_data(setup: Setup) -> dict:
             f"{split}_missing": list(manifest.missing),
             f"{split}_excluded": list(manifest.excluded),
         }
+    if jax.process_index() == 0:  # which writes run.json; up to 32 videos are opened
+        description["median_seconds"] = median_seconds(setup.pipeline)
     return description
 
 
