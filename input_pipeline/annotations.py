@@ -21,7 +21,7 @@ from input_pipeline.labels import (
     where,
 )
 from input_pipeline.sources import SOURCES, Entry, Listing, Source
-from input_pipeline.sources.csv import part_name
+from input_pipeline.sources.csv import absent_advice, part_name
 from input_pipeline.sources.files import read_text
 
 
@@ -175,7 +175,8 @@ def class_names(lists, *, source="csv", root, num_classes, classes=None, split=1
     if names is not None and len(names) != num_classes:
         advice = " Leave out data.num_classes: it is read from the data." if source == "auto" else ""
         raise DataError(
-            f"The {source} data in {root} have {len(names)} classes, but data.num_classes is {num_classes}.{advice}"
+            f"The data in {root} (data.source={source}) have {len(names)} classes, but data.num_classes is "
+            f"{num_classes}.{advice}"
         )
     return names
 
@@ -288,7 +289,8 @@ def _refuse_empty_and_repeated(path, listing: Listing) -> None:
         before = first.setdefault((entry.path, entry.start, entry.end, entry.position), entry)
         if before is not entry:
             repeated = f"{entry.name} is already on line {before.line}" if entry.line else "this video is listed twice"
-            raise DataError(f"{where(path, entry)}: {repeated}.")
+            other = f", with the label {shown(before.label)}" if entry.label != before.label else ""
+            raise DataError(f"{where(path, entry)}: {repeated}{other}. List it once.")
 
 
 def _choose(path, listing: Listing, labels, root, missing, exclude):
@@ -360,7 +362,8 @@ def _require_all(path, root, listing: Listing, absent) -> None:
     if absent_entries:
         first, others = absent_entries[0], len(absent_entries) - 1
         more = f", nor do {others} others of this list" if others else ""
-        raise DataError(f"{where(path, first)}: {first.path} does not exist{more}.")
+        advice = absent_advice(file_path(first, root), root) if path.endswith(".csv") else ""
+        raise DataError(f"{where(path, first)}: {first.path} does not exist{more}.{advice}")
     if listing.missing:
         count = len(listing.entries) + len(listing.missing)
         raise DataError(

@@ -84,9 +84,14 @@ def draw(items: Sequence[Item], seed: int, group: str | None = None) -> list[boo
         group: data.group.
 
     Raises:
-        DataError: `group` is no regular expression, or no class has videos of two groups.
+        DataError: `group` is no regular expression, it matches no path, or no class has videos of two groups.
     """
     pattern = compile_group(group)
+    if pattern and items and not any(pattern.search(item.path) for item in items):
+        raise DataError(
+            f"data.group={shown(group)} matches none of the {len(items)} paths, such as {shown(items[0].path)}. "
+            "Correct the expression, or leave out data.group."
+        )
     members: dict[Hashable, list[int]] = collections.defaultdict(list)
     for index, item in enumerate(items):
         members[group_of(item, pattern)].append(index)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from input_pipeline.errors import DataError
 from input_pipeline.fields import shown
 from input_pipeline.sources.listing import Entry
-from input_pipeline.text import natural_key
+from input_pipeline.text import folded, is_unicode, natural_key
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -70,6 +70,8 @@ def found_names(path, entries: Iterable[Entry], labels: str) -> tuple[str, ...] 
                 first.setdefault(str(name), entry)
     first.pop("", None)  # a video without a label
     for name, entry in first.items():
+        if not is_unicode(name):
+            raise DataError(f"{where(path, entry)}: the label {shown(name)} is not UTF-8 text. Save the list as UTF-8.")
         if _DECIMAL.fullmatch(name):
             raise DataError(
                 f"{where(path, entry)}: the label {shown(name)} is a decimal number. Labels are class names, or whole "
@@ -167,13 +169,15 @@ class LabelNumbers:
             label = self.source_names[label]
         if label in self._number_of:
             return self._number_of[label]
+        if label == "":
+            raise DataError(f"{place}: the video has no label. Write its class into the column after the path.")
         try:
             if self.names and not self.has_class_file and isinstance(label, str):
                 raise ValueError  # a class name made of digits is not the position of that class in the order
             number = int(label)
         except ValueError:
             advice = "" if splits or _SEPARATOR not in str(label) else " Several labels need data.labels=many."
-            raise DataError(f"{place}: the label {shown(label)} is not {self._expected()}.{advice}") from None
+            raise DataError(f"{place}: the label {shown(label)} is not {self._expected(str(label))}.{advice}") from None
         if not 0 <= number < self.num_classes:
             raise DataError(
                 f"{place}: label {number} is out of range for data.num_classes={self.num_classes} "
@@ -181,9 +185,11 @@ class LabelNumbers:
             )
         return number
 
-    def _expected(self):
+    def _expected(self, label: str) -> str:
         if not self.names:
             return "a number, and data.classes gives no names"
+        if alike := next((name for name in self.names if folded(name) == folded(label)), None):
+            return f"the class {shown(alike)}: upper and lower case, and the way in which accents are stored, differ"
         if self.of_run:
             return f"one of the classes of the run, {', '.join(map(shown, self.names[:_MAX_NAMED]))}"
         return "a name of data.classes" if self.has_class_file else f"one of the {len(self.names)} classes"

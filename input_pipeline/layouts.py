@@ -12,6 +12,8 @@ from input_pipeline.sources.files import is_video, list_folder
 from input_pipeline.text import enumeration
 
 _CLASS_FOLDERS = "class folders"
+_PART_FOLDERS = ("train", "val", "validation", "test")
+_ARCHIVES = frozenset(".zip .tar .tgz .gz .bz2 .xz .7z .rar".split())
 
 
 class Layout(NamedTuple):
@@ -37,9 +39,12 @@ def find_layout(root: str, train: str | None = None, val: str | None = None, tes
         train, val, test: data.train, data.val and data.test. None: `train.csv` or `train`, and so on.
 
     Raises:
-        DataError: `root` is not a folder, or holds a part for validation or tests and none for training.
+        DataError: `root` is not a folder, holds a part for validation or tests and none for training, or holds parts
+            without class folders.
     """
-    names = list_folder(root)  # raises if `root` is not a folder
+    if not os.path.isdir(root):
+        raise DataError(_not_a_folder(root))
+    names = list_folder(root)
     taken = train or next(name for name in auto.TRAIN if _exists(root, name))
     kind = not os.path.isdir(os.path.join(root, taken))
     found = {True: [_first(root, auto.VAL, True), _first(root, auto.TEST, True)]}
@@ -50,6 +55,7 @@ def find_layout(root: str, train: str | None = None, val: str | None = None, tes
                 f"{root} holds {name}, but neither train.csv nor a folder train with a folder for each class. Add one "
                 "of them, or set data.train to the list of the training videos."
             )
+    _require_class_folders(root, taken, names)
     unread = [name for name in found[not kind] if name and name not in (val, test)] if taken != os.curdir else []
     if train is None:
         unread = [name for name in auto.TRAIN[1:-1] if name != taken and _exists(root, name)] + unread
@@ -59,6 +65,34 @@ def find_layout(root: str, train: str | None = None, val: str | None = None, tes
     return Layout(taken, val or found[kind][0], test or found[kind][1], remark)
 
 
+def _not_a_folder(root: str) -> str:
+    """Returns the sentence on a data.root that is not a folder."""
+    if not os.path.exists(root):
+        return f"data.root={root} does not exist. Set it to the folder of your videos."
+    if os.path.splitext(root)[1].lower() in _ARCHIVES:
+        return f"data.root={root} is an archive. Unpack it, and set data.root to the folder with its videos."
+    return f"data.root={root} is a file. Set it to the folder of your videos; data.train and data.val name lists."
+
+
+def _require_class_folders(root: str, taken: str, names: Iterable[str]) -> None:
+    """Raises DataError if a folder that can only be a part, such as `val`, holds videos without class folders.
+
+    Args:
+        root: data.root.
+        taken: the training list.
+        names: the names in `root`.
+    """
+    folders = [name for name in names if os.path.isdir(os.path.join(root, name))]
+    parts = [name for name in folders if name in _PART_FOLDERS and _is_class_folder(root, name)]
+    is_part = taken == auto.TRAIN[1] or taken == os.curdir and len(parts) > 1 and parts == folders
+    if parts and is_part:
+        raise DataError(
+            f"{os.path.join(root, parts[0])} holds videos and no class folders. Put the videos of each class into a "
+            f"folder of its own there, named after the class, or list them in {parts[0]}.csv with the columns "
+            "path,label."
+        )
+
+
 def count_classes(data: dict[str, Any]) -> int:
     """Returns the number of classes of own data: that of the class file, or of the training list.
 
@@ -66,7 +100,7 @@ def count_classes(data: dict[str, Any]) -> int:
         data: the section `data` of a config with data.source='auto'.
 
     Raises:
-        DataError: the list or the class file has a mistake.
+        DataError: the list or the class file has a mistake, or the labels are numbers of which most are not used.
     """
     root = data["root"]
     if data["classes"] is not None:
@@ -77,8 +111,19 @@ def count_classes(data: dict[str, Any]) -> int:
     names = auto.classes(root, train) or found_names(train, entries, data["labels"])
     if names is not None:
         return len(names)
-    numbers = (number for entry in entries for number in split_labels(str(entry.label)))
-    return max((int(number) + 1 for number in numbers), default=1)
+    return _largest(train, {int(label) for entry in entries for label in split_labels(str(entry.label))}) + 1
+
+
+def _largest(train: str, numbers: set[int]) -> int:
+    """Returns the largest of the class numbers in a training list, which must be meant as such."""
+    largest = max(numbers, default=0)
+    if numbers and (largest >= 2 * len(numbers) or min(numbers) > 0):
+        raise DataError(
+            f"{train}: the labels are {len(numbers)} different numbers from {min(numbers)} to {largest}. Number the "
+            "classes from 0 without gaps, or write their names; or set data.num_classes if other classes have no "
+            "videos."
+        )
+    return largest
 
 
 def _exists(root: str, name: str) -> bool:

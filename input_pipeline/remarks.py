@@ -13,13 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from input_pipeline.annotations import Manifest, Record
+from input_pipeline.annotations import Manifest, Record, relative_path
 from input_pipeline.balance import class_counts
+from input_pipeline.copies import copies
 from input_pipeline.drawn_split import items, suggested_group
 from input_pipeline.errors import DataError, DecodeError
 from input_pipeline.fields import shown
+from input_pipeline.labels import ONE
 from input_pipeline.pipeline import Pipeline
 from input_pipeline.sources.something import mirrored
+from input_pipeline.text import folded
 from input_pipeline.video_part import NoSuchPart, read_head
 from input_pipeline.videos import open_video
 
@@ -37,10 +40,15 @@ def check_training_data(pipeline: Pipeline, batch_size: int, skips_bad: bool) ->
         skips_bad: whether evaluations leave out videos that cannot be decoded (eval.on_bad=skip).
 
     Raises:
-        DataError: data.exclude names no video, more training videos are empty files than data.max_bad_fraction allows,
-            or a validation video is an empty file and `skips_bad` is False.
+        DataError: own data have one class, data.exclude names no video, more training videos are empty files than
+            data.max_bad_fraction allows, or a validation video is an empty file and `skips_bad` is False.
     """
     train, val = pipeline.train_manifest, pipeline.val_manifest
+    if pipeline.source == "auto" and pipeline.num_classes == 1 and pipeline.labels == ONE:
+        raise DataError(
+            f"{train.path}: all videos have the class {shown(pipeline.class_names[0])}. A classifier needs two classes "
+            "or more: add videos of another class, such as videos that show something else."
+        )
     unmatched = unmatched_lines(pipeline)
     train_status, val_status = file_status(train.records), file_status(val.records)
     empty = _empty_files(train, train_status)
@@ -70,6 +78,8 @@ def check_training_data(pipeline: Pipeline, batch_size: int, skips_bad: bool) ->
             f"{len(shared)} of {len(val.records)} videos of {val.path} are also in {train.path}, for example "
             f"{shared[0].name}: the evaluation counts videos that are trained on."
         )
+    if pipeline.parts.layout is not None:
+        found += _copy_remarks(pipeline, copies(train.records + val.records, train_status + val_status))
     return found
 
 
@@ -182,6 +192,22 @@ def _span(record: Record) -> tuple[float, float]:
     return record.start or 0.0, math.inf if record.end is None else record.end
 
 
+def _copy_remarks(pipeline: Pipeline, pairs: list[tuple[Record, Record]]) -> Iterator[str]:
+    """Yields a sentence about videos that are copies of others, those in two classes first."""
+    pairs = sorted(pairs, key=lambda pair: pair[0].class_numbers == pair[1].class_numbers)
+    if pairs:
+        names = pipeline.class_names
+        first, second = (
+            f"{relative_path(record, pipeline.root)} ({', '.join(names[n] for n in record.class_numbers)})"
+            for record in pairs[0]
+        )
+        yield (
+            f"{len(pairs)} videos have the same content as another, for example {second} as {first}. Remove one of "
+            "each: a copy in another class contradicts its label, and one in the other part makes the evaluation too "
+            "good."
+        )
+
+
 def unmatched_lines(pipeline: Pipeline) -> list[str]:
     """Returns the lines of data.exclude that name no video of either list.
 
@@ -230,6 +256,8 @@ def layout_remarks(pipeline: Pipeline) -> Iterator[str]:
     if parts.layout.remark:
         yield parts.layout.remark
     if not parts.is_drawn:
+        if pipeline.group is not None and pipeline.val is None:
+            yield f"data.group has no effect: the validation part is {parts.layout.val}, and none is drawn."
         return
     train, val = (pipeline.manifest(part) for part in ("train", "val"))
     verb = "is" if len(val.records) == 1 else "are"
@@ -253,7 +281,7 @@ def layout_remarks(pipeline: Pipeline) -> Iterator[str]:
 
 
 def class_remarks(pipeline: Pipeline) -> Iterator[str]:
-    """Yields sentences about training clips without labels, and about classes with few clips."""
+    """Yields sentences about training clips without labels, classes with nearly the same name, or with few clips."""
     records = pipeline.train_manifest.records
     without = sum(record.labels == () for record in records)
     if without:
@@ -261,6 +289,13 @@ def class_remarks(pipeline: Pipeline) -> Iterator[str]:
             f"{without} of {len(records)} training videos have no label. With data.labels=many they count as videos "
             "that show none of the classes."
         )
+    forms: dict[str, str] = {}
+    for name in pipeline.class_names:
+        if (other := forms.setdefault(folded(name), name)) != name:
+            yield (
+                f"The classes {shown(other)} and {shown(name)} differ only in upper and lower case, or in how accents "
+                "are stored. They are trained as two classes; rename one if they are the same."
+            )
     counts = class_counts(records, pipeline.num_classes)
     few = [number for number in np.argsort(counts, kind="stable") if counts[number] < _FEW_VIDEOS]
     if not few:

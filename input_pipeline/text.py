@@ -66,6 +66,16 @@ def enumeration(words: Sequence[str], conjunction: str) -> str:
     return f" {conjunction} ".join([*([", ".join(words[:-1])] if words[1:] else []), *words[-1:]])
 
 
+def is_unicode(text: str) -> bool:
+    """Returns whether a text has no bytes that are not UTF-8, as file names may (see 'surrogateescape')."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def folded(name: str) -> str:
+    """Returns what names have in common that differ only in case, or in how accents are stored (NFC and NFD)."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def natural_key(name: str) -> tuple:
     """Returns a key that sorts names alphabetically, with the numbers in them by their values: 2 before 10."""
     parts = re.split("([0-9]+)", name.casefold())

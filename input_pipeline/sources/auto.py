@@ -16,6 +16,9 @@ from input_pipeline.text import natural_key
 TRAIN = ("train.csv", "train", os.curdir)
 VAL = ("val.csv", "val", "validation")
 TEST = ("test.csv", "test")
+# Other names of the folders of parts.
+_PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
+_PARTS |= {"test": "test", "testing": "test"}
 
 
 def read(path, *, root, split) -> Listing:
@@ -50,9 +53,19 @@ def is_part_folder(path) -> bool:
     return not all(any(map(is_frame, list_folder(os.path.join(path, name)))) for name in inner)
 
 
+def _refuse_deeper(path, names: list[str]) -> None:
+    """Raises DataError if the class folders seem to be in one of the folders `names` rather than in `path`."""
+    for name in names:
+        if (part := _PARTS.get(name.casefold())) and is_part_folder(os.path.join(path, name)):
+            raise DataError(f"{os.path.join(path, name)} holds class folders. Rename it to {part} if it is that part.")
+    if len(names) == 1 and is_part_folder(below := os.path.join(path, names[0])):
+        raise DataError(f"The only folder in {path} is {names[0]}, which holds folders. Set data.root={below}.")
+
+
 def _check_class_folders(path) -> None:
     """Raises DataError unless every folder in `path` holds videos, as files or as folders of frames."""
     names = [name for name in list_folder(path) if os.path.isdir(os.path.join(path, name))]
+    _refuse_deeper(path, names)
     stripped: dict[str, str] = {}
     for name in names:
         folder = os.path.join(path, name)

@@ -11,13 +11,20 @@ import os
 
 from input_pipeline.errors import DataError
 from input_pipeline.fields import shown
-from input_pipeline.sources.files import read_rows
+from input_pipeline.sources.files import is_picture, is_video, read_rows
 from input_pipeline.sources.listing import Entry, Listing
 
 TRAIN, VAL, TEST = ("train.csv",), ("val.csv",), ("test.csv",)
 
 _COLUMNS = ("path", "label", "start", "end")
 _FORMS = (_COLUMNS[:2], _COLUMNS)  # without a header
+# Names of columns in lists for other programs. A first row of nothing else is a header.
+_HEADER_WORDS = frozenset(
+    "path label start end category class class_name clip end_time file file_name file_path filename filepath id labels "
+    "label_name name start_time target time video video_id video_name video_path".split()
+)
+_SEPARATORS = {";": "semicolons", "\t": "tabs", " ": "blanks"}
+_ZIP = "PK\3\4"
 
 
 def read(path, *, root, split) -> Listing:
@@ -31,6 +38,7 @@ def read(path, *, root, split) -> Listing:
     columns, rows = _columns(path, rows)
     entries = []
     for line, row in rows:
+        _refuse_other_separator(path, line, row)
         if len(row) != len(columns) or not row[columns.index("path")]:
             raise DataError(
                 f"{path} line {line}: expected {_words(len(columns))} columns, {','.join(columns)}, and found "
@@ -66,15 +74,38 @@ def _columns(path, rows) -> tuple[tuple[str, ...], list]:
         return _COLUMNS[:2], rows
     line, first = rows[0]
     header = tuple(name.strip().lower() for name in first)
-    if "path" in header and "label" in header:
-        unknown = [name for i, name in enumerate(header) if name not in _COLUMNS or name in header[:i]]
-        if unknown:
+    if {"path", "label"}.issubset(header) or _HEADER_WORDS.issuperset(header):
+        is_known = set(_FORMS[0]) <= set(header) <= set(_COLUMNS) and len(set(header)) == len(header)
+        if not is_known:
             raise DataError(
-                f"{path} line {line}: the header has the column {shown(unknown[0])}. The columns are path and label, "
-                "and start and end for parts of videos, each once."
+                f"{path} line {line}: the header is {shown(','.join(first))}. The columns must be named path and "
+                "label, and start and end for parts of videos, each once."
             )
         return header, rows[1:]
     return next((form for form in _FORMS if len(form) == len(first)), _FORMS[0]), rows
+
+
+def _refuse_other_separator(path, line: int, row: list[str]) -> None:
+    """Raises DataError if a row of one field has columns that are not separated by commas."""
+    if len(row) > 1:
+        return
+    if row[0].startswith(_ZIP):
+        raise DataError(f"{path} is a spreadsheet or an archive, and no text. Export it as CSV in UTF-8.")
+    sign = next((sign for sign in _SEPARATORS if sign in row[0]), None)
+    if sign is not None:
+        raise DataError(
+            f"{path} line {line}: {shown(row[0])} is separated by {_SEPARATORS[sign]}. Separate the two columns, path "
+            "and label, by a comma."
+        )
+
+
+def absent_advice(name: str, root) -> str:
+    """Returns a sentence, after a blank, on the path of a file that does not exist, or ""."""
+    if "\\" in name:
+        return " Separate folders by / in a list."
+    if name != name.strip():
+        return " The path begins or ends with a blank."
+    return "" if os.path.isabs(name) else f" Paths are relative to data.root={root}."
 
 
 def _entry(path, root, line: int, row: dict[str, str]) -> Entry:
@@ -85,6 +116,15 @@ def _entry(path, root, line: int, row: dict[str, str]) -> Entry:
             "of the video."
         )
     name = row["path"]
+    if is_video(row["label"].strip()) and not is_video(name.strip()):
+        raise DataError(
+            f"{path} line {line}: {shown(row['label'])} stands in the column label, and {shown(name)} in the column "
+            "path. Swap the columns."
+        )
+    if is_picture(name) and not name.lower().endswith(".gif"):  # may be a video
+        raise DataError(
+            f"{path} line {line}: {shown(name)} is a picture. List videos, or folders of numbered JPEG frames."
+        )
     return Entry(part_name(name, start, end), os.path.join(root, name), row["label"].strip(), line, start, end)
 
 

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 from input_pipeline import json_files
 from input_pipeline.errors import DataError
+from input_pipeline.text import is_unicode
 
 _VIDEOS = frozenset(".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split())
 _PICTURES = frozenset(".bmp .gif .heic .jpeg .jpg .png .tif .tiff .webp".split())
+_OF_SYSTEM = frozenset(("__MACOSX", "Thumbs.db", "desktop.ini"))  # written by macOS and Windows beside people's files
 _FRAME = re.compile(r"[^.].*\d\.jpe?g|\d\.jpe?g", re.IGNORECASE)
 _SET_ROOT = (
     "Set data.root to the folder of the data set and data.train and data.val to its lists. data.source=auto reads "
@@ -66,13 +68,9 @@ def read_rows(path, root=None) -> list[tuple[int, list[str]]]:
     except csv.Error as error:
         raise DataError(f"{path} line {reader.line_num}: {error}.") from None
     for line, row in rows:
-        if not _is_unicode("".join(row)) and not any(os.path.lexists(os.path.join(root, field)) for field in row):
+        if not is_unicode("".join(row)) and not any(os.path.lexists(os.path.join(root, field)) for field in row):
             raise DataError(f"{path} line {line} is not UTF-8 text, nor does it name a file. Save the list as UTF-8.")
     return rows
-
-
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def read_json(path, kind: type):
@@ -111,13 +109,13 @@ def is_frame(name) -> bool:
 
 
 def list_folder(path) -> list[str]:
-    """Returns the names in a folder, sorted and without hidden ones.
+    """Returns the names in a folder, sorted, without hidden ones and those that macOS and Windows write.
 
     Raises:
         DataError: `path` is not a folder, or cannot be read.
     """
     try:
-        return sorted(name for name in os.listdir(path) if not name.startswith("."))
+        return sorted(name for name in os.listdir(path) if not name.startswith(".") and name not in _OF_SYSTEM)
     except OSError as error:
         raise DataError(f"{path} cannot be read as a folder: {error.strerror}.") from None
 

@@ -106,7 +106,7 @@ def test_a_data_set_without_a_third_part_says_so(tmp_path):
         (["a/1.jpg", "a/2.jpg"], "/a holds pictures, such as '1.jpg', and no videos"),
         (["1.mp4", "2.mp4"], "no class folders and no train.csv"),
         (["val/a/1.mp4"], "holds val, but neither train.csv nor"),
-        (["a/inner/1.mp4"], "/a/inner is a folder in a class folder"),
+        (["a/inner/1.mp4", "b/2.mp4"], "/a/inner is a folder in a class folder"),
         (["a /1.mp4", "a/2.mp4"], "differs from 'a' only in blanks"),
         (["a\n/1.mp4", "b/2.mp4"], "is no class name"),
         (["a/1.mp4", "b/2.mp4"], "A validation part cannot be drawn: no class has two videos"),
@@ -128,7 +128,7 @@ def test_folders_that_cannot_be_meant_are_refused(tmp_path, files, expected):
         ("1.mp4,a\n1.mp4,a,0,1\n", "line 2: expected two columns, path,label, and found 4"),
         ("1.mp4,a,0,1\n1.mp4,a\n", "line 2: expected four columns, path,label,start,end, and found 2"),
         ("1.mp4,a,1\n", "line 1: expected two columns"),
-        ("path,label,begin,end\n1.mp4,a,0,1\n", "the header has the column 'begin'"),
+        ("path,label,begin,end\n1.mp4,a,0,1\n", "the header is 'path,label,begin,end'"),
         ("1.mp4,a,3,2\n", "line 1: end=2 is not after start=3"),
         ("1.mp4,a,2,2\n", "end=2 is not after start=2"),
         ("1.mp4,a,,0\n", "end=0 is not after start=0"),
@@ -140,7 +140,7 @@ def test_folders_that_cannot_be_meant_are_refused(tmp_path, files, expected):
         ("1.mp4,a\n2.mp4,3\n", "the label 'a' is a name, and '3' on line 2 is a number"),
         ("1.mp4,a;b\n2.mp4,a\n", "holds a semicolon. Set data.labels=many"),
         ("1.mp4,a,0,1\n1.mp4,a,0,1\n", "line 2: 1.mp4#t=0,1 is already on line 1"),
-        ("1.mp4,\n2.mp4,a\n", "line 1: the label '' is not one of the 1 classes"),
+        ("1.mp4,\n2.mp4,a\n", "line 1: the video has no label"),
     ],
 )
 def test_lists_that_cannot_be_meant_are_refused(tmp_path, text, expected):
