@@ -141,7 +141,7 @@ def run(argv) -> int:
             return 0
         command = parse(argv)
         _require_data(command)
-        if command.mode in ("train", "eval"):
+        if command.mode in ("train", "eval") or _plans_own_data(command):
             config = with_own_classes(command.config, command.given, command.workdir)
             command = command._replace(config=config)
     except (FlagError, ConfigError, DataError) as error:
@@ -166,7 +166,7 @@ def run(argv) -> int:
         compilation_cache.enable_compilation_cache(command.workdir)
         mode = MODES[command.mode]
         with reported(f"--mode={command.mode} is at work", shown=jax.process_index() == 0):
-            if command.mode == "train":
+            if command.mode == "train" or _plans_own_data(command):
                 config = _with_derived_fields(config, command, started)
             getattr(import_module(mode.module), mode.function)(config, command.workdir, **command.flags)
     except Interrupted as stop:
@@ -196,6 +196,11 @@ def _require_data(command: Command) -> None:
         )
 
 
+def _plans_own_data(command: Command) -> bool:
+    """Returns whether `plan` or `summary` describes a run on data that are there. They need no data otherwise."""
+    return command.mode in ("plan", "summary") and "data.root" in command.given
+
+
 def _with_derived_fields(config: dict[str, Any], command: Command, started: float) -> dict[str, Any]:
     """Returns the config of a run on own videos with the fields that are derived once, at its start.
 
@@ -203,13 +208,18 @@ def _with_derived_fields(config: dict[str, Any], command: Command, started: floa
         config: the config of the command.
         started: when the command started, by `time.monotonic`.
     """
-    if config["own"]["minutes"] is None or (Path(command.workdir) / "run.json").exists():
-        return config
     from vidformers.progress import log
     from vidformers.training.own import derive
     from vidformers.training.workdir import open_workdir
 
-    open_workdir(command.workdir)  # a folder that cannot be written to is refused before minutes of measurements
+    if config["own"]["minutes"] is None:
+        return config
+    if (Path(command.workdir) / "run.json").exists():
+        if "own.minutes" in command.given:
+            log("own.minutes is for the start of a run. This run keeps its fields; train.total_steps sets its length.")
+        return config
+    if command.mode == "train":
+        open_workdir(command.workdir)  # a folder that cannot be written to is refused before minutes of measurements
     config, sentences = derive(config, command.given, started)
     for sentence in sentences:
         log(sentence)

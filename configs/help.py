@@ -95,7 +95,8 @@ Long videos, cameras and streams (docs/predict.md):
     "summary": """\
 --mode=summary prints the number of parameters and of multiply-adds. The last line is one JSON object.
 
---config=FILE[:NAME]  a config file, or --workdir=DIR, the folder of a run.
+--config=FILE[:NAME]  a config file, or --workdir=DIR, the folder of a run. With configs/own.py and
+                      --config.data.root=DIR, the model is that which a run would have.
 --keys=FILE.png       draws which keys a query attends to in every attention of the model.
 --query=FRAME,ROW,COLUMN
                       the patch of the query, from 0 on, by default the one in the middle.
@@ -104,7 +105,8 @@ Long videos, cameras and streams (docs/predict.md):
 --mode=plan compiles the training step. It prints whether the step fits, the largest batch that fits, the least time
 of a step, and how many frames must be decoded per second. The last line is one JSON object. No data need exist.
 
---config=FILE[:NAME]  a config file, or --workdir=DIR, the folder of a run.
+--config=FILE[:NAME]  a config file, or --workdir=DIR, the folder of a run. With configs/own.py and
+                      --config.data.root=DIR, prints what a run would choose, and plans that run.
 --topology=v5e:4x4    TPUs or GPUs that need not be here, by default the devices that are here.
 --estimate=true       adds the estimate of the TPU compiler.
 --largest=false       leaves out the largest batch.

@@ -185,10 +185,14 @@ def test_the_same_times_give_the_same_config(data, monkeypatch):
 @pytest.mark.quick
 def test_too_few_minutes_are_refused_with_a_number_that_is_enough(data, monkeypatch):
     machine = Machine(monkeypatch)
-    with pytest.raises(ConfigError, match="own.minutes=0.1 is too short") as error:
+    with pytest.raises(ConfigError, match="own.minutes=0.1 is too short: ") as error:
         derived(machine, data, **{"own.minutes": 0.1})
-    minutes = re.search(r"Set own.minutes to at least (\d+)\.$", str(error.value))[1]
+    minutes = re.search(r"Set own.minutes to (\d+) or more\.$", str(error.value))[1]
     derived(machine, data, **{"own.minutes": minutes})
+    # A given model that no machine trains in time is refused before it is measured.
+    with pytest.raises(ConfigError, match="or leave out data.size, model.depth or model.width"):
+        derived(machine, data, **{"data.size": 224, "model.width": 768, "model.depth": 24})
+    assert machine.seconds == 5
     # A given length is kept, and it is said that it takes longer.
     config, found = derived(machine, data, **{"own.minutes": 0.1, "train.total_steps": 500})
     assert config["train"]["total_steps"] == 500 and any("Raise own.minutes" in line for line in found)
@@ -232,6 +236,24 @@ def test_size_patches_and_normalisation_follow_the_weights(model, data, tmp_path
     assert (chosen["mean"], chosen["std"]) == ((0.4, 0.5, 0.6), (0.2, 0.2, 0.3))
     assert config["optim"]["lr"] < 5e-4 and any("follow init.weights" in line for line in found)
     set_up(config)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "mode, function", [("summary", "inference.summarise.print_summary"), ("plan", "training.plan.plan")]
+)
+def test_a_plan_and_a_summary_describe_the_run_on_the_data(mode, function, data, tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(f"vidformers.{function}", lambda config, *_, **__: found.append(config))
+    Machine(monkeypatch)
+    for flags in (["own.py"], ["vit_b16.py", "--config.data.source=auto"], ["vit_b16.py"]):
+        folder = tmp_path / "none"
+        words = [f"--config={ROOT}/configs/{flags[0]}", *flags[1:], f"--config.data.root={data}", f"--mode={mode}"]
+        assert main.main(["main.py", *words, f"--workdir={folder}"]) == 0 and not folder.exists()
+    own, auto, listed = found
+    assert own["model"]["num_classes"] == auto["model"]["num_classes"] == len(CLASSES)
+    assert own["train"]["total_steps"] >= 50 and own["model"]["width"] < 768
+    assert listed["model"]["num_classes"] == 400
 
 
 @pytest.mark.quick

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-_MARGIN = 0.1  # of the time for training, left for what the measurement did not see
+_MARGIN = 0.2  # of the time for training, left for what the measurement did not see, such as other programs
 _END_SECONDS = 8.0  # the last checkpoint, and the pictures that a run draws at its end
 _EVALUATION_SECONDS = 1.0  # of each evaluation, besides its videos: a checkpoint is saved before
 _EVALUATION_SHARE = 0.15  # of the time for training, at most

@@ -17,6 +17,7 @@ import jax
 from input_pipeline import Pipeline
 from input_pipeline.sizes import default_short_side
 from input_pipeline.sources.something import sided
+from input_pipeline.text import enumeration
 from vidformers.errors import require
 from vidformers.parallel.mesh import make_mesh, num_batch_shards
 from vidformers.pretrained import Init
@@ -30,10 +31,14 @@ from vidformers.training.own.weights import model_of_weights
 
 # Multiply-adds per second of a training step, before the first measurement. They choose the size to measure first.
 _CORE_RATE, _ACCELERATOR_RATE = 2e10, 1e13
+_MOST_CORE_RATE = 1e11  # of any core: a given model that is too slow at this rate is refused before it is measured
 _PROBING_SHARE = 0.2  # of the minutes, after which no larger size is measured; the start and the data count
 _STEPS_SHARE, _DECODING_SHARE, _DATA_SHARE = 0.005, 0.02, 0.02  # of the minutes, for each measurement
 _TRAINING_SHARE = 0.75  # of the time that is left when a size is chosen; the rest is for compiling and evaluating
+_MOST_DATA_SECONDS = 30.0
 _ANY_STEPS = 1_000_000  # of a step that is measured: longer than any warm-up that is given
+
+_SIZE = ("data.size", "data.frames", "init.weights", "train.batch_size")  # fields that make steps longer
 
 # Two names of one field.
 _ALIASES = {"model.image_size": "data.size", "model.frames": "data.frames", "model.num_classes": "data.num_classes"}
@@ -153,6 +158,7 @@ class _Derivation:
                 _TRAINING_SHARE * self._left(),
             )
 
+        self._require_time(self._left(), macs(0) / (self.cores * _MOST_CORE_RATE if self.on_cpu else math.inf))
         probe, count, latest = None, len(sizes), self.started + 60 * _PROBING_SHARE * self.minutes
         chosen = choose(self.cores * _CORE_RATE if self.on_cpu else jax.device_count() * _ACCELERATOR_RATE, count)
         while True:
@@ -200,8 +206,10 @@ class _Derivation:
         repeats = self._repeats(costs, macs)
         self._set(**{"data.repeats": repeats, "data.workers": costs.workers(macs, self.batch, repeats)})
         pipeline = Pipeline(**self._resolved()["data"])
-        step_seconds = probe.seconds_with_data(pipeline, 60 * _DATA_SHARE * self.minutes)
-        slowdown = step_seconds / costs.step_seconds(macs, self.batch, repeats)
+        estimate = costs.step_seconds(macs, self.batch, repeats)
+        self._require_time(self._left() - probe.times.start, estimate)
+        step_seconds = probe.seconds_with_data(pipeline, min(60 * _DATA_SHARE * self.minutes, _MOST_DATA_SECONDS))
+        slowdown = step_seconds / estimate
         # The forward pass of a view is a third of its training. Each view takes frames of its own.
         protocol = self.config["eval"]
         batches = math.ceil(self.val_videos / self.batch)
@@ -209,17 +217,25 @@ class _Derivation:
         last = (protocol["clips"] * protocol["crops"] - 1) * evaluation
         # The run compiles its step anew, since the length is a constant of the program, and the evaluation.
         left = self._left() - 1.5 * probe.times.start - last
-        steps = self._given_steps()
-        needed = (60 * self.minutes - left + shortest(step_seconds, evaluation)) / 60
-        require(
-            steps is not None or needed <= self.minutes,
-            f"own.minutes={self.minutes:g} is too short for a training: with start, measurements and compilation, the "
-            f"smallest one takes {needed:.1f} minutes on this machine. Set own.minutes to at least "
-            f"{math.ceil(needed + 0.5)}.",
-        )
-        planned = length(left, step_seconds, evaluation, steps)
+        self._require_time(left, step_seconds, evaluation)
+        planned = length(left, step_seconds, evaluation, self._given_steps())
         self._set(**self._schedule(self.fields | self.given, planned))
         return planned, step_seconds
+
+    def _require_time(self, left: float, step_seconds: float, evaluation: float = 0.0) -> None:
+        """Raises ConfigError if not even a short run fits in the `left` seconds. A given length is kept."""
+        needed = (60 * self.minutes - left + shortest(step_seconds, evaluation)) / 60
+        require(
+            needed <= self.minutes or self._given_steps() is not None,
+            f"own.minutes={self.minutes:g} is too short: with start, measurements and compilation, the shortest "
+            f"training takes at least {needed:.1f} minutes on this machine. Set own.minutes to "
+            f"{math.ceil(needed + 0.5)} or more{self._smaller()}.",
+        )
+
+    def _smaller(self) -> str:
+        """Returns advice to leave out the given fields that make a model larger, "" if there are none."""
+        fields = sorted(name for name in self.given if name in _SIZE or name.startswith("model."))
+        return f", or leave out {enumeration(fields, 'or')}" if fields else ""
 
 
 def _value(config: dict[str, Any], name: str) -> Any:

@@ -57,8 +57,7 @@ def sentences(derived: Derived) -> list[str]:
         f"{data['num_classes']} classes, to end within own.minutes={minutes:g}:",
         f"- Measured: a core decodes a clip in {decode:.1f} ms and augments it in {augment:.1f} ms. A training step of "
         f"{batch} clips takes {derived.step.step:.2g} s on {devices}, and the start of one {derived.step.start:.0f} s.",
-        f"- Model: {model['name']}, {_size_text(model)}, {model['dtype']}. Of {derived.sizes} sizes it is number "
-        f"{derived.number}, the largest that sees enough clips in the time.{follows}",
+        f"- Model: {model['name']}, {_size_text(model)}, {model['dtype']}.{_reason(derived)}{follows}",
         f"- Clips: {data['frames']} frames of {data['size']} x {data['size']} pixels, {data['repeats']} of each "
         f"decoded video, made by {_counted(data['workers'], 'worker')} on {_counted(derived.cores, 'core')}.",
         f"- Batch: {batch} clips. Learning rate: {config['optim']['lr']:g} after a warm-up of "
@@ -84,6 +83,16 @@ def sentences(derived: Derived) -> list[str]:
             f"{minutes:g} leaves {max(derived.left, 0) / 60:.1f}. Raise own.minutes for a training that fits."
         )
     return [*found, "- run.json holds every field. The same command continues the run with them."]
+
+
+def _reason(derived: Derived) -> str:
+    """Returns the sentence on the choice among the sizes, "" if the given fields leave one."""
+    if derived.sizes == 1:
+        return ""
+    reason = "the largest that fits in memory and sees enough clips in the time"
+    if derived.number == 1:
+        reason = "since larger ones do not fit in memory or see too few clips in the time"
+    return f" Of {derived.sizes} sizes it is number {derived.number}, {reason}."
 
 
 def _counted(count: int, noun: str) -> str:

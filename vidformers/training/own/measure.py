@@ -93,7 +93,7 @@ class Probe:
         setup: the set-up of the run.
         step: the compiled step.
         started: when the set-up began, by `time.perf_counter`.
-        seconds: time after which no further step is run. Two are always.
+        seconds: time after which no further step is run. One is always.
     """
 
     def __init__(self, setup: Setup, step: jax.stages.Compiled, started: float, seconds: float):
@@ -106,7 +106,7 @@ class Probe:
         clips["label"] = np.zeros_like(clips["label"])
         self._run(clips)  # the first step loads the program
         start, times = time.perf_counter() - started, list[float]()
-        while len(times) < 2 or len(times) < _STEPS and sum(times) < seconds:
+        while not times or len(times) < _STEPS and sum(times) < seconds:
             times.append(self._run(clips))
         self.times = StepTime(float(np.median(times)), start)  # the median: other programs may disturb single steps
 
@@ -123,17 +123,17 @@ class Probe:
 
         Args:
             pipeline: the data.
-            seconds: time after which no further step is run. Two are always.
+            seconds: time after which no further step is run. Three are always.
         """
         config = self._setup.train_config
         with closing(pipeline.train_batches(batch_size=config.batch_size, seed=self._setup.config["seed"])) as batches:
-            for _ in range(1 + pipeline.workers * pipeline.prefetch):  # those that are ready before they are needed
+            self._run(next(batches))  # waits for the start of the workers
+            ends = [time.perf_counter()]
+            while len(ends) < 4 or ends[-1] - ends[0] < seconds:
                 self._run(next(batches))
-            start, count = time.perf_counter(), 0
-            while count < 2 or time.perf_counter() - start < seconds:
-                self._run(next(batches))
-                count += 1
-            return (time.perf_counter() - start) / count
+                ends.append(time.perf_counter())
+        first = min(pipeline.workers * pipeline.prefetch, len(ends) // 2)  # the batches before may have been ready
+        return (ends[-1] - ends[first]) / (len(ends) - 1 - first)
 
 
 def probe(config: dict[str, Any], clips_per_epoch: int, seconds: float) -> Probe | None:
