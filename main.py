@@ -208,7 +208,7 @@ def _with_derived_fields(config: dict[str, Any], command: Command, started: floa
         config: the config of the command.
         started: when the command started, by `time.monotonic`.
     """
-    from vidformers.progress import log
+    from vidformers.progress import log, reported
     from vidformers.training.own import derive
     from vidformers.training.workdir import open_workdir
 
@@ -220,7 +220,8 @@ def _with_derived_fields(config: dict[str, Any], command: Command, started: floa
         return config
     if command.mode == "train":
         open_workdir(command.workdir)  # a folder that cannot be written to is refused before minutes of measurements
-    config, sentences = derive(config, command.given, started)
+    with reported("Measuring decoding and training steps"):
+        config, sentences = derive(config, command.given, started)
     for sentence in sentences:
         log(sentence)
     return config

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import safetensors.numpy
@@ -19,7 +18,7 @@ from vidformers.training.own.budget import Costs, length, shortest
 from vidformers.training.own.measure import Decoding, StepTime
 from vidformers.training.own.sizes import candidates
 from vidformers.training.sections import check_sections
-from vidformers.training.setup import set_up
+from vidformers.training.setup import load_weights, set_up
 from vidformers.training.workdir import write_run_json
 
 CLASSES = ("clap", "turn left", "turn right")
@@ -309,6 +308,12 @@ def test_fields_are_derived_once_and_a_run_keeps_them(videos, tmp_path, monkeypa
         out = capsys.readouterr().out
         assert "Continues with" not in out and "hold, where" not in out, out
     assert json.loads((tmp_path / "run.json").read_text())["config"] == config
+    # Another run that starts from its weights has its model.
+    monkeypatch.undo()
+    fine, _ = derived(Machine(monkeypatch), videos, **{"init.weights": tmp_path})
+    fields = ("width", "heads", "depth", "patch_size", "patch_frames", "motion_blocks", "frames", "image_size")
+    assert {name: fine["model"][name] for name in fields} == {name: config["model"][name] for name in fields}
+    assert load_weights(set_up(fine)) is not None
 
 
 def test_what_does_not_fit_in_memory_is_not_measured(videos, monkeypatch):
@@ -319,9 +324,11 @@ def test_what_does_not_fit_in_memory_is_not_measured(videos, monkeypatch):
 
 
 @pytest.mark.quick
-def test_a_folder_with_a_run_is_never_derived(data, tmp_path, monkeypatch):
+def test_a_folder_with_a_run_is_never_derived(data, tmp_path, capsys):
     config, _ = config_of(data)
     write_run_json(tmp_path, {"config": config, "data": {}})
     command = main.parse(["main.py", f"--workdir={tmp_path}"])
+    assert main._with_derived_fields(command.config, command, 0.0) is command.config and not capsys.readouterr().out
+    command = main.parse(["main.py", f"--workdir={tmp_path}", "--config.own.minutes=20"])
     assert main._with_derived_fields(command.config, command, 0.0) is command.config
-    assert Path(tmp_path / "run.json").exists()
+    assert "own.minutes is for the start of a run" in capsys.readouterr().out
