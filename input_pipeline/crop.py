@@ -31,6 +31,7 @@ NO_MARGINS = Margins(0, 0, 0, 0)
 # text begin otherwise.
 _DESCRIBED = re.compile(r"^ +Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)$", re.MULTILINE)
 _FORMATS = ("mov,", "matroska,")
+_SAMPLES = 16  # of luma, of which a format has at least one of chroma
 
 
 def container_margins(container, stream) -> Margins:
@@ -60,9 +61,21 @@ class Crop:
     def __init__(self, margins: Margins):
         self._margins, self._graph, self._input = margins, None, None
 
+    def size(self, width: int, height: int, frame) -> tuple[int, int]:
+        """Returns the (width, height) of what is shown of frames of a size, in the pixel format of `frame`.
+
+        A row or column that shares its samples of chroma with one that is cut off is cut off too, as by ffmpeg.
+        """
+        shown = self._margins.size(width, height)
+        if shown == (width, height):
+            return shown
+        format = frame.format
+        columns, rows = _SAMPLES // format.chroma_width(_SAMPLES), _SAMPLES // format.chroma_height(_SAMPLES)
+        return shown[0] // columns * columns, shown[1] // rows * rows
+
     def __call__(self, frame):
         """Returns a frame of PyAV without the margins."""
-        width, height = self._margins.size(frame.width, frame.height)
+        width, height = self.size(frame.width, frame.height, frame)
         if (width, height) == (frame.width, frame.height):
             return frame
         if (described := (frame.width, frame.height, frame.format.name)) != self._input:

@@ -108,9 +108,8 @@ class Display:
 
     def __init__(self, name: str, size: tuple[int, int], aspect, messages: Messages, margins: Margins = NO_MARGINS):
         check_size(name, *size)
-        self._name, self._aspect, self._messages = name, aspect, messages
-        self._margins, self._crop = margins, Crop(margins)
-        self._size, self._is_verified, self._swaps_sides = margins.size(*size), False, None
+        self._name, self._aspect, self._messages, self._crop = name, aspect, messages, Crop(margins)
+        self._size, self._is_verified, self._swaps_sides = size, False, None
 
     @property
     def is_size_known(self) -> bool:
@@ -131,12 +130,12 @@ class Display:
         Raises:
             DecodeError: the frames are too large.
         """
-        frame = self._crop(frame)
         if (frame.width, frame.height) != self._size and not self._is_verified:
             first = first_frame()
-            self._size, self._is_verified = self._margins.size(first.width, first.height), True
-        size = square_size(*self._size, self._aspect)
+            self._size, self._is_verified = (first.width, first.height), True
+        size = square_size(*self._crop.size(*self._size, frame), self._aspect)
         check_size(self._name, *size)
+        frame = self._crop(frame)
         turn = self._orientation(frame)
         # A few files turn some of their frames only. All images get the shape of the first one.
         if self._swaps_sides is None:

@@ -57,9 +57,12 @@ def test_margins_are_cut_off(tmp_path, suffix, margins, shown):
     np.testing.assert_array_equal(video.frames(range(8)), expected)
     np.testing.assert_array_equal(video.frames([6])[0], expected[6])
     assert (video.info().height, video.info().width) == expected[0].shape[:2]
-    stream = FrameStream(path)
-    np.testing.assert_array_equal([frame.image for frame in stream.frames(lambda image: image)], expected)
-    stream.close()
+    for start in (0.0, 0.3):
+        stream = FrameStream(path)
+        images = [frame.image for frame in stream.frames(lambda image: image, start)]
+        np.testing.assert_array_equal(images, expected[8 - len(images) :])
+        stream.close()
+    assert 0 < len(images) < 8
 
 
 @pytest.mark.quick
