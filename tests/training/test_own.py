@@ -140,6 +140,8 @@ def test_given_fields_are_kept_and_the_others_follow_them(data, monkeypatch):
     assert setup.total_steps == 30 * 48 * 2 / 24 and setup.eval_every == 5 * 48 * 2 / 24
     assert config["train"]["total_steps"] is None and config["optim"]["warmup_steps"] is None
     assert config["model"]["image_size"] == 48 and config["data"]["short_side"] == (55, 69)
+    with pytest.raises(ConfigError, match="With optim.name=sgd, set optim.lr"):
+        derived(Machine(monkeypatch), data, **{"optim.name": "sgd"})
     assert any("Kept as given" in line and "model.depth" in line and "data.repeats" in line for line in found)
 
 

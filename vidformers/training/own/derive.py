@@ -65,6 +65,11 @@ def derive(
         "own.minutes is measured on one machine. With --distributed=true set --config.own.minutes=none, and give the "
         "fields that configs/own.py derives.",
     )
+    name = config["optim"]["name"]
+    require(
+        name == "adamw" or "optim.lr" in given,
+        f"own.minutes derives a learning rate for adamw alone. With optim.name={name}, set optim.lr.",
+    )
     return _Derivation(config, given, started, clock).run()
 
 
