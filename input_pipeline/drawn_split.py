@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import hashlib
 import io
+import os
 import re
 from collections.abc import Collection, Hashable, Sequence
 from typing import NamedTuple
@@ -18,16 +19,19 @@ from input_pipeline.errors import DataError
 from input_pipeline.fields import shown
 from input_pipeline.labels import join_labels
 
+_INTEGER = re.compile("[0-9]+")
 _SHARE = 5  # one video of so many is drawn
 MIN_GROUPS = 5  # of every class, for a suggestion of data.group
 
 # What file names show, from the most to the least specific: `v_Jump_g01_c02.avi`, `match1_003.mp4`, `clip (12).mp4`.
+_GROUP_AND_CLIP = r"([^/]*_g[0-9]+)_c[0-9]+"
 _PATTERNS = (
-    r"([^/]*_g[0-9]+)_c[0-9]+",
+    _GROUP_AND_CLIP,
     r"([^/]*?[0-9]+)[ _-]+[^/0-9]*[0-9]+\.[^./]*$",
     r"([^/]*?)[ _-]*\(?[0-9]+\)?\.[^./]*$",
 )
 _WHOLE = r"(.*)"  # the video, of several parts
+_ENDS_WITH_DATE = re.compile(r"(19|20)[0-9]{2}([-_. ]?)[01][0-9]\2[0-3][0-9]\.[^./]*$")
 
 
 class Item(NamedTuple):
@@ -130,7 +134,9 @@ def draw(items: Sequence[Item], seed: int, group: str | None = None) -> list[boo
 def suggested_group(items: Sequence[Item]) -> str | None:
     """Returns a regular expression for data.group that the file names suggest, or None.
 
-    It makes fewer groups than there are videos, and leaves every class at least `MIN_GROUPS` groups.
+    It makes fewer groups than there are videos, and leaves every class at least `MIN_GROUPS` groups. In most groups,
+    the videos are numbered one after the other: a number that goes on through all of a data set, a date or a time shows
+    no groups.
     """
     labels = {label for item in items for label in item.classes}
     for text in (_WHOLE, *_PATTERNS):
@@ -140,9 +146,28 @@ def suggested_group(items: Sequence[Item]) -> str | None:
             for label in item.classes:
                 groups[label].add(group_of(item, pattern))
         count = len(set().union(*groups.values()))
-        if labels and count < len(items) and all(len(groups[label]) >= MIN_GROUPS for label in labels):
+        has_enough = labels and count < len(items) and all(len(groups[label]) >= MIN_GROUPS for label in labels)
+        if has_enough and (text in (_WHOLE, _GROUP_AND_CLIP) or _is_numbered_in_groups(items, pattern)):
             return text
     return None
+
+
+def _is_numbered_in_groups(items: Sequence[Item], pattern: re.Pattern) -> bool:
+    """Returns whether at least half of the videos are in groups that are numbered from 0 or 1, with few gaps.
+
+    The numbers of a group may go on from class to class, or start anew in the folder of each.
+    """
+    for is_by_folder in (False, True):
+        numbers: dict[Hashable, list[int]] = collections.defaultdict(list)
+        for item in items:
+            match = pattern.search(item.path)
+            if match and not _ENDS_WITH_DATE.search(item.path):
+                folder = os.path.dirname(item.path) if is_by_folder else ""
+                numbers[folder, match.groups()].append(int(_INTEGER.findall(os.path.splitext(match[0])[0])[-1]))
+        runs = [of_group for of_group in numbers.values() if len(of_group) == len(set(of_group)) > 1]
+        if 2 * sum(len(run) for run in runs if max(run) <= 2 * len(run)) >= len(items):
+            return True
+    return False
 
 
 def _rank(seed: int, key: Hashable) -> bytes:

@@ -12,7 +12,7 @@ import pytest
 from numbered import VFR, read_number, write
 
 from input_pipeline import DataError, Pipeline, Record, check, shard_plan, transcode
-from input_pipeline.drawn_split import Item, draw, group_of, list_text, suggested_group
+from input_pipeline.drawn_split import Item, draw, list_text, suggested_group
 from input_pipeline.errors import DecodeError
 from input_pipeline.files import write_text
 from input_pipeline.layouts import count_classes, find_layout
@@ -222,27 +222,6 @@ def test_large_groups_leave_every_class_videos_for_both_parts():
         draw(videos, 0, "match")
     with pytest.raises(DataError, match=r"data\.group='\(' is not a regular expression"):
         draw(videos, 0, "(")
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize(
-    "name, groups",
-    [
-        ("v_Jump_g{:02}_c{:02}.avi", 6),
-        ("match{}_{:03}.mp4", 6),
-        ("{}-cam2.mp4", 0),
-        ("subject {} take ({}).mov", 6),
-    ],
-)
-def test_groups_are_suggested_where_names_show_at_least_five_of_them(name, groups):
-    videos = [Item(path, (0,), path) for i in range(6) for j in range(3) if (path := "x/" + name.format(i, j))]
-    videos = list({video.name: video for video in videos}.values())
-    suggestion = suggested_group(videos)
-    assert (suggestion is not None) == bool(groups)
-    if groups:
-        pattern = re.compile(suggestion)
-        assert len({group_of(video, pattern) for video in videos}) == groups
-        assert suggested_group([video for video in videos if "5" not in video.name and "4" not in video.name]) is None
 
 
 @pytest.mark.quick
