@@ -123,9 +123,8 @@ def test_metrics_of_several_labels_depend_on_neither_devices_nor_batches():
     rng = np.random.default_rng(7)
     logits, label = draw(7)[0], (rng.random((16, CLASSES)) < 0.3).astype(np.float32)
     p = 1 / (1 + np.exp(-np.float32(logits).astype(float)))
-    expected = MultiLabel().metrics(
-        VideoScores(np.arange(16), label, np.log(p.mean(1) / (1 - p.mean(1))), np.zeros((16, 5), int))
-    )
+    videos = VideoScores(np.arange(16), label, np.log(p.mean(1) / (1 - p.mean(1))), np.zeros((16, 5), int))
+    expected = MultiLabel().metrics(videos, MultiLabel().class_metrics(videos))
     expected = {f"val/{name}@2x3": value for name, value in expected.items()} | {"val/videos@2x3": 16}
     for mesh, size in (
         (make_mesh(), 8),
@@ -138,6 +137,7 @@ def test_metrics_of_several_labels_depend_on_neither_devices_nor_batches():
         ]
         result = evaluate(batches, mesh, scoring=MultiLabel(), batch_size=size)
         assert result.metrics == pytest.approx(expected, rel=1e-5)
+        assert result.classes == MultiLabel().class_metrics(result.videos)
 
 
 @pytest.mark.quick

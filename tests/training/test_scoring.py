@@ -1,7 +1,8 @@
-"""Metrics equal slow definitions in plain Python, also where scores are equal and where a class has no videos."""
+"""Metrics equal those of scikit-learn and short definitions, also where scores are equal and classes have no videos."""
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
 from vidformers import ConfigError
 from vidformers.training.scoring import SINGLE_LABEL, MultiLabel, VideoScores, average_precision, join
@@ -9,14 +10,9 @@ from vidformers.training.scoring import SINGLE_LABEL, MultiLabel, VideoScores, a
 MULTI_LABEL = MultiLabel(threshold=0.3)
 
 
-def slow_average_precision(is_positive, scores):
-    """Returns the area under the steps of precision over recall, one threshold after the other."""
-    area, last_recall = 0.0, 0.0
-    for threshold in sorted(set(scores), reverse=True):
-        taken = [positive for positive, score in zip(is_positive, scores, strict=True) if score >= threshold]
-        recall = sum(taken) / sum(is_positive)
-        area, last_recall = area + (recall - last_recall) * sum(taken) / len(taken), recall
-    return area
+def sklearn_average_precision(is_positive, scores):
+    """Returns the average precision by scikit-learn, which refuses infinities; the order is what counts."""
+    return average_precision_score(is_positive, np.maximum(scores, np.finfo(np.float32).min))
 
 
 def videos(label, scores, ids=None):
@@ -26,14 +22,14 @@ def videos(label, scores, ids=None):
 
 @pytest.mark.quick
 @pytest.mark.parametrize("levels", [2, 5, 1000])
-def test_average_precision_equals_its_definition_with_any_ties_in_any_order(levels):
+def test_average_precision_equals_that_of_scikit_learn_with_any_ties_in_any_order(levels):
     rng = np.random.default_rng(levels)
     for count in (1, 2, 30):
         with np.errstate(divide="ignore"):
             scores = np.log(rng.integers(0, levels, count) / levels)  # -inf among them
         is_positive = rng.random(count) < 0.4
         is_positive[0] = True
-        expected = slow_average_precision(is_positive.tolist(), scores.tolist())
+        expected = sklearn_average_precision(is_positive, scores)
         order = rng.permutation(count)
         assert average_precision(is_positive, scores) == pytest.approx(expected, rel=1e-12)
         assert average_precision(is_positive[order], scores[order]) == pytest.approx(expected, rel=1e-12)
@@ -65,21 +61,32 @@ def test_each_class_has_its_own_top1_and_average_precision():
     ]
 
 
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_with_one_label_each_class_has_the_average_precision_of_scikit_learn_against_the_rest(levels):
+    rng = np.random.default_rng(levels)
+    scores = np.log(rng.integers(1, levels, (50, 6)) / levels)
+    label = rng.choice([0, 1, 2, 4], 50)  # no video has class 3 or class 5
+    for k, row in enumerate(SINGLE_LABEL.class_metrics(videos(label, scores))):
+        expected = sklearn_average_precision(label == k, scores[:, k]) if k in label else None
+        assert row["average_precision"] == (expected and pytest.approx(expected, rel=1e-12)), k
+
+
 def draw_labels(seed=0, count=40, classes=4):
     rng = np.random.default_rng(seed)
     label = (rng.random((count, classes)) < 0.3).astype(np.float32)
     label[:, 2] = 0  # a class without videos
-    return label, 3 * rng.normal(size=(count, classes))
+    return label, np.round(3 * rng.normal(size=(count, classes)))  # with equal scores
 
 
 def test_several_labels_have_the_mean_over_the_classes_that_a_video_has():
     label, logits = draw_labels()
     scored = videos(label, logits)
-    metrics, p = MULTI_LABEL.metrics(scored), 1 / (1 + np.exp(-np.float32(logits).astype(float)))
-    precisions = [slow_average_precision(label[:, k].tolist(), scored.scores[:, k].tolist()) for k in (0, 1, 3)]
-    assert metrics["mAP"] == pytest.approx(np.mean(precisions))
-    assert metrics["loss"] == pytest.approx(-np.mean(label * np.log(p) + (1 - label) * np.log(1 - p)))
     rows = MULTI_LABEL.class_metrics(scored)
+    metrics, p = MULTI_LABEL.metrics(scored, rows), 1 / (1 + np.exp(-np.float32(logits).astype(float)))
+    precisions = [sklearn_average_precision(label[:, k], scored.scores[:, k]) for k in (0, 1, 3)]
+    expected = average_precision_score(label[:, [0, 1, 3]], scored.scores[:, [0, 1, 3]], average="macro")
+    assert metrics["mAP"] == pytest.approx(expected, rel=1e-12)
+    assert metrics["loss"] == pytest.approx(-np.mean(label * np.log(p) + (1 - label) * np.log(1 - p)))
     assert [row["average_precision"] for row in rows] == pytest.approx([*precisions[:2], None, precisions[2]])
     for k, row in enumerate(rows):
         is_predicted, is_positive = p[:, k] > 0.3, label[:, k] > 0
@@ -107,8 +114,9 @@ def test_logits_of_sure_predictions_stay_apart():
 
 
 def test_videos_without_any_label_have_no_mean_average_precision():
-    with pytest.raises(ConfigError, match="data.val: none of its videos has a label"):
-        MULTI_LABEL.metrics(videos(np.zeros((3, 2), np.float32), np.zeros((3, 2))))
+    unlabelled = videos(np.zeros((3, 2), np.float32), np.zeros((3, 2)))
+    with pytest.raises(ConfigError, match="None of the 3 videos that were evaluated has a label"):
+        MULTI_LABEL.metrics(unlabelled, MULTI_LABEL.class_metrics(unlabelled))
 
 
 def test_batches_are_joined_in_the_order_of_the_list():

@@ -91,6 +91,7 @@ class EvalResult(NamedTuple):
     metrics: dict  # {'val/top1@4x3': fraction, ...}
     skipped: list  # (id, error) of each video that could not be decoded
     videos: VideoScores | None
+    classes: list[dict] | None = None  # the metrics of each class, if those of all classes are computed from them
 
     def of_part(self, part: str) -> "EvalResult":
         """Returns the result with metrics named after a part of the data, such as 'test/top1@4x3'."""
@@ -302,15 +303,17 @@ class Evaluator:
             advance(len(batch["mask"]) * jax.process_count())
         require(num_videos > 0, "data.val: none of its videos could be evaluated.")
         videos = join(collected) if collected else None
+        classes = self.scoring.class_metrics(videos) if videos and self.scoring.has_several_labels else None
         skipped_per_process = allgather_strings(json.dumps(skipped))
         return EvalResult(
-            self._metrics(videos),
+            self._metrics(videos, classes),
             sorted(tuple(video) for videos in skipped_per_process for video in json.loads(videos)),
             videos,
+            classes,
         )
 
-    def _metrics(self, videos: VideoScores | None) -> dict[str, float]:
+    def _metrics(self, videos: VideoScores | None, classes: list[dict] | None) -> dict[str, float]:
         """Returns the metrics of process 0, which has the scores, in all processes."""
-        metrics = self.scoring.metrics(videos) | {"videos": float(len(videos.id))} if videos else {}
+        metrics = self.scoring.metrics(videos, classes) | {"videos": float(len(videos.id))} if videos else {}
         metrics = json.loads(allgather_strings(json.dumps(metrics))[0])
         return {f"val/{name}@{self.protocol.name}": value for name, value in metrics.items()}

@@ -118,7 +118,7 @@ def result_rows(result: EvalResult) -> list[tuple[str, str]]:
 
 def result_json(setup: Setup, step: int, result: EvalResult) -> str:
     """Returns the content of `eval_*.json`: the metrics, the metrics of each class, and the confusion matrix."""
-    names, rows = setup.pipeline.class_names, setup.scoring.class_metrics(result.videos)
+    names, rows = setup.pipeline.class_names, result.classes or setup.scoring.class_metrics(result.videos)
     content = {"step": step, **result.metrics, "skipped": result.skipped}
     content["classes"] = [{"class": name, **row} for name, row in zip(names, rows, strict=True)]
     confusion = setup.scoring.confusion(result.videos)

@@ -98,7 +98,7 @@ class SingleLabel:
         """Returns how many of the likeliest classes are predicted for a video with these probabilities (n)."""
         return 1
 
-    def metrics(self, videos: VideoScores) -> dict[str, float]:
+    def metrics(self, videos: VideoScores, classes: None = None) -> dict[str, float]:
         """Returns `top1`, `top5`, `loss`, and `mean_class_top1`, which ignores classes without videos."""
         is_label = videos.best == videos.label[:, None]
         log_p = np.take_along_axis(videos.scores, videos.label[:, None], axis=1).astype(np.float64)
@@ -172,20 +172,25 @@ class MultiLabel:
         """Returns how many of the likeliest classes are predicted for a video with these probabilities (n)."""
         return int((probabilities > self.threshold).sum())
 
-    def metrics(self, videos: VideoScores) -> dict[str, float]:
+    def metrics(self, videos: VideoScores, classes: list[dict[str, Any]]) -> dict[str, float]:
         """Returns the mean average precision `mAP` and the `loss`.
 
         `mAP` is the mean of `average_precision` over the classes that a video has. `loss` is the binary cross-entropy,
         averaged over videos and classes.
 
+        Args:
+            videos: the scores.
+            classes: what `class_metrics` returned for them.
         Raises:
             ConfigError: no video has a label.
         """
-        columns = range(videos.scores.shape[1])
-        precisions = [average_precision(videos.label[:, k] > 0, videos.scores[:, k]) for k in columns]
-        present = [precision for precision in precisions if precision is not None]
-        require(present, "data.val: none of its videos has a label, so there is no average precision. List labels.")
-        losses = [_binary_cross_entropy(videos.label[:, k], videos.scores[:, k]) for k in columns]
+        present = [row["average_precision"] for row in classes if row["average_precision"] is not None]
+        require(
+            present,
+            f"None of the {len(videos.id)} videos that were evaluated has a label, so there is no average precision. "
+            "Write labels into the list.",
+        )
+        losses = [_binary_cross_entropy(videos.label[:, k], videos.scores[:, k]) for k in range(len(classes))]
         return {"mAP": float(np.mean(present)), "loss": float(np.mean(losses))}
 
     def confusion(self, videos: VideoScores) -> None:
