@@ -2,16 +2,19 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 
 import av
+import jax
 import numpy as np
 import pytest
-from command import arguments, one_sentence, render, rows
+from command import arguments, assert_same_run, one_sentence, render, rows
 
 import main
 from vidformers import load
+from vidformers.training.evaluate import Evaluator
 
 LABELS = 10
 FIELDS = {
@@ -21,6 +24,10 @@ FIELDS = {
     "data.flip_swaps": "()",
     "data.max_bad_fraction": 1.0,
     "train.total_steps": 4,
+    "train.log_every_steps": 1,
+    "train.eval_every_steps": 2,
+    "train.patience": 3,
+    "optim.layer_decay": 0.7,
     "eval.threshold": 0.45,
 }
 
@@ -71,6 +78,33 @@ def test_a_run_is_evaluated_by_mean_average_precision(trained, data):
             assert len(best) == 5 and list(best.values()) == sorted(best.values(), reverse=True)
             lowest = min(best.values())
             assert all(best.get(label["class"], lowest) >= label["probability"] for label in row["labels"])
+
+
+def test_a_run_stopped_and_continued_with_workers_computes_the_same_bit_for_bit(trained, data, tmp_path, monkeypatch):
+    run_step, calls = Evaluator.run_step, []
+
+    def stopped(evaluator, *arguments):
+        calls.append(evaluator)
+        if len(calls) == 2:  # in the evaluation of step 2
+            signal.raise_signal(signal.SIGTERM)
+        return run_step(evaluator, *arguments)
+
+    monkeypatch.setattr(Evaluator, "run_step", stopped)
+    assert run(data, tmp_path) == 128 + signal.SIGTERM
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+    assert run(data, tmp_path, **{"data.workers": 2}) == 0
+    assert_same_run(tmp_path, trained, step=FIELDS["train.total_steps"])
+
+
+def test_one_device_computes_what_eight_compute_to_rounding(trained, data, tmp_path, monkeypatch):
+    one = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *backend: one)
+    assert run(data, tmp_path, **{"train.eval_every_steps": "none", "train.patience": "none"}) == 0
+    expected = [row for row in rows(trained) if row.keys() & {"train/loss", "val/mAP@2x1"}]
+    assert len(expected) == FIELDS["train.total_steps"] + 1
+    for row, other in zip(rows(tmp_path), expected, strict=True):
+        row.pop("val/mAP@2x1", None), other.pop("val/mAP@2x1", None)  # rounding swaps videos with nearly equal scores
+        assert row == pytest.approx(other, rel=1e-3)
 
 
 def test_an_evaluation_writes_the_figures_of_each_class(trained, data):
