@@ -83,15 +83,16 @@ def check_training_data(pipeline: Pipeline, batch_size: int, skips_bad: bool) ->
     return found
 
 
-def check_validation_data(pipeline: Pipeline, skips_bad: bool) -> None:
-    """Refuses data with which an evaluation is sure to fail.
+def check_evaluated_data(pipeline: Pipeline, skips_bad: bool, part: str = "val") -> None:
+    """Refuses data with which an evaluation of a part is sure to fail.
 
     Raises:
-        DataError: a validation video is an empty file and `skips_bad` is False.
+        DataError: a video is an empty file, or is shorter than its part in the list says, and `skips_bad` is False.
     """
-    _require_content(pipeline.val_manifest, file_status(pipeline.val_manifest.records), skips_bad)
+    manifest = pipeline.manifest(part)
+    _require_content(manifest, file_status(manifest.records), skips_bad)
     if not skips_bad:
-        _require_parts(pipeline, pipeline.val_manifest)
+        _require_parts(pipeline, manifest)
 
 
 def max_bad_videos(videos: int, max_bad_fraction: float) -> int:

@@ -11,8 +11,8 @@ from numbered import write
 from input_pipeline import check, prepare
 from input_pipeline.errors import DataError
 from input_pipeline.remarks import (
+    check_evaluated_data,
     check_training_data,
-    check_validation_data,
     class_remarks,
     flip_remarks,
     layout_remarks,
@@ -102,13 +102,14 @@ def test_empty_files_are_found_before_training(tmp_path):
     ):
         remarks(make(tmp_path, TRAIN | {"t1.mp4": b"", "t2.mp4": b""}, VAL))
     data = make(tmp_path, TRAIN, VAL | {"v2.mp4": b""})
-    for inspect in (remarks, lambda data: check_validation_data(data, False)):
+    for inspect in (remarks, lambda data: check_evaluated_data(data, False)):
         with pytest.raises(
             DataError, match=r"1 of 3 videos of .*val\.csv are empty files, .*v2\.mp4.*eval\.on_bad=skip"
         ):
             inspect(data)
     assert "v2.mp4" in remarks(data, skips_bad=True)[0]
-    check_validation_data(data, True)
+    check_evaluated_data(data, True)
+    check_evaluated_data(data, False, "train")
 
 
 @pytest.mark.quick

@@ -10,7 +10,7 @@ import av
 import jax
 import numpy as np
 import pytest
-from command import arguments, assert_same_run, one_sentence, render, rows
+from command import BAD, arguments, assert_same_run, one_sentence, render, rows
 
 import main
 from vidformers import load
@@ -115,6 +115,24 @@ def test_an_evaluation_writes_the_figures_of_each_class(trained, data):
     assert result["val/mAP@2x1"] == [row["val/mAP@2x1"] for row in rows(trained) if "val/mAP@2x1" in row][-1]
     assert "confusion" not in result
     assert [row["class"] for row in result["classes"]] == list(map(str, range(LABELS)))
+
+
+def test_answers_of_another_part_are_of_its_videos_and_name_it(trained, data, capsys):
+    before = lines(trained / "answers.jsonl")
+    assert run(data, trained, "--part=test", mode="eval") == 2
+    assert "has no test part (data.source=csv). Set data.test to its list." in one_sentence(capsys.readouterr().err)
+    videos = {"train/000003.mp4": ["1", "3"], BAD: ["7"], "val/000002.mp4": [], "train/000009.mp4": ["9"]}
+    (data / "third.csv").write_text("".join(f"{path},{';'.join(labels)}\n" for path, labels in videos.items()))
+    assert run(data, trained, "--part=test", mode="eval", **{"data.test": "third.csv", "eval.on_bad": "skip"}) == 0
+    after = lines(trained / "answers.jsonl")
+    assert [row for row in after if row["part"] == "val"] == before
+    of_part = [row for row in after if row["part"] == "test"]
+    assert [(row["id"], row["path"], row["protocol"]) for row in of_part] == [
+        (number, path, "2x1") for number, path in enumerate(videos)
+    ]
+    assert [[label["class"] for label in row["labels"]] for row in of_part] == list(videos.values())
+    assert [row["path"] for row in of_part if "error" in row] == [BAD]
+    assert json.loads((trained / "eval_test_2x1.json").read_text())["test/videos@2x1"] == 3
 
 
 def test_predictions_are_the_classes_above_the_threshold(trained, data, tmp_path, capsys):

@@ -301,7 +301,7 @@ class Evaluator:
             if jax.process_index() == 0:
                 collected.append(VideoScores(*(rows[name][is_video] for name in VideoScores._fields)))
             advance(len(batch["mask"]) * jax.process_count())
-        require(num_videos > 0, "data.val: none of its videos could be evaluated.")
+        require(num_videos > 0, "None of the videos could be evaluated.")
         videos = join(collected) if collected else None
         classes = self.scoring.class_metrics(videos) if videos and self.scoring.has_several_labels else None
         skipped_per_process = allgather_strings(json.dumps(skipped))

@@ -14,7 +14,7 @@ from flax import nnx
 from input_pipeline import Pipeline
 from input_pipeline.balance import class_counts, class_weights
 from input_pipeline.prefetch import require_memory
-from input_pipeline.remarks import check_training_data, check_validation_data, class_remarks, layout_remarks
+from input_pipeline.remarks import check_evaluated_data, check_training_data, class_remarks, layout_remarks
 from vidformers.errors import ConfigError, require
 from vidformers.models.encoder import Stage
 from vidformers.models.registry import build
@@ -140,6 +140,7 @@ def set_up(
     config: dict,
     training: bool = True,
     *,
+    part: str = "val",
     lists: Mapping[str, Any] | None = None,
     devices: Sequence[jax.Device] | None = None,
     clips_per_epoch: int | None = None,
@@ -150,6 +151,7 @@ def set_up(
         config: the config as nested dicts.
         training: False for evaluation only. Then the training videos may be missing, and durations are ignored, since
             the length of an epoch is unknown.
+        part: the part of the data that is evaluated without training, 'train', 'val' or 'test'.
         lists: fields of the section `data` in place of those of the config, see `training.split`.
         devices: the devices of the mesh, by default all devices of all processes. Described devices
             (`parallel.topology`) suffice to compile.
@@ -158,12 +160,10 @@ def set_up(
     Raises:
         ConfigError, DataError: an invalid config field or data file.
     """
-    sections, remarks = check_sections(config), ()
-    # Without None for defaults.
-    config = config | {"data": {name: getattr(sections.data, name) for name in config["data"]}}
+    sections = check_sections(config)
+    config = config | {"data": {name: getattr(sections.data, name) for name in config["data"]}}  # defaults for None
     pipeline, train_config, protocol = replace(sections.data, **lists or {}), sections.train, sections.eval
-    if clips_per_epoch is None:
-        remarks = _check_data(pipeline, train_config, protocol, training)
+    remarks = [] if clips_per_epoch else _check_data(pipeline, train_config, protocol, None if training else part)
     loss = _loss(pipeline, train_config, reads_data=training and clips_per_epoch is None)
     mesh = make_mesh(**config["mesh"], devices=devices)
     if training:
@@ -198,21 +198,25 @@ def set_up(
     return setup
 
 
-def _check_data(pipeline: Pipeline, config: TrainConfig, protocol: EvalProtocol, training: bool) -> list[str]:
-    """Reads the manifests, so that mistakes in them are reported now, and returns remarks on the data."""
-    _ = pipeline.val_manifest, pipeline.flip_map
+def _check_data(pipeline: Pipeline, config: TrainConfig, protocol: EvalProtocol, part: str | None) -> list[str]:
+    """Reads the manifests, so that mistakes in them are reported now, and returns remarks on the data.
+
+    Args:
+        part: the part that is evaluated without training, or None before a training.
+    """
+    _ = pipeline.manifest(part or "val"), pipeline.flip_map
     if protocol.batch_size is not None:  # otherwise the evaluation takes one that fits
         views = protocol.batch_size // jax.process_count() * protocol.clips * protocol.crops
         view_bytes = (protocol.frames or pipeline.frames) * pipeline.size**2 * 3
         require_memory(views * view_bytes, pipeline.workers, pipeline.prefetch, "eval.batch_size")
     skips_bad = protocol.on_bad == "skip"
-    if training:
+    if part is None:
         return [
             *layout_remarks(pipeline),
             *check_training_data(pipeline, config.batch_size, skips_bad),
             *class_remarks(pipeline),
         ]
-    check_validation_data(pipeline, skips_bad)
+    check_evaluated_data(pipeline, skips_bad, part)
     return []
 
 

@@ -147,7 +147,7 @@ def evaluate(config: dict, path, part: str | None = None) -> dict:
     part = part or "val"
     require(part in PARTS, f"--part={part} must be {', '.join(PARTS[:-1])} or {PARTS[-1]}.")
     lists, sentences = lists_to_evaluate(path, config["data"], part)
-    setup, workdir, is_main = set_up(config, training=False, lists=lists), Path(path), jax.process_index() == 0
+    setup, workdir, is_main = set_up(config, False, part=part, lists=lists), Path(path), jax.process_index() == 0
     for sentence in sentences if is_main else ():
         log(sentence)
     name = setup.protocol.name if part == "val" else f"{part}_{setup.protocol.name}"
