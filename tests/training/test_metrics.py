@@ -8,7 +8,7 @@ import resource
 import pytest
 
 from vidformers.errors import ConfigError
-from vidformers.training.metrics import MetricWriter, draw_curves, read_metrics
+from vidformers.training.metrics import MetricWriter, _curves, draw_curves, read_metrics
 
 
 @pytest.mark.quick
@@ -37,6 +37,21 @@ def test_any_numbers_and_names_of_metrics_become_events_and_curves(tmp_path):
     MetricWriter(tmp_path, 2**63).close()
     draw_curves(tmp_path)
     assert len(read_metrics(tmp_path)) == 2
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("share", ["mAP", "top1"])
+def test_a_protocol_has_one_colour_in_both_axes_which_show_the_same_steps(share):
+    rows = [{"step": step, "train/loss": 0.5, "train/lr": 0.1} for step in range(1, 7)]
+    rows += [{"step": step, f"val/{share}@1x1": 0.2, "val/loss@1x1": 0.6} for step in (2, 4, 6)]
+    rows.append({"step": 6, f"val/{share}@4x3": 0.3, "val/loss@4x3": 0.5})
+    figure = _curves(rows, {name: name for name in sorted({name for row in rows for name in row})})
+    colours = [{line.get_label(): line.get_color() for line in axes.lines} for axes in figure.axes]
+    loss, shares = colours
+    assert loss.keys() == {"train/loss", "val/loss@1x1", "val/loss@4x3"} and len(set(loss.values())) == 3
+    assert shares == {f"val/{share}@{views}": loss[f"val/loss@{views}"] for views in ("1x1", "4x3")}
+    assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
+    assert all(tick == int(tick) for tick in figure.axes[0].get_xticks())
 
 
 @pytest.mark.quick

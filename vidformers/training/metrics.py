@@ -171,22 +171,29 @@ def draw_curves(workdir: Path) -> None:
 
 
 def _curves(rows: list[dict], labels: dict[str, str]):
-    """Returns the figure of `draw_curves`. `labels` are the texts of the metrics by their name."""
+    """Returns the figure of `draw_curves`. `labels` are the texts of the metrics by their name.
+
+    A part of the data and a protocol, such as `val` and `1x1`, have the same colour in both axes.
+    """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     figure = Figure(figsize=(11, 4), layout="constrained")
-    loss_axes, share_axes = figure.subplots(1, 2)
+    loss_axes, share_axes = figure.subplots(1, 2, sharex=True)
     share = "mAP" if any(name.startswith("val/mAP@") for name in labels) else "top1"
-    for axes, metric in ((loss_axes, "loss"), (share_axes, share)):
+    colours: dict[tuple[str, str], str] = {}
+    for axes, metric, title in ((loss_axes, "loss", "loss"), (share_axes, share, share.replace("top1", "top-1"))):
         for name in (name for name in labels if name.split("@")[0].endswith("/" + metric)):
+            colour = colours.setdefault((name.split("/")[0], name.partition("@")[2]), f"C{len(colours) % 10}")
             points = [(row["step"], row[name]) for row in rows if name in row]
-            axes.plot(
-                *zip(*points, strict=True), label=labels[name], marker="o" if len(points) < 30 else None, markersize=3
-            )
-        axes.set(xlabel="step", ylabel=metric)
+            size = 6 if len(points) == 1 else 3 if len(points) < 30 else 0
+            axes.plot(*zip(*points, strict=True), label=labels[name], color=colour, marker="o", markersize=size)
+        axes.set(xlabel="step", ylabel=title)
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
+    loss_axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    share_axes.yaxis.set_major_formatter(PercentFormatter(1))
     share_axes.set_ylim(0, 1.02)
     return figure
 
