@@ -92,7 +92,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", [name for name in SHEETS if name not in (*FROM_SCRATCH, "demo")])
+@pytest.mark.parametrize("name", [name for name in SHEETS if name not in (*FROM_SCRATCH, "demo", "own")])
 def test_the_command_as_in_the_paper_loads_its_weights_and_allows_no_more_than_it_must(name, folder):
     (arguments,) = commands(name, "As in the (?:model's )?paper")
     pretrained, config = loaded_as_in(arguments, folder)
