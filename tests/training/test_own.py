@@ -269,12 +269,12 @@ def test_decoding_decides_on_repeats_and_workers():
 
 @pytest.mark.quick
 def test_steps_and_evaluations_share_the_time():
-    planned = length(500, step_seconds=0.5, eval_seconds=2)
+    planned = length(500, step_seconds=0.5, eval_seconds=2, unplanned=0.1)
     assert planned.seconds < 500 and planned.evaluations == 10 and planned.steps % 10 == 0
-    few = length(500, step_seconds=0.5, eval_seconds=100)
+    few = length(500, step_seconds=0.5, eval_seconds=100, unplanned=0.1)
     assert few.evaluations == 1 and few.steps < planned.steps
-    assert length(500, step_seconds=0.5, eval_seconds=2, steps=3) == (3, 3, 3 * 0.5 + 3 * 3)
-    assert length(shortest(0.5, 2) + 1, step_seconds=0.5, eval_seconds=2).steps >= 50
+    assert length(500, step_seconds=0.5, eval_seconds=2, unplanned=0.1, steps=3) == (3, 3, 3 * 0.5 + 3 * 3)
+    assert length(shortest(0.5, 2, 0.25) + 1, step_seconds=0.5, eval_seconds=2, unplanned=0.25).steps >= 50
 
 
 @pytest.fixture(scope="module")

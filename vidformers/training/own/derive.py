@@ -23,7 +23,7 @@ from vidformers.parallel.mesh import make_mesh, num_batch_shards
 from vidformers.pretrained import Init
 from vidformers.training.optim import duration_in_steps
 from vidformers.training.own import measure
-from vidformers.training.own.budget import Costs, Length, largest_affordable, length, shortest
+from vidformers.training.own.budget import Costs, Length, largest_affordable, length, margin, shortest
 from vidformers.training.own.describe import Derived, sentences
 from vidformers.training.own.recipe import TOTAL, clips_needed, schedule
 from vidformers.training.own.sizes import Fields, candidates
@@ -163,7 +163,9 @@ class _Derivation:
                 _TRAINING_SHARE * self._left(),
             )
 
-        self._require_time(self._left(), macs(0) / (self.cores * _MOST_CORE_RATE if self.on_cpu else math.inf))
+        least = macs(0) / (self.cores * _MOST_CORE_RATE if self.on_cpu else math.inf)
+        if shortest(least, 0.0, 0.0) > 60 * max(self.minutes, 1.0):  # measuring would take long, and change nothing
+            self._require_time(self._left(), least)
         probe, count, latest = None, len(sizes), self.started + 60 * _PROBING_SHARE * self.minutes
         chosen = choose(self.cores * _CORE_RATE if self.on_cpu else jax.device_count() * _ACCELERATOR_RATE, count)
         while True:
@@ -212,7 +214,10 @@ class _Derivation:
         self._set(**{"data.repeats": repeats, "data.workers": costs.workers(macs, self.batch, repeats)})
         pipeline = Pipeline(**self._resolved()["data"])
         estimate = costs.step_seconds(macs, self.batch, repeats)
-        self._require_time(self._left() - probe.times.start, estimate)
+        # The run compiles its step anew, since the length is a constant of the program, and the evaluation. The workers
+        # start meanwhile.
+        start = (3.0 if self.on_cpu else 1.5) * probe.times.start
+        self._require_time(self._left() - start, estimate)
         step_seconds = probe.seconds_with_data(pipeline, min(60 * _DATA_SHARE * self.minutes, _MOST_DATA_SECONDS))
         slowdown = step_seconds / estimate
         # The forward pass of a view is a third of its training. Each view takes frames of its own.
@@ -220,21 +225,20 @@ class _Derivation:
         batches = math.ceil(self.val_videos / self.batch)
         evaluation = batches * max(slowdown, 1.0) * costs.step_seconds(macs / 3, self.batch, 1)
         last = (protocol["clips"] * protocol["crops"] - 1) * evaluation
-        # The run compiles its step anew, since the length is a constant of the program, and the evaluation.
-        left = self._left() - 1.5 * probe.times.start - last
+        left = self._left() - start - last
         self._require_time(left, step_seconds, evaluation)
-        planned = length(left, step_seconds, evaluation, self._given_steps())
+        planned = length(left, step_seconds, evaluation, margin(self.on_cpu), self._given_steps())
         self._set(**self._schedule(self.fields | self.given, planned))
         return planned, step_seconds
 
     def _require_time(self, left: float, step_seconds: float, evaluation: float = 0.0) -> None:
         """Raises ConfigError if not even a short run fits in the `left` seconds. A given length is kept."""
-        needed = (60 * self.minutes - left + shortest(step_seconds, evaluation)) / 60
+        needed = (60 * self.minutes - left + shortest(step_seconds, evaluation, margin(self.on_cpu))) / 60
         require(
             needed <= self.minutes or self._given_steps() is not None,
             f"own.minutes={self.minutes:g} is too short: with start, measurements and compilation, the shortest "
             f"training takes at least {needed:.1f} minutes on this machine. Set own.minutes to "
-            f"{math.ceil(needed + 0.5)} or more{self._smaller()}.",
+            f"{math.ceil(1.2 * needed + 0.5)} or more{self._smaller()}.",
         )
 
     def _smaller(self) -> str:
