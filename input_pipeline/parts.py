@@ -87,8 +87,9 @@ class Parts:
     @functools.cached_property
     def _test(self) -> Manifest:
         if self.test is None and not any(os.path.exists(os.path.join(self.root, name)) for name in self._lists["test"]):
+            add = "Add test.csv or a folder test with class folders, or set" if self.source == "auto" else "Set"
             raise DataError(
-                f"data.root={self.root} has no test part (data.source={self.source}). Set data.test to its list."
+                f"data.root={self.root} has no test part (data.source={self.source}). {add} data.test to its list."
             )
         return self._read("test")
 

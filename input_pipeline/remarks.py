@@ -262,8 +262,9 @@ def layout_remarks(pipeline: Pipeline) -> Iterator[str]:
         return
     train, val = (pipeline.manifest(part) for part in ("train", "val"))
     verb = "is" if len(val.records) == 1 else "are"
+    beside = "" if os.path.samefile(train.path, pipeline.root) else " beside it"
     yield (
-        f"{train.path} has no validation part beside it. {len(val.records)} of its "
+        f"{train.path} has no validation part{beside}. {len(val.records)} of its "
         f"{len(train.records) + len(val.records)} videos {verb} drawn for validation, a fifth of each class "
         f"(data.val_seed={pipeline.val_seed})."
     )

@@ -76,6 +76,11 @@ def folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
+def counted(count: int, noun: str) -> str:
+    """Returns a number with a noun: '1 video', '2 videos'."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
 def natural_key(name: str) -> tuple:
     """Returns a key that sorts names alphabetically, with the numbers in them by their values: 2 before 10."""
     parts = re.split("([0-9]+)", name.casefold())

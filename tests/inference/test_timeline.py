@@ -19,12 +19,23 @@ from names import HOSTILE, assert_harmless
 import main
 from vidformers import ConfigError
 from vidformers.inference.predictor import Predictor
-from vidformers.inference.timeline.segments import Segment, Segments, WindowPrediction, captions
+from vidformers.inference.timeline.segments import Segment, Segments, WindowPrediction, captions, clock
 from vidformers.training.evaluate import EvalProtocol
 from vidformers.training.scoring import SINGLE_LABEL
 
 CLASSES = ("dark", "middle", "bright")
 LEVELS = (20, 120, 230)
+
+
+@pytest.mark.quick
+def test_times_are_rounded_and_show_tenths():
+    assert [clock(seconds) for seconds in (0, 8.5, 59.96, 3723.04)] == [
+        "0:00:00.0",
+        "0:00:08.5",
+        "0:01:00.0",
+        "1:02:03.0",
+    ]
+    assert clock(62.6, decimals=0) == "0:01:03"
 
 
 def write_levels(path, parts, rate=25):

@@ -92,7 +92,9 @@ def test_a_class_may_have_the_name_of_a_part(tmp_path):
 @pytest.mark.quick
 def test_a_data_set_without_a_third_part_says_so(tmp_path):
     make(tmp_path, "a/1.mp4", "a/2.mp4")
-    with pytest.raises(DataError, match=r"has no test part .* Set data\.test"):
+    with pytest.raises(
+        DataError, match=r"has no test part .* Add test\.csv or a folder test with class folders, or set data\.test"
+    ):
         own(tmp_path).manifest("test")
 
 

@@ -207,7 +207,7 @@ def own_data(root, *names, **fields):
 def test_a_drawn_validation_part_is_described(tmp_path):
     data = own_data(tmp_path, *(f"{c}/{i}.mp4" for c in "ab" for i in range(10)), "c/match1_1.mp4")
     drawn, without = layout_remarks(data)
-    assert drawn.startswith(f"{tmp_path} has no validation part beside it. 4 of its 21 videos are drawn")
+    assert drawn.startswith(f"{tmp_path} has no validation part. 4 of its 21 videos are drawn")
     assert without.endswith("there is a single one: c.")
     assert list(layout_remarks(own_data(tmp_path, "val/a/1.mp4", "train/a/2.mp4", num_classes=1))) == [
         f"{tmp_path} also holds class folders. The videos are those of train."

@@ -6,6 +6,7 @@ from typing import Any
 
 from input_pipeline.files import stem, write_bytes
 from input_pipeline.outputs import output_folder
+from input_pipeline.text import counted
 from vidformers.errors import ConfigError, require
 from vidformers.inference.clip import Clip
 from vidformers.inference.commands import find_videos, load_and_log, prediction_rows, require_decoded
@@ -58,7 +59,7 @@ def explain(
         other = None if beside is None else _load_beside(beside, config, predictor)
         predictor.explainer.require_class(target)
         predictor.explainer.require_layer(number_of_layer)
-        log(f"Explaining {len(videos)} videos with {workdir} at step {predictor.step}.")
+        log(f"Explaining {counted(len(videos), 'video')} with {workdir} at step {predictor.step}.")
         num_decoded = 0
         for folder, clip in zip(folders, predictor.clips(videos), strict=True):
             if clip.error:

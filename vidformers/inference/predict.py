@@ -11,6 +11,7 @@ import numpy as np
 from input_pipeline.files import write_bytes
 from input_pipeline.outputs import output_file, require_space
 from input_pipeline.paths import is_stream
+from input_pipeline.text import counted
 from vidformers.errors import require
 from vidformers.inference.commands import find_videos, load_and_log, prediction_rows, require_decoded
 from vidformers.inference.prediction_file import open_predictions
@@ -89,7 +90,7 @@ def _predict(config, workdir, videos: list[str], out: str | None, features: str 
             output.clear()
         done = output.count if output else 0
         log(
-            f"Predicting {len(videos) - done} videos with {workdir} at step {predictor.step}, "
+            f"Predicting {counted(len(videos) - done, 'video')} with {workdir} at step {predictor.step}, "
             f"{predictor.protocol.name} views per video." + (f" {out} already holds the first {done}." if done else "")
         )
         feature_rows: dict[str, np.ndarray] = {}
@@ -109,8 +110,8 @@ def _predict(config, workdir, videos: list[str], out: str | None, features: str 
                 bar.advance()
         seconds = time.perf_counter() - start
         log(
-            f"Predicted {count} videos in {seconds:.1f} s, {count / seconds:.1f} videos/s. {num_bad} of them could not "
-            "be decoded."
+            f"Predicted {counted(count, 'video')} in {seconds:.1f} s, {count / seconds:.1f} videos/s."
+            + (f" {num_bad} of them could not be decoded." if num_bad else "")
         )
         if source is not None:
             require_decoded(output.num_decoded if output else count - num_bad, source)
@@ -124,7 +125,7 @@ def _merge(videos: list[str], source: str, out: str | None, features: str | None
     num_decoded = merge_predictions(str(out), videos)
     if features:
         merge_features(features, videos, save_features)
-    log(f"Wrote {out}: the predictions of {len(videos)} videos, of which {num_decoded} could be decoded.")
+    log(f"Wrote {out}: the predictions of {counted(len(videos), 'video')}, of which {num_decoded} could be decoded.")
     require_decoded(num_decoded, source)
 
 

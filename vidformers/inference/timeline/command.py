@@ -6,6 +6,7 @@ from contextlib import ExitStack, nullcontext
 from typing import Any
 
 from input_pipeline.annotations import Record
+from input_pipeline.text import counted
 from vidformers.errors import ConfigError, require
 from vidformers.inference.commands import load_and_log
 from vidformers.inference.predictor import Predictor
@@ -130,7 +131,7 @@ def _run(
                 bar.advance()
     seconds = time.perf_counter() - start
     count = segments.count - done
-    log(f"Predicted {count} windows in {seconds:.1f} s, {count / max(seconds, 1e-9):.1f} windows/s.")
+    log(f"Predicted {counted(count, 'window')} in {seconds:.1f} s, {count / max(seconds, 1e-9):.1f} windows/s.")
 
 
 def _line(window: WindowPrediction, best: list[tuple[str, float]]) -> str:
@@ -169,4 +170,4 @@ def _report(found: list[Segment], segments: Segments, windows: Windows, folder: 
             f"The highest probability is {segments.peak:.1%}, at {segments.peak_window.centre:.1f} s."
         )
     if folder is not None and folder.is_complete:
-        log(f"Wrote {folder.path}: {folder.count} windows and {len(found)} segments.")
+        log(f"Wrote {folder.path}: {counted(folder.count, 'window')} and {counted(len(found), 'segment')}.")

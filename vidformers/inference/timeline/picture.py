@@ -10,6 +10,8 @@ from vidformers.inference.timeline.segments import Segment, WindowPrediction, cl
 
 _MAX_CLASSES = 12  # that are drawn: those with the highest probabilities
 _MAX_COLUMNS = 1000
+_MAX_TICKS = 10
+_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600)  # seconds between ticks
 
 
 class Grid:
@@ -64,6 +66,7 @@ def draw_timeline(
         every: seconds from one window to the next.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MultipleLocator
 
     grid = Grid(start, end, every, len(classes))
     for window in windows:
@@ -88,7 +91,9 @@ def draw_timeline(
                 axes.plot([segment.start, segment.end], [row + 0.36] * 2, color="tab:orange", linewidth=3)
         axes.set_yticks(range(len(labels)), list(map(shortened, texts[1:])))
         axes.set_title(shortened(texts[0], 80))
-        axes.xaxis.set_major_formatter(lambda seconds, _: clock(seconds))
+        step = next((step for step in _STEPS if step >= (end - start) / _MAX_TICKS), (end - start) / _MAX_TICKS)
+        axes.xaxis.set_major_locator(MultipleLocator(step))
+        axes.xaxis.set_major_formatter(lambda seconds, _: clock(seconds, decimals=int(step < 1)))
         axes.set_xlabel("time; segments are orange")
         figure.colorbar(image, ax=axes, label="probability")
         content = io.BytesIO()

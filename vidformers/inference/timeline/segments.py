@@ -154,9 +154,10 @@ def _timestamp(milliseconds: int) -> str:
     return f"{hours:02d}:{minutes:02d}:{seconds:02d}.{rest:03d}"
 
 
-def clock(seconds: float) -> str:
-    """Returns seconds as players show them, such as 0:01:02."""
-    return str(datetime.timedelta(seconds=int(seconds)))
+def clock(seconds: float, decimals: int = 1) -> str:
+    """Returns a time as players show it, rounded: 0:01:02.5, or 0:01:03 without decimals."""
+    whole, rest = divmod(round(seconds * 10**decimals), 10**decimals)
+    return str(datetime.timedelta(seconds=whole)) + (f".{rest:0{decimals}d}" if decimals else "")
 
 
 class Timeline(NamedTuple):
