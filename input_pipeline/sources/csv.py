@@ -8,6 +8,7 @@ from 0.
 import csv
 import math
 import os
+import re
 
 from input_pipeline.errors import DataError
 from input_pipeline.fields import shown
@@ -23,6 +24,7 @@ _HEADER_WORDS = frozenset(
     "path label start end category class class_name clip end_time file file_name file_path filename filepath id labels "
     "label_name name start_time target time video video_id video_name video_path".split()
 )
+_PART = re.compile(r"(.+)#t=((?:[0-9]+(?:\.[0-9]+)?)?),((?:[0-9]+(?:\.[0-9]+)?)?)", re.DOTALL)
 _SEPARATORS = {";": "semicolons", "\t": "tabs", " ": "blanks"}
 _ZIP = "PK\3\4"
 
@@ -60,12 +62,45 @@ def part_name(name: str, start: float | None, end: float | None) -> str:
     return f"{name}#t={first},{last}"
 
 
-def first_column(line: str) -> str:
-    """Returns the path in a line of a CSV file, or the whole line if it is not one."""
+def split_part(name: str) -> tuple[str, float | None, float | None]:
+    """Returns the path, start and end of what `part_name` returned. A name of another form, or of a file, is a path."""
+    match = None if os.path.exists(name) else _PART.fullmatch(name)
+    if match is None:
+        return name, None, None
+    start, end = (float(seconds) if seconds else None for seconds in match.groups()[1:])
+    return match[1], start, end
+
+
+def header_of(line: str) -> tuple[str, ...]:
+    """Returns the names of the columns of a header, such as `path` or `path,label,start,end`, or ()."""
+    names = tuple(name.strip().lower() for name in _fields(line))
+    return names if "path" in names and set(names) <= set(_COLUMNS) else ()
+
+
+def listed_part(path, number: int, line: str, columns: tuple[str, ...]) -> tuple[str, float | None, float | None]:
+    """Returns the path, start and end in a line of a CSV file of videos, of which labels may be unknown.
+
+    Args:
+        path: the CSV file.
+        number: the number of the line.
+        line: the line. It may be the path alone, also without the quotes that a path with commas needs.
+        columns: what `header_of` returned for the first line.
+    Raises:
+        DataError: the part cannot be.
+    """
+    fields = _fields(line)
+    if len(fields) != len(columns) and len(fields) != len(_COLUMNS):
+        return fields[0], None, None
+    row = dict(zip(columns if len(fields) == len(columns) else _COLUMNS, fields, strict=True))
+    return row["path"], *_span(path, number, row)
+
+
+def _fields(line: str) -> list[str]:
+    """Returns the fields of a line of a CSV file, or the whole line if it is not one."""
     try:
-        return next(csv.reader([line], strict=True))[0]
-    except (csv.Error, StopIteration, IndexError):
-        return line
+        return next(csv.reader([line], strict=True)) or [line]
+    except (csv.Error, StopIteration):
+        return [line]
 
 
 def _columns(path, rows) -> tuple[tuple[str, ...], list]:
@@ -109,12 +144,7 @@ def absent_advice(name: str, root) -> str:
 
 
 def _entry(path, root, line: int, row: dict[str, str]) -> Entry:
-    start, end = (_seconds(path, line, name, row.get(name, "")) for name in ("start", "end"))
-    if end is not None and end <= (start or 0):
-        raise DataError(
-            f"{path} line {line}: end={end:g} is not after start={start or 0:g}. Both are seconds from the beginning "
-            "of the video."
-        )
+    start, end = _span(path, line, row)
     name = row["path"]
     if is_video(row["label"].strip()) and not is_video(name.strip()):
         raise DataError(
@@ -126,6 +156,17 @@ def _entry(path, root, line: int, row: dict[str, str]) -> Entry:
             f"{path} line {line}: {shown(name)} is a picture. List videos, or folders of numbered JPEG frames."
         )
     return Entry(part_name(name, start, end), os.path.join(root, name), row["label"].strip(), line, start, end)
+
+
+def _span(path, line: int, row: dict[str, str]) -> tuple[float | None, float | None]:
+    """Returns the start and end of the part in a row."""
+    start, end = (_seconds(path, line, name, row.get(name, "")) for name in ("start", "end"))
+    if end is not None and end <= (start or 0):
+        raise DataError(
+            f"{path} line {line}: end={end:g} is not after start={start or 0:g}. Both are seconds from the beginning "
+            "of the video."
+        )
+    return start, end
 
 
 def _seconds(path, line: int, name: str, text: str) -> float | None:

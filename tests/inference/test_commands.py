@@ -2,7 +2,9 @@
 
 import pytest
 
+from input_pipeline import DataError
 from vidformers import ConfigError
+from vidformers.inference.clip import video_records
 from vidformers.inference.commands import find_videos
 
 pytestmark = pytest.mark.quick
@@ -31,6 +33,35 @@ def test_a_csv_of_the_pipeline_is_a_list_of_videos(folder, header, encoding, end
     lines = [header, "a.mp4,0", '"b, c.mp4",wave left', "b, c.mp4", "d e.mp4", "", "train/g.mp4,1", "gone.mp4,1"]
     videos = listed(folder, "list.csv", end.join(lines), encoding)
     assert videos == ["a.mp4", "b, c.mp4", "b, c.mp4", "d e.mp4", "data/train/g.mp4", "gone.mp4"]
+
+
+@pytest.mark.parametrize("header", ["", "path,label,start,end", "Label, path,end,start"])
+def test_parts_of_a_list_keep_their_start_and_end(folder, header):
+    rows = [
+        ("a.mp4", "hop", "1.5", "4"),
+        ('"b, c.mp4"', "hop", "", "2"),
+        ("train/g.mp4", "run", "3", ""),
+        ("d e.mp4", "", "", ""),
+    ]
+    lines = [
+        ",".join((label, path, end, start) if "Label" in header else (path, label, start, end))
+        for path, label, start, end in rows
+    ]
+    videos = listed(folder, "parts.csv", "\n".join([header, *lines]))
+    assert videos == ["a.mp4#t=1.5,4", "b, c.mp4#t=,2", "data/train/g.mp4#t=3,", "d e.mp4"]
+    assert [(record.path, record.start, record.end, record.name) for record in video_records(videos)] == [
+        ("a.mp4", 1.5, 4, "a.mp4#t=1.5,4"), ("b, c.mp4", None, 2, "b, c.mp4#t=,2"),
+        ("data/train/g.mp4", 3, None, "data/train/g.mp4#t=3,"), ("d e.mp4", None, None, "d e.mp4"),
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"parts\.csv line 1: end=2 is not after start=3"):
+        listed(folder, "parts.csv", "a.mp4,hop,3,2")
+
+
+def test_a_part_may_be_given_by_itself_and_a_file_of_such_a_name_is_a_file(folder):
+    part = f"{folder}/a.mp4#t=1,2.5"
+    assert find_videos(part) == [part] and video_records([part])[0].end == 2.5
+    (folder / "a.mp4#t=1,2.5").touch()
+    assert video_records(find_videos(part))[0].path == part and not video_records([part])[0].is_part
 
 
 def test_the_extension_of_a_list_may_be_in_capitals(folder):

@@ -28,6 +28,17 @@ LEVELS = (20, 120, 230)
 
 
 @pytest.mark.quick
+def test_a_part_of_a_video_is_predicted_by_itself(tmp_path):
+    path = write_levels(tmp_path / "a.mp4", [("dark", 2), ("bright", 2), ("middle", 2)])
+    names = [f"{path}#t=0,2", f"{path}#t=2,4", f"{path}#t=4,"]
+    clips = list(hand_made().clips(names))
+    assert [clip.video for clip in clips] == names and not any(clip.error for clip in clips)
+    assert [abs(clip.frames.mean() - np.array(LEVELS)).argmin() for clip in clips] == [0, 2, 1]
+    with pytest.raises(ConfigError, match="is a part of a video. Give the video with start and end"):
+        hand_made().timeline(names[0])
+
+
+@pytest.mark.quick
 def test_times_are_rounded_and_show_tenths():
     assert [clock(seconds) for seconds in (0, 8.5, 59.96, 3723.04)] == [
         "0:00:00.0",

@@ -1,11 +1,11 @@
 """Functions that the commands `predict`, `explain` and `export` share."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from input_pipeline.sources.csv import first_column
+from input_pipeline.sources.csv import header_of, listed_part, part_name, split_part
 from input_pipeline.sources.files import is_frame, is_video, read_lines, walk
 from input_pipeline.sources.lists import path_before_label
 from vidformers.errors import require
@@ -40,7 +40,8 @@ def find_videos(source: str, root: str = ".") -> list[str]:
 
     Args:
         source: a video, a folder of JPEG frames, a folder with videos of both kinds at any depth, or a .txt or .csv
-            list with a path per line. A label after the path is ignored, and so is the header `path,label`.
+            list with a path per line. A label after the path is ignored. Parts of videos, in a list with the columns
+            `start,end` or as `PATH#t=START,END`, are returned in the second form.
         root: the folder to which the paths of a list are relative if there is no such file beside the list.
     Raises:
         ConfigError: `source` does not exist or holds no videos.
@@ -50,7 +51,7 @@ def find_videos(source: str, root: str = ".") -> list[str]:
     elif source.lower().endswith((".txt", ".csv")):
         videos = _listed_videos(source, root)
     else:
-        require(os.path.exists(source), f"--video={source} does not exist. {_ADVICE}")
+        require(os.path.exists(split_part(source)[0]), f"--video={source} does not exist. {_ADVICE}")
         videos = [source]
     require(bool(videos), f"--video={source} holds no videos. {_ADVICE}")
     return videos
@@ -68,16 +69,24 @@ def _videos_below(source: str) -> Iterator[str]:
 
 def _listed_videos(source: str, root: str) -> list[str]:
     is_csv, folders = source.lower().endswith(".csv"), (os.path.dirname(source), root)
-    lines = [line for _, line in read_lines(source, advice=_ADVICE)]
-    if is_csv and lines and lines[0] in ("path", "path,label"):
-        del lines[0]
+    lines = read_lines(source, advice=_ADVICE)
+    columns = header_of(lines[0][1]) if is_csv and lines else ()
     videos = []
-    for line in lines:
-        name = first_column(line) if is_csv else path_before_label(line)
+    for number, line in lines[bool(columns) :]:
         # A line that is a path may hold blanks and commas.
-        paths = [os.path.join(folder, path) for path in (line, name) for folder in folders]
-        videos.append(next(filter(os.path.exists, paths), os.path.join(folders[0], name if is_csv else line)))
+        if whole := _first_file(folders, line):
+            videos.append(whole)
+        elif is_csv:
+            name, start, end = listed_part(source, number, line, columns)
+            videos.append(part_name(_first_file(folders, name) or os.path.join(folders[0], name), start, end))
+        else:
+            videos.append(_first_file(folders, path_before_label(line)) or os.path.join(folders[0], line))
     return videos
+
+
+def _first_file(folders: Iterable[str], name: str) -> str | None:
+    """Returns the path of a file or folder in the first of the folders that has it, or None."""
+    return next((path for folder in folders if os.path.exists(path := os.path.join(folder, name))), None)
 
 
 def require_decoded(count: int, source: str) -> None:

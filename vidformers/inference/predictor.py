@@ -291,11 +291,11 @@ class Predictor:
                 if batch["mask"].any():
                     probabilities, features = self.compute(batch["video"][:count], batch["index"][:count])
                 for row in range(count):
-                    path, error = records[batch["id"][row]].path, decoding_error(batch, row)
+                    name, error = records[batch["id"][row]].name, decoding_error(batch, row)
                     if error:
-                        yield Prediction(path, None, None, error)
+                        yield Prediction(name, None, None, error)
                     else:
-                        yield Prediction(path, probabilities[row], features[row], "")
+                        yield Prediction(name, probabilities[row], features[row], "")
 
     def compute(self, video: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the probabilities (b classes) and the features (b d) of videos, averaged over their views.
@@ -355,7 +355,9 @@ class Predictor:
         Raises:
             ConfigError: an argument is out of range, or the video cannot be decoded.
         """
-        windows = model_windows(self, video_records([video])[0], every, window, start, end)
+        (record,) = video_records([video])
+        require(not record.is_part, f"{video} is a part of a video. Give the video with start and end instead.")
+        windows = model_windows(self, record, every, window, start, end)
         with closing(windows):
             require(not windows.is_live, f"{video} may not end. Read it with --mode=predict --video={video}.")
             segments, found = model_segments(self, every, threshold, shortest), []
@@ -379,7 +381,7 @@ class Predictor:
         records = video_records(videos)
         with self._batches(records, 1, 1, 1) as batches:
             for record, batch in zip(records, batches, strict=True):
-                yield Clip(record.path, batch["video"][0, 0], batch["index"][0, 0], decoding_error(batch, 0))
+                yield Clip(record.name, batch["video"][0, 0], batch["index"][0, 0], decoding_error(batch, 0))
 
     def _batches(self, records: tuple[Record, ...], batch_size: int, clips: int, crops: int):
         # One video is decoded in this process. Starting a worker takes longer, and a script that starts processes needs
