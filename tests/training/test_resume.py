@@ -158,9 +158,10 @@ def test_another_number_of_devices_continues_to_rounding(halfway, reference, dat
                 assert row[name] == pytest.approx(expected[name], rel=1e-3), name
 
 
-def test_a_finished_run_that_is_started_again_changes_no_metric(reference, data, tmp_path):
+def test_a_finished_run_that_is_started_again_changes_no_metric(reference, data, tmp_path, capsys):
     workdir = shutil.copytree(reference[0], tmp_path / "run")
     assert main.main(["main.py", *arguments(data, workdir)]) == 0
+    assert f"The training in {workdir} is finished, at step" in capsys.readouterr().out
     assert_same_run(workdir, reference[0])
 
 

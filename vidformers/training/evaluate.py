@@ -269,7 +269,7 @@ class Evaluator:
         raise ConfigError(f"{memory.shortage(program, limit, needed)} {advice}")
 
     def __call__(
-        self, parameters, batches, make_error, stop: StopSignal, advance=lambda videos: None
+        self, parameters, batches, make_error, stop: StopSignal, advance=lambda videos: None, field: str = "data.val"
     ) -> EvalResult | None:
         """Evaluates `parameters` on all `batches`. Returns None if a signal has stopped the evaluation.
 
@@ -280,6 +280,7 @@ class Evaluator:
                 `eval.on_bad` is 'skip'.
             stop: the evaluation ends after the batch at which all processes agree to stop.
             advance: called after each batch with the number of its rows in all processes.
+            field: the config field that names the list of the videos, for errors.
 
         Raises:
             ConfigError: no video could be evaluated, or a batch does not fit in the memory of a device.
@@ -301,7 +302,7 @@ class Evaluator:
             if jax.process_index() == 0:
                 collected.append(VideoScores(*(rows[name][is_video] for name in VideoScores._fields)))
             advance(len(batch["mask"]) * jax.process_count())
-        require(num_videos > 0, "None of the videos could be evaluated.")
+        require(num_videos > 0, f"{field}: none of its videos could be evaluated.")
         videos = join(collected) if collected else None
         classes = self.scoring.class_metrics(videos) if videos and self.scoring.has_several_labels else None
         skipped_per_process = allgather_strings(json.dumps(skipped))

@@ -168,7 +168,9 @@ def _write_run_files(setup: Setup, workdir: Path, description: dict, pretrained:
 
 
 def _log_start(setup: Setup, workdir: Path, resumed_at: int | None, changes: list[str]) -> None:
-    if resumed_at is not None:
+    if resumed_at == setup.total_steps:
+        log(f"The training in {workdir} is finished, at step {resumed_at}. Its last evaluation follows.")
+    elif resumed_at is not None:
         log(f"Continues {workdir} at step {resumed_at} of {setup.total_steps}.")
     for sentence in [*changes, *data_notes(setup, workdir)]:
         log(sentence)

@@ -70,7 +70,7 @@ class Validation:
         batches = itertools.islice(self._batches, math.ceil(len(records) / self._batch_size))
         batches = map(self._remarks.log_local, batches)
         with Bar(f"eval {name}", len(records), shown=main) as bar:
-            result = self._evaluator(parameters, batches, make_error, stop, bar.advance)
+            result = self._evaluator(parameters, batches, make_error, stop, bar.advance, f"data.{self._part}")
             if result is None:
                 return None
             scoring = self._evaluator.scoring

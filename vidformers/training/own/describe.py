@@ -47,7 +47,7 @@ def sentences(derived: Derived) -> list[str]:
     """Returns about ten sentences."""
     config, minutes = derived.config, derived.config["own"]["minutes"]
     data, model, batch = config["data"], config["model"], config["train"]["batch_size"]
-    decode, augment = (1000 * seconds for seconds in derived.decoding)
+    decode, augment = map(_milliseconds, derived.decoding)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     follows = " Width, blocks and patches follow init.weights." if config["init"]["weights"] is not None else ""
     steps = derived.length.steps
@@ -55,8 +55,8 @@ def sentences(derived: Derived) -> list[str]:
     found = [
         f"Chosen for {derived.videos} training videos, {derived.val_videos} validation videos and "
         f"{data['num_classes']} classes, to end within own.minutes={minutes:g}:",
-        f"- Measured: a core decodes a clip in {decode:.1f} ms and augments it in {augment:.1f} ms. A training step of "
-        f"{batch} clips takes {derived.step.step:.2g} s on {devices}, and the start of one {derived.step.start:.0f} s.",
+        f"- Measured: a core decodes a clip in {decode} and augments it in {augment}. A training step of {batch} clips "
+        f"takes {derived.step.step:.2g} s on {devices}, and compiling it takes {derived.step.start:.0f} s.",
         f"- Model: {model['name']}, {_size_text(model)}, {model['dtype']}.{_reason(derived)}{follows}",
         f"- Clips: {data['frames']} frames of {data['size']} x {data['size']} pixels, {data['repeats']} of each "
         f"decoded video, made by {_counted(data['workers'], 'worker')} on {_counted(derived.cores, 'core')}.",
@@ -93,6 +93,10 @@ def _reason(derived: Derived) -> str:
     if derived.number == 1:
         reason = "since larger ones do not fit in memory or see too few clips in the time"
     return f" Of {derived.sizes} sizes it is number {derived.number}, {reason}."
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms" if seconds >= 1e-4 else "less than 0.1 ms"
 
 
 def _counted(count: int, noun: str) -> str:
