@@ -5,8 +5,8 @@ the other. Its first position is drawn uniformly, so its position in every singl
 one frame says nothing about the class. The files differ in codec, container, size, rate, rotation and name, the same in
 all classes.
 
-`python -m tests.own_videos DIR --long` writes the same clips as a few long videos, joined without encoding them again,
-and the list `train.csv` with `path,label,start,end`.
+`python -m tests.own_videos DIR --long` also writes `DIR-long`: the same clips as a few long videos, joined without
+encoding them again, and the list `train.csv` with `path,label,start,end`.
 """
 
 import argparse

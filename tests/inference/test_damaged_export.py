@@ -114,5 +114,9 @@ def test_run_py_names_an_input_that_is_no_array(script, tmp_path, capfd):
     assert script.read_input(path, "video", spec).shape == (2, 1, 2, 2, 3)
     path.write_bytes(path.read_bytes()[:-1])
     assert "is not an array of numpy.save" in stopped(capfd, script.read_input, path, "video", spec)
+    for content in (b"", b"a video, not an array"):
+        path.write_bytes(content)
+        message = stopped(capfd, script.read_input, path, "video", spec)
+        assert "is not an array of numpy.save" in message and "pickle" not in message
     np.save(path, np.zeros((2, 2, 3), np.uint8))
     assert "but video must be uint8 of shape (1, 2, 2, 3)" in stopped(capfd, script.read_input, path, "video", spec)

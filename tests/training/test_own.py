@@ -188,7 +188,7 @@ def test_too_few_minutes_are_refused_with_a_number_that_is_enough(data, monkeypa
     machine = Machine(monkeypatch)
     with pytest.raises(ConfigError, match="own.minutes=0.1 is too short: ") as error:
         derived(machine, data, **{"own.minutes": 0.1})
-    minutes = re.search(r"Set own.minutes to (\d+) or more\.$", str(error.value))[1]
+    minutes = re.search(r"set own.minutes to (\d+) or more\.$", str(error.value))[1]
     derived(machine, data, **{"own.minutes": minutes})
     # A given model that no machine trains in time is refused before it is measured.
     with pytest.raises(ConfigError, match="or leave out data.size, model.depth or model.width"):

@@ -112,6 +112,7 @@ def _predict(config, workdir, videos: list[str], out: str | None, features: str 
         log(
             f"Predicted {counted(count, 'video')} in {seconds:.1f} s, {count / seconds:.1f} videos/s."
             + (f" {num_bad} of them could not be decoded." if num_bad else "")
+            + (f" Wrote {out}." if out else "")
         )
         if source is not None:
             require_decoded(output.num_decoded if output else count - num_bad, source)

@@ -112,8 +112,13 @@ def read_input(path, name, spec):
         if not Path(path).is_file():
             stop(f"{path} is not a file.")
         array = np.load(path, mmap_mode="r")  # checks that the file is as long as its header says
-    except (OSError, ValueError) as error:
-        stop(f"{path} is not an array of numpy.save: {error}")
+    except OSError as error:
+        stop(f"{path} cannot be read: {error}")
+    except (ValueError, EOFError):
+        stop(
+            f"{path} is not an array of numpy.save, or is cut off. {name} must be {spec['type']} of shape {shape} "
+            f"({spec['axes']}). {HERE / 'README.md'} says how to make it from a video."
+        )
     if array.shape[-len(shape) :] != shape or array.ndim > 1 + len(shape) or array.dtype != spec["type"]:
         stop(
             f"{path} is {array.dtype} of shape {array.shape}, but {name} must be {spec['type']} of shape {shape} "

@@ -94,7 +94,7 @@ def draw_timeline(
         step = next((step for step in _STEPS if step >= (end - start) / _MAX_TICKS), (end - start) / _MAX_TICKS)
         axes.xaxis.set_major_locator(MultipleLocator(step))
         axes.xaxis.set_major_formatter(lambda seconds, _: clock(seconds, decimals=int(step < 1)))
-        axes.set_xlabel("time; segments are orange")
+        axes.set_xlabel("time; segments are orange" if segments else "time; there are no segments")
         figure.colorbar(image, ax=axes, label="probability")
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=100)

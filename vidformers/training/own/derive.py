@@ -237,7 +237,7 @@ class _Derivation:
         require(
             needed <= self.minutes or self._given_steps() is not None,
             f"own.minutes={self.minutes:g} is too short: with start, measurements and compilation, the shortest "
-            f"training takes at least {needed:.1f} minutes on this machine. Set own.minutes to "
+            f"training takes at least {needed:.1f} minutes on this machine. The measurements vary: set own.minutes to "
             f"{math.ceil(1.2 * needed + 0.5)} or more{self._smaller()}.",
         )
 

@@ -68,8 +68,8 @@ def sentences(derived: Derived) -> list[str]:
     if derived.sided:
         names = ", ".join(derived.sided[:_MOST_NAMES])
         more = " and others" if len(derived.sided) > _MOST_NAMES else ""
-        off = "Flips are off" if data["flip"] == 0 else f"data.flip={data['flip']:g}"
-        found.append(f"- {off}, and a mirror changes the classes {names}{more}.")
+        off = "Flips are off:" if data["flip"] == 0 else f"data.flip={data['flip']:g}, and"
+        found.append(f"- {off} a mirror changes the classes {names}{more}.")
     if derived.decoding.decode > _SLOW_DECODING:
         found.append(
             "- Decoding is slow: the videos are long or large. python -m input_pipeline.prepare makes copies that "
