@@ -342,7 +342,7 @@ def test_a_run_starts_from_weights(data, save, tmp_path, command):
     assert last[loss] == pytest.approx(before[loss], rel=1e-4), "a learning rate near zero keeps the loaded values"
     Path(fields["init.weights"], "model.safetensors").unlink()
     continued = Run(arguments(data, trained, fields)).finish()
-    assert "Continues" in continued, "the checkpoint holds the loaded values"
+    assert "is finished, at step 2." in continued, "the checkpoint holds the loaded values"
 
 
 def test_a_run_refuses_weights_that_do_not_fit_before_it_compiles(data, save, tmp_path, command):
