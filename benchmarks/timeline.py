@@ -8,11 +8,7 @@ predicted. Prints one JSON line: the seconds, the windows, and the resident memo
 and at its peak after that.
 """
 
-import datetime
-import importlib.metadata
-import json
 import os
-import platform
 import tempfile
 import time
 from fractions import Fraction
@@ -22,6 +18,7 @@ import av
 import numpy as np
 
 from benchmarks.arguments import parse
+from benchmarks.measure import report
 from benchmarks.soak import resident
 from input_pipeline.annotations import Record
 
@@ -75,24 +72,20 @@ def main():
             peak = max(peak, resident())
         seconds = time.perf_counter() - started
         size = path.stat().st_size
-    report = {
-        "benchmark": "timeline",
-        "workdir": args.workdir,
-        "video": {"minutes": args.minutes, "width": _WIDTH, "height": _HEIGHT, "rate": _RATE, "bytes": size},
-        "every": args.every,
-        "window": args.window,
-        "windows": count,
-        "seconds": seconds,
-        "bytes_after_first_minute": first,
-        "peak_bytes": peak,
-        "growth_bytes": peak - first,
-        "cores": os.cpu_count(),
-        "load": os.getloadavg(),
-        "machine": platform.machine(),
-        "date": datetime.date.today().isoformat(),
-        "versions": {name: importlib.metadata.version(name) for name in ("av", "numpy", "jax")},
-    }
-    print(json.dumps(report))
+    report(
+        benchmark="timeline",
+        workdir=args.workdir,
+        video={"minutes": args.minutes, "width": _WIDTH, "height": _HEIGHT, "rate": _RATE, "bytes": size},
+        every=args.every,
+        window=args.window,
+        windows=count,
+        seconds=seconds,
+        bytes_after_first_minute=first,
+        peak_bytes=peak,
+        growth_bytes=peak - first,
+        load=os.getloadavg(),
+        av=av.__version__,
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from input_pipeline.sources.files import is_video, list_folder
 from input_pipeline.text import enumeration
 
 _CLASS_FOLDERS = "class folders"
-_PART_FOLDERS = ("train", "val", "validation", "test")
+_PART_FOLDERS = (auto.TRAIN[1], *auto.VAL[1:], *auto.TEST[1:])
 _ARCHIVES = frozenset(".zip .tar .tgz .gz .bz2 .xz .7z .rar".split())
 
 

@@ -54,3 +54,9 @@ def is_stream(address: str) -> bool:
     """Returns whether a video is the number of a camera or the address of a stream, and not a path."""
     scheme, colon, _ = address.partition(":")
     return address.isdecimal() or bool(colon) and scheme.lower() in _STREAMS
+
+
+def is_live(address: str) -> bool:
+    """Returns whether a video is a camera, a stream, or something else than a file or folder, such as a named pipe."""
+    is_stored = os.path.isfile(address) or os.path.isdir(address)
+    return is_stream(address) or os.path.exists(address) and not is_stored

@@ -8,7 +8,6 @@ times are those of `decode.Video`.
 
 import contextlib
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -24,7 +23,7 @@ from input_pipeline.errors import DecodeError
 from input_pipeline.frame_index import UNINDEXED_CODECS, UNINDEXED_FORMATS
 from input_pipeline.mp4_index import claimed_bytes
 from input_pipeline.orientation import Messages
-from input_pipeline.paths import is_stream
+from input_pipeline.paths import is_live, is_stream
 
 _DEFAULT_RATE = 25  # frames per second; FFmpeg's default for streams that store none
 _MAX_PAUSE = 600.0  # seconds; a longer step of the clock is a fault of the clock
@@ -68,7 +67,7 @@ class FrameStream:
 
     def __init__(self, address: str, *, limit_seconds: float = 60.0):
         self._address, self._limit = address, limit_seconds
-        self.is_live = is_stream(address) or os.path.exists(address) and not stat.S_ISREG(os.stat(address).st_mode)
+        self.is_live = is_live(address)
         self.end, self.problem, self._clock_faults, self._is_lost = 0.0, "", 0, False
         if not self.is_live:
             self._refuse_claims()

@@ -18,7 +18,6 @@ from benchmarks.campaign.processes import Run, flags, render, shared_memory
 
 COUNT, SECONDS, BYTES = 100, 300.0, 4 * 2**30
 PHASES = ("starting", "compiling", "training", "saving", "evaluating", "worker")
-_ENDING_SECONDS = 10.0  # a process that is killed while it imports libraries ends its workers' imports last
 SEVERAL_LABELS = {
     "data.labels": "many",
     "data.balance": 0.5,
@@ -67,8 +66,7 @@ def run_case(number: int, folder: Path) -> dict:
         problems += _kill_worker(run, rng)
     else:
         run.kill(alone)
-    left = run.left_after(_ENDING_SECONDS)
-    names = {name for name in names if Path(name).exists()}
+    left, names = run.remains(names)
     continued = Run(arguments, folder / "continued.txt", folder / "cache")
     status = continued.wait(120.0)
     if left:

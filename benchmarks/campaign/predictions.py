@@ -17,7 +17,6 @@ from benchmarks.campaign.processes import Run, flags, render, shared_memory
 COUNT, SECONDS, BYTES = 24, 300.0, 4 * 2**30
 _PARTS = 12  # clips that the long video shows one after the other
 _STARTING_SECONDS = 6.0
-_ENDING_SECONDS = 10.0  # as in `kills`
 
 
 def case_set(number: int) -> str:
@@ -45,8 +44,7 @@ def run_case(number: int, folder: Path) -> dict:
     met = run.wait_until(lambda: moment(time.monotonic() - started))
     names, rows = shared_memory(run.members()), _rows(out)
     run.kill(alone=number // 3 % 2 == 1)
-    left = run.left_after(_ENDING_SECONDS)
-    names = {name for name in names if Path(name).exists()}
+    left, names = run.remains(names)
     problems = ["processes are left"] * bool(left) + ["shared memory is left"] * bool(names)
     status = Run(_command(number, folder), folder / "continued.txt", folder / "cache").wait(120.0)
     if status != 0:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+_ENDING_SECONDS = 10.0  # a process that is killed while it imports libraries ends its workers' imports last
 # Small enough for a run in seconds, with saves and evaluations that can be met.
 TINY = {
     "data.source": "csv",
@@ -109,6 +110,11 @@ class Run:
         self.kill(alone=False)
         self.process.wait()
         return members
+
+    def remains(self, names: set[str]) -> tuple[list[int], set[str]]:
+        """Waits until a killed run has ended. Returns the processes that live on, and which of `names` are left."""
+        left = self.left_after(_ENDING_SECONDS)
+        return left, {name for name in names if Path(name).exists()}
 
     def wait(self, seconds: float) -> int | None:
         """Returns the exit status, None if the run is not over in time and was killed."""

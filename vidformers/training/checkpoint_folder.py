@@ -16,6 +16,7 @@ from pathlib import Path
 from input_pipeline import checksums
 from input_pipeline.files import atomic_folder, flush, flush_folder, unused_path, write_text
 from input_pipeline.json_files import JsonError, check_kind, read_json
+from input_pipeline.text import is_unicode
 from vidformers.errors import require
 
 # A key beside the host state in the metadata of a checkpoint. Checkpoints of earlier versions lack it.
@@ -29,7 +30,7 @@ def check_folder(path: Path) -> None:
     absolute = str(path.absolute())
     # Orbax takes the path for a pattern when it joins the files of a checkpoint, and TensorStore takes UTF-8 alone.
     require(
-        not any(character in "*?[\\" or "\ud800" <= character <= "\udfff" for character in absolute),
+        is_unicode(absolute) and not any(character in "*?[\\" for character in absolute),
         f"{path}: checkpoints cannot be saved or read in a folder whose path holds *, ?, [, a backslash or bytes that "
         "are not UTF-8. Give another folder, or rename this one.",
     )

@@ -14,7 +14,7 @@ from input_pipeline.annotations import Record
 from input_pipeline.augment import test_crops
 from input_pipeline.batches import video_seed
 from input_pipeline.errors import DecodeError
-from input_pipeline.paths import is_stream
+from input_pipeline.paths import is_live
 from input_pipeline.samplers import SEGMENTS
 from input_pipeline.stream import FrameStream
 from input_pipeline.videos import open_video
@@ -66,9 +66,7 @@ class Windows:
         require(end is None or start < end < 1e9, f"--to={end} must be seconds after --from={start}.")
         self._record, self._pipeline, self._protocol = record, Pipeline(**data | {"workers": 0}), protocol
         self._median, self._every, self._seconds, self._span = median_seconds, every, seconds, (start, end)
-        self.is_live = record.frames is None and (
-            is_stream(record.path) or os.path.exists(record.path) and not _is_stored(record.path)
-        )
+        self.is_live = record.frames is None and is_live(record.path)
         self.source: FrameSource | None = None
         self.cutter: Cutter | None = None
         self.dropped, self._is_read = 0, False
@@ -181,10 +179,6 @@ class Windows:
             yield from self.cutter(self.source, first)
         finally:
             self.source.close()
-
-
-def _is_stored(path: str) -> bool:
-    return os.path.isfile(path) or os.path.isdir(path)
 
 
 def _end(window: Window) -> float:

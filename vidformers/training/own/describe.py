@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from input_pipeline.text import counted
 from vidformers.training.own.budget import Length
 from vidformers.training.own.measure import Decoding, StepTime
 
@@ -59,7 +60,7 @@ def sentences(derived: Derived) -> list[str]:
         f"takes {derived.step.step:.2g} s on {devices}, and compiling it takes {derived.step.start:.0f} s.",
         f"- Model: {model['name']}, {_size_text(model)}, {model['dtype']}.{_reason(derived)}{follows}",
         f"- Clips: {data['frames']} frames of {data['size']} x {data['size']} pixels, {data['repeats']} of each "
-        f"decoded video, made by {_counted(data['workers'], 'worker')} on {_counted(derived.cores, 'core')}.",
+        f"decoded video, made by {counted(data['workers'], 'worker')} on {counted(derived.cores, 'core')}.",
         f"- Batch: {batch} clips. Learning rate: {config['optim']['lr']:g} after a warm-up of "
         f"{_duration(config['optim'], 'warmup')}.",
         f"- Length: {steps:,} steps of {derived.step_seconds:.2g} s, measured with the workers, and so "
@@ -97,10 +98,6 @@ def _reason(derived: Derived) -> str:
 
 def _milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.1f} ms" if seconds >= 1e-4 else "less than 0.1 ms"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + "s" * (count != 1)
 
 
 def _duration(section: Mapping[str, Any], name: str) -> str:
