@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from input_pipeline.commands import command, run_program
-from input_pipeline.figures import drawn_texts, wrapped
+from input_pipeline.figures import drawn_texts, num_letters, wrapped
 from input_pipeline.files import write_bytes
 from input_pipeline.outputs import output_file
 from input_pipeline.text import print_line
@@ -19,9 +19,9 @@ Draws the first training batch of a run, one row for each clip, with its label a
 its index in the video. --split=val or test draws the test views of one video of that part instead; --video is its
 index in the list."""
 
-# In pixels: the maximum total width of the frames in a row, the margin to their left, the gap between frames, and the
-# space above them.
-_MAX_WIDTH, _MARGIN, _GAP, _HEAD = 3200, 260, 4, 18
+# In pixels: the maximum total width of the frames in a row, the maximum width of the texts to their left, the gap
+# between frames, the space above them, and the width of a letter.
+_MAX_WIDTH, _MAX_MARGIN, _GAP, _HEAD, _LETTER = 3200, 260, 4, 18, 8
 
 
 @command(USAGE)
@@ -128,9 +128,11 @@ def _draw(lines, clips, indices) -> np.ndarray:
     scale = min(1.0, (_MAX_WIDTH / length - _GAP) / width)
     height, width = max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
     row = _HEAD + max(height + _GAP, 14 * (1 + max(text.count("\n") for text in lines)))
-    down, across, dpi = count * row + _GAP, _MARGIN + length * (width + _GAP), 100
+    longest = max(num_letters(line) for text in lines for line in text.split("\n"))
+    margin = min(_MAX_MARGIN, (longest + 1) * _LETTER)
+    down, across, dpi = count * row + _GAP, margin + length * (width + _GAP), 100
     figure = Figure(figsize=(across / dpi, down / dpi), dpi=dpi)
-    places = [(n, t, n * row + _HEAD, _MARGIN + t * (width + _GAP)) for n in range(count) for t in range(length)]
+    places = [(n, t, n * row + _HEAD, margin + t * (width + _GAP)) for n in range(count) for t in range(length)]
     for n, t, top, left in places:
         if t == 0:
             figure.text(_GAP / across, 1 - top / down, lines[n], va="top", size=8)
@@ -141,7 +143,7 @@ def _draw(lines, clips, indices) -> np.ndarray:
     picture = np.array(agg.buffer_rgba())[..., :3]
     for n, t, top, left in places:
         if t == 0:
-            picture[top : top + row - _HEAD, _MARGIN:] = 255  # removes the ends of long labels
+            picture[top : top + row - _HEAD, margin:] = 255  # removes the ends of long labels
         picture[top : top + height, left : left + width] = cv2.resize(
             clips[n, t], (width, height), interpolation=cv2.INTER_AREA
         )

@@ -130,7 +130,7 @@ def test_predictions_agree_with_the_evaluation_and_no_row_is_computed_in_vain(da
     assert np.mean(losses) == pytest.approx(last[key], rel=1e-5)
 
 
-def test_arrays_and_lists_are_predicted_as_their_files(data, model):
+def test_arrays_and_lists_are_predicted_as_their_files(data, trained, model):
     paths = [str(data / "val" / f"00000{number}.mp4") for number in (0, 2)]  # 0 and 1 are one clip and its reversal
     video = Video(paths[1])
     array = video.frames(range(len(video.times)))
@@ -140,8 +140,11 @@ def test_arrays_and_lists_are_predicted_as_their_files(data, model):
     assert model.predict([]) == [] and model.predict([array[:, ::-1]], top=2)[0] != alone[1][:2]
     assert model.explain(array).probabilities == pytest.approx(model.explain(paths[1]).probabilities)
     for wrong in (array[0], array / 255, array[..., :1], array[:0], array[None]):
-        with pytest.raises(ConfigError, match="The array 0 of the videos is .* Give the frames of one video, uint8"):
+        with pytest.raises(ConfigError, match="The array is .* Give the frames of one video, uint8"):
             model.predict(wrong)
+    with pytest.raises(ConfigError, match="The array at place 1 of the videos is"):
+        model.predict([array, array[0]])
+    assert repr(model) == f"<Predictor of {trained}: step {model.step}, classes: {len(model.classes)}>"
     with pytest.raises(ConfigError, match=r"000007\.mp4"):
         model.predict([paths[0], data / BAD])
 
@@ -346,7 +349,7 @@ def test_explanations_from_the_command_line(data, trained, explained, refused):
     assert np.abs(small.astype(float) - frames).mean() < 8
     strip = cv2.imread(folder / "relevance.png")
     assert strip.shape[1] > len(frames) * side and strip.std() > 20
-    rows = cv2.imread(folder / "beside.png")[: 5 * (side + 20), 260:].astype(int)
+    rows = cv2.imread(folder / "beside.png")[: 5 * (side + 20), -len(frames) * (side + 4) :].astype(int)
     rollouts, gradients = (np.split(rows, 5)[i : i + 2] for i in (1, 3))
     assert all(0 < np.abs(one - other).mean() < 30 for one, other in (rollouts, gradients))
     for flags, words in (

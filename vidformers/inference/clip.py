@@ -43,9 +43,10 @@ def video_records(videos: Sequence[Video]) -> tuple[Record, ...]:
             continue
         frames = np.asarray(video)
         is_video = frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[3] == 3 and frames.size
+        place = f" at place {number} of the videos" if len(videos) > 1 else ""
         require(
             bool(is_video),
-            f"The array {number} of the videos is {frames.dtype} {frames.shape}. Give the frames of one video, uint8 "
+            f"The array{place} is {frames.dtype} {frames.shape}. Give the frames of one video, uint8 "
             "(frames, height, width, 3) in red, green and blue.",
         )
         records.append(Record(number, f"array {number}", 0, 0, name=f"array {number}", frames=frames))

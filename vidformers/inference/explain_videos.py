@@ -1,11 +1,13 @@
 """The command `--mode=explain`."""
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from input_pipeline.files import stem, write_bytes
 from input_pipeline.outputs import output_folder
+from input_pipeline.sources.csv import part_name, split_part
 from input_pipeline.text import counted
 from vidformers.errors import ConfigError, require
 from vidformers.inference.clip import Clip
@@ -83,7 +85,7 @@ def _folders(out: str, videos: list[str]) -> list[Path]:
 
     If several videos have one name, or a name cannot be that of a folder, the number of the video precedes it.
     """
-    stems = [Path(path).stem for path in videos]
+    stems = list(map(_name, videos))
     numbered = [f"{number:04d}_{stem(Path(name))}" for number, name in enumerate(stems)]
     counts = Counter(stems) + Counter(numbered)
     folders = [
@@ -93,6 +95,12 @@ def _folders(out: str, videos: list[str]) -> list[Path]:
     for folder in folders:
         require(folder.is_dir() or not folder.exists(), f"{folder} is not a folder. Give another --out.")
     return folders
+
+
+def _name(video: str) -> str:
+    """Returns the name of a video without the suffix, such as `match`, or `match#t=12.5,14` for a part of it."""
+    path, start, end = split_part(video)
+    return part_name(Path(path).name if os.path.isdir(path) else Path(path).stem, start, end)
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:

@@ -161,6 +161,7 @@ class Predictor:
 
     def __init__(self, config: dict[str, Any], workdir: str | os.PathLike):
         from_weights = config["init"]["weights"] is not None and not (Path(workdir) / "checkpoints").is_dir()
+        self._source = os.fspath(workdir)
         self.remarks: list[str] = []
         self._labels: str | None = None  # the field data.labels of the run
         self._clip_seconds: float | None = None
@@ -191,6 +192,9 @@ class Predictor:
             self.parameters = self._restore(config["checkpoint"], workdir, abstract)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.parameters)
         self._predict = prediction_step(self.graph, self._mesh, shardings, self.protocol, self.scoring)
+
+    def __repr__(self) -> str:
+        return f"<Predictor of {self._source}: step {self.step}, classes: {len(self.classes)}>"
 
     def _read_classes(self, run: dict[str, Any], workdir: str | os.PathLike) -> tuple[str, ...]:
         names = run["data"].get("classes")

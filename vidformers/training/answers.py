@@ -12,7 +12,7 @@ from input_pipeline.files import atomic_file
 from input_pipeline.outputs import beside, locked
 from vidformers.training.evaluate import EvalResult
 
-_FILE = "answers.jsonl"
+ANSWERS = "answers.jsonl"
 
 
 def write_answers(workdir: Path, evaluation: dict[str, str], lines: Iterator[dict[str, Any]]) -> None:
@@ -27,7 +27,7 @@ def write_answers(workdir: Path, evaluation: dict[str, str], lines: Iterator[dic
     Raises:
         OSError: the file cannot be read or written. It is then as it was.
     """
-    path = Path(workdir) / _FILE
+    path = Path(workdir) / ANSWERS
     with locked(beside(path)), atomic_file(path) as temporary, open(temporary, "wb") as file:
         file.writelines(_lines_of_others(path, evaluation))
         for line in lines:

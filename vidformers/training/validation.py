@@ -14,7 +14,7 @@ from input_pipeline.parts import PARTS
 from vidformers.errors import require
 from vidformers.parallel import memory
 from vidformers.progress import Bar, log, table
-from vidformers.training.answers import answer_lines, write_answers
+from vidformers.training.answers import ANSWERS, answer_lines, write_answers
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.evaluate import EvalProtocol, EvalResult
 from vidformers.training.remarks import VideoRemarks
@@ -167,6 +167,7 @@ def evaluate(config: dict, path, part: str | None = None) -> dict:
         if is_main:
             table(f"{workdir} at step {step}", result_rows(named))
             write_text(file, result_json(setup, step, named))
+            log(f"Wrote {file} with the metrics of each class, and a line for each video to {workdir / ANSWERS}.")
             if part == "val":
                 draw_result(setup, workdir, result)
     return named.metrics

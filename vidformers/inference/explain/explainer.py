@@ -58,12 +58,13 @@ class Explanation(NamedTuple):
         """
         require_layer(layer, 0 if self.time_layers is None else len(self.time_layers))
         frames = enlarged(self.clip.frames)
-        rows = {"video": frames, "rollout": overlay(frames, self.rollout), "gradient": overlay(frames, self.gradient)}
+        maps = {"rollout": overlay(frames, self.rollout), "gradient": overlay(frames, self.gradient)}
+        rows = {f"{self.target}: {self.target_probability:.1%}": frames} | maps
         video = np.concatenate(list(rows.values()), axis=2)
         if self.heads is not None:
             rows |= {f"head {number}": overlay(frames, maps) for number, maps in enumerate(self.heads, start=1)}
         index = np.broadcast_to(self.clip.index, (len(rows), len(frames)))
-        strip = draw([f"{self.target}\n{name}" for name in rows], np.stack(list(rows.values())), index)
+        strip = draw(list(rows), np.stack(list(rows.values())), index)
         fields = self._asdict() | self.clip._asdict()
         arrays = io.BytesIO()
         np.savez(arrays, **{name: value for name, value in fields.items() if isinstance(value, np.ndarray)})

@@ -121,10 +121,8 @@ def _run(
         for window in windows.predictions(
             predictor.compute, predictor.batch_size, done, lambda: stop.signal is not None
         ):
-            segments.add(window)
             best = [] if window.probabilities is None else predictor.best(window.probabilities)
-            if folder is not None:
-                folder.append(window, best)
+            segments.add(window if folder is None else folder.append(window, best))
             if bar is None:
                 log(_line(window, best))
             else:

@@ -56,20 +56,27 @@ class TimelineFolder:
         if file.seek(0, os.SEEK_END) > size:
             file.truncate(size)
 
-    def append(self, window: WindowPrediction, best: list[tuple[str, float]]) -> None:
-        """Writes a window. `best` holds the likeliest classes."""
+    def append(self, window: WindowPrediction, best: list[tuple[str, float]]) -> WindowPrediction:
+        """Writes a window. `best` holds the likeliest classes.
+
+        Returns:
+            The window as `windows` yields it, with rounded numbers. Segments of these windows do not depend on whether
+            the command was stopped and continued.
+        """
         row: dict[str, Any] = {"start": round(window.start, _DIGITS), "end": round(window.end, _DIGITS)}
         if window.probabilities is None:
             row["error"] = "A frame of the clip is damaged."
         else:
             row["top"] = [{"class": name, "probability": round(value, _DIGITS)} for name, value in best]
             row["probabilities"] = [round(float(value), _DIGITS) for value in window.probabilities]
-        self._file.write(json.dumps(row).encode() + b"\n")
+        line = json.dumps(row).encode() + b"\n"
+        self._file.write(line)
         self._file.flush()
-        self._note(window)
+        return self._note(self._read(line))
 
-    def _note(self, window: WindowPrediction) -> None:
+    def _note(self, window: WindowPrediction) -> WindowPrediction:
         self.count, self.first, self.last = self.count + 1, self.first or window, window
+        return window
 
     def windows(self) -> Iterator[WindowPrediction]:
         """Yields all windows that are written."""

@@ -2,7 +2,8 @@
 
 import os
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -66,21 +67,27 @@ def measure_decoding(pipeline: Pipeline, seed: int, seconds: float) -> Decoding:
         seed: the seed of the run: its first videos are decoded.
         seconds: time after which no further video is decoded. Two are always.
     """
-    times: dict[int, list[float]] = {1: [], 4: []}
-    start = time.perf_counter()
-    for repeats, measured in times.items():
-        # The same frames give 4 clips where one video is decoded for 4: the difference is the time of augmentation.
-        one = replace(pipeline, workers=0, repeats=repeats)
-        with closing(one.train_batches(batch_size=repeats, seed=seed)) as batches:
-            next(batches)  # the first one opens libraries
-            while len(measured) < 2 or len(measured) < _CLIPS and time.perf_counter() - start < seconds * repeats / 4:
-                before = time.perf_counter()
-                next(batches)
-                measured.append(time.perf_counter() - before)
-    count = min(map(len, times.values()))
-    once, four_times = (float(np.mean(measured[:count])) for measured in times.values())
-    augment = min(max((four_times - once) / 3, 0.0), once)
+    with ExitStack() as stack:
+        single, fourfold = (
+            stack.enter_context(closing(alone.train_batches(batch_size=alone.repeats, seed=seed)))
+            for alone in (replace(pipeline, workers=0, repeats=repeats) for repeats in (1, 4))
+        )
+        next(single), next(fourfold)  # the first ones open libraries
+        start, times = time.perf_counter(), list[tuple[float, float]]()
+        while len(times) < 2 or len(times) < _CLIPS and time.perf_counter() - start < seconds:
+            times.append((_seconds(single), _seconds(fourfold)))
+    # The same frames give 1 and 4 clips of a video, so that the difference is the time of augmentation. Its median is
+    # used, because other programs may disturb single videos.
+    once = float(np.mean([one for one, _ in times]))
+    augment = min(max(float(np.median([four - one for one, four in times])) / 3, 0.0), once)
     return Decoding(once - augment, augment)
+
+
+def _seconds(batches: Iterator) -> float:
+    """Returns the seconds that the next batch takes."""
+    before = time.perf_counter()
+    next(batches)
+    return time.perf_counter() - before
 
 
 class Probe:
