@@ -96,9 +96,10 @@ def test_a_run_stopped_and_continued_with_workers_computes_the_same_bit_for_bit(
     assert_same_run(tmp_path, trained, step=FIELDS["train.total_steps"])
 
 
-def test_one_device_computes_what_eight_compute_to_rounding(trained, data, tmp_path, monkeypatch):
-    one = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda *backend: one)
+@pytest.mark.parametrize("count", [1, 4])
+def test_fewer_devices_compute_what_eight_compute_to_rounding(count, trained, data, tmp_path, monkeypatch):
+    devices = jax.devices()[:count]
+    monkeypatch.setattr(jax, "devices", lambda *backend: devices)
     assert run(data, tmp_path, **{"train.eval_every_steps": "none", "train.patience": "none"}) == 0
     expected = [row for row in rows(trained) if row.keys() & {"train/loss", "val/mAP@2x1"}]
     assert len(expected) == FIELDS["train.total_steps"] + 1
