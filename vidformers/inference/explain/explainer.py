@@ -59,7 +59,7 @@ class Explanation(NamedTuple):
         require_layer(layer, 0 if self.time_layers is None else len(self.time_layers))
         frames = enlarged(self.clip.frames)
         maps = {"rollout": overlay(frames, self.rollout), "gradient": overlay(frames, self.gradient)}
-        rows = {f"{self.target}: {self.target_probability:.1%}": frames} | maps
+        rows = {f"{self.target}\n{self.target_probability:.1%}": frames} | maps
         video = np.concatenate(list(rows.values()), axis=2)
         if self.heads is not None:
             rows |= {f"head {number}": overlay(frames, maps) for number, maps in enumerate(self.heads, start=1)}
