@@ -210,6 +210,7 @@ def _with_derived_fields(config: dict[str, Any], command: Command, started: floa
     """
     from vidformers.progress import log, reported
     from vidformers.training.own import derive
+    from vidformers.training.run_json import read_run_json
     from vidformers.training.workdir import open_workdir
 
     if config["own"]["minutes"] is None:
@@ -217,11 +218,13 @@ def _with_derived_fields(config: dict[str, Any], command: Command, started: floa
     if (Path(command.workdir) / "run.json").exists():
         if "own.minutes" in command.given:
             log("own.minutes is for the start of a run. This run keeps its fields; train.total_steps sets its length.")
-        return config
+        return config | {"own": read_run_json(command.workdir)["config"].get("own", config["own"])}
     if command.mode == "train":
         open_workdir(command.workdir)  # a folder that cannot be written to is refused before minutes of measurements
     with reported("Measuring decoding and training steps"):
         config, sentences = derive(config, command.given, started)
+    if command.mode == "train":
+        sentences.append("- run.json holds every field. The same command continues the run with them.")
     for sentence in sentences:
         log(sentence)
     return config

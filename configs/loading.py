@@ -72,7 +72,9 @@ def read_arguments(
         name, equals, value = argument.partition("=")
         require(name.startswith("--"), f"{_cut(argument)!r} is not a flag. Write --name=value; --help shows the flags.")
         flag = name.removeprefix("--")
-        require(flag in flags or flag.startswith("config."), f"{_cut(name)} is not a flag; --help shows them.")
+        if flag not in flags and not flag.startswith("config."):
+            similar = f"; did you mean --config.{_cut(flag)}?" if "." in flag else _similar(flag, list(flags), "--")
+            raise FlagError(f"{_cut(name)} is not a flag{similar if '?' in similar else '; --help shows them.'}")
         if not equals:
             value = next(arguments, "")
             require(value != "" and not value.startswith("--"), f"{_cut(name)} has no value. Write {_cut(name)}=VALUE.")

@@ -29,6 +29,10 @@ _DEFAULT_RATE = 25  # frames per second; FFmpeg's default for streams that store
 _MAX_PAUSE = 600.0  # seconds; a longer step of the clock is a fault of the clock
 _MAX_REPEAT = 1.0  # seconds; a smaller step back is that of a repeated or reordered time, after which the clock goes on
 _MISSING_SECONDS = 1.0  # sound may be as much longer than the video
+_ADVICE = (
+    " If it is an MP4 file with its index at the end, and the server sends only whole files, download it, or write it "
+    "with FFmpeg's -movflags +faststart."
+)
 _MAX_CLAIM = 100  # times the size of a file that its index may claim; a file that was cut claims more than its size
 
 
@@ -151,7 +155,8 @@ class FrameStream:
             del frame  # before the next frame is decoded: a frame of 4K video has 12 to 50 MB
             yield Frame(frame_time, image)
         if not found and not start:
-            raise DecodeError(f"{self._address}: {self.problem or 'no frame can be decoded'}.")
+            advice = _ADVICE if self.problem and self._address.lower().startswith(("http:", "https:")) else ""
+            raise DecodeError(f"{self._address}: {self.problem or 'no frame can be decoded'}.{advice}")
 
     def close(self) -> None:
         """Closes the container."""

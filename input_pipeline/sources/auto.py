@@ -90,7 +90,8 @@ def _check_class_folders(path) -> None:
                     f"class into {folder} itself."
                 )
     if not names:
+        found = "videos and " if any(map(is_video, list_folder(path))) else ""
         raise DataError(
-            f"{path} holds no class folders and no train.csv. Put the videos of each class into a folder of its own, "
-            "named after the class, or list them in train.csv with the columns path,label."
+            f"{path} holds {found}no class folders and no train.csv. Put the videos of each class into a folder of its "
+            "own, named after the class, or list them in train.csv with the columns path,label."
         )

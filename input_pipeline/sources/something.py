@@ -24,6 +24,18 @@ TRAIN, VAL, TEST = _file_names("train"), _file_names("validation"), _file_names(
 _SIDE = re.compile(r"((?<![A-Za-z])(left|right|LEFT|RIGHT)|(?<![A-Z])(Left|Right))(?![a-z])")
 _OPPOSITE = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
 _OPPOSITE |= {right: left for left, right in _OPPOSITE.items()}
+# The sides in other languages, of which both must occur: a chain has links, too.
+_OTHER_SIDES = (
+    ("links", "rechts"),
+    ("gauche", "droite"),
+    ("izquierda", "derecha"),
+    ("esquerda", "direita"),
+    ("sinistra", "destra"),
+    ("lewo", "prawo"),
+    ("влево", "вправо"),
+    ("左", "右"),
+    ("왼쪽", "오른쪽"),
+)
 
 
 def read(path, *, root, split) -> Listing:
@@ -83,5 +95,11 @@ def mirrored(classes) -> tuple[tuple[str, str], ...]:
 
 
 def sided(classes) -> tuple[str, ...]:
-    """Returns the class names that name a side or a sense of rotation, which a mirror changes."""
-    return tuple(name for name in classes if _SIDE.search(name) or "clockwise" in name.lower())
+    """Returns the class names that name a side or a sense of rotation, which a mirror changes.
+
+    Sides are also found in some languages other than English, if the names of the classes name both.
+    """
+    lower = {name: name.lower() for name in classes}
+    pairs = [pair for pair in _OTHER_SIDES if all(any(side in text for text in lower.values()) for side in pair)]
+    words = ["clockwise", *(side for pair in pairs for side in pair)]
+    return tuple(name for name, text in lower.items() if _SIDE.search(name) or any(word in text for word in words))

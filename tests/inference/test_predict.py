@@ -154,7 +154,7 @@ def test_many_videos_from_the_command_line(data, trained, run, refused, tmp_path
     log = Run(command(trained, tmp_path / "list.txt", f"--out={out}", f"--features={features}")).finish()
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["video"] for row in rows] == listed
-    assert ["error" in row for row in rows] == [False] * 4 + [True] * 2 and "2 of them could not be decoded" in log
+    assert ["error" in row for row in rows] == [False] * 4 + [True] * 2 and "2 videos could not be decoded" in log
     assert len(rows[0]["top"]) == 5 and rows[0]["top"][0]["class"] in log
     with np.load(features) as arrays:
         assert arrays["video"].tolist() == listed[:4] and arrays["features"].shape == (4, 16)
@@ -218,7 +218,7 @@ def test_any_names_of_classes_and_files(data, trained, run, tmp_path):
     out, features = tmp_path / "\x1b[31m.jsonl", tmp_path / "features.npz"
     log = run(command(workdir, videos, f"--out={out}", f"--features={features}"))
     assert_harmless(log)
-    assert r"bad \x1b[31m.mp4" in log and "1 of them could not be decoded" in log
+    assert r"bad \x1b[31m.mp4" in log and "1 video could not be decoded" in log
     listed = sorted(str(path) for path in videos.iterdir())
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["video"] for row in rows] == listed
@@ -266,7 +266,7 @@ def test_nothing_decoded_is_status_2(data, trained, run, refused, tmp_path):
     assert "None of the" in refused(command(trained, tmp_path / "bad.mp4", f"--out={tmp_path / 'rows.jsonl'}"))
     (tmp_path / "list.txt").write_text(f"{data}/val/000000.mp4\nbad.mp4\n")
     flags = command(trained, tmp_path / "list.txt", f"--out={tmp_path / 'both.jsonl'}")
-    assert "1 of them could not be decoded" in run(flags)
+    assert "1 video could not be decoded" in run(flags)
     assert "Predicted 0 videos" in run(flags)
 
 

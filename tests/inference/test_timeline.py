@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import av
 import cv2
@@ -186,7 +188,7 @@ def test_mistakes_in_flags_and_videos(tmp_path, predict):
         (path, ["--window=2"], "--window=2 is for the windows of a video. Add --every=SECONDS"),
         (tmp_path / "none.mp4", ["--every=1"], "none.mp4: No such file or directory"),
         (tmp_path / "text.mp4", ["--every=1"], "text.mp4"),
-        (tmp_path, ["--every=1"], "the folder holds no numbered JPEG frames"),
+        (tmp_path, ["--every=1"], f"--every takes one video, and --video={tmp_path} is a folder"),
         ("9", ["--every=1"], "9: No such file or directory"),
     ):
         status, out, err = predict(video, f"--out={tmp_path / 'out'}", *flags)
@@ -248,7 +250,7 @@ def test_a_stream_prints_a_line_for_each_window_until_it_is_stopped(tmp_path, pr
 
     feeder = threading.Thread(target=feed, daemon=True)
     feeder.start()
-    status, log, err = predict(fifo, "--every=1", f"--out={out}")
+    status, log, err = predict(fifo, f"--out={out}")
     feeder.join()
     assert (status, err) == (130, "")
     assert f"Stopped reading {fifo}. {out} holds what was seen." in log
@@ -257,6 +259,31 @@ def test_a_stream_prints_a_line_for_each_window_until_it_is_stopped(tmp_path, pr
     assert [row["class"] for row in found] == [label for label, _ in PARTS][: len(found)] and len(found) >= 3
     status, _, err = predict("0", f"--out={out}")
     assert status == 2 and "cannot be continued" in one_sentence(err) or "No such file" in err
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """A server that sends whole files and no parts of them."""
+
+    def log_message(self, *_):
+        pass
+
+
+def test_an_mp4_file_over_http_needs_its_index_at_the_front(tmp_path, predict):
+    with av.open(str(tmp_path / "a clip.mp4"), "w") as container:  # larger than what FFmpeg reads ahead
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        stream.width, stream.height = 256, 256
+        for picture in np.random.default_rng(0).integers(0, 256, (20, 256, 256, 3), np.uint8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    write_levels(tmp_path / "stream.ts", PARTS)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        status, _, err = predict(f"{address}/a%20clip.mp4")
+        assert status == 2 and "write it with FFmpeg's -movflags +faststart." in one_sentence(err)
+        status, log, err = predict(f"{address}/stream.ts")
+        assert (status, err) == (0, "") and log.count("dark 100.0%") >= 4
+        server.shutdown()
 
 
 def windows_of(*rows, every=1.0, length=2.0):

@@ -196,7 +196,9 @@ def test_videos_that_end_or_hang_their_process(tmp_path):
     "flags, sentence",
     [
         (["--workers=0"], "--workers=0 must be a whole number of at least 1."),
-        (["--worker=2"], "--worker is not a flag; --help shows them."),
+        (["--worker=2"], "--worker is not a flag; did you mean --workers?"),
+        (["--data.root=x"], "--data.root is not a flag; did you mean --config.data.root?"),
+        (["--speed=2"], "--speed is not a flag; --help shows them."),
         (["--config.data.train=nowhere.csv"], "nowhere.csv"),
     ],
 )

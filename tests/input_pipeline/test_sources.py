@@ -10,7 +10,7 @@ from trees import read, refusal, summary, under
 from input_pipeline import DataError, sources
 from input_pipeline.annotations import class_names, read_manifest
 from input_pipeline.sources import SOURCES, register
-from input_pipeline.sources.something import mirrored
+from input_pipeline.sources.something import mirrored, sided
 
 NO_SOURCES = {"__init__", "registry", "listing", "files"}  # the modules of the package that are not a source
 
@@ -213,6 +213,14 @@ def test_mirrored_classes():
         "Copyright left over",
     )
     assert mirrored(classes) == (camera[::-1], (NAMES[0], NAMES[1]))
+
+
+@pytest.mark.quick
+def test_classes_that_name_a_side():
+    assert sided(["turn left", "turnLeft", "leftovers", "anticlockwise"]) == ("turn left", "turnLeft", "anticlockwise")
+    assert sided(["Nach Links", "nach rechts", "springt"]) == ("Nach Links", "nach rechts")
+    assert sided(["向左", "向右", "跳"]) == ("向左", "向右")
+    assert sided(["chain links", "jumps"]) == ()
 
 
 INDEX = "1 ApplyEyeMakeup\n2 HandstandPushups\n"

@@ -28,6 +28,7 @@ from vidformers.training.run_json import read_run_json
 FORMAT = {"format": "vidformers", "version": "1"}
 PLATFORMS = ("cpu", "cuda", "tpu")
 _TEMPLATES = Path(__file__).parent / "exported"
+_INDEX_TEXT = "`index.npy` holds the int32 index of each frame in the video.\n"
 
 
 def export(config: dict, workdir, out: str) -> None:
@@ -107,6 +108,8 @@ def write_export(folder: Path, make_model, parameters, metadata: dict) -> None:
         "flatbuffers": importlib.metadata.version("flatbuffers"),
         "arguments": " ".join(f"{name}.npy" for name in config["inputs"]),
         "rule": metadata["frames"]["rule"],
+        "index_text": _INDEX_TEXT if "index" in config["inputs"] else "",
+        "index_code": 'np.save("index.npy", clip.index)\n' if "index" in config["inputs"] else "",
     }
     readme = Template((_TEMPLATES / "README.md").read_text(encoding="utf-8")).substitute(substitutes)
     with atomic_folder(folder) as temporary:

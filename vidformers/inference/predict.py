@@ -10,7 +10,7 @@ import numpy as np
 
 from input_pipeline.files import write_bytes
 from input_pipeline.outputs import output_file, require_space
-from input_pipeline.paths import is_stream
+from input_pipeline.paths import is_live
 from input_pipeline.text import counted
 from vidformers.errors import require
 from vidformers.inference.commands import find_videos, load_and_log, prediction_rows, require_decoded
@@ -46,13 +46,13 @@ def predict(
         features: an .npz file that gets the inputs of the head, see `save_features`.
         shard: 'i/n' predicts part i of n of the videos, see `prediction_parts`.
         merge: 'true' writes `out` and `features` from all parts.
-        timeline: the flags of `timeline.command.FLAGS`. `every` predicts windows, as does a camera or a stream.
+        timeline: the flags of `timeline.command.FLAGS`. `every` predicts windows, as does a camera, a stream or a pipe.
     Raises:
         ConfigError: there is no checkpoint or no video, `out` does not hold predictions of these videos, or no video
             could be decoded.
         DataError: a file cannot be written, or another command is writing it.
     """
-    if timeline.get("every") is not None or is_stream(video):
+    if timeline.get("every") is not None or is_live(video):
         for name, value in (("features", features), ("shard", shard), ("merge", merge)):
             require(value is None, f"--{name} is not for the windows of a video. Leave it out, or leave out --every.")
         predict_timeline(config, workdir, video, out, timeline)
@@ -109,11 +109,15 @@ def _predict(config, workdir, videos: list[str], out: str | None, features: str 
                     feature_rows[prediction.video] = prediction.features
                 bar.advance()
         seconds = time.perf_counter() - start
-        log(
-            f"Predicted {counted(count, 'video')} in {seconds:.1f} s, {count / seconds:.1f} videos/s."
-            + (f" {num_bad} of them could not be decoded." if num_bad else "")
-            + (f" Wrote {out}." if out else "")
-        )
+        sentences = {
+            f"Predicted {counted(count - num_bad, 'video')} in {seconds:.1f} s, {count / seconds:.1f} videos/s.": (
+                count > num_bad
+            ),
+            f"{counted(num_bad, 'video')} could not be decoded.": num_bad > 0,
+            f"Wrote {out}.": out is not None,
+        }
+        if any(sentences.values()):
+            log(" ".join(sentence for sentence, holds in sentences.items() if holds))
         if source is not None:
             require_decoded(output.num_decoded if output else count - num_bad, source)
         if features:

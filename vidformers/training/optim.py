@@ -15,7 +15,7 @@ def duration_in_steps(field: str, steps, epochs, steps_per_epoch: float) -> int 
         ConfigError: both are given, or the one that is given is negative.
     """
     if steps is not None and epochs is not None:
-        raise ConfigError(f"{field}_steps={steps} and {field}_epochs={epochs} are both set; give one.")
+        raise ConfigError(f"{field}_steps={steps} and {field}_epochs={epochs} are both set. Set one of them to none.")
     if steps is None and epochs is None:
         return None
     value = steps if epochs is None else round(epochs * steps_per_epoch)

@@ -9,7 +9,7 @@ from input_pipeline.text import one_line
 from vidformers.pretrained import Pretrained
 from vidformers.progress import log, table
 from vidformers.training.evaluate import EvalResult
-from vidformers.training.metrics import draw_confusion, draw_curves
+from vidformers.training.metrics import draw_confusion, draw_curves, read_metrics
 from vidformers.training.setup import Setup
 
 _SLOW_DATA = 0.05  # share of the time spent waiting for data above which the progress line says so
@@ -74,6 +74,17 @@ def print_summary(setup: Setup, workdir: Path, result: EvalResult, seconds: dict
         rows += [("clips/s in training", f"{clips / seconds['training']:.0f}")]
     rows += [(phase, f"{value:.1f} s") for phase, value in seconds.items()]
     table(str(workdir), rows)
+
+
+def log_best(workdir: Path, metric: str) -> None:
+    """Logs at which step `metric` was highest, if this was not the last evaluation and its checkpoint is kept."""
+    rows = [row for row in read_metrics(workdir) if metric in row]
+    best = max(rows, key=lambda row: row[metric], default=None)
+    if best is not None and best[metric] > rows[-1][metric] and (workdir / "checkpoints" / str(best["step"])).is_dir():
+        log(
+            f"{metric} was highest at step {best['step']}: {best[metric]:.2%}. In the other modes, "
+            "--config.eval.checkpoint=best takes this checkpoint."
+        )
 
 
 def draw_run(setup: Setup, workdir: Path, result: EvalResult) -> None:

@@ -18,7 +18,7 @@ from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.loop import TrainingRun, training_loop
 from vidformers.training.metrics import MetricWriter
 from vidformers.training.patience import Patience
-from vidformers.training.reports import data_notes, draw_run, print_report, print_summary
+from vidformers.training.reports import data_notes, draw_run, log_best, print_report, print_summary
 from vidformers.training.setup import Setup, compile_within_memory, initialise, load_weights, set_up
 from vidformers.training.split import split_entry, stored_lists, write_split
 from vidformers.training.stopping import StopSignal
@@ -92,6 +92,7 @@ def train(config: dict, path) -> dict:
                 checkpoints.wait()
         if main:
             print_summary(setup, workdir, result, phases.seconds, run.step - start)
+            log_best(workdir, checkpoints.best)
             draw_run(setup, workdir, result)
     return result.metrics
 
@@ -169,7 +170,11 @@ def _write_run_files(setup: Setup, workdir: Path, description: dict, pretrained:
 
 def _log_start(setup: Setup, workdir: Path, resumed_at: int | None, changes: list[str]) -> None:
     if resumed_at == setup.total_steps:
-        log(f"The training in {workdir} is finished, at step {resumed_at}. Its last evaluation follows.")
+        field = "train.total_steps" if setup.train_config.total_steps is not None else "train.total_epochs"
+        log(
+            f"The training in {workdir} is finished, at step {resumed_at}. A larger {field} continues it. The last "
+            "evaluation follows."
+        )
     elif resumed_at is not None:
         log(f"Continues {workdir} at step {resumed_at} of {setup.total_steps}.")
     for sentence in [*changes, *data_notes(setup, workdir)]:

@@ -24,6 +24,7 @@ class Derived(NamedTuple):
         cores: cores of the machine.
         decoding, step: the measured times.
         number, sizes: the number of the size that was chosen, from 1, and how many there are.
+        fits: whether all larger sizes that were tried fit in memory.
         length: the length of the run.
         step_seconds: seconds of a step with its data.
         left: seconds that are left of `own.minutes`.
@@ -39,6 +40,7 @@ class Derived(NamedTuple):
     step: StepTime
     number: int
     sizes: int
+    fits: bool
     length: Length
     step_seconds: float
     left: float
@@ -71,6 +73,10 @@ def sentences(derived: Derived) -> list[str]:
         more = " and others" if len(derived.sided) > _MOST_NAMES else ""
         off = "Flips are off:" if data["flip"] == 0 else f"data.flip={data['flip']:g}, and"
         found.append(f"- {off} a mirror changes the classes {names}{more}.")
+    elif data["flip"] > 0:
+        found.append(
+            f"- Flips: clips are mirrored (data.flip={data['flip']:g}). Set data.flip=0 if a mirror changes a class."
+        )
     if derived.decoding.decode > _SLOW_DECODING:
         found.append(
             "- Decoding is slow: the videos are long or large. python -m input_pipeline.prepare makes copies that "
@@ -83,17 +89,17 @@ def sentences(derived: Derived) -> list[str]:
             f"- Training and evaluation take about {derived.length.seconds / 60:.1f} minutes, and own.minutes="
             f"{minutes:g} leaves {max(derived.left, 0) / 60:.1f}. Raise own.minutes for a training that fits."
         )
-    return [*found, "- run.json holds every field. The same command continues the run with them."]
+    return found
 
 
 def _reason(derived: Derived) -> str:
     """Returns the sentence on the choice among the sizes, "" if the given fields leave one."""
     if derived.sizes == 1:
         return ""
-    reason = "the largest that fits in memory and sees enough clips in the time"
-    if derived.number == 1:
-        reason = "since larger ones do not fit in memory or see too few clips in the time"
-    return f" Of {derived.sizes} sizes it is number {derived.number}, {reason}."
+    reason = ""
+    if derived.number < derived.sizes:
+        reason = f": larger ones {'see too few clips in the time' if derived.fits else 'do not fit in memory'}"
+    return f" It is number {derived.number} of {derived.sizes} sizes{reason}."
 
 
 def _milliseconds(seconds: float) -> str:
