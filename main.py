@@ -218,7 +218,8 @@ def _with_derived_fields(config: dict[str, Any], command: Command, started: floa
     if (Path(command.workdir) / "run.json").exists():
         if "own.minutes" in command.given:
             log("own.minutes is for the start of a run. This run keeps its fields; train.total_steps sets its length.")
-        return config | {"own": read_run_json(command.workdir)["config"].get("own", config["own"])}
+            return config | {"own": read_run_json(command.workdir)["config"].get("own", config["own"])}
+        return config
     if command.mode == "train":
         open_workdir(command.workdir)  # a folder that cannot be written to is refused before minutes of measurements
     with reported("Measuring decoding and training steps"):

@@ -209,7 +209,7 @@ def test_flips_are_off_where_class_names_name_a_side(data, tmp_path, monkeypatch
     for i in range(20):
         (tmp_path / f"{i}.mp4").write_text("not a video")
     config, found = derived(Machine(monkeypatch), tmp_path)
-    assert config["data"]["flip"] == 0.5 and not any("mirror" in line for line in found)
+    assert config["data"]["flip"] == 0.5 and any("Flips: clips are mirrored (data.flip=0.5)" in line for line in found)
 
 
 @pytest.mark.quick

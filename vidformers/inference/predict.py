@@ -111,7 +111,7 @@ def _predict(config, workdir, videos: list[str], out: str | None, features: str 
         seconds = time.perf_counter() - start
         sentences = {
             f"Predicted {counted(count - num_bad, 'video')} in {seconds:.1f} s, {count / seconds:.1f} videos/s.": (
-                count > num_bad
+                count > num_bad or count == 0
             ),
             f"{counted(num_bad, 'video')} could not be decoded.": num_bad > 0,
             f"Wrote {out}.": out is not None,

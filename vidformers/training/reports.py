@@ -60,13 +60,16 @@ def status_line(logged: dict) -> str:
     )
 
 
-def print_summary(setup: Setup, workdir: Path, result: EvalResult, seconds: dict[str, float], steps: int) -> None:
-    """Prints the closing table of a run.
+def print_summary(
+    setup: Setup, workdir: Path, result: EvalResult, seconds: dict[str, float], steps: int, best: str
+) -> None:
+    """Prints the closing table of a run, and whether an earlier evaluation was better.
 
     Args:
         result: the last evaluation.
         seconds: {phase: seconds}.
         steps: the number of steps since the start or the resume.
+        best: the metric by which a checkpoint is kept as the best one.
     """
     rows = result_rows(result)
     if steps:
@@ -74,9 +77,10 @@ def print_summary(setup: Setup, workdir: Path, result: EvalResult, seconds: dict
         rows += [("clips/s in training", f"{clips / seconds['training']:.0f}")]
     rows += [(phase, f"{value:.1f} s") for phase, value in seconds.items()]
     table(str(workdir), rows)
+    _log_best(workdir, best)
 
 
-def log_best(workdir: Path, metric: str) -> None:
+def _log_best(workdir: Path, metric: str) -> None:
     """Logs at which step `metric` was highest, if this was not the last evaluation and its checkpoint is kept."""
     rows = [row for row in read_metrics(workdir) if metric in row]
     best = max(rows, key=lambda row: row[metric], default=None)

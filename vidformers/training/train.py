@@ -18,7 +18,7 @@ from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.loop import TrainingRun, training_loop
 from vidformers.training.metrics import MetricWriter
 from vidformers.training.patience import Patience
-from vidformers.training.reports import data_notes, draw_run, log_best, print_report, print_summary
+from vidformers.training.reports import data_notes, draw_run, print_report, print_summary
 from vidformers.training.setup import Setup, compile_within_memory, initialise, load_weights, set_up
 from vidformers.training.split import split_entry, stored_lists, write_split
 from vidformers.training.stopping import StopSignal
@@ -91,8 +91,7 @@ def train(config: dict, path) -> dict:
                 result = training_loop(run, train_step, batches)
                 checkpoints.wait()
         if main:
-            print_summary(setup, workdir, result, phases.seconds, run.step - start)
-            log_best(workdir, checkpoints.best)
+            print_summary(setup, workdir, result, phases.seconds, run.step - start, checkpoints.best)
             draw_run(setup, workdir, result)
     return result.metrics
 
