@@ -18,7 +18,7 @@ from input_pipeline.json_files import JsonError, check_kind, read_json
 
 NAME = "checksums.json"
 _BLOCK_BYTES = 2**24
-_THREADS = 8
+_THREADS = 8  # also with fewer cores: they wait for the disk
 
 
 def write_checksums(folder: Path) -> None:
@@ -94,5 +94,5 @@ def _checksum(folder: Path, block_bytes: int, block: tuple[str, int]) -> int:
 
 
 def _map(function: Callable, items: Iterable) -> list[Any]:
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(function, items))
