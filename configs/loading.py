@@ -73,8 +73,9 @@ def read_arguments(
         require(name.startswith("--"), f"{_cut(argument)!r} is not a flag. Write --name=value; --help shows the flags.")
         flag = name.removeprefix("--")
         if flag not in flags and not flag.startswith("config."):
-            similar = f"; did you mean --config.{_cut(flag)}?" if "." in flag else _similar(flag, list(flags), "--")
-            raise FlagError(f"{_cut(name)} is not a flag{similar if '?' in similar else '; --help shows them.'}")
+            question = f"; did you mean --config.{_cut(flag)}?"
+            end = question if "." in flag else _similar(flag, list(flags), "--", "; --help shows them.")
+            raise FlagError(f"{_cut(name)} is not a flag{end}")
         if not equals:
             value = next(arguments, "")
             require(value != "" and not value.startswith("--"), f"{_cut(name)} has no value. Write {_cut(name)}=VALUE.")
@@ -186,10 +187,10 @@ def _field_names(config: ConfigDict) -> list[str]:
     ]
 
 
-def _similar(name: str, known: Sequence[str], prefix: str = "") -> str:
-    """Returns the end of the sentence on an unknown field: the question whether a similar one was meant."""
+def _similar(name: str, known: Sequence[str], prefix: str = "", otherwise: str = ".") -> str:
+    """Returns the end of the sentence on an unknown name: whether a similar one was meant, or else `otherwise`."""
     similar = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {prefix}{similar[0]}?" if similar else "."
+    return f"; did you mean {prefix}{similar[0]}?" if similar else otherwise
 
 
 def _cut(text: str) -> str:

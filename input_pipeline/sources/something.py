@@ -24,7 +24,7 @@ TRAIN, VAL, TEST = _file_names("train"), _file_names("validation"), _file_names(
 _SIDE = re.compile(r"((?<![A-Za-z])(left|right|LEFT|RIGHT)|(?<![A-Z])(Left|Right))(?![a-z])")
 _OPPOSITE = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
 _OPPOSITE |= {right: left for left, right in _OPPOSITE.items()}
-# The sides in other languages, of which both must occur: a chain has links, too.
+# The sides in other languages. Both of a pair must occur, since a word such as `links` also means other things.
 _OTHER_SIDES = (
     ("links", "rechts"),
     ("gauche", "droite"),

@@ -9,6 +9,7 @@ import pytest
 
 from vidformers.errors import ConfigError
 from vidformers.training.metrics import MetricWriter, _curves, draw_curves, read_metrics
+from vidformers.training.reports import _log_best
 
 
 @pytest.mark.quick
@@ -59,3 +60,18 @@ def test_metrics_in_a_pipe_are_refused(tmp_path):
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(ConfigError, match=r"metrics\.jsonl cannot be read: It is a pipe"):
         MetricWriter(tmp_path, 0)
+
+
+@pytest.mark.quick
+def test_an_earlier_evaluation_that_was_better_is_named_if_its_checkpoint_is_kept(tmp_path, capsys):
+    top1 = {10: 0.5, 20: 0.75, 30: 0.75, 40: 0.25}
+    rows = [{"step": step, "val/top1@1x1": value} for step, value in top1.items()]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _log_best(tmp_path, "val/top1@1x1")
+    assert not capsys.readouterr().out
+    for step in (30, 40):
+        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+    _log_best(tmp_path, "val/top1@1x1")
+    assert "val/top1@1x1 was highest at step 30: 75.00%." in capsys.readouterr().out
+    _log_best(tmp_path, "val/loss@1x1")
+    assert not capsys.readouterr().out

@@ -109,15 +109,15 @@ def _predict(config, workdir, videos: list[str], out: str | None, features: str 
                     feature_rows[prediction.video] = prediction.features
                 bar.advance()
         seconds = time.perf_counter() - start
-        sentences = {
-            f"Predicted {counted(count - num_bad, 'video')} in {seconds:.1f} s, {count / seconds:.1f} videos/s.": (
-                count > num_bad or count == 0
-            ),
-            f"{counted(num_bad, 'video')} could not be decoded.": num_bad > 0,
-            f"Wrote {out}.": out is not None,
-        }
-        if any(sentences.values()):
-            log(" ".join(sentence for sentence, holds in sentences.items() if holds))
+        sentences = []
+        if num_bad < count or not count:
+            rate = f"{count / seconds:.1f} videos/s"
+            sentences.append(f"Predicted {counted(count - num_bad, 'video')} in {seconds:.1f} s, {rate}.")
+        if num_bad:
+            sentences.append(f"{counted(num_bad, 'video')} could not be decoded.")
+        if out:
+            sentences.append(f"Wrote {out}.")
+        log(" ".join(sentences))
         if source is not None:
             require_decoded(output.num_decoded if output else count - num_bad, source)
         if features:

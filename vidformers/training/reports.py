@@ -8,6 +8,7 @@ from pathlib import Path
 from input_pipeline.text import one_line
 from vidformers.pretrained import Pretrained
 from vidformers.progress import log, table
+from vidformers.training.checkpoint_folder import CheckpointFolder
 from vidformers.training.evaluate import EvalResult
 from vidformers.training.metrics import draw_confusion, draw_curves, read_metrics
 from vidformers.training.setup import Setup
@@ -83,10 +84,11 @@ def print_summary(
 def _log_best(workdir: Path, metric: str) -> None:
     """Logs at which step `metric` was highest, if this was not the last evaluation and its checkpoint is kept."""
     rows = [row for row in read_metrics(workdir) if metric in row]
-    best = max(rows, key=lambda row: row[metric], default=None)
-    if best is not None and best[metric] > rows[-1][metric] and (workdir / "checkpoints" / str(best["step"])).is_dir():
+    best = max(rows, key=lambda row: (row[metric], row["step"]), default=None)  # as `Checkpoints` chooses
+    kept = CheckpointFolder(workdir / "checkpoints").steps()
+    if best is not None and best[metric] > rows[-1][metric] and best["step"] in kept:
         log(
-            f"{metric} was highest at step {best['step']}: {best[metric]:.2%}. In the other modes, "
+            f"{metric} was highest at step {best['step']}: {_metric_text(metric, best[metric])}. In the other modes, "
             "--config.eval.checkpoint=best takes this checkpoint."
         )
 
@@ -125,10 +127,11 @@ def _drawing(path: Path) -> Iterator[None]:
 
 def result_rows(result: EvalResult) -> list[tuple[str, str]]:
     """Returns the rows of a table of the metrics."""
-    return [
-        (name, f"{value:.2%}" if name.split("/")[1].split("@")[0] in _PERCENTAGES else f"{value:g}")
-        for name, value in result.metrics.items()
-    ]
+    return [(name, _metric_text(name, value)) for name, value in result.metrics.items()]
+
+
+def _metric_text(name: str, value: float) -> str:
+    return f"{value:.2%}" if name.partition("/")[2].split("@")[0] in _PERCENTAGES else f"{value:g}"
 
 
 def result_json(setup: Setup, step: int, result: EvalResult) -> str:

@@ -58,8 +58,8 @@ class Explanation(NamedTuple):
         """
         require_layer(layer, 0 if self.time_layers is None else len(self.time_layers))
         frames = enlarged(self.clip.frames)
-        maps = {"rollout": overlay(frames, self.rollout), "gradient": overlay(frames, self.gradient)}
-        rows = {f"{self.target}\n{self.target_probability:.1%}": frames} | maps
+        overlays = {"rollout": overlay(frames, self.rollout), "gradient": overlay(frames, self.gradient)}
+        rows = {f"{self.target}\n{self.target_probability:.1%}": frames} | overlays
         video = np.concatenate(list(rows.values()), axis=2)
         if self.heads is not None:
             rows |= {f"head {number}": overlay(frames, maps) for number, maps in enumerate(self.heads, start=1)}
@@ -98,7 +98,7 @@ def draw_beside(explanations: dict[str, Explanation]) -> bytes:
     rows = {clip.video: frames}
     for method in ("rollout", "gradient"):
         for name, explanation in explanations.items():
-            text = f"{name}\n{method}\n{explanation.target}: {explanation.target_probability:.1%}"
+            text = f"{name}\n{method}\n{explanation.target}\n{explanation.target_probability:.1%}"
             rows[text] = overlay(frames, getattr(explanation, method))
     index = np.broadcast_to(clip.index, (len(rows), len(frames)))
     return encode_png(draw(list(rows), np.stack(list(rows.values())), index))

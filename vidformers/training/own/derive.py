@@ -80,7 +80,8 @@ class _Derivation:
         self.config, self.fields = config, Fields()
         self.given = {_ALIASES.get(name, name): _value(config, name) for name in given}
         self.minutes, self.started, self.clock = config["own"]["minutes"], started, clock
-        self.has_weights, self.fits = config["init"]["weights"] is not None, True
+        self.has_weights = config["init"]["weights"] is not None
+        self.too_large: int | None = None  # the position of the smallest size that does not fit in memory
         self.on_cpu, self.cores = measure.is_cpu(), measure.num_cores()
 
     def run(self) -> tuple[dict[str, Any], list[str]]:
@@ -96,7 +97,8 @@ class _Derivation:
         planned, step_seconds = self._choose_length(macs, probe)
         derived = Derived(
             self._resolved(), self.given, self.videos, self.val_videos, sided(pipeline.class_names), self.cores,
-            self.decoding, probe.times, number + 1, len(sizes), self.fits, planned, step_seconds, self._left(),
+            self.decoding, probe.times, number + 1, len(sizes), self.too_large != number + 1, planned, step_seconds,
+            self._left(),
         )  # fmt: skip
         return derived.config, sentences(derived)
 
@@ -175,7 +177,7 @@ class _Derivation:
             probe = measure.probe(config, self.videos, 60 * _STEPS_SHARE * self.minutes)
             if probe is None:
                 require(chosen > 0, "The smallest size of this model does not fit in memory. Set train.accumulate=2.")
-                self.fits, count = False, chosen
+                self.too_large = count = chosen
                 chosen -= 1
                 continue
             best = choose(macs(chosen) / probe.times.step, count)

@@ -24,7 +24,7 @@ class Derived(NamedTuple):
         cores: cores of the machine.
         decoding, step: the measured times.
         number, sizes: the number of the size that was chosen, from 1, and how many there are.
-        fits: whether all larger sizes that were tried fit in memory.
+        fits: False if the next larger size was tried and does not fit in memory.
         length: the length of the run.
         step_seconds: seconds of a step with its data.
         left: seconds that are left of `own.minutes`.
