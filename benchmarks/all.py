@@ -14,7 +14,8 @@ and the others continue.
 
 PYTHON is an interpreter with torch and transformers; without it the comparisons are left out. Not included are
 `benchmarks.input` and `benchmarks.soak`, which need videos, `benchmarks.relevance` and `benchmarks.finetune`, which
-train, and `benchmarks.campaign`, which takes hours.
+train, `benchmarks.segments`, which needs a run, `benchmarks.restore`, which writes gigabytes, and
+`benchmarks.campaign`, which takes hours.
 """
 
 import datetime

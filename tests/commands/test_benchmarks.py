@@ -13,8 +13,9 @@ from command import one_sentence
 from house import ROOT
 
 from benchmarks import all as benchmarks_all
-from benchmarks import attention, dictionary, models
+from benchmarks import attention, dictionary, models, segments
 from vidformers.attention import fused
+from vidformers.inference.timeline.segments import Segment
 from vidformers.parallel.peak import PEAKS
 
 quick = pytest.mark.quick
@@ -173,3 +174,16 @@ def test_the_share_of_a_dictionary_at_the_start(capsys, monkeypatch):
     assert found["Frame"] == pytest.approx(16 / (16 + 16), abs=1e-4)  # sixteen patches
     assert dictionary.main([*command, "--config.model.hybrid=simplified"]) == 2
     assert "Set --config.model.dictionary=112" in capsys.readouterr().err
+
+
+@quick
+def test_stretches_of_a_list_and_their_distances_to_segments(tmp_path):
+    rows = ["b.mp4,run,2,4", "a.mp4,run,3,6", "a.mp4,jump,0,3", "a.mp4,run,6.04,8", "b.mp4,run,9,11"]
+    (tmp_path / "train.csv").write_text("\n".join(["path,label,start,end", *rows]), encoding="utf-8")
+    stretches = segments.read_stretches(tmp_path)
+    assert stretches == {
+        "a.mp4": [("jump", 0, 3), ("run", 3, 8)],
+        "b.mp4": [("run", 2, 4), ("run", 9, 11)],
+    }
+    found = [Segment("run", 2.5, 6, 0.9, 0.9), Segment("run", 7, 8.25, 0.9, 0.9)]
+    assert segments.distances(stretches["a.mp4"], found) == [None, None, 0.5, 0.25]
