@@ -75,6 +75,8 @@ def silence_libraries() -> None:
 class Bar:
     """A progress bar on a terminal. Elsewhere, it logs one line for each new status, and one each half minute.
 
+    These lines end with the time left, if that is half a minute or more, at the mean speed since the start.
+
     Args:
         title: the text before the bar.
         total: the number of steps or videos at which the bar is full.
@@ -85,6 +87,7 @@ class Bar:
     def __init__(self, title: str, total: int, done: int = 0, shown: bool = True):
         self.title, self.total, self.done, self.shown = title, total, done, shown
         self._progress, self._stack = None, ExitStack()
+        self._done_before, self._started = done, time.monotonic()
         if shown and console.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}", markup=False),
@@ -100,7 +103,7 @@ class Bar:
         if self._progress:
             self._progress.start()
         elif self.shown:
-            self._stack.enter_context(reported(lambda: f"{self.title} {self.done}/{self.total}"))
+            self._stack.enter_context(reported(lambda: f"{self.title} {self.done}/{self.total}{self._time_left()}"))
         return self
 
     def __exit__(self, *_):
@@ -119,7 +122,14 @@ class Bar:
         if self._progress:
             self._progress.update(self._task, text=_shown(text))
         elif self.shown:
-            log(f"{self.title} {self.done}/{self.total}  {text}")
+            log(f"{self.title} {self.done}/{self.total}  {text}{self._time_left()}")
+
+    def _time_left(self) -> str:
+        advanced = self.done - self._done_before
+        left = (time.monotonic() - self._started) * (self.total - self.done) / advanced if advanced else 0
+        if left < SILENT_SECONDS:
+            return ""
+        return f"  about {left / 60:.0f} min left" if left >= 90 else f"  about {left:.0f} s left"
 
 
 def table(title: str, rows: list[tuple[str, ...]]) -> None:

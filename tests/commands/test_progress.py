@@ -57,3 +57,21 @@ def test_nothing_is_said_by_other_processes_or_where_lines_are_printed_anyhow(ca
         bar.status("loss 1")
         log("a line")
     assert lines(capsys) == ["train 0/10  loss 1", "a line"]
+
+
+def test_lines_end_with_the_time_that_is_left(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress, "SILENT_SECONDS", 30)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with Bar("train", 110, 10) as bar:
+        bar.status("loss 3")
+        for seconds, count in ((10, 2), (50, 48), (99, 49)):
+            now[0] = seconds
+            bar.advance(count)
+            bar.status("loss 2")
+    assert lines(capsys) == [
+        "train 10/110  loss 3",
+        "train 12/110  loss 2  about 8 min left",
+        "train 60/110  loss 2  about 50 s left",
+        "train 109/110  loss 2",
+    ]

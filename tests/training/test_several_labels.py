@@ -148,6 +148,8 @@ def test_predictions_are_the_classes_above_the_threshold(trained, data, tmp_path
         assert len(row["top"]) == 5 and 0 < p.min() and p.max() < 1 and not np.isclose(p.sum(), 1)
     assert run(data, trained, f"--video={videos[0]}", mode="predict") == 0
     assert capsys.readouterr().out.count("predicted") == len(lines(out)[0]["predicted"])
+    assert run(data, trained, f"--video={videos[0]}", mode="predict", **{"eval.threshold": 0.999}) == 0
+    assert "No class is above eval.threshold=0.999." in capsys.readouterr().out
 
 
 def test_an_export_predicts_the_same_classes_by_itself(trained, data, tmp_path):
@@ -166,6 +168,8 @@ def test_an_export_predicts_the_same_classes_by_itself(trained, data, tmp_path):
         for rank, (name, p) in enumerate(model.best(probabilities[0], max(5, predicted)))
     ]
     assert program.stdout.splitlines() == expected
+    command = [sys.executable, tmp_path / "export" / "run.py", "--help"]
+    assert "python run.py video.npy, see README.md" in subprocess.run(command, capture_output=True, text=True).stdout
 
 
 @pytest.mark.quick

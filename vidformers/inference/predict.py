@@ -141,6 +141,8 @@ def _report(predictor: Predictor, prediction: Prediction, print_table: bool) -> 
         return {"video": prediction.video, "error": prediction.error}
     if print_table:
         table(prediction.video, prediction_rows(predictor, prediction.probabilities))
+        if predictor.scoring.has_several_labels and not predictor.predicted(prediction.probabilities):
+            log(f"No class is above eval.threshold={predictor.protocol.threshold}.")
     best = predictor.best(prediction.probabilities)
     row = {
         "video": prediction.video,

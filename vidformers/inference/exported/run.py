@@ -129,6 +129,9 @@ def read_input(path, name, spec):
 
 def main(paths):
     sys.stdout.reconfigure(errors="backslashreplace")  # characters that the terminal lacks are escaped
+    if {"-h", "--help"}.intersection(paths):
+        print(__doc__)
+        return
     model, config = load()
     classes = config["classes"]
     specs, average = config["inputs"], config["views"]["average"]
