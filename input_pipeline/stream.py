@@ -125,7 +125,7 @@ class FrameStream:
             raise DecodeError(f"{self._address}: no data came for {self._limit:g} s.") from error
         except DECODER_ERRORS as error:
             reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-            raise DecodeError(f"{self._address}: {reason}.") from error
+            raise DecodeError(f"{address if format else self._address}: {reason}.") from error
 
     def _length(self):
         if self.is_live:
