@@ -50,18 +50,27 @@ def read_lines(path, advice=_SET_ROOT) -> list[tuple[int, str]]:
     return [(number, line) for number, line in enumerate(stripped, start=1) if line]
 
 
-def read_rows(path, root=None) -> list[tuple[int, list[str]]]:
-    """Returns (line number, fields) of the rows of a CSV file, without blank lines.
-
-    Args:
-        path: the file.
-        root: folder of the files that the first fields name. A row of such a file may hold bytes that are not UTF-8,
-            as file names may. None: no row may.
+def read_rows(path) -> list[tuple[int, list[str]]]:
+    """Returns (line number, fields) of the rows of a CSV file in UTF-8, without blank lines.
 
     Raises:
         DataError: see `read_text`, or the file is no CSV.
     """
-    text = read_text(path, errors="strict" if root is None else "surrogateescape")
+    return parse_rows(path, read_text(path))
+
+
+def parse_rows(path, text: str, root=None) -> list[tuple[int, list[str]]]:
+    """Returns (line number, fields) of the rows of the text of a CSV file, without blank lines.
+
+    Args:
+        path: the file.
+        text: what `read_text` returned, with 'surrogateescape' if `root` is given.
+        root: folder of the files that the first fields name. A row of such a file may hold bytes that are not UTF-8,
+            as file names may. None: no row may.
+
+    Raises:
+        DataError: the text is no CSV, or such a row names no file.
+    """
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         rows = [(reader.line_num, row) for row in reader if row]

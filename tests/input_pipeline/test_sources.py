@@ -9,7 +9,7 @@ from trees import read, refusal, summary, under
 
 from input_pipeline import DataError, sources
 from input_pipeline.annotations import class_names, read_manifest
-from input_pipeline.sources import SOURCES, register
+from input_pipeline.sources import SOURCES, csv, register
 from input_pipeline.sources.something import mirrored, sided
 
 NO_SOURCES = {"__init__", "registry", "listing", "files"}  # the modules of the package that are not a source
@@ -324,3 +324,15 @@ def test_class_names_without_reading_a_list(tree):
     assert class_names(("train.json", "x.json"), source="something", root=root, num_classes=3) == NAMES
     assert class_names("none.csv", source="csv", root=root, num_classes=3) is None
     assert class_names("none.csv", source="csv", root=root, num_classes=2, classes="order.txt") == ("b", "a")
+
+
+@pytest.mark.quick
+def test_a_csv_file_is_parsed_once_until_its_text_changes(tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text("a.mp4,0\n", encoding="utf-8")
+    first = csv.read(path, root=tmp_path, split=1)
+    assert csv.read(path, root=tmp_path, split=1) is first
+    path.write_text("a.mp4,1\n", encoding="utf-8")  # as long as before, and perhaps in the same tick of the clock
+    assert [entry.label for entry in csv.read(path, root=tmp_path, split=1).entries] == ["1"]
+    other = csv.read(path, root=tmp_path / "other", split=1)
+    assert [entry.path for entry in other.entries] == [str(tmp_path / "other" / "a.mp4")]
