@@ -147,6 +147,8 @@ def test_from_python_as_from_the_command_line(tmp_path, predict):
     assert [segment.name for segment in timeline.segments] == list(CLASSES)
     with pytest.raises(ConfigError, match="0 may not end"):
         hand_made().timeline("0")
+    with pytest.raises(ConfigError, match="is a folder without numbered JPEG frames"):
+        hand_made().timeline(tmp_path)
 
 
 def test_a_stopped_command_continues_and_a_finished_one_takes_another_threshold(tmp_path, predict):
@@ -188,7 +190,7 @@ def test_mistakes_in_flags_and_videos(tmp_path, predict):
         (path, ["--window=2"], "--window=2 is for the windows of a video. Add --every=SECONDS"),
         (tmp_path / "none.mp4", ["--every=1"], "none.mp4: No such file or directory"),
         (tmp_path / "text.mp4", ["--every=1"], "text.mp4"),
-        (tmp_path, ["--every=1"], f"--every takes one video, and --video={tmp_path} is a folder"),
+        (tmp_path, ["--every=1"], f"{tmp_path} is a folder without numbered JPEG frames, and windows are those of one"),
         ("9", ["--every=1"], "9: No such file or directory"),
     ):
         status, out, err = predict(video, f"--out={tmp_path / 'out'}", *flags)

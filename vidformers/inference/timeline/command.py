@@ -6,7 +6,6 @@ from contextlib import ExitStack, nullcontext
 from typing import Any
 
 from input_pipeline.annotations import Record
-from input_pipeline.sources.files import is_frame, list_folder
 from input_pipeline.text import counted
 from vidformers.errors import ConfigError, require
 from vidformers.inference.commands import load_and_log
@@ -42,10 +41,6 @@ def predict_timeline(
         DataError: `out` cannot be written to, or another command is writing it.
         Interrupted: a signal has stopped the reading of a camera or stream.
     """
-    require(
-        not os.path.isdir(video) or any(map(is_frame, list_folder(video))),
-        f"--every takes one video, and --video={video} is a folder without numbered JPEG frames. Give one video.",
-    )
     numbers = {name: _seconds(name, flags.get(name)) for name in FLAGS}
     every = 1.0 if numbers["every"] is None else numbers["every"]
     predictor = load_and_log(config, workdir)

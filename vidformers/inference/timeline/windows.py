@@ -16,6 +16,7 @@ from input_pipeline.batches import video_seed
 from input_pipeline.errors import DecodeError
 from input_pipeline.paths import is_live
 from input_pipeline.samplers import SEGMENTS
+from input_pipeline.sources.files import is_frame, list_folder
 from input_pipeline.stream import FrameStream
 from input_pipeline.videos import open_video
 from input_pipeline.windows import Cutter, FrameSource, StoredFrames, Window
@@ -75,6 +76,10 @@ class Windows:
 
     def _open(self) -> None:
         pipeline, record = self._pipeline, self._record
+        require(
+            record.frames is not None or not os.path.isdir(record.path) or any(map(is_frame, list_folder(record.path))),
+            f"{record.path} is a folder without numbered JPEG frames, and windows are those of one video. Give one.",
+        )
         try:
             if record.frames is not None or os.path.isdir(record.path):
                 video = open_video(record, frame_rate=pipeline.frame_rate, limit_seconds=pipeline.limit_seconds)
