@@ -169,6 +169,8 @@ def run(argv) -> int:
             if command.mode == "train" or _plans_own_data(command):
                 config = _with_derived_fields(config, command, started)
             getattr(import_module(mode.module), mode.function)(config, command.workdir, **command.flags)
+        if command.mode == "train" and jax.process_index() == 0:
+            log(f"The command took {(time.monotonic() - started) / 60:.1f} minutes.")
     except Interrupted as stop:
         if jax.process_index() == 0:
             print_line(stop)

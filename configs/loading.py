@@ -108,7 +108,10 @@ def load(name: str) -> ConfigDict:
     """
     file, colon, argument = name.partition(":")
     reason = "is not a file" if Path(file).exists() else "does not exist"
-    require(Path(file).is_file(), f"--config={name}: {file} {reason}. Give a file of configs/, or one like them.")
+    folder = Path(file).parent
+    others = [str(path) for path in folder.glob("*.py")] if folder.is_dir() else []
+    advice = _similar(file, others, otherwise=". Give a file of configs/, or one like them.")
+    require(Path(file).is_file(), f"--config={name}: {file} {reason}{advice}")
     spec = importlib.util.spec_from_file_location("experiment_config", file)
     require(spec is not None, f"--config={name}: {file} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
@@ -241,17 +244,17 @@ def override_all(config: ConfigDict, fields: Mapping[str, str]) -> None:
 
 
 def counts_classes(source: str, names: Collection[str]) -> bool:
-    """Returns whether the number of classes is that of the data: of own data, unless it was given.
+    """Returns whether the number of classes is that of the data: of own data and of shards, unless it was given.
 
     Args:
         source: data.source.
         names: the fields that the command line sets.
     """
-    return source == "auto" and not {"data.num_classes", "model.num_classes"}.intersection(names)
+    return source in ("auto", "shards") and not {"data.num_classes", "model.num_classes"}.intersection(names)
 
 
 def count_classes(config: ConfigDict) -> None:
-    """Sets data.num_classes, unless it was given, from own data (data.source=auto).
+    """Sets data.num_classes, unless it was given, from own data (data.source=auto) or shards.
 
     Raises:
         DataError: the training list has a mistake.

@@ -61,7 +61,7 @@ def command_config(file: str | None, workdir: str, mode: str, fields: Mapping[st
 
 
 def with_own_classes(config: dict[str, Any], names: frozenset[str], workdir: str) -> dict[str, Any]:
-    """Returns a config with the number of classes that own data have (data.source=auto), or that their run has.
+    """Returns a config with the number of classes that own data or shards have, or that their run has.
 
     Args:
         config: the config as nested dicts.

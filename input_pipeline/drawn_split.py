@@ -21,6 +21,7 @@ from input_pipeline.labels import join_labels
 
 _INTEGER = re.compile("[0-9]+")
 _SHARE = 5  # one video of so many is drawn
+_NO_LABEL = (-1,)
 MIN_GROUPS = 5  # of every class, for a suggestion of data.group
 
 # What file names show, from the most to the least specific: `v_Jump_g01_c02.avi`, `match1_003.mp4`, `clip (12).mp4`.
@@ -39,7 +40,7 @@ class Item(NamedTuple):
 
     Attributes:
         name: identifies the video.
-        classes: its classes, one or several.
+        classes: its classes, one or several. Videos without a label are a class of their own.
         path: the path in the list, which data.group is matched with.
     """
 
@@ -51,7 +52,8 @@ class Item(NamedTuple):
 def items(manifest: Manifest, root: str) -> list[Item]:
     """Returns the videos of a manifest."""
     return [
-        Item(relative_path(record, root), record.class_numbers, file_path(record, root)) for record in manifest.records
+        Item(relative_path(record, root), record.class_numbers or _NO_LABEL, file_path(record, root))
+        for record in manifest.records
     ]
 
 

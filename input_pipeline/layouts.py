@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from input_pipeline.annotations import read_class_file
 from input_pipeline.errors import DataError
 from input_pipeline.labels import found_names, split_labels
-from input_pipeline.sources import auto
+from input_pipeline.sources import auto, shards
 from input_pipeline.sources.files import is_video, list_folder
 from input_pipeline.text import enumeration
 
@@ -94,10 +94,10 @@ def _require_class_folders(root: str, taken: str, names: Iterable[str]) -> None:
 
 
 def count_classes(data: dict[str, Any]) -> int:
-    """Returns the number of classes of own data: that of the class file, or of the training list.
+    """Returns the number of classes of own data or shards: that of the class file, or of the training list.
 
     Args:
-        data: the section `data` of a config with data.source='auto'.
+        data: the section `data` of a config with data.source='auto' or 'shards'.
 
     Raises:
         DataError: the list or the class file has a mistake, or the labels are numbers of which most are not used.
@@ -105,6 +105,8 @@ def count_classes(data: dict[str, Any]) -> int:
     root = data["root"]
     if data["classes"] is not None:
         return len(read_class_file(data["classes"], root))
+    if data["source"] == "shards":
+        return len(shards.classes(root, os.path.join(root, data["name"] or "", data["train"] or shards.TRAIN[0])))
     train = find_layout(root, data["train"], data["val"], data["test"]).train
     train = root if train == os.curdir else os.path.join(root, train)
     entries = auto.read(train, root=root, split=1).entries

@@ -266,7 +266,7 @@ def layout_remarks(pipeline: Pipeline) -> Iterator[str]:
     yield (
         f"{train.path} has no validation part{beside}. {len(val.records)} of its "
         f"{len(train.records) + len(val.records)} videos {verb} drawn for validation, a fifth of each class "
-        f"(data.val_seed={pipeline.val_seed})."
+        f"and at least one (data.val_seed={pipeline.val_seed})."
     )
     counts = class_counts(val.records, pipeline.num_classes)
     if without := [pipeline.class_names[number] for number in np.flatnonzero(counts == 0)]:

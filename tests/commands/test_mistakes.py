@@ -116,7 +116,7 @@ def test_a_mistake_ends_in_one_sentence_and_writes_nothing(mistake, mode, data, 
 @pytest.mark.parametrize(
     "command, words",
     [
-        (["--config=configs/absent.py"], "configs/absent.py"),
+        (["--config=configs/onw.py"], "configs/onw.py does not exist; did you mean configs/own.py?"),
         (["--config=tests"], "tests"),
         ([f"--config={ROOT}/README.md"], "README.md"),
         (["--config=configs/base.py"], "get_config"),

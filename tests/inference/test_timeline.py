@@ -21,6 +21,7 @@ from names import HOSTILE, assert_harmless
 import main
 from vidformers import ConfigError
 from vidformers.inference.predictor import Predictor
+from vidformers.inference.timeline.picture import Grid
 from vidformers.inference.timeline.segments import Segment, Segments, WindowPrediction, captions, clock
 from vidformers.training.evaluate import EvalProtocol
 from vidformers.training.scoring import SINGLE_LABEL
@@ -49,6 +50,21 @@ def test_times_are_rounded_and_show_tenths():
         "1:02:03.0",
     ]
     assert clock(62.6, decimals=0) == "0:01:03"
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("every", "length"), [(0.5, 1.0), (0.3, 0.64), (2.0, 0.5)])
+def test_the_picture_shows_each_window_around_its_centre(every, length):
+    """Windows of two classes in turn. Each stands for half of `every` on each side of its centre."""
+    count, end = 9, 8 * every + length
+    grid = Grid(0.0, end, every, 2)
+    for number in range(count):
+        grid.add(WindowPrediction(number * every, number * every + length, np.eye(2)[number % 2]))
+    seconds = (np.arange(grid.values.shape[1]) + 0.5) * end / grid.values.shape[1]
+    nearest = np.abs(seconds[:, None] - (np.arange(count) * every + length / 2)).argmin(axis=1)
+    between = np.abs((seconds - length / 2) / every % 1 - 0.5) < 1 / 8  # near the change from one window to the next
+    shown = grid.values.argmax(axis=0) == nearest % 2
+    assert shown[~between].all() and (np.nansum(grid.values, axis=0) <= 1).all()
 
 
 def write_levels(path, parts, rate=25):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numbered import VFR, read_number, write
 
-from input_pipeline import DataError, Pipeline, Record, check, shard_plan, transcode
-from input_pipeline.drawn_split import Item, draw, list_text, suggested_group
+from input_pipeline import DataError, Manifest, Pipeline, Record, check, shard_plan, transcode
+from input_pipeline.drawn_split import Item, draw, items, list_text, suggested_group
 from input_pipeline.errors import DecodeError
 from input_pipeline.files import write_text
 from input_pipeline.layouts import count_classes, find_layout
@@ -202,6 +202,14 @@ def test_a_fifth_of_each_class_is_drawn_by_names_and_seed_alone():
 
 
 @pytest.mark.quick
+def test_a_fifth_of_the_videos_without_a_label_is_drawn():
+    labels = [(0,)] * 20 + [()] * 10
+    records = tuple(Record(i, f"/d/{i}.mp4", -1, i + 1, labels=labels[i]) for i in range(len(labels)))
+    drawn = draw(items(Manifest("/d/train.csv", records, ("a",), ""), "/d"), 0)
+    assert sum(drawn[:20]) == 4 and sum(drawn[20:]) == 2
+
+
+@pytest.mark.quick
 @pytest.mark.parametrize("seed", range(5))
 def test_groups_stay_together_across_classes(seed):
     videos = clips({"a": 60, "b": 30, "c": 12}, group_size=3)
@@ -327,6 +335,7 @@ def test_parts_are_prepared_as_clips_with_a_third_part(tmp_path):
     summary = shard_plan.merge(out, plan)
     assert {part: summary[part]["clips"] for part in parts} == {"train": 2, "val": 1, "test": 2}
     assert changed_files(str(out)) == []
+    assert count_classes(data | dict(source="shards", root=str(out), name=None, train=None, classes=None)) == 2
     shards = Pipeline(**data | dict(source="shards", root=str(out)))
     for part, times in parts.items():
         for record, (start, end) in zip(shards.manifest(part).records, times, strict=True):

@@ -213,6 +213,19 @@ def test_flips_are_off_where_class_names_name_a_side(data, tmp_path, monkeypatch
 
 
 @pytest.mark.quick
+def test_few_videos_and_large_videos(data, tmp_path, monkeypatch):
+    machine = Machine(monkeypatch)
+    assert not any("prepare" in line for line in derived(machine, data)[1])
+    machine.decoding = Decoding(0.4, 0.002)
+    assert any("Most of a step is decoding" in line for line in derived(machine, data)[1])
+    for name in ("a/0", "a/1", "b/0", "b/1"):  # of each class, one for training and one for validation
+        (tmp_path / name[0]).mkdir(exist_ok=True)
+        (tmp_path / f"{name}.mp4").write_text("not a video")
+    monkeypatch.setitem(derive.__globals__, "num_batch_shards", lambda _: 1)  # of one device
+    assert derived(machine, tmp_path)[0]["train"]["batch_size"] == 2
+
+
+@pytest.mark.quick
 def test_videos_with_several_labels(tmp_path, monkeypatch):
     names = ("dog", "person", "dog;person", "")
     (tmp_path / "train.csv").write_text("path,label\n" + "".join(f"{i}.mp4,{names[i % 4]}\n" for i in range(24)))
@@ -296,7 +309,7 @@ def test_fields_are_derived_once_and_a_run_keeps_them(videos, tmp_path, monkeypa
     """The first command measures on this machine; the others read run.json."""
     assert run(videos, tmp_path) == 0
     out = capsys.readouterr().out
-    assert "Measured: a core decodes a clip in" in out and "Flips are off" in out
+    assert "Measured: a core decodes a clip in" in out and "Flips are off" in out and "The command took" in out
     stored = (tmp_path / "run.json").read_text()
     config = json.loads(stored)["config"]
     assert config["own"] == {"minutes": 1.0} and config["train"]["eval_every_steps"] in (1, 2, 4)

@@ -14,6 +14,7 @@ from vidformers.training.metrics import draw_confusion, draw_curves, read_metric
 from vidformers.training.setup import Setup
 
 _SLOW_DATA = 0.05  # share of the time spent waiting for data above which the progress line says so
+_VERY_SLOW_DATA = 0.5  # and above which the end of a training says what helps
 _PERCENTAGES = ("top1", "top5", "mean_class_top1", "mAP")
 
 
@@ -79,6 +80,7 @@ def print_summary(
     rows += [(phase, f"{value:.1f} s") for phase, value in seconds.items()]
     table(str(workdir), rows)
     _log_best(workdir, best)
+    _log_data_wait(setup, workdir)
 
 
 def _log_best(workdir: Path, metric: str) -> None:
@@ -91,6 +93,16 @@ def _log_best(workdir: Path, metric: str) -> None:
             f"{metric} was highest at step {best['step']}: {_metric_text(metric, best[metric])}. In the other modes, "
             "--config.eval.checkpoint=best takes this checkpoint."
         )
+
+
+def _log_data_wait(setup: Setup, workdir: Path) -> None:
+    """Logs what makes the data faster, if training waited for them most of the time."""
+    waits = [row["train/data_wait"] for row in read_metrics(workdir) if "train/data_wait" in row]
+    if waits and (share := sum(waits) / len(waits)) > _VERY_SLOW_DATA:
+        advice = "More cores (data.workers) or a larger data.repeats help"
+        if setup.pipeline.source != "shards":
+            advice = f"python -m input_pipeline.prepare makes videos that decode faster. {advice}"
+        log(f"Training waited for data in {share:.0%} of the time. {advice} (docs/own-videos.md#long-or-large-videos).")
 
 
 def draw_run(setup: Setup, workdir: Path, result: EvalResult) -> None:

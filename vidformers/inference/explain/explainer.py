@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -95,7 +96,7 @@ def draw_beside(explanations: dict[str, Explanation]) -> bytes:
     """
     clip = next(iter(explanations.values())).clip
     frames = enlarged(clip.frames)
-    rows = {clip.video: frames}
+    rows = {Path(clip.video).name: frames}
     for method in ("rollout", "gradient"):
         for name, explanation in explanations.items():
             text = f"{name}\n{method}\n{explanation.target}\n{explanation.target_probability:.1%}"

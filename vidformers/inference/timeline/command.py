@@ -154,8 +154,8 @@ def _report(found: list[Segment], segments: Segments, windows: Windows, folder: 
     if found:
         rows = [
             (
-                f"{clock(each.start)} to {clock(each.end)}",
-                f"{each.end - each.start:.1f} s",
+                f"{clock(each.start, decimals=2)} to {clock(each.end, decimals=2)}",
+                f"{each.end - each.start:.2f} s",
                 each.name,
                 f"{each.probability:.1%}",
             )

@@ -10,6 +10,7 @@ from vidformers.inference.timeline.segments import Segment, WindowPrediction, cl
 
 _MAX_CLASSES = 12  # that are drawn: those with the highest probabilities
 _MAX_COLUMNS = 1000
+_COLUMNS_PER_WINDOW = 8  # so that the ends of windows, which lie between columns, are moved by at most a sixteenth
 _MAX_TICKS = 10
 _STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600)  # seconds between ticks
 
@@ -25,7 +26,7 @@ class Grid:
 
     def __init__(self, start: float, end: float, every: float, num_classes: int):
         self.start, self.end, self._half = start, end, every / 2
-        columns = int(np.clip(np.ceil((end - start) / every), 1, _MAX_COLUMNS))
+        columns = int(np.clip(np.ceil(_COLUMNS_PER_WINDOW * (end - start) / every), 1, _MAX_COLUMNS))
         self.values = np.full((num_classes, columns), np.nan, np.float32)
 
     def add(self, window: WindowPrediction) -> None:

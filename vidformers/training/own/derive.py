@@ -125,7 +125,7 @@ class _Derivation:
     def _choose_by_data(self, pipeline: Pipeline) -> None:
         """Chooses the batch, the type of numbers, and flips."""
         least, most = (4, 16) if self.on_cpu else (8, 64)
-        batch = max(least, min(most, 2 ** int(math.log2(max(self.videos / 3, 1)))))
+        batch = max(min(least, self.videos), min(most, 2 ** int(math.log2(max(self.videos / 3, 1)))))
         unit = num_batch_shards(make_mesh(**self.config["mesh"])) * self.config["train"]["accumulate"]
         self._set(
             **{"train.batch_size": -(-batch // unit) * unit, "model.dtype": "float32" if self.on_cpu else "bfloat16"}

@@ -10,7 +10,7 @@ from vidformers.training.own.budget import Length
 from vidformers.training.own.measure import Decoding, StepTime
 
 _MOST_NAMES = 3
-_SLOW_DECODING = 0.2  # seconds of a core
+_SLOW_DECODING = 0.05  # seconds of a core
 
 
 class Derived(NamedTuple):
@@ -77,10 +77,10 @@ def sentences(derived: Derived) -> list[str]:
         found.append(
             f"- Flips: clips are mirrored (data.flip={data['flip']:g}). Set data.flip=0 if a mirror changes a class."
         )
-    if derived.decoding.decode > _SLOW_DECODING:
+    if derived.decoding.decode > _SLOW_DECODING and derived.step_seconds > 2 * derived.step.step:
         found.append(
-            "- Decoding is slow: the videos are long or large. python -m input_pipeline.prepare makes copies that "
-            "decode faster (docs/datasets.md)."
+            "- Most of a step is decoding, since the videos are long or large. python -m input_pipeline.prepare makes "
+            "copies that decode faster (docs/own-videos.md#long-or-large-videos)."
         )
     if derived.given:
         found.append(f"- Kept as given: {', '.join(sorted(derived.given))}.")
