@@ -339,8 +339,8 @@ def _print_classes(split, records, names):
     most, least = counts[ranked[0]], min(counts.values())
     classes = "class" if len(counts) == 1 else "classes"
     print_line(
-        f"{split}: {len(records)} videos of {len(counts)} {classes}, from {least} to {most} per class "
-        f"({most / least:.1f} times as many)."
+        f"{split}: {len(records)} videos of {len(counts)} {classes}. The largest class has {most}, and the smallest "
+        f"{least}."
     )
     if len(names) <= _MAX_LISTED_CLASSES:
         _print_counts("videos", ranked, names, counts)

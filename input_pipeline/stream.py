@@ -109,7 +109,9 @@ class FrameStream:
         if address.startswith("/dev/video"):
             format = "v4l2"
         elif address.startswith("file:"):
-            options = {"follow": "1"}  # reads on at the end of the file, until the time limit
+            # FFmpeg reads on at the end of the file, until the time limit. If it could seek, it would read the end, and
+            # so wait there, before the first frame.
+            options = {"follow": "1", "seekable": "0"}
         elif not is_stream(address):
             address = f"file:{address}"  # without the scheme, FFmpeg parses a name with a colon as a URL
         try:

@@ -139,7 +139,7 @@ def require_within(name: str, seconds: float, start: float, end: float | None) -
     """Raises NoSuchPart if a part starts after the end of a video of `seconds`, or ends over half a second after."""
     if start >= seconds or end is not None and end > seconds + _ROUNDED_SECONDS:
         last = "" if end is None else f" and ends at {end:g} s"
-        raise NoSuchPart(f"{name}: lasts {seconds:g} s, but its part in the list starts at {start:g} s{last}.")
+        raise NoSuchPart(f"{name}: lasts {seconds:g} s, but its part starts at {start:g} s{last}.")
 
 
 def no_frame(name: str, start: float, end: float | None) -> NoSuchPart:

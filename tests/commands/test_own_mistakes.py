@@ -146,7 +146,7 @@ def test_a_part_that_starts_behind_the_end_of_its_video_is_refused_at_the_start(
     flags = ["--config.data.source=auto", f"--config.data.root={tmp_path}", f"--workdir={tmp_path}/run"]
     assert main.main(["main.py", "--config=configs/vit_b16.py", *flags]) == 2
     sentence = one_sentence(capsys.readouterr().err)
-    assert "train.csv line 3: " in sentence and "lasts 2.4 s, but its part in the list starts at 250 s" in sentence
+    assert "train.csv line 3: " in sentence and "lasts 2.4 s, but its part starts at 250 s" in sentence
 
 
 def own_data(root, **fields):

@@ -64,6 +64,14 @@ def test_a_part_may_be_given_by_itself_and_a_file_of_such_a_name_is_a_file(folde
     assert video_records(find_videos(part))[0].path == part and not video_records([part])[0].is_part
 
 
+def test_an_address_is_refused_unless_it_is_the_name_of_a_file(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(ConfigError, match="--video=7 is an address or a camera, which --mode=predict reads"):
+        find_videos("7")
+    (folder / "7").touch()
+    assert find_videos("7") == ["7"]
+
+
 def test_the_extension_of_a_list_may_be_in_capitals(folder):
     (folder / "LIST.CSV").write_text("path,label\n1.mp4,0\n")
     assert find_videos(str(folder / "LIST.CSV")) == [str(folder / "1.mp4")]

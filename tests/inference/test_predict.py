@@ -379,6 +379,7 @@ def test_mistakes_before_a_run_is_loaded(refused, tmp_path):
     for flags, words in (
         ([f"--video={tmp_path}/none.mp4"], "none.mp4 does not exist"),
         ([f"--video={tmp_path}"], "holds no videos"),
+        ([f"--video={tmp_path}/none.mp4", "--out=a.CSV"], "--out=a.CSV would hold lines of JSON"),
         ([], "--mode=predict needs --video"),
     ):
         assert words in refused([*command(tmp_path, "x")[:-1], *flags])

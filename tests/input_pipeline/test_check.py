@@ -86,7 +86,7 @@ def test_the_report(data, tmp_path, capsys):
     assert "not a regular file" in report["pipe.mp4"]["error"]
     assert (tmp_path / "exclude.txt").read_text().splitlines() == BROKEN
     assert "4 of 9 videos are broken" in printed
-    assert "train: 7 videos of 3 classes, from 1 to 5 per class (5.0 times as many)." in printed
+    assert "train: 7 videos of 3 classes. The largest class has 5, and the smallest 1." in printed
     assert "videos: 0 5, 1 1, 2 1." in printed
     assert not [path for path in tmp_path.iterdir() if is_temporary(path.name)]
 

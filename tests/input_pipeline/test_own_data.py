@@ -306,9 +306,9 @@ def test_a_part_is_found_without_decoding_or_reading_what_lies_before(tmp_path, 
 @pytest.mark.parametrize(
     "start, end, expected",
     [
-        (0.0, 9.0, "lasts 2.4 s, but its part in the list starts at 0 s and ends at 9 s"),
-        (3.0, 3.2, "lasts 2.4 s, but its part in the list starts at 3 s"),
-        (3.0, None, "lasts 2.4 s, but its part in the list starts at 3 s"),
+        (0.0, 9.0, "lasts 2.4 s, but its part starts at 0 s and ends at 9 s"),
+        (3.0, 3.2, "lasts 2.4 s, but its part starts at 3 s"),
+        (3.0, None, "lasts 2.4 s, but its part starts at 3 s"),
         (1.01, 1.02, "no frame lies between 1.01 s and 1.02 s"),
     ],
 )

@@ -1,6 +1,7 @@
 """Windows of long videos: their clips are those of files of that length, and every way a video may end is said."""
 
 import contextlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -147,6 +148,15 @@ def test_a_clock_that_leaps_or_goes_back_goes_on_by_one_frame(tmp_path):
     windows, source = cut(write(tmp_path / "leap.mkv", pts=pts), every=1.0)
     assert source.end == pytest.approx(2.4, abs=0.05)
     assert source.remarks[-1].startswith("The times of 1 frames do not ascend, or leap.")
+
+
+def test_the_first_frames_of_a_growing_file_do_not_wait_for_its_next_bytes(tmp_path):
+    growing = tmp_path / "growing.ts"
+    os.rename(write(tmp_path / "video.ts", count=250, gop=10), growing)
+    source = FrameStream(f"file:{growing}", limit_seconds=600.0)  # if it waited, it would do so for this long
+    times = [frame.time for frame in itertools.islice(source.frames(lambda image: image), 100)]
+    assert len(times) == 100
+    source.close()
 
 
 def test_a_growing_file_and_a_pipe_are_read_until_they_end(tmp_path):

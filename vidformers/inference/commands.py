@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from input_pipeline.paths import is_stream
 from input_pipeline.sources.csv import header_of, listed_part, part_name, split_part
 from input_pipeline.sources.files import is_frame, is_video, read_lines, walk
 from input_pipeline.sources.lists import path_before_label
@@ -51,6 +52,10 @@ def find_videos(source: str, root: str = ".") -> list[str]:
     elif source.lower().endswith((".txt", ".csv")):
         videos = _listed_videos(source, root)
     else:
+        require(
+            os.path.exists(source) or not is_stream(source),
+            f"--video={source} is an address or a camera, which --mode=predict reads. Give the path of a file.",
+        )
         require(os.path.exists(split_part(source)[0]), f"--video={source} does not exist. {_ADVICE}")
         videos = [source]
     require(bool(videos), f"--video={source} holds no videos. {_ADVICE}")

@@ -59,6 +59,10 @@ def predict(
         return
     for name, value in timeline.items():
         require(value is None, f"--{name}={value} is for the windows of a video. Add --every=SECONDS.")
+    require(
+        out is None or not out.lower().endswith((".csv", ".tsv")),
+        f"--out={out} would hold lines of JSON, which are no table. Give it a name that ends with .jsonl.",
+    )
     videos = find_videos(video, config["data"]["root"])
     require(out is None or out != features, f"--out={out} and --features={features} must be different files.")
     require(merge in (None, "true", "false"), f"--merge={merge} must be true or false.")

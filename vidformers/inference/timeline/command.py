@@ -99,7 +99,9 @@ def _settings(predictor: Predictor, windows: Windows, video: str, numbers: dict[
 
 
 def _about(windows: Windows, segments: Segments) -> dict[str, Any]:
-    about = {"threshold": segments.threshold, "shortest": segments.shortest}
+    about: dict[str, Any] = {"threshold": segments.threshold, "shortest": segments.shortest}
+    if windows.cutter is not None:
+        about["window"] = windows.cutter.seconds  # of a stream, known when it is open
     return about if windows.source is None else about | {"problem": windows.source.problem, "dropped": windows.dropped}
 
 
