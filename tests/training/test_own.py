@@ -11,6 +11,7 @@ from weights import tiny_vit
 import main
 from configs.loading import given, load, override_all
 from configs.runs import with_own_classes
+from input_pipeline import DataError
 from vidformers import MODELS, ConfigError
 from vidformers.models.config import SIZES
 from vidformers.training.own import derive, measure
@@ -223,6 +224,11 @@ def test_few_videos_and_large_videos(data, tmp_path, monkeypatch):
         (tmp_path / f"{name}.mp4").write_text("not a video")
     monkeypatch.setitem(derive.__globals__, "num_batch_shards", lambda _: 1)  # of one device
     assert derived(machine, tmp_path)[0]["train"]["batch_size"] == 2
+    (tmp_path / "a" / "0.mp4").write_text("")
+    (tmp_path / "a" / "1.mp4").write_text("")
+    with pytest.raises(DataError, match="is an empty file|are empty files"):
+        derived(machine, tmp_path)
+    assert machine.seconds == 5  # nothing was measured
 
 
 @pytest.mark.quick

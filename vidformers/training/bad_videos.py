@@ -90,7 +90,10 @@ class BadVideos:
             f"than data.max_bad_fraction={fraction} allows.{example}"
         )
         if self.count_in_pass > self._limit:
-            raise DataError(sentence)
+            raise DataError(
+                f"{sentence} python -m input_pipeline.check lists all of them for data.exclude, and a larger "
+                "data.max_bad_fraction leaves them out."
+            )
         if self.count_in_pass > fraction * len(self.records) and not self._has_warned and jax.process_index() == 0:
             self._has_warned = True
             log(f"{sentence} The run goes on, since one bad video is tolerated in so small a data set.")

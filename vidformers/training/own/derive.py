@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from input_pipeline import Pipeline
+from input_pipeline.remarks import check_training_data
 from input_pipeline.sizes import default_short_side
 from input_pipeline.sources.something import sided
 from input_pipeline.text import enumeration
@@ -88,6 +89,8 @@ class _Derivation:
         pipeline = Pipeline(**self.config["data"])
         self.videos, self.val_videos = (len(pipeline.manifest(part).records) for part in ("train", "val"))
         self._choose_by_data(pipeline)
+        # `set_up` does so again and logs the remarks. Here, mistakes are found before minutes of measurements.
+        check_training_data(pipeline, self.batch, self.config["eval"]["on_bad"] == "skip")
         sizes = self._sizes()
         self._set(**sizes[0])
         pipeline = Pipeline(**self._resolved()["data"])
