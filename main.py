@@ -184,9 +184,14 @@ def run(argv) -> int:
 
 
 def _require_data(command: Command) -> None:
-    """Raises FlagError if a run would start without data, after a page of commands that have some."""
+    """Refuses a new run without data, after a page of commands that have some, or in a folder of classes.
+
+    Raises:
+        FlagError, DataError: see above.
+    """
     from configs.loading import require
     from configs.runs import ways_on
+    from input_pipeline.layouts import refuse_inside
 
     if command.mode == "train" and command.file and not (Path(command.workdir) / "run.json").exists():
         page = ways_on(command.file, command.config, command.given)
@@ -196,6 +201,8 @@ def _require_data(command: Command) -> None:
             f"--config={command.file} names no data, and there is no ./train.csv. Run one of the commands above, or "
             "set --config.data.root to the folder of your data.",
         )
+        if command.config["data"]["source"] == "auto":
+            refuse_inside(command.workdir, command.config["data"])
 
 
 def _plans_own_data(command: Command) -> bool:

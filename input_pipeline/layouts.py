@@ -93,6 +93,22 @@ def _require_class_folders(root: str, taken: str, names: Iterable[str]) -> None:
         )
 
 
+def refuse_inside(folder: str, data: dict[str, Any]) -> None:
+    """Raises DataError if a folder that is written to is one of class folders, or lies in one.
+
+    Args:
+        folder: the folder, which need not exist.
+        data: the section `data` of a config with data.source='auto'.
+    """
+    layout = find_layout(data["root"], data["train"], data["val"], data["test"])
+    for part in filter(None, layout[:3]):
+        path = os.path.realpath(os.path.join(data["root"], part))
+        if os.path.isdir(path) and os.path.commonpath([path, os.path.realpath(folder)]) == path:
+            raise DataError(
+                f"--workdir={folder} is in {path}, the folders of which are classes. Give a folder outside of it."
+            )
+
+
 def count_classes(data: dict[str, Any]) -> int:
     """Returns the number of classes of own data or shards: that of the class file, or of the training list.
 

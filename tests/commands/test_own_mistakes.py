@@ -3,7 +3,7 @@
 import unicodedata
 
 import pytest
-from command import one_sentence
+from command import ROOT, one_sentence
 from numbered import write
 
 import main
@@ -137,6 +137,19 @@ def test_a_mistake_in_own_data_ends_in_one_sentence(mistake, tmp_path, capsys):
     assert main.main(command) == 2
     assert words.replace("{root}", str(root)) in one_sentence(capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("part", ["", "train/"])
+def test_a_run_in_a_folder_of_classes_is_refused_and_writes_nothing(part, tmp_path, monkeypatch, capsys):
+    make(tmp_path, [f"{part}{name}" for name in FOLDERS], {})
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    for workdir in (f"{tmp_path}/{part}", f"{part}runs/mine"):
+        flags = ["--config.data.source=auto", f"--config.data.root={tmp_path}", f"--workdir={workdir}"]
+        assert main.main(["main.py", f"--config={ROOT}/configs/vit_b16.py", *flags]) == 2
+        assert "the folders of which are classes. Give a folder outside" in one_sentence(capsys.readouterr().err)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.quick

@@ -64,6 +64,11 @@ def test_a_part_may_be_given_by_itself_and_a_file_of_such_a_name_is_a_file(folde
     assert video_records(find_videos(part))[0].path == part and not video_records([part])[0].is_part
 
 
+def test_a_video_that_does_not_exist_is_refused(folder):
+    with pytest.raises(ConfigError, match=r"none\.mp4 does not exist"):
+        find_videos(f"{folder}/none.mp4")
+
+
 def test_an_address_is_refused_unless_it_is_the_name_of_a_file(folder, monkeypatch):
     monkeypatch.chdir(folder)
     with pytest.raises(ConfigError, match="--video=7 is an address or a camera, which --mode=predict reads"):

@@ -377,7 +377,6 @@ def test_explanations_from_python(data, model, explained):
 @pytest.mark.quick
 def test_mistakes_before_a_run_is_loaded(refused, tmp_path):
     for flags, words in (
-        ([f"--video={tmp_path}/none.mp4"], "none.mp4 does not exist"),
         ([f"--video={tmp_path}"], "holds no videos"),
         ([f"--video={tmp_path}/none.mp4", "--out=a.CSV"], "--out=a.CSV would hold lines of JSON"),
         ([], "--mode=predict needs --video"),

@@ -6,9 +6,10 @@ from contextlib import suppress
 
 import pytest
 
+from configs.loading import load
 from vidformers.errors import ConfigError
 from vidformers.training.run_json import read_run_json
-from vidformers.training.workdir import last_saved_step, note_saved, write_run_json
+from vidformers.training.workdir import differences_from_stored_run, last_saved_step, note_saved, write_run_json
 
 RUN = {"config": {"model": {}, "data": {}, "checkpoint": {"every_steps": 10}}, "data": {"classes": ["a"]}}
 
@@ -61,3 +62,21 @@ def test_a_description_that_is_damaged_is_refused(tmp_path):
     path.mkdir()
     with pytest.raises(ConfigError, match=r"run\.json cannot be read: Is a directory"):
         read_run_json(tmp_path)
+
+
+@pytest.mark.quick
+def test_weights_and_excluded_videos_of_a_run_that_has_begun_cannot_be_changed(tmp_path):
+    config = load("configs/vit_b16.py").to_dict()
+    data = {"train": "digest", "train_list": "train.csv"}
+    write_run_json(tmp_path, {"config": config, "data": data})
+    other = config | {"init": config["init"] | {"weights": "other.npz"}}
+    (change,) = differences_from_stored_run(tmp_path, {"config": other, "data": data})
+    assert change.startswith("Continues with init.weights='other.npz'")  # nothing is saved, so the run starts again
+    note_saved(tmp_path, 10)
+    (change,) = differences_from_stored_run(tmp_path, {"config": other, "data": data})
+    assert change.startswith("init.weights='other.npz' has no effect")
+    write_run_json(tmp_path, {"config": other, "data": data})
+    assert read_run_json(tmp_path)["config"]["init"]["weights"] is None
+    other = config | {"data": config["data"] | {"exclude": "bad.txt"}}
+    with pytest.raises(ConfigError, match=r"a run with data\.exclude=None, .* larger data\.max_bad_fraction"):
+        differences_from_stored_run(tmp_path, {"config": other, "data": data | {"train": "without"}})

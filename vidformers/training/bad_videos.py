@@ -91,8 +91,8 @@ class BadVideos:
         )
         if self.count_in_pass > self._limit:
             raise DataError(
-                f"{sentence} python -m input_pipeline.check lists all of them for data.exclude, and a larger "
-                "data.max_bad_fraction leaves them out."
+                f"{sentence} A larger data.max_bad_fraction continues this run without them. For another run, "
+                "python -m input_pipeline.check lists them for data.exclude."
             )
         if self.count_in_pass > fraction * len(self.records) and not self._has_warned and jax.process_index() == 0:
             self._has_warned = True

@@ -148,9 +148,16 @@ def describe_run(config: dict, data: dict, attention: dict[str, str], total_step
 
 
 def write_run_json(workdir: Path, run: dict) -> None:
-    """Writes `run.json`. The file keeps its note of the last checkpoint, see `note_saved`."""
+    """Writes `run.json`.
+
+    The file keeps its note of the last checkpoint, see `note_saved`, and with it the section `init`, by which the run
+    has started.
+    """
     with suppress(ConfigError):
-        run = run | {name: value for name, value in read_run_json(workdir).items() if name == _NOTE}
+        stored = read_run_json(workdir)
+        if _NOTE in stored:
+            init = {name: section for name, section in stored["config"].items() if name == "init"}
+            run = run | {_NOTE: stored[_NOTE], "config": run["config"] | init}
     replace_run_json(workdir, run)
 
 
@@ -202,11 +209,23 @@ def differences_from_stored_run(workdir: Path, run: dict) -> list[str]:
     require(not refused, _refusal(workdir, refused, old, new))
     data = run["data"]
     require(
+        old_digest == data["train"] or "data.exclude" not in changed,
+        f"--workdir={workdir} holds a run with data.exclude={old.get('data.exclude')!r}, and its order of videos "
+        "depends on it. Give the same to continue that run, with a larger data.max_bad_fraction if videos are damaged, "
+        "or give another workdir.",
+    )
+    require(
         old_digest == data["train"],
         f"--workdir={workdir} holds a run on other training videos: {data['train_list']} has hash {data['train']}, but "
         f"the run had {old_digest}. Restore the list to continue that run, or give another workdir.",
     )
-    return [f"Continues with {field}={new.get(field)!r} (was {old.get(field)!r})." for field in changed]
+    is_begun = last_saved_step(workdir) > 0
+    return [
+        f"{field}={new.get(field)!r} has no effect, since weights are for the start of a run."
+        if is_begun and field.startswith("init.")
+        else f"Continues with {field}={new.get(field)!r} (was {old.get(field)!r})."
+        for field in changed
+    ]
 
 
 def require_same_model(workdir, stored: dict, model: dict) -> None:
