@@ -184,10 +184,11 @@ def run(argv) -> int:
 
 
 def _require_data(command: Command) -> None:
-    """Refuses a new run without data, after a page of commands that have some, or in a folder of classes.
+    """Refuses a new run that would start without data, or in a folder of classes.
 
     Raises:
-        FlagError, DataError: see above.
+        FlagError: the config names no data. A page of commands that have some is printed before.
+        DataError: the workdir is in a folder of classes, or the data have no layout.
     """
     from configs.loading import require
     from configs.runs import ways_on

@@ -107,11 +107,12 @@ def load(name: str) -> ConfigDict:
             than a config with the fields of `configs.base`.
     """
     file, colon, argument = name.partition(":")
-    reason = "is not a file" if Path(file).exists() else "does not exist"
-    folder = Path(file).parent
-    others = [str(path) for path in folder.glob("*.py")] if folder.is_dir() else []
-    advice = _similar(file, others, otherwise=". Give a file of configs/, or one like them.")
-    require(Path(file).is_file(), f"--config={name}: {file} {reason}{advice}")
+    if not Path(file).is_file():
+        reason = "is not a file" if Path(file).exists() else "does not exist"
+        folder = Path(file).parent
+        others = [str(path) for path in folder.glob("*.py")] if folder.is_dir() else []
+        advice = _similar(file, others, otherwise=". Give a file of configs/, or one like them.")
+        raise FlagError(f"--config={name}: {file} {reason}{advice}")
     spec = importlib.util.spec_from_file_location("experiment_config", file)
     require(spec is not None, f"--config={name}: {file} is not a Python file.")
     module = importlib.util.module_from_spec(spec)

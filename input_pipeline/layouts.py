@@ -101,7 +101,7 @@ def refuse_inside(folder: str, data: dict[str, Any]) -> None:
         data: the section `data` of a config with data.source='auto'.
     """
     layout = find_layout(data["root"], data["train"], data["val"], data["test"])
-    for part in filter(None, layout[:3]):
+    for part in filter(None, (layout.train, layout.val, layout.test)):
         path = os.path.realpath(os.path.join(data["root"], part))
         if os.path.isdir(path) and os.path.commonpath([path, os.path.realpath(folder)]) == path:
             raise DataError(

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import resource
-from types import SimpleNamespace
 
 import pytest
 
@@ -68,23 +67,21 @@ def test_an_earlier_evaluation_that_was_better_is_named_if_its_checkpoint_is_kep
     top1 = {10: 0.5, 20: 0.75, 30: 0.75, 40: 0.25}
     rows = [{"step": step, "val/top1@1x1": value} for step, value in top1.items()]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    _log_best(tmp_path, "val/top1@1x1")
+    _log_best(tmp_path, read_metrics(tmp_path), "val/top1@1x1")
     assert not capsys.readouterr().out
     for step in (30, 40):
         (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
-    _log_best(tmp_path, "val/top1@1x1")
+    _log_best(tmp_path, read_metrics(tmp_path), "val/top1@1x1")
     assert "val/top1@1x1 was highest at step 30: 75.00%." in capsys.readouterr().out
-    _log_best(tmp_path, "val/loss@1x1")
+    _log_best(tmp_path, read_metrics(tmp_path), "val/loss@1x1")
     assert not capsys.readouterr().out
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize(("source", "advice"), [("csv", "of the time. python -m"), ("shards", "of the time. More")])
-def test_a_training_that_waited_for_data_most_of_the_time_says_what_helps(tmp_path, capsys, source, advice):
-    setup = SimpleNamespace(pipeline=SimpleNamespace(source=source))
+def test_a_training_that_waited_for_data_most_of_the_time_says_what_helps(capsys, source, advice):
     for waits, expected in (([0.9, 0.05], ""), ([0.9, 0.7], f"Training waited for data in 80% {advice}")):
         rows = [{"step": step, "train/data_wait": wait} for step, wait in enumerate(waits)]
-        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 2}]))
-        _log_data_wait(setup, tmp_path)
+        _log_data_wait([*rows, {"step": 2}], source)
         out = capsys.readouterr().out
         assert expected in out and bool(out) == bool(expected)

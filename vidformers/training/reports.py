@@ -79,13 +79,14 @@ def print_summary(
         rows += [("clips/s in training", f"{clips / seconds['training']:.0f}")]
     rows += [(phase, f"{value:.1f} s") for phase, value in seconds.items()]
     table(str(workdir), rows)
-    _log_best(workdir, best)
-    _log_data_wait(setup, workdir)
+    logged = read_metrics(workdir)
+    _log_best(workdir, logged, best)
+    _log_data_wait(logged, setup.pipeline.source)
 
 
-def _log_best(workdir: Path, metric: str) -> None:
+def _log_best(workdir: Path, logged: list[dict], metric: str) -> None:
     """Logs at which step `metric` was highest, if this was not the last evaluation and its checkpoint is kept."""
-    rows = [row for row in read_metrics(workdir) if metric in row]
+    rows = [row for row in logged if metric in row]
     best = max(rows, key=lambda row: (row[metric], row["step"]), default=None)  # as `Checkpoints` chooses
     kept = CheckpointFolder(workdir / "checkpoints").steps()
     if best is not None and best[metric] > rows[-1][metric] and best["step"] in kept:
@@ -95,12 +96,12 @@ def _log_best(workdir: Path, metric: str) -> None:
         )
 
 
-def _log_data_wait(setup: Setup, workdir: Path) -> None:
+def _log_data_wait(logged: list[dict], source: str) -> None:
     """Logs what makes the data faster, if training waited for them most of the time."""
-    waits = [row["train/data_wait"] for row in read_metrics(workdir) if "train/data_wait" in row]
+    waits = [row["train/data_wait"] for row in logged if "train/data_wait" in row]
     if waits and (share := sum(waits) / len(waits)) > _VERY_SLOW_DATA:
         advice = "More cores (data.workers) or a larger data.repeats help"
-        if setup.pipeline.source != "shards":
+        if source != "shards":
             advice = f"python -m input_pipeline.prepare makes videos that decode faster. {advice}"
         log(f"Training waited for data in {share:.0%} of the time. {advice} (docs/own-videos.md#long-or-large-videos).")
 

@@ -76,12 +76,13 @@ class Windows:
 
     def _open(self) -> None:
         pipeline, record = self._pipeline, self._record
+        is_folder = record.frames is None and os.path.isdir(record.path)
         require(
-            record.frames is not None or not os.path.isdir(record.path) or any(map(is_frame, list_folder(record.path))),
+            not is_folder or any(map(is_frame, list_folder(record.path))),
             f"{record.path} is a folder without numbered JPEG frames, and windows are those of one video. Give one.",
         )
         try:
-            if record.frames is not None or os.path.isdir(record.path):
+            if record.frames is not None or is_folder:
                 video = open_video(record, frame_rate=pipeline.frame_rate, limit_seconds=pipeline.limit_seconds)
                 self.source = StoredFrames(video)
             else:
