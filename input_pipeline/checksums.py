@@ -36,11 +36,12 @@ def write_checksums(folder: Path) -> None:
     write_text(folder / NAME, json.dumps(content, indent=0) + "\n")
 
 
-def find_damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
+def find_damage(folder: Path, part: int = 0, parts: int = 1, *, large: bool | None = None) -> str | None:
     """Compares the files of `folder` with its `checksums.json`. Files that the list does not name are ignored.
 
     Args:
         part, parts: only this part of the blocks is read, the first being 0. The sizes of all files are compared.
+        large: True reads only the files of more than one block (16 MiB), False only the others.
     Returns:
         A clause that names the damaged file, or None if nothing is damaged.
     Raises:
@@ -68,7 +69,8 @@ def find_damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
             return f"{name} has {(folder / name).stat().st_size} bytes instead of {size}"
     blocks = [
         ((name, index * block_bytes), checksum)
-        for name, (_, *checksums) in files.items()
+        for name, (size, *checksums) in files.items()
+        if large is None or large == (size > block_bytes)
         for index, checksum in enumerate(checksums)
     ][part::parts]
     actual = _map(partial(_checksum, folder, block_bytes), [block for block, _ in blocks])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from command import flip_a_bit
 
+from input_pipeline import checksums
 from vidformers.errors import ConfigError
 from vidformers.pretrained import orbax_file
 from vidformers.training import checkpoint
@@ -28,7 +29,7 @@ HOST_STATE = {"bad": {"a.mp4": 1}, "pending": [{"loss": 0.5}], "bad_in_pass": 0}
 
 def state(step):
     rng = np.random.default_rng(step)
-    arrays = {name: rng.normal(size=(8, 16)).astype(np.float32) for name in ("kernel", "bias")}
+    arrays = {name: rng.normal(size=(64, 64)).astype(np.float32) for name in ("kernel", "bias")}
     return jax.device_put(State(np.int32(step), arrays, {"mu": arrays["bias"] + 1}, ()), jax.devices()[0])
 
 
@@ -61,10 +62,15 @@ def names(workdir):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Returns a run with the checkpoints of steps 1, the best one, 2 and 3."""
+    """Returns a run with the checkpoints of steps 1, the best one, 2 and 3.
+
+    The arrays of each lie in one file of more than one block, which is verified during its load.
+    """
     workdir = tmp_path_factory.mktemp("saved")
     write_run_json(workdir, RUN)
-    save(workdir, {1: 0.9, 2: 0.5, 3: 0.25})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checksums, "_BLOCK_BYTES", 2**14)
+        save(workdir, {1: 0.9, 2: 0.5, 3: 0.25})
     return workdir
 
 
@@ -95,7 +101,8 @@ def damages(path, rng):
 
 
 @pytest.mark.quick
-def test_no_damage_to_a_file_of_the_newest_checkpoint_goes_unnoticed(run, capsys):
+def test_no_damage_to_a_file_of_the_newest_checkpoint_goes_unnoticed(run, capsys, monkeypatch):
+    monkeypatch.delattr(Checkpoints, "_unreadable")  # all damage that a load would fail on is found before
     newest, rng = run / "checkpoints" / "3", random.Random(0)
     content = files(newest)
     assert {path.name for path in content} >= {"checksums.json", "_CHECKPOINT_METADATA", "manifest.ocdbt", "metrics"}
@@ -128,6 +135,36 @@ def test_a_run_continues_from_the_checkpoint_before_a_damaged_one_which_is_renam
     damage(run, 3)
     assert_restores(run, 2)
     assert names(run) == ["1", "2", "3.damaged", "3.damaged.2"]
+
+
+@pytest.mark.quick
+def test_arrays_are_stored_uncompressed_and_compressed_ones_are_restored(run, monkeypatch):
+    stored = state(0)._replace(parameters={"kernel": jax.numpy.zeros((64, 64))})
+    with Checkpoints(run / "zeros") as checkpoints:
+        checkpoints.save(1, stored, HOST_STATE)
+    sizes = [len(content) for content in files(run / "zeros").values()]
+    assert max(sizes) > stored.parameters["kernel"].nbytes
+    monkeypatch.setattr(checkpoint, "_UNCOMPRESSED", checkpoint.ocp.Context())
+    with Checkpoints(run / "compressed") as checkpoints:
+        checkpoints.save(1, stored, HOST_STATE)
+    assert max(len(content) for content in files(run / "compressed").values()) < max(sizes) / 2
+    save(run, {4: 0.1})
+    assert_restores(run, 4)
+
+
+@pytest.mark.quick
+def test_a_load_that_fails_on_a_damaged_large_file_is_damage_as_well(run, monkeypatch, capsys):
+    load = checkpoint.ocp.load_checkpointables
+
+    def fail(path, abstract):
+        if path.name == "3":
+            raise ValueError("arrays that cannot be decompressed")
+        return load(path, abstract)
+
+    damage(run, 3)
+    monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", fail)
+    assert_restores(run, 2)
+    assert "differs from its checksum. It is renamed to 3.damaged and left out." in capsys.readouterr().out
 
 
 @pytest.mark.quick

@@ -101,14 +101,16 @@ class CheckpointFolder:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError, JsonError):
             return {}, f"{_METRICS}/{_METRICS} is damaged"
 
-    def find_damage(self, step: int, part: int = 0, parts: int = 1) -> str | None:
+    def find_damage(self, step: int, part: int = 0, parts: int = 1, *, large: bool | None = None) -> str | None:
         """Returns a clause that says what is damaged in a checkpoint, or None. For the arguments see `checksums`.
 
         In a checkpoint of an earlier version, which has no checksums, only the metrics are looked at.
         """
         if not self.step_path(step).is_dir():
             return "it is not a folder"
-        damage = checksums.find_damage(self.step_path(step), part, parts) if self._has_checksums(step) else None
+        damage = None
+        if self._has_checksums(step):
+            damage = checksums.find_damage(self.step_path(step), part, parts, large=large)
         return damage or self.read_metrics(step)[1]
 
     def is_verified(self, step: int) -> bool:
