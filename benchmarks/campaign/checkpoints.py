@@ -1,7 +1,9 @@
 """One flipped bit or a truncation in a file of the newest checkpoint.
 
-The cases go over every file in turn. A case is good if the arrays and the host state of the newest checkpoint are
-restored unchanged, if the run falls back to the checkpoint before and says so, or if it is refused in a sentence.
+The cases go over every file in turn. The file of the arrays is verified during the load, as in runs of models of
+published size: the checksums are of blocks so small that it alone has several. A case is good if the arrays and the
+host state of the newest checkpoint are restored unchanged, if the run falls back to the checkpoint before and says so,
+or if it is refused in a sentence.
 """
 
 import contextlib
@@ -10,6 +12,7 @@ import io
 import random
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -17,7 +20,7 @@ import numpy as np
 from benchmarks.campaign import damage
 from benchmarks.campaign.processes import Run, flags, render
 from configs.loading import read_flags
-from input_pipeline import DataError
+from input_pipeline import DataError, checksums
 from vidformers.errors import ConfigError
 from vidformers.training.checkpoint import Checkpoints
 from vidformers.training.setup import set_up
@@ -37,8 +40,18 @@ def prepare(folder: Path) -> None:
         shutil.rmtree(workdir, ignore_errors=True)
         run = Run(_flags(folder), folder / "run.txt", folder / "cache")
         assert run.wait(120.0) == 0, run.output.read_text()
+        for step in _steps(workdir):
+            _verify_arrays_during_load(workdir / "checkpoints" / str(step))
         (folder / "ready").touch()
     assert len(_steps(workdir)) >= 2
+
+
+def _verify_arrays_during_load(checkpoint: Path) -> None:
+    """Rewrites the checksums of a checkpoint, so that its largest file has several blocks and each other file one."""
+    *_, second, largest = sorted(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+    assert largest > second
+    with mock.patch.object(checksums, "_BLOCK_BYTES", second):
+        checksums.write_checksums(checkpoint)
 
 
 def run_case(number: int, folder: Path) -> dict:
