@@ -26,8 +26,8 @@ from vidformers.training.workdir import last_saved_step, note_saved
 # of a file, and what JAX says of its memory. Any other exception is an error of the program.
 _READ_ERRORS = (ValueError, KeyError, OSError, MemoryError, jax.errors.JaxRuntimeError)
 
-# Compression makes the files of a training state 11% smaller, a save 2.5 times and a restore 1.4 times as long
-# (benchmarks.restore). Uncompressed arrays also load without an error if they are damaged: see `_restore_step`.
+# Compression would make the files of a training state 11% smaller, and a restore 1.5 times as long (`python -m
+# benchmarks.restore`). Uncompressed arrays also load without an error if they are damaged: see `_restore_step`.
 _UNCOMPRESSED = ocp.Context()
 _UNCOMPRESSED.array.saving.use_compression = False
 
