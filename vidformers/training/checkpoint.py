@@ -234,8 +234,8 @@ class Checkpoints:
         """Returns (what `restore` returns, None), or (None, what is damaged). All processes return the same damage.
 
         Small files are verified first. They hold the names, shapes and places of the arrays, so a load may fail if they
-        are damaged. Large files hold the bytes of the arrays, which no load can tell from other bytes. They are
-        verified in a thread during the load: both then read them from the disk once.
+        are damaged. Large files hold the bytes of the arrays, and a load takes any bytes for numbers. A thread verifies
+        them during the load, so that they are read from the disk once.
         """
         damage = _first(self._find_damage(step, large=False))
         if damage is not None:
