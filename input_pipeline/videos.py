@@ -16,6 +16,7 @@ from input_pipeline.annotations import Record
 from input_pipeline.decode import Video
 from input_pipeline.display import Info, check_size
 from input_pipeline.errors import DecodeError
+from input_pipeline.paths import is_address
 from input_pipeline.sampling import sampling_remark
 from input_pipeline.shards import read_video
 from input_pipeline.sources import tfds
@@ -70,8 +71,8 @@ def open_video(record: Record, *, frame_rate: float = 30.0, limit_seconds: float
         limit_seconds: see `decode.Video`.
 
     Raises:
-        DecodeError: the video cannot be opened, ends before `start`, or ends over half a second before `end`; or there
-            is no frame between `start` and `end`.
+        DecodeError: the video is an address, cannot be opened, ends before `start`, or ends over half a second before
+            `end`; or there is no frame between `start` and `end`.
     """
     video: OpenVideo
     if record.frames is not None:
@@ -85,6 +86,11 @@ def open_video(record: Record, *, frame_rate: float = 30.0, limit_seconds: float
     elif os.path.isdir(record.path):
         video = FrameFolder(record.path, frame_rate)
     else:
+        if is_address(record.path):
+            raise DecodeError(
+                f"{record.path} is an address, and clips are read from files. Copy it to this machine, or give it as "
+                "--video to --mode=predict."
+            )
         if record.is_part:
             try:
                 return VideoPart(record.path, record.start or 0.0, record.end, limit_seconds=limit_seconds)

@@ -3,6 +3,8 @@
 import pytest
 
 from input_pipeline import DataError
+from input_pipeline.errors import DecodeError
+from input_pipeline.videos import open_video
 from vidformers import ConfigError
 from vidformers.inference.clip import video_records
 from vidformers.inference.commands import find_videos
@@ -107,3 +109,13 @@ def test_what_holds_no_videos_is_refused(folder):
     for name, words in (("empty.csv", "holds no videos"), ("none", "holds no videos"), ("i.mp4", "does not exist")):
         with pytest.raises(ConfigError, match=f"{name} {words}. Give a video, "):
             find_videos(str(folder / name))
+
+
+@pytest.mark.parametrize("name", ["list.txt", "list.csv"])
+def test_an_address_in_a_list_is_named_as_an_address(name, tmp_path):
+    address = "https://host/video.mp4"
+    (tmp_path / name).write_text(f"{address}\n")
+    assert find_videos(str(tmp_path / name)) == [address]
+    for part in (address, f"{address}#t=1,2"):
+        with pytest.raises(DecodeError, match=rf"^{address} is an address, and clips are read from files\."):
+            open_video(video_records([part])[0])

@@ -67,7 +67,7 @@ def test_a_repository_in_the_cache_needs_no_network(tmp_path, monkeypatch):
     safetensors.numpy.save_file({"x": np.ones(3, np.float32)}, snapshot / "model.safetensors")
     file = open_file("owner/name")
     assert file.revision == commit and list(file.arrays) == ["x"]
-    with pytest.raises(ConfigError, match=r"owner/other is not in the cache of huggingface_hub, and .* reached"):
+    with pytest.raises(ConfigError, match=r"owner/other is neither a path on this machine nor in .* reached"):
         open_file("owner/other")
 
 

@@ -114,7 +114,7 @@ def test_an_evaluation_writes_the_figures_of_each_class(trained, data):
     precisions = [row["average_precision"] for row in result["classes"] if row["average_precision"] is not None]
     assert result["val/mAP@2x1"] == pytest.approx(np.mean(precisions)) and len(result["classes"]) == LABELS
     assert result["val/mAP@2x1"] == [row["val/mAP@2x1"] for row in rows(trained) if "val/mAP@2x1" in row][-1]
-    assert "confusion" not in result
+    assert "confusion" not in result and result["root"] == str(data)
     assert [row["class"] for row in result["classes"]] == list(map(str, range(LABELS)))
 
 

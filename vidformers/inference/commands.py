@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from input_pipeline.paths import is_stream
+from input_pipeline.paths import is_address, is_stream
 from input_pipeline.sources.csv import header_of, listed_part, part_name, split_part
 from input_pipeline.sources.files import is_frame, is_video, read_lines, walk
 from input_pipeline.sources.lists import path_before_label
@@ -83,10 +83,15 @@ def _listed_videos(source: str, root: str) -> list[str]:
             videos.append(whole)
         elif is_csv:
             name, start, end = listed_part(source, number, line, columns)
-            videos.append(part_name(_first_file(folders, name) or os.path.join(folders[0], name), start, end))
+            videos.append(part_name(_first_file(folders, name) or _absent(folders, name), start, end))
         else:
-            videos.append(_first_file(folders, path_before_label(line)) or os.path.join(folders[0], line))
+            videos.append(_first_file(folders, path_before_label(line)) or _absent(folders, line))
     return videos
+
+
+def _absent(folders: tuple[str, ...], name: str) -> str:
+    """Returns the path that messages on an absent video name. An address stays as it is written."""
+    return name if is_address(name) else os.path.join(folders[0], name)
 
 
 def _first_file(folders: Iterable[str], name: str) -> str | None:

@@ -92,7 +92,8 @@ def _download(source):
         folder = Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
     except LocalEntryNotFoundError:
         raise ConfigError(
-            f"init.weights={source} is not in the cache of huggingface_hub, and Hugging Face cannot be reached."
+            f"init.weights={source} is neither a path on this machine nor in the cache of huggingface_hub, and Hugging "
+            "Face cannot be reached."
         ) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ConfigError(f"init.weights={source} cannot be downloaded from Hugging Face: {one_line(error)}.") from None

@@ -148,9 +148,13 @@ def _metric_text(name: str, value: float) -> str:
 
 
 def result_json(setup: Setup, step: int, result: EvalResult) -> str:
-    """Returns the content of `eval_*.json`: the metrics, the metrics of each class, and the confusion matrix."""
+    """Returns the content of `eval_*.json`.
+
+    It holds the step, `root` with the folder of the videos, the metrics, the metrics of each class, and the confusion
+    matrix.
+    """
     names, rows = setup.pipeline.class_names, result.classes or setup.scoring.class_metrics(result.videos)
-    content = {"step": step, **result.metrics, "skipped": result.skipped}
+    content = {"step": step, "root": setup.config["data"]["root"], **result.metrics, "skipped": result.skipped}
     content["classes"] = [{"class": name, **row} for name, row in zip(names, rows, strict=True)]
     confusion = setup.scoring.confusion(result.videos)
     if confusion is not None:
