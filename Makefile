@@ -14,6 +14,7 @@ $(VENV)/.ready: $(REQUIREMENTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-test.txt \
 		-c constraints.txt
 	@touch $@
+	@echo "The packages are installed in $(VENV). $(BIN)/python main.py --help shows the commands."
 
 # The compilers for TPUs and GPUs, for `python -m benchmarks.ahead`. Neither needs a device or a driver. They have an
 # environment of their own, because JAX would otherwise look for TPUs and GPUs in every run.

@@ -361,7 +361,7 @@ def _require_all(path, root, listing: Listing, absent) -> None:
     absent_entries = [entry for entry in listing.entries if entry.path in absent]
     if absent_entries:
         first, others = absent_entries[0], len(absent_entries) - 1
-        more = f", nor do {others} others of this list" if others else ""
+        more = f", nor {'does' if others == 1 else 'do'} {others} more of this list" if others else ""
         advice = absent_advice(file_path(first, root), root) if path.endswith(".csv") else ""
         raise DataError(f"{where(path, first)}: {first.path} does not exist{more}.{advice}")
     if listing.missing:
