@@ -71,7 +71,7 @@ def test_labels_by_name(folder):
         ("a.mp4,0\nno\0/b.mp4,1\n", ["line 2", "does not exist"]),
         ("a.mp4," + "9" * 9999, ["line 1", "the label '9999", "9999'"]),
         ("a.mp4 " + "9" * 9999, ["line 1", "two columns", "9999'"]),
-        ("a.mp4,0\nx.mp4,1\ny.mp4,1\nno/z.mp4,1\n", ["line 2", "x.mp4", "2 others"]),
+        ("a.mp4,0\nx.mp4,1\ny.mp4,1\nno/z.mp4,1\n", ["line 2", "x.mp4", "2 more"]),
     ],
 )
 def test_mistakes_are_named(folder, text, expected):
