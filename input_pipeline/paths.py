@@ -52,7 +52,7 @@ def local_path(name: str, path: str) -> str:
 
 def is_address(path: str) -> bool:
     """Returns whether something that is not a file here looks like an address, such as http://HOST/VIDEO.mp4."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path) is not None and not os.path.exists(path)
+    return _ADDRESS.match(path) is not None and not os.path.exists(path)
 
 
 def is_stream(address: str) -> bool:

@@ -42,9 +42,11 @@ def orbax_folder(folder: Path) -> Path | None:
     return None
 
 
-def read(folder: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...], list[Path]]:
+def read(folder: Path, *, is_verified: bool = False) -> tuple[dict[str, np.ndarray], tuple[str, ...], list[Path]]:
     """Reads a checkpoint of Orbax into the memory of the host.
 
+    Args:
+        is_verified: the caller has compared the files with their checksums, if there are some.
     Returns:
         (names joined by '/' -> array, descriptions of the other trees in the checkpoint, the files of the checkpoint)
     Raises:
@@ -52,7 +54,7 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...], list[Pat
     """
     files = _files(folder)
     whole = folder.absolute().parent  # of a checkpoint of a run of this library
-    if (whole / checksums.NAME).is_file() and (damage := checksums.find_damage(whole)):
+    if not is_verified and (whole / checksums.NAME).is_file() and (damage := checksums.find_damage(whole)):
         raise ConfigError(f"{whole} is damaged: {damage}. Name another checkpoint.")
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),

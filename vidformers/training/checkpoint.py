@@ -240,15 +240,18 @@ class Checkpoints:
         damage = _first(self._find_damage(step, large=False))
         if damage is not None:
             return None, damage
-        try:
-            with ThreadPoolExecutor(1, "verify") as thread:
-                verification = thread.submit(self._find_damage, step, large=True)
+        with ThreadPoolExecutor(1, "verify") as thread:
+            verification = thread.submit(self._find_damage, step, large=True)
+            try:
                 host_state = self._read_metadata(step, abstract_state)
                 state = self._load(step, abstract_state)
-        except ConfigError:
-            raise
-        except _READ_ERRORS as error:
-            return None, self._unreadable(step, error)
+            except ConfigError:
+                raise
+            except _READ_ERRORS as error:
+                # Compressed arrays, as earlier versions saved them, may not load if they are damaged. With several
+                # processes, the others may not have failed, and would wait for this one.
+                damage = verification.result() if jax.process_count() == 1 else ""
+                return None, damage or self._unreadable(step, error)
         damage = _first(verification.result())
         return (None, damage) if damage is not None else ((state, host_state, step), None)
 
@@ -309,15 +312,13 @@ class Checkpoints:
             return type(abstract_state)(*ocp.load_checkpointables(self._folder.step_path(step), abstract)["state"])
 
     def _unreadable(self, step: int, error: Exception) -> str:
-        """Returns a clause for a checkpoint that cannot be loaded because it is damaged, or probably damaged.
+        """Returns a clause for a checkpoint without checksums that cannot be read, and so is probably damaged.
 
         Raises:
-            ConfigError: nothing is found damaged, so the reason is another one, or there are several processes, which
+            ConfigError: the checkpoint is verified, so the reason is another one, or there are several processes, which
                 might not all have failed.
         """
         self._require_present(step)
-        if jax.process_count() == 1 and (damage := self._find_damage(step, large=True)):
-            return damage  # compressed arrays, as earlier versions saved them
         reason = f"{type(error).__name__}: {one_line(error)}"
         is_other_reason = isinstance(error, MemoryError) or memory.is_out_of_memory(error)
         if self._folder.is_verified(step) or is_other_reason or jax.process_count() > 1:

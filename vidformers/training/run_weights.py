@@ -31,7 +31,7 @@ def open_run(source: str) -> File | None:
             log(f"The checkpoint of step {step} in {checkpoints.path} is damaged: {damage}. It is left out.")
             continue
         path = checkpoints.step_path(step)
-        arrays, _, files = orbax_file.read(path / "state")
+        arrays, _, files = orbax_file.read(path / "state", is_verified=True)
         check_arrays(path, arrays)
         return File(
             arrays={name.replace("/", "."): array for name, array in arrays.items()},
