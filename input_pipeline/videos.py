@@ -16,7 +16,7 @@ from input_pipeline.annotations import Record
 from input_pipeline.decode import Video
 from input_pipeline.display import Info, check_size
 from input_pipeline.errors import DecodeError
-from input_pipeline.paths import is_address
+from input_pipeline.paths import is_address, is_stream
 from input_pipeline.sampling import sampling_remark
 from input_pipeline.shards import read_video
 from input_pipeline.sources import tfds
@@ -87,9 +87,9 @@ def open_video(record: Record, *, frame_rate: float = 30.0, limit_seconds: float
         video = FrameFolder(record.path, frame_rate)
     else:
         if is_address(record.path):
+            stream = ", or give it as --video to --mode=predict" if is_stream(record.path) else ""
             raise DecodeError(
-                f"{record.path} is an address, and clips are read from files. Copy it to this machine, or give it as "
-                "--video to --mode=predict."
+                f"{record.path} is an address, and clips are read from files. Copy it to this machine{stream}."
             )
         if record.is_part:
             try:
